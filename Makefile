@@ -1,0 +1,29 @@
+# make demo, make test, make check: each sets the project up by itself in .venv the first time.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread a test process: small steps are many times slower when processes fight over the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.PHONY: demo test check format
+.DEFAULT_GOAL := demo
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## train a small network with BAM and BoT on the embedded shapes
+	$(BIN)/attneck train demo
+
+test: .venv/installed  ## everything
+	$(PYTEST)
+
+check: .venv/installed  ## format, lint, types, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) -m 'not slow and not data'
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

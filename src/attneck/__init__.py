@@ -1,0 +1,42 @@
+"""Attention at the neck of vision networks: BoTNet's 2-D relative self-attention and BAM.
+
+Nothing heavy is imported here: torch comes in with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from attneck import attention, layers
+    from attneck.models import create_model, list_models, surgery
+    from attneck.run import train
+
+# Where each public name lives. Resolved on first use, so that `attneck --help` needs no torch.
+_HOMES = {
+    "attention": "attneck.attention",
+    "layers": "attneck.layers",
+    "surgery": "attneck.models.surgery",
+    "create_model": "attneck.models.catalog:create_model",
+    "list_models": "attneck.models.catalog:list_models",
+    "train": "attneck.run:train",
+}
+
+__all__ = ["__version__", "attention", "create_model", "layers", "list_models", "surgery", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attneck' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    found = import_module(module)
+    value = getattr(found, attribute) if attribute else found
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,198 @@
+"""2-D relative self-attention (BoTNet, arXiv 2101.11605, Fig. 4) as one differentiable function of tensors.
+
+Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order (token y*W + x).
+
+The relative logits factor by axis: q.rel_h is N x (2H-1) and q.rel_w is N x (2W-1), so no N x N x d tensor
+ever exists. A table's row is an *offset*, key minus query, and a query at place y reads the L rows that
+start at L-1-y: `_skew` takes them all by slicing alone.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Backend = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, tuple[int, int], bool], Tensor]
+
+
+def relative_attention_2d(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    rel_h: Tensor,
+    rel_w: Tensor,
+    map_size: tuple[int, int],
+    pool: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax(q k^T + q (rel_h[y'-y+H-1] + rel_w[x'-x+W-1])^T) v for query (y, x) and key (y', x').
+
+    Args:
+        q: [B, h, N, d], **already scaled by d**-0.5**; so the scale reaches both terms, as published.
+        k: [B, h, N, d], or None for no content term: relative logits alone (BoTNet, Table 4).
+        v: [B, h, N, d].
+        rel_h: [2H-1, d], shared by the heads; row H-1 is offset 0.
+        rel_w: [2W-1, d], likewise.
+        map_size: (H, W), with H*W = N.
+        pool: average the result over 2x2 windows, stride 2 (appendix A.4). On an odd side the last window
+            averages only what is inside the map.
+        backend: "auto" takes the best for the tensors given; "plain" is ordinary PyTorch with N x N logits.
+
+    Returns:
+        [B, h, N, d], or [B, h, ceil(H/2)*ceil(W/2), d] with `pool`.
+
+    Raises:
+        ValueError: for shapes or table lengths that do not fit, or a backend that does not exist.
+    """
+    _check(q, k, v, rel_h, rel_w, map_size)
+    name = _choose(q, map_size) if backend == "auto" else backend
+    if name not in BACKENDS:
+        raise ValueError(
+            f"unknown attention backend {backend!r}; choose one of {', '.join(('auto', *BACKENDS))}"
+        )
+    return BACKENDS[name](q, k, v, rel_h, rel_w, map_size, pool)
+
+
+def relative_logits_2d(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """The relative term alone, for pictures and analysis (BoTNet, Fig. 4): -> [B, h, N, N].
+
+    q [B, h, N, d] already scaled, rel_h [2H-1, d], rel_w [2W-1, d], map_size (H, W).
+    Raises ValueError for shapes that do not fit.
+    """
+    _check(q, None, None, rel_h, rel_w, map_size)
+    rows, columns = _axis_logits(q, rel_h, rel_w, map_size)  # [B, h, H, W, H], [B, h, H, W, W]
+    return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)  # [B, h, N, N]
+
+
+def resample_table(table: Tensor, length: int) -> Tensor:
+    """A relative table for a map side of `length` cells: [2L-1, d] -> [2*length-1, d].
+
+    Linear along the offsets, differentiable, and the very same tensor when the length is unchanged. Both ends
+    and the centre map onto each other ("align corners"): the centre is offset 0, where a token looks at
+    itself and which must stay itself; the ends are the farthest offsets that either map has, so every new
+    offset lies between two old ones and nothing is extrapolated. The papers leave this open (BoTNet, A.8).
+
+    Raises ValueError for a table that is not [odd, d] or a length below 1.
+    """
+    if table.ndim != 2 or table.shape[0] % 2 == 0:
+        raise ValueError(
+            f"a relative table is [2L-1, d], an odd number of rows, but this one is {list(table.shape)}; "
+            "resample a table of absolute positions with resample_rows"
+        )
+    return resample_rows(table, 2 * length - 1)
+
+
+def resample_rows(table: Tensor, rows: int) -> Tensor:
+    """Linear interpolation along the first axis, the first and last rows kept: [R, d] -> [rows, d].
+
+    One row asked for is the middle of the table. A product with the matrix of interpolation weights rather
+    than `F.interpolate`, whose gradient on CUDA adds atomically and so is not deterministic. Raises
+    ValueError for a table that is not [R, d] or for rows below 1.
+    """
+    if table.ndim != 2 or rows < 1:
+        raise ValueError(
+            f"resampling takes a table [rows, d] to one row or more, but was given {list(table.shape)} "
+            f"and asked for {rows}"
+        )
+    R = table.shape[0]
+    if rows == R:
+        return table
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    old = torch.arange(R, device=table.device, dtype=dtype)  # [R]
+    new = torch.arange(rows, device=table.device, dtype=dtype)  # [rows]
+    # Multiplied before it is divided: the middle row then falls exactly on the middle row.
+    at = new * (R - 1) / (rows - 1) if rows > 1 else new + (R - 1) / 2  # [rows], in old rows
+    weights = (1 - (at[:, None] - old[None, :]).abs()).clamp(min=0)  # [rows, R], each row sums to 1
+    return weights.to(table.dtype) @ table  # [rows, d]
+
+
+def pool_tokens(tokens: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """2x2 average pool, stride 2, of a map of tokens: [B, h, H*W, d] -> [B, h, ceil(H/2)*ceil(W/2), d].
+
+    Border windows average only what is inside, so an odd map shrinks as a strided 1x1 convolution shrinks it.
+    """
+    B, h = tokens.shape[:2]
+    maps = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, map_size)  # [B*h, d, H, W]
+    pooled = F.avg_pool2d(maps, kernel_size=2, ceil_mode=True, count_include_pad=False)  # [B*h, d, H', W']
+    return pooled.flatten(2).transpose(1, 2).unflatten(0, (B, h))  # [B, h, H'*W', d]
+
+
+def _plain(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    rel_h: Tensor,
+    rel_w: Tensor,
+    map_size: tuple[int, int],
+    pool: bool,
+) -> Tensor:
+    """Ordinary PyTorch: all N x N logits of every head at once. Arguments as `relative_attention_2d`."""
+    rows, columns = _axis_logits(q, rel_h, rel_w, map_size)  # [B, h, H, W, H], [B, h, H, W, W]
+    logits = rows[..., :, None] + columns[..., None, :]  # [B, h, H, W, H, W]
+    logits = logits.flatten(4).flatten(2, 3)  # [B, h, N, N]
+    if k is not None:
+        logits = logits + q @ k.transpose(-2, -1)  # [B, h, N, N]
+    out = logits.softmax(dim=-1) @ v  # [B, h, N, d]
+    return pool_tokens(out, map_size) if pool else out
+
+
+BACKENDS: dict[str, Backend] = {"plain": _plain}
+"""One entry a way of computing the same numbers; the memory-linear ones of cpu.py and cuda.py go here."""
+
+
+def _choose(q: Tensor, map_size: tuple[int, int]) -> str:
+    """The backend that "auto" stands for, by q's device and dtype and the map's size."""
+    return "plain"
+
+
+def _axis_logits(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Relative logits by axis, q [B, h, N, d] -> over rows [B, h, H, W, H], over columns [B, h, H, W, W]."""
+    H, W = map_size
+    by_offset = q @ torch.cat((rel_h, rel_w)).T  # [B, h, N, 2H-1 + 2W-1], one product for both axes
+    over_h, over_w = by_offset.unflatten(2, (H, W)).split((2 * H - 1, 2 * W - 1), dim=-1)
+    rows = _skew(over_h.transpose(2, 3)).transpose(2, 3)  # [B, h, H, W, H]
+    columns = _skew(over_w)  # [B, h, H, W, W]
+    return rows, columns
+
+
+def _skew(by_offset: Tensor) -> Tensor:
+    """From offsets to places, out[..., i, j] = x[..., i, j-i+L-1]: [..., L, 2L-1] -> [..., L, L].
+
+    In the flattened L*(2L-1) entries, (i, j-i+L-1) stands at L-1 + i*(2L-2) + j: rows 2L-2 apart, from L-1
+    on.
+    """
+    L = by_offset.shape[-2]
+    if L == 1:
+        return by_offset  # [..., 1, 1]
+    return by_offset.flatten(-2)[..., L - 1 : -1].unflatten(-1, (L, 2 * L - 2))[..., :L]  # [..., L, L]
+
+
+def _check(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    rel_h: Tensor,
+    rel_w: Tensor,
+    map_size: tuple[int, int],
+) -> None:
+    """ValueError, with what was given, what is wanted and what to do, unless the shapes fit together."""
+    H, W = map_size
+    if q.ndim != 4 or q.shape[2] != H * W:
+        raise ValueError(
+            f"q has shape {list(q.shape)}, wanted [B, h, N, d] with N = H*W = {H * W} for a map of {H}x{W}; "
+            "flatten the map row by row, or pass the map_size of these tokens"
+        )
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor is not None and tensor.shape != q.shape:
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}, wanted q's shape {list(q.shape)}; "
+                "queries, keys and values come from one map and have one head width"
+            )
+    d = q.shape[3]
+    for name, table, side, length in (("rel_h", rel_h, "H", H), ("rel_w", rel_w, "W", W)):
+        if table.shape != (2 * length - 1, d):
+            raise ValueError(
+                f"{name} has shape {list(table.shape)}, wanted [2{side}-1, d] = [{2 * length - 1}, {d}] "
+                f"for a map of {H}x{W}; resample_table({name}, {length}) makes one from another map's table"
+            )

@@ -1,0 +1,53 @@
+"""The command line: names the commands, imports the one that was asked for, turns its end into an exit code."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from attneck.errors import RunFailed, UserError, suggestion
+
+# Each command is `main(arguments) -> None` in the module of its name under attneck.commands.
+COMMANDS = {
+    "list": "the models there are",
+    "train": "train what a recipe says",
+    "eval": "top-1, top-5 and error of a run",
+    "data": "find a data set and check it",
+}
+
+
+def usage() -> str:
+    """What `attneck --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: attneck COMMAND …", "", *lines, "", "attneck COMMAND --help shows its options."])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command: 0 done, 2 the user's mistake, 1 anything else, 143 stopped by SIGTERM with the work saved."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0
+    if words[0] in {"-V", "--version"}:
+        from attneck import __version__
+
+        print(f"attneck {__version__}")
+        return 0
+    try:
+        if words[0] not in COMMANDS:
+            raise UserError(f"no command {words[0]!r}{suggestion(words[0], list(COMMANDS))} (attneck --help)")
+        import_module(f"attneck.commands.{words[0]}").main(words[1:])
+    except UserError as error:
+        print(f"attneck: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"attneck: {error}", file=sys.stderr)
+        return error.code
+    except BrokenPipeError:  # the reader, head say, had enough
+        sys.stderr.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

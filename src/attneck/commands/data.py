@@ -1,0 +1,59 @@
+"""attneck data: find a data set and check it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import tyro
+
+from attneck.errors import UserError
+
+
+def inspect(
+    action: Annotated[Literal["check", "where"], tyro.conf.Positional],
+    name: Annotated[Literal["shapes", "cifar100", "folder"], tyro.conf.Positional],
+    /,
+    root: str | None = None,
+    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Find a data set and check it.
+
+    Args:
+        action: where says the folder that would be read; check reads every image of it.
+        name: the data set.
+        root: where it lies; ATTNECK_DATA if not given.
+        json_: print one JSON document and nothing else.
+    """
+    from attneck.data.classification import open_dataset
+    from attneck.data.root import resolve
+
+    try:
+        if action == "where":
+            place = "drawn by the program, nothing to download" if name == "shapes" else str(resolve(root, name, ""))
+            print(json.dumps({"name": name, "where": place}) if json_ else place)
+            return
+        found = {}
+        for split in ("train", "val"):
+            dataset = open_dataset(name, split, root=root)
+            for index in _progress(range(len(dataset)), f"{name} {split}", quiet=json_):
+                dataset[0, index]
+            found[split] = {"images": len(dataset), "classes": len(dataset.classes), "size": dataset.image_size}
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    if json_:
+        print(json.dumps({"name": name, **found}))
+    else:
+        for split, facts in found.items():
+            print(f"{name} {split}: {facts['images']:,} images, {facts['classes']} classes, all readable")
+
+
+def _progress(items: range, what: str, quiet: bool):  # type: ignore[no-untyped-def]  # rich's own generator
+    from rich.progress import track
+
+    return track(items, what, disable=quiet, transient=True)
+
+
+def main(words: list[str]) -> None:
+    """Parse and run."""
+    tyro.cli(inspect, prog="attneck data", args=words)

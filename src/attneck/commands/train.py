@@ -1,0 +1,61 @@
+"""attneck train: a recipe, with any of its fields changed, becomes a run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from attneck.errors import UserError
+from attneck.models import catalog
+from attneck.training.folder import newest_folder, next_folder
+from attneck.training.recipe import Recipe, load_recipe, shipped_recipes
+
+USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
+
+RECIPE is one of the shipped recipes ({shipped}), a YAML file, or the folder of a run.
+attneck train RECIPE --help shows every field with its value there.
+On several devices or machines: torchrun --nproc-per-node N -m attneck.cli train RECIPE …"""
+
+
+@dataclass
+class Arguments:
+    """Train what a recipe says."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """The run's folder; runs/RECIPE, numbered where that is taken, if not given."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on from the newest whole checkpoint of the run in --out (or of the run named as RECIPE)."""
+
+
+def main(words: list[str]) -> None:
+    """Parse, refuse what can be refused without torch, train, and say where the run is."""
+    if not words or words[0].startswith("-"):
+        if words and words[0] not in {"-h", "--help"}:
+            raise UserError(f"the recipe comes first: attneck train RECIPE {' '.join(words)}")
+        print(USAGE.format(shipped=", ".join(shipped_recipes())))
+        return
+    name = words[0]
+    arguments = tyro.cli(
+        Arguments, prog=f"attneck train {name}", args=words[1:], default=Arguments(recipe=load_recipe(name))
+    )
+    recipe, out = arguments.recipe, arguments.out
+    try:
+        catalog.find(recipe.model.name, dict(recipe.model.options))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if out is None:
+        stem = Path(name).stem
+        out = Path(name) if Path(name).is_dir() else newest_folder(stem) if arguments.resume else next_folder(stem)
+
+    from attneck.run import train
+
+    summary = train(recipe, out, resume=arguments.resume)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
+        print(f"next    attneck eval {summary.folder}")
+        print(f"curves  tensorboard --logdir {summary.folder}")

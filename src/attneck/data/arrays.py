@@ -1,0 +1,55 @@
+"""Small images held in memory as one array and augmented a batch at a time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attneck.data.dataset import ClassificationDataset
+from attneck.data.sampling import Key, split_keys, uniforms
+
+
+class ArrayDataset(ClassificationDataset):
+    """Square images uint8 [N, H, H, 3] with labels int64 [N].
+
+    `augment="crop_flip"` is BAM section 4.1's for CIFAR: zeros (black) around the image, 4 pixels wide at
+    32 x 32 (an eighth of the side), a random crop of the original size, and a horizontal flip of every second
+    image.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        *,
+        classes: tuple[str, ...],
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        augment: str,
+        seed: int,
+    ) -> None:
+        super().__init__(classes=classes, mean=mean, std=std, image_size=images.shape[1], labels=labels)
+        self.images, self.augment, self.seed = images, augment, seed
+
+    def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
+        epochs, indices = split_keys(keys)
+        images = self.images[indices]
+        if self.augment == "none":
+            return images
+        return crop_flip(images, uniforms(self.seed, epochs, indices, 3))
+
+
+def crop_flip(images: NDArray[np.uint8], draws: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Pads, crops and flips uint8 [B, H, H, 3] by draws [B, 3] in [0, 1): top, left and flip."""
+    count, side = images.shape[:2]
+    pad = side // 8
+    wide = side + 2 * pad
+    padded = np.zeros((count, wide, wide, 3), dtype=np.uint8)
+    padded[:, pad : pad + side, pad : pad + side] = images
+    corners = (draws[:, :2] * (2 * pad + 1)).astype(np.int64)
+    line = np.arange(side)
+    rows = np.arange(count)[:, None] * wide + corners[:, :1] + line
+    columns = corners[:, 1:] + np.where(draws[:, 2:] < 0.5, line[::-1], line)
+    # Places of the result's pixels among all padded ones, [B, H, H].
+    places = rows[:, :, None] * wide + columns[:, None, :]
+    return padded.reshape(-1, 3).take(places, axis=0)

@@ -1,0 +1,200 @@
+"""Stateless order and augmentation: every random draw is a function of what it is for.
+
+No random state is kept, so none has to be saved: the order of an epoch is a function of (seed, epoch), the
+augmentation of an image of (seed, epoch, index), and the randomness inside a step (dropout, drop path,
+mixup) of (seed, step, rank). Training that resumes at any step, with any number of workers, sees the same
+bits.
+
+The generator counts instead of iterating: the counter's words are folded, one by one, through SplitMix64's
+finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) in
+vectorised 64-bit integer arithmetic, so a batch's draws come from one call and are the same on every machine.
+"""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.data import Sampler
+
+Key = tuple[int, int]
+"""What a data set is indexed with: (epoch, index)."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_MASK = (1 << 64) - 1
+
+# One number for each use, so that no two uses share a draw.
+_ORDER, _UNIFORMS, _ITEM, _STEP = 1, 2, 3, 4
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * _FACTORS[0]
+    z = (z ^ (z >> np.uint64(27))) * _FACTORS[1]
+    return z ^ (z >> np.uint64(31))
+
+
+def _word(value: ArrayLike) -> NDArray[np.uint64]:
+    if isinstance(value, int):
+        return np.array([value & _MASK], dtype=np.uint64)
+    return np.atleast_1d(np.asarray(value)).astype(np.uint64)
+
+
+def hash64(*words: ArrayLike) -> NDArray[np.uint64]:
+    """64 well-mixed bits for every counter.
+
+    `words` are integers or integer arrays that broadcast together; the result has their common shape, [1] at
+    least. For a fixed prefix of words, different last words never collide.
+    """
+    z = np.zeros(1, dtype=np.uint64)
+    for word in words:
+        # An array of at least one dimension wraps around silently, which is what is wanted here.
+        z = _mix(z + (_word(word) + np.uint64(1)) * _GOLDEN)
+    return z
+
+
+def order(seed: int, epoch: int, length: int) -> Tensor:
+    """The order in which an epoch visits a data set: a permutation of 0 … length-1, int64 [length].
+
+    It is numpy's stable argsort of hashes, hence the same for every torch version, device and machine.
+    """
+    hashes = hash64(_ORDER, seed, epoch, np.arange(length))
+    return torch.from_numpy(np.argsort(hashes, kind="stable").astype(np.int64))
+
+
+def uniforms(
+    seed: int, epoch: int | NDArray[np.int64], indices: ArrayLike, count: int
+) -> NDArray[np.float64]:
+    """`count` independent draws from [0, 1) for each index, float64 [len(indices), count].
+
+    Row i depends on (seed, epoch, indices[i]) alone, and draw j does not depend on `count`. `epoch` may be
+    one number, or an array [len(indices)].
+    """
+    epochs = epoch if isinstance(epoch, int) else np.asarray(epoch)[:, None]
+    bits = hash64(_UNIFORMS, seed, epochs, np.asarray(indices)[:, None], np.arange(count))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def item_seed(seed: int, epoch: int, index: int) -> int:
+    """The seed of everything random about one item in one epoch, in [0, 2^63)."""
+    return int(hash64(_ITEM, seed, epoch, index)[0] >> np.uint64(1))
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of everything random inside one optimiser step on one rank, in [0, 2^63)."""
+    return int(hash64(_STEP, seed, step, rank)[0] >> np.uint64(1))
+
+
+class TrainBatches(Sampler[list[Key]]):
+    """The micro-batches of one rank, as lists of (epoch, index) keys, from optimiser step `start` to `steps`.
+
+    `batch` is the global batch: what one optimiser step sees over all `world` ranks and `accumulate`
+    micro-batches. The union over these is, for step k of an epoch, exactly
+    `order(seed, epoch, length)[k * batch : (k + 1) * batch]`, whatever the ranks, the accumulation and the
+    step that training resumed at. Each optimiser step yields `accumulate` lists of batch / (world ·
+    accumulate) keys. The last, incomplete batch of an epoch is dropped.
+
+    Raises ValueError when `batch` is larger than the data set or not divisible by world · accumulate.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        start: int = 0,
+        steps: int,
+    ) -> None:
+        _check_rank(rank, world)
+        if batch < 1 or accumulate < 1:
+            raise ValueError(f"batch is {batch} and accumulate {accumulate}: both must be 1 or more")
+        if batch > length:
+            raise ValueError(
+                f"a batch of {batch} is larger than the data set of {length} images: "
+                f"choose a batch of {length} or fewer"
+            )
+        if batch % (world * accumulate):
+            raise ValueError(
+                f"a batch of {batch} does not divide over {world} ranks x {accumulate} micro-batches: "
+                f"choose a multiple of {world * accumulate}"
+            )
+        if not 0 <= start <= steps:
+            raise ValueError(f"start is {start} of {steps} steps: it must lie in 0 ... {steps}")
+        self.length, self.batch, self.seed = length, batch, seed
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+        self.start, self.steps = start, steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch."""
+        return self.length // self.batch
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        micro = self.batch // (self.world * self.accumulate)
+        current, indices = -1, torch.empty(0, dtype=torch.int64)
+        for step in range(self.start, self.steps):
+            epoch, k = divmod(step, self.steps_per_epoch)
+            if epoch != current:
+                current, indices = epoch, order(self.seed, epoch, self.length)
+            for part in range(self.accumulate):
+                first = k * self.batch + (part * self.world + self.rank) * micro
+                yield [(epoch, index) for index in indices[first : first + micro].tolist()]
+
+
+class EvalBatches(Sampler[list[Key]]):
+    """Every index exactly once over all ranks, as lists of at most `batch` (0, index) keys.
+
+    Rank r has the r-th run of consecutive indices, so the ranks' results put one after the other are in the
+    data set's order. Nothing is padded: ranks may differ by one image, and so by one batch.
+    """
+
+    def __init__(self, length: int, batch: int, *, rank: int = 0, world: int = 1) -> None:
+        _check_rank(rank, world)
+        if batch < 1:
+            raise ValueError(f"batch is {batch}: it must be 1 or more")
+        self.batch = batch
+        self.first, self.last = length * rank // world, length * (rank + 1) // world
+
+    def __len__(self) -> int:
+        return -(-(self.last - self.first) // self.batch)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for first in range(self.first, self.last, self.batch):
+            yield [(0, index) for index in range(first, min(first + self.batch, self.last))]
+
+
+def _check_rank(rank: int, world: int) -> None:
+    if not 0 <= rank < world:
+        raise ValueError(f"rank is {rank} of {world}: it must lie in 0 ... {world - 1}")
+
+
+def split_keys(keys: Sequence[Key]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(epochs, indices), int64 [B] each, of B keys."""
+    table = np.array(keys, dtype=np.int64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def worker_init(worker_id: int) -> None:
+    """Sets up a DataLoader worker: its own process group, one thread, no reaction to Ctrl-C.
+
+    torchrun passes SIGTERM on to the trainer's whole process group, and Ctrl-C goes to the terminal's: in
+    the trainer's group the workers would die before the trainer had saved. In a group of their own they end
+    when the loader ends them. They do not outlive a trainer that is killed: a waiting worker compares its
+    parent's id with the one it started with every 5 seconds (`ManagerWatchdog` in torch.utils.data) and
+    leaves when it has changed, and torch gives every worker a SIGTERM handler of its own that replaces the
+    one inherited from the trainer.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,176 @@
+"""BoTNet's multi-head self-attention over a map (arXiv 2101.11605, Fig. 4).
+
+Letters: B batch, C channels, H x W map, N = H*W tokens, h heads, d = C/h head width.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attneck.attention.relative import (
+    pool_tokens,
+    relative_attention_2d,
+    relative_logits_2d,
+    resample_rows,
+    resample_table,
+)
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "relative": ("rel_h", "rel_w"),
+    "absolute": ("abs_h", "abs_w"),
+    "none": (),
+}
+"""The choices of `position`, and the names of the tables that each one has."""
+
+
+class MHSA2d(nn.Module):
+    """All-to-all attention in the place of a 3x3 convolution: [B, C, H, W] -> [B, C, H', W'].
+
+    The parameters are `qkv.weight` [3C, C, 1, 1] (queries, keys, values; heads outermost in each; no bias and
+    no output projection) and, shared by the heads, `rel_h` [2H-1, d] and `rel_w` [2W-1, d] (row y'-y+H-1 for
+    query row y and key row y'), or `abs_h` [H, d] and `abs_w` [W, d], or no table at all. Without the content
+    term there are no keys: `qkv.weight` is then [2C, C, 1, 1], queries and values.
+
+    Any map goes in. On another than `map_size` the tables are resampled, linearly and differentiably; at
+    `map_size` they are used as they are. A state dict from a layer of another map size loads, resampled into
+    this one's.
+
+    Args:
+        channels: C, a multiple of `heads`.
+        map_size: the map's (H, W), or one number for a square, that the tables are made for.
+        heads: h, 4 in the paper (Fig. 4).
+        position: "relative" (the paper's), "absolute" (Tables 4 and 19), or "none" (None means the same).
+        content: whether the logits have the term q k^T (Table 4 tries without).
+        stride: 1, or 2 for a 2x2 average pool of the result (appendix A.4): H' = ceil(H/2), W' = ceil(W/2).
+
+    Raises:
+        ValueError: for channels that the heads do not divide, an unknown position or stride, a map without
+            cells, and `content=False` with no position, which leaves no logits.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        map_size: int | tuple[int, int],
+        *,
+        heads: int = 4,
+        position: Literal["relative", "absolute", "none"] | None = "relative",
+        content: bool = True,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or channels < 1 or channels % heads:
+            raise ValueError(
+                f"{channels} channels do not split into {heads} heads; choose a divisor of {channels}"
+            )
+        position = "none" if position is None else position
+        if position not in TABLES:
+            raise ValueError(f"unknown position {position!r}; choose one of {', '.join(TABLES)}")
+        if position == "none" and not content:
+            raise ValueError(
+                "content=False with position 'none' leaves no logits; keep the content or a position"
+            )
+        if stride not in (1, 2):
+            raise ValueError(f"stride {stride} is not supported; choose 1, or 2 for the 2x2 average pool")
+        H, W = (map_size, map_size) if isinstance(map_size, int) else map_size
+        if H < 1 or W < 1:
+            raise ValueError(
+                f"map_size {map_size} has no cells; give the (H, W) of the map this layer will see"
+            )
+
+        self.channels, self.heads, self.head_width = channels, heads, channels // heads
+        self.map_size = (H, W)
+        self.position, self.content, self.stride = position, content, stride
+        self.qkv = nn.Conv2d(channels, (3 if content else 2) * channels, kernel_size=1, bias=False)
+        if position == "relative":
+            self.rel_h = nn.Parameter(torch.empty(2 * H - 1, self.head_width))
+            self.rel_w = nn.Parameter(torch.empty(2 * W - 1, self.head_width))
+        elif position == "absolute":
+            self.abs_h = nn.Parameter(torch.empty(H, self.head_width))
+            self.abs_w = nn.Parameter(torch.empty(W, self.head_width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Standard deviations of the authors' code: 0.01 for the projections, d**-0.5 for the tables."""
+        nn.init.normal_(self.qkv.weight, std=0.01)
+        for name in TABLES[self.position]:
+            nn.init.normal_(self.get_parameter(name), std=self.head_width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W], or [B, C, ceil(H/2), ceil(W/2)] at stride 2; channels_last stays so.
+
+        Raises ValueError for anything but a batch of C-channel maps.
+        """
+        q, k, v = self._project(x)  # [B, h, N, d] each; k None without content
+        H, W = x.shape[2:]
+        if self.position == "relative":
+            rel_h, rel_w = self._relative_tables(H, W)  # [2H-1, d], [2W-1, d]
+            out = relative_attention_2d(q, k, v, rel_h, rel_w, (H, W), pool=self.stride == 2)  # [B, h, N', d]
+        else:
+            out = F.scaled_dot_product_attention(
+                q, self._place_keys(q, k, H, W), v, scale=1.0
+            )  # [B, h, N, d]
+            out = pool_tokens(out, (H, W)) if self.stride == 2 else out  # [B, h, N', d]
+        H, W = -(-H // self.stride), -(-W // self.stride)
+        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            return out.transpose(1, 2).flatten(2).unflatten(1, (H, W)).permute(0, 3, 1, 2)  # [B, C, H', W']
+        return out.transpose(2, 3).flatten(1, 2).unflatten(2, (H, W))  # [B, C, H', W']
+
+    def attention_maps(self, x: Tensor) -> Tensor:
+        """The softmaxed weights that `forward` applies to the values, x [B, C, H, W] -> [B, h, N, N].
+
+        Row y*W + x is what the query at (y, x) looks at, before any pooling; each row sums to one.
+        """
+        q, k, _ = self._project(x)  # [B, h, N, d] each
+        H, W = x.shape[2:]
+        if self.position == "relative":
+            rel_h, rel_w = self._relative_tables(H, W)  # [2H-1, d], [2W-1, d]
+            logits = relative_logits_2d(q, rel_h, rel_w, (H, W))  # [B, h, N, N]
+            if k is not None:
+                logits = logits + q @ k.transpose(-2, -1)  # [B, h, N, N]
+        else:
+            logits = q @ self._place_keys(q, k, H, W).transpose(-2, -1)  # [B, h, N, N]
+        return logits.softmax(dim=-1)
+
+    def extra_repr(self) -> str:
+        H, W = self.map_size
+        return (
+            f"{self.channels}, map_size=({H}, {W}), heads={self.heads}, position={self.position!r}, "
+            f"content={self.content}, stride={self.stride}"
+        )
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x [B, C, H, W] -> scaled queries, keys (None without content) and values, [B, h, N, d] each."""
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"the input has shape {list(x.shape)}, wanted [B, C, H, W] with C = {self.channels}; "
+                "build this layer with the channels of the map it stands on"
+            )
+        heads = self.qkv(x).flatten(2).unflatten(1, (-1, self.heads, self.head_width))  # [B, 3 or 2, h, d, N]
+        q, *k, v = heads.transpose(3, 4).unbind(1)  # [B, h, N, d] each
+        return q * self.head_width**-0.5, k[0] if k else None, v
+
+    def _relative_tables(self, H: int, W: int) -> tuple[Tensor, Tensor]:
+        """rel_h [2H-1, d] and rel_w [2W-1, d] for a map of H x W; the parameters themselves at `map_size`."""
+        return resample_table(self.rel_h, H), resample_table(self.rel_w, W)
+
+    def _place_keys(self, q: Tensor, k: Tensor | None, H: int, W: int) -> Tensor:
+        """Keys plus their place's e, [B, h, N, d]: q (k + e)^T = q k^T + q e^T, one product for both."""
+        if self.position == "none":
+            assert k is not None  # the constructor refuses neither content nor position
+            return k
+        abs_h, abs_w = resample_rows(self.abs_h, H), resample_rows(self.abs_w, W)  # [H, d], [W, d]
+        e = (abs_h[:, None] + abs_w[None, :]).flatten(0, 1).to(q.dtype)  # [N, d]
+        return e.expand_as(q) if k is None else k + e  # [B, h, N, d]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Resample the tables of another map size into this layer's, then load as every module does."""
+        for name in TABLES[self.position]:
+            given, rows = state_dict.get(prefix + name), self.get_parameter(name).shape[0]
+            # Whatever is no table at all is PyTorch's to refuse, with its own message.
+            if given is not None and given.ndim == 2 and (self.position == "absolute" or given.shape[0] % 2):
+                with torch.no_grad():
+                    state_dict[prefix + name] = resample_rows(given, rows)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,43 @@
+"""The Non-Local block (arXiv 1711.07971) in the form of BoTNet's Table 8.
+
+Letters: B batch, C channels, H x W map, N = H*W tokens.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class NonLocal2d(nn.Module):
+    """x + BN(W softmax(theta(x) phi(x)^T / sqrt(C/2)) x): [B, C, H, W] -> [B, C, H, W].
+
+    One head, no positions, and no value projection: the weights average x itself. The parameters are
+    `theta.weight` and `phi.weight` [C/2, C, 1, 1], `out.weight` [C, C, 1, 1], no biases, and the BatchNorm
+    `norm`, whose gamma starts at 0, so that a new block changes nothing.
+
+    Args:
+        channels: C, 2 or more.
+
+    Raises:
+        ValueError: for fewer than two channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels < 2:
+            raise ValueError(
+                f"a Non-Local block halves its channels and was given {channels}; it needs 2 or more"
+            )
+        self.theta = nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False)
+        self.phi = nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False)
+        self.out = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
+        H, W = x.shape[2:]
+        q, k, v = (maps.flatten(2).transpose(1, 2)[:, None] for maps in (self.theta(x), self.phi(x), x))
+        # q and k [B, 1, N, C/2], v [B, 1, N, C]; the default scale is one over the root of q's width.
+        out = F.scaled_dot_product_attention(q, k, v)  # [B, 1, N, C]
+        y = out[:, 0].transpose(1, 2).unflatten(2, (H, W))  # [B, C, H, W]
+        return x + self.norm(self.out(y))  # [B, C, H, W]

@@ -1,0 +1,174 @@
+"""A recipe: everything that a run is made from, typed and strict. YAML in, YAML out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attneck.errors import UserError, suggestion
+
+SHIPPED = Path(__file__).parent / "recipes"
+Value = bool | int | float | str | list[int]
+
+
+class Part(BaseModel):
+    """A part of a recipe: unknown fields are refused, and nothing changes after it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Part):
+    name: str = "cifar_resnet20"
+    """A name of `attneck list`."""
+    options: dict[str, Value] = {}
+    """What the model is asked for beyond its name, such as {bam_dilation: 2}."""
+
+
+class Data(Part):
+    name: Literal["shapes", "cifar100", "folder"] = "shapes"
+    """shapes: embedded, drawn from the seed. cifar100: the official pickles. folder: train/CLASS/*, val/CLASS/*."""
+    root: str | None = None
+    """Where the data lies; ATTNECK_DATA where not given."""
+    image_size: int | None = None
+    """Side in pixels; the data set's own where not given."""
+    augment: Literal["none", "crop_flip", "inception", "randaugment"] = "none"
+    """crop_flip: 4-pixel padding, random crop, flip. inception: random resized crop, flip."""
+    randaugment_layers: int = 2
+    randaugment_magnitude: int = 10
+    train_size: int | None = None
+    """shapes only: how many training images."""
+    md5: list[str] = []
+    """Sums of downloaded files to accept beside the official ones."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load images; 0 loads in the training process. The result is the same."""
+
+
+class Optimizer(Part):
+    """SGD, as both papers use it."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Peak learning rate for a batch of `lr_batch`; scaled linearly to the recipe's own batch."""
+    lr_batch: Annotated[int, Field(gt=0)] | None = None
+    """The batch that `lr` is meant for; the recipe's own where not given."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_all: bool = False
+    """Decay biases, BatchNorm and position tables too; else only weights with two or more dimensions."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Greatest norm of the whole gradient; no clipping where not given."""
+
+
+class Schedule(Part):
+    kind: Literal["cosine", "step"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0
+    warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Where the linear warm-up begins, as a share of the peak."""
+    milestones: list[float] = []
+    """step: the epochs after which the rate is multiplied by `gamma`."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class Recipe(Part):
+    reach: str = ""
+    """What this recipe should reach, on what, and where that figure is from."""
+    model: Model = Model()
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    epochs: Annotated[int, Field(gt=0)] = 1
+    batch: Annotated[int, Field(gt=0)] = 128
+    """Images in one optimiser step, over all processes and accumulated parts."""
+    accumulate: Annotated[int, Field(gt=0)] = 1
+    """Parts that a step's batch is run in, one after the other."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of the weights a step; 0 keeps none."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast; weights, BatchNorm statistics and the loss stay float32."""
+    channels_last: bool = True
+    sync_bn: bool = True
+    """BatchNorm over all processes of a distributed run."""
+    seed: int = 0
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """A checkpoint after every epoch, and this often within one."""
+    checkpoint_steps: Annotated[int, Field(gt=0)] | None = None
+    """A checkpoint every so many steps as well."""
+
+
+# Fields that may change between a run and its continuation: they move no weight.
+FREE_ON_RESUME = {"reach", "data.root", "data.workers", "data.md5", "checkpoint_minutes", "checkpoint_steps"}
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with the package, sorted."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of that name, of that YAML file, or of that run folder.
+
+    Raises:
+        UserError: nothing of that name, YAML that does not parse, or a field that a recipe does not have.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / "recipe.yaml"
+    elif path.suffix not in {".yaml", ".yml"}:
+        path = SHIPPED / f"{name}.yaml"
+    if not path.is_file():
+        known = shipped_recipes()
+        raise UserError(
+            f"no recipe {name!r}{suggestion(name, known)} (shipped: {', '.join(known)}; or a .yaml file, or a run)"
+        )
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    return parse_recipe(content or {}, str(path))
+
+
+def parse_recipe(content: Any, source: str) -> Recipe:
+    """`content` as a recipe.
+
+    Raises:
+        UserError: one line that names every field that does not fit, with the nearest one that would.
+    """
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        complaints = dict.fromkeys(_complaint(dict(item)) for item in error.errors())
+        raise UserError(f"{source}: {'; '.join(complaints)}") from None
+
+
+def _complaint(error: dict[str, Any]) -> str:
+    place = error["loc"]
+    field = ".".join(map(str, place[:3]))  # beyond: the member of a union that was tried
+    if error["type"] == "extra_forbidden":
+        part: Any = Recipe
+        for step in place[:-1]:
+            part = part.model_fields[step].annotation
+        return f"there is no field {field!r}{suggestion(str(place[-1]), list(part.model_fields))}"
+    return f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """`recipe` as YAML, every field written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The fields, as `part.field: old → new`, in which two recipes would train different weights."""
+    a, b = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    keys = [key for key in {**a, **b} if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)]
+    return [f"{key}: {a.get(key)} → {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,98 @@
+"""What a run tells: a progress bar, a line an epoch, metrics.jsonl and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from attneck.training.checkpoint import write_atomic
+
+Record = dict[str, Any]
+
+
+class Report:
+    """The voice of a run; silent on every process but the first (`folder` None).
+
+    `metrics.jsonl` is written whole from the run's history each epoch, so that it always agrees with the
+    checkpoint that the history came from.
+    """
+
+    def __init__(self, folder: Path | None, *, steps: int, steps_per_epoch: int, batch: int, start: int) -> None:
+        self.folder, self.steps_per_epoch, self.batch = folder, steps_per_epoch, batch
+        self.epochs = -(-steps // steps_per_epoch)
+        self.console = Console()
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.writer: Any = None
+        self.started, self.first = time.monotonic(), start
+        if folder is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # a second of imports: only where a run is told
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[said]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.task = self.bar.add_task("", total=steps, completed=start, said="")
+
+    def __enter__(self) -> Report:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+        if self.writer:
+            self.writer.close()
+
+    def step(self, step: int, means: dict[str, float]) -> None:
+        """After step number `step` (1-based): move the bar, with the epoch's means so far."""
+        if self.bar is None or self.task is None:
+            return
+        speed = (step - self.first) * self.batch / max(1e-9, time.monotonic() - self.started)
+        epoch = -(-step // self.steps_per_epoch)
+        self.bar.update(
+            self.task,
+            completed=step,
+            description=f"epoch {epoch}/{self.epochs}",
+            said=f"{say(means)}  {speed:,.0f} images/s",
+        )
+
+    def epoch(self, history: list[Record]) -> None:
+        """After an epoch: its line, its events, and the whole history on disk."""
+        if self.folder is None:
+            return
+        record = history[-1]
+        scores = {key: value for key, value in record.items() if key not in {"epoch", "step"}}
+        self.console.print(f"epoch {record['epoch']}/{self.epochs}  {say(scores)}", highlight=False)
+        for key, value in scores.items():
+            self.writer.add_scalar(key.replace("_", "/", 1), value, record["step"])
+        self.writer.flush()
+        write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode())
+
+
+def say(scores: dict[str, float]) -> str:
+    """`{"train_loss": 1.5, "val_top1": 60.0}` as 'train loss 1.500  val top1 60.00'."""
+    return "  ".join(f"{key.replace('_', ' ')} {value:.{_digits(key)}f}" for key, value in scores.items())
+
+
+def _digits(key: str) -> int:
+    if "loss" in key:
+        return 3
+    return 4 if key == "lr" else (0 if key in {"seconds", "images_per_second"} else 2)

@@ -1,0 +1,131 @@
+"""relative_attention_2d against the oracle: the result and every gradient."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attneck.attention import reference, relative_attention_2d
+
+
+def problem(B: int, h: int, d: int, map_size: tuple[int, int]) -> list[Tensor]:
+    """q (scaled), k, v, rel_h, rel_w in float64, logits of order one."""
+    H, W = map_size
+    q, k, v = torch.randn(3, B, h, H * W, d, dtype=torch.float64).unbind()
+    rel_h, rel_w = torch.randn(2 * H - 1, d), torch.randn(2 * W - 1, d)
+    return [q * d**-0.5, k, v, rel_h.double(), rel_w.double()]
+
+
+def results(
+    attend: Callable[..., Tensor], tensors: list[Tensor], map_size: tuple[int, int], pool: bool, content: bool
+) -> list[Tensor]:
+    """The output, then the gradients of all that takes part, for a fixed random direction of the output."""
+    q, k, v, rel_h, rel_w = leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    if attend is reference.relative_attention_2d:
+        out = attend(q, k, v, rel_h, rel_w, map_size, pool, content)
+    else:
+        out = attend(q, k if content else None, v, rel_h, rel_w, map_size, pool)
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    used = [leaf for leaf in leaves if content or leaf is not k]
+    return [out.detach(), *torch.autograd.grad(out, used, direction.to(out.dtype))]
+
+
+def assert_near(got: list[Tensor], want: list[Tensor], tolerance: float) -> None:
+    """Largest error within `tolerance` of the largest entry, tensor by tensor."""
+    assert len(got) == len(want)
+    for one, other in zip(got, want, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=tolerance * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("map_size", [(7, 7), (5, 9), (14, 14), (20, 20)])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("content", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+def test_result_and_gradients_are_the_oracle_s(
+    map_size: tuple[int, int], pool: bool, content: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    tensors = problem(2, 2, 8, map_size)
+    want = results(reference.relative_attention_2d, tensors, map_size, pool, content)
+    got = results(relative_attention_2d, [tensor.to(dtype) for tensor in tensors], map_size, pool, content)
+    assert got[0].dtype == dtype
+    assert_near(got, want, tolerance)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    B=st.integers(1, 3),
+    h=st.integers(1, 3),
+    d=st.integers(1, 5),
+    H=st.integers(1, 7),
+    W=st.integers(1, 7),
+    pool=st.booleans(),
+    content=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_is_the_oracle_s(
+    B: int, h: int, d: int, H: int, W: int, pool: bool, content: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    tensors = problem(B, h, d, (H, W))
+    want = results(reference.relative_attention_2d, tensors, (H, W), pool, content)
+    got = results(relative_attention_2d, tensors, (H, W), pool, content)
+    for one, other in zip(got, want, strict=True):
+        # An absolute bound: with one row or one column some gradients are zero up to rounding.
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("content", [False, True])
+def test_gradients_are_those_of_finite_differences(pool: bool, content: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v, rel_h, rel_w = (tensor.requires_grad_() for tensor in problem(1, 2, 2, (2, 3)))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+        return relative_attention_2d(q, k if content else None, v, rel_h, rel_w, (2, 3), pool)
+
+    assert torch.autograd.gradcheck(attend, (q, k, v, rel_h, rel_w))
+
+
+def test_operands_of_any_strides_give_the_same() -> None:
+    torch.manual_seed(0)
+    map_size = (4, 6)
+    tensors = problem(2, 3, 4, map_size)
+    turned = [tensor.transpose(-1, -2).contiguous().transpose(-1, -2) for tensor in tensors]
+    assert not any(tensor.is_contiguous() for tensor in turned)
+    for pool in (False, True):
+        want = relative_attention_2d(*tensors, map_size, pool)
+        torch.testing.assert_close(
+            relative_attention_2d(*turned, map_size, pool), want, rtol=1e-12, atol=1e-12
+        )
+
+
+def test_a_named_backend_is_used_and_an_unknown_one_refused_with_the_choices() -> None:
+    tensors = problem(1, 1, 2, (2, 2))
+    torch.testing.assert_close(
+        relative_attention_2d(*tensors, (2, 2), backend="plain"), relative_attention_2d(*tensors, (2, 2))
+    )
+    with pytest.raises(ValueError, match=r"unknown attention backend 'flash'.*auto, plain"):
+        relative_attention_2d(*tensors, (2, 2), backend="flash")
+
+
+@pytest.mark.parametrize(
+    ("place", "shape", "message"),
+    [
+        (0, (1, 1, 5, 2), r"q has shape \[1, 1, 5, 2\].*N = H\*W = 6 for a map of 2x3"),
+        (0, (1, 6, 2), r"q has shape \[1, 6, 2\], wanted \[B, h, N, d\]"),
+        (1, (1, 1, 6, 3), r"k has shape \[1, 1, 6, 3\], wanted q's shape \[1, 1, 6, 2\]"),
+        (2, (1, 2, 6, 2), r"v has shape \[1, 2, 6, 2\], wanted q's shape \[1, 1, 6, 2\]"),
+        (3, (5, 2), r"rel_h has shape \[5, 2\], wanted \[2H-1, d\] = \[3, 2\].*resample_table\(rel_h, 2\)"),
+        (4, (5, 3), r"rel_w has shape \[5, 3\], wanted \[2W-1, d\] = \[5, 2\]"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(place: int, shape: tuple[int, ...], message: str) -> None:
+    tensors = problem(1, 1, 2, (2, 3))
+    tensors[place] = torch.zeros(shape, dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        relative_attention_2d(*tensors, (2, 3))

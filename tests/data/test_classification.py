@@ -1,0 +1,341 @@
+"""Data sets: the same bits by item, by batch and from workers; refusals that say what to do."""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attneck.data import EvalBatches, TrainBatches, cifar, loader, open_dataset
+from attneck.data.arrays import crop_flip
+from attneck.data.classification import AUGMENTS, NAMES
+
+LOCAL_MD5 = {"train": "ea7afe98e64506c414f9d6ad8904eeb1", "test": "6ddb46bed4bb135a8179d6fcc29376d3"}
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A folder in CIFAR-100's layout with 60 + 20 random images, and its sums."""
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    sums = {}
+    for name, count in (("train", 60), ("test", 20)):
+        content = {
+            b"data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
+            b"fine_labels": rng.integers(0, 100, count).tolist(),
+        }
+        sums[name] = _write(folder / name, content)
+    sums["meta"] = _write(folder / "meta", {b"fine_label_names": [b"class %d" % i for i in range(100)]})
+    return tmp_path, sums
+
+
+def _write(file: Path, content: object) -> str:
+    raw = pickle.dumps(content, 2)
+    file.write_bytes(raw)
+    return hashlib.md5(raw).hexdigest()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Three classes of images of many formats and sizes; every image of a class has one colour."""
+    sizes = [(40, 30), (33, 57), (24, 24), (20, 50)]
+    for split, count in (("train", 4), ("val", 2)):
+        for c, name in enumerate(("a", "b", "c")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = Image.new("RGB", sizes[i], tuple(int(c == k) * 200 for k in range(3)))
+                image.putpixel((5, 5), (9, 9, 9))
+                image.save(folder / f"{i}{('.jpeg', '.png', '.webp', '.bmp')[i]}")
+    return tmp_path
+
+
+@pytest.fixture(params=[(name, augment) for name in NAMES for augment in AUGMENTS[name]], ids="-".join)
+def dataset(request: pytest.FixtureRequest) -> Any:
+    name, augment = request.param
+    options: dict[str, Any] = {"augment": augment, "seed": 5}
+    if name == "cifar100":
+        options["root"], options["md5"] = request.getfixturevalue("tiny_cifar")
+    elif name == "folder":
+        options["root"] = request.getfixturevalue("tree")
+        options["image_size"] = 24
+    else:
+        options["size"] = 60
+    return open_dataset(name, "train", **options)
+
+
+def test_item_batch_and_workers_give_the_same_bits(dataset: Any) -> None:
+    batches = TrainBatches(len(dataset), 6, seed=5, steps=4)
+    alone, forked = list(loader(dataset, batches)), list(loader(dataset, batches, workers=2))
+    assert len(alone) == len(forked) == 4
+    for keys, (images, labels), (other_images, other_labels) in zip(batches, alone, forked, strict=True):
+        size = dataset.image_size
+        assert images.shape == (6, 3, size, size)
+        assert images.dtype == torch.float32
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.shape == (6,)
+        assert labels.dtype == torch.int64
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+        for key, image, label in zip(keys, images, labels, strict=True):
+            item, item_label = dataset[key]
+            assert torch.equal(item, image)
+            assert isinstance(item_label, int)
+            assert item_label == label
+
+
+def test_augmentation_depends_on_the_epoch_and_the_seed(dataset: Any) -> None:
+    keys = [(0, i) for i in range(len(dataset))]
+    first = dataset.pixels(keys)
+    other = dataset.pixels([(1, i) for i in range(len(dataset))])
+    assert np.array_equal(first, dataset.pixels(keys))
+    assert np.array_equal(first, other) == (dataset.augment == "none")
+    dataset.seed += 1
+    assert np.array_equal(first, dataset.pixels(keys)) == (dataset.augment == "none")
+
+
+def test_images_do_not_touch_the_global_generators(dataset: Any) -> None:
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    for _ in loader(dataset, EvalBatches(len(dataset), 4)):
+        pass
+    assert torch.equal(state, torch.get_rng_state())
+    assert numpy_state == np.random.get_state()[1].tolist()
+
+
+def test_images_are_normalised(dataset: Any) -> None:
+    dataset.augment = "none"
+    dataset._transform = None
+    keys = [(0, i) for i in range(len(dataset))]
+    images, _ = dataset.__getitems__(keys)
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (dataset.mean, dataset.std))
+    pixels = torch.from_numpy(dataset.pixels(keys)).permute(0, 3, 1, 2).double() / 255
+    torch.testing.assert_close(images.double(), (pixels - mean) / std, rtol=1e-5, atol=1e-5)
+
+
+def test_crop_flip_reaches_every_corner_and_pads_with_zeros() -> None:
+    images = np.random.default_rng(0).integers(1, 256, (5, 32, 32, 3), dtype=np.uint8)
+    below_one = 1 - 2**-53
+    draws = np.array(
+        [[0, 0, 0.5], [below_one, below_one, 0.9], [0.5, 0.5, 0.7], [0.5, 0.5, 0.2], [0, 0.5, 0.1]]
+    )
+    out = crop_flip(images, draws)
+    assert not out[0, :4].any()
+    assert not out[0, :, :4].any()
+    np.testing.assert_array_equal(out[0, 4:, 4:], images[0, :28, :28])
+    np.testing.assert_array_equal(out[1, :28, :28], images[1, 4:, 4:])
+    assert not out[1, 28:].any()
+    np.testing.assert_array_equal(out[2], images[2])
+    np.testing.assert_array_equal(out[3], images[3, :, ::-1])
+    np.testing.assert_array_equal(out[4, 4:], images[4, :28, ::-1])
+
+
+def test_cifar_reads_images_labels_and_names(tiny_cifar: tuple[Path, dict[str, str]]) -> None:
+    root, sums = tiny_cifar
+    dataset = open_dataset("cifar100", "val", root=root, md5=sums)
+    content = pickle.loads((root / "cifar-100-python/test").read_bytes())
+    assert len(dataset) == 20
+    assert dataset.classes[7] == "class 7"
+    for i in range(20):
+        np.testing.assert_array_equal(
+            dataset.pixels([(0, i)])[0].transpose(2, 0, 1), content[b"data"][i].reshape(3, 32, 32)
+        )
+        assert dataset[0, i][1] == content[b"fine_labels"][i]
+
+
+def test_cifar_refuses_other_sums(tiny_cifar: tuple[Path, dict[str, str]]) -> None:
+    root, sums = tiny_cifar
+    with pytest.raises(
+        ValueError, match=rf"/train has md5 {sums['train']}, wanted 1601\w+d: get cifar"
+    ) as error:
+        open_dataset("cifar100", "train", root=root)
+    assert "\n" not in str(error.value)
+    several = {name: ["0" * 32, value] for name, value in sums.items()}
+    assert len(open_dataset("cifar100", "train", root=root, md5=several)) == 60
+    with pytest.raises(ValueError, match="md5 names tset: its files are train, test and meta"):
+        open_dataset("cifar100", "train", root=root, md5={"tset": "0"})
+
+
+def test_cifar_refuses_a_malicious_pickle_even_with_its_sum(tiny_cifar: tuple[Path, dict[str, str]]) -> None:
+    root, sums = tiny_cifar
+    raw = b"\x80\x02}U\x04datacposix\nsystem\nU\x0ctouch /tmp/x\x00\x85Rs."
+    (root / "cifar-100-python/train").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"train: refused to unpickle posix\.system"):
+        open_dataset("cifar100", "train", root=root, md5=sums | {"train": hashlib.md5(raw).hexdigest()})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"data": np.zeros((2, 3072)), "fine_labels": [1, 2]},
+        {"data": np.zeros((2, 3072), dtype=np.uint8), "fine_labels": [1]},
+        {"data": np.zeros((2, 3072), dtype=np.uint8), "fine_labels": [1, 100]},
+    ],
+)
+def test_cifar_refuses_other_content(
+    tiny_cifar: tuple[Path, dict[str, str]], content: dict[str, Any]
+) -> None:
+    root, sums = tiny_cifar
+    sums["train"] = _write(root / "cifar-100-python/train", content)
+    with pytest.raises(ValueError, match="train: not CIFAR-100's data"):
+        open_dataset("cifar100", "train", root=root, md5=sums)
+
+
+def test_a_missing_file_or_root_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATTNECK_DATA", raising=False)
+    with pytest.raises(ValueError, match=r"ATTNECK_DATA is not set: set it to .*cs\.toronto\.edu"):
+        open_dataset("cifar100", "train")
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder: give the folder that holds cifar"):
+        open_dataset("cifar100", "train", root=tmp_path / "nowhere")
+    monkeypatch.setenv("ATTNECK_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"cifar-100-python/train is missing: its folder must hold"):
+        open_dataset("cifar100", "train")
+
+
+def test_folder_labels_resizes_and_crops(tree: Path) -> None:
+    dataset = open_dataset("folder", "val", root=tree, image_size=16)
+    assert dataset.classes == ("a", "b", "c")
+    assert [dataset[0, i][1] for i in range(6)] == [0, 0, 1, 1, 2, 2]
+    for i in range(6):
+        image = dataset.pixels([(0, i)])[0]
+        assert image.shape == (16, 16, 3)
+        assert image.mean(axis=(0, 1)).argmax() == i // 2
+    turned = open_dataset("folder", "val", root=tree, image_size=16, classes=("c", "a", "b"))
+    assert [turned[0, i][1] for i in range(6)] == [1, 1, 2, 2, 0, 0]
+
+
+def test_folder_evaluates_the_centre(tmp_path: Path) -> None:
+    # A gradient along the longer side: the crop's middle is the image's.
+    wide = np.repeat(np.arange(240, dtype=np.uint8)[None, :, None], 80, axis=0).repeat(3, axis=2)
+    for name, pixels in (("wide", wide), ("tall", wide.transpose(1, 0, 2))):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "val" / name / "0.png")
+    images = open_dataset("folder", "val", root=tmp_path, image_size=70).pixels([(0, 0), (0, 1)])
+    # Sorted: tall is 0. 80 pixels stay 80, of which the middle 70: 120 - 35 ... 120 + 34.
+    np.testing.assert_array_equal(images[1][0, :, 0], np.arange(85, 155))
+    np.testing.assert_array_equal(images[0], images[1].transpose(1, 0, 2))
+
+
+def test_folder_under_the_data_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNECK_DATA", str(tree.parent))
+    assert len(open_dataset("folder", "train", root=tree.name)) == 12
+
+
+def test_folder_names_a_broken_image(tree: Path) -> None:
+    broken = tree / "train/b/1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    dataset = open_dataset("folder", "train", root=tree, image_size=16)
+    with pytest.raises(
+        ValueError, match=r"cannot read \S*/train/b/1\.png .*: replace it or remove it"
+    ) as error:
+        dataset.pixels([(0, 5)])
+    assert "\n" not in str(error.value)
+
+
+def test_folder_refuses_trees_that_do_not_fit(tree: Path) -> None:
+    with pytest.raises(ValueError, match=r"the classes asked for: 1 more \(c\), 1 missing \(d\)"):
+        open_dataset("folder", "train", root=tree, classes=("a", "b", "d"))
+    (tree / "val/d").mkdir()
+    for split in ("train", "val"):
+        with pytest.raises(
+            ValueError, match=rf"the classes of \S*/{split} are not those of .*\(d\): make them"
+        ):
+            open_dataset("folder", split, root=tree)
+    (tree / "train/d").mkdir()
+    with pytest.raises(ValueError, match="train/d has no images"):
+        open_dataset("folder", "train", root=tree)
+    with pytest.raises(FileNotFoundError, match=r"train is missing: .* must hold train/<class>/"):
+        open_dataset("folder", "train", root=tree / "val")
+    (tree / "empty/train").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has no class folders"):
+        open_dataset("folder", "train", root=tree / "empty")
+
+
+def test_folder_augmentations_vary_and_randaugment_adds_to_inception(tree: Path) -> None:
+    def pixels(augment: str, **options: int) -> Any:
+        dataset = open_dataset(
+            "folder", "train", root=tree, image_size=24, augment=augment, seed=1, **options
+        )
+        return dataset.pixels([(epoch, 0) for epoch in range(40)])
+
+    inception = pixels("inception")
+    # The crop and the flip are the same draws; without layers nothing is added.
+    np.testing.assert_array_equal(inception, pixels("randaugment", randaugment_layers=0))
+    assert not np.array_equal(inception, pixels("randaugment"))
+    assert not np.array_equal(pixels("randaugment", randaugment_magnitude=30), pixels("randaugment"))
+    assert len({image.tobytes() for image in inception}) > 15
+    with pytest.raises(ValueError, match=r"magnitude 31: .* the magnitude 0 \.\.\. 30"):
+        pixels("randaugment", randaugment_magnitude=31)
+
+
+def test_size_spreads_over_the_set(tree: Path, tiny_cifar: tuple[Path, dict[str, str]]) -> None:
+    dataset = open_dataset("folder", "train", root=tree, size=3)
+    assert [Path(path).parent.name for path in dataset.paths] == ["a", "b", "c"]  # type: ignore[attr-defined]
+    root, sums = tiny_cifar
+    whole, part = (open_dataset("cifar100", "train", root=root, md5=sums, size=size) for size in (None, 20))
+    for i in range(20):
+        assert torch.equal(part[0, i][0], whole[0, 3 * i][0])
+    with pytest.raises(ValueError, match="size is 61 of 60 images: choose 60 or fewer"):
+        open_dataset("cifar100", "train", root=root, md5=sums, size=61)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cifar10", "train", {}), "data set is 'cifar10': choose cifar100, folder, shapes"),
+        (("shapes", "test", {}), "split is 'test': choose train, val"),
+        (("shapes", "val", {"augment": "inception"}), "for shapes is 'inception': choose none, crop_flip"),
+        (("folder", "val", {"augment": "crop_flip"}), "choose none, inception, randaugment"),
+        (("cifar100", "val", {"image_size": 64}), "its images are 32 x 32: leave it out"),
+        (("shapes", "val", {"size": 0}), "size is 0: it must be 1 or more"),
+        (("shapes", "val", {"image_size": 15, "size": 1}), "15 x 15 pixels: wanted .* 16 pixels a side"),
+        (("shapes", "val", {"size": 1, "classes": ("a", "b")}), "2 classes that are not its 10"),
+        (("shapes", "val", {"md5": {"train": "0"}}), "only cifar100's files are checked"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: tuple[str, str, dict[str, Any]], message: str) -> None:
+    name, split, options = arguments
+    with pytest.raises(ValueError, match=message):
+        open_dataset(name, split, **options)
+
+
+@pytest.mark.data
+def test_real_cifar() -> None:
+    root = os.environ["ATTNECK_DATA"]
+    images, labels, classes = cifar.read(Path(root), "val", LOCAL_MD5)
+    assert images.shape == (10_000, 32, 32, 3)
+    assert np.bincount(labels).tolist() == [100] * 100
+    assert (classes[0], classes[99]) == ("apple", "worm")
+    train = open_dataset("cifar100", "train", augment="crop_flip", md5=LOCAL_MD5)
+    assert len(train) == 50_000
+    assert np.bincount(train.labels).tolist() == [500] * 100
+    pixels = train.images.reshape(-1, 3)  # type: ignore[attr-defined]
+    counts = np.stack([np.bincount(pixels[:, c], minlength=256) for c in range(3)]) / len(pixels)
+    levels = np.arange(256) / 255
+    mean = counts @ levels
+    np.testing.assert_allclose(mean, train.mean, atol=1e-7)
+    np.testing.assert_allclose(np.sqrt(counts @ levels**2 - mean**2), train.std, atol=1e-7)
+    batches = TrainBatches(len(train), 128, seed=0, steps=4)
+    alone, forked = list(loader(train, batches)), list(loader(train, batches, workers=2))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, forked, strict=True))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("augment", AUGMENTS["folder"])
+def test_real_folder(augment: str) -> None:
+    train = open_dataset("folder", "train", root="tiny-imagenet-20", image_size=64, augment=augment)
+    val = open_dataset("folder", "val", root="tiny-imagenet-20", image_size=64)
+    assert (len(train), len(val), len(train.classes)) == (10_000, 1_000, 20)
+    assert train.classes == val.classes
+    assert np.bincount(val.labels).tolist() == [50] * 20
+    images, labels = next(iter(loader(train, TrainBatches(len(train), 32, seed=0, steps=1))))
+    assert images.shape == (32, 3, 64, 64)
+    assert len(labels.unique()) > 5
+    assert abs(images.mean()) < 1
+    assert 0.5 < images.std() < 2

@@ -1,0 +1,37 @@
+"""torch.compile takes each layer as one graph, forward and backward, with eager's numbers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "relative": lambda: MHSA2d(16, (6, 5), stride=2),
+    "relative alone, resampled": lambda: MHSA2d(16, 9, content=False),
+    "absolute": lambda: MHSA2d(16, (6, 5), position="absolute"),
+    "bam": lambda: BAM(16),
+    "bam, official": lambda: BAM(16, variant="official"),
+    "squeeze-excite": lambda: SqueezeExcite2d(16),
+    "non-local": lambda: NonLocal2d(16),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_one_graph_and_the_same_numbers(name: str, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer = LAYERS[name]().double()
+    x = torch.randn(2, 16, 6, 5, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    leaves = [x, *layer.parameters()]
+    want = layer(x)
+    direction = torch.randn_like(want)
+    gradients = torch.autograd.grad(want, leaves, direction)
+    got = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+    assert got.stride() == want.stride()
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    for one, other in zip(torch.autograd.grad(got, leaves, direction), gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)

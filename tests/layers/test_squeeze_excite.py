@@ -1,0 +1,36 @@
+"""SqueezeExcite2d against the oracle."""
+
+import pytest
+import torch
+
+from attneck.attention import reference
+from attneck.layers import SqueezeExcite2d
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("map_size", [(1, 1), (5, 3)])
+def test_result_and_gradients_are_the_oracle_s(bias: bool, map_size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layer = SqueezeExcite2d(32, reduction=4, bias=bias).double()
+    x = torch.randn(2, 32, *map_size, dtype=torch.float64, requires_grad=True)
+    want = reference.squeeze_excite(x, layer.fc1.weight, layer.fc2.weight, layer.fc1.bias, layer.fc2.bias)
+    got, direction, leaves = layer(x), torch.randn_like(want), [x, *layer.parameters()]
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(got, leaves, direction), torch.autograd.grad(want, leaves, direction), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_parameters() -> None:
+    def count(**options: object) -> int:
+        return sum(p.numel() for p in SqueezeExcite2d(256, **options).parameters())
+
+    assert count() == 2 * 256 * 16  # reduction 16, no biases
+    assert count(bias=True) == count() + 16 + 256
+
+
+@pytest.mark.parametrize("reduction", [0, 17])
+def test_a_reduction_to_nothing_is_refused(reduction: int) -> None:
+    with pytest.raises(ValueError, match=f"16 channels at reduction {reduction} leave no hidden channel"):
+        SqueezeExcite2d(16, reduction=reduction)
