@@ -10,6 +10,8 @@ from attneck.errors import RunFailed, UserError, suggestion
 # Each command is `main(arguments) -> None` in the module of its name under attneck.commands.
 COMMANDS = {
     "list": "the models there are",
+    "count": "parameters and multiply-adds of a model",
+    "papers": "the papers' figures beside what is computed and measured here",
     "train": "train what a recipe says",
     "eval": "top-1, top-5 and error of a run",
     "data": "find a data set and check it",
@@ -20,7 +22,9 @@ def usage() -> str:
     """What `attneck --help` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: attneck COMMAND …", "", *lines, "", "attneck COMMAND --help shows its options."])
+    return "\n".join(
+        ["usage: attneck COMMAND …", "", *lines, "", "attneck COMMAND --help shows its options."]
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -61,7 +61,9 @@ class Classification:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Mean cross-entropy, top-1 and top-5 in per cent, over every held-out image of every process."""
-        batches = EvalBatches(len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size)
+        batches = EvalBatches(
+            len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
+        )
         sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
         for images, labels in loader(self.held_out, batches, self.recipe.data.workers):
             logits = model(self._images(images)).float().cpu()
@@ -150,10 +152,18 @@ def evaluate(run: str | Path, data: Data | None = None) -> dict[str, Any]:
         if state["average"] is not None:
             average = loop.average_of(model, recipe.ema)
             average.load_state_dict(state["average"])
-        scores = loop.evaluate(Classification(held_out, recipe, everyone), model, average, recipe, everyone.device)
+        scores = loop.evaluate(
+            Classification(held_out, recipe, everyone), model, average, recipe, everyone.device
+        )
     for key in [key for key in scores if key.endswith("top1")]:
         scores[key.replace("top1", "error")] = 100 - scores[key]
-    return {"run": str(folder), "model": recipe.model.name, "step": state["step"], "images": len(held_out), **scores}
+    return {
+        "run": str(folder),
+        "model": recipe.model.name,
+        "step": state["step"],
+        "images": len(held_out),
+        **scores,
+    }
 
 
 def datasets(data: Data, seed: int) -> tuple[ClassificationDataset, ClassificationDataset]:
@@ -198,15 +208,22 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
     if resume:
         state, _, damaged = checkpoint.load_latest(folder / "checkpoints")
         for path in damaged:
-            print(f"attneck: {path} does not match its SHA-256; going on from step {state['step']}", file=sys.stderr)
+            print(
+                f"attneck: {path} does not match its SHA-256; going on from step {state['step']}",
+                file=sys.stderr,
+            )
         changed = differences(parse_recipe(state["recipe"], str(folder)), recipe)
         if changed:
-            raise UserError(f"{folder} was started otherwise ({'; '.join(changed)}): drop the change or --resume")
+            raise UserError(
+                f"{folder} was started otherwise ({'; '.join(changed)}): drop the change or --resume"
+            )
     elif checkpoint.checkpoints(folder / "checkpoints"):
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_atomic(folder / "recipe.yaml", dump_recipe(recipe).encode())
-    checkpoint.write_atomic(folder / "environment.json", (json.dumps(environment(), indent=1) + "\n").encode())
+    checkpoint.write_atomic(
+        folder / "environment.json", (json.dumps(environment(), indent=1) + "\n").encode()
+    )
     return folder
 
 
@@ -238,5 +255,9 @@ def environment() -> dict[str, Any]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0].partition(":")[2].strip() if names else platform.processor()

@@ -25,7 +25,7 @@ class Calls:
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_reads_what_python_3_wrote(protocol: int) -> None:
-    content = {
+    content: dict[Any, Any] = {
         "data": np.arange(24, dtype=np.uint8).reshape(4, 6),
         "turned": np.arange(24, dtype=np.uint8).reshape(4, 6).T,
         "wide": np.array([1.5, -2], dtype=">f8"),
@@ -92,7 +92,7 @@ def test_refuses_and_runs_nothing(
     ],
 )
 def test_refuses_everything_but_numbers_and_containers(content: Any) -> None:
-    with pytest.raises(ValueError, match="^here: "):
+    with pytest.raises(ValueError, match=r"^here: "):
         pickles.loads(pickle.dumps(content), "here")
 
 
@@ -100,7 +100,7 @@ def test_refuses_everything_but_numbers_and_containers(content: Any) -> None:
     "raw", [b"", b"\x80\x04", b"not a pickle", b"\x80\x04}(K\x01u.", b"cnumpy\ndtype\n}b."]
 )
 def test_a_broken_pickle_is_one_line(raw: bytes) -> None:
-    with pytest.raises(ValueError, match="^here: .*: get the file anew$"):
+    with pytest.raises(ValueError, match=r"^here: .*: get the file anew$"):
         pickles.loads(raw, "here")
 
 

@@ -10,12 +10,17 @@ import torch
 from attneck.data import open_dataset, shapes
 
 PINNED = {
-    (0, 0, 32, 1): "",
-    (0, 1, 32, 1): "",
-    (0, shapes.FIRST_VALIDATION_INDEX, 32, 1): "",
-    (7, 123, 48, 1): "",
-    (1, 5, 128, 4): "",
-    (2, 6, 97, 9): "",
+    (0, 0, 32, 1): "867e43b6d5bd689d8b5a062b08bea89faa7fced00f48487ab16f038733f6bb56",
+    (0, 1, 32, 1): "9c8ad827b578ace909742688b80b30709efd15927496f4b3bbfb21a7d340ced9",
+    (
+        0,
+        shapes.FIRST_VALIDATION_INDEX,
+        32,
+        1,
+    ): "6af93e6f48c7acbdd1a09005d7d3df5a8e19431beec2ab944746cd55f20461b0",
+    (7, 123, 48, 1): "1a80a78e78dc70e2f8d903ae87433b061030b48fea26e7910b1d02b53ae43669",
+    (1, 5, 128, 4): "0d3bbab19747a408d233c0efd5e8e8622144d9fce8fe925e59200edc6fcbb455",
+    (2, 6, 97, 9): "0cfa2db34828ab4149bec99007c93aa8f70c568c3b919f4117a2f577dace386c",
 }
 
 
@@ -46,7 +51,7 @@ def test_every_shape_lies_inside_its_circle(kind: str) -> None:
     assert 0.1 < inside.sum() * 0.005**2 / np.pi <= 1.001
 
 
-@pytest.mark.parametrize(("size", "objects"), [(16, 1), (32, 1), (32, 4), (64, 5), (97, 9), (160, 20)])
+@pytest.mark.parametrize(("size", "objects"), [(24, 1), (32, 1), (48, 4), (80, 5), (97, 9), (160, 20)])
 def test_boxes_are_tight_masks_disjoint_and_labels_in_range(size: int, objects: int) -> None:
     for index in range(40):
         drawn = shapes.scene(0, index, size, objects)
@@ -75,11 +80,11 @@ def test_neighbours_overlap_and_none_vanishes() -> None:
             low, high = boxes[:, None, :2], boxes[None, :, 2:]
             meet = (low < high).all(axis=2)
             touching += int((meet & meet.T).sum() - 9) // 2
-    assert touching > 512
+    assert touching > 100
     assert smallest > 20
 
 
-@pytest.mark.parametrize(("size", "objects"), [(15, 1), (31, 2), (64, 17), (32, 0)])
+@pytest.mark.parametrize(("size", "objects"), [(23, 1), (47, 2), (96, 17), (32, 0)])
 def test_what_does_not_fit_is_refused(size: int, objects: int) -> None:
     with pytest.raises(ValueError, match=rf"{objects} objects in an image of {size} x {size} pixels: wanted"):
         shapes.scene(0, 0, size, objects)
@@ -105,20 +110,22 @@ def test_a_linear_model_fails() -> None:
     train, val = open_dataset("shapes", "train", size=4000), open_dataset("shapes", "val", size=1000)
     (x, y), (val_x, val_y) = (data.__getitems__([(0, i) for i in range(len(data))]) for data in (train, val))
     x, val_x = x.flatten(1), val_x.flatten(1)
-    accuracies = []
-    for decay in (1e-2, 1.0):
-        weight = torch.zeros(10, x.shape[1], requires_grad=True)
-        bias = torch.zeros(10, requires_grad=True)
-        optimiser = torch.optim.LBFGS([weight, bias], max_iter=40)
+    assert max(_linear_accuracy(x, y, val_x, val_y, decay) for decay in (1e-2, 1.0)) < 0.35
 
-        def loss(
-            weight: torch.Tensor = weight, bias: torch.Tensor = bias, decay: float = decay
-        ) -> torch.Tensor:
-            optimiser.zero_grad()
-            value = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + decay * weight.square().sum()
-            value.backward()
-            return value
 
-        optimiser.step(loss)
-        accuracies.append(((val_x @ weight.T + bias).argmax(1) == val_y).float().mean().item())
-    assert max(accuracies) < 0.35
+def _linear_accuracy(
+    x: torch.Tensor, y: torch.Tensor, val_x: torch.Tensor, val_y: torch.Tensor, decay: float
+) -> float:
+    """Of multinomial logistic regression on the pixels [B, 3·H·W]."""
+    weight = torch.zeros(10, x.shape[1], requires_grad=True)
+    bias = torch.zeros(10, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=40)
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + decay * weight.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    return ((val_x @ weight.T + bias).argmax(1) == val_y).float().mean().item()

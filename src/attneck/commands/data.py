@@ -30,7 +30,11 @@ def inspect(
 
     try:
         if action == "where":
-            place = "drawn by the program, nothing to download" if name == "shapes" else str(resolve(root, name, ""))
+            place = (
+                "drawn by the program, nothing to download"
+                if name == "shapes"
+                else str(resolve(root, name, ""))
+            )
             print(json.dumps({"name": name, "where": place}) if json_ else place)
             return
         found = {}
@@ -38,7 +42,11 @@ def inspect(
             dataset = open_dataset(name, split, root=root)
             for index in _progress(range(len(dataset)), f"{name} {split}", quiet=json_):
                 dataset[0, index]
-            found[split] = {"images": len(dataset), "classes": len(dataset.classes), "size": dataset.image_size}
+            found[split] = {
+                "images": len(dataset),
+                "classes": len(dataset.classes),
+                "size": dataset.image_size,
+            }
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     if json_:

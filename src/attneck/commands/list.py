@@ -24,7 +24,9 @@ def show(
     """
     names = list_models(pattern)
     if not names:
-        raise UserError(f"no model matches {pattern!r}{suggestion(pattern, list(CATALOG))} (attneck list: all of them)")
+        raise UserError(
+            f"no model matches {pattern!r}{suggestion(pattern, list(CATALOG))} (attneck list: all of them)"
+        )
     print(json.dumps(names) if json_ else "\n".join(names))
 
 

@@ -50,7 +50,13 @@ def main(words: list[str]) -> None:
         raise UserError(str(error)) from None
     if out is None:
         stem = Path(name).stem
-        out = Path(name) if Path(name).is_dir() else newest_folder(stem) if arguments.resume else next_folder(stem)
+        out = (
+            Path(name)
+            if Path(name).is_dir()
+            else newest_folder(stem)
+            if arguments.resume
+            else next_folder(stem)
+        )
 
     from attneck.run import train
 

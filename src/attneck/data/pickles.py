@@ -25,8 +25,8 @@ class _Dtype:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         byte_order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
-        if byte_order in ("<", ">"):
-            self.value = self.value.newbyteorder(byte_order)
+        if byte_order == ">":
+            self.value = self.value.newbyteorder(">")
 
 
 class _Array:

@@ -8,7 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import suggestion
-from attneck.models.options import CifarResNetOptions, ResNetOptions, override
+from attneck.models.options import (
+    CifarResNetOptions,
+    DenseNetOptions,
+    EfficientNetOptions,
+    FamilyOptions,
+    MobileNetOptions,
+    ResNetOptions,
+    SqueezeNetOptions,
+    ViTOptions,
+    override,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,6 +27,11 @@ if TYPE_CHECKING:
 _BUILDERS: dict[type, str] = {
     ResNetOptions: "attneck.models.resnet:build",
     CifarResNetOptions: "attneck.models.cifar:build",
+    DenseNetOptions: "attneck.models.densenet:build",
+    MobileNetOptions: "attneck.models.compact:build_mobilenet",
+    SqueezeNetOptions: "attneck.models.compact:build_squeezenet",
+    EfficientNetOptions: "attneck.models.external:build_efficientnet",
+    ViTOptions: "attneck.models.external:build_vit",
 }
 
 
@@ -24,27 +39,131 @@ _BUILDERS: dict[type, str] = {
 class Entry:
     """A row: the options that make the model, and the image side and classes it was published with."""
 
-    options: ResNetOptions | CifarResNetOptions
+    options: FamilyOptions
     image_size: int = 224
     num_classes: int = 1000
 
 
-def _rows() -> dict[str, Entry]:
-    rows: dict[str, Entry] = {}
-    rows["resnet50"] = Entry(ResNetOptions())
-    rows["botnet50"] = Entry(ResNetOptions(attend=(1,)))
-    rows["botnet_s1_50"] = Entry(ResNetOptions(attend=(1,), c5_stride=1))
+def _imagenet_rows() -> dict[str, FamilyOptions]:
+    """Both papers' ImageNet networks; BoTNet's are also the backbones of its detectors."""
+    rows: dict[str, FamilyOptions] = {}
+    everywhere = (2, 3, 4, 5)
 
-    # The lab family: ResNet-20 of the CIFAR experiments, small enough for a CPU.
-    lab = CifarResNetOptions()
-    for suffix, changes in {
-        "": {},
-        "_bam": {"bam": "stages"},
-        "_se": {"se": True},
-        "_bot": {"attend": True},
-        "_bot_bam": {"attend": True, "bam": "stages"},
+    # BoTNet Table 13 and Fig. 12; R200's depths are those of the authors' code.
+    for depth, depths in {
+        50: (3, 4, 6, 3),
+        101: (3, 4, 23, 3),
+        152: (3, 8, 36, 3),
+        200: (3, 24, 36, 3),
     }.items():
-        rows[f"cifar_resnet20{suffix}"] = Entry(dataclasses.replace(lab, **changes), 32, 100)
+        rows[f"resnet{depth}"] = ResNetOptions(depths=depths)
+        rows[f"botnet{depth}"] = ResNetOptions(depths=depths, attend=(1,))
+        if depth < 200:
+            rows[f"senet{depth}"] = ResNetOptions(depths=depths, se=everywhere)
+    # Table 13 prints [4, 40, 60, 12], which has 151.37 M parameters; these, as deep, have its 115.18 M.
+    rows["senet350"] = ResNetOptions(depths=(3, 44, 66, 3), se=everywhere)
+
+    # Table 5: which c5 blocks attend. Tables 8 and 17: other blocks in their stead.
+    for flags in ("001", "011", "100"):
+        rows[f"botnet50_{flags}"] = ResNetOptions(attend=tuple(map(int, flags)))
+    rows["resnet50_nl_c4"] = ResNetOptions(insert_c4="non_local")
+    rows["resnet50_bot_c4"] = ResNetOptions(insert_c4="bot")
+    rows["resnet50_bot_c4_c5"] = ResNetOptions(insert_c4="bot", insert_c5="bot")
+    rows["resnet50_se_c5"] = ResNetOptions(se=(5,))
+
+    # §4.8: c5 at stride 16. The text has SE in c2 to c4; the parameters printed for the deeper ones hold only
+    # with SE in the BoT blocks too.
+    rows["botnet_s1_50"] = ResNetOptions(attend=(1,), c5_stride=1)
+    for depth, depths in {
+        59: (3, 4, 6, 6),
+        77: (3, 4, 6, 12),
+        110: (3, 4, 23, 6),
+        128: (3, 4, 23, 12),
+    }.items():
+        rows[f"botnet_s1_{depth}"] = ResNetOptions(
+            depths=depths, attend=(1,), c5_stride=1, se=everywhere, se_in_bot=True
+        )
+
+    # BAM Table 3b.
+    resnet18 = ResNetOptions(depths=(2, 2, 2, 2), block="basic")
+    rows["resnet18"] = resnet18
+    rows["wrn18_1_5"] = dataclasses.replace(resnet18, widths=(96, 192, 384, 768))
+    rows["wrn18_2_0"] = dataclasses.replace(resnet18, widths=(128, 256, 512, 1024))
+    rows["resnext50_32x4d"] = ResNetOptions(groups=32, base_width=4)
+    rows["mobilenet"] = MobileNetOptions()
+    rows["mobilenet_0_7"] = MobileNetOptions(alpha=0.7)
+    rows["squeezenet1_1"] = SqueezeNetOptions()
+    resnets = ("resnet18", "resnet50", "resnet101", "wrn18_1_5", "wrn18_2_0", "resnext50_32x4d")
+    for name in (*resnets, "mobilenet", "mobilenet_0_7", "squeezenet1_1"):
+        rows[f"{name}_bam"] = dataclasses.replace(rows[name], bam="stages")  # type: ignore[call-arg]
+    return rows
+
+
+def _cifar_rows() -> dict[str, FamilyOptions]:
+    """BAM's CIFAR-100 networks (§4.2), and the lab family."""
+    # Bottlenecks stride on their first 1×1: the printed multiply-adds of each such network say so.
+    bottleneck = CifarResNetOptions(block="bottleneck", stride_on="1x1")
+    change = dataclasses.replace
+    resnet = change(
+        bottleneck,
+        depths=(3, 4, 6, 3),
+        stem=64,
+        mids=(64, 128, 256, 512),
+        outs=(256, 512, 1024, 2048),
+    )
+    wrn = CifarResNetOptions(depths=(4, 4, 4), order="pre", shortcut="activated")
+    resnext = change(bottleneck, stem=64, outs=(256, 512, 1024))
+    plain: dict[str, CifarResNetOptions | DenseNetOptions] = {
+        "resnet20": CifarResNetOptions(),  # the lab family, small enough for a CPU
+        "resnet50": resnet,
+        "resnet101": change(resnet, depths=(3, 4, 23, 3)),
+        # Its printed figures are those of a network of 164 layers: 18 bottlenecks a stage.
+        "preresnet110": change(bottleneck, depths=(18, 18, 18), order="pre", outs=(64, 128, 256)),
+        "wrn28_8": change(wrn, mids=(128, 256, 512), outs=(128, 256, 512)),
+        "wrn28_10": change(wrn, mids=(160, 320, 640), outs=(160, 320, 640)),
+        "resnext29_8x64d": change(resnext, groups=8, mids=(512, 1024, 2048)),
+        "resnext29_16x64d": change(resnext, groups=16, mids=(1024, 2048, 4096)),
+        "densenet100": DenseNetOptions(),
+    }
+    rows: dict[str, FamilyOptions] = {}
+    for name, options in plain.items():
+        rows[f"cifar_{name}"] = options
+        rows[f"cifar_{name}_bam"] = change(options, bam="stages")
+    variants: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+        "_bam_c": (("resnet50", "preresnet110", "wrn28_8", "resnext29_8x64d"), {"bam": "blocks"}),  # Table 2
+        "_se": (
+            ("resnet20", "resnet50", "preresnet110", "wrn28_8", "resnext29_16x64d"),
+            {"se": True},
+        ),  # Table 5
+        "_bot": (("resnet20",), {"attend": True}),
+        "_bot_bam": (("resnet20",), {"attend": True, "bam": "stages"}),
+    }
+    for suffix, (names, changes) in variants.items():
+        for name in names:
+            rows[f"cifar_{name}{suffix}"] = change(plain[name], **changes)
+    # Table 1c: one more block of the same shape wherever a BAM would stand: after every stage but the last.
+    for name in ("resnet50", "wrn28_8", "resnext29_8x64d"):
+        options = plain[name]
+        longer = (*(depth + 1 for depth in options.depths[:-1]), options.depths[-1])
+        rows[f"cifar_{name}_block"] = change(options, depths=longer)
+    return rows
+
+
+def _rows() -> dict[str, Entry]:
+    rows = {name: Entry(options) for name, options in _imagenet_rows().items()}
+    rows |= {name: Entry(options, image_size=32, num_classes=100) for name, options in _cifar_rows().items()}
+    # BoTNet Table 14, with each one's own image size.
+    for number, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600)):
+        rows[f"efficientnet_b{number}"] = Entry(
+            override(EfficientNetOptions(), {"variant": f"b{number}"}, "efficientnet"), size
+        )
+    # BoTNet Figures 7 to 9: ViT-384 and DeiT-224, DeiT-384.
+    base, large = ViTOptions(), ViTOptions(width=1024, depth=24, heads=16)
+    rows["vit_base_patch16_384"] = Entry(base, 384)
+    rows["vit_large_patch16_384"] = Entry(large, 384)
+    rows["deit_small_patch16_224"] = Entry(ViTOptions(width=384, heads=6))
+    rows["deit_base_patch16_224"] = Entry(base)
+    rows["deit_base_patch16_384"] = Entry(base, 384)
     return rows
 
 

@@ -6,13 +6,16 @@ Letters: B batch, C channels, H×W map.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attneck.layers import SqueezeExcite2d
 from attneck.models import surgery
 from attneck.models.options import CifarResNetOptions
+from attneck.models.staged import StagedNet
 
 
 class Block(nn.Module):
@@ -22,7 +25,9 @@ class Block(nn.Module):
     2016). `se` is a slot on the branch, before the addition.
     """
 
-    def __init__(self, in_channels: int, mid: int, out: int, stride: int, options: CifarResNetOptions) -> None:
+    def __init__(
+        self, in_channels: int, mid: int, out: int, stride: int, options: CifarResNetOptions
+    ) -> None:
         super().__init__()
         self.pre = options.order == "pre"
         self.raw_shortcut = options.shortcut == "raw"
@@ -67,8 +72,8 @@ class Block(nn.Module):
         return y if self.pre else F.relu(y, inplace=True)
 
 
-class CifarResNet(nn.Module):
-    """3×3 stem, stages `layer1`…, global average pool, `fc`; timm's names and methods for all of it."""
+class CifarResNet(StagedNet):
+    """3×3 stem, stages `layer1`…, global average pool, `fc`."""
 
     def __init__(self, options: CifarResNetOptions, num_classes: int) -> None:
         super().__init__()
@@ -76,10 +81,11 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, options.stem, 3, 1, 1, bias=False)
         self.bn1 = nn.Identity() if pre else nn.BatchNorm2d(options.stem)
         self.act1 = nn.Identity() if pre else nn.ReLU(inplace=True)
-        self.feature_info: list[dict[str, int | str]] = []
+        self.feature_info = []
         channels = options.stem
-        self.stages: list[str] = []
-        for index, (depth, mid, out) in enumerate(zip(options.depths, options.mids, options.outs, strict=True)):
+        for index, (depth, mid, out) in enumerate(
+            zip(options.depths, options.mids, options.outs, strict=True)
+        ):
             blocks = []
             for number in range(depth):
                 stride = 2 if index > 0 and number == 0 else 1
@@ -87,74 +93,50 @@ class CifarResNet(nn.Module):
                 channels = out
             name = f"layer{index + 1}"
             self.add_module(name, nn.Sequential(*blocks))
-            self.stages.append(name)
             self.feature_info.append({"num_chs": out, "reduction": 2**index, "module": name})
         self.norm = nn.BatchNorm2d(channels) if pre else nn.Identity()
         self.act = nn.ReLU(inplace=True) if pre else nn.Identity()
+        self.row = ["conv1", "bn1", "act1", *(info["module"] for info in self.feature_info), "norm", "act"]
         self.num_features = channels
         self.drop = nn.Dropout(options.dropout)
         self.reset_classifier(num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer: [B, num_features] → [B, num_classes]."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier of `num_classes` (0: none)."""
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """x [B, 3, H, W] → the last stage's map [B, num_features, H', W']."""
-        x = self.act1(self.bn1(self.conv1(x)))
-        for name in self.stages:
-            x = getattr(self, name)(x)
-        out: Tensor = self.act(self.norm(x))
-        return out
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, num_features, H', W'] → logits [B, num_classes], or the pooled features before them."""
-        x = self.drop(torch.mean(x, dim=(2, 3)))
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, 3, H, W] → logits [B, num_classes]."""
-        return self.forward_head(self.forward_features(x))
-
 
 def build(options: CifarResNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> CifarResNet:
-    """A `CifarResNet` with the papers' changes made: MHSA, BAM, squeeze-excitation or extra blocks.
+    """A `CifarResNet` with the papers' changes made: MHSA, BAM or squeeze-excitation.
 
-    Raises:
-        ValueError: options that do not fit each other.
+    MHSA stands where a block's last 3×3 was; squeeze-excitation and BAM-C on the branch, before the addition;
+    BAM after every stage but the last, at the end of its Sequential.
     """
-    if options.bam == "blocks" and options.se:
-        raise ValueError("bam='blocks' and se want the same place in the block: choose one")
     model = CifarResNet(options, num_classes)
-    stages = [getattr(model, name) for name in model.stages]
+    stages: list[Any] = [model.get_submodule(info["module"]) for info in model.feature_info]
     if options.attend:
-        reduction = 2 ** (len(stages) - 1)
-        map_size = -(-image_size[0] // reduction), -(-image_size[1] // reduction)
-        for block in stages[-1]:
-            # In a basic block the second 3×3 (stride 1), in a bottleneck the one between the 1×1 convs.
-            conv = block.conv2
-            block.conv2 = surgery.mhsa(conv.in_channels, map_size, conv.stride[0], options)
+        _attend(stages[-1], options, image_size)
     for stage, out in zip(stages, options.outs, strict=True):
         for block in stage:
             if options.se:
                 block.se = SqueezeExcite2d(out, bias=True)
             if options.bam == "blocks":
                 block.se = surgery.bam(out, options)
-    bottlenecks = list(zip(stages, options.mids, options.outs, strict=True))[:-1]
-    for stage, mid, out in bottlenecks:
-        if options.extra_block:
-            stage.append(Block(out, mid, out, 1, options))
-        if options.bam == "stages":
-            stage.append(surgery.bam(out, options))
+    if options.bam == "stages":
+        surgery.append_bam(stages[:-1], options.outs[:-1], options)
     return model
+
+
+def _attend(stage: Iterable[Any], options: CifarResNetOptions, image_size: tuple[int, int]) -> None:
+    """Put MHSA where the last stage's blocks have their last 3×3 conv.
+
+    In a basic block that is the second one, which never strides. A bottleneck's attends to the block's own
+    input, and its pool strides, wherever its convs would have (BoTNet A.4).
+    """
+    reduction = 2 ** (len(options.depths) - 1)
+    for index, block in enumerate(stage):
+        strides = options.block == "bottleneck" and index == 0 and reduction > 1
+        stride = 2 if strides else 1
+        if strides:
+            block.conv1.stride = (1, 1)
+        map_size = surgery.map_size(image_size, reduction // stride)
+        block.conv2 = surgery.mhsa(block.conv2.in_channels, map_size, stride, options)

@@ -1,13 +1,22 @@
-"""The papers' operations on a residual network: what stands in a block, and what is put after a stage."""
+"""The papers' operations on a residual network: what stands in a block, and what is put into a stage.
+
+Each leaves the names of all other tensors as they are, so that weights of the plain network still load.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
 from attneck.layers import BAM, MHSA2d
 from attneck.models.options import AttentionOptions, BAMOptions
+
+
+def map_size(image_size: tuple[int, int], reduction: int) -> tuple[int, int]:
+    """(height, width) of the map that strides of `reduction` leave of an image: every one rounds up."""
+    return -(-image_size[0] // reduction), -(-image_size[1] // reduction)
 
 
 def mhsa(channels: int, map_size: tuple[int, int], stride: int, options: AttentionOptions) -> MHSA2d:
@@ -28,20 +37,32 @@ def bam(channels: int, options: BAMOptions) -> BAM:
         channels,
         reduction=options.bam_reduction,
         dilation=options.bam_dilation,
-        combine=options.bam_combine if options.bam_variant == "paper" else None,
+        combine=None if options.bam_combine == "default" else options.bam_combine,
         branches=options.bam_branches,
         variant=options.bam_variant,
     )
 
 
-def append_bam(stages: Iterable[nn.Sequential], channels: Iterable[int], options: BAMOptions) -> None:
-    """Append a BAM to each stage (BAM §3): the names of all other tensors stay as they are."""
+def append_bam(stages: Iterable[nn.Module], channels: Iterable[int], options: BAMOptions) -> None:
+    """Append a BAM to each stage, a Sequential (BAM §3)."""
     for stage, width in zip(stages, channels, strict=True):
+        assert isinstance(stage, nn.Sequential)
         stage.append(bam(width, options))
 
 
-def move_stride_to_1x1(blocks: Iterable[nn.Module]) -> None:
-    """Let a bottleneck block's first 1×1 conv take the stride of its 3×3 (BoTNet Table 10, BAM throughout)."""
+def insert_before_last(stage: nn.Sequential, name: str, block: nn.Module) -> None:
+    """Insert `block` before the last of a stage, under a name of its own: the others keep their numbers."""
+    last, module = list(stage.named_children())[-1]
+    delattr(stage, last)
+    stage.add_module(name, block)
+    stage.add_module(last, module)
+
+
+def move_stride_to_1x1(blocks: Iterable[Any]) -> None:
+    """Let a bottleneck block's first 1×1 conv take the stride of its 3×3 (BoTNet Table 10, BAM throughout).
+
+    A BoT block keeps its stride: it attends to the whole of its input, and the pool behind strides.
+    """
     for block in blocks:
         if isinstance(block.conv2, nn.Conv2d):
             block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)

@@ -60,7 +60,9 @@ def load_latest(folder: Path) -> tuple[dict[str, Any], Path, list[Path]]:
             return state, path, damaged
         damaged.append(path)
     if damaged:
-        raise UserError(f"{folder}: none of its {len(damaged)} checkpoints matches its SHA-256; start the run anew")
+        raise UserError(
+            f"{folder}: none of its {len(damaged)} checkpoints matches its SHA-256; start the run anew"
+        )
     raise UserError(f"{folder}: no checkpoint there; start the run without --resume")
 
 

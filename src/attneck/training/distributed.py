@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,22 @@ def world() -> Iterator[World]:
             dist.destroy_process_group()
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm whose statistics are those of all processes' batches, on any device.
 
@@ -69,15 +85,15 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         """x [B, C, …] → the same shape, normalised over every dimension but C and over all processes."""
         if not (self.training and dist.is_initialized()):
             return super().forward(input)
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         dims = [dim for dim in range(x.dim()) if dim != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         count = x.new_full((1,), x.numel() / x.shape[1])
-        sums = all_reduce(torch.cat((x.sum(dims), count)))  # [C + 1], differentiable
+        sums = _Sum.apply(torch.cat((x.sum(dims), count)))  # [C + 1]
         count = sums[-1]
         mean = sums[:-1] / count
         # Two passes: the variance around the common mean, not E[x²] − E[x]², which cancels.
-        variance = all_reduce((x - mean.view(shape)).square().sum(dims)) / count
+        variance = _Sum.apply((x - mean.view(shape)).square().sum(dims)) / count
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 assert self.num_batches_tracked is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -25,9 +26,11 @@ def newest_folder(name: str) -> Path:
             break
         newest = folder
     if newest is None:
-        raise UserError(f"there is no run runs/{name}: say where it is with --out, or start it without --resume")
+        raise UserError(
+            f"there is no run runs/{name}: say where it is with --out, or start it without --resume"
+        )
     return newest
 
 
-def _folders(name: str) -> map[Path]:
-    return map(lambda number: Path("runs") / (name if number == 1 else f"{name}-{number}"), count(1))
+def _folders(name: str) -> Iterator[Path]:
+    return (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -88,81 +89,87 @@ def fit(
         if world.rank == 0:
             _save(folder / "checkpoints", progress, model, optimizer, average, recipe)
 
-    with _stop_signals() as stop, _disk_errors(folder):
-        with Report(
-            folder if world.rank == 0 else None,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            batch=recipe.batch,
-            start=progress.step,
-        ) as report:
-            loader = batches(progress.step)
-            saved = epoch_began = time.monotonic()
-            parallel.train()
-            while progress.step < steps:
-                step = progress.step
-                lr = peak * lr_factor(recipe.schedule, step, steps, steps_per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                scores: dict[str, float] = {}
-                for part in range(recipe.accumulate):
-                    torch.manual_seed(step_seed(recipe.seed, step * recipe.accumulate + part, world.rank))
-                    last = part == recipe.accumulate - 1
-                    wait = nullcontext() if last or world.size == 1 else parallel.no_sync()  # type: ignore[operator]
-                    with wait:
-                        with precision(recipe, world.device):
-                            loss, shown = task.loss(parallel, next(loader))
-                        (loss / recipe.accumulate).backward()
-                    for key, value in {"loss": loss.detach(), **shown}.items():
-                        scores[key] = scores.get(key, 0.0) + float(value) / recipe.accumulate
-                stopped, unusable = world.maximum([float(stop[0]), float(not math.isfinite(scores["loss"]))])
-                if unusable:
-                    raise RunFailed(
-                        f"step {step + 1} (epoch {step // steps_per_epoch + 1}): the loss is {scores['loss']}; "
-                        "nothing of this step was kept. Try a lower optimizer.lr, a longer "
-                        "schedule.warmup_epochs or optimizer.clip_norm"
-                    )
-                if recipe.optimizer.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                if average is not None:
-                    average.update_parameters(model)
-                progress.step += 1
-                for key, score in scores.items():
-                    progress.sums[key] = progress.sums.get(key, 0.0) + score
-                done = progress.step % steps_per_epoch or steps_per_epoch
-                report.step(progress.step, {key: total / done for key, total in progress.sums.items()})
-
-                if done == steps_per_epoch:
-                    names = list(progress.sums)
-                    totals = world.total([progress.sums[name] for name in names])
-                    record: Record = {"epoch": progress.step // steps_per_epoch, "step": progress.step, "lr": lr}
-                    record |= {
-                        f"train_{name}": total / world.size / steps_per_epoch
-                        for name, total in zip(names, totals, strict=True)
-                    }
-                    record |= evaluate(task, model, average, recipe, world.device)
-                    record["seconds"] = time.monotonic() - epoch_began
-                    progress.history.append(record)
-                    progress.sums = {}
-                    report.epoch(progress.history)
-                    parallel.train()
-                    epoch_began = time.monotonic()
-                due = time.monotonic() - saved > 60 * recipe.checkpoint_minutes or (
-                    recipe.checkpoint_steps is not None and progress.step % recipe.checkpoint_steps == 0
+    report = Report(
+        folder if world.rank == 0 else None,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        batch=recipe.batch,
+        start=progress.step,
+    )
+    with _stop_signals() as stop, _disk_errors(folder), report:
+        loader = batches(progress.step)
+        saved = began = time.monotonic()
+        parallel.train()
+        while progress.step < steps:
+            lr = peak * lr_factor(recipe.schedule, progress.step, steps, steps_per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            scores = _gradients(parallel, task, loader, recipe, world, progress.step)
+            stopped, broken = world.maximum([float(stop[0]), float(not math.isfinite(scores["loss"]))])
+            if broken:
+                raise RunFailed(
+                    f"step {progress.step + 1} (epoch {progress.step // steps_per_epoch + 1}): the loss is "
+                    f"{scores['loss']}; nothing of this step was kept. Try a lower optimizer.lr, a longer "
+                    "schedule.warmup_epochs or an optimizer.clip_norm"
                 )
-                if done == steps_per_epoch or due or stopped:
-                    save()
-                    saved = time.monotonic()
-                if stopped and progress.step < steps:
-                    world.maximum([0.0])  # nobody leaves before the first process has saved
-                    raise RunFailed(
-                        f"stopped by {signal.Signals(int(stopped)).name} at step {progress.step} of {steps}, "
-                        f"saved; go on with: attneck train {folder} --resume",
-                        128 + int(stopped),
-                    )
+            if recipe.optimizer.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if average is not None:
+                average.update_parameters(model)
+
+            progress.step += 1
+            done = progress.step % steps_per_epoch or steps_per_epoch  # of this epoch
+            for name, score in scores.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + score
+            report.step(progress.step, {name: total / done for name, total in progress.sums.items()})
+            if done == steps_per_epoch:
+                means = _means(progress.sums, steps_per_epoch, world)
+                held_out = evaluate(task, model, average, recipe, world.device)
+                place: Record = {"epoch": progress.step // steps_per_epoch, "step": progress.step, "lr": lr}
+                progress.history.append(place | means | held_out | {"seconds": time.monotonic() - began})
+                progress.sums = {}
+                report.epoch(progress.history)
+                parallel.train()
+                began = time.monotonic()
+
+            due = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+            due |= recipe.checkpoint_steps is not None and progress.step % recipe.checkpoint_steps == 0
+            if done == steps_per_epoch or due or stopped:
+                save()
+                saved = time.monotonic()
+            if stopped and progress.step < steps:
+                world.maximum([0.0])  # nobody leaves before the first process has saved
+                raise RunFailed(
+                    f"stopped by {signal.Signals(int(stopped)).name} at step {progress.step} of {steps}, saved; "
+                    f"go on with: attneck train {folder} --resume",
+                    128 + int(stopped),
+                )
     return progress, average
+
+
+def _gradients(
+    parallel: nn.Module, task: Task, loader: Iterator[Any], recipe: Recipe, world: World, step: int
+) -> dict[str, float]:
+    """The gradients of one optimiser step, over its accumulated parts; the step's loss and scores."""
+    scores: dict[str, float] = {}
+    for part in range(recipe.accumulate):
+        torch.manual_seed(step_seed(recipe.seed, step * recipe.accumulate + part, world.rank))
+        share_later = isinstance(parallel, DistributedDataParallel) and part < recipe.accumulate - 1
+        with parallel.no_sync() if share_later else nullcontext():  # type: ignore[operator]
+            with precision(recipe, world.device):
+                loss, shown = task.loss(parallel, next(loader))
+            (loss / recipe.accumulate).backward()
+        for name, value in {"loss": loss.detach(), **shown}.items():
+            scores[name] = scores.get(name, 0.0) + float(value) / recipe.accumulate
+    return scores
+
+
+def _means(sums: dict[str, float], steps: int, world: World) -> dict[str, float]:
+    """An epoch's means over its steps and over all processes."""
+    totals = world.total(list(sums.values()))
+    return {f"train_{name}": total / world.size / steps for name, total in zip(sums, totals, strict=True)}
 
 
 def evaluate(
@@ -247,6 +254,11 @@ def _stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         cell[0] = number
 
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # a notebook's or a server's: no signals there
+        yield cell
+        return
     old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield cell

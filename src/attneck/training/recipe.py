@@ -163,7 +163,11 @@ def dump_recipe(recipe: Recipe) -> str:
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """The fields, as `part.field: old → new`, in which two recipes would train different weights."""
     a, b = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    keys = [key for key in {**a, **b} if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)]
+    keys = [
+        key
+        for key in {**a, **b}
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+    ]
     return [f"{key}: {a.get(key)} → {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
 
 

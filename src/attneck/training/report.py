@@ -23,7 +23,9 @@ class Report:
     checkpoint that the history came from.
     """
 
-    def __init__(self, folder: Path | None, *, steps: int, steps_per_epoch: int, batch: int, start: int) -> None:
+    def __init__(
+        self, folder: Path | None, *, steps: int, steps_per_epoch: int, batch: int, start: int
+    ) -> None:
         self.folder, self.steps_per_epoch, self.batch = folder, steps_per_epoch, batch
         self.epochs = -(-steps // steps_per_epoch)
         self.console = Console()
@@ -84,7 +86,9 @@ class Report:
         for key, value in scores.items():
             self.writer.add_scalar(key.replace("_", "/", 1), value, record["step"])
         self.writer.flush()
-        write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode())
+        write_atomic(
+            self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode()
+        )
 
 
 def say(scores: dict[str, float]) -> str:

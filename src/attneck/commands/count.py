@@ -1,0 +1,75 @@
+"""attneck count: what a model costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import tyro
+
+from attneck.errors import UserError
+from attneck.models import catalog
+
+
+def show(
+    model: Annotated[str, tyro.conf.Positional],
+    /,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    options: dict[str, bool | int | float | str | list[int]] = {},  # noqa: B006 - tyro's default, never changed
+    stages: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Parameters and multiply-adds of a model, for one image.
+
+    Args:
+        model: a name of `attneck list`.
+        image_size: side in pixels; the published one if not given.
+        num_classes: width of the classifier, 0 for none; the published one if not given.
+        options: what the model is asked for beyond its name, such as bam_dilation 2.
+        stages: each part of the model as well.
+        json_: print one JSON document and nothing else.
+    """
+    try:
+        entry = catalog.find(model, dict(options))
+        size = entry.image_size if image_size is None else image_size
+        if size < 1 or (num_classes or 0) < 0:
+            raise ValueError(
+                f"--image-size {size}, --num-classes {num_classes}: wanted a positive side, 0 or more"
+            )
+
+        import torch
+
+        from attneck.measure import count
+
+        with torch.device("meta"):
+            built = catalog.create_model(model, num_classes, size, **options)
+        counts = count(built, size, stages=stages)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    classes = entry.num_classes if num_classes is None else num_classes
+    if json_:
+        document = {"model": model, "options": options, "image_size": size, "num_classes": classes}
+        figures = dataclasses.asdict(counts)
+        figures["stages"] = counts.stages and {
+            name: {"params": params, "madds": madds} for name, (params, madds) in counts.stages.items()
+        }
+        print(json.dumps(document | {key: value for key, value in figures.items() if value is not None}))
+        return
+    print(f"{model}, one image of {size}×{size}, {classes} classes")
+    for name, what, value in (
+        ("parameters", "all", counts.params),
+        ("", "without BatchNorm and position tables, as BoTNet counts", counts.params_paper),
+        ("", "without biases, as two rows of BAM's Table 1 count", counts.params_weights),
+        ("M.Adds", "convolutions and matrix products", counts.madds),
+        ("", "without the classifier", counts.madds_no_classifier),
+    ):
+        print(f"{name:10}  {value:>17,}  {what}")
+    for name, (params, madds) in (counts.stages or {}).items():
+        print(f"  {name:20} {params:>17,} parameters {madds:>20,} M.Adds")
+
+
+def main(words: list[str]) -> None:
+    """Parse and run."""
+    tyro.cli(show, prog="attneck count", args=words)

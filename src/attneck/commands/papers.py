@@ -1,0 +1,164 @@
+"""attneck papers: every figure of the two papers beside what is computed and measured here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from attneck.errors import UserError
+from attneck.models import catalog
+from attneck.papers.layout import Checked, Section, Sheet, document, markdown, sheet, tally_sentence
+from attneck.papers.results import Run, fits, read_runs
+from attneck.papers.tables import (
+    PAPERS,
+    Cost,
+    Network,
+    Paper,
+    Row,
+    Table,
+    compare,
+    load_paper,
+    no_table,
+    train_command,
+)
+from attneck.training.recipe import shipped_recipes
+
+
+def show(
+    paper: Annotated[str | None, tyro.conf.Positional] = None,
+    /,
+    table: str | None = None,
+    results: Path | None = None,
+    markdown_: Annotated[bool, tyro.conf.arg(name="markdown"), tyro.conf.FlagCreatePairsOff] = False,
+    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Every figure that the papers print, beside what is computed and measured here.
+
+    Args:
+        paper: botnet or bam; both if not given.
+        table: one table, by its number in the paper, such as 14 or 3a.
+        results: the folder with the runs to show beside; ./results, where there is one, if not given.
+        markdown_: print the page that is docs/papers.md.
+        json_: print one JSON document and nothing else.
+    """
+    chosen = choose(paper, table)
+    if results is not None and not results.is_dir():
+        raise UserError(f"--results {results}: there is no such folder (attneck train makes runs)")
+    folder = results or Path("results")
+    sections = check(chosen, read_runs(folder) if folder.is_dir() else [], quiet=json_)
+    if json_:
+        print(json.dumps(document(sections), ensure_ascii=False))
+    elif markdown_:
+        words = [paper, table and f"--table {table}", "--markdown"]
+        print(markdown(sections, " ".join(["attneck papers", *filter(None, words)])), end="")
+    else:
+        render(sections)
+
+
+def choose(paper: str | None, table: str | None) -> list[tuple[Paper, Table]]:
+    """The tables that are asked for, with their papers.
+
+    Raises:
+        UserError: no such paper or table.
+    """
+    papers = [load_paper(name) for name in ([paper] if paper else PAPERS)]
+    found = [(one, entry) for one in papers for entry in one.tables if table in (None, entry.id)]
+    if table is not None and not found:
+        if paper:
+            papers[0].table(table)
+        raise no_table(table, sorted({entry.id for one in papers for entry in one.tables}), "either paper")
+    return found
+
+
+def check(chosen: list[tuple[Paper, Table]], runs: list[Run], *, quiet: bool) -> list[Section]:
+    """Count and look up every row of the tables; a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    recipes = shipped_recipes()
+    terminal = Console(stderr=True)
+    sections = []
+    with Progress(console=terminal, transient=True, disable=quiet or not terminal.is_terminal) as progress:
+        task = progress.add_task("counting", total=sum(len(table.rows) for _, table in chosen))
+        for paper, table in chosen:
+            rows = []
+            for row in table.rows:
+                same = [run for run in runs if fits(run, table, row) and _same_network(run, row)]
+                command = train_command(table, row, recipes) if row.model in catalog.CATALOG else None
+                rows.append(Checked(row, compare(table, row, cost), same, command))
+                progress.advance(task)
+            sections.append(Section(paper, table, rows))
+    return sections
+
+
+@cache
+def cost(network: Network) -> Cost | None:
+    """What a network of the catalog costs; None where the catalog has no such name."""
+    if network.model not in catalog.CATALOG:
+        return None
+
+    import torch
+
+    from attneck.measure import count, count_parameters
+
+    options = dict(network.options)
+    if network.convention == "squeezenet":
+        options |= {"stem_padding": 1, "pool": "features"}
+    with torch.device("meta"):
+        model = catalog.create_model(network.model, network.classes, network.image_size, **options)
+    if network.parameters_only:
+        params, params_paper, params_weights = count_parameters(model)
+        return Cost({"all": params, "paper": params_paper, "weights": params_weights})
+    counts = count(model, network.image_size)
+    biases = counts.bias_adds if network.convention == "squeezenet" else 0
+    return Cost(
+        {"all": counts.params, "paper": counts.params_paper, "weights": counts.params_weights},
+        counts.madds + biases,
+        counts.madds_no_classifier + biases,
+    )
+
+
+def render(sections: list[Section]) -> None:
+    """Print the tables: as wide as they are where nobody's terminal sets a width."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, width=1000)
+    for section in sections:
+        laid: Sheet = sheet(section)
+        grid = RichTable(
+            *laid.header, title=laid.title, caption=laid.setup, box=box.SIMPLE_HEAD, title_justify="left"
+        )
+        grid.caption_justify = "left"
+        for cells in laid.rows:
+            styles = {"same": "green", "differs": "red"}
+            grid.add_row(*(Text(cell, styles.get(cell.split(",")[0].split(" ")[0], "")) for cell in cells))
+        console.print(grid)
+        for mark, text in enumerate(laid.footnotes, start=1):
+            console.print(Text(f"  {mark}. {text}"))
+        for label, command in laid.commands:
+            console.print(Text(f"  {label}: {command}"))
+        console.print()
+    console.print(Text(tally_sentence(sections)))
+
+
+def _same_network(run: Run, row: Row) -> bool:
+    """Whether a run's model is the row's, with the options of both filled in."""
+    try:
+        return catalog.find(run.model, run.options) == catalog.find(row.model, row.options)
+    except ValueError:  # a name or an option that the catalog does not have, any more or yet
+        return False
+
+
+def main(words: list[str]) -> None:
+    """Parse and run."""
+    tyro.cli(show, prog="attneck papers", args=words)

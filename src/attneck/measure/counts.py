@@ -1,0 +1,198 @@
+"""Parameters and multiply-adds, exact to the integer, as the papers count them. Nothing is computed.
+
+Letters: B batch, h heads, d head width, H×W map, N = H·W tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from attneck.layers.mhsa import TABLES, MHSA2d
+
+REST = "(rest)"
+"""The stage that holds what belongs to no child of the model."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one image costs. A multiply-add is one multiplication with its addition: two FLOPs.
+
+    `madds` has convolutions and matrix products, so the classifier and, of attention, q kᵀ, the weights
+    times v, and q times both relative tables: N²d·2·h + N·d·(2H-1 + 2W-1)·h a layer. As both papers count,
+    BatchNorm, activations, softmax, pooling, biases and sums are left out.
+
+    A layer that attends and then pools by 2 (BoTNet A.4) is counted as published, all N×N×d of the weights
+    times v. pool(P·V) = pool(P)·V, so a kernel that pools the weights first does a quarter of that product;
+    its count stays the paper's.
+    """
+
+    params: int
+    """All of them: `numel`."""
+    params_paper: int
+    """BatchNorm and MHSA's position tables left out: BoTNet's count."""
+    params_weights: int
+    """No biases, BatchNorm's shifts among them: the count of two rows of BAM's Table 1."""
+    madds: int
+    madds_no_classifier: int
+    bias_adds: int
+    """The additions of the convolutions' biases, one an output; in no other figure here."""
+    stages: dict[str, tuple[int, int]] | None = None
+    """By child of the model: (params, madds), and what belongs to none under "(rest)". The sums are the totals."""
+
+
+def relative_attention_flops(
+    q: Shape, k: Shape | None, v: Shape, rel_h: Shape, rel_w: Shape, *_: Any, **__: Any
+) -> int:
+    """FLOPs of `relative_attention_2d` for tensors of these shapes; as `Counts` says, pooled or not.
+
+    q, k, v [B, h, N, d], k None for no content term; rel_h [2H-1, d], rel_w [2W-1, d].
+    """
+    B, h, N, d = q
+    products = 1 if k is None else 2
+    return 2 * B * h * N * d * (products * N + rel_h[0] + rel_w[0])
+
+
+FORMULAS: dict[str, Callable[..., int]] = {"attneck::relative_attention": relative_attention_flops}
+"""FLOPs of the operators that torch has no formula for, by name: shapes for tensors, then the other arguments.
+
+An attention backend registered as one operator hides its products from the counter, so it stands here too.
+"""
+
+
+def count(model: nn.Module, image_size: int | tuple[int, int], *, stages: bool = False) -> Counts:
+    """What `model` costs on one RGB image of `image_size`, a side or (height, width) in pixels.
+
+    Runs a copy on the meta device in eval mode: no weight is read or copied, and the model stays as it is.
+    Position tables that were made for another size are resampled, as in any forward pass, by a product which
+    is counted too; build the model for `image_size` to have the papers' figures.
+
+    Raises:
+        ValueError: an `image_size` that is not positive.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height < 1 or width < 1:
+        raise ValueError(f"image_size={image_size!r}: wanted a positive side, or (height, width)")
+    model = meta_copy(model).eval()
+    floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    image = torch.empty(1, 3, height, width, device="meta", dtype=next(floats, torch.float32))
+    with (
+        FlopCounterMode(display=False, custom_mapping=_formulas()) as counter,
+        torch.no_grad(),
+        _biases(model) as adds,
+    ):
+        model(image)
+    by_name = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    madds = by_name.get("Global", 0)
+    root = type(model).__name__  # how the counter calls the model itself
+
+    def of(module: nn.Module, name: str) -> int:
+        """A module's multiply-adds: its own entry, or its children's where it is only a list of them."""
+        if name in by_name:
+            return by_name[name]
+        return sum(of(child, f"{name}.{key}") for key, child in module.named_children())
+
+    by_child = {name: of(child, f"{root}.{name}") for name, child in model.named_children()}
+    names = {module: f"{root}.{name}" for name, module in model.named_modules()}
+    classifier = _classifier(model)
+    params, params_paper, params_weights = count_parameters(model)
+    return Counts(
+        params=params,
+        params_paper=params_paper,
+        params_weights=params_weights,
+        madds=madds,
+        madds_no_classifier=madds - (of(classifier, names[classifier]) if classifier is not None else 0),
+        bias_adds=sum(adds),
+        stages=_stages(model, by_child, params, madds) if stages else None,
+    )
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int, int]:
+    """`params`, `params_paper` and `params_weights` of `Counts`, for any module."""
+    norms_and_tables: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            norms_and_tables.update(map(id, module.parameters(recurse=False)))
+        elif isinstance(module, MHSA2d):
+            norms_and_tables.update(id(module.get_parameter(name)) for name in TABLES[module.position])
+    total = paper = weights = 0
+    for name, parameter in model.named_parameters():
+        size = parameter.numel()
+        total += size
+        paper += 0 if id(parameter) in norms_and_tables else size
+        weights += 0 if name.endswith("bias") else size
+    return total, paper, weights
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose tensors have shapes and no storage; nothing is allocated on the way."""
+    held: list[Tensor] = [*model.parameters(), *model.buffers()]
+    held += [
+        value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)
+    ]
+    memo: dict[int, Any] = {}
+    for tensor in held:
+        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+        memo[id(tensor)] = (
+            nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+        )
+    return copy.deepcopy(model, memo)
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """`FORMULAS` by the operator itself, for those that are registered."""
+    found = {}
+    for name, formula in FORMULAS.items():
+        namespace, _, operator = name.partition("::")
+        if hasattr(getattr(torch.ops, namespace), operator):
+            found[getattr(getattr(torch.ops, namespace), operator)] = formula
+    return found
+
+
+@contextmanager
+def _biases(model: nn.Module) -> Iterator[list[int]]:
+    """A list that every convolution with a bias adds its number of outputs to."""
+    adds: list[int] = []
+
+    def note(module: nn.Module, arguments: Any, out: Tensor) -> None:
+        adds.append(out.numel())
+
+    convs = [module for module in model.modules() if isinstance(module, _ConvNd) and module.bias is not None]
+    hooks = [conv.register_forward_hook(note) for conv in convs]
+    yield adds
+    for hook in hooks:
+        hook.remove()
+
+
+def _classifier(model: nn.Module) -> nn.Module | None:
+    """What turns features into logits: `get_classifier()` as timm has it, else the child that is called so."""
+    if callable(getter := getattr(model, "get_classifier", None)):
+        found = getter()
+        return found if isinstance(found, nn.Module) else None
+    return next(
+        (child for name, child in model.named_children() if name in {"fc", "classifier", "head"}), None
+    )
+
+
+def _stages(
+    model: nn.Module, madds: dict[str, int], all_params: int, all_madds: int
+) -> dict[str, tuple[int, int]]:
+    """(params, madds) of each child that has any, and of the rest."""
+    stages = {
+        name: (sum(parameter.numel() for parameter in child.parameters()), madds[name])
+        for name, child in model.named_children()
+    }
+    known = [sum(column) for column in zip(*stages.values(), strict=True)] or [0, 0]
+    stages[REST] = (all_params - known[0], all_madds - known[1])
+    return {name: figures for name, figures in stages.items() if any(figures)}

@@ -1,0 +1,108 @@
+"""What the networks that are ours have in common: modules in a row, a global average pool, a classifier.
+
+The methods are timm's, by its names, so that code written for a timm model takes these too.
+Letters: B batch, C channels, H×W map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class StagedNet(nn.Module):
+    """A row of modules → map → mean → dropout → `fc`.
+
+    A family's constructor adds its modules, and says:
+        row: their names, in the order in which they follow each other.
+        feature_info: those that end a stage: `module` its name, `num_chs` the channels of its output, and
+            `reduction` the pixels that a cell of it stands for, along each side.
+        num_features: the channels of the last map.
+    """
+
+    row: list[str]
+    feature_info: list[dict[str, Any]]
+    num_features: int
+    num_classes: int
+    fc: nn.Module
+    drop: nn.Module
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer: [B, num_features] → [B, num_classes]."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new classifier of `num_classes` (0: none)."""
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """x [B, 3, H, W] → the last map [B, num_features, H', W']."""
+        for name in self.row:
+            x = self.get_submodule(name)(x)
+        return x
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | list[int] | None = None, *, intermediates_only: bool = False
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps at the ends of stages, x [B, 3, H, W] → [B, num_chs, H', W'] each.
+
+        Args:
+            indices: which entries of `feature_info`; a number n: the last n; None: all.
+            intermediates_only: stop at the last of them, and return them alone, without the last map.
+        """
+        take = self._stages(indices)
+        ends = [self.feature_info[index]["module"] for index in take]
+        maps = []
+        for name in self.row:
+            x = self.get_submodule(name)(x)
+            if name in ends:
+                maps.append(x)
+            if intermediates_only and name == ends[-1]:
+                return maps
+        return x, maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] | None = None, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Take off what the features at `indices` do not need; returns the indices, none of them negative.
+
+        Args:
+            indices: as `forward_intermediates` takes them.
+            prune_norm: take off modules behind the last stage too. Behind an earlier one, they always go.
+            prune_head: take off the classifier. Where modules before it go, it always goes.
+        """
+        take = self._stages(indices)
+        last = self.feature_info[take[-1]]
+        if prune_norm or last is not self.feature_info[-1]:
+            end = self.row.index(last["module"]) + 1
+            for name in self.row[end:]:
+                parent, _, child = name.rpartition(".")
+                delattr(self.get_submodule(parent), child)
+            del self.row[end:]
+            self.num_features = last["num_chs"]
+            prune_head = True
+        if prune_head:
+            self.reset_classifier(0)
+        return take
+
+    def _stages(self, indices: int | list[int] | None) -> list[int]:
+        """Positions in `feature_info`, in order, none negative."""
+        count = len(self.feature_info)
+        if indices is None:
+            return list(range(count))
+        if isinstance(indices, int):
+            indices = list(range(-indices, 0))
+        if not indices or not all(-count <= index < count for index in indices):
+            raise ValueError(f"indices {indices} of {count} features: give how many of the last, or which")
+        return sorted({index % count for index in indices})
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """[B, num_features, H', W'] → logits [B, num_classes], or the pooled features before them."""
+        x = self.drop(x.mean(dim=(2, 3)))
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, 3, H, W] → logits [B, num_classes]."""
+        return self.forward_head(self.forward_features(x))

@@ -1,0 +1,266 @@
+"""A table as it is shown: what the paper prints, and beside it what is computed and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+from attneck.papers.results import Run, column_of, measured
+from attneck.papers.tables import UNITS, Comparison, Paper, Row, Table, Verdict
+
+LABELS = {"params_m": "params (M)", "madds_g": "M.Adds (G)"}
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A row with what is known about it."""
+
+    row: Row
+    counts: dict[str, Comparison]
+    runs: list[Run]
+    train: str | None
+
+    @property
+    def differs(self) -> bool:
+        """Whether a printed count is not what is computed."""
+        return any(found.verdict is Verdict.DIFFERS for found in self.counts.values())
+
+    @property
+    def pending(self) -> bool:
+        """Whether a count is printed of a network that is not to be had here."""
+        return bool(self.row.expect) and not self.counts
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with its rows."""
+
+    paper: Paper
+    table: Table
+    rows: list[Checked]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A section laid out: cells row by row under the header, footnotes by number, and commands."""
+
+    title: str
+    setup: str
+    header: list[str]
+    rows: list[list[str]]
+    footnotes: list[str]
+    commands: list[tuple[str, str]]
+
+
+def sheet(section: Section) -> Sheet:
+    """Lay a table out: the printed columns as the paper has them, each count's own beside it."""
+    table, rows = section.table, section.rows
+    keys = [column.key for column in table.columns if column.key in UNITS]
+    extra = [] if keys else [key for key in UNITS if any(key in checked.counts for checked in rows)]
+    has_setup = any(checked.row.setup for checked in rows)
+    has_runs = any(checked.runs for checked in rows)
+    top1 = column_of(table)
+
+    header = [""] + ["setup"] * has_setup
+    for column in table.columns:
+        header += [column.label, "computed", "verdict"] if column.key in UNITS else [column.label]
+        header += [f"{column.label} measured"] if has_runs and column.key == top1 else []
+    header += [f"{LABELS[key]} computed" for key in extra]
+
+    footnotes: list[str] = []
+    cells = []
+    for checked in rows:
+        row = checked.row
+        marks = []
+        for text in _remarks(checked):
+            if text not in footnotes:
+                footnotes.append(text)
+            marks.append(str(footnotes.index(text) + 1).translate(SUPERSCRIPT))
+        line = [row.label + (" " + " ".join(marks) if marks else "")] + [row.setup] * has_setup
+        for column in table.columns:
+            line.append(_printed(row, column.key, column.delta))
+            if column.key in UNITS:
+                found = checked.counts.get(column.key)
+                words = (
+                    found.verdict.words if found and found.verdict else "not built" if checked.pending else ""
+                )
+                line += [_count(found, column.key), words]
+            if has_runs and column.key == top1:
+                line.append(_measured(column.key, checked.runs))
+        line += [_count(checked.counts.get(key), key) for key in extra]
+        cells.append(line)
+    commands = [(checked.row.label, checked.train) for checked in rows if checked.train]
+    title = f"Table {table.id}" if table.id[0].isdigit() else table.id
+    setup = "; ".join(filter(None, (table.task, table.setup)))
+    return Sheet(f"{title}: {table.title}", setup, header, cells, footnotes, commands)
+
+
+def tally(sections: Iterable[Section]) -> dict[str, int]:
+    """How many rows print counts, how many of them come out, and how many wait for their network."""
+    counted = [checked for section in sections for checked in section.rows if checked.row.counted]
+    return {
+        "rows": len(counted),
+        "same": sum(not checked.differs and not checked.pending for checked in counted),
+        "differ": sum(checked.differs for checked in counted),
+        "not_built": sum(checked.pending for checked in counted),
+    }
+
+
+def tally_sentence(sections: Iterable[Section]) -> str:
+    """`tally` in a sentence."""
+    found = tally(sections)
+    pending = f", {found['not_built']} wait for a network that is not here yet" if found["not_built"] else ""
+    return (
+        f"{found['rows']} rows print parameters or multiply-adds, each counted once: {found['same']} come out, "
+        f"{found['differ']} differ{pending}."
+    )
+
+
+def document(sections: list[Section]) -> dict[str, Any]:
+    """Everything as JSON has it: counts as whole numbers, verdicts as words."""
+    papers: dict[str, dict[str, Any]] = {}
+    for section in sections:
+        about = section.paper
+        entry = papers.setdefault(
+            about.name,
+            {
+                "name": about.name,
+                "title": about.title,
+                "venue": about.venue,
+                "arxiv": about.arxiv,
+                "tables": [],
+            },
+        )
+        table = section.table
+        entry["tables"].append(
+            {
+                "table": table.id,
+                "title": table.title,
+                "task": table.task,
+                "setup": table.setup,
+                "columns": {column.key: column.label for column in table.columns},
+                "rows": [_row(table, checked) for checked in section.rows],
+            }
+        )
+    return {"papers": list(papers.values()), "tally": tally(sections)}
+
+
+def markdown(sections: list[Section], command: str) -> str:
+    """The page `docs/papers.md`: how to read it, what differs, and every table."""
+    differing = [
+        f"- {section.paper.name} {sheet(section).title.partition(':')[0]}, {checked.row.label}: {_differences(checked)} "
+        f"{checked.row.reason}"
+        for section in sections
+        for checked in section.rows
+        if checked.row.counted and checked.differs
+    ]
+    lines = [
+        "# The papers' figures",
+        "",
+        f"Made by `{command}`; do not edit. {tally_sentence(sections)}",
+        "",
+        "*same*: the count rounds to the printed figure. *same, truncated*: it cuts to it. *same as round(base) + "
+        "round(added)*: the rounded base and the rounded difference add to it. *differs*: none of these; the row "
+        "is shown as it is, with the reason where it is known.",
+        "",
+        "BoTNet's parameters leave out BatchNorm and position tables; those of EfficientNet and all of BAM's are "
+        "every parameter, unless a row says otherwise. M.Adds (BAM's GFLOPs) are multiply-adds of convolutions "
+        "and matrix products for one image, G = 10⁹. Where a table prints no counts, those of its networks (a "
+        "detector's backbone with a classifier of its own) stand at its right.",
+        "",
+    ]
+    if differing:
+        lines += ["## What differs", "", *differing, ""]
+    paper = None
+    for section in sections:
+        if section.paper is not paper:
+            paper = section.paper
+            lines += [f"## {paper.title} ({paper.venue}, arXiv {paper.arxiv})", ""]
+        lines += [*_markdown_table(sheet(section)), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_table(laid: Sheet) -> list[str]:
+    lines = [f"### {laid.title}", "", laid.setup, ""]
+    lines += ["| " + " | ".join(laid.header) + " |", "|" + "---|" * len(laid.header)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in laid.rows]
+    if laid.footnotes:
+        lines += ["", *(f"{mark}. {text}" for mark, text in enumerate(laid.footnotes, start=1))]
+    if laid.commands:
+        lines += ["", "To train:", "", *(f"- {label}: `{command}`" for label, command in laid.commands)]
+    return lines
+
+
+def _remarks(checked: Checked) -> list[str]:
+    row = checked.row
+    found = [row.reason] if row.reason and checked.counts else []
+    if row.note:
+        found.append(row.note)
+    if row.repeats:
+        found.append(f"Its counts are tallied with Table {row.repeats}.")
+    if row.alternative:
+        found.append("Another reading; not tallied.")
+    if checked.runs:
+        runs = ", ".join(f"{run.folder} ({run.epochs} epochs)" for run in checked.runs)
+        found.append(f"Measured: {runs}.")
+    return found
+
+
+def _printed(row: Row, key: str, delta: str | None) -> str:
+    difference = row.printed.get(delta) if delta else None
+    return row.printed.get(key, "") + (f" ({difference})" if difference else "")
+
+
+def _count(found: Comparison | None, key: str) -> str:
+    """In the column's unit, to a thousandth or to one digit more than is printed."""
+    if found is None:
+        return ""
+    digits = max(3, 1 - int(Decimal(found.printed).as_tuple().exponent)) if found.printed else 3
+    number = (Decimal(found.count) / UNITS[key]).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return f"{number:f}"
+
+
+def _measured(key: str, runs: list[Run]) -> str:
+    return (f"{measured(key, runs):.2f}" + (f" (n = {len(runs)})" if len(runs) > 1 else "")) if runs else ""
+
+
+def _differences(checked: Checked) -> str:
+    parts = [
+        f"{LABELS[key]} {found.printed} printed, {_count(found, key)} computed."
+        for key, found in checked.counts.items()
+        if found.verdict is Verdict.DIFFERS
+    ]
+    return " ".join(parts)
+
+
+def _row(table: Table, checked: Checked) -> dict[str, Any]:
+    row = checked.row
+    top1 = column_of(table)
+    computed = {
+        key: {"count": found.count, "verdict": found.verdict.words if found.verdict else None}
+        for key, found in checked.counts.items()
+    }
+    return {
+        "label": row.label,
+        "model": row.model or None,
+        "options": row.options,
+        "image_size": row.image_size,
+        "detector": row.detector,
+        "setup": row.setup,
+        "printed": row.printed,
+        "params_convention": row.params_convention,
+        "computed": computed,
+        "tallied": row.counted,
+        "reason": row.reason,
+        "note": row.note,
+        "measured": {
+            top1: measured(top1, checked.runs),
+            "runs": [{"folder": run.folder, "epochs": run.epochs, "top1": run.top1} for run in checked.runs],
+        }
+        if top1 and checked.runs
+        else None,
+        "train": checked.train,
+    }

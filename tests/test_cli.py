@@ -1,0 +1,96 @@
+"""The command line: nothing heavy before it is needed, one line and exit code 2 for a mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from attneck import cli
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["list"],
+        ["train"],
+        ["train", "demo", "--help"],
+        ["eval", "--help"],
+        ["data", "--help"],
+        ["train", "demo", "--model.name", "cifar_resnet2"],
+        ["train", "demo", "--modle.name", "x"],
+        ["train", "dmeo"],
+    ],
+    ids=" ".join,
+)
+def test_needs_no_torch(words):
+    """--help and every refusal stay quick because torch (seconds of imports) stays out."""
+    program = (
+        "import sys\n"
+        "from attneck.cli import main\n"
+        f"try: code = main({words!r})\n"
+        "except SystemExit as end: code = end.code\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.strip().endswith("False"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian", "demo"], "perhaps you meant 'train'"),
+        (["train", "dmeo"], "perhaps you meant 'demo'"),
+        (["train", "demo", "--model.name", "cifar_resnet21"], "perhaps you meant 'cifar_resnet20'"),
+        (["train", "demo", "--model.options", "bam_dilatoin", "2"], "perhaps you meant 'bam_dilation'"),
+        (["train", "demo", "--model.options", "bam_combine", "mean"], "wanted one of 'sum', 'prod', 'max'"),
+        (["train", "demo", "--out", "there", "--resume"], "no checkpoint there"),
+        (["train", "nowhere", "--resume"], "no recipe 'nowhere'"),
+        (["train", "demo", "--batch", "100000"], "larger than the data set"),
+        (["train", "--epochs", "3"], "the recipe comes first"),
+        (["eval", "nowhere"], "is no run"),
+        (["list", "botnte*"], "no model matches"),
+        (["data", "check", "folder", "--root", "nowhere"], "nowhere is not a folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_exit_2(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert said.startswith("attneck: ")
+
+
+@pytest.mark.parametrize(
+    "words", [["--modle.name", "x"], ["--epochs", "many"], ["--precision", "float16"]], ids=" ".join
+)
+def test_a_misspelt_flag_or_value_exits_2(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "demo", *words])
+    assert end.value.code == 2
+    assert words[0].split(".")[-1] in capsys.readouterr().err
+
+
+def test_list_prints_names_or_json(capsys):
+    assert cli.main(["list", "cifar_resnet20*"]) == 0
+    names = capsys.readouterr().out.split()
+    assert "cifar_resnet20_bam" in names
+    assert cli.main(["list", "cifar_resnet20*", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == names
+
+
+def test_data_where_and_check(capsys):
+    assert cli.main(["data", "where", "shapes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "shapes"
+    assert cli.main(["data", "check", "shapes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["val"] == {"images": 2000, "classes": 10, "size": 32}

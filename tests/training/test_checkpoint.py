@@ -1,0 +1,123 @@
+"""Checkpoints are whole or not there, and cannot run code."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from attneck.errors import UserError
+from attneck.training import checkpoint
+
+
+def state(step):
+    return {"step": step, "model": {"weight": torch.full((1000,), float(step))}}
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, state(step))
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
+        "step-00000003.pt",
+        "step-00000002.pt",
+    ]
+    assert len(list(tmp_path.iterdir())) == 4, "each with its sum, and nothing else"
+    loaded, path, damaged = checkpoint.load_latest(tmp_path)
+    assert (loaded["step"], path.name, damaged) == (3, "step-00000003.pt", [])
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "no sum"])
+def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, harm):
+    for step in (1, 2):
+        newest = checkpoint.save(tmp_path, step, state(step))
+    data = bytearray(newest.read_bytes())
+    if harm == "flip":
+        data[len(data) // 2] ^= 1
+    elif harm == "cut":
+        del data[len(data) // 2 :]
+    elif harm == "empty":
+        data.clear()
+    else:
+        newest.with_name(f"{newest.name}.sha256").unlink()
+    newest.write_bytes(data)
+    loaded, _, damaged = checkpoint.load_latest(tmp_path)
+    assert loaded["step"] == 1
+    assert damaged == [newest]
+
+
+def test_none_whole_is_the_users_to_know(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint there"):
+        checkpoint.load_latest(tmp_path)
+    path = checkpoint.save(tmp_path, 1, state(1))
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="none of its 1 checkpoints"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"step": Harm()}, path)
+    import hashlib
+
+    path.with_name(f"{path.name}.sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.load_latest(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, state(1))
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, 2, state(2))
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert checkpoint.load_latest(tmp_path)[0]["step"] == 1
+
+
+@pytest.mark.slow
+def test_kill_while_writing_loses_nothing(tmp_path):
+    """A process that does nothing but write checkpoints, killed 12 times at any moment."""
+    program = (
+        "import sys, itertools, torch\n"
+        "from pathlib import Path\n"
+        "from attneck.training import checkpoint\n"
+        "for step in itertools.count(int(sys.argv[2])):\n"
+        "    checkpoint.save(Path(sys.argv[1]), step, {'step': step, 'w': torch.full((300_000,), float(step))})\n"
+        "    print(step, flush=True)\n"
+    )
+    step = 0
+    for round_ in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path), str(step + 1)], stdout=subprocess.PIPE, text=True
+        )
+        process.stdout.readline()  # it is writing now
+        time.sleep(0.013 * round_)
+        process.send_signal(signal.SIGKILL)
+        said = [int(line) for line in process.stdout.read().split()]
+        process.wait()
+        loaded, _, damaged = checkpoint.load_latest(tmp_path)
+        assert not damaged
+        assert loaded["step"] >= max(said, default=step + 1)
+        assert bool((loaded["w"] == loaded["step"]).all())
+        step = loaded["step"]
+
+
+def test_digest_sees_every_bit():
+    weights = {"a": torch.zeros(3), "b": torch.ones(2, dtype=torch.int64)}
+    other = {"a": torch.tensor([0.0, 0.0, 1e-45]), "b": weights["b"]}
+    assert checkpoint.digest(weights) == checkpoint.digest({name: t.clone() for name, t in weights.items()})
+    assert checkpoint.digest(weights) != checkpoint.digest(other)

@@ -1,0 +1,126 @@
+"""A run as a process of its own: killed, stopped, resumed; alone and under torchrun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+TINY = {
+    "model": {"name": "cifar_resnet20_bot_bam", "options": {"depths": [1, 1, 1]}},
+    "data": {"name": "shapes", "augment": "crop_flip", "train_size": 320, "image_size": 24},
+    "epochs": 2,
+    "batch": 16,
+    "ema": 0.9,
+    "checkpoint_steps": 3,
+}
+STEPS = 40
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts `attneck train tiny.yaml WORDS`, alone or under torchrun; whatever is left is killed at the end."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    started = []
+
+    def run(*words, processes=0):
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes else []
+        process = subprocess.Popen(
+            [sys.executable, *launcher, "-m", "attneck.cli", "train", "tiny.yaml", *words],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for_step(folder, step, process):
+    """Until a checkpoint of `step` or later is there."""
+    while not any(int(path.name[5:13]) >= step for path in (folder / "checkpoints").glob("step-*.pt")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+
+
+def weights(folder):
+    return json.loads((folder / "summary.json").read_text())["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_kill_9_and_resume_end_with_the_same_weights(start, tmp_path, workers):
+    whole = start("--out", "whole")
+    assert whole.wait() == 0, whole.stdout.read()
+    for step in (4, 23):  # in the first epoch, and in the second
+        process = start("--out", "killed", "--data.workers", workers, *(["--resume"] if step > 4 else []))
+        wait_for_step(tmp_path / "killed", step, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    last = start("--out", "killed", "--data.workers", workers, "--resume")
+    assert last.wait() == 0, last.stdout.read()
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_at_the_step(start, tmp_path, number, code):
+    process = start("--out", "run", "--checkpoint-steps", "1000", "--data.workers", "1", "--epochs", "50")
+    while "epoch 1/" not in process.stdout.readline():
+        assert process.poll() is None
+    wait_for_step(tmp_path / "run", 1, process)
+    before = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
+    process.send_signal(number)
+    said = process.communicate()[0]
+    assert process.returncode == code, said
+    assert "saved; go on with: attneck train run --resume" in said
+    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} - before
+
+
+@pytest.mark.slow
+def test_sigterm_under_torchrun_saves_and_every_process_exits_143(start, tmp_path):
+    process = start(
+        "--out", "run", "--epochs", "50", "--checkpoint-steps", "1000", "--data.workers", "1", processes=2
+    )
+    while "epoch 1/" not in process.stdout.readline():
+        assert process.poll() is None
+    wait_for_step(tmp_path / "run", 1, process)
+    saved = max((tmp_path / "run/checkpoints").glob("*.pt"))
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on
+    said = process.communicate()[0]
+    assert "saved; go on with" in said
+    assert max((tmp_path / "run/checkpoints").glob("*.pt")) > saved
+    assert process.returncode != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_end_with_the_weights_of_one(tmp_path, accumulate):
+    """In float64, so that nothing but rounding may differ: SyncBatchNorm, DDP and the data's split are exact."""
+    program = os.path.join(os.path.dirname(__file__), "train_in_float64.py")
+    ends = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if processes == 2 else []
+        done = subprocess.run(
+            [sys.executable, *launcher, program, str(folder), "3", str(accumulate)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        ends.append(torch.load(folder / "weights.pt", weights_only=True))
+    # With accumulation BatchNorm sees half a batch at a time, in both.
+    for name, one in ends[0].items():
+        error = (one - ends[1][name]).abs().max() if one.is_floating_point() else 0
+        assert error <= 1e-9 * (1 + one.abs().max()), name

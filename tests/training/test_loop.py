@@ -1,0 +1,209 @@
+"""The loop: what is resumed ends as what was not stopped, and what must stop it does."""
+
+import json
+
+import pytest
+import torch
+
+from attneck import run
+from attneck.data import open_dataset
+from attneck.errors import RunFailed, UserError
+from attneck.models import create_model
+from attneck.training import checkpoint, loop
+from attneck.training.recipe import Optimizer, Recipe
+
+TINY = {
+    "model": {"name": "cifar_resnet20_bam", "options": {"depths": [1, 1, 1]}},
+    "data": {"name": "shapes", "augment": "crop_flip", "train_size": 96, "image_size": 24},
+    "optimizer": {"lr": 0.05},
+    "epochs": 2,
+    "batch": 32,
+}
+
+
+def recipe(**changes):
+    return Recipe.model_validate(TINY | changes)
+
+
+@pytest.fixture(autouse=True)
+def small_validation(monkeypatch):
+    """Thirty held-out images: these tests are about the loop."""
+
+    def open_small(name, split, **options):
+        options["size"] = options.get("size") or 30
+        return open_dataset(name, split, **options)
+
+    monkeypatch.setattr(run, "open_dataset", open_small)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(monkeypatch, step):
+    """Break off hard, as a crash would, once `step` optimiser steps are done and saved."""
+    whole = checkpoint.save
+
+    def save(folder, number, state):
+        path = whole(folder, number, state)
+        if number >= step:
+            raise Stop
+        return path
+
+    monkeypatch.setattr(checkpoint, "save", save)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ema": 0.9, "data": {**TINY["data"], "workers": 2}},
+        {"accumulate": 2, "precision": "bfloat16", "schedule": {"kind": "step", "milestones": [1]}},
+        {"optimizer": {"lr": 0.05, "clip_norm": 1.0, "nesterov": False}, "label_smoothing": 0.1},
+    ],
+    ids=["plain", "ema and workers", "accumulated bf16", "clipped"],
+)
+@pytest.mark.parametrize("step", [2, 3])
+def test_resumed_ends_with_the_same_bits(tmp_path, monkeypatch, changes, step):
+    """Broken off mid-epoch (2) and at an epoch's end (3)."""
+    wanted = recipe(**changes, checkpoint_steps=1)
+    straight = run.train(wanted, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Stop):
+            run.train(wanted, tmp_path / "broken")
+    resumed = run.train(wanted, tmp_path / "broken", resume=True)
+    assert resumed.weights == straight.weights
+    lines = [json.loads(line) for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    for key in ("train_loss", "val_loss", "lr"):
+        assert resumed.scores[key] == straight.scores[key]
+
+
+def test_workers_move_no_bit(tmp_path):
+    weights = {
+        run.train(recipe(data={**TINY["data"], "workers": workers}), tmp_path / str(workers)).weights
+        for workers in (0, 1, 2)
+    }
+    assert len(weights) == 1
+
+
+def test_eval_of_a_run_is_its_last_record(tmp_path):
+    summary = run.train(recipe(ema=0.5), tmp_path / "run")
+    scores = run.evaluate(tmp_path / "run")
+    assert scores["images"] == 30
+    for key in ("val_loss", "val_top1", "val_top5", "ema_loss", "ema_top1"):
+        assert scores[key] == summary.scores[key]
+    assert scores["val_error"] == pytest.approx(100 - scores["val_top1"])
+
+
+def test_the_run_folder_tells_what_was_run(tmp_path):
+    run.train(recipe(), tmp_path / "run")
+    assert recipe() == run.parse_recipe(
+        __import__("yaml").safe_load((tmp_path / "run/recipe.yaml").read_text()), "run"
+    )
+    environment = json.loads((tmp_path / "run/environment.json").read_text())
+    assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert list((tmp_path / "run/tensorboard").iterdir())
+
+
+def test_a_folder_with_a_run_is_not_written_over(tmp_path):
+    run.train(recipe(epochs=1), tmp_path / "run")
+    with pytest.raises(UserError, match="holds a run already"):
+        run.train(recipe(epochs=1), tmp_path / "run")
+    with pytest.raises(UserError, match="epochs: 1 → 3"):
+        run.train(recipe(epochs=3), tmp_path / "run", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path, monkeypatch):
+    plain = run.Classification.loss
+    calls = []
+
+    def loss(self, model, batch):
+        calls.append(1)
+        value, scores = plain(self, model, batch)
+        return (value * float("nan") if len(calls) == 3 else value), scores
+
+    monkeypatch.setattr(run.Classification, "loss", loss)
+    with pytest.raises(RunFailed, match=r"step 3 \(epoch 1\): the loss is nan") as end:
+        run.train(recipe(checkpoint_steps=1), tmp_path / "run")
+    assert end.value.code == 1
+    assert len(calls) == 3
+    state, _, _ = checkpoint.load_latest(tmp_path / "run/checkpoints")
+    assert state["step"] == 2
+    assert all(bool(t.isfinite().all()) for t in state["model"].values())
+
+
+def test_a_full_disk_ends_the_run_in_a_line(tmp_path, monkeypatch):
+    whole, written = checkpoint.save, []
+
+    def full(folder, step, state):
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(step)
+        return whole(folder, step, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full)
+        with pytest.raises(RunFailed, match="No space left on device; the last checkpoint is whole"):
+            run.train(recipe(checkpoint_steps=1), tmp_path / "run")
+    straight = run.train(recipe(checkpoint_steps=1), tmp_path / "straight")
+    assert run.train(recipe(checkpoint_steps=1), tmp_path / "run", resume=True).weights == straight.weights
+
+
+def test_accumulated_gradients_are_the_whole_batchs():
+    """Without BatchNorm in the way (eval mode), parts add up to the gradient of the batch."""
+    model = create_model("cifar_resnet20_se", num_classes=10, image_size=8).eval()
+    images, labels = torch.randn(8, 3, 8, 8), torch.arange(8)
+
+    class Task:
+        def loss(self, network, batch):
+            return torch.nn.functional.cross_entropy(network(batch[0]), batch[1]), {}
+
+    from attneck.training.distributed import World
+
+    alone = World(0, 1, torch.device("cpu"))
+    gradients = []
+    for parts in (1, 4):
+        model.zero_grad()
+        batches = iter(zip(images.chunk(parts), labels.chunk(parts), strict=True))
+        loop._gradients(model, Task(), batches, recipe(accumulate=parts), alone, step=0)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_weights_decay_and_tables_and_norms_do_not():
+    model = create_model("cifar_resnet20_bot")
+    optimizer = loop.make_optimizer(model, Optimizer(weight_decay=0.1))
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        is_weight = parameter.dim() > 1 and "rel_" not in name
+        assert (id(parameter) in decayed) == is_weight, name
+    everything = loop.make_optimizer(model, Optimizer(weight_decay=0.1, decay_all=True))
+    assert [group["weight_decay"] for group in everything.param_groups] == [0.1]
+
+
+def test_lr_scales_with_the_batch(tmp_path, monkeypatch):
+    seen = []
+    plain = torch.optim.SGD.step
+
+    def step(self, *args):
+        seen.append(self.param_groups[0]["lr"])
+        return plain(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    run.train(recipe(optimizer={"lr": 0.4, "lr_batch": 128}, epochs=1), tmp_path / "run")
+    assert seen[0] == pytest.approx(0.4 * 32 / 128)
+
+
+def test_the_average_follows_the_weights():
+    model = create_model("cifar_resnet20", num_classes=10, image_size=8)
+    average = loop.average_of(model, 0.75)
+    start = model.fc.bias.detach().clone()
+    average.update_parameters(model)
+    with torch.no_grad():
+        model.fc.bias += 1
+        model.bn1.running_mean += 2
+    average.update_parameters(model)
+    torch.testing.assert_close(average.module.fc.bias, start + 0.25)
+    torch.testing.assert_close(average.module.bn1.running_mean, torch.full((16,), 0.5))

@@ -1,0 +1,75 @@
+"""Recipes: strict, typed, and the same after a round trip."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attneck.errors import UserError
+from attneck.training.recipe import (
+    Recipe,
+    differences,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    shipped_recipes,
+)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load_and_survive_a_round_trip(name):
+    recipe = load_recipe(name)
+    assert recipe.reach, "a recipe says what it should reach"
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe)), "again") == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"optimzer": {}}, "there is no field 'optimzer'; perhaps you meant 'optimizer'"),
+        ({"optimizer": {"lrr": 1}}, "there is no field 'optimizer.lrr'; perhaps you meant 'lr'"),
+        ({"epochs": "many"}, "epochs='many'"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"data": {"name": "cifra100"}}, "data.name='cifra100'"),
+        ({"model": {"options": {"a": {"b": 1}}}}, "model.options.a"),
+        ([1, 2], "source: "),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(content, says):
+    with pytest.raises(UserError) as error:
+        parse_recipe(content, "source")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_complaint_is_made_at_once():
+    with pytest.raises(UserError, match=r"epochs.*batch"):
+        parse_recipe({"epochs": -1, "batch": -1}, "source")
+
+
+def test_a_file_that_is_not_yaml(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("a: [1,\n b: }")
+    with pytest.raises(UserError, match="not YAML") as error:
+        load_recipe(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("reach: !!python/object/apply:os.mkdir ['made']")
+    with pytest.raises(UserError, match="not YAML"):
+        load_recipe(str(file))
+
+
+@given(st.floats(0.001, 1), st.integers(1, 300), st.sampled_from(["float32", "bfloat16"]))
+def test_any_recipe_survives_a_round_trip(lr, epochs, precision):
+    recipe = Recipe.model_validate({"optimizer": {"lr": lr}, "epochs": epochs, "precision": precision})
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe)), "again") == recipe
+
+
+def test_differences_leave_out_what_moves_no_weight():
+    old = Recipe()
+    moved = Recipe.model_validate({"data": {"workers": 4, "root": "/elsewhere"}, "checkpoint_minutes": 1})
+    assert differences(old, moved) == []
+    assert differences(old, Recipe(batch=64)) == ["batch: 128 → 64"]
