@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -42,12 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
         if words[0] not in COMMANDS:
             raise UserError(f"no command {words[0]!r}{suggestion(words[0], list(COMMANDS))} (attneck --help)")
         import_module(f"attneck.commands.{words[0]}").main(words[1:])
-    except UserError as error:
-        print(f"attneck: {error}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        print(f"attneck: {error}", file=sys.stderr)
-        return error.code
+    except (UserError, RunFailed) as error:
+        if os.environ.get("RANK", "0") == "0":  # of many processes that say the same, one does
+            print(f"attneck: {error}", file=sys.stderr)
+        return error.code if isinstance(error, RunFailed) else 2
     except BrokenPipeError:  # the reader, head say, had enough
         sys.stderr.close()
     return 0

@@ -91,7 +91,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
             batches_from(0, training, recipe, everyone)  # refuses a batch that does not divide
             torch.manual_seed(recipe.seed)
             model = build(recipe, training)
-        folder = _agree(_prepare(recipe, out, resume) if everyone.rank == 0 else None, everyone)
+        folder = _prepare_once(recipe, out, resume, everyone)
 
         progress, average = loop.fit(
             model,
@@ -227,14 +227,20 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
     return folder
 
 
-def _agree(folder: Path | None, everyone: World) -> Path:
-    """The first process's folder, on every process."""
+def _prepare_once(recipe: Recipe, out: str | Path | None, resume: bool, everyone: World) -> Path:
+    """`_prepare` by the first process; its folder, or its refusal, on every process."""
+    box: list[Path | UserError | None] = [None]
+    if everyone.rank == 0:
+        try:
+            box[0] = _prepare(recipe, out, resume)
+        except UserError as error:
+            box[0] = error
     if everyone.size > 1:
-        box = [str(folder)]
         dist.broadcast_object_list(box, src=0, device=everyone.device)
-        return Path(box[0])
-    assert folder is not None
-    return folder
+    if isinstance(box[0], UserError):
+        raise box[0]
+    assert box[0] is not None
+    return box[0]
 
 
 def environment() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from attneck.models import catalog
 
 
 def analytic_madds(model: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-adds of one image by hand: the weights times the places they are used at, and attention's own."""
+    """Multiply-adds of one image by hand: weights times the places they are used at, and attention's own."""
     found = []
 
     def conv(module, inputs, out):

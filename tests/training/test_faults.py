@@ -24,14 +24,13 @@ STEPS = 40
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts `attneck train tiny.yaml WORDS`, alone or under torchrun; whatever is left is killed at the end."""
+    """Starts `attneck train tiny.yaml WORDS`; whatever is left of it is killed at the end."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     started = []
 
-    def run(*words, processes=0):
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes else []
+    def run(*words):
         process = subprocess.Popen(
-            [sys.executable, *launcher, "-m", "attneck.cli", "train", "tiny.yaml", *words],
+            [sys.executable, "-m", "attneck.cli", "train", "tiny.yaml", *words],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -88,19 +87,27 @@ def test_a_signal_saves_at_the_step(start, tmp_path, number, code):
 
 
 @pytest.mark.slow
-def test_sigterm_under_torchrun_saves_and_every_process_exits_143(start, tmp_path):
-    process = start(
-        "--out", "run", "--epochs", "50", "--checkpoint-steps", "1000", "--data.workers", "1", processes=2
-    )
+def test_sigterm_to_many_processes_saves_and_exits_143(start, tmp_path):
+    words = ["--out", "run", "--epochs", "50", "--checkpoint-steps", "1000", "--data.workers", "1"]
+    process = start(*words, "--processes", "2")
     while "epoch 1/" not in process.stdout.readline():
         assert process.poll() is None
     wait_for_step(tmp_path / "run", 1, process)
     saved = max((tmp_path / "run/checkpoints").glob("*.pt"))
-    process.send_signal(signal.SIGTERM)  # torchrun passes it on
+    process.send_signal(signal.SIGTERM)  # the launcher passes it on to both
     said = process.communicate()[0]
-    assert "saved; go on with" in said
+    assert process.returncode == 143, said
+    assert said.count("saved; go on with: attneck train run --resume") == 1
     assert max((tmp_path / "run/checkpoints").glob("*.pt")) > saved
-    assert process.returncode != 0
+
+
+@pytest.mark.slow
+def test_many_processes_refuse_in_one_voice(start, tmp_path):
+    process = start("--out", "run", "--processes", "2", "--resume")
+    said = process.communicate()[0]
+    assert process.returncode == 2, said
+    assert said.count("no checkpoint there") == 1
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow

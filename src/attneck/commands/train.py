@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from attneck.errors import UserError
+from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
 from attneck.training.folder import newest_folder, next_folder
 from attneck.training.recipe import Recipe, load_recipe, shipped_recipes
@@ -18,7 +18,7 @@ USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VA
 
 RECIPE is one of the shipped recipes ({shipped}), a YAML file, or the folder of a run.
 attneck train RECIPE --help shows every field with its value there.
-On several devices or machines: torchrun --nproc-per-node N -m attneck.cli train RECIPE …"""
+On several devices of this machine: --processes N. On several machines: torchrun … -m attneck.cli train RECIPE …"""
 
 
 @dataclass
@@ -28,6 +28,8 @@ class Arguments:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path | None = None
     """The run's folder; runs/RECIPE, numbered where that is taken, if not given."""
+    processes: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Processes on this machine that share each batch, one a GPU where there are GPUs."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the newest whole checkpoint of the run in --out (or of the run named as RECIPE)."""
 
@@ -58,6 +60,10 @@ def main(words: list[str]) -> None:
             else next_folder(stem)
         )
 
+    if arguments.processes > 1 and "WORLD_SIZE" not in os.environ:
+        launch(["train", name, "--out", str(out), *words[1:]], arguments.processes)
+        return
+
     from attneck.run import train
 
     summary = train(recipe, out, resume=arguments.resume)
@@ -65,3 +71,25 @@ def main(words: list[str]) -> None:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         print(f"next    attneck eval {summary.folder}")
         print(f"curves  tensorboard --logdir {summary.folder}")
+
+
+def launch(words: list[str], processes: int) -> None:
+    """Run `attneck WORDS` as `processes` processes under torch's launcher, and end as they end.
+
+    Raises:
+        RunFailed: with the exit code of the first process that failed, or 128 + the signal's number; what it
+            was about is said by the process itself.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(["--standalone", "--nproc-per-node", str(processes), "-m", "attneck.cli", *words])
+    except SignalException as stop:
+        raise RunFailed(f"{processes} processes stopped by {stop.sigval.name}", 128 + stop.sigval) from None
+    except ChildFailedError as failed:
+        rank, first = failed.get_first_failure()
+        raise RunFailed(
+            f"process {rank} of {processes} ended with code {first.exitcode}", first.exitcode
+        ) from None

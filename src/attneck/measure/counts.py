@@ -24,6 +24,8 @@ REST = "(rest)"
 
 Shape = tuple[int, ...]
 
+_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -49,7 +51,7 @@ class Counts:
     bias_adds: int
     """The additions of the convolutions' biases, one an output; in no other figure here."""
     stages: dict[str, tuple[int, int]] | None = None
-    """By child of the model: (params, madds), and what belongs to none under "(rest)". The sums are the totals."""
+    """(params, madds) by child of the model, what belongs to none under "(rest)"; they add up to the totals."""
 
 
 def relative_attention_flops(
@@ -65,7 +67,7 @@ def relative_attention_flops(
 
 
 FORMULAS: dict[str, Callable[..., int]] = {"attneck::relative_attention": relative_attention_flops}
-"""FLOPs of the operators that torch has no formula for, by name: shapes for tensors, then the other arguments.
+"""FLOPs of the operators that torch has no formula for, by name, given their arguments, shapes for tensors.
 
 An attention backend registered as one operator hides its products from the counter, so it stands here too.
 """
@@ -85,6 +87,9 @@ def count(model: nn.Module, image_size: int | tuple[int, int], *, stages: bool =
     if height < 1 or width < 1:
         raise ValueError(f"image_size={image_size!r}: wanted a positive side, or (height, width)")
     model = meta_copy(model).eval()
+    for module in model.modules():
+        if type(module) in _NORMS:  # nothing of it is counted, and torch's own takes half of the run on meta
+            module.forward = _unchanged
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     image = torch.empty(1, 3, height, width, device="meta", dtype=next(floats, torch.float32))
     with (
@@ -150,6 +155,10 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
 def _formulas() -> dict[Any, Callable[..., int]]:
     """`FORMULAS` by the operator itself, for those that are registered."""
     found = {}
@@ -176,7 +185,7 @@ def _biases(model: nn.Module) -> Iterator[list[int]]:
 
 
 def _classifier(model: nn.Module) -> nn.Module | None:
-    """What turns features into logits: `get_classifier()` as timm has it, else the child that is called so."""
+    """What turns features into logits: timm's `get_classifier()`, else the child that is called so."""
     if callable(getter := getattr(model, "get_classifier", None)):
         found = getter()
         return found if isinstance(found, nn.Module) else None

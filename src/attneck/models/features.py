@@ -21,7 +21,7 @@ class Pyramid(nn.Module):
     Args:
         model: any network with timm's `feature_info`, `forward_intermediates` and
             `prune_intermediate_layers`; every model of the catalog has them.
-        stages: how many of its last entries, or which.
+        stages: how many of its last entries (all, where it has no more), or which.
 
     Raises:
         ValueError: a model without them, or stages that it does not have.
@@ -36,7 +36,7 @@ class Pyramid(nn.Module):
                 )
         self.model = cast(Any, model)
         info = list(self.model.feature_info)
-        wanted = list(range(-stages, 0)) if isinstance(stages, int) else stages
+        wanted = list(range(-min(stages, len(info)), 0)) if isinstance(stages, int) else stages
         if not wanted or not all(-len(info) <= index < len(info) for index in wanted):
             raise ValueError(
                 f"stages={stages}: this model has {len(info)}; give how many of the last, or which"

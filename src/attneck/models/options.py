@@ -183,6 +183,11 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
             )
         if self.bam == "blocks" and self.se:
             raise ValueError("bam='blocks' and se want the same place in the block: choose one")
+        if self.attend and self.block == "basic" and self.mids[-1] != self.outs[-1]:
+            raise ValueError(
+                f"attend in a basic block wants mids and outs of the last stage alike, not "
+                f"{self.mids[-1]}, {self.outs[-1]}: attention does not change the width"
+            )
         self._check_attention([self.mids[-1]] if self.attend else [], "attention: attend=True")
         self._check_bam(list(self.outs))
 

@@ -93,9 +93,8 @@ def sheet(section: Section) -> Sheet:
         line += [_count(checked.counts.get(key), key) for key in extra]
         cells.append(line)
     commands = [(checked.row.label, checked.train) for checked in rows if checked.train]
-    title = f"Table {table.id}" if table.id[0].isdigit() else table.id
     setup = "; ".join(filter(None, (table.task, table.setup)))
-    return Sheet(f"{title}: {table.title}", setup, header, cells, footnotes, commands)
+    return Sheet(f"{_number(table)}: {table.title}", setup, header, cells, footnotes, commands)
 
 
 def tally(sections: Iterable[Section]) -> dict[str, int]:
@@ -114,8 +113,8 @@ def tally_sentence(sections: Iterable[Section]) -> str:
     found = tally(sections)
     pending = f", {found['not_built']} wait for a network that is not here yet" if found["not_built"] else ""
     return (
-        f"{found['rows']} rows print parameters or multiply-adds, each counted once: {found['same']} come out, "
-        f"{found['differ']} differ{pending}."
+        f"{found['rows']} rows print parameters or multiply-adds, each counted once: "
+        f"{found['same']} come out, {found['differ']} differ{pending}."
     )
 
 
@@ -151,8 +150,8 @@ def document(sections: list[Section]) -> dict[str, Any]:
 def markdown(sections: list[Section], command: str) -> str:
     """The page `docs/papers.md`: how to read it, what differs, and every table."""
     differing = [
-        f"- {section.paper.name} {sheet(section).title.partition(':')[0]}, {checked.row.label}: {_differences(checked)} "
-        f"{checked.row.reason}"
+        f"- {section.paper.name} {_number(section.table)}, {checked.row.label}: "
+        f"{_differences(checked)} {checked.row.reason}"
         for section in sections
         for checked in section.rows
         if checked.row.counted and checked.differs
@@ -162,14 +161,14 @@ def markdown(sections: list[Section], command: str) -> str:
         "",
         f"Made by `{command}`; do not edit. {tally_sentence(sections)}",
         "",
-        "*same*: the count rounds to the printed figure. *same, truncated*: it cuts to it. *same as round(base) + "
-        "round(added)*: the rounded base and the rounded difference add to it. *differs*: none of these; the row "
-        "is shown as it is, with the reason where it is known.",
+        "*same*: the count rounds to the printed figure. *same, truncated*: it cuts to it. *same as "
+        "round(base) + round(added)*: the rounded base and the rounded difference add to it. *differs*: none "
+        "of these; the row is shown as it is, with the reason where it is known.",
         "",
-        "BoTNet's parameters leave out BatchNorm and position tables; those of EfficientNet and all of BAM's are "
-        "every parameter, unless a row says otherwise. M.Adds (BAM's GFLOPs) are multiply-adds of convolutions "
-        "and matrix products for one image, G = 10⁹. Where a table prints no counts, those of its networks (a "
-        "detector's backbone with a classifier of its own) stand at its right.",
+        "BoTNet's parameters leave out BatchNorm and position tables; those of EfficientNet and all of BAM's "
+        "are every parameter, unless a row says otherwise. M.Adds (BAM's GFLOPs) are multiply-adds of "
+        "convolutions and matrix products for one image, G = 10⁹. Where a table prints no counts, those of "
+        "its networks (a detector's backbone with a classifier of its own) stand at its right.",
         "",
     ]
     if differing:
@@ -192,6 +191,10 @@ def _markdown_table(laid: Sheet) -> list[str]:
     if laid.commands:
         lines += ["", "To train:", "", *(f"- {label}: `{command}`" for label, command in laid.commands)]
     return lines
+
+
+def _number(table: Table) -> str:
+    return f"Table {table.id}" if table.id[0].isdigit() else table.id
 
 
 def _remarks(checked: Checked) -> list[str]:

@@ -57,13 +57,14 @@ def read_runs(folder: Path) -> list[Run]:
             )
         except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise UserError(
-                f"{summary.parent} is no run that attneck wrote ({type(error).__name__}: {error}): mend or move it"
+                f"{summary.parent} is no run that attneck wrote ({type(error).__name__}: {error}); "
+                "mend it or move it"
             ) from None
     return runs
 
 
 def measured(key: str, runs: list[Run]) -> float:
-    """The mean of the runs' top-1, as the column `key` has it: an accuracy (top1) or an error (top1_error)."""
+    """The mean of the runs' top-1, as the column `key` has it: accuracy (top1) or error (top1_error)."""
     top1 = sum(run.top1 for run in runs) / len(runs)
     return 100 - top1 if key == "top1_error" else top1
 
@@ -74,5 +75,5 @@ def column_of(table: Table) -> str | None:
 
 
 def fits(run: Run, table: Table, row: Row) -> bool:
-    """Whether `run` trained on the data of `table`; that its network is the row's is for the caller to say."""
+    """Whether `run` trained on the data of `table`; whether its network is the row's, the caller says."""
     return bool(row.model) and not row.alternative and run.data == DATA.get(table.task)

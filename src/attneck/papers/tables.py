@@ -80,7 +80,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A printed row, as the header of botnet.toml explains it, with what its table says for all rows filled in."""
+    """A printed row, as the header of botnet.toml explains it; what its table says for all rows is filled in."""
 
     label: str
     model: str
@@ -187,7 +187,7 @@ class Comparison:
 def no_table(number: str, known: list[str], where: str) -> UserError:
     """What is said when `where` has no table of that number."""
     return UserError(
-        f"{where} has no table {number!r}{suggestion(number, known)} (its tables: {', '.join(known)})"
+        f"no table {number!r} in {where}{suggestion(number, known)} (there are: {', '.join(known)})"
     )
 
 
@@ -231,7 +231,7 @@ def verdict(printed: str, count: int, unit: int, base: int | None = None) -> Ver
 
 
 def compare(table: Table, row: Row, counter: Counter) -> dict[str, Comparison]:
-    """The counts of a row's network by key, each beside the figure printed for it; empty where there is none."""
+    """The counts of a row's network by key, each beside its printed figure; empty where there is no network."""
     cost = counter(row.network) if row.network else None
     if cost is None:
         return {}
@@ -255,7 +255,8 @@ def train_command(table: Table, row: Row, recipes: Collection[str]) -> str | Non
     words = ["attneck train", recipe, *changes, "--model.name", row.model]
     if row.options:
         words.append("--model.options")
-        words += [f"{key} {value}" for key, value in row.options.items()]
+        for key, value in row.options.items():
+            words += [key, *map(str, value if isinstance(value, list) else [value])]
     if table.task == "ImageNet":
         words.append(f"--data.image-size {row.image_size}")
     return " ".join(words)

@@ -1,0 +1,151 @@
+"""Every option of every family does something: the network's result, or what it is made of, is another."""
+
+import dataclasses
+import zlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attneck.models import create_model
+from attneck.models.catalog import CATALOG
+
+# Small networks in which every option has something to act on; and another value for each option.
+RESNET: dict[str, Any] = {
+    "depths": [2, 2, 2, 2],
+    "widths": [16, 16, 16, 32],
+    "attend": [0, 1],
+    "bam": "stages",
+    "bam_reduction": 4,
+    "se": [2, 5],
+}
+CIFAR: dict[str, Any] = {
+    "depths": [2, 2, 2],
+    "block": "bottleneck",
+    "order": "pre",
+    "bam": "stages",
+    "bam_reduction": 4,
+    "attend": True,
+    "mids": [8, 16, 16],
+    "outs": [16, 16, 32],
+}
+BAM: dict[str, Any] = {
+    "bam_reduction": 2,
+    "bam_dilation": 2,
+    "bam_combine": "max",
+    "bam_branches": "spatial",
+    "bam_variant": "official",
+}
+ATTENTION: dict[str, Any] = {"heads": 2, "position": "absolute", "content": False}
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "resnet50": (
+        RESNET,
+        {
+            "depths": [2, 2, 2, 1],
+            "block": {"block": "basic", "attend": []},
+            "widths": [16, 16, 16, 16],
+            "groups": 2,
+            "base_width": 32,
+            "stride_on": "1x1",
+            "attend": [1],
+            "c5_stride": 1,
+            "insert_c4": "bot",
+            "insert_c5": "non_local",
+            "se": [3],
+            "se_in_bot": True,
+            "activation": "silu",
+            "drop_path": 0.5,
+            "dropout": 0.5,
+            "bam": "none",
+            **BAM,
+            **ATTENTION,
+        },
+    ),
+    "cifar_resnet20": (
+        CIFAR,
+        {
+            "depths": [2, 2, 1],
+            "block": {"block": "basic", "outs": [8, 16, 16]},
+            "order": "post",
+            "stem": 8,
+            "mids": [8, 8, 16],
+            "outs": [16, 16, 16],
+            "groups": 2,
+            "stride_on": "1x1",
+            "shortcut": "activated",
+            "attend": False,
+            "se": True,
+            "dropout": 0.5,
+            "bam": "blocks",
+            **BAM,
+            **ATTENTION,
+        },
+    ),
+    "cifar_densenet100": (
+        {"depths": [2, 2], "bam": "stages", "bam_reduction": 4},
+        {"depths": [3, 2], "growth": 4, "dropout": 0.5, "bam": "none", **BAM},
+    ),
+    "mobilenet": (
+        {"alpha": 0.125, "bam": "stages", "bam_reduction": 4},
+        {"alpha": 0.25, "dropout": 0.5, "bam": "none", **BAM},
+    ),
+    "squeezenet1_1": (
+        {"bam": "stages", "dropout": 0.0},
+        {"dropout": 0.5, "stem_padding": 1, "pool": "features", "bam": "none", **BAM},
+    ),
+    "efficientnet_b0": ({}, {"variant": "b1", "drop_path": 0.5, "dropout": 0.5}),
+    "vit_base_patch16_384": (
+        {"width": 16, "depth": 2, "heads": 4},
+        {"width": 32, "depth": 3, "heads": 2, "patch": 8, "drop_path": 0.5, "dropout": 0.5},
+    ),
+}
+# Options that go only together with a change of another.
+TOGETHER: dict[tuple[str, str], dict[str, Any]] = {
+    ("resnet50", "depths"): {"attend": [1]},
+    ("resnet50", "bam"): {"bam_reduction": 16},
+    ("cifar_resnet20", "order"): {"shortcut": "raw"},
+    ("cifar_densenet100", "bam"): {"bam_reduction": 16},
+    ("mobilenet", "bam"): {"bam_reduction": 16},
+}
+
+
+def fill(model: nn.Module) -> nn.Module:
+    """Every parameter by its name alone, so that two networks differ by what they are, not by their luck."""
+    for name, parameter in model.named_parameters():
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        with torch.no_grad():
+            noise = torch.randn(parameter.shape, generator=generator)
+            fan_in = parameter[0].numel()
+            parameter.copy_(noise * (2 / fan_in) ** 0.5 if parameter.ndim > 1 else 0.5 + 0.2 * noise)
+    return model
+
+
+def result(name: str, options: dict[str, Any]) -> tuple[dict[str, torch.Size], Tensor]:
+    """Names and shapes of the parameters, and logits in training, at one seed."""
+    model = fill(create_model(name, num_classes=8, image_size=64, **options))
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    logits = model(images)
+    assert logits.isfinite().all()
+    return {key: value.shape for key, value in model.named_parameters()}, logits.detach()
+
+
+def test_no_option_is_forgotten() -> None:
+    families = {type(entry.options): entry.options for entry in CATALOG.values()}
+    covered = {type(CATALOG[name].options): set(changes) for name, (_, changes) in FAMILIES.items()}
+    for family in families:
+        assert {field.name for field in dataclasses.fields(family)} == covered[family], family
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_option_has_an_effect(name: str) -> None:
+    base, changes = FAMILIES[name]
+    shapes, logits = result(name, base)
+    again, same = result(name, base)
+    assert again == shapes
+    torch.testing.assert_close(same, logits)  # what is compared does not vary by itself
+    for option, value in changes.items():
+        change = value if isinstance(value, dict) else {option: value} | TOGETHER.get((name, option), {})
+        new_shapes, new_logits = result(name, base | change)
+        assert new_shapes != shapes or not torch.allclose(new_logits, logits, rtol=1e-4, atol=1e-5), option

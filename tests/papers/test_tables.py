@@ -1,0 +1,440 @@
+"""The transcribed tables hold together, and what is printed beside each figure is what a count says."""
+
+import dataclasses
+import json
+import re
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import tyro
+import yaml
+
+from attneck.commands import papers as command
+from attneck.errors import UserError
+from attneck.models import catalog
+from attneck.papers.layout import Checked, Section, document, markdown, sheet, tally
+from attneck.papers.results import Run, measured, read_runs
+from attneck.papers.tables import (
+    PAPERS,
+    UNITS,
+    Cost,
+    Row,
+    Table,
+    Verdict,
+    compare,
+    load_paper,
+    train_command,
+    verdict,
+)
+from attneck.training.recipe import load_recipe, shipped_recipes
+
+ROOT = Path(__file__).parents[2]
+LOADED = {name: load_paper(name) for name in PAPERS}
+TABLES = [(paper, table) for paper in LOADED.values() for table in paper.tables]
+ROWS = [(paper, table, row) for paper, table in TABLES for row in table.rows]
+
+# Keys whose figures are numbers, signed where they are differences. Others hold words, sizes and lists.
+NUMERIC = re.compile(
+    r"(params_m|madds_g|step_ms|top[15](_error)?|ap_\w+|map_50|\w+_ratio|speedup|params_delta_m|madds_delta_g|\w+_delta)$"
+)
+
+every_table = pytest.mark.parametrize(
+    ("paper", "table"), TABLES, ids=[f"{paper.name} {table.id}" for paper, table in TABLES]
+)
+needs_counts = pytest.mark.xdist_group("papers")
+
+
+# What is transcribed
+
+
+@every_table
+def test_printed_strings_stand_in_printed_columns_and_numbers_parse(paper, table):
+    known = {column.key for column in table.columns} | {column.delta for column in table.columns}
+    for row in table.rows:
+        assert row.printed.keys() <= known, row.label
+        for key, text in row.printed.items():
+            assert text == text.strip() != "", (row.label, key)
+            if NUMERIC.match(key) and key != "epochs":
+                assert re.fullmatch(r"[+-]?\d+(\.\d+)?", text), (row.label, key, text)
+                assert not text.startswith("+") or "delta" in key, (row.label, key, text)
+
+
+@every_table
+def test_labels_tell_rows_apart(paper, table):
+    labels = [row.label for row in table.rows]
+    assert len(set(labels)) == len(labels)
+
+
+def test_numbers_tell_tables_apart():
+    for paper in LOADED.values():
+        numbers = [table.id for table in paper.tables]
+        assert len(set(numbers)) == len(numbers)
+
+
+@every_table
+def test_every_printed_count_says_what_is_expected_and_why_not(paper, table):
+    for row in table.rows:
+        assert row.expect.keys() == row.printed.keys() & UNITS.keys(), row.label
+        if {Verdict.DIFFERS, Verdict.SUM} & set(row.expect.values()):
+            assert row.reason.endswith("."), row.label
+        else:
+            assert not row.reason, row.label
+        if Verdict.SUM in row.expect.values():
+            assert table.base(row), row.label
+        if row.expect:
+            assert row.network, row.label
+
+
+def _base(table: Table, row: Row, key: str, delta: str) -> Row | None:
+    """The nearest row above that prints the figure and, as a base does, no difference."""
+    above = table.rows[: table.rows.index(row)]
+    return next(
+        (other for other in reversed(above) if key in other.printed and delta not in other.printed), None
+    )
+
+
+@every_table
+def test_differences_in_brackets_are_those_of_the_figures_or_a_note_says_otherwise(paper, table):
+    for row in table.rows:
+        for column in table.columns:
+            if column.delta not in row.printed:
+                continue
+            base = _base(table, row, column.key, column.delta)
+            assert base, (row.label, column.key)
+            difference = Decimal(row.printed[column.key]) - Decimal(base.printed[column.key])
+            if difference != Decimal(row.printed[column.delta]):
+                assert row.note, (row.label, column.key, difference, row.printed[column.delta])
+
+
+def test_the_misprinted_differences_are_these():
+    found = [
+        f"{table.id}: {row.label}: {column.key}"
+        for _, table, row in ROWS
+        for column in table.columns
+        if column.delta in row.printed
+        and "Differences are to R101" not in row.note
+        and Decimal(row.printed[column.key])
+        - Decimal(_base(table, row, column.key, column.delta).printed[column.key])
+        != Decimal(row.printed[column.delta])
+    ]
+    assert found == [
+        "3: BoT50, [0.5, 2.0]: ap_bbox",
+        "7: BoT50, 1280: ap_mask",
+        "8: R50 + BoT (c4, c5): ap_mask_75",
+        "16: BoT50: ap_bbox_l",
+        "3a: PreResNet 110 + BAM: madds_g",
+    ]
+
+
+def test_differences_to_the_row_above_are_right_where_the_note_says_so():
+    rows = {row.label: row.printed for row in LOADED["botnet"].table("5").rows}
+    for key in ("ap_bbox", "ap_bbox_s", "ap_bbox_l", "ap_mask", "ap_mask_s", "ap_mask_l"):
+        difference = Decimal(rows["BoT101"][key]) - Decimal(rows["R101"][key])
+        assert difference == Decimal(rows["BoT101"][f"{key}_delta"]), key
+
+
+def test_a_repeated_row_repeats_a_counted_one():
+    for paper, table, row in ROWS:
+        if not row.repeats:
+            continue
+        others = [
+            other for other in paper.table(row.repeats).rows if other.counted and other.network == row.network
+        ]
+        assert len(others) == 1, (table.id, row.label)
+        for key in row.expect:
+            shorter, longer = sorted((row.printed[key], others[0].printed[key]), key=len)
+            step = Decimal(1).scaleb(Decimal(shorter).as_tuple().exponent)
+            assert Decimal(longer).quantize(step) == Decimal(shorter), (table.id, row.label, key)
+
+
+def test_no_counted_network_is_counted_twice_for_the_same_figure():
+    seen = {}
+    for paper, table, row in ROWS:
+        if row.counted:
+            key = (
+                paper.name,
+                row.network,
+                row.params_convention,
+                tuple(row.printed.get(unit) for unit in UNITS),
+            )
+            assert key not in seen, (table.id, row.label, seen[key])
+            seen[key] = (table.id, row.label)
+
+
+def test_97_rows_are_counted_and_78_expected_to_come_out():
+    counted = [row for _, _, row in ROWS if row.counted]
+    assert len(counted) == 97
+    assert sum(Verdict.DIFFERS not in row.expect.values() for row in counted) == 78
+
+
+def test_the_table_of_depths_is_that_of_the_catalog():
+    """BoTNet Table 13; SENet-350 is the one whose printed blocks are not those of its printed parameters."""
+    for row in LOADED["botnet"].table("13").rows:
+        if row.model in catalog.CATALOG:
+            printed = tuple(map(int, re.findall(r"\d+", row.printed["blocks"])))
+            assert (catalog.find(row.model).options.depths == printed) == (row.model != "senet350"), row.label
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("printed", "count", "unit", "base", "expected"),
+    [
+        ("20.8", 20_785_320, 10**6, None, Verdict.SAME),
+        ("20.7", 20_785_320, 10**6, None, Verdict.TRUNCATED),
+        ("20.9", 20_785_320, 10**6, None, Verdict.DIFFERS),
+        ("102.98", 102_989_037_568, 10**9, None, Verdict.TRUNCATED),
+        ("12", 12_233_232, 10**6, None, Verdict.SAME),
+        ("0.5", 450_000, 10**6, None, Verdict.SAME),  # half way: up
+        ("0.4", 450_000, 10**6, None, Verdict.TRUNCATED),
+        ("20.00", 19_994_999, 10**6, None, Verdict.DIFFERS),  # all printed zeros count
+        ("20.00", 19_995_000, 10**6, None, Verdict.SAME),
+        ("24.10", 24_094_000, 10**6, 23_706_000, Verdict.SUM),  # 23.71 + 0.39
+        ("24.10", 24_094_000, 10**6, None, Verdict.DIFFERS),
+        ("24.11", 24_094_000, 10**6, 23_706_000, Verdict.DIFFERS),
+    ],
+)
+def test_verdicts(printed, count, unit, base, expected):
+    assert verdict(printed, count, unit, base) is expected
+
+
+def test_a_verdict_is_computed_and_never_read():
+    table = LOADED["botnet"].table("1")
+    wrong = Cost({"paper": 25_404_000, "all": 0, "weights": 0}, 85_400_000_000, 1)
+    row = table.rows[0]
+    found = compare(table, row, lambda network: wrong)
+    assert (
+        found["params_m"].verdict is Verdict.TRUNCATED
+        if row.printed["params_m"] == "25.4"
+        else Verdict.DIFFERS
+    )
+    assert found["madds_g"].verdict is Verdict.DIFFERS  # this table leaves the classifier out: 1
+    assert found["madds_g"].count == 1
+
+
+def test_a_base_is_counted_in_the_convention_of_the_row_that_names_it():
+    table = LOADED["bam"].table("1a")
+    row = next(row for row in table.rows if row.label == "r = 32")
+    costs = {
+        "cifar_resnet50": Cost({"all": 23_705_252, "paper": 1, "weights": 2}, 1, 1),
+        "cifar_resnet50_bam": Cost({"all": 23_864_900, "paper": 1, "weights": 2}, 1, 1),
+    }
+    assert compare(table, row, lambda network: costs[network.model])["params_m"].verdict is Verdict.SUM
+
+
+@pytest.fixture(scope="module")
+def sections():
+    """Every table with every network counted on the meta device, and no runs."""
+    return command.check(command.choose(None, None), [], quiet=True)
+
+
+@needs_counts
+@pytest.mark.slow
+def test_computed_verdicts_are_the_expected_ones(sections):
+    mismatches = [
+        f"{section.paper.name} {section.table.id}: {checked.row.label}: {key} {found.printed} printed, "
+        f"{found.count} computed: {found.verdict}, expected {checked.row.expect[key]}"
+        for section in sections
+        for checked in section.rows
+        for key, found in checked.counts.items()
+        if found.verdict is not checked.row.expect.get(key)
+    ]
+    assert not mismatches, "\n".join(mismatches)
+    pending = [checked.row for section in sections for checked in section.rows if checked.pending]
+    assert [row.label for row in pending if row.model != row.detector] == []
+    for section in sections:
+        for checked in section.rows:
+            if checked.row.expect and not checked.pending:
+                assert checked.counts.keys() >= checked.row.expect.keys(), checked.row.label
+
+
+@needs_counts
+@pytest.mark.slow
+def test_78_of_97_rows_come_out(sections):
+    found = tally(sections)
+    assert found["rows"] == 97
+    assert found["differ"] == 19
+    assert found["same"] + found["not_built"] == 78
+
+
+@needs_counts
+@pytest.mark.slow
+def test_the_page_is_current():
+    runs = read_runs(ROOT / "results") if (ROOT / "results").is_dir() else []
+    page = markdown(command.check(command.choose(None, None), runs, quiet=True), "attneck papers --markdown")
+    assert (ROOT / "docs" / "papers.md").read_text() == page, (
+        "run: attneck papers --markdown > docs/papers.md"
+    )
+
+
+@needs_counts
+@pytest.mark.slow
+def test_every_sheet_is_a_rectangle_whose_differences_have_reasons(sections):
+    for section in sections:
+        laid = sheet(section)
+        assert {len(cells) for cells in laid.rows} == {len(laid.header)}, section.table.id
+        for checked in section.rows:
+            if checked.differs:
+                assert checked.row.reason in laid.footnotes
+    json.loads(json.dumps(document(sections)))
+
+
+# Training
+
+
+def test_every_train_command_makes_the_rows_network():
+    from attneck.commands.train import Arguments
+
+    found = 0
+    for _, table, row in ROWS:
+        said = train_command(table, row, shipped_recipes())
+        if said is None or row.model not in catalog.CATALOG:
+            continue
+        program, verb, recipe, *words = said.split()
+        assert (program, verb) == ("attneck", "train")
+        made = tyro.cli(Arguments, args=words, default=Arguments(recipe=load_recipe(recipe))).recipe
+        assert catalog.find(made.model.name, dict(made.model.options)) == catalog.find(
+            row.model, row.options
+        ), said
+        found += 1
+    assert found > 40
+
+
+def test_no_command_without_the_recipe_and_the_size_is_said_for_imagenet():
+    table = LOADED["botnet"].table("12")
+    row = next(row for row in table.rows if row.label == "BoT50")
+    assert train_command(table, row, ["demo"]) is None
+    assert train_command(table, row, ["imagenet-200"]) == (
+        "attneck train imagenet-200 --optimizer.weight-decay 4e-5 --model.name botnet50 "
+        "--model.options se 2 3 4 activation silu --data.image-size 224"
+    )
+    plain = LOADED["bam"].table("4b")
+    assert all(train_command(plain, row, shipped_recipes()) is None for row in plain.rows)
+
+
+# Measurements
+
+
+def _write_run(folder: Path, name: str, options: dict, data: str = "cifar100", **scores: float) -> None:
+    folder.mkdir(parents=True)
+    recipe = {"model": {"name": name, "options": options}, "data": {"name": data}, "epochs": 3}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "summary.json").write_text(json.dumps({"steps": 9, **scores}))
+
+
+def test_runs_are_found_and_stand_beside_the_rows_they_trained(tmp_path):
+    results = tmp_path / "results"
+    _write_run(results / "a", "cifar_wrn28_8", {}, val_top1=79.0)
+    _write_run(results / "deep" / "b", "cifar_wrn28_8", {}, val_top1=1.0, ema_top1=80.0)
+    _write_run(results / "shapes", "cifar_wrn28_8", {}, "shapes", val_top1=99.0)
+    _write_run(results / "gone", "no_such_model", {}, val_top1=99.0)
+    _write_run(results / "options", "cifar_resnet50_bam", {"bam_dilation": 4}, val_top1=77.5)
+    (results / "no-recipe").mkdir()
+    (results / "no-recipe" / "summary.json").write_text("{}")
+    runs = read_runs(results)
+    assert [run.folder for run in runs] == [
+        f"results/{name}" for name in ("a", "deep/b", "gone", "options", "shapes")
+    ]
+    assert [run.top1 for run in runs[:2]] == [79.0, 80.0]
+
+    def beside(number):
+        table = LOADED["bam"].table(number)
+        return {
+            row.label: [
+                run.folder
+                for run in runs
+                if command.fits(run, table, row) and command._same_network(run, row)
+            ]
+            for row in table.rows
+        }
+
+    assert {label: folders for label, folders in beside("5").items() if folders} == {
+        "WideResNet28 (w=8)": ["results/a", "results/deep/b"],
+        "ResNet50 + BAM": ["results/options"],  # dilation 4 is its default
+    }
+    assert [label for label, folders in beside("1a").items() if folders] == ["d = 4", "r = 16"]
+    assert measured("top1_error", runs[:2]) == 20.5
+    assert measured("top1", runs[:2]) == 79.5
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"steps": 1}', '{"val_top1": "high"}'])
+def test_a_damaged_run_is_named(tmp_path, damage):
+    _write_run(tmp_path / "a", "cifar_wrn28_8", {}, val_top1=79.0)
+    (tmp_path / "a" / "summary.json").write_text(damage)
+    with pytest.raises(UserError, match="is no run that attneck wrote") as error:
+        read_runs(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_measured_error_is_shown_with_its_runs():
+    paper = LOADED["bam"]
+    table = paper.table("5")
+    run = Run("results/a", "cifar_wrn28_8", {}, "cifar100", 200, 79.5)
+    rows = [Checked(row, {}, [run] if row.label == "WideResNet28 (w=8)" else [], None) for row in table.rows]
+    laid = sheet(Section(paper, table, rows))
+    column = laid.header.index("Error measured")
+    cells = [row[column] for row in laid.rows]
+    assert [cell for cell in cells if cell] == ["20.50"]
+    assert "Measured: results/a (200 epochs)." in laid.footnotes
+
+
+# The command and its mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["botnett"], "perhaps you meant 'botnet'"),
+        (["bam", "--table", "3"], "perhaps you meant '3b'|perhaps you meant '3a'"),
+        (["botnet", "--table", "3a"], "in the botnet paper"),
+        (["--table", "twenty"], "no table 'twenty'"),
+        (["--results", "/no/such/folder"], "no such folder"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(words, said):
+    with pytest.raises(UserError, match=said) as error:
+        command.main(words)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_that_does_not_exist_is_refused():
+    from attneck.papers.tables import _row
+
+    with pytest.raises(ValueError, match="perhaps you meant 'printed'"):
+        _row({"label": "x", "model": "", "print": {}}, "here")
+    with pytest.raises(ValueError, match="maybe"):
+        _row({"label": "x", "model": "", "printed": {}, "expect": {"params_m": "maybe"}}, "here")
+
+
+def test_one_table_as_text_as_markdown_and_as_json(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # no results/
+    command.main(["botnet", "--table", "1"])
+    text = capsys.readouterr().out
+    assert re.search(r"BoTNet-50.*20\.8 .*20\.785 .*same .*102\.98 .*102\.989 .*same, truncated", text)
+    assert "2 rows print parameters or multiply-adds, each counted once: 2 come out, 0 differ." in text
+
+    command.main(["botnet", "--table", "1", "--markdown"])
+    page = capsys.readouterr().out
+    assert "| BoTNet-50 ¹ | 20.8 | 20.785 | same | 102.98 | 102.989 | same, truncated | 1032.66 |" in page
+    assert "Made by `attneck papers botnet --table 1 --markdown`" in page
+
+    command.main(["botnet", "--table", "1", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["tally"] == {"rows": 2, "same": 2, "differ": 0, "not_built": 0}
+    row = found["papers"][0]["tables"][0]["rows"][1]
+    assert row["computed"]["madds_g"] == {"count": 102_989_037_568, "verdict": "same, truncated"}
+    assert row["printed"]["madds_g"] == "102.98"
+
+
+def test_a_network_that_is_not_here_is_said_not_guessed():
+    paper = LOADED["bam"]
+    table = paper.table("4b")
+    row = dataclasses.replace(table.rows[0], model="no_such_detector")
+    assert command.cost(row.network) is None
+    checked = Checked(row, compare(table, row, command.cost), [], None)
+    assert checked.pending
+    laid = sheet(Section(paper, table, [checked]))
+    assert "not built" in laid.rows[0]
+    assert tally([Section(paper, table, [checked])]) == {"rows": 1, "same": 0, "differ": 0, "not_built": 1}
