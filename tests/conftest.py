@@ -1,9 +1,6 @@
 """Fixtures and marks that every test shares."""
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: small steps are many times slower when threads fight
 
@@ -20,20 +17,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="no CUDA"))
-
-
-@pytest.fixture
-def attneck(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `attneck WORDS` in a folder of its own, as a user would; gives what it printed and its exit code."""
-
-    def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "attneck.cli", *map(str, words)],
-            cwd=tmp_path,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-
-    return run

@@ -1,4 +1,4 @@
-"""The command line: names the commands, imports the one that was asked for, turns its end into an exit code."""
+"""The command line: imports the command that was asked for, and turns its end into an exit code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "papers": "the papers' figures beside what is computed and measured here",
     "train": "train what a recipe says",
     "eval": "top-1, top-5 and error of a run",
+    "curves": "loss and error of runs, side by side, as a picture",
     "data": "find a data set and check it",
 }
 
@@ -29,7 +30,7 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command: 0 done, 2 the user's mistake, 1 anything else, 143 stopped by SIGTERM with the work saved."""
+    """Run a command: 0 done, 2 the user's mistake, 143 stopped by SIGTERM with the work saved, 1 the rest."""
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in {"-h", "--help", "help"}:
         print(usage())

@@ -147,7 +147,7 @@ def evaluate(run: str | Path, data: Data | None = None) -> dict[str, Any]:
         model.load_state_dict(state["model"])
         model.to(everyone.device)
         if recipe.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         average = None
         if state["average"] is not None:
             average = loop.average_of(model, recipe.ema)

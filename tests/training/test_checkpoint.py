@@ -45,8 +45,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, harm):
         newest.with_name(f"{newest.name}.sha256").unlink()
     newest.write_bytes(data)
     loaded, _, damaged = checkpoint.load_latest(tmp_path)
-    assert loaded["step"] == 1
-    assert damaged == [newest]
+    assert (loaded["step"], damaged) == (1, [newest])
 
 
 def test_none_whole_is_the_users_to_know(tmp_path):
@@ -96,7 +95,8 @@ def test_kill_while_writing_loses_nothing(tmp_path):
         "from pathlib import Path\n"
         "from attneck.training import checkpoint\n"
         "for step in itertools.count(int(sys.argv[2])):\n"
-        "    checkpoint.save(Path(sys.argv[1]), step, {'step': step, 'w': torch.full((300_000,), float(step))})\n"
+        "    state = {'step': step, 'w': torch.full((300_000,), float(step))}\n"
+        "    checkpoint.save(Path(sys.argv[1]), step, state)\n"
         "    print(step, flush=True)\n"
     )
     step = 0

@@ -36,7 +36,7 @@ def small_validation(monkeypatch):
     monkeypatch.setattr(run, "open_dataset", open_small)
 
 
-class Stop(Exception):
+class BrokenOffError(Exception):
     pass
 
 
@@ -47,7 +47,7 @@ def stop_after(monkeypatch, step):
     def save(folder, number, state):
         path = whole(folder, number, state)
         if number >= step:
-            raise Stop
+            raise BrokenOffError
         return path
 
     monkeypatch.setattr(checkpoint, "save", save)
@@ -70,7 +70,7 @@ def test_resumed_ends_with_the_same_bits(tmp_path, monkeypatch, changes, step):
     straight = run.train(wanted, tmp_path / "straight")
     with monkeypatch.context() as patch:
         stop_after(patch, step)
-        with pytest.raises(Stop):
+        with pytest.raises(BrokenOffError):
             run.train(wanted, tmp_path / "broken")
     resumed = run.train(wanted, tmp_path / "broken", resume=True)
     assert resumed.weights == straight.weights

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from attneck.errors import UserError
 from attneck.models import catalog
-from attneck.papers.layout import Checked, Section, Sheet, document, markdown, sheet, tally_sentence
+from attneck.papers.layout import Checked, Section, Sheet, document, markdown, sheet, tally, tally_sentence
 from attneck.papers.results import Run, fits, read_runs
 from attneck.papers.tables import (
     PAPERS,
@@ -21,12 +22,13 @@ from attneck.papers.tables import (
     Paper,
     Row,
     Table,
+    Trainer,
     compare,
     load_paper,
     no_table,
     train_command,
 )
-from attneck.training.recipe import shipped_recipes
+from attneck.training.recipe import load_recipe, shipped_recipes
 
 
 def show(
@@ -80,7 +82,7 @@ def check(chosen: list[tuple[Paper, Table]], runs: list[Run], *, quiet: bool) ->
     from rich.console import Console
     from rich.progress import Progress
 
-    recipes = shipped_recipes()
+    recipes = _trainers()
     terminal = Console(stderr=True)
     sections = []
     with Progress(console=terminal, transient=True, disable=quiet or not terminal.is_terminal) as progress:
@@ -88,8 +90,8 @@ def check(chosen: list[tuple[Paper, Table]], runs: list[Run], *, quiet: bool) ->
         for paper, table in chosen:
             rows = []
             for row in table.rows:
-                same = [run for run in runs if fits(run, table, row) and _same_network(run, row)]
-                command = train_command(table, row, recipes) if row.model in catalog.CATALOG else None
+                same = [run for run in runs if fits(run, table, row) and trained(run, row)]
+                command = _train(table, row, recipes)
                 rows.append(Checked(row, compare(table, row, cost), same, command))
                 progress.advance(task)
             sections.append(Section(paper, table, rows))
@@ -148,15 +150,43 @@ def render(sections: list[Section]) -> None:
         for label, command in laid.commands:
             console.print(Text(f"  {label}: {command}"))
         console.print()
-    console.print(Text(tally_sentence(sections)))
+    if tally(sections)["rows"]:
+        console.print(Text(tally_sentence(sections)))
 
 
-def _same_network(run: Run, row: Row) -> bool:
-    """Whether a run's model is the row's, with the options of both filled in."""
+def architecture(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """A model's options, all of them but those of its training; None for what the catalog does not have."""
     try:
-        return catalog.find(run.model, run.options) == catalog.find(row.model, row.options)
-    except ValueError:  # a name or an option that the catalog does not have, any more or yet
-        return False
+        every = dataclasses.asdict(catalog.find(name, options).options)
+    except ValueError:
+        return None
+    return {key: value for key, value in every.items() if key not in {"drop_path", "dropout"}}
+
+
+def trained(run: Run, row: Row) -> bool:
+    """Whether a run's network is the row's, by whatever names and options the two give it."""
+    network = architecture(run.model, run.options)
+    return network is not None and network == architecture(row.model, row.options)
+
+
+def _trainers() -> dict[str, Trainer]:
+    recipes = {name: load_recipe(name) for name in shipped_recipes()}
+    return {
+        name: Trainer(dict(recipe.model.options), recipe.data.image_size) for name, recipe in recipes.items()
+    }
+
+
+def _train(table: Table, row: Row, trainers: dict[str, Trainer]) -> str | None:
+    """`train_command`, where the recipe's own options leave the network as it is."""
+    recipe = trainers.get((table.recipe.split() or [""])[0])
+    if recipe is None:
+        return None
+    network = architecture(row.model, recipe.options | row.options)
+    return (
+        train_command(table, row, trainers)
+        if network and network == architecture(row.model, row.options)
+        else None
+    )
 
 
 def main(words: list[str]) -> None:

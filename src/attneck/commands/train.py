@@ -18,7 +18,7 @@ USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VA
 
 RECIPE is one of the shipped recipes ({shipped}), a YAML file, or the folder of a run.
 attneck train RECIPE --help shows every field with its value there.
-On several devices of this machine: --processes N. On several machines: torchrun … -m attneck.cli train RECIPE …"""
+Several processes on this machine: --processes N. On many machines: torchrun … -m attneck.cli train …"""
 
 
 @dataclass

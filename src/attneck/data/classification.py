@@ -41,7 +41,7 @@ def open_dataset(
     md5: Mapping[str, str | Sequence[str]] | None = None,
     size: int | None = None,
     randaugment_layers: int = 2,
-    randaugment_magnitude: int = 15,
+    randaugment_magnitude: int = 10,
     classes: Sequence[str] | None = None,
 ) -> ClassificationDataset:
     """Opens "cifar100", "folder" or "shapes", split "train" or "val".

@@ -51,7 +51,7 @@ class Counts:
     bias_adds: int
     """The additions of the convolutions' biases, one an output; in no other figure here."""
     stages: dict[str, tuple[int, int]] | None = None
-    """(params, madds) by child of the model, what belongs to none under "(rest)"; they add up to the totals."""
+    """(params, madds) by child of the model, what is no child's under "(rest)"; they add up to the totals."""
 
 
 def relative_attention_flops(

@@ -159,7 +159,7 @@ def markdown(sections: list[Section], command: str) -> str:
     lines = [
         "# The papers' figures",
         "",
-        f"Made by `{command}`; do not edit. {tally_sentence(sections)}",
+        f"Made by `{command}`; do not edit. " + (tally_sentence(sections) if tally(sections)["rows"] else ""),
         "",
         "*same*: the count rounds to the printed figure. *same, truncated*: it cuts to it. *same as "
         "round(base) + round(added)*: the rounded base and the rounded difference add to it. *differs*: none "
@@ -205,7 +205,7 @@ def _remarks(checked: Checked) -> list[str]:
     if row.repeats:
         found.append(f"Its counts are tallied with Table {row.repeats}.")
     if row.alternative:
-        found.append("Another reading; not tallied.")
+        found.append("Not tallied.")
     if checked.runs:
         runs = ", ".join(f"{run.folder} ({run.epochs} epochs)" for run in checked.runs)
         found.append(f"Measured: {runs}.")

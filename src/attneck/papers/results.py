@@ -12,8 +12,8 @@ import yaml
 from attneck.errors import UserError
 from attneck.papers.tables import Row, Table
 
-DATA = {"CIFAR-100": "cifar100"}
-"""A table's task, and the data set of a recipe that it is. Any folder of images is not ImageNet."""
+DATA = {"CIFAR-100": "cifar100", "ImageNet": "imagenet"}
+"""A table's task, and the data set of a recipe that it is; a folder of images goes by the folder's name."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Run:
     model: str
     options: dict[str, Any]
     data: str
+    image_size: int | None
     epochs: int
     top1: float
 
@@ -50,7 +51,8 @@ def read_runs(folder: Path) -> list[Run]:
                     folder=(Path(folder.name) / summary.parent.relative_to(folder)).as_posix(),
                     model=made_from["model"]["name"],
                     options=dict(made_from["model"].get("options") or {}),
-                    data=made_from["data"]["name"],
+                    data=_data(made_from["data"]),
+                    image_size=made_from["data"].get("image_size"),
                     epochs=made_from["epochs"],
                     top1=float(scores.get("ema_top1", scores.get("val_top1"))),
                 )
@@ -75,5 +77,12 @@ def column_of(table: Table) -> str | None:
 
 
 def fits(run: Run, table: Table, row: Row) -> bool:
-    """Whether `run` trained on the data of `table`; whether its network is the row's, the caller says."""
-    return bool(row.model) and not row.alternative and run.data == DATA.get(table.task)
+    """Whether `run` trained on the images of `row`; whether its network is the row's, the caller says."""
+    if not row.model or row.alternative or run.data != DATA.get(table.task):
+        return False
+    return run.image_size in (None, row.image_size)
+
+
+def _data(data: dict[str, Any]) -> str:
+    """The name of a recipe's data set."""
+    return Path(data.get("root") or "").name if data["name"] == "folder" else str(data["name"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from enum import StrEnum
@@ -65,6 +65,14 @@ class Cost:
     madds_no_classifier: int | None = None
 
 
+@dataclass(frozen=True)
+class Trainer:
+    """A recipe, as far as a command has to say what it changes; `image_size` None is the data's own."""
+
+    options: dict[str, Any]
+    image_size: int | None = None
+
+
 Counter = Callable[[Network], Cost | None]
 """Counts a network; None for one that is not to be had."""
 
@@ -80,7 +88,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A printed row, as the header of botnet.toml explains it; what its table says for all rows is filled in."""
+    """A printed row, as the header of botnet.toml explains it; what its table says for all is filled in."""
 
     label: str
     model: str
@@ -231,7 +239,7 @@ def verdict(printed: str, count: int, unit: int, base: int | None = None) -> Ver
 
 
 def compare(table: Table, row: Row, counter: Counter) -> dict[str, Comparison]:
-    """The counts of a row's network by key, each beside its printed figure; empty where there is no network."""
+    """The counts of a row's network by key, each beside its printed figure; empty without a network."""
     cost = counter(row.network) if row.network else None
     if cost is None:
         return {}
@@ -247,17 +255,22 @@ def compare(table: Table, row: Row, counter: Counter) -> dict[str, Comparison]:
     return found
 
 
-def train_command(table: Table, row: Row, recipes: Collection[str]) -> str | None:
-    """The command that trains a row's network as its table says; None where none of the `recipes` does."""
-    recipe, *changes = table.recipe.split() or [""]
-    if recipe not in recipes or not row.model or row.alternative:
+def train_command(table: Table, row: Row, recipes: Mapping[str, Trainer]) -> str | None:
+    """The command that trains a row's network as its table says; None where no recipe at hand can."""
+    name, *changes = table.recipe.split() or [""]
+    if name not in recipes or not row.model or row.alternative:
         return None
-    words = ["attneck train", recipe, *changes, "--model.name", row.model]
-    if row.options:
+    recipe = recipes[name]
+    words = ["attneck train", name, *changes, "--model.name", row.model]
+    given = {key: value for key, value in row.options.items() if recipe.options.get(key) != value}
+    if recipe.options and given.keys() - recipe.options.keys():
+        return None  # on the command line options are added to a recipe without any, else only changed
+    if given and not recipe.options:
         words.append("--model.options")
-        for key, value in row.options.items():
-            words += [key, *map(str, value if isinstance(value, list) else [value])]
-    if table.task == "ImageNet":
+    for key, value in given.items():
+        option = f"--model.options.{key.replace('_', '-')}" if recipe.options else key
+        words += [option, *map(str, value if isinstance(value, list) else [value])]
+    if recipe.image_size is not None and row.image_size != recipe.image_size:
         words.append(f"--data.image-size {row.image_size}")
     return " ".join(words)
 

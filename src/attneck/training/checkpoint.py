@@ -1,6 +1,6 @@
 """Checkpoints that are whole or not there: written aside, hashed, renamed; the previous one kept.
 
-A run's `checkpoints/` holds `step-00000042.pt` and `step-00000042.pt.sha256`. The sum is written first and the
+A run's `checkpoints/` holds `step-00000042.pt` and `step-00000042.pt.sha256`. The sum is written first, the
 checkpoint renamed into place last, so a reader that finds the file finds the sum of it; whatever is cut short
 in between leaves the one before. Read with `weights_only=True` alone: a checkpoint cannot run code.
 """
@@ -51,7 +51,7 @@ def load_latest(folder: Path) -> tuple[dict[str, Any], Path, list[Path]]:
     Raises:
         UserError: there is none, or none whose bytes are those that were written.
     """
-    damaged = []
+    damaged: list[Path] = []
     for path in checkpoints(folder):
         data = path.read_bytes()
         wanted = _sum_of(path)

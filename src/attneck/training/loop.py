@@ -73,7 +73,7 @@ def fit(
     """
     model.to(world.device)
     if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     if world.size > 1 and recipe.sync_bn:
         model = synchronise_batchnorm(model, world.device)
     optimizer = make_optimizer(model, recipe.optimizer)
@@ -142,8 +142,8 @@ def fit(
             if stopped and progress.step < steps:
                 world.maximum([0.0])  # nobody leaves before the first process has saved
                 raise RunFailed(
-                    f"stopped by {signal.Signals(int(stopped)).name} at step {progress.step} of {steps}, saved; "
-                    f"go on with: attneck train {folder} --resume",
+                    f"stopped by {signal.Signals(int(stopped)).name} at step {progress.step} of {steps}, "
+                    f"saved; go on with: attneck train {folder} --resume",
                     128 + int(stopped),
                 )
     return progress, average
@@ -176,7 +176,7 @@ def evaluate(
     task: Task, model: nn.Module, average: AveragedModel | None, recipe: Recipe, device: torch.device
 ) -> dict[str, float]:
     """The task's scores on held-out data: `val_…` for the weights, `ema_…` for their average."""
-    scores = {}
+    scores: dict[str, float] = {}
     for prefix, network in (("val", model), ("ema", average.module if average is not None else None)):
         if network is not None:
             network.eval()
@@ -192,7 +192,8 @@ def precision(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 def make_optimizer(model: nn.Module, options: Optimizer) -> torch.optim.SGD:
     """SGD with weight decay on weights of two and more dimensions that are no position tables, or on all."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         table = name.rpartition(".")[2].startswith(("rel_", "abs_"))
         (decayed if options.decay_all or (parameter.dim() > 1 and not table) else free).append(parameter)

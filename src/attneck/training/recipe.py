@@ -29,7 +29,7 @@ class Model(Part):
 
 class Data(Part):
     name: Literal["shapes", "cifar100", "folder"] = "shapes"
-    """shapes: embedded, drawn from the seed. cifar100: the official pickles. folder: train/CLASS/*, val/CLASS/*."""
+    """shapes: drawn by the program. cifar100: the official pickles. folder: {train,val}/CLASS/*."""
     root: str | None = None
     """Where the data lies; ATTNECK_DATA where not given."""
     image_size: int | None = None
@@ -122,7 +122,7 @@ def load_recipe(name: str) -> Recipe:
     if not path.is_file():
         known = shipped_recipes()
         raise UserError(
-            f"no recipe {name!r}{suggestion(name, known)} (shipped: {', '.join(known)}; or a .yaml file, or a run)"
+            f"no recipe {name!r}{suggestion(name, known)} (there are {', '.join(known)}; or a file, or a run)"
         )
     try:
         content = yaml.safe_load(path.read_text())

@@ -1,0 +1,35 @@
+"""attneck curves: runs side by side, by epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from attneck.errors import UserError
+
+
+def draw(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    /,
+    out: Path = Path("curves.png"),
+) -> None:
+    """Loss and top-1 error of runs by epoch, in one picture.
+
+    Args:
+        runs: the runs' folders.
+        out: the picture: .png, .svg or .pdf.
+    """
+    if not runs:
+        raise UserError("no run given: attneck curves RUN…")
+
+    from attneck.explain.figures import curves
+
+    curves(list(runs), out)
+    print(f"wrote {out}")
+
+
+def main(words: list[str]) -> None:
+    """Parse and run."""
+    tyro.cli(draw, prog="attneck curves", args=words)

@@ -1,0 +1,1 @@
+"""Pictures of what a run did and of what attention looks at."""

@@ -1,0 +1,41 @@
+"""What the README shows works as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_every_command_shown_is_there():
+    from attneck.cli import COMMANDS
+
+    shown = set(re.findall(r"^attneck (\w+)", README, re.MULTILINE))
+    assert shown
+    assert shown <= set(COMMANDS)
+
+
+def test_every_link_leads_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "summary", sorted(ROOT.glob("results/**/summary.json")), ids=lambda path: path.parent.name
+)
+def test_each_measured_top1_is_the_one_shown(summary):
+    """results/NAME/README.md and the README's tables quote the run's own figures."""
+    scores = yaml.safe_load(summary.read_text())
+    top1 = f"{scores['val_top1']:.2f}"
+    assert top1 in README
+    assert top1 in (summary.parents[1] / "README.md").read_text()
