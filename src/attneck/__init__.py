@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from attneck import attention, layers
+    from attneck import attention, layers, measure
     from attneck.models import create_model, list_models, surgery
     from attneck.run import train
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "attention": "attneck.attention",
     "layers": "attneck.layers",
+    "measure": "attneck.measure",
     "surgery": "attneck.models.surgery",
     "create_model": "attneck.models.catalog:create_model",
     "list_models": "attneck.models.catalog:list_models",
     "train": "attneck.run:train",
 }
 
-__all__ = ["__version__", "attention", "create_model", "layers", "list_models", "surgery", "train"]
+__all__ = ["__version__", "attention", "create_model", "layers", "list_models", "measure", "surgery", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,14 +12,30 @@ import torch
 from attneck.models import create_model, list_models
 from attneck.models.catalog import CATALOG, find
 
-WITH_BAM = """resnet18 resnet50 resnet101 wrn18_1_5 wrn18_2_0 resnext50_32x4d mobilenet mobilenet_0_7 squeezenet1_1
-    cifar_resnet50 cifar_resnet101 cifar_preresnet110 cifar_wrn28_8 cifar_wrn28_10 cifar_resnext29_8x64d
-    cifar_resnext29_16x64d cifar_densenet100""".split()
+WITH_BAM = [
+    "resnet18",
+    "resnet50",
+    "resnet101",
+    "wrn18_1_5",
+    "wrn18_2_0",
+    "resnext50_32x4d",
+    "mobilenet",
+    "mobilenet_0_7",
+    "squeezenet1_1",
+    "cifar_resnet50",
+    "cifar_resnet101",
+    "cifar_preresnet110",
+    "cifar_wrn28_8",
+    "cifar_wrn28_10",
+    "cifar_resnext29_8x64d",
+    "cifar_resnext29_16x64d",
+    "cifar_densenet100",
+]
 NAMES = {
-    *"resnet50 resnet101 resnet152 resnet200 botnet50 botnet101 botnet152 botnet200".split(),
-    *"botnet50_001 botnet50_011 botnet50_100 senet50 senet101 senet152 senet350".split(),
-    *"botnet_s1_50 botnet_s1_59 botnet_s1_77 botnet_s1_110 botnet_s1_128".split(),
-    *"resnet50_se_c5 resnet50_nl_c4 resnet50_bot_c4 resnet50_bot_c4_c5".split(),
+    *["resnet50", "resnet101", "resnet152", "resnet200", "botnet50", "botnet101", "botnet152", "botnet200"],
+    *["botnet50_001", "botnet50_011", "botnet50_100", "senet50", "senet101", "senet152", "senet350"],
+    *["botnet_s1_50", "botnet_s1_59", "botnet_s1_77", "botnet_s1_110", "botnet_s1_128"],
+    *["resnet50_se_c5", "resnet50_nl_c4", "resnet50_bot_c4", "resnet50_bot_c4_c5"],
     *WITH_BAM,
     *(f"{name}_bam" for name in WITH_BAM),
     *(f"cifar_{name}_bam_c" for name in ("resnet50", "preresnet110", "wrn28_8", "resnext29_8x64d")),
@@ -27,8 +43,8 @@ NAMES = {
     *(f"cifar_{name}_block" for name in ("resnet50", "wrn28_8", "resnext29_8x64d")),
     *(f"cifar_resnet20{end}" for end in ("", "_bam", "_se", "_bot", "_bot_bam")),
     *(f"efficientnet_b{number}" for number in range(8)),
-    *"vit_base_patch16_384 vit_large_patch16_384".split(),
-    *"deit_small_patch16_224 deit_base_patch16_224 deit_base_patch16_384".split(),
+    *["vit_base_patch16_384", "vit_large_patch16_384"],
+    *["deit_small_patch16_224", "deit_base_patch16_224", "deit_base_patch16_384"],
 }
 
 
@@ -88,6 +104,7 @@ def test_the_papers_options_build() -> None:
         ("senet50", {"bam": "blocks"}, ["choose one"]),
         ("cifar_resnet50_se", {"bam": "blocks"}, ["choose one"]),
         ("cifar_resnet20_bam", {"bam_reduction": 17}, ["bam_reduction=17", "1 to 16"]),
+        ("resnet50_bam", {"bam_reduction": 512}, ["1 to 256"]),
         ("cifar_resnet20_bam", {"bam_dilation": 0}, ["bam_dilation=0"]),
         ("mobilenet", {"alpha": 0.0}, ["alpha=0.0"]),
         ("mobilenet", {"bam": "blocks"}, ["bam='blocks'", "'stages'"]),

@@ -1,4 +1,4 @@
-"""Every listed model: builds, learns, keeps its weights, gives features, takes another size, changes its head."""
+"""Every listed model: builds, learns, keeps its weights, gives features, takes another size and head."""
 
 from typing import Any
 
@@ -69,7 +69,13 @@ def test_every_model(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["cifar_resnet20_bot_bam", "cifar_densenet100_bam", "mobilenet_0_7_bam", "squeezenet1_1_bam", "resnet18_bam"],
+    [
+        "cifar_resnet20_bot_bam",
+        "cifar_densenet100_bam",
+        "mobilenet_0_7_bam",
+        "squeezenet1_1_bam",
+        "resnet18_bam",
+    ],
 )
 def test_one_of_each(name: str) -> None:
     """The same, without the wait: a family each."""

@@ -206,9 +206,9 @@ def _check_batch(branch: nn.Module, values: int) -> None:
 
 def _shares_statistics(layer: _BatchNorm) -> bool:
     """Whether this BatchNorm takes its statistics over more processes than this one."""
-    if not isinstance(layer, nn.SyncBatchNorm):
-        return False
     distributed = torch.distributed
+    if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):  # anything else is some library's synchronised one
+        return False
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
-    return distributed.get_world_size(layer.process_group) > 1
+    return distributed.get_world_size(getattr(layer, "process_group", None)) > 1

@@ -134,7 +134,7 @@ def _attend(stage: Iterable[Any], options: CifarResNetOptions, image_size: tuple
     """
     reduction = 2 ** (len(options.depths) - 1)
     for index, block in enumerate(stage):
-        strides = options.block == "bottleneck" and index == 0 and reduction > 1
+        strides = options.block == "bottleneck" and index == 0
         stride = 2 if strides else 1
         if strides:
             block.conv1.stride = (1, 1)

@@ -71,9 +71,8 @@ class BAMOptions(FamilyOptions):
     bam: Literal["none", "stages", "blocks"] = "none"
     bam_reduction: int = 16  # Table 1a
     bam_dilation: int = 4  # Table 1a
-    bam_combine: Literal["default", "sum", "prod", "max"] = (
-        "default"  # Table 1b: sum; the official code: prod
-    )
+    # Table 1b. The default is the variant's own: the paper's sum, the official code's product.
+    bam_combine: Literal["default", "sum", "prod", "max"] = "default"
     bam_branches: Literal["both", "channel", "spatial"] = "both"  # Table 1b
     bam_variant: Literal["paper", "official"] = "paper"
 
@@ -150,7 +149,8 @@ class ResNetOptions(AttentionOptions, BAMOptions):
             self.widths[3] if self.insert_c5 == "bot" else 0,
         ]
         self._check_attention([width for width in attention if width], "attention: attend=(1,)")
-        self._check_bam(list(self.widths))
+        expansion = 4 if self.block == "bottleneck" else 1
+        self._check_bam([expansion * width for width in self.widths])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_stages(self.depths, self.mids, self.outs, count=(1, 2, 3, 4, 5))
+        _check_stages(self.depths, self.mids, self.outs, count=(2, 3, 4, 5))
         if self.block == "basic":
             self._idle(("groups", "stride_on"), "block='bottleneck'")
         if self.order == "post":
