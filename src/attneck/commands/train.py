@@ -70,7 +70,7 @@ def main(words: list[str]) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         print(f"next    attneck eval {summary.folder}")
-        print(f"curves  tensorboard --logdir {summary.folder}")
+        print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
 
 
 def launch(words: list[str], processes: int) -> None:

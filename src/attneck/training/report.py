@@ -32,7 +32,7 @@ class Report:
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.writer: Any = None
-        self.started, self.first = time.monotonic(), start
+        self.began, self.first = time.monotonic(), start  # of what the speed is measured over: this epoch
         if folder is None:
             return
         from torch.utils.tensorboard import SummaryWriter  # a second of imports: only where a run is told
@@ -67,7 +67,7 @@ class Report:
         """After step number `step` (1-based): move the bar, with the epoch's means so far."""
         if self.bar is None or self.task is None:
             return
-        speed = (step - self.first) * self.batch / max(1e-9, time.monotonic() - self.started)
+        speed = (step - self.first) * self.batch / max(1e-9, time.monotonic() - self.began)
         epoch = -(-step // self.steps_per_epoch)
         self.bar.update(
             self.task,
@@ -82,7 +82,9 @@ class Report:
             return
         record = history[-1]
         scores = {key: value for key, value in record.items() if key not in {"epoch", "step"}}
-        self.console.print(f"epoch {record['epoch']}/{self.epochs}  {say(scores)}", highlight=False)
+        self.console.print(
+            f"epoch {record['epoch']}/{self.epochs}  {say(scores)}", highlight=False, soft_wrap=True
+        )
         for key, value in scores.items():
             self.writer.add_scalar(key.replace("_", "/", 1), value, record["step"])
         self.writer.flush()
