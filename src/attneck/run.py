@@ -170,7 +170,7 @@ def datasets(data: Data, seed: int) -> tuple[ClassificationDataset, Classificati
     """The training and the held-out part of what `data` names."""
     common: dict[str, Any] = {"root": data.root, "image_size": data.image_size, "seed": seed}
     if data.md5:
-        common["md5"] = {"train": data.md5, "test": data.md5, "meta": data.md5}
+        common["md5"] = dict.fromkeys(("train", "test", "meta"), data.md5)
     training = open_dataset(
         data.name,
         "train",

@@ -15,6 +15,7 @@ def inspect(
     name: Annotated[Literal["shapes", "cifar100", "folder"], tyro.conf.Positional],
     /,
     root: str | None = None,
+    md5: tuple[str, ...] = (),
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Find a data set and check it.
@@ -23,8 +24,10 @@ def inspect(
         action: where says the folder that would be read; check reads every image of it.
         name: the data set.
         root: where it lies; ATTNECK_DATA if not given.
+        md5: sums of downloaded files to accept beside the official ones.
         json_: print one JSON document and nothing else.
     """
+    from attneck.data.cifar import MD5
     from attneck.data.classification import open_dataset
     from attneck.data.root import resolve
 
@@ -39,7 +42,7 @@ def inspect(
             return
         found = {}
         for split in ("train", "val"):
-            dataset = open_dataset(name, split, root=root)
+            dataset = open_dataset(name, split, root=root, md5=dict.fromkeys(MD5, md5) if md5 else None)
             for index in _progress(range(len(dataset)), f"{name} {split}", quiet=json_):
                 dataset[0, index]
             found[split] = {
