@@ -93,7 +93,7 @@ class BAM(nn.Module):
                 "this BAM has branches='spatial'; build it with 'both' or 'channel' for channel attention"
             )
         _check_batch(self.channel_att, x.shape[0])
-        return self.channel_att(x.mean(dim=(2, 3)))  # [B, C]
+        return _precisely(self.channel_att, x.mean(dim=(2, 3)))  # [B, C]
 
     def spatial_attention(self, x: Tensor) -> Tensor:
         """Ms, the spatial branch's logits (eq. 4): x [B, C, H, W] -> [B, 1, H, W].
@@ -106,7 +106,9 @@ class BAM(nn.Module):
                 "this BAM has branches='channel'; build it with 'both' or 'spatial' for spatial attention"
             )
         _check_batch(self.spatial_att, x.shape[0] * x.shape[2] * x.shape[3])
-        return self.spatial_att(x)  # [B, 1, H, W]
+        layers = self.spatial_att.gate_s if self.variant == "official" else self.spatial_att
+        assert isinstance(layers, nn.Sequential)
+        return _precisely(layers[1:], layers[0](x))  # [B, 1, H, W]
 
     def attention(self, x: Tensor) -> Tensor:
         """sigmoid of the branches combined (eq. 2), between 0 and 1: x [B, C, H, W] -> [B, C, H, W]."""
@@ -134,6 +136,17 @@ class BAM(nn.Module):
                 f"the input has shape {list(x.shape)}, wanted [B, C, H, W] with C = {self.channels}; "
                 "build this BAM with the channels of the stage it follows"
             )
+
+
+def _precisely(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """`layers(x)` in the precision of their own weights, whatever autocast says; they are a small part of it.
+
+    A branch ends in biased logits that vary little and a BatchNorm that magnifies what varies. Rounded to
+    bfloat16 between the two, the variation is lost; and the bias, whose gradient is zero in exact arithmetic,
+    takes a random walk that BatchNorm's running mean follows too late, so that evaluation goes wrong.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return layers(x.to(next(layers.parameters()).dtype))
 
 
 def _paper_channel(channels: int, hidden: int) -> nn.Sequential:
