@@ -51,7 +51,7 @@ def test_needs_no_torch(words):
         (["train", "dmeo"], "perhaps you meant 'demo'"),
         (["train", "demo", "--model.name", "cifar_resnet21"], "perhaps you meant 'cifar_resnet20'"),
         (["train", "demo", "--model.options", "bam_dilatoin", "2"], "perhaps you meant 'bam_dilation'"),
-        (["train", "demo", "--model.options", "bam_combine", "mean"], "wanted one of 'sum', 'prod', 'max'"),
+        (["train", "demo", "--model.options", "bam_combine", "mean"], "'sum', 'prod', 'max'"),
         (["train", "demo", "--out", "there", "--resume"], "no checkpoint there"),
         (["train", "nowhere", "--resume"], "no recipe 'nowhere'"),
         (["train", "demo", "--batch", "100000"], "larger than the data set"),

@@ -7,7 +7,6 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-import tyro
 import yaml
 
 from attneck.commands import papers as command
@@ -28,7 +27,6 @@ from attneck.papers.tables import (
     train_command,
     verdict,
 )
-from attneck.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 LOADED = {name: load_paper(name) for name in PAPERS}
@@ -286,7 +284,7 @@ def test_every_sheet_is_a_rectangle_whose_differences_have_reasons(sections):
 
 
 def test_every_train_command_makes_the_rows_network():
-    from attneck.commands.train import Arguments
+    from attneck.commands.train import parse
 
     found, trainers = set(), command._trainers()
     for _, table, row in ROWS:
@@ -295,7 +293,7 @@ def test_every_train_command_makes_the_rows_network():
             continue
         program, verb, recipe, *words = said.split()
         assert (program, verb) == ("attneck", "train")
-        made = tyro.cli(Arguments, args=words, default=Arguments(recipe=load_recipe(recipe))).recipe
+        made = parse(recipe, words).recipe
         wanted = command.architecture(row.model, row.options)
         assert command.architecture(made.model.name, dict(made.model.options)) == wanted, said
         assert made.data.image_size in (None, row.image_size), said
@@ -312,9 +310,10 @@ def test_a_command_says_what_its_recipe_does_not():
     assert train_command(table, row, {"imagenet-200": Trainer({}, 160)}) == (
         f"{start} --model.options se 2 3 4 activation silu --data.image-size 224"
     )
-    assert train_command(table, row, {"imagenet-200": Trainer({"activation": "silu"}, 224)}) is None
+    started = Trainer({"activation": "silu"}, 224)
+    assert train_command(table, row, {"imagenet-200": started}) == f"{start} --model.options se 2 3 4"
     full = Trainer({"activation": "relu", "se": [2, 3, 4], "drop_path": 0.2}, 224)
-    assert train_command(table, row, {"imagenet-200": full}) == f"{start} --model.options.activation silu"
+    assert train_command(table, row, {"imagenet-200": full}) == f"{start} --model.options activation silu"
     detectors = LOADED["bam"].table("4b")
     assert all(command._train(detectors, row, command._trainers()) is None for row in detectors.rows)
 

@@ -73,3 +73,13 @@ def test_differences_leave_out_what_moves_no_weight():
     moved = Recipe.model_validate({"data": {"workers": 4, "root": "/elsewhere"}, "checkpoint_minutes": 1})
     assert differences(old, moved) == []
     assert differences(old, Recipe(batch=64)) == ["batch: 128 → 64"]
+
+
+def test_options_on_the_command_line_are_added_to_the_recipes_own():
+    from attneck.commands.train import parse
+
+    words = ["--model.options", "bam_dilation", "2", "depths", "1", "1", "1", "bam_combine", "max"]
+    recipe = parse("demo", [*words, "--epochs", "3"]).recipe
+    assert recipe.model.options == {"depths": [1, 1, 1], "bam_dilation": 2, "bam_combine": "max"}
+    assert recipe.epochs == 3
+    assert parse("demo", []).recipe == load_recipe("demo")

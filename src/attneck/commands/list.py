@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from attneck.errors import UserError, suggestion
-from attneck.models.catalog import CATALOG, list_models
+from attneck.models.catalog import CATALOG, DETECTORS, list_detectors, list_models
 
 
 def show(
@@ -22,11 +22,10 @@ def show(
         pattern: as in a shell, such as 'botnet*'.
         json_: print one JSON list and nothing else.
     """
-    names = list_models(pattern)
+    names = sorted([*list_models(pattern), *list_detectors(pattern)])
     if not names:
-        raise UserError(
-            f"no model matches {pattern!r}{suggestion(pattern, list(CATALOG))} (attneck list: all of them)"
-        )
+        near = suggestion(pattern, [*CATALOG, *DETECTORS])
+        raise UserError(f"no model matches {pattern!r}{near} (attneck list: all of them)")
     print(json.dumps(names) if json_ else "\n".join(names))
 
 

@@ -101,7 +101,7 @@ def check(chosen: list[tuple[Paper, Table]], runs: list[Run], *, quiet: bool) ->
 @cache
 def cost(network: Network) -> Cost | None:
     """What a network of the catalog costs; None where the catalog has no such name."""
-    if network.model not in catalog.CATALOG:
+    if network.model not in catalog.CATALOG | catalog.DETECTORS:
         return None
 
     import torch

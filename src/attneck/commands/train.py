@@ -42,23 +42,18 @@ def main(words: list[str]) -> None:
         print(USAGE.format(shipped=", ".join(shipped_recipes())))
         return
     name = words[0]
-    arguments = tyro.cli(
-        Arguments, prog=f"attneck train {name}", args=words[1:], default=Arguments(recipe=load_recipe(name))
-    )
+    arguments = parse(name, words[1:])
     recipe, out = arguments.recipe, arguments.out
+    if recipe.model.name in catalog.DETECTORS:
+        raise UserError(f"{recipe.model.name} is a detector, and recipes train classifiers (attneck list)")
     try:
         catalog.find(recipe.model.name, dict(recipe.model.options))
     except ValueError as error:
         raise UserError(str(error)) from None
-    if out is None:
-        stem = Path(name).stem
-        out = (
-            Path(name)
-            if Path(name).is_dir()
-            else newest_folder(stem)
-            if arguments.resume
-            else next_folder(stem)
-        )
+    if out is None and Path(name).is_dir():
+        out = Path(name)
+    elif out is None:
+        out = (newest_folder if arguments.resume else next_folder)(Path(name).stem)
 
     if arguments.processes > 1 and "WORLD_SIZE" not in os.environ:
         launch(["train", name, "--out", str(out), *words[1:]], arguments.processes)
@@ -71,6 +66,21 @@ def main(words: list[str]) -> None:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         print(f"next    attneck eval {summary.folder}")
         print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
+
+
+def parse(name: str, words: list[str]) -> Arguments:
+    """The recipe called `name` with the fields that `words` give, such as `--epochs 3`.
+
+    Model options that are given are added to the recipe's own, or put in their place.
+    """
+    whole = load_recipe(name)
+    own = whole.model.options
+    bare = whole.model_copy(update={"model": whole.model.model_copy(update={"options": {}})})
+    arguments = tyro.cli(Arguments, prog=f"attneck train {name}", args=words, default=Arguments(recipe=bare))
+    model = arguments.recipe.model
+    model = model.model_copy(update={"options": {**own, **model.options}})
+    arguments.recipe = arguments.recipe.model_copy(update={"model": model})
+    return arguments
 
 
 def launch(words: list[str], processes: int) -> None:

@@ -4,6 +4,7 @@ Letters: B batch, C channels, H x W map, m = C // reduction.
 """
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -145,7 +146,8 @@ def _precisely(layers: nn.Sequential, x: Tensor) -> Tensor:
     bfloat16 between the two, the variation is lost; and the bias, whose gradient is zero in exact arithmetic,
     takes a random walk that BatchNorm's running mean follows too late, so that evaluation goes wrong.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    # Shapes alone (the meta device) have no autocast to leave.
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         return layers(x.to(next(layers.parameters()).dtype))
 
 

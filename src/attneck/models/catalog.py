@@ -16,6 +16,8 @@ from attneck.models.options import (
     MobileNetOptions,
     ResNetOptions,
     SqueezeNetOptions,
+    SSDOptions,
+    StairNetOptions,
     ViTOptions,
     override,
 )
@@ -32,12 +34,17 @@ _BUILDERS: dict[type, str] = {
     SqueezeNetOptions: "attneck.models.compact:build_squeezenet",
     EfficientNetOptions: "attneck.models.external:build_efficientnet",
     ViTOptions: "attneck.models.external:build_vit",
+    SSDOptions: "attneck.detection.ssd:build",
+    StairNetOptions: "attneck.detection.stairnet:build",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A row: the options that make the model, and the image side and classes it was published with."""
+    """A row: the options that make the model, and the image side and classes it was published with.
+
+    A detector's classes count the background, as torchvision's do.
+    """
 
     options: FamilyOptions
     image_size: int = 224
@@ -167,12 +174,34 @@ def _rows() -> dict[str, Entry]:
     return rows
 
 
+def _detector_rows() -> dict[str, Entry]:
+    """BAM Table 4b: VOC, 20 classes and the background."""
+    options: dict[str, FamilyOptions] = {
+        "ssd300_vgg16": SSDOptions(),
+        "ssd300_mobilenet": SSDOptions(trunk="mobilenet"),
+        "stairnet_vgg16": StairNetOptions(),
+        "stairnet_vgg16_bam": StairNetOptions(bam="stages"),
+        "stairnet_mobilenet": StairNetOptions(trunk="mobilenet"),
+        "stairnet_mobilenet_bam": StairNetOptions(trunk="mobilenet", bam="stages"),
+    }
+    return {name: Entry(row, image_size=300, num_classes=21) for name, row in options.items()}
+
+
 CATALOG = _rows()
+"""Those that make logits of an image."""
+
+DETECTORS = _detector_rows()
+"""Those that find boxes in it: torchvision's interface, as `attneck.detection.ssd.SSD300` has it."""
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """The catalog's names that match `pattern` (as in a shell: `*`, `?`, `[…]`), sorted."""
     return sorted(fnmatch.filter(CATALOG, pattern))
+
+
+def list_detectors(pattern: str = "*") -> list[str]:
+    """The detectors' names that match `pattern`, sorted."""
+    return sorted(fnmatch.filter(DETECTORS, pattern))
 
 
 def find(name: str, options: dict[str, Any] | None = None) -> Entry:
@@ -181,11 +210,12 @@ def find(name: str, options: dict[str, Any] | None = None) -> Entry:
     Raises:
         ValueError: no such model, no such option, or a value that the option does not take.
     """
-    if name not in CATALOG:
+    rows = CATALOG | DETECTORS
+    if name not in rows:
         raise ValueError(
-            f"no model is called {name!r}{suggestion(name, list(CATALOG))} (attneck list shows them all)"
+            f"no model is called {name!r}{suggestion(name, list(rows))} (attneck list shows them all)"
         )
-    entry = CATALOG[name]
+    entry = rows[name]
     return dataclasses.replace(entry, options=override(entry.options, options or {}, name))
 
 
@@ -198,10 +228,12 @@ def create_model(
     """Build the model called `name`, freshly initialised.
 
     Args:
-        name: one of `list_models()`.
-        num_classes: width of the classifier; 0 for none. The published data set's where None.
+        name: one of `list_models()` or `list_detectors()`.
+        num_classes: width of the classifier; 0 for none. The published data set's where None. A detector's
+            counts the background.
         image_size: side or (height, width) in pixels that position tables are made for; the published one
-            where None. Any other size works at run time, with the tables resampled.
+            where None. Any other size works at run time, with the tables resampled. SSD300 and StairNet have
+            no other, and resize images themselves.
         options: what the family can be asked for (see `attneck.models.options`).
 
     Raises:

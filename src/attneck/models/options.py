@@ -19,6 +19,7 @@ Activation = Literal["relu", "silu"]
 BlockKind = Literal["basic", "bottleneck"]
 StrideOn = Literal["3x3", "1x1"]
 Inserted = Literal["none", "bot", "non_local"]
+Trunk = Literal["vgg16", "mobilenet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +267,35 @@ class ViTOptions(FamilyOptions):
                 f"width={self.width}, depth={self.depth}, heads={self.heads}, patch={self.patch}: wanted "
                 "positive numbers, and heads that divide the width"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSDOptions(FamilyOptions):
+    """SSD300 (Liu et al. 2016) as BAM's Table 4b counts it."""
+
+    trunk: Trunk = "vgg16"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._idle(("dropout",), "a classifier of whole images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StairNetOptions(BAMOptions):
+    """StairNet (Woo et al. 2018) as BAM's Table 4b counts it."""
+
+    trunk: Trunk = "vgg16"
+    bam: Literal["none", "stages"] = "none"  # a stage is a map: one right before every classifier (§4.6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._idle(("dropout",), "a classifier of whole images")
+        self._check_bam([self.channels])
+
+    @property
+    def channels(self) -> int:
+        """Of every map that is refined."""
+        return {"vgg16": 256, "mobilenet": 128}[self.trunk]
 
 
 Options = TypeVar("Options", bound=FamilyOptions)

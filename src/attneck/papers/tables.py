@@ -263,13 +263,10 @@ def train_command(table: Table, row: Row, recipes: Mapping[str, Trainer]) -> str
     recipe = recipes[name]
     words = ["attneck train", name, *changes, "--model.name", row.model]
     given = {key: value for key, value in row.options.items() if recipe.options.get(key) != value}
-    if recipe.options and given.keys() - recipe.options.keys():
-        return None  # on the command line options are added to a recipe without any, else only changed
-    if given and not recipe.options:
+    if given:
         words.append("--model.options")
     for key, value in given.items():
-        option = f"--model.options.{key.replace('_', '-')}" if recipe.options else key
-        words += [option, *map(str, value if isinstance(value, list) else [value])]
+        words += [key, *map(str, value if isinstance(value, list) else [value])]
     if recipe.image_size is not None and row.image_size != recipe.image_size:
         words.append(f"--data.image-size {row.image_size}")
     return " ".join(words)

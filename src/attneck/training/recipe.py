@@ -24,7 +24,7 @@ class Model(Part):
     name: str = "cifar_resnet20"
     """A name of `attneck list`."""
     options: dict[str, Value] = {}
-    """What the model is asked for beyond its name, such as {bam_dilation: 2}."""
+    """What the model is asked for beyond its name, such as bam_dilation 2; added to the recipe's own."""
 
 
 class Data(Part):

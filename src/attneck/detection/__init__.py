@@ -1,0 +1,1 @@
+"""Detectors, usable as torchvision's: SSD300 and StairNet (BAM Table 4b)."""

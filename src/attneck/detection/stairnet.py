@@ -1,0 +1,111 @@
+"""StairNet (Woo et al. 2018): SSD300 whose maps are refined from the top down; and BAM's place in it (§4.6).
+
+What neither paper prints is chosen so that the parameters of BAM's Table 4b come out.
+Letters: B batch, C channels, H×W map.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from attneck.detection.ssd import KERNEL_SIZES, SSD300, TRUNKS, check
+from attneck.models import surgery
+from attneck.models.options import StairNetOptions
+
+
+class StepDown(nn.Module):
+    """To the next finer map: a 3×3 transposed convolution of stride 2, and BatchNorm.
+
+    Args:
+        channels: C.
+        padding: 0 where H' = 2·H + 1, else 1, which reaches 2·H - 1 and 2·H.
+        depthwise: a channel at a time, then a 1×1 convolution across them with BatchNorm.
+    """
+
+    def __init__(self, channels: int, padding: int, *, depthwise: bool) -> None:
+        super().__init__()
+        groups = channels if depthwise else 1
+        self.deconv = nn.ConvTranspose2d(
+            channels, channels, 3, stride=2, padding=padding, groups=groups, bias=not depthwise
+        )
+        self.norm = nn.BatchNorm2d(channels)
+        self.mix = (
+            nn.Sequential(
+                OrderedDict(
+                    conv=nn.Conv2d(channels, channels, 1, bias=False),
+                    norm=nn.BatchNorm2d(channels),
+                )
+            )
+            if depthwise
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """x [B, C, H, W] and (H', W') → [B, C, H', W']."""
+        return self.mix(self.norm(self.deconv(x, output_size=list(size))))
+
+
+class Stairs(nn.Module):
+    """Six maps of any widths → six of C = `channels`, of the same sizes, finest first.
+
+    Each map goes through a 1×1 convolution with BatchNorm; from the coarsest on, every sum is brought to
+    the next finer size and added to it (`StepDown`). A 3×3 convolution with BatchNorm and ReLU stands at
+    each end, with BAM the last thing before classifier and box regressor.
+    """
+
+    def __init__(self, widths: Sequence[int], sizes: Sequence[int], options: StairNetOptions) -> None:
+        super().__init__()
+        C = options.channels
+        depthwise = options.trunk == "mobilenet"
+        self.laterals = nn.ModuleList(
+            nn.Sequential(OrderedDict(conv=nn.Conv2d(width, C, 1, bias=False), norm=nn.BatchNorm2d(C)))
+            for width in widths
+        )
+        self.steps = nn.ModuleList(
+            StepDown(C, padding=0 if fine == 2 * coarse + 1 else 1, depthwise=depthwise)
+            for fine, coarse in pairwise(sizes)
+        )
+        self.posts = nn.ModuleList()
+        for _ in widths:
+            post = nn.Sequential(
+                OrderedDict(
+                    conv=nn.Conv2d(C, C, 3, padding=1, groups=C if depthwise else 1, bias=False),
+                    norm=nn.BatchNorm2d(C),
+                    relu=nn.ReLU(inplace=True),
+                )
+            )
+            if options.bam == "stages":
+                post.add_module("bam", surgery.bam(C, options))
+            self.posts.append(post)
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """[B, widths[i], H, W] by name, finest first → [B, C, H, W] by the same names."""
+        x = [lateral(features) for lateral, features in zip(self.laterals, maps.values(), strict=True)]
+        for index in reversed(range(len(self.steps))):
+            x[index] = x[index] + self.steps[index](x[index + 1], x[index].shape[2:])
+        return {name: post(merged) for name, post, merged in zip(maps, self.posts, x, strict=True)}
+
+
+def build(options: StairNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> SSD300:
+    """An `SSD300` whose backbone is a trunk and `Stairs`; `num_classes` counts the background.
+
+    In training its BatchNorms need two images or more: the coarsest map is a single cell.
+
+    Raises:
+        ValueError: no class beside the background, or another image size than 300×300.
+    """
+    check(num_classes, image_size)
+    trunk = TRUNKS[options.trunk]()
+    stairs = Stairs(trunk.out_channels, trunk.map_sizes, options)
+    backbone = nn.Sequential(OrderedDict[str, nn.Module](trunk=trunk, stairs=stairs))
+    return SSD300(
+        backbone,
+        [options.channels] * len(trunk.out_channels),
+        trunk.default_boxes(),
+        num_classes,
+        KERNEL_SIZES[options.trunk],
+    )
