@@ -100,9 +100,7 @@ class CifarResNet(StagedNet):
         self.num_features = channels
         self.drop = nn.Dropout(options.dropout)
         self.reset_classifier(num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.initialise()
 
 
 def build(options: CifarResNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> CifarResNet:

@@ -60,9 +60,7 @@ class MobileNet(StagedNet):
         self.num_features = channels
         self.drop = nn.Dropout(options.dropout)
         self.reset_classifier(num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.initialise()
 
 
 def build_mobilenet(options: MobileNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> MobileNet:

@@ -37,6 +37,12 @@ class StagedNet(nn.Module):
         self.num_classes = num_classes
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
+    def initialise(self) -> None:
+        """Draw every conv's weights by He et al. 2015, as residual networks are."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
     def forward_features(self, x: Tensor) -> Tensor:
         """x [B, 3, H, W] → the last map [B, num_features, H', W']."""
         for name in self.row:
