@@ -1,5 +1,9 @@
 """x + x * sigmoid(combine(c, p)) against the oracle."""
 
+import importlib
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attneck.attention import gate, reference
+
+module = importlib.import_module("attneck.attention.gate")
 
 
 def problem(B: int, C: int, H: int, W: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,6 +41,114 @@ def test_result_and_gradients_are_the_oracle_s(
         torch.autograd.grad(got, leaves, direction), torch.autograd.grad(want, leaves, direction), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(0, 3), *(st.integers(1, 5) for _ in range(3))),
+    combine=st.sampled_from(["sum", "prod", "max"]),
+    branches=st.sampled_from(["both", "channel", "spatial"]),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    piece=st.integers(1, 70),
+)
+def test_pieces_of_any_size_make_up_the_oracle_s_numbers(
+    sizes: tuple[int, ...], combine: str, branches: str, memory_format: torch.memory_format, piece: int
+) -> None:
+    x, c, p = problem(*sizes)
+    x = x.detach().contiguous(memory_format=memory_format).requires_grad_()
+    parts = (None if branches == "spatial" else c, None if branches == "channel" else p)
+    leaves = [x, *(part for part in parts if part is not None)]
+    want = reference.gate(x, *parts, combine)
+    direction = torch.randn(*want.shape[:2], 1, want.shape[3]).double().expand_as(want)  # of any strides
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE", piece)
+        got = gate(x, *parts, combine)
+        gradients = torch.autograd.grad(got, leaves, direction)
+    assert got.is_contiguous(memory_format=memory_format) or not len(x)
+    for one, other in zip(
+        [got, *gradients], [want, *torch.autograd.grad(want, leaves, direction)], strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("combine", ["sum", "prod", "max"])
+def test_gradients_are_those_of_finite_differences(combine: str) -> None:
+    torch.manual_seed(0)
+    assert torch.autograd.gradcheck(lambda x, c, p: gate(x, c, p, combine), problem(2, 3, 2, 3))
+
+
+def test_where_the_branches_tie_the_maximum_shares_its_gradient() -> None:
+    x, c, p = (torch.ones_like(part, requires_grad=True) for part in problem(1, 1, 1, 1))
+    gate(x, c, p, "max").sum().backward()
+    slope = 1 / (2 + 2 * math.cosh(1))  # of the sigmoid at 1
+    assert c.grad.item() == p.grad.item() == pytest.approx(slope / 2)
+
+
+def test_it_keeps_its_operands_for_backward_and_nothing_else() -> None:
+    def kept(grad: bool) -> list[tuple[int, ...]]:
+        x, c, p = (part.detach().requires_grad_(grad) for part in problem(2, 4, 3, 5))
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: shapes.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
+        ):
+            gate(x, c, p)
+        return shapes
+
+    assert kept(True) == [(2, 4, 3, 5), (2, 4), (2, 1, 3, 5)]
+    assert kept(False) == []
+
+
+def test_only_the_gradients_that_are_needed_are_computed() -> None:
+    x, c, p = problem(2, 3, 4, 5)
+    for wanted in itertools.product([False, True], repeat=3):
+        parts = torch.ops.attneck.gate_backward(x, x, c, p, "sum", list(wanted))
+        assert tuple(part.numel() > 0 for part in parts) == wanted
+
+
+def test_the_result_has_the_dtype_that_all_promote_to() -> None:
+    torch.manual_seed(0)
+    x, c, p = (part.detach() for part in problem(2, 4, 3, 5))
+    want = gate(x, c, p)
+    leaves = [x.bfloat16().requires_grad_(), c.float().requires_grad_(), p.half().requires_grad_()]
+    mixed = gate(*leaves)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed.double(), want, rtol=0.02, atol=0.02)
+    gradients = torch.autograd.grad(mixed.sum(), leaves)
+    doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    exact = torch.autograd.grad(reference.gate(*doubles).sum(), doubles)
+    for leaf, one, other in zip(leaves, gradients, exact, strict=True):
+        assert one.dtype == leaf.dtype
+        torch.testing.assert_close(one.double(), other, rtol=0.02, atol=0.02)
+    torch.library.opcheck(torch.ops.attneck.gate.default, (*leaves, "sum"))
+    half = gate(x.half(), c.half().requires_grad_(), p.half())
+    assert (half.dtype, torch.autograd.grad(half.sum(), half)[0].dtype) == (torch.float16, torch.float16)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("branches", ["both", "channel", "spatial"])
+def test_the_operators_are_what_they_say_they_are(branches: str, memory_format: torch.memory_format) -> None:
+    x, c, p = problem(2, 4, 3, 5)
+    x = x.detach().contiguous(memory_format=memory_format).requires_grad_()
+    parts = (None if branches == "spatial" else c, None if branches == "channel" else p)
+    torch.library.opcheck(torch.ops.attneck.gate.default, (x, *parts, "sum"))
+
+
+def test_a_graph_for_elsewhere_has_no_operator_of_ours() -> None:
+    class Gate(torch.nn.Module):
+        def forward(self, *parts: Tensor) -> Tensor:
+            return gate(*parts)
+
+    parts = problem(2, 4, 3, 5)
+    program = torch.export.export(Gate(), parts)
+    assert not any("attneck" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*parts), gate(*parts))
+
+
+def test_second_derivatives_are_refused() -> None:
+    x, c, p = problem(1, 2, 2, 2)
+    (gradient,) = torch.autograd.grad(gate(x, c, p).square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        gradient.sum().backward()
 
 
 def test_logits_far_out_shut_and_open_the_gate() -> None:

@@ -109,6 +109,55 @@ def test_attention_maps_are_the_weights_of_forward(position: str, content: bool)
     torch.testing.assert_close(layer(x), want, rtol=1e-12, atol=1e-12)
 
 
+def test_channels_last_maps_go_through_without_a_copy() -> None:
+    layer = enliven(MHSA2d(16, (6, 5), heads=2))
+    x = torch.randn(2, 16, 6, 5).to(memory_format=torch.channels_last)
+    q, k, v = layer._project(x)
+    tokens = q.untyped_storage()
+    assert tokens.nbytes() == 3 * x.numel() * 4
+    assert {part.untyped_storage().data_ptr() for part in (k, v)} == {tokens.data_ptr()}
+    out = layer(x)
+    assert out._is_view()  # of what the attention wrote
+    assert out.untyped_storage().nbytes() == out.numel() * 4
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_activation_may_write_over_its_result(stride: int, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    layer = enliven(MHSA2d(16, (6, 5), heads=2, stride=stride))
+    x = torch.randn(2, 16, 6, 5).to(memory_format=memory_format).requires_grad_()
+    want = torch.autograd.grad(layer(x).relu().sum(), [x, *layer.parameters()])
+    got = torch.autograd.grad(layer(x).relu_().sum(), [x, *layer.parameters()])
+    for one, other in zip(got, want, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_its_projection_is_the_convolution_that_it_stands_for() -> None:
+    torch.manual_seed(0)
+    layer = MHSA2d(16, (6, 5), heads=2).qkv
+    assert isinstance(layer, torch.nn.Conv2d)
+    for dtype, tolerance in [(torch.float64, 1e-12), (torch.float32, 1e-5)]:
+        layer, x = layer.to(dtype), torch.randn(2, 16, 6, 5, dtype=dtype, requires_grad=True)
+        want = torch.nn.functional.conv2d(x, layer.weight)
+        direction = torch.randn_like(want)
+        got = layer(x)
+        for one, other in zip(
+            [got, *torch.autograd.grad(got, [x, layer.weight], direction)],
+            [want, *torch.autograd.grad(want, [x, layer.weight], direction)],
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_an_exported_graph_has_no_operator_of_ours() -> None:
+    torch.manual_seed(0)
+    layer, x = enliven(MHSA2d(16, (6, 5), heads=2)).eval(), torch.randn(2, 16, 6, 5)
+    program = torch.export.export(layer, (x,))
+    assert not any("attneck" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
 def test_an_image_s_result_does_not_depend_on_its_batch() -> None:
     torch.manual_seed(0)
     layer = enliven(MHSA2d(8, 5, heads=2, stride=2)).double()

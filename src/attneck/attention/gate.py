@@ -1,12 +1,20 @@
 """BAM's gate (arXiv 1807.06514, eq. 1 and 2): a map plus itself times its attention.
 
-Letters: B batch, C channels, H x W map.
+Letters: B batch, C channels, H x W map. Inside, a map is a stack of matrices [B, O, I] as it lies in memory,
+O outer and I inner: C x HW, or HW x C in channels_last. One branch then speaks for the rows and the other for
+the columns, so one formula does for both formats.
+
+The gate keeps x and what the branches said, and computes its weights again for backward. On the CPU it works
+in pieces that stay in the cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from attneck.attention.products import being_exported
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
@@ -15,9 +23,14 @@ COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """How the two branches meet (BAM, Table 1); the paper settles on the sum."""
 
+PIECE = 1 << 18
+"""Numbers in a piece: 1 MiB in float32."""
+
 
 def gate(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str = "sum") -> Tensor:
     """x + x * sigmoid(combine(c, p)), the branches broadcast over the map; x's memory format is kept.
+
+    Differentiable once.
 
     Args:
         x: [B, C, H, W].
@@ -26,13 +39,17 @@ def gate(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str = "sum") ->
         combine: "sum", "prod" or "max"; unused with one branch.
 
     Returns:
-        [B, C, H, W].
+        [B, C, H, W], of the dtype that the three promote to.
 
     Raises:
         ValueError: for shapes that do not fit, no branch at all, or an unknown `combine`.
     """
-    # x stands first: where operands disagree about the memory format, PyTorch follows the first.
-    return torch.addcmul(x, x, gate_weights(x, c, p, combine))  # [B, C, H, W]
+    _check(x, c, p, combine)
+    if being_exported():
+        # x stands first: where operands disagree about the memory format, PyTorch follows the first.
+        return torch.addcmul(x, x, gate_weights(x, c, p, combine))  # [B, C, H, W]
+    out: Tensor = _gate(x, c, p, combine)
+    return out
 
 
 def gate_weights(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str = "sum") -> Tensor:
@@ -40,6 +57,12 @@ def gate_weights(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str = "
 
     Arguments and errors as `gate`; of x only the shape is read.
     """
+    _check(x, c, p, combine)
+    c = None if c is None else c[:, :, None, None]  # [B, C, 1, 1]
+    return _sigmoid(c, p, combine)
+
+
+def _check(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> None:
     if x.ndim != 4:
         raise ValueError(f"x has shape {list(x.shape)}, wanted a batch of maps [B, C, H, W]")
     B, C, H, W = x.shape
@@ -51,10 +74,180 @@ def gate_weights(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str = "
         )
     if combine not in COMBINES:
         raise ValueError(f"unknown combine {combine!r}; choose one of {', '.join(COMBINES)}")
-    if c is not None and p is not None:
-        return COMBINES[combine](c[:, :, None, None], p).sigmoid()  # [B, C, H, W]
-    if c is not None:
-        return c[:, :, None, None].sigmoid()  # [B, C, 1, 1]
-    if p is not None:
-        return p.sigmoid()  # [B, 1, H, W]
-    raise ValueError("c and p are both None; a gate needs the channel logits, the spatial logits, or both")
+    if c is None and p is None:
+        raise ValueError(
+            "c and p are both None; a gate needs the channel logits, the spatial logits, or both"
+        )
+
+
+def _sigmoid(a: Tensor | None, b: Tensor | None, combine: str) -> Tensor:
+    """Of both logits, which broadcast to each other, or of the only one."""
+    if a is not None and b is not None:
+        return COMBINES[combine](a, b).sigmoid_()
+    only = a if b is None else b
+    assert only is not None  # _check refuses neither
+    return only.sigmoid()
+
+
+@torch.library.custom_op("attneck::gate", mutates_args=())
+def _gate(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor:
+    """`gate`, whose docstring has the arguments."""
+    channels_last, dtype = _in_channels_last(x), _dtype(x, c, p)
+    out = torch.empty_like(x, dtype=dtype, memory_format=_format(channels_last))
+    maps, results = _matrices(x, channels_last), _matrices(out, channels_last)  # [B, O, I] each
+    rows, columns = _sides(c, p, channels_last, dtype)  # [B, O, 1], [B, 1, I]
+    for b, o in _pieces(maps):
+        piece = maps[b, o].to(dtype)  # [n, o, I]
+        weights = _sigmoid(_cut(rows, b, o), _cut(columns, b), combine)  # [n, o, I], [n, o, 1] or [n, 1, I]
+        torch.addcmul(piece, piece, weights, out=results[b, o])
+    return out
+
+
+@_gate.register_fake
+def _(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor:
+    return torch.empty_like(x, dtype=_dtype(x, c, p), memory_format=_format(_in_channels_last(x)))
+
+
+@torch.library.custom_op("attneck::gate_backward", mutates_args=())
+def _gate_backward(
+    grad: Tensor, x: Tensor, c: Tensor | None, p: Tensor | None, combine: str, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, c and p from the result's; nothing [0] where none is `wanted`."""
+    channels_last, dtype = _in_channels_last(x), _dtype(x, c, p)
+    dx, dc, dp = _gradients(x, c, p, wanted)
+    sums = torch.promote_types(dtype, torch.float32)
+    maps, above = _matrices(x, channels_last), _matrices(grad, channels_last)  # [B, O, I] each
+    to_maps = _matrices(dx, channels_last) if wanted[0] else None
+    rows, columns = _sides(c, p, channels_last, dtype)  # [B, O, 1], [B, 1, I]
+    to_rows, to_columns = (
+        None if side is None else torch.zeros_like(side, dtype=sums) for side in (rows, columns)
+    )
+    for b, o in _pieces(maps):
+        g, row, column = above[b, o], _cut(rows, b, o), _cut(columns, b)
+        weights = _sigmoid(row, column, combine)
+        if to_maps is not None:
+            torch.addcmul(g, g, weights, out=to_maps[b, o])
+        if not (wanted[1] or wanted[2]):
+            continue
+        of_weights = g * maps[b, o].to(dtype)  # [n, o, I]
+        if to_rows is None or to_columns is None:
+            if to_rows is not None:
+                to_rows[b, o] = _sigmoid_backward(of_weights.sum(2, keepdim=True), weights)
+            if to_columns is not None:
+                to_columns[b] += _sigmoid_backward(of_weights.sum(1, keepdim=True), weights)
+            continue
+        of_logits = _sigmoid_backward(of_weights, weights)  # [n, o, I]
+        of_rows, of_columns = _split(of_logits, row, column, combine)
+        to_rows[b, o] = of_rows.sum(2, keepdim=True)
+        to_columns[b] += of_columns.sum(1, keepdim=True)
+    to_c, to_p = (to_columns, to_rows) if channels_last else (to_rows, to_columns)
+    if to_c is not None and wanted[1]:
+        dc.copy_(to_c.view_as(dc))
+    if to_p is not None and wanted[2]:
+        dp.copy_(to_p.view_as(dp))
+    return dx, dc, dp
+
+
+@_gate_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, c: Tensor | None, p: Tensor | None, combine: str, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(x, c, p, wanted)
+
+
+def _in_channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _matrices(x: Tensor, channels_last: bool) -> Tensor:
+    """A map [B, C, H, W] as it is to lie in memory, [B, HW, C] or [B, C, HW]; a view if it lies so."""
+    if channels_last:
+        return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+    return x.flatten(2).contiguous()
+
+
+def _dtype(x: Tensor, c: Tensor | None, p: Tensor | None) -> torch.dtype:
+    """What all of them promote to."""
+    dtype = x.dtype
+    for branch in (c, p):
+        dtype = dtype if branch is None else torch.promote_types(dtype, branch.dtype)
+    return dtype
+
+
+def _sides(
+    c: Tensor | None, p: Tensor | None, channels_last: bool, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """What is said of the rows and of the columns of `_matrices`: [B, O, 1] and [B, 1, I], or None."""
+    c = None if c is None else c.to(dtype)  # [B, C]
+    p = None if p is None else p.to(dtype).flatten(1)  # [B, HW]
+    rows, columns = (p, c) if channels_last else (c, p)
+    return None if rows is None else rows[:, :, None], None if columns is None else columns[:, None, :]
+
+
+def _pieces(maps: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cuts of [B, O, I] along B, and along O where one sample is more than a PIECE; one on an accelerator."""
+    B, O, I = maps.shape  # noqa: E741 - as above
+    piece = PIECE if maps.device.type == "cpu" else maps.numel()
+    samples, rows = max(1, piece // max(1, O * I)), max(1, piece // max(1, I))
+    for b in range(0, B, samples):
+        for o in range(0, O, rows):
+            yield slice(b, b + samples), slice(o, o + rows)
+
+
+def _cut(side: Tensor | None, *cuts: slice) -> Tensor | None:
+    return None if side is None else side[cuts]
+
+
+def _sigmoid_backward(grad: Tensor, sigmoid: Tensor) -> Tensor:
+    """grad * sigmoid * (1 - sigmoid)."""
+    result: Tensor = torch.ops.aten.sigmoid_backward(grad, sigmoid)
+    return result
+
+
+def _split(grad: Tensor, a: Tensor | None, b: Tensor | None, combine: str) -> tuple[Tensor, Tensor]:
+    """The gradients of a and b, not yet summed, from that of their combination; a tie is shared."""
+    assert a is not None
+    assert b is not None
+    if combine == "sum":
+        return grad, grad
+    if combine == "prod":
+        return grad * b, grad * a
+    of_a = grad * ((a > b).to(grad.dtype) + (a == b).to(grad.dtype) / 2)
+    return of_a, grad - of_a
+
+
+def _gradients(
+    x: Tensor, c: Tensor | None, p: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for the gradients of x, in its format, of c and of p; [0] where none is `wanted`."""
+    dx = torch.empty_like(x, memory_format=_format(_in_channels_last(x))) if wanted[0] else x.new_empty(0)
+    dc, dp = (
+        branch.new_empty(branch.shape) if branch is not None and asked else x.new_empty(0)
+        for branch, asked in zip((c, p), wanted[1:], strict=True)
+    )
+    return dx, dc, dp
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, c, p, ctx.combine = inputs
+    ctx.save_for_backward(x, c, p)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:3])
+    gradients = _gate_backward(grad, *ctx.saved_tensors, ctx.combine, wanted)
+    return *(g if asked else None for g, asked in zip(gradients, wanted, strict=True)), None
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "BAM's gate is differentiable once; second derivatives need x + x * gate_weights"
+    )
+
+
+_gate.register_autograd(_backward, setup_context=_save)
+_gate_backward.register_autograd(_no_second_derivative)

@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attneck.attention.cpu import DTYPES, relative_attention_2d_cpu
+from attneck.attention.cuda import augmented_attention_2d, triton_attention_2d
+from attneck.attention.products import being_exported
+
 Backend = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, tuple[int, int], bool], Tensor]
 
 
@@ -25,11 +29,14 @@ def relative_attention_2d(
     map_size: tuple[int, int],
     pool: bool = False,
     backend: str = "auto",
+    *,
+    scale: float = 1.0,
 ) -> Tensor:
     """softmax(q k^T + q (rel_h[y'-y+H-1] + rel_w[x'-x+W-1])^T) v for query (y, x) and key (y', x').
 
     Args:
-        q: [B, h, N, d], **already scaled by d**-0.5**; so the scale reaches both terms, as published.
+        q: [B, h, N, d], **already scaled by d**-0.5**, or with it as `scale`; so the scale reaches both
+            terms, as published.
         k: [B, h, N, d], or None for no content term: relative logits alone (BoTNet, Table 4).
         v: [B, h, N, d].
         rel_h: [2H-1, d], shared by the heads; row H-1 is offset 0.
@@ -37,21 +44,28 @@ def relative_attention_2d(
         map_size: (H, W), with H*W = N.
         pool: average the result over 2x2 windows, stride 2 (appendix A.4). On an odd side the last window
             averages only what is inside the map.
-        backend: "auto" takes the best for the tensors given; "plain" is ordinary PyTorch with N x N logits.
+        backend: "auto" takes the best for the tensors given. "plain" is ordinary PyTorch with N x N logits,
+            for any device, for graphs to export and for second derivatives; "cpu" has memory linear in N, and
+            one derivative. For CUDA there are "triton", linear in N, and "sdpa"; "auto" does not take them
+            yet, since neither has been measured on a GPU.
+        scale: a factor of q, which costs nothing where the backend copies q anyway.
 
     Returns:
         [B, h, N, d], or [B, h, ceil(H/2)*ceil(W/2), d] with `pool`.
 
     Raises:
-        ValueError: for shapes or table lengths that do not fit, or a backend that does not exist.
+        ValueError: for shapes or table lengths that do not fit, a backend that does not exist, or tensors
+            that it does not take.
     """
     _check(q, k, v, rel_h, rel_w, map_size)
-    name = _choose(q, map_size) if backend == "auto" else backend
+    name = _choose(q) if backend == "auto" else backend
     if name not in BACKENDS:
         raise ValueError(
             f"unknown attention backend {backend!r}; choose one of {', '.join(('auto', *BACKENDS))}"
         )
-    return BACKENDS[name](q, k, v, rel_h, rel_w, map_size, pool)
+    if name == "cpu":  # it copies q anyway
+        return relative_attention_2d_cpu(q, k, v, rel_h, rel_w, map_size, pool, scale)
+    return BACKENDS[name](q if scale == 1.0 else q * scale, k, v, rel_h, rel_w, map_size, pool)
 
 
 def relative_logits_2d(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[int, int]) -> Tensor:
@@ -137,12 +151,19 @@ def _plain(
     return pool_tokens(out, map_size) if pool else out
 
 
-BACKENDS: dict[str, Backend] = {"plain": _plain}
-"""One entry a way of computing the same numbers; the memory-linear ones of cpu.py and cuda.py go here."""
+BACKENDS: dict[str, Backend] = {
+    "plain": _plain,
+    "cpu": relative_attention_2d_cpu,
+    "sdpa": augmented_attention_2d,
+    "triton": triton_attention_2d,
+}
+"""One entry a way of computing the same numbers."""
 
 
-def _choose(q: Tensor, map_size: tuple[int, int]) -> str:
-    """The backend that "auto" stands for, by q's device and dtype and the map's size."""
+def _choose(q: Tensor) -> str:
+    """The backend that "auto" stands for, by q's device and dtype; a graph for elsewhere has "plain"."""
+    if q.device.type == "cpu" and q.dtype in DTYPES and not being_exported():
+        return "cpu"
     return "plain"
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attneck.attention.products import being_exported, linear
 from attneck.attention.relative import (
     pool_tokens,
     relative_attention_2d,
@@ -25,6 +26,24 @@ TABLES: dict[str, tuple[str, ...]] = {
 """The choices of `position`, and the names of the tables that each one has."""
 
 
+class Projection(nn.Conv2d):
+    """A 1x1 convolution without bias, whose result lies in channels_last on the CPU.
+
+    There it is computed as what it is, one matrix product over the tokens, in float32 by the faster library;
+    elsewhere it is the convolution it says it is.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, O, H, W]."""
+        if x.device.type != "cpu" or being_exported():
+            return super().forward(x)
+        tokens = linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)  # [B, H, W, O]
+        return tokens.permute(0, 3, 1, 2)
+
+
 class MHSA2d(nn.Module):
     """All-to-all attention in the place of a 3x3 convolution: [B, C, H, W] -> [B, C, H', W'].
 
@@ -35,7 +54,8 @@ class MHSA2d(nn.Module):
 
     Any map goes in. On another than `map_size` the tables are resampled, linearly and differentiably; at
     `map_size` they are used as they are. A state dict from a layer of another map size loads, resampled into
-    this one's.
+    this one's. `attneck.layers.fold` takes `scale`, d**-0.5, into the queries' weights, and a BatchNorm that
+    follows into the values'.
 
     Args:
         channels: C, a multiple of `heads`.
@@ -83,7 +103,8 @@ class MHSA2d(nn.Module):
         self.channels, self.heads, self.head_width = channels, heads, channels // heads
         self.map_size = (H, W)
         self.position, self.content, self.stride = position, content, stride
-        self.qkv = nn.Conv2d(channels, (3 if content else 2) * channels, kernel_size=1, bias=False)
+        self.scale = self.head_width**-0.5
+        self.qkv = Projection(channels, (3 if content else 2) * channels)
         if position == "relative":
             self.rel_h = nn.Parameter(torch.empty(2 * H - 1, self.head_width))
             self.rel_w = nn.Parameter(torch.empty(2 * W - 1, self.head_width))
@@ -107,16 +128,17 @@ class MHSA2d(nn.Module):
         H, W = x.shape[2:]
         if self.position == "relative":
             rel_h, rel_w = self._relative_tables(H, W)  # [2H-1, d], [2W-1, d]
-            out = relative_attention_2d(q, k, v, rel_h, rel_w, (H, W), pool=self.stride == 2)  # [B, h, N', d]
+            out = relative_attention_2d(
+                q, k, v, rel_h, rel_w, (H, W), pool=self.stride == 2, scale=self.scale
+            )  # [B, h, N', d]
         else:
-            out = F.scaled_dot_product_attention(
-                q, self._place_keys(q, k, H, W), v, scale=1.0
-            )  # [B, h, N, d]
+            keys = self._place_keys(q, k, H, W)  # [B, h, N, d]
+            out = F.scaled_dot_product_attention(q, keys, v, scale=self.scale)  # [B, h, N, d]
             out = pool_tokens(out, (H, W)) if self.stride == 2 else out  # [B, h, N', d]
         H, W = -(-H // self.stride), -(-W // self.stride)
         if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
             return out.transpose(1, 2).flatten(2).unflatten(1, (H, W)).permute(0, 3, 1, 2)  # [B, C, H', W']
-        return out.transpose(2, 3).flatten(1, 2).unflatten(2, (H, W))  # [B, C, H', W']
+        return out.transpose(2, 3).flatten(1, 2).unflatten(2, (H, W)).contiguous()  # [B, C, H', W']
 
     def attention_maps(self, x: Tensor) -> Tensor:
         """The softmaxed weights that `forward` applies to the values, x [B, C, H, W] -> [B, h, N, N].
@@ -124,7 +146,7 @@ class MHSA2d(nn.Module):
         Row y*W + x is what the query at (y, x) looks at, before any pooling; each row sums to one.
         """
         q, k, _ = self._project(x)  # [B, h, N, d] each
-        H, W = x.shape[2:]
+        q, (H, W) = q * self.scale, x.shape[2:]
         if self.position == "relative":
             rel_h, rel_w = self._relative_tables(H, W)  # [2H-1, d], [2W-1, d]
             logits = relative_logits_2d(q, rel_h, rel_w, (H, W))  # [B, h, N, N]
@@ -142,15 +164,16 @@ class MHSA2d(nn.Module):
         )
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """x [B, C, H, W] -> scaled queries, keys (None without content) and values, [B, h, N, d] each."""
+        """x [B, C, H, W] -> queries, keys (None without content) and values, views [B, h, N, d] each."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(
                 f"the input has shape {list(x.shape)}, wanted [B, C, H, W] with C = {self.channels}; "
                 "build this layer with the channels of the map it stands on"
             )
-        heads = self.qkv(x).flatten(2).unflatten(1, (-1, self.heads, self.head_width))  # [B, 3 or 2, h, d, N]
-        q, *k, v = heads.transpose(3, 4).unbind(1)  # [B, h, N, d] each
-        return q * self.head_width**-0.5, k[0] if k else None, v
+        tokens = self.qkv(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, N, 3C or 2C]
+        parts = tokens.unflatten(2, (-1, self.heads, self.head_width)).unbind(2)  # [B, N, h, d] each
+        q, *k, v = (part.transpose(1, 2) for part in parts)  # [B, h, N, d] each
+        return q, k[0] if k else None, v
 
     def _relative_tables(self, H: int, W: int) -> tuple[Tensor, Tensor]:
         """rel_h [2H-1, d] and rel_w [2W-1, d] for a map of H x W; the parameters themselves at `map_size`."""

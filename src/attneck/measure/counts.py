@@ -66,7 +66,15 @@ def relative_attention_flops(
     return 2 * B * h * N * d * (products * N + rel_h[0] + rel_w[0])
 
 
-FORMULAS: dict[str, Callable[..., int]] = {"attneck::relative_attention": relative_attention_flops}
+def linear_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """FLOPs of x [M, K] times weight [O, K]."""
+    return 2 * x[0] * weight[0] * weight[1]
+
+
+FORMULAS: dict[str, Callable[..., int]] = {
+    "attneck::relative_attention_2d_cpu": relative_attention_flops,
+    "attneck::linear_cpu": linear_flops,
+}
 """FLOPs of the operators that torch has no formula for, by name, given their arguments, shapes for tensors.
 
 An attention backend registered as one operator hides its products from the counter, so it stands here too.

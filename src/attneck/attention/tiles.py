@@ -1,0 +1,172 @@
+"""The parts of relative attention on the CPU: how it is cut into tiles, and what is done to one.
+
+Letters: B batch, h heads, d head width, H x W map, N = H*W tokens, L = 2H-1 + 2W-1 rows of both tables. A
+tile is g heads of r whole rows of queries, n = r*W tokens, of which n' are left by pooling. The constants
+were measured on an AMD EPYC (AVX-512), by one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attneck.attention.products import onednn_is_faster, product
+
+KEEP = 32 * 32
+"""Tokens up to which the weights are kept for backward, and up to which a tile has whole heads."""
+
+LOGITS = 1 << 20
+"""Logits in a tile of a larger map, in half precision twice as many: 4 MiB."""
+
+Block = tuple[slice, slice]
+"""Some heads of one image, or all heads of some images: an index of [B, h, ...]."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one call is computed."""
+
+    B: int
+    h: int
+    H: int
+    W: int
+    heads: int
+    """g; at most h heads of one image, or the heads of several images."""
+    rows: int
+    """Rows of queries a tile; H up to KEEP tokens, even with pooling."""
+    onednn: bool
+    """Whether products go through oneDNN (float32 alone)."""
+    columns: bool
+    """Whether the relative logits are columns of q k^T, or are added to it."""
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor | None, H: int, W: int, pool: bool) -> Tiling:
+        """The fastest that was measured, for q [B, h, N, d]."""
+        B, h, N, d = q.shape
+        short = q.dtype in (torch.bfloat16, torch.float16)
+        onednn = q.dtype == torch.float32 and N >= 144 and onednn_is_faster()
+        # Wide rows add fast; in half precision, columns also save the logits a rounding.
+        columns = k is not None and (W % 32 != 0 if short else W < 14)
+        if N > KEEP:
+            rows = max(1, (2 * LOGITS if short else LOGITS) // (N * W))
+            return cls(B, h, H, W, 1, min(H, rows + rows % 2 if pool else rows), onednn, columns)
+        # Tokens and logits of a tile stay in the cache; half precision gains more by fewer, larger products.
+        tokens, logits = (1 << 20, 1 << 21) if short else (1 << 17, 1 << 19)
+        heads = max(1, min(tokens // (N * d), logits // (N * N)))
+        return cls(B, h, H, W, heads, H, onednn, columns)
+
+    def blocks(self) -> Iterator[Block]:
+        """Every head of every image once, `heads` at a time."""
+        images, heads = (self.heads // self.h, self.h) if self.heads >= self.h else (1, self.heads)
+        for b in range(0, self.B, images):
+            for j in range(0, self.h, heads):
+                yield slice(b, min(b + images, self.B)), slice(j, min(j + heads, self.h))
+
+    def rows_of_queries(self) -> Iterator[tuple[int, int]]:
+        """(first row y, rows r) of each tile of a head."""
+        for y in range(0, self.H, self.rows):
+            yield y, min(self.rows, self.H - y)
+
+    def keys(self, k: Tensor | None, block: Block) -> Tensor | None:
+        """k of these heads [g, N, d], behind it the one-hot row and column of each key: [g, N, d + H + W]."""
+        if k is None:
+            return None
+        keys = heads_of(k, block)  # [g, N, d]
+        if not self.columns:
+            return keys
+        row = torch.eye(self.H, dtype=k.dtype, device="cpu").repeat_interleave(self.W, 0)  # [N, H]
+        column = torch.eye(self.W, dtype=k.dtype, device="cpu").repeat(self.H, 1)  # [N, W]
+        return torch.cat((keys, torch.cat((row, column), 1).expand(len(keys), -1, -1)), 2)
+
+    def logits(self, q: Tensor, keys: Tensor | None, table: Tensor, y: int) -> Tensor:
+        """Of a tile from row y on: q [g, n, d], keys as above, table [L, d] -> [g, n, N]."""
+        by_offset = product(q.flatten(0, 1)[None], table[None], self.onednn)  # [1, g*n, L]
+        rows, columns = self.by_place(by_offset.view(*q.shape[:2], -1), y)  # [g, r, W, H], [g, r, W, W]
+        if keys is None:
+            return (rows[..., :, None] + columns[..., None, :]).view(*q.shape[:2], -1)  # [g, n, N]
+        if self.columns:
+            wide = (q, rows.reshape(*q.shape[:2], self.H), columns.reshape(*q.shape[:2], self.W))
+            return product(torch.cat(wide, 2), keys, self.onednn)  # [g, n, N]
+        logits = product(q, keys, self.onednn)  # [g, n, N]
+        by_axis = logits.view(len(q), -1, self.W, self.H, self.W)  # [g, r, W, H, W]
+        by_axis += rows[..., :, None]
+        by_axis += columns[..., None, :]
+        return logits
+
+    def by_place(self, by_offset: Tensor, y: int) -> tuple[Tensor, Tensor]:
+        """Views of what belongs to each key row and key column, in [g, n, L] by offset, dense, from row y on.
+
+        Query (y+i, x) stands in row i*W + x, and finds key row y' in column y' - (y+i) + H-1 of the first
+        2H-1, key column x' in column x' - x + W-1 of the other 2W-1. So one query further is one column less.
+        """
+        g, n, L = by_offset.shape
+        H, W, start = self.H, self.W, by_offset.storage_offset()
+        rows = by_offset.as_strided((g, n // W, W, H), (n * L, W * L - 1, L, 1), start + H - 1 - y)
+        columns = by_offset.as_strided((g, n // W, W, W), (n * L, W * L, L - 1, 1), start + 2 * H + W - 2)
+        return rows, columns
+
+    def query_gradients(
+        self, dS: Tensor, keys: Tensor | None, table: Tensor, y: int
+    ) -> tuple[Tensor, Tensor]:
+        """From the logits' gradient [g, n, N]: of q [g, n, d], and of q table^T [g*n, L]."""
+        g, n, _ = dS.shape
+        d, H, W = table.shape[1], self.H, self.W
+        by_offset = dS.new_zeros(g, n, table.shape[0])  # [g, n, L]
+        rows, columns = self.by_place(by_offset, y)  # [g, r, W, H], [g, r, W, W]
+        # [g, n, d], or [g, n, d + H + W] with columns
+        dq = None if keys is None else product(dS, keys.transpose(1, 2), self.onednn)
+        if self.columns and dq is not None:
+            dq, of_rows, of_columns = dq.split((d, H, W), dim=2)
+            rows.copy_(of_rows.view_as(rows))
+            columns.copy_(of_columns.view_as(columns))
+        else:
+            by_axis = dS.view(g, -1, W, H, W)  # [g, r, W, H, W]
+            rows.copy_(by_axis.sum(-1))
+            columns.copy_(by_axis.sum(-2))
+        by_offset = by_offset.flatten(0, 1)  # [g*n, L]
+        relative = product(by_offset[None], table.T[None], self.onednn).view(g, n, d)
+        return relative if dq is None else relative.add_(dq), by_offset
+
+    def plus(self, total: Tensor | None, part: Tensor) -> Tensor:
+        """A sum over the tiles of a head, in float32 at least if there are several."""
+        if total is not None:
+            return total.add_(part)
+        return part if self.rows >= self.H else part.to(torch.promote_types(part.dtype, torch.float32))
+
+
+def heads_of(tokens: Tensor, block: Block, scale: float = 1.0) -> Tensor:
+    """The block's heads times `scale`, dense: [B, h, N, d] -> [g, N, d]."""
+    part = tokens[block]  # [images, heads, N, d]
+    if scale == 1.0:
+        return part.contiguous().flatten(0, 1)
+    return torch.mul(part, scale, out=part.new_empty(part.shape)).flatten(0, 1)
+
+
+def pool_shares(H: int, W: int, like: Tensor) -> Tensor:
+    """One over the places of each 2x2 window that are inside the map: [N', 1]."""
+    inside_h = (H - torch.arange(0, H, 2, device="cpu")).clamp(max=2)  # [H']
+    inside_w = (W - torch.arange(0, W, 2, device="cpu")).clamp(max=2)  # [W']
+    return (1 / (inside_h[:, None] * inside_w)).to(like.dtype).view(-1, 1)
+
+
+def pool_queries(P: Tensor, r: int, W: int) -> Tensor:
+    """Sum of each 2x2 window of queries: [g, r*W, N] -> [g, n', N]; a window on an odd side has fewer."""
+    return _add_pairs(_add_pairs(P.unflatten(1, (r, W)), 1), 2).flatten(1, 2)
+
+
+def _add_pairs(x: Tensor, dim: int) -> Tensor:
+    """Neighbours along `dim` added, two by two; the last of an odd number stays alone."""
+    pairs, odd = divmod(x.shape[dim], 2)
+    first, second = x.narrow(dim, 0, 2 * pairs).unflatten(dim, (pairs, 2)).unbind(dim + 1)
+    return torch.cat((first + second, x.narrow(dim, 2 * pairs, 1)), dim) if odd else first + second
+
+
+def spread_queries(dP: Tensor, r: int, W: int) -> Tensor:
+    """The gradient of `pool_queries`: [g, n', N] -> [g, r*W, N]."""
+    g, _, N = dP.shape
+    windows = dP.view(g, -(-r // 2), 1, -(-W // 2), 1, N).expand(-1, -1, 2, -1, 2, -1)
+    whole = windows.reshape(g, r + r % 2, W + W % 2, N)
+    return whole[:, :r, :W].reshape(g, r * W, N)

@@ -1,0 +1,356 @@
+"""The CUDA backends against the oracle: the Triton kernels in Triton's interpreter, SDPA as it runs here.
+
+The interpreter is chosen when triton is first imported, so its cases run in a process of their own: this file
+is also a program, `TRITON_INTERPRET=1 python tests/attention/test_cuda.py CASE...`, which prints the errors
+as JSON. The interpreter has no products of bfloat16; float16 takes the same path through the kernels.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attneck.attention import cuda, reference, relative_attention_2d
+
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+"""Norm of the error over the norm of the oracle's."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call with its gradients. `strided`: q, k, v are the three thirds of one product's tokens."""
+
+    map_size: tuple[int, int]
+    d: int = 16
+    B: int = 1
+    h: int = 1
+    dtype: str = "float32"
+    content: bool = True
+    pool: bool = False
+    strided: bool = False
+    scale: float = 1.0
+
+    def __str__(self) -> str:
+        flags = [name for name in ("pool", "strided") if getattr(self, name)]
+        flags += [] if self.content else ["positions_alone"]
+        flags += [] if self.scale == 1 else [f"logits_x{self.scale:g}"]
+        H, W = self.map_size
+        return "-".join([f"{H}x{W}", f"B{self.B}h{self.h}d{self.d}", self.dtype, *flags])
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE[getattr(torch, self.dtype)]
+
+
+# Small maps pass through every branch: patches over the edge of the map on both sides (5x9), on one, more
+# patches than one beside and below each other, more blocks of queries than one, d below its power of two.
+FAST = [
+    Case((5, 9), d=8, B=2, h=2),
+    Case((5, 9), d=8, content=False, pool=True),
+    Case((7, 7), d=16, h=2, strided=True, pool=True),
+    Case((7, 7), d=24, dtype="float16"),
+    Case((6, 20), d=16, dtype="float16"),
+    Case((3, 34), d=16),
+]
+SLOW = [
+    *(Case((n, n), d=16) for n in (14, 20, 24, 32)),
+    *(Case((n, n), d=16, dtype="float16", pool=True) for n in (14, 20, 24, 32)),
+    Case((14, 14), d=128, h=2, strided=True, pool=True),
+    Case((15, 15), d=64, content=False, pool=True),
+    Case((7, 7), B=2, h=3, content=False),
+    Case((40, 40), d=16, dtype="float16"),
+]
+FAR_OUT = [Case((7, 7), dtype=dtype, scale=3e3) for dtype in ("float32", "float16")]
+
+
+def problem(case: Case, device: str = "cpu") -> list[Tensor]:
+    """q (scaled), k, v, rel_h, rel_w with numbers of the case's dtype."""
+    B, h, d, (H, W) = case.B, case.h, case.d, case.map_size
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(B, H * W, 3, h, d, generator=generator)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # [B, h, N, d], as a layer has them from one product
+    tables = [torch.randn(2 * L - 1, d, generator=generator) for L in (H, W)]
+    tensors = [q * (d**-0.5 * case.scale), k, v, *tables]
+    tensors = [tensor.to(device, getattr(torch, case.dtype)) for tensor in tensors]
+    return tensors if case.strided else [tensor.contiguous() for tensor in tensors]
+
+
+def results(attend: Callable[..., Tensor], tensors: list[Tensor], case: Case) -> list[Tensor]:
+    """The output, then the gradients of all that takes part, for a fixed random direction of the output."""
+    q, k, v, rel_h, rel_w = leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    if attend is reference.relative_attention_2d:
+        out = attend(q, k, v, rel_h, rel_w, case.map_size, case.pool, case.content)
+    else:
+        out = attend(q, k if case.content else None, v, rel_h, rel_w, case.map_size, case.pool)
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    used = [leaf for leaf in leaves if case.content or leaf is not k]
+    return [out.detach(), *torch.autograd.grad(out, used, direction.to(out))]
+
+
+def errors(attend: Callable[..., Tensor], case: Case, device: str = "cpu") -> list[float]:
+    """Norm of the error over the norm of the oracle's, for the result and each gradient; NaN stays NaN."""
+    tensors = problem(case, device)
+    oracle = reference.relative_attention_2d if device == "cpu" else plain
+    exact = results(oracle, [tensor.double() for tensor in tensors], case)
+    got = results(attend, tensors, case)
+    assert [g.shape for g in got] == [e.shape for e in exact]
+    return [float((g.double() - e).norm() / e.norm()) for g, e in zip(got, exact, strict=True)]
+
+
+def plain(*arguments: Any) -> Tensor:
+    """The plain backend, which its own tests hold to the oracle: N*N*d of the oracle's is 40 GiB at 80x80."""
+    return relative_attention_2d(*arguments, backend="plain")
+
+
+def run_interpreted(*arguments: str) -> str:
+    """Standard output of this file as a program under Triton's interpreter."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def interpreted_errors(cases: list[Case]) -> dict[str, list[float]]:
+    """`errors` of the kernels for some of the cases of this file, all in one process."""
+    return json.loads(run_interpreted(*map(str, cases)))
+
+
+def assert_near(found: dict[str, list[float]], cases: list[Case]) -> None:
+    for case in cases:
+        assert all(error <= case.tolerance for error in found[str(case)]), (str(case), found[str(case)])
+
+
+needs_triton = pytest.mark.skipif(not cuda.HAS_TRITON, reason="triton is not installed")
+
+
+@needs_triton
+def test_kernels_in_the_interpreter_are_the_oracle_s() -> None:
+    assert_near(interpreted_errors(FAST), FAST)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW, ids=str)
+def test_kernels_in_the_interpreter_are_the_oracle_s_on_larger_maps(case: Case) -> None:
+    assert_near(interpreted_errors([case]), [case])
+
+
+@needs_triton
+def test_logits_far_out_overflow_nowhere() -> None:
+    # So far out the softmax is all but a maximum, and rounding of the logits themselves decides: only the
+    # result is held to the oracle, and to the error that logits of 1e4 have in the dtype.
+    found = interpreted_errors(FAR_OUT)
+    for case in FAR_OUT:
+        out, *gradients = found[str(case)]
+        assert out < (1e-2 if case.dtype == "float32" else 1), (str(case), out)
+        assert all(error == error and error < float("inf") for error in gradients), (str(case), gradients)
+
+
+@needs_triton
+def test_the_op_is_registered_as_torch_wants_it_and_compiles_whole() -> None:
+    assert "as torch wants it" in run_interpreted("registration")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((7, 7), d=16, B=2, h=2, strided=True),
+        Case((5, 9), d=8, content=False, pool=True),
+        Case((14, 14), d=64, pool=True),
+        Case((6, 20), d=32, dtype="bfloat16", pool=True),
+        Case((32, 32), d=16, dtype="float16"),
+        Case((16, 16), d=128, dtype="bfloat16"),
+        Case((20, 20), d=40, dtype="bfloat16", content=False),
+    ],
+    ids=str,
+)
+def test_sdpa_with_a_longer_head_is_the_oracle_s(case: Case) -> None:
+    found = errors(cuda.augmented_attention_2d, case)
+    assert all(error <= case.tolerance for error in found), found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64])
+def test_sdpa_with_a_longer_head_is_exact(dtype: torch.dtype) -> None:
+    case = Case((5, 9), d=8, B=2, h=2, pool=True)
+    tensors = [tensor.to(dtype) for tensor in problem(case)]
+    got = results(cuda.augmented_attention_2d, tensors, case)
+    want = results(reference.relative_attention_2d, tensors, case)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12 * float(other.abs().max()))
+
+
+def test_the_choice_and_sdpa_go_whole_through_compile() -> None:
+    case = Case((10, 11), d=8, pool=True)
+    tensors = problem(case)
+
+    def attend(*arguments: Any) -> Tensor:
+        assert cuda.choose(arguments[0], arguments[5]) == "sdpa"  # on the CPU; that it is traced counts
+        return cuda.augmented_attention_2d(*arguments)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    got = results(lambda *arguments: compiled(*arguments), tensors, case)
+    for one, other in zip(got, results(cuda.augmented_attention_2d, tensors, case), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_s_dtype_is_the_product_s() -> None:
+    tensors = problem(Case((3, 4), d=8))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cuda.augmented_attention_2d(*tensors, (3, 4), False).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("map_size", "keys", "wanted"),
+    [((64, 64), 64, (4, 16)), ((80, 80), 64, (4, 16)), ((40, 40), 64, (8, 8)), ((32, 32), 32, (2, 16))],
+)
+def test_patches_cover_the_maps_of_the_papers_with_nothing_left_over(
+    map_size: tuple[int, int], keys: int, wanted: tuple[int, int]
+) -> None:
+    high, wide = cuda.patch(keys, map_size)
+    assert (high, wide) == wanted
+    assert map_size[0] % high == map_size[1] % wide == 0
+
+
+def test_the_choice_by_size_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "HAS_TRITON", True)
+    monkeypatch.setattr(cuda, "_capability", lambda device: (9, 0))
+
+    def choice(side: int, d: int = 128, dtype: torch.dtype = torch.bfloat16, train: bool = False) -> str:
+        q = torch.empty(1, 1, side * side, d, dtype=dtype, requires_grad=train)
+        return cuda.choose(q, (side, side))
+
+    assert [choice(side) for side in (7, 14, 32, 64)] == ["plain", "sdpa", "sdpa", "triton"]
+    assert [choice(side, train=True) for side in (7, 14, 32, 64)] == ["plain", "triton", "triton", "triton"]
+    with torch.no_grad():
+        assert choice(14, train=True) == "sdpa"
+    assert choice(64, dtype=torch.float64) == "plain"
+    assert choice(64, d=256, train=True) == "sdpa"
+    monkeypatch.setattr(cuda, "HAS_TRITON", False)
+    assert choice(64, train=True) == "sdpa"
+    monkeypatch.setattr(cuda, "HAS_TRITON", True)
+    monkeypatch.setattr(cuda, "_capability", lambda device: (7, 5))
+    assert choice(64, train=True) == "sdpa"
+
+
+def test_what_cannot_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = problem(Case((3, 4), d=8))
+    monkeypatch.setattr(cuda, "HAS_TRITON", True)
+    monkeypatch.setattr(cuda, "INTERPRETED", False)
+    with pytest.raises(ValueError, match=r'wants tensors on a CUDA device, q is on cpu; pass backend="auto"'):
+        cuda.triton_attention_2d(*tensors, (3, 4), False)
+    monkeypatch.setattr(cuda, "HAS_TRITON", False)
+    with pytest.raises(ImportError, match=r"not installed: pip install triton"):
+        cuda.triton_attention_2d(*tensors, (3, 4), False)
+
+
+def test_the_package_imports_without_triton() -> None:
+    program = (
+        "import sys; sys.modules['triton'] = None; import attneck.attention.cuda as cuda, torch; "
+        "assert not any(m.startswith('attneck.attention.triton') for m in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+ON_GPU = [
+    Case((n, n), d=d, B=2, h=2, dtype=dtype, pool=pool, strided=True)
+    for n, d in ((14, 128), (20, 64), (32, 128), (64, 128))
+    for dtype in ("float32", "float16", "bfloat16")
+    for pool in (False, True)
+]
+ON_GPU += [
+    Case((5, 9), d=24, B=2, h=2, dtype="bfloat16"),
+    Case((15, 15), d=128, content=False, pool=True, dtype="bfloat16"),
+    Case((80, 80), d=128, dtype="bfloat16"),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ON_GPU, ids=str)
+@pytest.mark.parametrize("attend", [cuda.triton_attention_2d, cuda.augmented_attention_2d])
+def test_on_a_gpu_they_are_the_oracle_s(attend: Callable[..., Tensor], case: Case) -> None:
+    found = errors(attend, case, "cuda")
+    assert all(error <= case.tolerance for error in found), found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [14, 64, 80])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu_the_same_input_gives_the_same_bits(size: int, dtype: str) -> None:
+    case = Case((size, size), d=128, B=2, h=4, dtype=dtype, pool=True)
+    tensors = problem(case, "cuda")
+    first = results(cuda.triton_attention_2d, tensors, case)
+    for _ in range(3):
+        again = results(cuda.triton_attention_2d, tensors, case)
+        assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_on_a_gpu_logits_far_out_overflow_nowhere(dtype: str) -> None:
+    case = Case((14, 14), d=64, dtype=dtype, scale=1e4 if dtype != "float16" else 1e3)
+    assert all(t.isfinite().all() for t in results(cuda.triton_attention_2d, problem(case, "cuda"), case))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_compiled_model_keeps_the_kernels() -> None:
+    case = Case((14, 14), d=64, B=2, h=2, dtype="bfloat16", pool=True)
+    tensors = problem(case, "cuda")
+    compiled = torch.compile(cuda.triton_attention_2d, fullgraph=True)
+    got = results(lambda *arguments: compiled(*arguments), tensors, case)
+    for one, other in zip(got, results(cuda.triton_attention_2d, tensors, case), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2 * float(other.abs().max()))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_memory_grows_with_the_map_and_not_with_its_square() -> None:
+    def peak(size: int) -> int:
+        case = Case((size, size), d=128, h=4, dtype="bfloat16")
+        tensors = problem(case, "cuda")
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        results(cuda.triton_attention_2d, tensors, case)
+        return torch.cuda.max_memory_allocated() - before
+
+    # 4 times the tokens, and tables twice as long.
+    assert peak(80) < 9 * peak(40)
+
+
+def check_registration() -> None:
+    """`torch.library.opcheck`, and the whole function through dynamo and AOT autograd."""
+    for case in (Case((3, 4), d=8, h=2, strided=True, pool=True), Case((2, 3), d=4, content=False)):
+        q, k, v, rel_h, rel_w = problem(case)
+        table = torch.cat((rel_h, rel_w))
+        operands = [q, k if case.content else None, v, table]
+        operands = [None if t is None else t.detach().requires_grad_() for t in operands]
+        torch.library.opcheck(cuda._attention, (*operands, *case.map_size))
+        compiled = torch.compile(cuda.triton_attention_2d, fullgraph=True, backend="aot_eager")
+        got = results(lambda *arguments, compiled=compiled: compiled(*arguments), problem(case), case)
+        want = results(cuda.triton_attention_2d, problem(case), case)
+        for one, other in zip(got, want, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+        # As torch.autograd.graph.save_on_cpu does: what was kept comes back laid otherwise.
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.contiguous, lambda kept: kept):
+            got = results(cuda.triton_attention_2d, problem(case), case)
+        for one, other in zip(got, want, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    print("as torch wants it")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:] == ["registration"]:
+        check_registration()
+    else:
+        known = {str(case): case for case in [*FAST, *SLOW, *FAR_OUT]}
+        print(json.dumps({name: errors(cuda.triton_attention_2d, known[name]) for name in sys.argv[1:]}))

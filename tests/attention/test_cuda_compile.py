@@ -1,0 +1,127 @@
+"""The Triton kernels compiled ahead of time, to machine code, for GPUs that need not be here.
+
+Every tile of `cuda.tile` for the head widths of the papers (BoTNet's 128, and 64), by ptxas as it comes with
+Triton; what it took is read from the code with cuobjdump. STACK is the frame in local memory: spilled
+registers, and nothing else in these kernels.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from attneck.attention import cuda
+
+pytestmark = pytest.mark.skipif(
+    not cuda.HAS_TRITON or cuda.INTERPRETED, reason="triton's compiler is not here, or replaced"
+)
+
+KERNELS = ["forward", "backward_queries", "backward_keys"]
+SHARED = {(8, 0): 163, (8, 9): 99, (9, 0): 227}
+"""KiB of shared memory that one block may have."""
+FLOAT32 = {"lse_ptr", "delta_ptr", "d_rows_ptr", "d_columns_ptr"}
+
+
+def compile_kernel(
+    kernel: str,
+    d: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    folder: Path,
+    map_size: tuple[int, int] = (64, 64),
+    content: bool = True,
+) -> dict[str, int]:
+    """Registers (REG) and bytes of stack (STACK) a thread, bytes of shared memory a block (shared)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from attneck.attention import triton_kernels
+
+    function = getattr(triton_kernels, kernel)
+    cut = cuda.tile(kernel, d, dtype, capability)
+    high, wide = cuda.patch(cut.keys, map_size)
+    skew = int(kernel == "forward")
+    # A number that is 1 and a pointer that is None are constants to Triton, as at a call.
+    constants: dict[str, object] = {"HEAD": d, "D": d, "M": cut.queries, "PH": high, "PW": wide}
+    constants |= {"SKEW": skew, "DOT": cuda.FLOAT32_DOT}
+    constants["bias_place" if skew else "bias_m"] = 1
+    constants |= {name: 1 for name, side in zip("HW", map_size, strict=True) if side == 1}
+    if not content:
+        constants["k_ptr"] = None
+    signature, aligned = {}, {}
+    for i, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        half = "bf16" if dtype == torch.bfloat16 else "fp32"
+        pointer = name.endswith("_ptr")
+        signature[name] = ("*fp32" if name in FLOAT32 else f"*{half}") if pointer else "i32"
+        by_offset = skew and (name.startswith("bias") or name in ("rows_ptr", "columns_ptr"))
+        if name != "heads" and not by_offset:
+            aligned[(i,)] = [["tt.divisibility", 16]]
+    values = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    compiled = triton.compile(
+        ASTSource(function, signature, values, aligned),
+        target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32),
+        options={"num_warps": cut.warps, "num_stages": cut.stages, "enable_fp_fusion": True},
+    )
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(compiled.asm["cubin"])
+    tool = triton.knobs.nvidia.cuobjdump.path
+    report = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+    found["shared"] = compiled.metadata.shared
+    if os.environ.get("ATTNECK_SHOW"):
+        print(kernel, d, dtype, capability, f"{high}x{wide}", cut, found)
+    return found
+
+
+def assert_fits(found: dict[str, int], capability: tuple[int, int]) -> None:
+    assert found["REG"] <= 255
+    assert found["STACK"] <= 32, found  # 8 registers of 255: not worth the name of a spill
+    assert found["LOCAL"] == 0
+    assert found["shared"] <= SHARED[capability] * 1024, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_compile_without_spilling(
+    kernel: str, d: int, dtype: torch.dtype, capability: tuple[int, int], tmp_path: Path
+) -> None:
+    assert_fits(compile_kernel(kernel, d, dtype, capability, tmp_path), capability)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_fit_the_shared_memory_of_smaller_gpus(
+    kernel: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    assert_fits(compile_kernel(kernel, 128, dtype, (8, 9), tmp_path), (8, 9))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_compile_without_the_content_term_and_for_square_patches(kernel: str, tmp_path: Path) -> None:
+    found = compile_kernel(kernel, 64, torch.bfloat16, (9, 0), tmp_path, (40, 40), content=False)
+    assert_fits(found, (9, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("map_size", [(1, 128), (128, 1)])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_compile_for_a_map_of_one_row_or_column(
+    kernel: str, map_size: tuple[int, int], tmp_path: Path
+) -> None:
+    assert compile_kernel(kernel, 32, torch.bfloat16, (9, 0), tmp_path, map_size)["REG"] <= 255
+
+
+def test_a_kernel_compiles_to_machine_code(tmp_path: Path) -> None:
+    assert_fits(compile_kernel("forward", 64, torch.bfloat16, (8, 0), tmp_path), (8, 0))

@@ -1,0 +1,178 @@
+"""fold(model): the same results with fewer layers, in eval mode and nowhere else."""
+
+import copy
+
+import pytest
+import torch
+from timm.models.resnet import Bottleneck
+from torch import Tensor, nn
+
+from attneck.layers import BAM, MHSA2d, fold
+from attneck.models import create_model
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """In float64 and eval mode, with weights and statistics that differ from a fresh model's."""
+    for module in model.modules():
+        if isinstance(module, MHSA2d):
+            nn.init.normal_(module.qkv.weight, std=module.channels**-0.5)
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm):
+            for parameter in (module.weight, module.bias):
+                if parameter is not None:
+                    nn.init.uniform_(parameter, -2, 2)
+            if module.running_mean is not None:
+                nn.init.normal_(module.running_mean)
+                nn.init.uniform_(module.running_var, 0.2, 2)
+    return model.double().eval()
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def assert_folds(model: nn.Module, x: Tensor, removed: int) -> nn.Module:
+    """The folded model, once its results, norms and idempotence, and the original, have been looked at."""
+    before, want = copy.deepcopy(model.state_dict()), model(x)
+    folded = fold(model)
+    torch.testing.assert_close(folded(x), want, rtol=1e-10, atol=1e-10)
+    assert norms(model) - norms(folded) == removed
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(model(x), want, rtol=0, atol=0)
+    again = fold(folded)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in folded.state_dict().items())
+    assert torch.equal(again(x), folded(x))
+    return folded
+
+
+@pytest.mark.parametrize(
+    ("position", "content"), [("relative", True), ("relative", False), ("absolute", True), ("none", True)]
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_attention_takes_its_scale_and_the_norm_behind_it(
+    position: str, content: bool, stride: int
+) -> None:
+    torch.manual_seed(0)
+    layer = MHSA2d(8, (5, 3), heads=2, position=position, content=content, stride=stride)
+    model = lively(nn.Sequential(layer, nn.BatchNorm2d(8), nn.ReLU()))
+    x = torch.randn(2, 8, 5, 3, dtype=torch.float64)
+    folded = assert_folds(model, x, removed=1)
+    assert folded[0].scale == 1
+    torch.testing.assert_close(folded[0].attention_maps(x), layer.attention_maps(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "removed"),
+    [
+        ({}, 2),
+        ({"combine": "prod"}, 2),
+        ({"branches": "channel"}, 1),
+        ({"branches": "spatial"}, 1),
+        ({"variant": "official"}, 4),
+    ],
+)
+def test_bam_s_branches_take_their_norms(options: dict[str, str], removed: int) -> None:
+    torch.manual_seed(0)
+    folded = assert_folds(lively(BAM(32, **options)), torch.randn(2, 32, 5, 6).double(), removed)
+    assert norms(folded) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "removed"), [("cifar_resnet20_bot", None), ("cifar_resnet20_bam", None), ("botnet50", 3)]
+)
+def test_whole_models(name: str, removed: int | None) -> None:
+    torch.manual_seed(0)
+    model = lively(create_model(name, num_classes=4, image_size=32))
+    attentions = sum(isinstance(module, MHSA2d) for module in model.modules())
+    bams = sum(isinstance(module, BAM) for module in model.modules())
+    assert attentions + bams > 0
+    assert removed in (None, attentions)
+    assert_folds(model, torch.randn(2, 3, 32, 32).double(), attentions + 2 * bams)
+
+
+def test_a_block_of_timm_s() -> None:
+    torch.manual_seed(0)
+    block = Bottleneck(16, 4)
+    block.conv2 = MHSA2d(4, (4, 4), heads=2)
+    folded = assert_folds(lively(block), torch.randn(2, 16, 4, 4).double(), removed=1)
+    assert isinstance(folded.bn2, nn.Identity)
+    assert isinstance(folded.bn1, nn.BatchNorm2d)
+
+
+class Twice(nn.Module):
+    """An attention whose result is seen without the norm, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.norm = MHSA2d(8, 4), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attention(x)
+        return y + self.norm(y)
+
+
+class Reused(Twice):
+    """One attention, with and without the norm behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(self.norm(self.attention(x)))
+
+
+class Untraceable(Twice):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.attention(x)) if x.sum() > -1e9 else x
+
+
+class Activated(nn.BatchNorm2d):
+    """A norm with an activation, as libraries derive them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_what_is_not_certain_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    shared = MHSA2d(8, 4)
+    models = [
+        Twice(),
+        Reused(),
+        Untraceable(),
+        nn.Sequential(MHSA2d(8, 4), Activated(8)),
+        nn.Sequential(MHSA2d(8, 4), nn.ReLU(), nn.BatchNorm2d(8)),
+        nn.Sequential(nn.Sequential(shared, nn.BatchNorm2d(8)), nn.Sequential(shared, nn.BatchNorm2d(8))),
+        nn.Sequential(MHSA2d(8, 4), nn.BatchNorm2d(8, track_running_stats=False)),
+    ]
+    for model in models:
+        assert_folds(lively(model), torch.randn(2, 8, 4, 4).double(), removed=0)
+
+
+def test_norms_without_parameters_and_synchronised_ones_are_folded() -> None:
+    torch.manual_seed(0)
+    for norm in (nn.BatchNorm2d(8, affine=False), nn.SyncBatchNorm(8)):
+        model = lively(nn.Sequential(MHSA2d(8, 4), norm))
+        assert_folds(model, torch.randn(2, 8, 4, 4).double(), removed=1)
+
+
+def test_weights_that_two_layers_share_are_folded_for_each() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(MHSA2d(8, 4), nn.BatchNorm2d(8), MHSA2d(8, 4))
+    model[2].qkv.weight = model[0].qkv.weight
+    assert_folds(lively(model), torch.randn(2, 8, 4, 4).double(), removed=1)
+
+
+def test_float32_is_exact_to_rounding_and_dtypes_stay() -> None:
+    torch.manual_seed(0)
+    model = lively(nn.Sequential(MHSA2d(32, 6), nn.BatchNorm2d(32), BAM(32))).float()
+    x = torch.randn(2, 32, 6, 6)
+    folded = fold(model)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
+    half = fold(model.bfloat16())
+    assert {value.dtype for value in half.state_dict().values()} == {torch.bfloat16}
+
+
+def test_training_mode_is_refused() -> None:
+    model = nn.Sequential(MHSA2d(8, 4), nn.BatchNorm2d(8))
+    with pytest.raises(ValueError, match=r"the model is in training mode.*call \.eval\(\)"):
+        fold(model)
+    model.eval()[1].train()
+    with pytest.raises(ValueError, match=r"'1' is in training mode"):
+        fold(model)
