@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,8 +51,11 @@ def world() -> Iterator[World]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(rank, size, device)
+        if size > 1:
+            dist.barrier()  # nobody takes the group down while another still talks to it
     finally:
         if size > 1:
+            gc.collect()  # DistributedDataParallel lives in cycles, and holds on to the group's threads
             dist.destroy_process_group()
 
 
