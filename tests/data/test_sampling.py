@@ -1,11 +1,5 @@
 """Order and draws are functions of (seed, epoch, index), whatever the ranks, workers and start."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 
@@ -138,55 +132,3 @@ def test_evaluation_visits_every_index_once_in_order(length: int, batch: int, wo
     assert [key for part in batches for key in part] == [(0, i) for i in range(length)]
     assert sum(len(rank) for rank in ranks) == len(batches)
     assert all(1 <= len(part) <= batch for part in batches)
-
-
-PARENT = """
-import os, signal, sys, time
-import attneck.data as data
-signal.signal(signal.SIGTERM, lambda *_: None)
-set_ = data.open_dataset("shapes", "val", size=64)
-batches = iter(data.loader(set_, data.TrainBatches(64, 2, seed=0, steps=10**6), workers=2))
-next(batches)
-print(*[worker.pid for worker in batches._workers], flush=True)
-for _ in sys.stdin:
-    next(batches)
-    print("alive", flush=True)
-batches._shutdown_workers()
-"""
-
-
-def _running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
-def test_workers_outlive_signals_to_the_group_but_not_the_trainer() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as parent:
-        assert parent.stdin is not None
-        assert parent.stdout is not None
-        workers = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(workers) == 2
-        os.killpg(parent.pid, signal.SIGTERM)
-        time.sleep(0.2)
-        # More batches than were prefetched: the workers must still be at work.
-        for _ in range(20):
-            parent.stdin.write("next\n")
-            parent.stdin.flush()
-            assert parent.stdout.readline() == "alive\n"
-        assert all(map(_running, workers))
-        parent.kill()
-        parent.wait()
-        limit = time.monotonic() + 20
-        while any(map(_running, workers)) and time.monotonic() < limit:
-            time.sleep(0.1)
-        assert not any(map(_running, workers))

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from attneck.data.sampling import Key, worker_init
+from attneck.data.sampling import Key
+from attneck.data.workers import SteadyLoader, worker_init
 
 Batch = tuple[Tensor, Tensor]
 """Images [B, 3, H, W] float32 normalised, and labels [B] int64."""
@@ -78,7 +79,7 @@ def loader(
     Its workers run in process groups of their own (see `worker_init`) and end with each iteration; memory is
     pinned where CUDA is there. Iterating draws nothing from torch's global generator.
     """
-    return DataLoader(
+    return SteadyLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,

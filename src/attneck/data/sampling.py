@@ -10,8 +10,6 @@ finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generator
 vectorised 64-bit integer arithmetic, so a batch's draws come from one call and are the same on every machine.
 """
 
-import os
-import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -182,19 +180,3 @@ def split_keys(keys: Sequence[Key]) -> tuple[NDArray[np.int64], NDArray[np.int64
     """(epochs, indices), int64 [B] each, of B keys."""
     table = np.array(keys, dtype=np.int64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
-
-
-def worker_init(worker_id: int) -> None:
-    """Sets up a DataLoader worker: its own process group, one thread, no reaction to Ctrl-C.
-
-    torchrun passes SIGTERM on to the trainer's whole process group, and Ctrl-C goes to the terminal's: in
-    the trainer's group the workers would die before the trainer had saved. In a group of their own they end
-    when the loader ends them. They do not outlive a trainer that is killed: a waiting worker compares its
-    parent's id with the one it started with every 5 seconds (`ManagerWatchdog` in torch.utils.data) and
-    leaves when it has changed, and torch gives every worker a SIGTERM handler of its own that replaces the
-    one inherited from the trainer.
-    """
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)

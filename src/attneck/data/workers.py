@@ -1,0 +1,58 @@
+"""DataLoader workers that signals to the trainer do not reach."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+# Windows has neither process groups nor signal masks.
+_POSIX = hasattr(os, "setpgid")
+_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    """Holds SIGTERM and SIGINT back from this thread, and from processes that it starts, for a while."""
+    if not _POSIX:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class SteadyLoader(DataLoader[Any]):
+    """A DataLoader whose workers start with signals held back, until `worker_init` has moved them away.
+
+    Otherwise a SIGTERM that comes while they start would kill them, and the trainer with them.
+    """
+
+    def __iter__(self) -> Any:
+        with _held():
+            return super().__iter__()
+
+
+def worker_init(worker_id: int) -> None:
+    """Sets up a DataLoader worker: its own process group, one thread, no reaction to Ctrl-C.
+
+    torchrun passes SIGTERM on to the trainer's whole process group, and Ctrl-C goes to the terminal's: in
+    the trainer's group the workers would die before the trainer had saved. In a group of their own they end
+    when the loader ends them. They do not outlive a trainer that is killed: a waiting worker compares its
+    parent's id with the one it started with every 5 seconds (`ManagerWatchdog` in torch.utils.data) and
+    leaves when it has changed, and torch gives every worker a SIGTERM handler of its own that replaces the
+    one inherited from the trainer.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if _POSIX:
+        os.setpgid(0, 0)
+        # What was meant for the group while this worker was still in it is taken and dropped.
+        while signal.sigtimedwait([signal.SIGTERM], 0):
+            pass
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    torch.set_num_threads(1)
