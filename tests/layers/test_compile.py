@@ -35,3 +35,19 @@ def test_one_graph_and_the_same_numbers(name: str, memory_format: torch.memory_f
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     for one, other in zip(torch.autograd.grad(got, leaves, direction), gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_inductor_makes_code_of_a_block_with_both() -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    block = nn.Sequential(MHSA2d(32, (6, 5), stride=2), nn.BatchNorm2d(32), nn.ReLU(), BAM(32)).double()
+    x = torch.randn(4, 32, 6, 5, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    leaves = [x, *block.parameters()]
+    want = block(x)
+    direction = torch.randn_like(want)
+    gradients = torch.autograd.grad(want, leaves, direction)
+    got = torch.compile(block, fullgraph=True)(x)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    for one, other in zip(torch.autograd.grad(got, leaves, direction), gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)

@@ -1,0 +1,124 @@
+"""What each choice inside the CPU's attention operator is worth: both ways timed in one run.
+
+Prints the table of docs/attention.md. Each pair differs in the one choice alone; times are of the whole layer
+(C = 512, h = 4), forward and backward, one thread, interleaved medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from attneck.attention import cpu, tiles
+from attneck.measure.contestants import OURS, AttentionCase, attention_call
+from attneck.measure.memory import peak_elsewhere
+from attneck.measure.speed import interleave
+
+Override = dict[str, Any]
+
+
+@contextmanager
+def choosing(override: Override) -> Iterator[None]:
+    """Inside, tilings have these fields; `keep` and `logits` stand for the constants KEEP and LOGITS."""
+    chosen = tiles.Tiling.of
+    fields = {name: value for name, value in override.items() if name not in ("keep", "logits")}
+
+    def of(*arguments: Any) -> tiles.Tiling:
+        return dataclasses.replace(chosen(*arguments), **fields)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(tiles.Tiling, "of", of))
+        if "keep" in override:
+            # The constant also says how a map is cut; here only what is kept changes.
+            stack.enter_context(patch.object(cpu, "KEEP", override["keep"]))
+        if "logits" in override:
+            stack.enter_context(patch.object(tiles, "LOGITS", override["logits"]))
+        yield
+
+
+def call(case: AttentionCase, override: Override) -> Callable[[], object]:
+    """The layer's forward and backward under `override`."""
+    inside = attention_call(case, OURS, "forward+backward")
+
+    def run() -> None:
+        with choosing(override):
+            inside()
+
+    return run
+
+
+Pair = tuple[AttentionCase, Override, Override]
+
+
+def choices() -> dict[str, tuple[str, str, list[Pair]]]:
+    """By name: what is called "this" and "that", and the cases."""
+    fp32, bf16 = "float32", "bfloat16"
+    return {
+        "float32 products": (
+            "oneDNN",
+            "MKL",
+            [
+                (AttentionCase(*shape), {"onednn": True}, {"onednn": False})
+                for shape in ((7, 32), (10, 16), (14, 8), (20, 4), (32, 2), (64, 1, fp32, 2))
+            ],
+        ),
+        "relative logits": (
+            "columns of q and k",
+            "added",
+            [
+                (AttentionCase(size, batch, dtype), {"columns": True}, {"columns": False})
+                for dtype in (fp32, bf16)
+                for size, batch in ((7, 32), (10, 16), (14, 8), (20, 4), (28, 2), (32, 2))
+            ],
+        ),
+        "weights for the backward pass": (
+            "kept",
+            "computed again",
+            [
+                (AttentionCase(size, batch, dtype), {"keep": 10**9}, {"keep": 0})
+                for dtype in (fp32, bf16)
+                for size, batch in ((14, 8), (20, 4), (32, 2))
+            ],
+        ),
+        "logits a tile of a large map": (
+            "1 M (half precision: 2 M)",
+            "a quarter / four times as many",
+            [
+                (AttentionCase(64, 1, dtype, 2), {}, {"logits": logits})
+                for dtype in (fp32, bf16)
+                for logits in (tiles.LOGITS // 4, 4 * tiles.LOGITS)
+            ],
+        ),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="write the table there too")
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each way of each case")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = ["| choice | case | this, ms (MiB) | that, ms (MiB) | that / this |", "|---|---|---|---|---|"]
+    print(*lines, sep="\n")
+    for name, (this, that, pairs) in choices().items():
+        for case, one, other in pairs:
+            ways = {this: one, that: other}
+            times = interleave({way: call(case, o) for way, o in ways.items()}, seconds=arguments.seconds)
+            peaks = {way: peak_elsewhere(call, case, o) / 2**20 for way, o in ways.items()}
+            cells = [f"{way} {1000 * times[way]:.1f} ({peaks[way]:.0f})" for way in ways]
+            lines.append(f"| {name} | {case} | {' | '.join(cells)} | {times[that] / times[this]:.2f} |")
+            print(lines[-1], flush=True)
+    if arguments.out is not None:
+        arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""attneck bench: this project's layers and networks timed against others, in one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from attneck.errors import UserError
+
+if TYPE_CHECKING:
+    from attneck.measure.contestants import Direction
+
+What = Literal["attention", "bam", "step"]
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A whole training step (forward, backward, SGD) of a network and of the one it is compared with."""
+
+    model: str
+    plain: str
+    image_size: int
+    batch: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.model} over {self.plain} {self.image_size} b{self.batch} {self.dtype}"
+
+
+def bench(
+    what: Annotated[What, tyro.conf.Positional],
+    /,
+    size: int | None = None,
+    batch: int | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    stride: Literal[1, 2] = 1,
+    channels: int = 512,
+    model: str = "botnet50",
+    plain: str = "resnet50",
+    device: Literal["cpu", "cuda"] = "cpu",
+    threads: int | None = None,
+    seconds: float = 2.0,
+    compiled: bool = True,
+    memory: bool = True,
+    out: Path | None = None,
+    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Times against other implementations: interleaved calls, medians, and the ratios of one run.
+
+    Without --size, the project's own list of cases. attention: MHSA with its projections, against the plain
+    form, timm's BottleneckAttn in both memory formats, bottleneck-transformer-pytorch, and torch.compile of
+    each. bam: the gate and the module, against the form that expands both branches. step: a whole training
+    step of a network with attention, against the one without.
+
+    Args:
+        what: attention, bam or step.
+        size: side of the map, or of the image in a step: one case instead of the list.
+        batch: images; 1 if not given with --size.
+        dtype: of that case (float32 if not given), or of those of the list; a step runs under autocast.
+        stride: attention only: 2 averages the result over 2x2 windows.
+        channels: of the map.
+        model: step only: the network with attention.
+        plain: step only: the network that it is compared with.
+        device: where.
+        threads: as torch takes them; its own choice if not given.
+        seconds: how long each contestant is timed for in each case.
+        compiled: time torch.compile of the others too, which takes a while to compile.
+        memory: measure peak memory too, each in a process of its own.
+        out: write the JSON document there too.
+        json_: print one JSON document and nothing else.
+    """
+    if size is None and (batch, stride, channels, model, plain) != (None, 1, 512, "botnet50", "resnet50"):
+        raise UserError(
+            "--batch, --stride, --channels, --model and --plain are of one case: give its --size too"
+        )
+    numbers = {"--size": size, "--batch": batch, "--threads": threads, "--channels": channels}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: wanted 1 or more")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+
+    import torch
+
+    from attneck.measure import contestants
+    from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
+    from attneck.run import environment
+    from attneck.training.checkpoint import write_atomic
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA device that torch can use")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    cases: Sequence[Any]
+    names: Callable[[Any], list[str]]
+    call: Callable[..., Callable[[], object]]
+    if what == "attention":
+        one = partial(contestants.AttentionCase, stride=stride, channels=channels)
+        cases = _attention_cases(device) if size is None else [one(size, batch or 1)]
+        names, call = lambda case: contestants.attention_names(compiled), contestants.attention_call
+    elif what == "bam":
+        parts: tuple[Literal["gate", "module"], ...] = ("gate", "module")
+        maps = ((256, 56, 8), (512, 28, 8)) if size is None else ((channels, size, batch or 1),)
+        cases = [contestants.BAMCase(*shape, part=part) for part in parts for shape in maps]
+        names, call = lambda case: contestants.bam_names(compiled), contestants.bam_call
+    else:
+        cases = _step_cases() if size is None else [StepCase(model, plain, size, batch or 1, "float32")]
+        names, call = lambda case: [case.model, case.plain], step_call
+        for case in cases:
+            _known(case.model, case.plain)
+    if dtype is not None:
+        cases = list(dict.fromkeys(_with_dtype(case, dtype) for case in cases))
+    ceilings = {
+        name: gemm_ceiling(contestants.DTYPES[name], device) / 1e9
+        for name in sorted({case.dtype for case in cases})
+    }
+    document = {
+        "what": what,
+        "environment": environment() | {"torch_threads": torch.get_num_threads()},
+        "gemm_gflops": ceilings,
+        "copy_gbytes": bandwidth_ceiling(device) / 1e9,
+    }
+    directions = ["forward+backward"] if what == "step" else ["forward", "forward+backward"]
+    rows = _measure(cases, directions, names, call, document, seconds, memory, device)
+    text = json.dumps(document | {"rows": rows}, indent=1, ensure_ascii=False)
+    if out is not None:
+        write_atomic(out, (text + "\n").encode())
+    print(text if json_ else _table(document, rows))
+
+
+def step_call(case: StepCase, name: str, direction: Direction, device: str = "cpu") -> Callable[[], object]:
+    """One training step of the network `name`: cross-entropy, SGD with momentum, channels_last."""
+    import torch
+    from torch.nn import functional as F
+
+    from attneck.measure.contestants import DTYPES
+    from attneck.models import create_model
+
+    torch.manual_seed(0)
+    network = create_model(name, num_classes=1000, image_size=case.image_size)
+    network.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(case.batch, device=device)
+    short = case.dtype != "float32"
+
+    def step() -> None:
+        with torch.autocast(device, DTYPES[case.dtype] if short else None, enabled=short):
+            logits = network(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _attention_cases(device: str) -> list[Any]:
+    """Maps of c5 at 224, 448, 640 and 1024 pixels, and on CUDA also at 1280 and with larger batches."""
+    from attneck.measure.contestants import AttentionCase
+
+    if device == "cuda":
+        return [
+            AttentionCase(size, batch, dtype, 2 if size >= 64 else 1)
+            for size in (14, 20, 32, 64, 80)
+            for batch in (8, 32)
+            for dtype in ("bfloat16", "float32")
+        ]
+    shapes = ((7, 32, 1), (14, 8, 1), (20, 4, 1), (32, 2, 1), (64, 1, 2), (80, 1, 2))
+    return [
+        AttentionCase(size, batch, dtype, stride)
+        for size, batch, stride in shapes
+        for dtype in ("float32", "bfloat16")
+    ]
+
+
+def _step_cases() -> list[StepCase]:
+    return [
+        StepCase("botnet50", "resnet50", 1024, 1, "bfloat16"),
+        *(
+            StepCase(model, "resnet50", 224, 8, dtype)
+            for model in ("botnet50", "resnet50_bam")
+            for dtype in ("bfloat16", "float32")
+        ),
+    ]
+
+
+def _known(*models: str) -> None:
+    from attneck.models import catalog
+
+    for model in models:
+        try:
+            catalog.find(model)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if model in catalog.DETECTORS:
+            raise UserError(f"{model} is a detector; a step is that of a classifier")
+
+
+def _with_dtype(case: Any, dtype: str) -> Any:
+    return type(case)(**asdict(case) | {"dtype": dtype})
+
+
+def _measure(
+    cases: Sequence[Any],
+    directions: list[Any],
+    names: Callable[[Any], list[str]],
+    call: Callable[..., Callable[[], object]],
+    document: dict[str, Any],
+    seconds: float,
+    memory: bool,
+    device: str,
+) -> list[dict[str, Any]]:
+    """A row for each case and direction; of `names`, the first is compared with the best of the others."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from attneck.measure.memory import peak_elsewhere
+    from attneck.measure.speed import interleave
+
+    rows = []
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(cases) * len(directions))
+        for case in cases:
+            for direction in directions:
+                everybody = names(case)
+                progress.update(task, description=f"{case}, {direction}")
+                calls = {name: call(case, name, direction, device) for name in everybody}
+                times = interleave(calls, seconds=seconds, device=device)
+                del calls
+                ours, *others = everybody
+                best = min(others, key=times.__getitem__)
+                row: dict[str, Any] = {
+                    "case": str(case),
+                    "direction": direction,
+                    "ms": {name: 1000 * time for name, time in times.items()},
+                    "best_other": best,
+                    "ratio": times[best] / times[ours],
+                }
+                if hasattr(case, "floor"):
+                    flops, moved = case.floor(direction)
+                    by_products = flops / document["gemm_gflops"][case.dtype] / 1e6
+                    row["floor_ms"] = max(by_products, moved / document["copy_gbytes"] / 1e6)
+                if memory:
+                    row["peak_mib"] = {
+                        name: peak_elsewhere(call, case, name, direction, device, device=device) / 2**20
+                        for name in everybody
+                        if "compiled" not in name  # the compiler's own memory would be counted
+                    }
+                rows.append(row)
+                progress.advance(task)
+    return rows
+
+
+def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The rows to read, a line each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    environment = document["environment"]
+    ceilings = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in document["gemm_gflops"].items())
+    table = Table(box=None, pad_edge=False)
+    for heading in ("case", "direction", "ms", "floor", "MiB", "best other", "ms", "MiB", "ratio"):
+        table.add_column(
+            heading, justify="left" if heading in ("case", "direction", "best other") else "right"
+        )
+    for row in rows:
+        times, peaks, best = row["ms"], row.get("peak_mib", {}), row["best_other"]
+        ours = next(iter(times))
+        table.add_row(
+            row["case"],
+            row["direction"],
+            f"{times[ours]:.2f}",
+            f"{row['floor_ms']:.2f}" if "floor_ms" in row else "",
+            f"{peaks[ours]:.0f}" if peaks else "",
+            best,
+            f"{times[best]:.2f}",
+            f"{peaks[best]:.0f}" if best in peaks else "",
+            f"{row['ratio']:.2f}",
+        )
+    console = Console(width=150)
+    with console.capture() as captured:
+        console.print(table)
+    head = (
+        f"{environment['gpu'] or environment['processor']}, {environment['torch_threads']} threads, "
+        f"torch {environment['torch']}; at best, products run at {ceilings}, copies at "
+        f"{document['copy_gbytes']:.0f} GB/s"
+    )
+    foot = (
+        "ratio: the best other's time over ours: above 1 is faster. floor: what the products or bytes take."
+    )
+    return f"{head}\n\n{captured.get()}\n{foot}"
+
+
+def main(words: list[str]) -> None:
+    """Parse and run."""
+    tyro.cli(bench, prog="attneck bench", args=words)

@@ -1,0 +1,63 @@
+"""The memory that a call takes at its peak beyond what was there before, measured in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_elsewhere(make: Callable[..., Callable[[], object]], *arguments: Any, device: str = "cpu") -> int:
+    """`peak(make(*arguments))` in a new process, in bytes, of the second call: the first sets libraries up.
+
+    `make` is a function of a module; what it takes itself is not counted. Raises RuntimeError as `peak`, and
+    whatever `make` and its call raise.
+    """
+    # glibc then gives each large tensor memory of its own, and takes it back when the tensor is freed.
+    with (
+        patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": "65536"}),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+    ):
+        return process.submit(_peak_of, make, arguments, device).result()
+
+
+def peak(call: Callable[[], object], device: str = "cpu") -> int:
+    """Bytes that `call` has at most beyond those before it, its result included.
+
+    On the CPU it is resident memory as Linux counts it; other systems have no such counter to reset.
+    Raises RuntimeError there.
+    """
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    if not _RESET.exists():
+        raise RuntimeError("the peak of a process's memory is read from Linux's /proc, which is not here")
+    before = _kilobytes("VmRSS")
+    _RESET.write_text("5")  # the peak starts anew from what is resident now
+    call()
+    return 1024 * (_kilobytes("VmHWM") - before)
+
+
+def _peak_of(make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...], device: str) -> int:
+    call = make(*arguments)
+    call()
+    return peak(call, device)
+
+
+def _kilobytes(field: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1])

@@ -1,0 +1,83 @@
+"""Times that can be compared: interleaved calls, medians, and the machine's own ceilings in the same run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+Call = Callable[[], object]
+
+SAMPLE = 0.02
+"""Seconds that one sample takes at least: shorter calls are repeated within it."""
+WARM_UP = 2
+"""Calls before the first sample: compilation, and libraries that set themselves up."""
+
+
+def interleave(
+    calls: dict[str, Call],
+    *,
+    seconds: float = 2.0,
+    least: int = 7,
+    device: str = "cpu",
+    done: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """The median time of each call in seconds.
+
+    The calls take turns, each round in another order, so that whatever else the machine does slows all of
+    them alike: compare times of one run only.
+
+    Args:
+        calls: what is timed, by name.
+        seconds: how long each is sampled for, all rounds together.
+        least: rounds at least, whatever they take.
+        device: "cuda" waits for the device at both ends of a sample.
+        done: called after each round.
+    """
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def sample(call: Call, repeats: int) -> float:
+        wait()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        wait()
+        return (time.perf_counter() - start) / repeats
+
+    repeats = {}
+    for name, call in calls.items():
+        sample(call, WARM_UP)
+        repeats[name] = max(1, round(SAMPLE / max(sample(call, 1), 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names, began = list(calls), time.monotonic()
+    while min(map(len, times.values())) < least or time.monotonic() - began < seconds * len(calls):
+        names = names[1:] + names[:1]
+        for name in names:
+            times[name].append(sample(calls[name], repeats[name]))
+        done()
+    return {name: statistics.median(samples) for name, samples in times.items()}
+
+
+def gemm_ceiling(dtype: torch.dtype, device: str = "cpu") -> float:
+    """The most FLOPs a second of a matrix product here: the best of a few sizes."""
+    best = 0.0
+    for size in (512, 1024, 2048) if device == "cpu" else (4096, 8192):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        calls: dict[str, Call] = {"mm": lambda a=a, b=b: a @ b}  # type: ignore[misc]
+        if device == "cpu" and dtype == torch.float32:
+            from attneck.attention.products import onednn_is_faster, product
+
+            if onednn_is_faster():
+                calls["onednn"] = lambda a=a, b=b: product(a[None], b[None], True)  # type: ignore[misc]
+        best = max(best, 2 * size**3 / min(interleave(calls, seconds=0.3, device=device).values()))
+    return best
+
+
+def bandwidth_ceiling(device: str = "cpu") -> float:
+    """Bytes a second that a large copy reads and writes here."""
+    source = torch.zeros(1 << 26 if device == "cpu" else 1 << 30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = interleave({"copy": lambda: target.copy_(source)}, seconds=0.3, device=device)
+    return 2 * source.numel() / times["copy"]

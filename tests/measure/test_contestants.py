@@ -1,0 +1,66 @@
+"""Whoever is timed against whom computes the same thing."""
+
+from typing import Literal
+
+import pytest
+import torch
+
+from attneck.layers import BAM, MHSA2d
+from attneck.measure import contestants
+from attneck.measure.contestants import AttentionCase, BAMCase
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_plain_layer_is_the_layer(stride: int) -> None:
+    torch.manual_seed(0)
+    ours, plain = (kind(16, (5, 6), stride=stride).double() for kind in (MHSA2d, contestants.PlainMHSA))
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 16, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(plain(x), ours(x))
+
+
+def test_the_expanded_module_is_the_module() -> None:
+    torch.manual_seed(0)
+    ours, expanded = (kind(32).double().eval() for kind in (BAM, contestants.ExpandedBAM))
+    expanded.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 32, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(expanded(x), ours(x))
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+@pytest.mark.parametrize("name", contestants.attention_names(compiled=False))
+def test_everybody_in_an_attention_case_runs(name: str, direction: contestants.Direction) -> None:
+    result = contestants.attention_call(AttentionCase(4, 2, stride=2, channels=16), name, direction)()
+    if direction == "forward":
+        assert isinstance(result, torch.Tensor)
+        assert result.shape == (2, 16, 2, 2)
+
+
+@pytest.mark.parametrize("part", ["gate", "module"])
+@pytest.mark.parametrize("name", contestants.bam_names(compiled=False))
+def test_everybody_in_a_bam_case_runs(name: str, part: Literal["gate", "module"]) -> None:
+    case = BAMCase(32, 4, 2, "bfloat16", part)
+    result = contestants.bam_call(case, name, "forward")()
+    assert isinstance(result, torch.Tensor)
+    assert result.shape == (2, 32, 4, 4)
+    assert result.dtype == torch.bfloat16
+    contestants.bam_call(case, name, "forward+backward")()
+
+
+def test_compiled_is_named_so() -> None:
+    names = contestants.attention_names(compiled=True)
+    assert names[0] == contestants.OURS
+    assert {name.removesuffix(contestants.COMPILED) for name in names} == {
+        *contestants.attention_names(False)
+    }
+
+
+def test_the_floor_is_the_products_counted_exactly() -> None:
+    case = AttentionCase(6, 1, channels=16)
+    flops, moved = case.floor("forward")
+    tokens, d, h = 36, 4, 4
+    assert flops == 2 * (tokens * 16 * 48 + h * (2 * tokens**2 * d + tokens * d * (11 + 11)))
+    assert moved == 4 * (2 * tokens * 16 + 48 * 16)
+    pooled, _ = AttentionCase(6, 1, channels=16, stride=2).floor("forward")
+    assert flops - pooled == 2 * h * tokens**2 * d * 3 // 4
+    assert case.floor("forward+backward")[0] == 3 * flops

@@ -1,0 +1,81 @@
+"""attneck bench: its document holds together, and a mistake is one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from attneck import cli
+
+QUICK = ["--seconds", "0", "--no-compiled"]
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"),
+    [
+        (["attention", "--size", "4", "--batch", "2", "--stride", "2", "--channels", "16", "--no-memory"], 2),
+        (["bam", "--size", "4", "--batch", "2", "--channels", "32", "--dtype", "bfloat16", "--no-memory"], 4),
+        pytest.param(
+            ["step", "--size", "32", "--batch", "2", "--model", "resnet18_bam", "--plain", "resnet18"],
+            1,
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_the_document(
+    words: list[str], rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
+    assert cli.main(["bench", *words, *QUICK, "--threads", "1", "--out", str(out), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads(out.read_text())
+    assert document["what"] == words[0]
+    assert document["environment"]["torch_threads"] == 1
+    assert len(document["rows"]) == rows
+    for row in document["rows"]:
+        ours, *others = row["ms"]
+        assert row["best_other"] == min(others, key=row["ms"].__getitem__)
+        assert row["ratio"] == pytest.approx(row["ms"][row["best_other"]] / row["ms"][ours])
+        if "--no-memory" not in words:
+            assert row["peak_mib"].keys() == row["ms"].keys()
+            assert min(row["peak_mib"].values()) > 1
+
+
+def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "bam", "--size", "4", "--batch", "2", *QUICK, "--no-memory"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("b2 float32") == 4
+    assert "GFLOP/s in float32" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["attention", "--batch", "2"], "give its --size too"),
+        (["attention", "--size", "0"], "--size 0: wanted 1 or more"),
+        (["bam", "--threads", "0"], "--threads 0: wanted 1 or more"),
+        (["step", "--size", "32", "--model", "botnet5"], "perhaps you meant 'botnet50'"),
+        (["step", "--size", "32", "--model", "ssd300_vgg16"], "is a detector"),
+        (["bam", "--out", "nowhere/there.json"], "make it first"),
+        pytest.param(
+            ["bam", "--device", "cuda"],
+            "no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_a_mistake_is_one_line(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *words]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
