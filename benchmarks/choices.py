@@ -113,8 +113,8 @@ def main() -> None:
             ways = {this: one, that: other}
             times = interleave({way: call(case, o) for way, o in ways.items()}, seconds=arguments.seconds)
             peaks = {way: peak_elsewhere(call, case, o) / 2**20 for way, o in ways.items()}
-            cells = [f"{way} {1000 * times[way]:.1f} ({peaks[way]:.0f})" for way in ways]
-            lines.append(f"| {name} | {case} | {' | '.join(cells)} | {times[that] / times[this]:.2f} |")
+            cells = [f"{way} {1000 * times.median(way):.1f} ({peaks[way]:.0f})" for way in ways]
+            lines.append(f"| {name} | {case} | {' | '.join(cells)} | {times.ratio(that, over=this):.2f} |")
             print(lines[-1], flush=True)
     if arguments.out is not None:
         arguments.out.write_text("\n".join(lines) + "\n")

@@ -5,7 +5,7 @@ O outer and I inner: C x HW, or HW x C in channels_last. One branch then speaks 
 the columns, so one formula does for both formats.
 
 The gate keeps x and what the branches said, and computes its weights again for backward. On the CPU it works
-in pieces that stay in the cache.
+in pieces that stay in the cache. A compiler is given the formula instead, which it fuses by itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from attneck.attention.products import being_exported
+from attneck.attention.products import in_a_graph
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
@@ -45,10 +46,10 @@ def gate(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str = "sum") ->
         ValueError: for shapes that do not fit, no branch at all, or an unknown `combine`.
     """
     _check(x, c, p, combine)
-    if being_exported():
+    if in_a_graph():
         # x stands first: where operands disagree about the memory format, PyTorch follows the first.
         return torch.addcmul(x, x, gate_weights(x, c, p, combine))  # [B, C, H, W]
-    out: Tensor = _gate(x, c, p, combine)
+    out: Tensor = _Gate.apply(x, c, p, combine)
     return out
 
 
@@ -89,9 +90,27 @@ def _sigmoid(a: Tensor | None, b: Tensor | None, combine: str) -> Tensor:
     return only.sigmoid()
 
 
-@torch.library.custom_op("attneck::gate", mutates_args=())
-def _gate(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor:
+class _Gate(torch.autograd.Function):
     """`gate`, whose docstring has the arguments."""
+
+    @staticmethod
+    def forward(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor:
+        return _forward(x, c, p, combine)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, c, p, ctx.combine = inputs
+        ctx.save_for_backward(x, c, p)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, c, p), wanted = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        gradients = _backward(grad, x, c, p, ctx.combine, wanted)
+        return *(g if asked else None for g, asked in zip(gradients, wanted, strict=True)), None
+
+
+def _forward(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor:
     channels_last, dtype = _in_channels_last(x), _dtype(x, c, p)
     out = torch.empty_like(x, dtype=dtype, memory_format=_format(channels_last))
     maps, results = _matrices(x, channels_last), _matrices(out, channels_last)  # [B, O, I] each
@@ -103,14 +122,8 @@ def _gate(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor
     return out
 
 
-@_gate.register_fake
-def _(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor:
-    return torch.empty_like(x, dtype=_dtype(x, c, p), memory_format=_format(_in_channels_last(x)))
-
-
-@torch.library.custom_op("attneck::gate_backward", mutates_args=())
-def _gate_backward(
-    grad: Tensor, x: Tensor, c: Tensor | None, p: Tensor | None, combine: str, wanted: list[bool]
+def _backward(
+    grad: Tensor, x: Tensor, c: Tensor | None, p: Tensor | None, combine: str, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, c and p from the result's; nothing [0] where none is `wanted`."""
     channels_last, dtype = _in_channels_last(x), _dtype(x, c, p)
@@ -146,13 +159,6 @@ def _gate_backward(
     if to_p is not None and wanted[2]:
         dp.copy_(to_p.view_as(dp))
     return dx, dc, dp
-
-
-@_gate_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, c: Tensor | None, p: Tensor | None, combine: str, wanted: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(x, c, p, wanted)
 
 
 def _in_channels_last(x: Tensor) -> bool:
@@ -221,7 +227,7 @@ def _split(grad: Tensor, a: Tensor | None, b: Tensor | None, combine: str) -> tu
 
 
 def _gradients(
-    x: Tensor, c: Tensor | None, p: Tensor | None, wanted: list[bool]
+    x: Tensor, c: Tensor | None, p: Tensor | None, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Memory for the gradients of x, in its format, of c and of p; [0] where none is `wanted`."""
     dx = torch.empty_like(x, memory_format=_format(_in_channels_last(x))) if wanted[0] else x.new_empty(0)
@@ -230,24 +236,3 @@ def _gradients(
         for branch, asked in zip((c, p), wanted[1:], strict=True)
     )
     return dx, dc, dp
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, c, p, ctx.combine = inputs
-    ctx.save_for_backward(x, c, p)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = list(ctx.needs_input_grad[:3])
-    gradients = _gate_backward(grad, *ctx.saved_tensors, ctx.combine, wanted)
-    return *(g if asked else None for g, asked in zip(gradients, wanted, strict=True)), None
-
-
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "BAM's gate is differentiable once; second derivatives need x + x * gate_weights"
-    )
-
-
-_gate.register_autograd(_backward, setup_context=_save)
-_gate_backward.register_autograd(_no_second_derivative)

@@ -21,6 +21,11 @@ def being_exported() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
+def in_a_graph() -> bool:
+    """Whether operations are being recorded, for elsewhere or to be compiled, rather than run."""
+    return torch.compiler.is_compiling() or being_exported()
+
+
 def product(a: Tensor, b: Tensor, onednn: bool) -> Tensor:
     """a b^T, head by head: [g, M, K], [g, N, K] -> [g, M, N].
 

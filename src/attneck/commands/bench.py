@@ -98,20 +98,33 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     cases: Sequence[Any]
-    names: Callable[[Any], list[str]]
     call: Callable[..., Callable[[], object]]
     if what == "attention":
         one = partial(contestants.AttentionCase, stride=stride, channels=channels)
         cases = _attention_cases(device) if size is None else [one(size, batch or 1)]
-        names, call = lambda case: contestants.attention_names(compiled), contestants.attention_call
+
+        def names(case: Any) -> list[str]:
+            everybody = contestants.attention_names(compiled)
+            # Larger maps in the list are there for their memory: the others take seconds, and GiB.
+            return everybody if size is not None or case.size < 80 else everybody[:2]
+
+        call = contestants.attention_call
     elif what == "bam":
         parts: tuple[Literal["gate", "module"], ...] = ("gate", "module")
         maps = ((256, 56, 8), (512, 28, 8)) if size is None else ((channels, size, batch or 1),)
         cases = [contestants.BAMCase(*shape, part=part) for part in parts for shape in maps]
-        names, call = lambda case: contestants.bam_names(compiled), contestants.bam_call
+
+        def names(case: Any) -> list[str]:
+            return contestants.bam_names(compiled)
+
+        call = contestants.bam_call
     else:
         cases = _step_cases() if size is None else [StepCase(model, plain, size, batch or 1, "float32")]
-        names, call = lambda case: [case.model, case.plain], step_call
+
+        def names(case: Any) -> list[str]:
+            return [case.model, case.plain]
+
+        call = step_call
         for case in cases:
             _known(case.model, case.plain)
     if dtype is not None:
@@ -235,13 +248,13 @@ def _measure(
                 times = interleave(calls, seconds=seconds, device=device)
                 del calls
                 ours, *others = everybody
-                best = min(others, key=times.__getitem__)
+                best = min(others, key=times.median)
                 row: dict[str, Any] = {
                     "case": str(case),
                     "direction": direction,
-                    "ms": {name: 1000 * time for name, time in times.items()},
+                    "ms": {name: 1000 * times.median(name) for name in everybody},
                     "best_other": best,
-                    "ratio": times[best] / times[ours],
+                    "ratio": times.ratio(best, over=ours),
                 }
                 if hasattr(case, "floor"):
                     flops, moved = case.floor(direction)

@@ -5,13 +5,15 @@ Letters: B batch, C channels, H x W map, m = C // reduction.
 
 from collections import OrderedDict
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attneck.attention.gate import COMBINES, gate, gate_weights
+from attneck.attention.products import in_a_graph
+from attneck.attention.squeeze import squeeze
 
 BRANCHES = ("both", "channel", "spatial")
 VARIANTS = ("paper", "official")
@@ -93,8 +95,7 @@ class BAM(nn.Module):
             raise ValueError(
                 "this BAM has branches='spatial'; build it with 'both' or 'channel' for channel attention"
             )
-        _check_batch(self.channel_att, x.shape[0])
-        return _precisely(self.channel_att, x.mean(dim=(2, 3)))  # [B, C]
+        return self._of_mean(x.mean(dim=(2, 3)))  # [B, C]
 
     def spatial_attention(self, x: Tensor) -> Tensor:
         """Ms, the spatial branch's logits (eq. 4): x [B, C, H, W] -> [B, 1, H, W].
@@ -106,10 +107,7 @@ class BAM(nn.Module):
             raise ValueError(
                 "this BAM has branches='channel'; build it with 'both' or 'spatial' for spatial attention"
             )
-        _check_batch(self.spatial_att, x.shape[0] * x.shape[2] * x.shape[3])
-        layers = self.spatial_att.gate_s if self.variant == "official" else self.spatial_att
-        assert isinstance(layers, nn.Sequential)
-        return _precisely(layers[1:], layers[0](x))  # [B, 1, H, W]
+        return self._of_narrow(self._spatial_layers()[0](x))  # [B, 1, H, W]
 
     def attention(self, x: Tensor) -> Tensor:
         """sigmoid of the branches combined (eq. 2), between 0 and 1: x [B, C, H, W] -> [B, C, H, W]."""
@@ -117,7 +115,16 @@ class BAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x + x * attention(x) (eq. 1): [B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
-        return gate(x, *self._logits(x), self.combine)  # [B, C, H, W]
+        self._check_input(x)
+        reduce = None if self.channel_att is None or self.spatial_att is None else self._spatial_layers()[0]
+        if x.device.type != "cpu" or in_a_graph() or not _is_plain(reduce) or reduce.bias is None:
+            c, p = self._logits(x)
+        else:
+            x, mean, narrow = squeeze(x, reduce.weight, reduce.bias)  # [B, C, H, W], [B, C], [B, m, H, W]
+            c, p = self._of_mean(mean), self._of_narrow(narrow)
+        # Under autocast the logits are more precise than the map; the result is what the map is.
+        c, p = (None if logits is None else logits.to(x.dtype) for logits in (c, p))
+        return gate(x, c, p, self.combine)  # [B, C, H, W]
 
     def extra_repr(self) -> str:
         return (
@@ -131,12 +138,37 @@ class BAM(nn.Module):
         p = None if self.spatial_att is None else self.spatial_attention(x)
         return c, p
 
+    def _of_mean(self, mean: Tensor) -> Tensor:
+        """The channel branch's logits from the means over the map: [B, C] -> [B, C]."""
+        assert self.channel_att is not None
+        _check_batch(self.channel_att, mean.shape[0])
+        return _precisely(self.channel_att, mean)
+
+    def _of_narrow(self, narrow: Tensor) -> Tensor:
+        """The spatial branch's logits from its first layer's result: [B, m, H, W] -> [B, 1, H, W]."""
+        layers = self._spatial_layers()
+        _check_batch(layers, narrow.numel() // narrow.shape[1])
+        return _precisely(layers[1:], narrow)
+
+    def _spatial_layers(self) -> nn.Sequential:
+        assert self.spatial_att is not None
+        layers = self.spatial_att.gate_s if self.variant == "official" else self.spatial_att
+        assert isinstance(layers, nn.Sequential)
+        return layers
+
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(
                 f"the input has shape {list(x.shape)}, wanted [B, C, H, W] with C = {self.channels}; "
                 "build this BAM with the channels of the stage it follows"
             )
+
+
+def _is_plain(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether nobody has put another layer in this convolution's place, or wants to be told when it runs."""
+    return type(layer) is nn.Conv2d and not (
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    )
 
 
 def _precisely(layers: nn.Sequential, x: Tensor) -> Tensor:

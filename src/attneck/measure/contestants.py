@@ -110,7 +110,7 @@ def attention_names(compiled: bool) -> list[str]:
     if importlib.util.find_spec("bottleneck_transformer_pytorch"):
         names += [LUCIDRAINS]
     if compiled:
-        names += [name + COMPILED for name in names[1:] if name != PLAIN + LAST]
+        names += [name + COMPILED for name in names if not name.startswith((OURS, PLAIN))]
     return names
 
 

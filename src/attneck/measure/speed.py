@@ -10,9 +10,25 @@ import torch
 
 Call = Callable[[], object]
 
+
+class Times(dict[str, list[float]]):
+    """Seconds that each call took, by name: a sample a round."""
+
+    def median(self, name: str) -> float:
+        """Of one call's samples."""
+        return statistics.median(self[name])
+
+    def ratio(self, name: str, over: str) -> float:
+        """The median, over the rounds, of one call's time over another's.
+
+        Steadier than the quotient of their medians: what slows a whole round cancels.
+        """
+        return statistics.median(a / b for a, b in zip(self[name], self[over], strict=True))
+
+
 SAMPLE = 0.02
 """Seconds that one sample takes at least: shorter calls are repeated within it."""
-WARM_UP = 2
+WARM_UP = 1
 """Calls before the first sample: compilation, and libraries that set themselves up."""
 
 
@@ -20,11 +36,10 @@ def interleave(
     calls: dict[str, Call],
     *,
     seconds: float = 2.0,
-    least: int = 7,
+    least: int = 3,
     device: str = "cpu",
-    done: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """The median time of each call in seconds.
+) -> Times:
+    """The times of each call, in seconds.
 
     The calls take turns, each round in another order, so that whatever else the machine does slows all of
     them alike: compare times of one run only.
@@ -34,7 +49,6 @@ def interleave(
         seconds: how long each is sampled for, all rounds together.
         least: rounds at least, whatever they take.
         device: "cuda" waits for the device at both ends of a sample.
-        done: called after each round.
     """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
@@ -50,14 +64,13 @@ def interleave(
     for name, call in calls.items():
         sample(call, WARM_UP)
         repeats[name] = max(1, round(SAMPLE / max(sample(call, 1), 1e-7)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times = Times((name, []) for name in calls)
     names, began = list(calls), time.monotonic()
     while min(map(len, times.values())) < least or time.monotonic() - began < seconds * len(calls):
         names = names[1:] + names[:1]
         for name in names:
             times[name].append(sample(calls[name], repeats[name]))
-        done()
-    return {name: statistics.median(samples) for name, samples in times.items()}
+    return times
 
 
 def gemm_ceiling(dtype: torch.dtype, device: str = "cpu") -> float:
@@ -71,7 +84,8 @@ def gemm_ceiling(dtype: torch.dtype, device: str = "cpu") -> float:
 
             if onednn_is_faster():
                 calls["onednn"] = lambda a=a, b=b: product(a[None], b[None], True)  # type: ignore[misc]
-        best = max(best, 2 * size**3 / min(interleave(calls, seconds=0.3, device=device).values()))
+        times = interleave(calls, seconds=0.3, device=device)
+        best = max(best, 2 * size**3 / min(map(times.median, calls)))
     return best
 
 
@@ -80,4 +94,4 @@ def bandwidth_ceiling(device: str = "cpu") -> float:
     source = torch.zeros(1 << 26 if device == "cpu" else 1 << 30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = interleave({"copy": lambda: target.copy_(source)}, seconds=0.3, device=device)
-    return 2 * source.numel() / times["copy"]
+    return 2 * source.numel() / times.median("copy")
