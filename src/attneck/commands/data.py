@@ -86,7 +86,7 @@ def _check_detection(name: str, root: str | None, quiet: bool) -> None:
         print(json.dumps({"name": name, **found, "problems": problems}))
     else:
         for split, counts in found.items():
-            details = [f"{counts[key]:,} {what}" for key, what in KINDS.items() if counts[key]]
+            details = [f"{what}: {counts[key]:,}" for key, what in KINDS.items() if counts[key]]
             print(
                 f"{name} {split}: {counts['images']:,} images, {counts['objects']:,} objects, "
                 f"{counts['classes']} classes{' (' * bool(details)}{', '.join(details)}{')' * bool(details)}"

@@ -116,8 +116,8 @@ def object_problem(object: Object, width: int, height: int) -> str | None:
     """What is wrong with an object's box or mask in an image of this size in pixels, or None."""
     x, y, w, h = object.bbox
     box = f"[{x:g}, {y:g}, {w:g}, {h:g}] (x, y, width, height)"
-    if not np.isfinite(object.bbox).all() or w < 0 or h < 0:
-        return f"its box {box} is none"
+    if w < 0 or h < 0:
+        return f"its box {box} has a negative side"
     if _outside(x, y, width, height) or _outside(x + w, y + h, width, height):
         return f"its box {box} reaches out of the image's {width} x {height}"
     if object.segmentation is None:

@@ -19,13 +19,13 @@ Id = Annotated[int, Field(ge=0, lt=1 << 63)]
 Side = Annotated[int, Field(gt=0, lt=1 << 16)]
 
 
-class _Category(BaseModel):
+class Category(BaseModel):
     model_config = _STRICT
     id: Id
     name: str
 
 
-class _Image(BaseModel):
+class Image(BaseModel):
     model_config = _STRICT
     id: Id
     file_name: str
@@ -33,7 +33,7 @@ class _Image(BaseModel):
     height: Side
 
 
-class _Annotation(BaseModel):
+class Annotation(BaseModel):
     model_config = _STRICT
     id: Id
     image_id: Id
@@ -70,15 +70,15 @@ def read(root: Path, split: str, masks: bool = True) -> Annotations:
     """
     file, folder = find(root, split)
     content = _load(file)
-    categories = sorted(_rows(file, content, "categories", _Category), key=lambda category: category.id)
+    categories = sorted(_rows(file, content, "categories", Category), key=lambda category: category.id)
     _distinct(file, "categories", [category.name for category in categories])
-    images = {image.id: image for image in _rows(file, content, "images", _Image)}
+    images = {image.id: image for image in _rows(file, content, "images", Image)}
     labels = {category.id: label for label, category in enumerate(categories, 1)}
     objects: dict[int, list[Object]] = {image: [] for image in images}
     problems, seen = [], set()
     for row in content["annotations"]:
         try:
-            found = _Annotation.model_validate(row)
+            found = Annotation.model_validate(row)
         except ValidationError as error:
             about = row if isinstance(row, dict) else {}
             where = f"image {about.get('image_id')}: annotation {about.get('id')}"

@@ -25,6 +25,7 @@ class SSDAugment:
                 v2.RandomIoUCrop(),
                 v2.Resize((side, side), antialias=True),
                 v2.RandomHorizontalFlip(),
+                v2.ClampBoundingBoxes(),  # rounding puts some 1e-6 outside, which the next would take out
                 v2.SanitizeBoundingBoxes(labels_getter=itemgetter("kept")),
             ]
         )

@@ -1,15 +1,17 @@
 """How good detections are: COCO's average precision and PASCAL VOC's.
 
-Both take the ground truth in COCO's form (`images`, `annotations`, `categories`) and the detections as COCO's
-results: a list of `image_id`, `category_id`, `score`, and `bbox` (x, y, width, height in pixels of the image's
-file) or `segmentation` (run lengths) or both. Scores are fractions; -1 stands where there was nothing to find.
+Both take the ground truth in COCO's form (`images`, `annotations`, `categories`) and the detections as
+COCO's results: a list of `image_id`, `category_id`, `score`, and `bbox` (x, y, width, height in pixels of the
+image's file) or `segmentation` (run lengths) or both. Scores are fractions; -1 stands where there was nothing
+to find.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -29,11 +31,12 @@ def coco_scores(
 ) -> dict[str, dict[str, float]]:
     """COCO's twelve scores of boxes ("bbox") and of masks ("segm"), as pycocotools has them.
 
-    A detection that falls on a crowd counts neither way. The area of a mask's detection is the mask's. Only
-    the 100 best detections of an image and a class count.
+    A detection that falls on a crowd counts neither way. For "segm" the area of a detection is its mask's.
+    Only the 100 best detections of an image and a class count.
 
-    Raises ValueError for detections of images or categories that the ground truth has not, for ones without
-    a box, mask or number as score, and for a ground truth without masks where kinds has "segm".
+    Raises ValueError for detections of images or categories that the ground truth has not, for a score that
+    is no number, a box of other than four numbers, a mask of another size than the image's, and for boxes or
+    masks that are asked for and not everywhere.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -85,21 +88,31 @@ def voc_scores(
 
 
 def check(ground_truth: Truth, detections: Detections) -> None:
-    """ValueError unless the detections are of this ground truth, each with a score."""
-    known = {
-        "image_id": {image["id"] for image in ground_truth["images"]},
-        "category_id": {category["id"] for category in ground_truth["categories"]},
-    }
+    """ValueError unless the detections are of this ground truth, and well formed."""
+    sizes = {image["id"]: [image["height"], image["width"]] for image in ground_truth["images"]}
+    categories = {category["id"] for category in ground_truth["categories"]}
     for detection in detections:
-        for key, ids in known.items():
-            if detection.get(key) not in ids:
+        for key, known in (("image_id", sizes.keys()), ("category_id", categories)):
+            if detection.get(key) not in known:
                 raise ValueError(
-                    f"a detection has {key} {detection.get(key)!r}, which the ground truth has not: "
-                    f"give the detections of these {len(ids)}"
+                    f"a detection has {key} {detection.get(key)!r}, which is none of the ground truth's "
+                    f"{len(known)}: give the detections of this ground truth"
                 )
-        score = detection.get("score")
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            raise ValueError(f"a detection of image {detection['image_id']} has score {score!r}, no number")
+        where, score = f"a detection of image {detection['image_id']}", detection.get("score")
+        if not _finite(score):
+            raise ValueError(f"{where} has score {score!r}: give a finite number")
+        box = detection.get("bbox", (0, 0, 0, 0))
+        if len(box) != 4 or not all(map(_finite, box)):
+            raise ValueError(f"{where} has bbox {box!r}: give x, y, width and height")
+        runs = detection.get("segmentation")
+        if runs is not None and list(runs["size"]) != sizes[detection["image_id"]]:
+            raise ValueError(
+                f"{where} has a mask of size {runs['size']}: give the image's {sizes[detection['image_id']]}"
+            )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _by_category(rows: Detections) -> defaultdict[int, Detections]:

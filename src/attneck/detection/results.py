@@ -41,7 +41,7 @@ def to_coco_detections(
         if "orig_size" in target:
             orig_size, size = target["orig_size"].tolist(), target["size"].tolist()
             boxes = _boxes_back(boxes.float(), size, orig_size)
-            masks = masks if masks is None or size == orig_size else _masks_back(masks, size, orig_size)
+            masks = None if masks is None else _masks_back(masks, size, orig_size)
         runs = None
         if masks is not None and len(masks):
             bits = (masks[:, 0] >= 0.5).permute(1, 2, 0).to("cpu", torch.uint8).numpy()
@@ -73,8 +73,7 @@ def _boxes_back(boxes: Tensor, size: Sequence[int], orig_size: Sequence[int]) ->
 
 def _masks_back(masks: Tensor, size: Sequence[int], orig_size: Sequence[int]) -> Tensor:
     """Probabilities [n, 1, H, W], whose top left corner is an image of `size`, at `orig_size`."""
-    height, width = size
-    masks = masks[..., :height, :width].float()
-    if not len(masks):
-        return masks.new_empty(0, 1, *orig_size)
+    masks = masks[..., : size[0], : size[1]].float()
+    if not len(masks) or list(size) == list(orig_size):
+        return masks
     return F.interpolate(masks, size=list(orig_size), mode="bilinear", align_corners=False)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-COCO_COLUMNS = {"AP": "", "AP50": "50", "AP75": "75", "APs": "S", "APm": "M", "APl": "L"}
+THRESHOLDS = {"AP": "", "AP50": "50", "AP75": "75"}
+SIZES = {"APs": "S", "APm": "M", "APl": "L"}
 KINDS = {"bbox": "bb", "segm": "mk"}
 
 
-def botnet_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Box and mask AP by detector, as BoTNet's Table 2 has them, with small, medium and large objects'.
+def botnet_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]], sizes: bool = False) -> str:
+    """Box and mask AP by detector, as BoTNet's Table 2 has them.
 
     scores: of each detector, what `coco_scores` gives.
+    sizes: whether small, medium and large objects have columns of their own.
     """
+    columns = THRESHOLDS | SIZES if sizes else THRESHOLDS
     kinds = [kind for kind in KINDS if any(kind in row for row in scores.values())]
-    header = ["", *(f"AP{KINDS[kind]}{mark}" for kind in kinds for mark in COCO_COLUMNS.values())]
+    header = ["", *(f"AP{KINDS[kind]}{mark}" for kind in kinds for mark in columns.values())]
     rows = [
-        [name, *(_percent(row.get(kind, {}).get(key, -1)) for kind in kinds for key in COCO_COLUMNS)]
+        [name, *(_percent(row.get(kind, {}).get(key, -1)) for kind in kinds for key in columns)]
         for name, row in scores.items()
     ]
     return _aligned([header, *rows])
