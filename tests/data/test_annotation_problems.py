@@ -227,6 +227,8 @@ def test_check_passes_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[st
     write_voc(tmp_path, {"1": GOOD, "2": voc_xml(40, 30, [("cow", 1, [1, 1, 5, 5])])}, "test")
     assert cli.main(["data", "check", "voc2007", "--root", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "voc2007 test: 2 images, 2 objects, 20 classes (difficult objects: 1)\n"
+    assert cli.main(["data", "check", "voc2007", "--root", str(tmp_path), "--md5", "00"]) == 2
+    assert "voc2007: md5 is given, but only cifar100's files are checked" in capsys.readouterr().err
     assert cli.main(["data", "check", "voc2012", "--root", str(tmp_path)]) == 2
     assert "VOC2012/ImageSets/Main/train.txt is missing" in capsys.readouterr().err
 

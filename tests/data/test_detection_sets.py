@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detection_files import coco_content, polygon, voc_xml, write_coco, write_voc
+from PIL import Image
 from pycocotools.coco import COCO
 
 from attneck.data import TrainBatches, loader, shapes
@@ -146,9 +147,11 @@ def test_coco_trains_without_crowds_and_boxes_of_no_size(coco: Path) -> None:
     dataset = open_detection("coco", "train", root=coco)
     assert dataset.classes == ("person", "dog", "toothbrush")
     assert dataset.category_ids == (1, 18, 90)
-    assert (len(dataset), dataset.dropped) == (3, 1)  # type: ignore[attr-defined]
+    assert (len(dataset), dataset.dropped) == (3, 1)
     image, target = dataset[0, 0]
-    assert image.shape == (3, 60, 80)
+    pixels = np.array(Image.open(coco / "coco" / "train2017" / "a.png"))
+    assert pixels.shape == (60, 80, 3)
+    assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
     assert target["image_id"] == 7
     assert target["boxes"].tolist() == [[10.5, 20, 40.5, 45.25], [60, 5, 80, 25]]
     assert target["labels"].tolist() == [2, 3]
@@ -262,7 +265,7 @@ def test_evaluation_says_how_to_go_back(coco: Path) -> None:
 def test_size_spreads_over_the_set(coco: Path) -> None:
     dataset = open_detection("coco", "train", root=coco, size=2)
     assert [dataset.record(i).id for i in range(len(dataset))] == [7, 3]
-    assert dataset.dropped == 0  # type: ignore[attr-defined]
+    assert dataset.dropped == 0
     assert [row["image_id"] for row in dataset.ground_truth()["annotations"]] == [7, 7, 7]
     with pytest.raises(ValueError, match="size is 4 of 3 images"):
         open_detection("coco", "train", root=coco, size=4)

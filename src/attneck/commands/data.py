@@ -34,7 +34,8 @@ def inspect(
     """Find a data set and check it.
 
     Args:
-        action: where says the folder that would be read; check reads every image of it.
+        action: where says the folder that would be read; check reads every image of it, and holds the annotations
+            that there are against them.
         name: the data set.
         root: where it lies; ATTNECK_DATA if not given.
         md5: sums of downloaded files to accept beside the official ones.
@@ -54,6 +55,8 @@ def inspect(
             print(json.dumps({"name": name, "where": place}) if json_ else place)
             return
         if name == "coco" or name.startswith("voc"):
+            if md5:
+                raise ValueError(f"{name}: md5 is given, but only cifar100's files are checked: leave it out")
             _check_detection(name, root, json_)
             return
         found = {}

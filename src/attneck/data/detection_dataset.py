@@ -36,8 +36,11 @@ class DetectionDataset(Dataset[Item]):
     "scale_jitter": every second one mirrored, the longer side resized to image_size times a draw from
     `jitter`, cut or padded to the square (BoTNet section 4.1). "ssd": see `SSDAugment`.
 
-    A kind of data set gives `read`, `record` and `__len__`.
+    A kind of data set gives `read`, `record`, `__len__` and `dropped`, the number of its objects that are left
+    out of training because their box has no size.
     """
+
+    dropped: int
 
     def __init__(
         self,
@@ -147,7 +150,7 @@ class DetectionDataset(Dataset[Item]):
 
 
 class FileDataset(DetectionDataset):
-    """Image files with annotations; `dropped` counts the objects whose box has no size."""
+    """Image files with annotations."""
 
     def __init__(self, name: str, annotations: Annotations, **options: Any) -> None:
         super().__init__(classes=annotations.classes, category_ids=annotations.category_ids, **options)
