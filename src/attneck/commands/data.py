@@ -34,8 +34,8 @@ def inspect(
     """Find a data set and check it.
 
     Args:
-        action: where says the folder that would be read; check reads every image of it, and holds the annotations
-            that there are against them.
+        action: where says the folder that would be read; check reads every image of it, and
+            holds its annotations against them.
         name: the data set.
         root: where it lies; ATTNECK_DATA if not given.
         md5: sums of downloaded files to accept beside the official ones.

@@ -36,8 +36,8 @@ class DetectionDataset(Dataset[Item]):
     "scale_jitter": every second one mirrored, the longer side resized to image_size times a draw from
     `jitter`, cut or padded to the square (BoTNet section 4.1). "ssd": see `SSDAugment`.
 
-    A kind of data set gives `read`, `record`, `__len__` and `dropped`, the number of its objects that are left
-    out of training because their box has no size.
+    A kind of data set gives `read`, `record`, `__len__` and `dropped`, the number of its objects that are
+    left out of training because their box has no size.
     """
 
     dropped: int
