@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from attneck.errors import UserError
 
+SHOWN = 50
+"""Problems that are printed; more are only counted."""
+
+KINDS = {
+    "empty": "images without objects",
+    "crowd": "crowds",
+    "difficult": "difficult objects",
+    "degenerate": "boxes of no size, left out of training",
+}
+
 
 def inspect(
     action: Annotated[Literal["check", "where"], tyro.conf.Positional],
-    name: Annotated[Literal["shapes", "cifar100", "folder"], tyro.conf.Positional],
+    name: Annotated[
+        Literal["shapes", "cifar100", "folder", "coco", "voc2007", "voc2012", "voc0712"], tyro.conf.Positional
+    ],
     /,
     root: str | None = None,
     md5: tuple[str, ...] = (),
@@ -21,7 +34,8 @@ def inspect(
     """Find a data set and check it.
 
     Args:
-        action: where says the folder that would be read; check reads every image of it.
+        action: where says the folder that would be read; check reads every image of it, and
+            holds its annotations against them.
         name: the data set.
         root: where it lies; ATTNECK_DATA if not given.
         md5: sums of downloaded files to accept beside the official ones.
@@ -39,6 +53,11 @@ def inspect(
                 else str(resolve(root, name, ""))
             )
             print(json.dumps({"name": name, "where": place}) if json_ else place)
+            return
+        if name == "coco" or name.startswith("voc"):
+            if md5:
+                raise ValueError(f"{name}: md5 is given, but only cifar100's files are checked: leave it out")
+            _check_detection(name, root, json_)
             return
         found = {}
         for split in ("train", "val"):
@@ -59,10 +78,33 @@ def inspect(
             print(f"{name} {split}: {facts['images']:,} images, {facts['classes']} classes, all readable")
 
 
-def _progress(items: range, what: str, quiet: bool):  # type: ignore[no-untyped-def]  # rich's own generator
+def _check_detection(name: str, root: str | None, quiet: bool) -> None:
+    """Every annotation against its image; prints what does not fit, and refuses the set."""
+    from attneck.data.check import check
+
+    found, problems = check(
+        name, root, lambda records, split: _progress(records, f"{name} {split}", quiet=quiet)
+    )
+    if quiet:
+        print(json.dumps({"name": name, **found, "problems": problems}))
+    else:
+        for split, counts in found.items():
+            details = [f"{what}: {counts[key]:,}" for key, what in KINDS.items() if counts[key]]
+            print(
+                f"{name} {split}: {counts['images']:,} images, {counts['objects']:,} objects, "
+                f"{counts['classes']} classes{' (' * bool(details)}{', '.join(details)}{')' * bool(details)}"
+            )
+        print(*problems[:SHOWN], *["…"] * (len(problems) > SHOWN), sep="\n", end="\n" * bool(problems))
+    if problems:
+        count = f"{len(problems):,} problem{'s' * (len(problems) > 1)}"
+        raise UserError(f"{name}: {count}, listed above: mend the annotations or take them out")
+
+
+def _progress(items: Iterable[Any], what: str, quiet: bool) -> Iterable[Any]:
+    from rich.console import Console
     from rich.progress import track
 
-    return track(items, what, disable=quiet, transient=True)
+    return track(items, what, disable=quiet, transient=True, console=Console(stderr=True))
 
 
 def main(words: list[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from attneck.data.arrays import ArrayDataset
+from attneck.data.choices import choose, positive, spread
 from attneck.data.dataset import Batch, ClassificationDataset, collate, loader
 from attneck.data.root import resolve
 
@@ -59,14 +60,12 @@ def open_dataset(
 
     Raises ValueError or FileNotFoundError, with one line that says what to do.
     """
-    _choose("data set", name, NAMES)
-    _choose("split", split, SPLITS)
-    _choose(f"augment for {name}", augment, AUGMENTS[name])
+    choose("data set", name, NAMES)
+    choose("split", split, SPLITS)
+    choose(f"augment for {name}", augment, AUGMENTS[name])
     if md5 and name != "cifar100":
         raise ValueError(f"{name}: md5 is given, but only cifar100's files are checked: leave it out")
-    for what, value in (("image_size", image_size), ("size", size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: {what} is {value}: it must be 1 or more")
+    positive(name, image_size=image_size, size=size)
     if name == "folder":
         return _open_folder(
             split,
@@ -107,7 +106,7 @@ def _open_cifar(
         raise ValueError(f"cifar100: image_size is {image_size}, but its images are 32 x 32: leave it out")
     images, labels, classes = cifar.read(resolve(root, "cifar100", cifar.SOURCE), split, md5)
     if size is not None:
-        chosen = _spread(len(labels), size, "cifar100")
+        chosen = spread(len(labels), size, "cifar100")
         images, labels = images[chosen], labels[chosen]
     return ArrayDataset(
         images, labels, classes=classes, mean=cifar.MEAN, std=cifar.STD, augment=augment, seed=seed
@@ -129,7 +128,7 @@ def _open_folder(
 
     paths, labels, names = folder.scan(resolve(root, "folder", folder.LAYOUT), split, classes)
     if size is not None:
-        chosen = _spread(len(labels), size, "folder")
+        chosen = spread(len(labels), size, "folder")
         paths, labels = [paths[i] for i in chosen], labels[chosen]
     return folder.FolderDataset(
         paths,
@@ -154,14 +153,3 @@ def _open_shapes(
     return ArrayDataset(
         images, labels, classes=shapes.CLASSES, mean=shapes.MEAN, std=shapes.STD, augment=augment, seed=seed
     )
-
-
-def _spread(count: int, size: int, name: str) -> np.ndarray:
-    if size > count:
-        raise ValueError(f"{name}: size is {size} of {count} images: choose {count} or fewer")
-    return np.arange(size) * count // size
-
-
-def _choose(what: str, given: str, choices: Sequence[str]) -> None:
-    if given not in choices:
-        raise ValueError(f"{what} is {given!r}: choose {', '.join(choices)}")

@@ -1,19 +1,17 @@
 """Images in one folder a class: root/{train,val}/<class>/<image>."""
 
 import os
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from attneck.data.dataset import ClassificationDataset
-from attneck.data.sampling import Key, item_seed
+from attneck.data.decode import decode
+from attneck.data.sampling import Key, item_seed, seeded
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -58,26 +56,11 @@ class FolderDataset(ClassificationDataset):
         return np.stack([self._one(epoch, index) for epoch, index in keys])
 
     def _one(self, epoch: int, index: int) -> NDArray[np.uint8]:
-        image = _decode(self.paths[index])
+        image = decode(self.paths[index], "folder")
         if self._transform is None:
             return np.array(_resize_and_centre(image, self.image_size))
-        with _seeded(item_seed(self.seed, epoch, index)):
+        with seeded(item_seed(self.seed, epoch, index)):
             return np.array(self._transform(image))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """For one image, the global generators that torchvision (torch's) and timm (Python's, numpy's) use."""
-    python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's too
-        random.seed(seed)
-        np.random.seed(seed & 0xFFFFFFFF)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
 
 
 def scan(
@@ -132,15 +115,6 @@ def _same_classes(folder: Path, given: Sequence[str], wanted: Sequence[str], who
             f"folder: the classes of {folder} are not those of {whose}: {', '.join(differences)}: "
             f"make them the same"
         )
-
-
-def _decode(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise many kinds on broken files.
-        reason = " ".join(str(error).split())
-        raise ValueError(f"folder: cannot read {path} ({reason}): replace it or remove it") from error
 
 
 def _resize_and_centre(image: Image.Image, size: int) -> Image.Image:

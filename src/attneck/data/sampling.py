@@ -10,7 +10,9 @@ finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generator
 vectorised 64-bit integer arithmetic, so a batch's draws come from one call and are the same on every machine.
 """
 
+import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -84,6 +86,21 @@ def item_seed(seed: int, epoch: int, index: int) -> int:
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
     """The seed of everything random inside one optimiser step on one rank, in [0, 2^63)."""
     return int(hash64(_STEP, seed, step, rank)[0] >> np.uint64(1))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """For one image, the global generators that torchvision (torch's) and timm (Python's, numpy's) use."""
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's too
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
 
 
 class TrainBatches(Sampler[list[Key]]):

@@ -1,0 +1,158 @@
+"""The objects of an image, in one form for every source, and whether they fit it."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from faster_coco_eval.core import mask as rle
+from numpy.typing import NDArray
+
+SLACK = 1.0
+"""Pixels by which rounding may take a box or a polygon past the image's edge, where it is then cut."""
+
+
+class Object(NamedTuple):
+    """One object.
+
+    id is the annotation's own; label is 1 … K; bbox is x, y, width and height in pixels, the first pixel's
+    corner at (0, 0), and area is in pixels; segmentation is COCO's: polygons, or run lengths, or None.
+    """
+
+    id: int
+    label: int
+    bbox: Sequence[float]
+    area: float
+    crowd: bool = False
+    difficult: bool = False
+    segmentation: Any = None
+
+
+class Record(NamedTuple):
+    """One image: its id, its file, its size in pixels, and its objects."""
+
+    id: int
+    file: str
+    width: int
+    height: int
+    objects: list[Object]
+
+    def boxes(self) -> NDArray[np.float32]:
+        """x0, y0, x1, y1 of all objects in pixels, inside the image, float32 [n, 4]."""
+        boxes = np.array([object.bbox for object in self.objects], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes.clip(0, [self.width, self.height] * 2).astype(np.float32)
+
+    def masks(self, chosen: Sequence[int]) -> NDArray[np.uint8]:
+        """0 and 1, uint8 [n, H, W], of the objects at these places."""
+        masks = np.zeros((len(chosen), self.height, self.width), dtype=np.uint8)
+        for mask, i in zip(masks, chosen, strict=True):
+            runs = rle.segmToRle(self.objects[i].segmentation, self.width, self.height)
+            mask[:] = rle.decode(runs)
+        return masks
+
+    def trained_on(self) -> list[int]:
+        """Places of the objects that a detector is trained on: no crowds, none difficult, none of no size."""
+        boxes = self.boxes()
+        sized = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
+        return [i for i, object in enumerate(self.objects) if sized[i] and not _left(object)]
+
+
+def _left(object: Object) -> bool:
+    return object.crowd or object.difficult
+
+
+class Records(Sequence[Record]):
+    """Many records in one array of bytes, and `counts` of what is in them.
+
+    Reading a Python object changes its reference count, so that worker processes would come to copy all of
+    COCO's 860,000 annotations, gigabytes each; this array they share.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        rows = []
+        self.counts = dict.fromkeys(("images", "empty", "objects", "crowd", "difficult", "degenerate"), 0)
+        for record in records:
+            rows.append(json.dumps(record).encode())
+            left = sum(map(_left, record.objects))
+            self.counts["images"] += 1
+            self.counts["empty"] += not record.objects
+            self.counts["objects"] += len(record.objects)
+            self.counts["crowd"] += sum(object.crowd for object in record.objects)
+            self.counts["difficult"] += sum(object.difficult for object in record.objects)
+            self.counts["degenerate"] += len(record.objects) - left - len(record.trained_on())
+        self._ends = np.cumsum([0, *map(len, rows)])
+        self._bytes = b"".join(rows)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        record = Record(*json.loads(self._bytes[self._ends[index] : self._ends[index + 1]]))
+        return record._replace(objects=[Object(*row) for row in record.objects])
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What a source says of its images, and what in it does not fit them.
+
+    Args:
+        records: the images, in their order.
+        classes: names of labels 1 … K.
+        category_ids: what the source itself calls labels 1 … K.
+        problems: one line each, with the file and the image.
+    """
+
+    records: Records
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    problems: list[str]
+
+
+def object_problem(object: Object, width: int, height: int) -> str | None:
+    """What is wrong with an object's box or mask in an image of this size in pixels, or None."""
+    x, y, w, h = object.bbox
+    box = f"[{x:g}, {y:g}, {w:g}, {h:g}] (x, y, width, height)"
+    if w < 0 or h < 0:
+        return f"its box {box} has a negative side"
+    if _outside(x, y, width, height) or _outside(x + w, y + h, width, height):
+        return f"its box {box} reaches out of the image's {width} x {height}"
+    if object.segmentation is None:
+        return None
+    if isinstance(object.segmentation, dict):
+        return _runs_problem(object.segmentation, width, height)
+    return _polygons_problem(object.segmentation, width, height)
+
+
+def _outside(x: float, y: float, width: int, height: int) -> bool:
+    return not (-SLACK <= x <= width + SLACK and -SLACK <= y <= height + SLACK)
+
+
+def _runs_problem(runs: dict[str, Any], width: int, height: int) -> str | None:
+    if runs.get("size") != [height, width]:
+        return f"its mask is of size {runs.get('size')}, the image of [{height}, {width}] (height, width)"
+    try:
+        rle.decode(rle.segmToRle(runs, width, height))
+    except Exception:  # of many kinds, from compiled code
+        return "the run lengths of its mask are damaged, or do not add up to its size"
+    return None
+
+
+def _polygons_problem(polygons: Any, width: int, height: int) -> str | None:
+    if not isinstance(polygons, list) or not polygons:
+        return "its segmentation is neither polygons nor run lengths"
+    for polygon in polygons:
+        try:
+            points = np.array(polygon)
+        except ValueError:
+            points = np.empty(0)
+        if points.dtype.kind not in "if" or points.ndim != 1 or len(points) < 6 or len(points) % 2:
+            return "a polygon of its mask is not x, y of three points or more"
+        points = points.reshape(-1, 2)
+        for x, y in (points.min(axis=0), points.max(axis=0)):
+            if _outside(x, y, width, height):
+                return f"a polygon of its mask reaches ({x:g}, {y:g}), out of the image's {width} x {height}"
+    return None

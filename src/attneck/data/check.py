@@ -1,0 +1,47 @@
+"""Whether the annotations and the images of a detection set fit each other, all of them."""
+
+import os
+from collections.abc import Callable, Iterable
+
+from attneck.data.annotations import Record
+from attneck.data.detection import SPLITS, read_annotations
+from attneck.data.detection_dataset import read_pixels
+
+Progress = Callable[[Iterable[Record], str], Iterable[Record]]
+
+
+def check(
+    name: str, root: str | os.PathLike[str] | None, progress: Progress
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Counts by split, and a line for everything that does not fit; every image is read.
+
+    Goes over those splits of "coco" or a VOC that are there; `progress(records, split)` hands on the records.
+
+    Raises FileNotFoundError when no split is there, ValueError when the folder is not known.
+    """
+    found: dict[str, dict[str, int]] = {}
+    problems: list[str] = []
+    missing: FileNotFoundError | None = None
+    classes: dict[tuple[str, ...], str] = {}
+    for split in SPLITS[name]:
+        if split == "trainval":  # train and val
+            continue
+        try:
+            annotations = read_annotations(name, split, root)
+        except FileNotFoundError as error:
+            missing = missing or error
+            continue
+        found[split] = {**annotations.records.counts, "classes": len(annotations.classes)}
+        problems += annotations.problems
+        classes.setdefault(annotations.classes, split)
+        for record in progress(annotations.records, split):
+            try:
+                if os.path.isfile(record.file):  # else the annotations have said it
+                    read_pixels(record, name)
+            except ValueError as error:
+                problems.append(str(error))
+    if missing and not found:
+        raise missing
+    if len(classes) > 1:
+        problems.append(f"{name}: the classes of {' and '.join(classes.values())} are not the same")
+    return found, problems

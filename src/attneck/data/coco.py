@@ -1,0 +1,157 @@
+"""COCO's instances: annotations/instances_<split>.json, and the images beside it in <split>/."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from attneck.data.annotations import Annotations, Object, Record, Records, object_problem
+
+SOURCE = "coco/{train2017,val2017,annotations}, from https://cocodataset.org"
+SPLITS = ("train", "val")
+
+_STRICT = ConfigDict(strict=True)
+Id = Annotated[int, Field(ge=0, lt=1 << 63)]
+Side = Annotated[int, Field(gt=0, lt=1 << 16)]
+
+
+class Category(BaseModel):
+    model_config = _STRICT
+    id: Id
+    name: str
+
+
+class Image(BaseModel):
+    model_config = _STRICT
+    id: Id
+    file_name: str
+    width: Side
+    height: Side
+
+
+class Annotation(BaseModel):
+    model_config = _STRICT
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+    area: FiniteFloat
+    iscrowd: Annotated[int, Field(ge=0, le=1, strict=False)] = 0
+    segmentation: Any = None
+
+
+def find(root: Path, split: str) -> tuple[Path, Path]:
+    """The annotation file and the folder of the images of a split, under `root` or `root`/coco.
+
+    A split is called as COCO does (train2017), or plainly (train).
+
+    Raises FileNotFoundError when neither is there.
+    """
+    base = root / "coco" if (root / "coco").is_dir() else root
+    for name in (f"{split}2017", split):
+        file = base / "annotations" / f"instances_{name}.json"
+        if file.is_file():
+            return file, base / name
+    raise FileNotFoundError(
+        f"coco: {base / 'annotations' / f'instances_{split}2017.json'} is missing: {root} must hold {SOURCE}"
+    )
+
+
+def read(root: Path, split: str, masks: bool = True) -> Annotations:
+    """What the JSON of a split says. Labels are the categories in the order of their ids, from 1.
+
+    `masks`: whether every object must have one.
+
+    Raises FileNotFoundError for a missing file; ValueError for one that is not COCO's JSON.
+    """
+    file, folder = find(root, split)
+    content = _load(file)
+    categories = sorted(_rows(file, content, "categories", Category), key=lambda category: category.id)
+    _distinct(file, "categories", [category.name for category in categories])
+    images = {image.id: image for image in _rows(file, content, "images", Image)}
+    labels = {category.id: label for label, category in enumerate(categories, 1)}
+    objects: dict[int, list[Object]] = {image: [] for image in images}
+    problems, seen = [], set()
+    for row in content["annotations"]:
+        try:
+            found = Annotation.model_validate(row)
+        except ValidationError as error:
+            about = row if isinstance(row, dict) else {}
+            where = f"image {about.get('image_id')}: annotation {about.get('id')}"
+            problems.append(f"{file}: {where}: {_reason(error)}")
+            continue
+        image = images.get(found.image_id)
+        object = Object(
+            found.id,
+            labels.get(found.category_id, 0),
+            found.bbox,
+            found.area,
+            bool(found.iscrowd),
+            segmentation=found.segmentation or None,
+        )
+        if found.id in seen:
+            problem: str | None = "another annotation has its id"
+        elif image is None:
+            problem = "the file lists no image of this id"
+        elif not object.label:
+            problem = f"its category_id {found.category_id} is none of the file's {len(labels)} categories"
+        elif masks and object.segmentation is None:
+            problem = "it has no mask"
+        else:
+            problem = object_problem(object, image.width, image.height)
+        seen.add(found.id)
+        if problem is None:
+            objects[found.image_id].append(object)
+        else:
+            name = f" ({image.file_name})" if image else ""
+            problems.append(f"{file}: image {found.image_id}{name}: annotation {found.id}: {problem}")
+
+    def records() -> Iterator[Record]:
+        for image in images.values():
+            path = os.path.join(folder, image.file_name)
+            if not os.path.isfile(path):
+                problems.append(f"{file}: image {image.id} ({image.file_name}): {path} is missing")
+            yield Record(image.id, path, image.width, image.height, objects.pop(image.id))
+
+    names = tuple(category.name for category in categories)
+    return Annotations(Records(records()), names, tuple(labels), problems)
+
+
+def _load(file: Path) -> dict[str, list[Any]]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"coco: {file}: not JSON, or cut short ({error}): get it again") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f"coco: {file}: no list of {key} in it: give COCO's instances JSON")
+    return content
+
+
+def _rows(file: Path, content: dict[str, list[Any]], key: str, form: type[Any]) -> list[Any]:
+    rows = []
+    for place, row in enumerate(content[key]):
+        try:
+            rows.append(form.model_validate(row))
+        except ValidationError as error:
+            raise ValueError(f"coco: {file}: {key}[{place}]: {_reason(error)}") from None
+    if not rows:
+        raise ValueError(f"coco: {file}: it lists no {key}: give COCO's instances JSON")
+    _distinct(file, key, [row.id for row in rows])
+    return rows
+
+
+def _distinct(file: Path, key: str, values: list[Any]) -> None:
+    value, times = Counter(values).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"coco: {file}: {times} {key} are called {value!r}: rename all but one")
+
+
+def _reason(error: ValidationError) -> str:
+    details = error.errors()[0]
+    field = ".".join(map(str, details["loc"]))
+    return f"{field}: {details['msg']}" if field else details["msg"]

@@ -1,0 +1,186 @@
+"""What every detection set is: images with boxes and masks from stateless keys, and their ground truth."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from attneck.data.annotations import Annotations, Record
+from attneck.data.decode import decode
+from attneck.data.fit import Sample, fit, mirror, resized, visible
+from attneck.data.sampling import Key, item_seed, uniforms
+
+Item = tuple[Tensor, dict[str, Tensor]]
+SIDES = {"scale_jitter": 1024, "ssd": 300}
+"""Of the squares that these make, in pixels, where no other is asked for."""
+
+
+class DetectionDataset(Dataset[Item]):
+    """Images with objects, indexed by (epoch, index); each random draw is a function of (seed, epoch, index).
+
+    `dataset[key]` is an image, float32 [3, H, W] in 0 … 1, and its target as torchvision's detectors take it:
+    `boxes` float32 [n, 4] (x0, y0, x1, y1 in the image's pixels), `labels` int64 [n] (1 … K; 0 is the
+    background), `masks` uint8 [n, H, W] where the set was opened with them, `area` float32 [n] in pixels (of
+    the mask, or else of the box), `iscrowd` int64 [n], all 0, and `image_id` int64. n may be 0: crowds,
+    objects marked difficult and boxes of no size are not in it. All of them are in `ground_truth()`.
+
+    Images without augmentation have two more entries that lead from them back to the file: `orig_size` int64
+    [2], its height and width, and `size` int64 [2], those of the part of the image that is no padding.
+
+    augment "none": the image as it is; where `image_size` is given, its longer side resized to that, and
+    padded to a square below and on the right. "flip": the same, and every second one mirrored.
+    "scale_jitter": every second one mirrored, the longer side resized to image_size times a draw from
+    `jitter`, cut or padded to the square (BoTNet section 4.1). "ssd": see `SSDAugment`.
+
+    A kind of data set gives `read`, `record`, `__len__` and `dropped`, the number of its objects that are
+    left out of training because their box has no size.
+    """
+
+    dropped: int
+
+    def __init__(
+        self,
+        *,
+        classes: tuple[str, ...],
+        category_ids: tuple[int, ...],
+        masks: bool,
+        augment: str,
+        image_size: int | None,
+        jitter: tuple[float, float],
+        seed: int,
+    ) -> None:
+        self.classes, self.category_ids, self.masks = classes, category_ids, masks
+        self.augment, self.jitter, self.seed = augment, jitter, seed
+        self.image_size = image_size or SIDES.get(augment)
+        if augment == "ssd":
+            from attneck.data.ssd_augment import SSDAugment  # seconds of imports: only where used
+
+            assert self.image_size
+            self._ssd = SSDAugment(self.image_size)
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
+        """An image as it is in its file, uint8 [H, W, 3], and what is known of it."""
+        raise NotImplementedError
+
+    def record(self, index: int) -> Record:
+        """What is known of an image."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, key: Key) -> Item:
+        epoch, index = key
+        pixels, record = self.read(index)
+        chosen = record.trained_on()
+        masks = record.masks(chosen) if self.masks else None
+        sample = Sample(pixels, record.boxes()[chosen], masks, np.array(chosen, dtype=np.int64))
+        sample = self._augmented(visible(sample), epoch, index)
+
+        boxes = torch.from_numpy(sample.boxes)
+        labels = np.array([record.objects[i].label for i in sample.kept], dtype=np.int64)
+        target = {
+            "boxes": boxes,
+            "labels": torch.from_numpy(labels),
+            "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+            "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
+            "image_id": torch.tensor(record.id),
+        }
+        if sample.masks is not None:
+            target["masks"] = torch.from_numpy(np.ascontiguousarray(sample.masks))
+            target["area"] = target["masks"].sum(dim=(1, 2)).float()
+        if self.augment == "none":
+            size = record.height, record.width
+            target["orig_size"] = torch.tensor(size)
+            target["size"] = torch.tensor(resized(*size, self.image_size) if self.image_size else size)
+        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        return image.float() / 255, target
+
+    def _augmented(self, sample: Sample, epoch: int, index: int) -> Sample:
+        if self.augment == "ssd":
+            return visible(self._ssd(sample, item_seed(self.seed, epoch, index)))
+        coin, share, *corner = uniforms(self.seed, epoch, [index], 4)[0].tolist()
+        if self.augment != "none" and coin < 0.5:
+            sample = mirror(sample)
+        if self.image_size is None:
+            return sample
+        if self.augment != "scale_jitter":
+            return visible(fit(sample, self.image_size))
+        low, high = self.jitter
+        factor = low + share * (high - low)
+        return visible(fit(sample, self.image_size, factor, (corner[0], corner[1])), smallest=1.0)
+
+    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+        """All objects in COCO's form, in the pixels of the files: what detections are scored against.
+
+        Difficult objects (VOC) carry `difficult`: 1, objects with a mask their `segmentation`.
+        """
+        images, annotations = [], []
+        for index in range(len(self)):
+            record = self.record(index)
+            images.append(
+                {
+                    "id": record.id,
+                    "file_name": record.file,
+                    "width": record.width,
+                    "height": record.height,
+                }
+            )
+            for object in record.objects:
+                annotation = {
+                    "id": object.id,
+                    "image_id": record.id,
+                    "category_id": self.category_ids[object.label - 1],
+                    "bbox": list(object.bbox),
+                    "area": object.area,
+                    "iscrowd": int(object.crowd),
+                }
+                if object.difficult:
+                    annotation["difficult"] = 1
+                if object.segmentation is not None:
+                    annotation["segmentation"] = object.segmentation
+                annotations.append(annotation)
+        named = zip(self.category_ids, self.classes, strict=True)
+        categories = [{"id": category_id, "name": name} for category_id, name in named]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+class FileDataset(DetectionDataset):
+    """Image files with annotations."""
+
+    def __init__(self, name: str, annotations: Annotations, **options: Any) -> None:
+        super().__init__(classes=annotations.classes, category_ids=annotations.category_ids, **options)
+        self.name, self.records = name, annotations.records
+        self.dropped = annotations.records.counts["degenerate"]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, index: int) -> Record:
+        found: Record = self.records[index]
+        return found
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
+        record = self.record(index)
+        return read_pixels(record, self.name), record
+
+
+def read_pixels(record: Record, name: str) -> NDArray[np.uint8]:
+    """The image of a record, uint8 [H, W, 3]; ValueError when it cannot be read or has another size."""
+    image = decode(record.file, name)
+    if image.size != (record.width, record.height):
+        raise ValueError(
+            f"{name}: image {record.id} ({record.file}) is of {image.width} x {image.height} pixels, its "
+            f"annotation says {record.width} x {record.height}: give the annotation of this image"
+        )
+    return np.array(image)
+
+
+def collate(items: Sequence[Item]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images and targets as torchvision's detectors take them: a list of each."""
+    images, targets = zip(*items, strict=True)
+    return list(images), list(targets)

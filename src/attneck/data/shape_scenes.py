@@ -1,0 +1,55 @@
+"""The embedded set for detection and segmentation: scenes of one to six shapes."""
+
+from typing import Any
+
+import numpy as np
+from faster_coco_eval.core import mask as rle
+from numpy.typing import NDArray
+
+from attneck.data import shapes
+from attneck.data.annotations import Object, Record
+from attneck.data.detection_dataset import DetectionDataset
+from attneck.data.sampling import hash64
+
+MOST = 6
+"""Objects in a scene."""
+
+_COUNT = 102  # Sets this draw apart from those of `shapes`.
+
+
+class ShapeScenes(DetectionDataset):
+    """`count` square scenes of `image_size` pixels a side, drawn when asked for; the same for every seed."""
+
+    def __init__(self, *, first: int, count: int, image_size: int, **options: Any) -> None:
+        ids = tuple(range(1, len(shapes.CLASSES) + 1))
+        super().__init__(classes=shapes.CLASSES, category_ids=ids, image_size=image_size, **options)
+        self.first, self.count, self.side = first, count, image_size
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def record(self, index: int) -> Record:
+        return self.read(index)[1]
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        place = self.first + index
+        number = 1 + int(hash64(_COUNT, place)[0] % np.uint64(MOST))
+        scene = shapes.scene(0, place, self.side, number)
+        runs = rle.encode(np.asfortranarray(scene.masks.transpose(1, 2, 0).astype(np.uint8)))
+        objects = []
+        for i in range(number):
+            x0, y0, x1, y1 = scene.boxes[i].tolist()
+            segmentation = {"size": [self.side, self.side], "counts": runs[i]["counts"].decode()}
+            objects.append(
+                Object(
+                    index * MOST + i + 1,
+                    int(scene.labels[i]) + 1,
+                    [x0, y0, x1 - x0, y1 - y0],
+                    float(scene.masks[i].sum()),
+                    segmentation=segmentation,
+                )
+            )
+        return scene.image, Record(index + 1, f"scene {place}", self.side, self.side, objects)

@@ -1,0 +1,47 @@
+"""SSD's augmentation (Liu et al. 2016, section 2.2), by torchvision's transforms."""
+
+from operator import itemgetter
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from attneck.data.fit import FILL, Sample
+from attneck.data.sampling import seeded
+
+
+class SSDAugment:
+    """Colours distorted, zoomed out, cut so that an object stays in it, resized to side × side, mirrored.
+
+    The draws' ranges are torchvision's, which are those of the authors' code (a cut of 0.3 to 1 of each side,
+    where the paper's text has 0.1 to 1).
+    """
+
+    def __init__(self, side: int) -> None:
+        self._transform = v2.Compose(
+            [
+                v2.RandomPhotometricDistort(),
+                v2.RandomZoomOut(fill={tv_tensors.Image: FILL.tolist(), "others": 0}),
+                v2.RandomIoUCrop(),
+                v2.Resize((side, side), antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.ClampBoundingBoxes(),  # rounding puts some 1e-6 outside, which the next would take out
+                v2.SanitizeBoundingBoxes(labels_getter=itemgetter("kept")),
+            ]
+        )
+
+    def __call__(self, sample: Sample, seed: int) -> Sample:
+        """The sample at side × side pixels; the same for the same `seed`."""
+        image = tv_tensors.Image(torch.from_numpy(sample.image).permute(2, 0, 1))
+        boxes = tv_tensors.BoundingBoxes(
+            torch.from_numpy(sample.boxes), format="XYXY", canvas_size=tuple(image.shape[1:])
+        )
+        before = {"image": image, "boxes": boxes, "kept": torch.from_numpy(sample.kept)}
+        if sample.masks is not None:
+            before["masks"] = tv_tensors.Mask(torch.from_numpy(sample.masks))
+        with seeded(seed):
+            after = self._transform(before)
+        masks = None if sample.masks is None else after["masks"].numpy()
+        return Sample(
+            after["image"].permute(1, 2, 0).numpy(), after["boxes"].numpy(), masks, after["kept"].numpy()
+        )

@@ -1,0 +1,253 @@
+"""What does not fit is found before training starts: one line, with the file and the image."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detection_files import CATEGORIES, coco_content, polygon, voc_xml, write_coco, write_voc
+from PIL import Image
+
+from attneck import cli
+from attneck.data.annotations import Object, object_problem
+from attneck.data.detection import open_detection, read_annotations
+
+RUNS = {"size": [60, 80], "counts": [600, 60 * 20, 60 * 60 - 600]}
+GOOD = voc_xml(40, 30, [("dog", 0, [3, 4, 20, 30])])
+
+
+def first(**change: Any) -> Callable[[Any], None]:
+    """Changes the first annotation, of image 7 (a.png), 80 × 60."""
+
+    def apply(content: Any) -> None:
+        content["annotations"][0] |= change
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (first(category_id=2), "its category_id 2 is none of the file's 3 categories"),
+        (first(bbox=[10, 20, 72, 10]), r"its box \[10, 20, 72, 10\] .* reaches out of the image's 80 x 60"),
+        (first(bbox=[-3, 20, 10, 10]), r"its box \[-3, 20, 10, 10\] .* reaches out"),
+        (
+            first(bbox=[5, 20, -3, 10]),
+            r"its box \[5, 20, -3, 10\] \(x, y, width, height\) has a negative side",
+        ),
+        (first(bbox=[5, 20, 10]), "bbox: List should have at least 4 items"),
+        (first(bbox=["5", 20, 10, 10]), r"bbox\.0: Input should be a valid number"),
+        (first(area=None), "area: Input should be a valid number"),
+        (first(iscrowd=2), "iscrowd: Input should be less than or equal to 1"),
+        (
+            first(segmentation=RUNS | {"size": [80, 60]}),
+            r"its mask is of size \[80, 60\], the image of \[60, 80\]",
+        ),
+        (
+            first(segmentation=RUNS | {"counts": [10, 10]}),
+            "run lengths of its mask are damaged, or do not add up",
+        ),
+        (
+            first(segmentation=RUNS | {"counts": "zzz"}),
+            "run lengths of its mask are damaged, or do not add up",
+        ),
+        (first(segmentation={"size": [60, 80]}), "run lengths of its mask are damaged"),
+        (
+            first(segmentation=polygon(1, 1, 500, 5)),
+            r"a polygon of its mask reaches \(501, 6\), out of the image's",
+        ),
+        (first(segmentation=[[1, 2, 3, 4]]), "a polygon of its mask is not x, y of three points or more"),
+        (first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "a polygon of its mask is not x, y of three points"),
+        (first(segmentation=[["1", 2, 3, 4, 5, 6]]), "a polygon of its mask is not x, y of three points"),
+        (first(segmentation=[[[1], 2, 3, 4, 5, 6]]), "a polygon of its mask is not x, y of three points"),
+        (first(segmentation="runs"), "its segmentation is neither polygons nor run lengths"),
+        (first(segmentation=[]), "it has no mask"),
+        (first(id=5), "another annotation has its id"),
+    ],
+)
+def test_an_annotation_that_does_not_fit(tmp_path: Path, change: Callable[[Any], None], message: str) -> None:
+    content = coco_content()
+    change(content)
+    file = write_coco(tmp_path, content)
+    number = 5 if content["annotations"][0]["id"] == 5 else 1
+    name = r"( \(a\.png\))?"
+    with pytest.raises(
+        ValueError, match=rf"^coco: {file}: image 7{name}: annotation {number}: .*{message}"
+    ) as caught:
+        open_detection("coco", "train", root=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_annotation_of_no_image_and_one_that_is_none(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"] += [content["annotations"][0] | {"id": 44, "image_id": 8}, "crowd"]
+    file = write_coco(tmp_path, content)
+    problems = read_annotations("coco", "train", tmp_path).problems
+    assert problems == [
+        f"{file}: image 8: annotation 44: the file lists no image of this id",
+        f"{file}: image None: annotation None: Input should be a valid dictionary or instance of Annotation",
+    ]
+    with pytest.raises(ValueError, match=r"\(2 problems; attneck data check coco lists them\)$"):
+        open_detection("coco", "train", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON, or cut short"),
+        (json.dumps(coco_content())[:-40], "not JSON, or cut short"),
+        ("[" * 100_000, "not JSON, or cut short"),
+        ("\x89PNG", "not JSON, or cut short"),
+        ("[1, 2]", "no list of images in it: give COCO's instances JSON"),
+        (json.dumps({**coco_content(), "annotations": {}}), "no list of annotations in it"),
+        (json.dumps({**coco_content(), "categories": []}), "it lists no categories"),
+        (json.dumps({**coco_content(), "categories": CATEGORIES * 2}), "2 categories are called 1: rename"),
+        (json.dumps({**coco_content(), "images": [{"id": 1}]}), r"images\[0\]: file_name: Field required"),
+        (json.dumps({**coco_content(), "images": coco_content()["images"] * 2}), "2 images are called 7"),
+    ],
+)
+def test_a_file_that_is_not_cocos(tmp_path: Path, text: str, message: str) -> None:
+    file = write_coco(tmp_path, coco_content())
+    file.write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError, match=f"^coco: {file}: .*{message}") as caught:
+        open_detection("coco", "train", root=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, coco_content())
+    (tmp_path / "coco" / "train2017" / "b.jpg").unlink()
+    with pytest.raises(ValueError, match=rf"{file}: image 3 \(b\.jpg\): .*b\.jpg is missing"):
+        open_detection("coco", "train", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"instances_val2017\.json is missing: .* must hold coco/"):
+        open_detection("coco", "val", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"voc2007: .*train\.txt is missing: .* must hold VOCdevkit"):
+        open_detection("voc2007", "train", root=tmp_path)
+
+
+def test_an_image_of_another_size_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    write_coco(tmp_path, coco_content())
+    Image.new("RGB", (60, 80)).save(tmp_path / "coco" / "train2017" / "a.png")
+    dataset = open_detection("coco", "train", root=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"image 7 \(.*a\.png\) is of 60 x 80 pixels, its annotation says 80 x 60"
+    ):
+        dataset[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        (voc_xml(40, 30, [("unicorn", 0, [1, 1, 9, 9])]), "its class 'unicorn' is none of VOC's 20"),
+        (
+            voc_xml(40, 30, [("dog", 0, [3, 4, 42, 30])]),
+            r"dog: its box \[2, 3, 40, 27\] .* reaches out of the image's",
+        ),
+        (
+            voc_xml(40, 30, [("dog", 0, [9, 4, 2, 30])]),
+            r"dog: its box \[8, 3, -6, 27\] .* has a negative side",
+        ),
+        (GOOD.replace("<xmin>3</xmin>", "<xmin>left</xmin>"), "its bndbox/xmin is 'left', not a number"),
+        (GOOD.replace("<xmin>3</xmin>", ""), "its bndbox/xmin is '', not a number"),
+        (GOOD.replace("<width>40</width>", "<width>inf</width>"), "its size/width is 'inf', not a number"),
+        (GOOD.replace("<width>40</width>", "<width>0</width>"), "its size is 0 x 30"),
+        (GOOD[:-20], "not XML"),
+        ("", "not XML"),
+        (f'<!DOCTYPE a [<!ENTITY b "bb">]>{GOOD}', "it has a DOCTYPE, which VOC's files have not"),
+        (f'<!DOCTYPE a SYSTEM "file:///etc/passwd">{GOOD}', "it has a DOCTYPE"),
+    ],
+)
+def test_an_xml_that_does_not_fit(tmp_path: Path, xml: str, message: str) -> None:
+    folder = write_voc(tmp_path, {"000001": GOOD, "000002": xml})
+    with pytest.raises(
+        ValueError, match=rf"^voc2007: {folder}/000002\.xml: image 000002: .*{message}"
+    ) as caught:
+        open_detection("voc2007", "train", root=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_vocs_missing_files_are_named(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path, dict.fromkeys(("000001", "000002", "000003"), GOOD))
+    (folder / "000001.xml").unlink()
+    (folder.parent / "JPEGImages" / "000003.jpg").unlink()
+    first, second = read_annotations("voc2007", "train", tmp_path).problems
+    assert first == f"{folder}/000001.xml: image 000001: it is missing"
+    assert second.endswith("JPEGImages/000003.jpg is missing")
+    (folder.parent / "ImageSets" / "Main" / "train.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"train\.txt lists no images"):
+        open_detection("voc2007", "train", root=tmp_path)
+
+
+def test_boxes_may_reach_a_pixel_over() -> None:
+    for box, fits in (([-1, -1, 12, 7], True), ([-1.1, 0, 5, 5], False), ([0, 0, 10, 6.1], False)):
+        assert (object_problem(Object(1, 1, box, 1), 10, 5) is None) == fits
+
+
+def test_check_lists_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = coco_content()
+    file = write_coco(tmp_path, content)
+    write_coco(tmp_path, content | {"categories": [*CATEGORIES, {"id": 91, "name": "hair brush"}]}, "val2017")
+    folder = tmp_path / "coco" / "train2017"
+    content["annotations"][0]["category_id"] = 4
+    content["annotations"][2]["bbox"] = [70, 5, 20, 20]
+    file.write_text(json.dumps(content))
+    Image.new("RGB", (9, 9)).save(folder / "b.jpg")
+    (folder / "c.png").write_bytes((folder / "c.png").read_bytes()[:99])
+    (folder / "a.png").unlink()
+
+    assert cli.main(["data", "check", "coco", "--root", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[:2] == [
+        "coco train: 3 images, 3 objects, 3 classes (images without objects: 1, crowds: 1, "
+        "boxes of no size, left out of training: 1)",
+        "coco val: 3 images, 5 objects, 4 classes (images without objects: 1, crowds: 1, "
+        "boxes of no size, left out of training: 1)",
+    ]
+    assert [line.split(": ", 1)[1][:60] for line in lines[2:5]] == [
+        "image 7 (a.png): annotation 1: its category_id 4 is none of ",
+        "image 7 (a.png): annotation 5: its box [70, 5, 20, 20] (x, y",
+        f"image 7 (a.png): {folder / 'a.png'} is missing"[:60],
+    ]
+    assert "image 3 (" in lines[5]
+    assert "is of 9 x 9 pixels, its annotation says 50 x 70" in lines[5]
+    assert "coco: cannot read" in lines[6]
+    assert lines[7] == "coco: the classes of train and val are not the same"
+    assert len(lines) == 8
+    assert err.splitlines()[-1] == (
+        "attneck: coco: 6 problems, listed above: mend the annotations or take them out"
+    )
+
+    assert cli.main(["data", "check", "coco", "--root", str(tmp_path), "--json"]) == 2
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 6
+
+
+def test_check_passes_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_voc(tmp_path, {"1": GOOD, "2": voc_xml(40, 30, [("cow", 1, [1, 1, 5, 5])])}, "test")
+    assert cli.main(["data", "check", "voc2007", "--root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "voc2007 test: 2 images, 2 objects, 20 classes (difficult objects: 1)\n"
+    assert cli.main(["data", "check", "voc2007", "--root", str(tmp_path), "--md5", "00"]) == 2
+    assert "voc2007: md5 is given, but only cifar100's files are checked" in capsys.readouterr().err
+    assert cli.main(["data", "check", "voc2012", "--root", str(tmp_path)]) == 2
+    assert "VOC2012/ImageSets/Main/train.txt is missing" in capsys.readouterr().err
+
+
+def test_check_counts_what_it_does_not_print(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = coco_content()
+    content["annotations"] += [
+        content["annotations"][0] | {"id": 100 + i, "category_id": 99} for i in range(60)
+    ]
+    write_coco(tmp_path, content)
+    assert cli.main(["data", "check", "coco", "--root", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("is none of the file's 3 categories") == 50
+    assert out.endswith("…\n")
+    assert "60 problems" in err
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["coco", "voc2007"])
+def test_the_real_sets_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "check", name]) == 0
+    assert "train: " in capsys.readouterr().out
