@@ -57,11 +57,12 @@ def targets_of(*counts: int) -> list[dict[str, torch.Tensor]]:
 
 
 def test_the_six_detectors_stand_beside_the_catalog():
-    assert set(list_detectors()) == set(DETECTORS) == set(PARAMETERS)
+    assert set(list_detectors()) == set(DETECTORS)
+    assert {name for name in DETECTORS if "rcnn_" not in name} == set(PARAMETERS)
     assert list_detectors("stairnet_*_bam") == ["stairnet_mobilenet_bam", "stairnet_vgg16_bam"]
     assert not CATALOG.keys() & DETECTORS.keys()
     assert not set(list_models()) & set(DETECTORS)
-    assert all((entry.image_size, entry.num_classes) == (300, 21) for entry in DETECTORS.values())
+    assert all((DETECTORS[name].image_size, DETECTORS[name].num_classes) == (300, 21) for name in PARAMETERS)
 
 
 def test_the_parameters_are_those_of_table_4b(on_meta):

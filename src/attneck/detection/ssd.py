@@ -16,9 +16,11 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, SSDScoringHead
 from torchvision.models.vgg import cfgs, make_layers
 
+from attneck.detection.interface import check_classes, nothing_found
 from attneck.models.compact import build_mobilenet
+from attneck.models.detector_options import SSDOptions
 from attneck.models.features import Pyramid
-from attneck.models.options import MobileNetOptions, SSDOptions
+from attneck.models.options import MobileNetOptions
 
 SIDE = 300
 """Height and width that every image is resized to: maps and default boxes are made for it."""
@@ -181,9 +183,7 @@ class SSD300(SSD):
         """Detections of each image; none on the meta device, where there are no scores to choose by."""
         if not head_outputs["cls_logits"].is_meta:
             return super().postprocess_detections(head_outputs, image_anchors, image_shapes)
-        boxes = head_outputs["bbox_regression"].new_empty(0, 4)
-        none = {"boxes": boxes, "scores": boxes[:, 0], "labels": boxes[:, 0].long()}
-        return [dict(none) for _ in image_shapes]
+        return nothing_found(head_outputs["bbox_regression"])
 
 
 TRUNKS: dict[str, type[VGG16Trunk] | type[MobileNetTrunk]] = {
@@ -207,10 +207,7 @@ def build(options: SSDOptions, *, num_classes: int, image_size: tuple[int, int])
 
 def check(num_classes: int, image_size: tuple[int, int]) -> None:
     """ValueError unless a detector of this family can be built so."""
-    if num_classes < 2:
-        raise ValueError(
-            f"num_classes={num_classes}: a detector wants the background and one class more, 2 at least"
-        )
+    check_classes(num_classes)
     if image_size != (SIDE, SIDE):
         raise ValueError(
             f"image_size={image_size}: the maps and boxes of this detector are made for {SIDE}×{SIDE}; leave "
