@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.ops import box_convert
 
+from attneck.layers import MHSA2d
 from attneck.measure import count
 from attneck.models.catalog import create_model
 
@@ -148,6 +149,22 @@ def test_detections():
         assert set(found) == set(single)
         for key, value in found.items():
             torch.testing.assert_close(value, single[key])
+
+
+def test_another_size_at_run_time():
+    """Finer maps than the position tables were made for, and not square: both are resampled."""
+    model = settle(thin())
+    made_for = [module.map_size for module in model.modules() if isinstance(module, MHSA2d)]
+    assert made_for == [(8, 8), (4, 4)]
+    seen = []
+    for module in model.modules():
+        if isinstance(module, MHSA2d):
+            module.register_forward_hook(lambda module, inputs, out: seen.append(tuple(inputs[0].shape[2:])))
+    model.transform.size = (192, 256)
+    with torch.no_grad():
+        (found,) = model([torch.rand(3, 90, 120)])
+    assert seen == [(12, 16), (6, 8)]
+    assert found["masks"].shape[2:] == (90, 120)
 
 
 @pytest.mark.parametrize("name", ["maskrcnn_botnet26_thin", "fasterrcnn_botnet26_thin"])

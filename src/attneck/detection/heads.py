@@ -1,6 +1,7 @@
 """What stands behind the pyramid: region proposals, boxes and masks, with BatchNorm throughout (BoTNet A.2).
 
-torchvision's heads where they take a norm; ours where they do not. What a head says is float32 under
+torchvision's heads where they take a norm, ours where they do not; the fully connected layer and the masks'
+deconvolution have one too, as in the code base that the paper names. What a head says is float32 under
 autocast too: a coordinate near 1000 is four pixels coarse in bfloat16.
 
 Letters: B batch, C channels of the pyramid, H×W of one of its maps, A anchors a cell, R regions of a batch,
@@ -44,7 +45,7 @@ class Anchors(AnchorGenerator):
 class RPNHead(nn.Module):
     """3×3 convolutions, then for each anchor whether it has an object, and how far its box is off.
 
-    The levels share the convolutions; each has BatchNorms of its own, as in the authors' code base, for their
+    The levels share the convolutions; each has BatchNorms of its own, as in that code base, for their
     statistics differ, and running averages over all levels would fit none.
 
     Args:

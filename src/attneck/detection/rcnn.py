@@ -1,8 +1,8 @@
 """Faster R-CNN and Mask R-CNN on any backbone, as BoTNet trains them on COCO (§4.1, A.2, A.3).
 
-Region proposals, matching, sampling, losses and non-maximum suppression are torchvision's; the pyramid, the
-heads with their BatchNorm, and how images come in are in the files beside this one. What the paper does not
-say is as in the code base that it names (Cloud TPU Detection) where that says it, else as in torchvision.
+Region proposals, matching, sampling, losses and non-maximum suppression are torchvision's, with its defaults
+but for 1000 proposals in training too, as in the code base that the paper names (Cloud TPU Detection). The
+pyramid, the heads with their BatchNorm, and how images come in are in the files beside this one.
 Letters: B batch, K classes with the background, n objects, H×W of an image.
 """
 
@@ -117,8 +117,7 @@ def faster_rcnn(
         backbone, num_classes: see `RCNN`.
         image_size: side or (height, width) in pixels.
         options: `channels`, `rpn_convs`, `box_convs`, `box_features`, `proposals`, `rois`,
-            `norm_momentum`; see
-            `RCNNOptions`.
+            `norm_momentum`; see `RCNNOptions`.
 
     Raises:
         ValueError: see `RCNN`; or an option that there is not, or a value that it does not take.
