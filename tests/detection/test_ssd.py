@@ -158,6 +158,23 @@ def test_a_batch_without_any_box_trains(name):
     sum(losses.values()).backward()
 
 
+def test_boxes_are_as_fine_in_bfloat16():
+    """Default boxes are those of float32, losses are float32, and so is what is found."""
+    torch.manual_seed(0)
+    model = create_model("ssd300_mobilenet")
+    images, targets, given = [torch.rand(3, 200, 200) for _ in range(2)], targets_of(2, 3), []
+    model.anchor_generator.register_forward_hook(lambda module, inputs, boxes: given.append(boxes[0]))
+    with torch.no_grad():
+        model.train()(images, targets)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model(images, targets)
+            boxes = model.eval()(images)[0]["boxes"]
+    assert all(torch.equal(default, given[0]) for default in given[1:])
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    assert boxes.dtype == torch.float32
+    assert not torch.equal(boxes, boxes.bfloat16().float())
+
+
 @pytest.mark.slow
 def test_a_few_steps_lower_the_loss():
     torch.manual_seed(0)

@@ -1,8 +1,7 @@
 """What stands behind the pyramid: region proposals, boxes and masks, with BatchNorm throughout (BoTNet A.2).
 
 torchvision's heads where they take a norm, ours where they do not; the fully connected layer and the masks'
-deconvolution have one too, as in the code base that the paper names. What a head says is float32 under
-autocast too: a coordinate near 1000 is four pixels coarse in bfloat16.
+deconvolution have one too, as in the code base that the paper names.
 
 Letters: B batch, C channels of the pyramid, H×W of one of its maps, A anchors a cell, R regions of a batch,
 K classes with the background.
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
+
+from attneck.detection.interface import at_least_float32, precise
 
 BOX_CELLS, MASK_CELLS = 7, 14
 """Sides of what is cut out for a region; a mask has twice as many, 28."""
@@ -38,8 +39,8 @@ class Anchors(AnchorGenerator):
         )
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Boxes of at least float32, whatever the maps are."""
-        super().set_cell_anchors(torch.promote_types(dtype, torch.float32), device)
+        """Boxes in float32, also where the maps are bfloat16."""
+        super().set_cell_anchors(at_least_float32(dtype), device)
 
 
 class RPNHead(nn.Module):
@@ -79,8 +80,8 @@ class RPNHead(nn.Module):
             assert isinstance(norms, nn.ModuleList)
             for conv, norm in zip(self.convs, norms, strict=True):
                 x = norm(conv(x)).relu()
-            logits.append(_precise(self.cls_logits(x)))
-            offsets.append(_precise(self.bbox_pred(x)))
+            logits.append(precise(self.cls_logits(x)))
+            offsets.append(precise(self.bbox_pred(x)))
         return logits, offsets
 
 
@@ -99,7 +100,7 @@ class BoxPredictor(FastRCNNPredictor):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits, offsets = super().forward(x)
-        return _precise(logits), _precise(offsets)
+        return precise(logits), precise(offsets)
 
 
 class MaskPredictor(nn.Sequential):
@@ -122,7 +123,7 @@ class MaskPredictor(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return _precise(super().forward(x))
+        return precise(super().forward(x))
 
 
 class MaskRoIAlign(MultiScaleRoIAlign):
@@ -142,7 +143,3 @@ class MaskRoIAlign(MultiScaleRoIAlign):
             boxes = [boxes[0].new_tensor([[0, 0, width, height]]), *boxes[1:]]
         cut: Tensor = super().forward(x, boxes, image_shapes)
         return cut
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -11,6 +12,16 @@ def check_classes(num_classes: int) -> None:
         raise ValueError(
             f"num_classes={num_classes}: a detector wants the background and one class more, 2 at least"
         )
+
+
+def precise(x: Tensor) -> Tensor:
+    """What a head says, in float32 at least: in bfloat16 a coordinate near 1000 is four pixels coarse."""
+    return x.to(at_least_float32(x.dtype))
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float32 for what is coarser, as autocast makes it; float64 stays."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def nothing_found(batch: Tensor, masks: bool = False) -> list[dict[str, Tensor]]:
