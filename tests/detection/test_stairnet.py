@@ -9,7 +9,7 @@ from torch import nn
 from attneck.detection.stairnet import Stairs, StepDown
 from attneck.layers import BAM
 from attneck.models.catalog import DETECTORS, create_model, find
-from attneck.models.options import StairNetOptions
+from attneck.models.detector_options import StairNetOptions
 
 WITH_BAM = ["stairnet_vgg16_bam", "stairnet_mobilenet_bam"]
 SIZES = {"vgg16": (38, 19, 10, 5, 3, 1), "mobilenet": (19, 10, 5, 3, 2, 1)}
@@ -140,6 +140,17 @@ def test_no_option_is_forgotten():
     assert fields == {"trunk", "dropout"} | bam
     assert StairNetOptions(trunk="vgg16").channels == 256
     assert StairNetOptions(trunk="mobilenet").channels == 128
+
+
+@pytest.mark.parametrize("bam", ["none", "stages"])
+def test_one_image_does_not_train(bam):
+    """Its coarsest map is one value a channel; one image is fine in evaluation, and two are in training."""
+    neck = stairs("mobilenet", bam=bam)
+    with pytest.raises(ValueError, match=r"batch of one image in training.* two images or more") as caught:
+        neck(maps_of("mobilenet", batch=1))
+    assert "\n" not in str(caught.value)
+    neck(maps_of("mobilenet", batch=2))
+    neck.eval()(maps_of("mobilenet", batch=1))
 
 
 def test_a_reduction_that_leaves_no_channel_is_refused():

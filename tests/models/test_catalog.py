@@ -36,6 +36,7 @@ NAMES = {
     *["botnet50_001", "botnet50_011", "botnet50_100", "senet50", "senet101", "senet152", "senet350"],
     *["botnet_s1_50", "botnet_s1_59", "botnet_s1_77", "botnet_s1_110", "botnet_s1_128"],
     *["resnet50_se_c5", "resnet50_nl_c4", "resnet50_bot_c4", "resnet50_bot_c4_c5"],
+    *["resnet26_thin", "botnet26_thin"],
     *WITH_BAM,
     *(f"{name}_bam" for name in WITH_BAM),
     *(f"cifar_{name}_bam_c" for name in ("resnet50", "preresnet110", "wrn28_8", "resnext29_8x64d")),

@@ -294,7 +294,7 @@ def test_every_train_command_makes_the_rows_network():
         program, verb, recipe, *words = said.split()
         assert (program, verb) == ("attneck", "train")
         made = parse(recipe, words).recipe
-        wanted = command.architecture(row.model, row.options)
+        wanted = command.architecture(row.trained, row.options)
         assert command.architecture(made.model.name, dict(made.model.options)) == wanted, said
         assert made.data.image_size in (None, row.image_size), said
         found.add(recipe)
@@ -314,6 +314,15 @@ def test_a_command_says_what_its_recipe_does_not():
     assert train_command(table, row, {"imagenet-200": started}) == f"{start} --model.options se 2 3 4"
     full = Trainer({"activation": "relu", "se": [2, 3, 4], "drop_path": 0.2}, 224)
     assert train_command(table, row, {"imagenet-200": full}) == f"{start} --model.options activation silu"
+    table = LOADED["botnet"].table("7")
+    row = next(row for row in table.rows if row.label == "BoT50, 1280")
+    detection = dataclasses.replace(table, recipe="coco-6x")
+    assert train_command(detection, row, {"coco-6x": Trainer({}, 1024)}) == (
+        "attneck train coco-6x --model.name maskrcnn_botnet50 --data.image-size 1280"
+    )
+    heads = command.architecture("maskrcnn_botnet50", {"drop_path": 0.1})
+    assert heads == command.architecture("maskrcnn_resnet50", {"attend": [1]})
+    assert heads != command.architecture("fasterrcnn_botnet50", {})
     detectors = LOADED["bam"].table("4b")
     assert all(command._train(detectors, row, command._trainers()) is None for row in detectors.rows)
 

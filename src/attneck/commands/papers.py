@@ -160,13 +160,14 @@ def architecture(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
         every = dataclasses.asdict(catalog.find(name, options).options)
     except ValueError:
         return None
+    every |= every.pop("backbone", None) or {}  # a detector's: its options have names of their own
     return {key: value for key, value in every.items() if key not in {"drop_path", "dropout"}}
 
 
 def trained(run: Run, row: Row) -> bool:
     """Whether a run's network is the row's, by whatever names and options the two give it."""
     network = architecture(run.model, run.options)
-    return network is not None and network == architecture(row.model, row.options)
+    return network is not None and network == architecture(row.trained, row.options)
 
 
 def _trainers() -> dict[str, Trainer]:
@@ -181,10 +182,10 @@ def _train(table: Table, row: Row, trainers: dict[str, Trainer]) -> str | None:
     recipe = trainers.get((table.recipe.split() or [""])[0])
     if recipe is None:
         return None
-    network = architecture(row.model, recipe.options | row.options)
+    network = architecture(row.trained, recipe.options | row.options)
     return (
         train_command(table, row, trainers)
-        if network and network == architecture(row.model, row.options)
+        if network and network == architecture(row.trained, row.options)
         else None
     )
 

@@ -1,1 +1,1 @@
-"""Detectors, usable as torchvision's: SSD300 and StairNet (BAM Table 4b)."""
+"""Detectors, usable as torchvision's: Mask and Faster R-CNN on any backbone, SSD300 and StairNet."""

@@ -16,15 +16,27 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, SSDScoringHead
 from torchvision.models.vgg import cfgs, make_layers
 
+from attneck.detection.interface import at_least_float32, check_classes, nothing_found, precise
 from attneck.models.compact import build_mobilenet
+from attneck.models.detector_options import SSDOptions
 from attneck.models.features import Pyramid
-from attneck.models.options import MobileNetOptions, SSDOptions
+from attneck.models.options import MobileNetOptions
 
 SIDE = 300
 """Height and width that every image is resized to: maps and default boxes are made for it."""
 
 # Six boxes a cell on the first map too, where Liu et al. have four: the parameters of Table 4b say so.
 ASPECT_RATIOS = [[2, 3]] * 4 + [[2]] * 2
+
+
+class DefaultBoxes(DefaultBoxGenerator):
+    """torchvision's, in float32 also where the maps are bfloat16, in which 300 pixels are two apart."""
+
+    def _grid_default_boxes(
+        self, grid_sizes: list[Any], image_size: list[int], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        boxes: Tensor = super()._grid_default_boxes(grid_sizes, image_size, at_least_float32(dtype))
+        return boxes
 
 
 class VGG16Trunk(nn.Module):
@@ -73,7 +85,7 @@ class VGG16Trunk(nn.Module):
     @staticmethod
     def default_boxes() -> DefaultBoxGenerator:
         """Those of Liu et al. for VOC: sides of 30 to 264 pixels."""
-        return DefaultBoxGenerator(
+        return DefaultBoxes(
             ASPECT_RATIOS,
             scales=[0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05],
             steps=[8, 16, 32, 64, 100, 300],
@@ -109,7 +121,7 @@ class MobileNetTrunk(nn.Module):
     @staticmethod
     def default_boxes() -> DefaultBoxGenerator:
         """Scales of 0.2 to 0.95, evenly: those of TensorFlow's SSD on MobileNet."""
-        return DefaultBoxGenerator(ASPECT_RATIOS, min_ratio=0.2, max_ratio=0.95)
+        return DefaultBoxes(ASPECT_RATIOS, min_ratio=0.2, max_ratio=0.95)
 
 
 class Heads(nn.Module):
@@ -139,7 +151,10 @@ class Heads(nn.Module):
         self.regression_head = SSDScoringHead(convs(4), 4)
 
     def forward(self, maps: list[Tensor]) -> dict[str, Tensor]:
-        return {"bbox_regression": self.regression_head(maps), "cls_logits": self.classification_head(maps)}
+        return {
+            "bbox_regression": precise(self.regression_head(maps)),
+            "cls_logits": precise(self.classification_head(maps)),
+        }
 
 
 class SSD300(SSD):
@@ -181,9 +196,7 @@ class SSD300(SSD):
         """Detections of each image; none on the meta device, where there are no scores to choose by."""
         if not head_outputs["cls_logits"].is_meta:
             return super().postprocess_detections(head_outputs, image_anchors, image_shapes)
-        boxes = head_outputs["bbox_regression"].new_empty(0, 4)
-        none = {"boxes": boxes, "scores": boxes[:, 0], "labels": boxes[:, 0].long()}
-        return [dict(none) for _ in image_shapes]
+        return nothing_found(head_outputs["bbox_regression"])
 
 
 TRUNKS: dict[str, type[VGG16Trunk] | type[MobileNetTrunk]] = {
@@ -207,10 +220,7 @@ def build(options: SSDOptions, *, num_classes: int, image_size: tuple[int, int])
 
 def check(num_classes: int, image_size: tuple[int, int]) -> None:
     """ValueError unless a detector of this family can be built so."""
-    if num_classes < 2:
-        raise ValueError(
-            f"num_classes={num_classes}: a detector wants the background and one class more, 2 at least"
-        )
+    check_classes(num_classes)
     if image_size != (SIDE, SIDE):
         raise ValueError(
             f"image_size={image_size}: the maps and boxes of this detector are made for {SIDE}×{SIDE}; leave "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attneck.detection.ssd import KERNEL_SIZES, SSD300, TRUNKS, check
 from attneck.models import surgery
-from attneck.models.options import StairNetOptions
+from attneck.models.detector_options import StairNetOptions
 
 
 class StepDown(nn.Module):
@@ -83,7 +83,18 @@ class Stairs(nn.Module):
             self.posts.append(post)
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """[B, widths[i], H, W] by name, finest first → [B, C, H, W] by the same names."""
+        """[B, widths[i], H, W] by name, finest first → [B, C, H, W] by the same names.
+
+        Raises ValueError for a batch of one in training: the coarsest map is one cell.
+        """
+        *_, coarsest = maps.values()
+        # One that is synchronised sees the images of the other processes.
+        if self.training and coarsest[:, 0].numel() == 1 and type(self.laterals[-1].norm) is nn.BatchNorm2d:
+            raise ValueError(
+                "StairNet got a batch of one image in training: its coarsest map is a single cell, of which "
+                "BatchNorm has no variance to learn from; give two images or more, or synchronise BatchNorm "
+                "over processes that have one each"
+            )
         x = [lateral(features) for lateral, features in zip(self.laterals, maps.values(), strict=True)]
         for index in reversed(range(len(self.steps))):
             x[index] = x[index] + self.steps[index](x[index + 1], x[index].shape[2:])
@@ -92,8 +103,6 @@ class Stairs(nn.Module):
 
 def build(options: StairNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> SSD300:
     """An `SSD300` whose backbone is a trunk and `Stairs`; `num_classes` counts the background.
-
-    In training its BatchNorms need two images or more: the coarsest map is a single cell.
 
     Raises:
         ValueError: no class beside the background, or another image size than 300×300.

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import suggestion
+from attneck.models.detector_options import RCNNOptions, SSDOptions, StairNetOptions
 from attneck.models.options import (
     CifarResNetOptions,
     DenseNetOptions,
@@ -16,8 +17,6 @@ from attneck.models.options import (
     MobileNetOptions,
     ResNetOptions,
     SqueezeNetOptions,
-    SSDOptions,
-    StairNetOptions,
     ViTOptions,
     override,
 )
@@ -36,6 +35,7 @@ _BUILDERS: dict[type, str] = {
     ViTOptions: "attneck.models.external:build_vit",
     SSDOptions: "attneck.detection.ssd:build",
     StairNetOptions: "attneck.detection.stairnet:build",
+    RCNNOptions: "attneck.detection.rcnn:build",
 }
 
 
@@ -90,6 +90,11 @@ def _imagenet_rows() -> dict[str, FamilyOptions]:
         rows[f"botnet_s1_{depth}"] = ResNetOptions(
             depths=depths, attend=(1,), c5_stride=1, se=everywhere, se_in_bot=True
         )
+
+    # Bottlenecks that leave each stage as wide as ResNet-18's: small enough to train detectors on a CPU.
+    thin = ResNetOptions(depths=(2, 2, 2, 2), widths=(16, 32, 64, 128))
+    rows["resnet26_thin"] = thin
+    rows["botnet26_thin"] = dataclasses.replace(thin, attend=(1,))
 
     # BAM Table 3b.
     resnet18 = ResNetOptions(depths=(2, 2, 2, 2), block="basic")
@@ -175,8 +180,8 @@ def _rows() -> dict[str, Entry]:
 
 
 def _detector_rows() -> dict[str, Entry]:
-    """BAM Table 4b: VOC, 20 classes and the background."""
-    options: dict[str, FamilyOptions] = {
+    """BAM Table 4b on VOC, 20 classes and the background; and every R-CNN of both papers, and more."""
+    single_shot: dict[str, FamilyOptions] = {
         "ssd300_vgg16": SSDOptions(),
         "ssd300_mobilenet": SSDOptions(trunk="mobilenet"),
         "stairnet_vgg16": StairNetOptions(),
@@ -184,14 +189,27 @@ def _detector_rows() -> dict[str, Entry]:
         "stairnet_mobilenet": StairNetOptions(trunk="mobilenet"),
         "stairnet_mobilenet_bam": StairNetOptions(trunk="mobilenet", bam="stages"),
     }
-    return {name: Entry(row, image_size=300, num_classes=21) for name, row in options.items()}
+    rows = {name: Entry(options, image_size=300, num_classes=21) for name, options in single_shot.items()}
+    # BoTNet §4.1 and A.3, BAM Table 4a: COCO, 80 classes and the background, on squares of 1024 pixels.
+    for name, backbone in _imagenet_rows().items():
+        if isinstance(backbone, SqueezeNetOptions):  # no map of its stands for 32 pixels
+            continue
+        for kind, masks in (("maskrcnn", True), ("fasterrcnn", False)):
+            rcnn = RCNNOptions(backbone=backbone, masks=masks)
+            entry = Entry(rcnn, image_size=1024, num_classes=81)
+            if name.endswith("_thin"):  # for `shapes`, in minutes: BatchNorm must settle within its few steps
+                small: dict[str, Any] = {"channels": 64, "box_features": 256, "proposals": 200, "rois": 64}
+                thin = dataclasses.replace(rcnn, **small, norm_momentum=0.1)
+                entry = Entry(thin, image_size=256, num_classes=11)
+            rows[f"{kind}_{name}"] = entry
+    return rows
 
 
 CATALOG = _rows()
 """Those that make logits of an image."""
 
 DETECTORS = _detector_rows()
-"""Those that find boxes in it: torchvision's interface, as `attneck.detection.ssd.SSD300` has it."""
+"""Those that find boxes in it, with torchvision's interface (`attneck.detection`)."""
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -232,9 +250,9 @@ def create_model(
         num_classes: width of the classifier; 0 for none. The published data set's where None. A detector's
             counts the background.
         image_size: side or (height, width) in pixels that position tables are made for; the published one
-            where None. Any other size works at run time, with the tables resampled. SSD300 and StairNet have
-            no other, and resize images themselves.
-        options: what the family can be asked for (see `attneck.models.options`).
+            where None. Any other size works at run time, with the tables resampled. A detector takes images
+            of any size, and fits them into it in evaluation; SSD300 and StairNet have no other, and always.
+        options: what the family can be asked for (see `attneck.models.options` and `detector_options`).
 
     Raises:
         ValueError: an unknown name or option (with the nearest known one), or a value out of range.
@@ -247,8 +265,17 @@ def create_model(
     classes = entry.num_classes if num_classes is None else num_classes
     if classes < 0:
         raise ValueError(f"num_classes={num_classes}: wanted 0 (no classifier) or more")
-    module, _, function = _BUILDERS[type(entry.options)].partition(":")
+    return build(entry.options, classes, (height, width))
+
+
+def build(options: FamilyOptions, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+    """What `options` describe, for a catalog row or for a detector's backbone.
+
+    Raises:
+        ValueError: what the family's builder does not take.
+    """
+    module, _, function = _BUILDERS[type(options)].partition(":")
     model: nn.Module = getattr(import_module(module), function)(
-        entry.options, num_classes=classes, image_size=(height, width)
+        options, num_classes=num_classes, image_size=image_size
     )
     return model

@@ -19,7 +19,6 @@ Activation = Literal["relu", "silu"]
 BlockKind = Literal["basic", "bottleneck"]
 StrideOn = Literal["3x3", "1x1"]
 Inserted = Literal["none", "bot", "non_local"]
-Trunk = Literal["vgg16", "mobilenet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,58 +268,38 @@ class ViTOptions(FamilyOptions):
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SSDOptions(FamilyOptions):
-    """SSD300 (Liu et al. 2016) as BAM's Table 4b counts it."""
-
-    trunk: Trunk = "vgg16"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._idle(("dropout",), "a classifier of whole images")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StairNetOptions(BAMOptions):
-    """StairNet (Woo et al. 2018) as BAM's Table 4b counts it."""
-
-    trunk: Trunk = "vgg16"
-    bam: Literal["none", "stages"] = "none"  # a stage is a map: one right before every classifier (§4.6)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._idle(("dropout",), "a classifier of whole images")
-        self._check_bam([self.channels])
-
-    @property
-    def channels(self) -> int:
-        """Of every map that is refined."""
-        return {"vgg16": 256, "mobilenet": 128}[self.trunk]
-
-
 Options = TypeVar("Options", bound=FamilyOptions)
 
 
 def override(options: Options, given: dict[str, Any], name: str) -> Options:
-    """`options` with the `given` values in place.
+    """`options` with the `given` values in place; where a detector has none of that name, its backbone's.
 
     Raises:
         ValueError: an option that this model does not have (with the nearest one that it has), a value
             that is not of the option's kind or not among its choices, or values that do not fit each other.
     """
-    hints = typing.get_type_hints(type(options))
-    values = {}
+    backbone: Any = getattr(options, "backbone", None)
+    own, inner = _hints(options), _hints(backbone) if backbone else {}
+    values: dict[str, Any] = {}
+    within: dict[str, Any] = {}
     for key, value in given.items():
-        if key not in hints:
-            known = sorted(hints)
+        if key not in own | inner:
+            known = sorted(own | inner)
             raise ValueError(
                 f"{name} has no option {key!r}{suggestion(key, known)} (its options: {', '.join(known)})"
             )
-        values[key] = _checked(hints[key], value, f"{name}: {key}")
+        (values if key in own else within)[key] = _checked((inner | own)[key], value, f"{name}: {key}")
     try:
+        if within:
+            values["backbone"] = dataclasses.replace(backbone, **within)
         return dataclasses.replace(options, **values)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _hints(options: FamilyOptions) -> dict[str, Any]:
+    """The options that can be given by name, with their types; a detector's backbone is no such."""
+    return {key: hint for key, hint in typing.get_type_hints(type(options)).items() if key != "backbone"}
 
 
 def _checked(hint: Any, value: Any, what: str) -> Any:

@@ -114,6 +114,11 @@ class Row:
         return bool(self.expect) and not self.repeats and not self.alternative
 
     @property
+    def trained(self) -> str:
+        """The name of what the row trains: the detector, where the network is one's backbone."""
+        return self.detector or self.model
+
+    @property
     def network(self) -> Network | None:
         """What there is to count; None for a row without a network."""
         if not self.model or self.image_size is None:
@@ -261,7 +266,7 @@ def train_command(table: Table, row: Row, recipes: Mapping[str, Trainer]) -> str
     if name not in recipes or not row.model or row.alternative:
         return None
     recipe = recipes[name]
-    words = ["attneck train", name, *changes, "--model.name", row.model]
+    words = ["attneck train", name, *changes, "--model.name", row.trained]
     given = {key: value for key, value in row.options.items() if recipe.options.get(key) != value}
     if given:
         words.append("--model.options")

@@ -86,7 +86,11 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"SyncBatchNorm got {list(input.shape)}, wants [B, C, …]")
 
     def forward(self, input: Tensor) -> Tensor:
-        """x [B, C, …] → the same shape, normalised over every dimension but C and over all processes."""
+        """x [B, C, …] → the same shape, normalised over every dimension but C and over all processes.
+
+        B may be 0 in some processes, which have their part in all sums; where it is 0 in every one, the
+        running statistics stay as they are.
+        """
         if not (self.training and dist.is_initialized()):
             return super().forward(input)
         x = input if input.dtype == torch.float64 else input.float()
@@ -94,17 +98,18 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (x.dim() - 2)
         count = x.new_full((1,), x.numel() / x.shape[1])
         sums = _Sum.apply(torch.cat((x.sum(dims), count)))  # [C + 1]
-        count = sums[-1]
+        found = sums[-1]
+        count = found.clamp(min=1)  # a head may have nothing to do, in this process or in all of them
         mean = sums[:-1] / count
         # Two passes: the variance around the common mean, not E[x²] − E[x]², which cancels.
         variance = _Sum.apply((x - mean.view(shape)).square().sum(dims)) / count
-        if self.running_mean is not None and self.running_var is not None:
+        if found > 0 and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 assert self.num_batches_tracked is not None
                 self.num_batches_tracked += 1
                 share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
                 self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(variance * (count / (count - 1)), share)
+                self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), share)
         y = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:
             y = y * self.weight.view(shape) + self.bias.view(shape)

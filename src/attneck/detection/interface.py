@@ -1,0 +1,33 @@
+"""What all detectors have in common with torchvision's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_classes(num_classes: int) -> None:
+    """ValueError unless there is a class beside the background."""
+    if num_classes < 2:
+        raise ValueError(
+            f"num_classes={num_classes}: a detector wants the background and one class more, 2 at least"
+        )
+
+
+def precise(x: Tensor) -> Tensor:
+    """What a head says, in float32 at least: in bfloat16 a coordinate near 1000 is four pixels coarse."""
+    return x.to(at_least_float32(x.dtype))
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float32 for what is coarser, as autocast makes it; float64 stays."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def nothing_found(batch: Tensor, masks: bool = False) -> list[dict[str, Tensor]]:
+    """A detection without boxes for each image of a batch [B, …], [B, C, H, W] where there are masks."""
+    boxes = batch.new_empty(0, 4)
+    empty = {"boxes": boxes, "labels": boxes[:, 0].long(), "scores": boxes[:, 0]}
+    if masks:
+        empty["masks"] = batch.new_empty(0, 1, *batch.shape[2:])
+    return [dict(empty) for _ in batch]

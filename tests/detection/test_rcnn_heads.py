@@ -1,0 +1,81 @@
+"""Anchors, the RPN's head and the regions of masks: what differs from torchvision's."""
+
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign
+
+from attneck.detection.heads import Anchors, MaskRoIAlign, RPNHead
+
+C, SIDE, STRIDES = 8, 256, (4, 8, 16, 32, 64)
+
+
+def maps_of(dtype: torch.dtype = torch.float32, batch: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(batch, C, SIDE // stride, SIDE // stride, generator=generator).to(dtype)
+        for stride in STRIDES
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_anchors_are_as_torchvisions_and_no_coarser_in_bfloat16(dtype):
+    images = ImageList(torch.zeros(1, 3, SIDE, SIDE), [(SIDE, SIDE)])
+    (anchors,) = Anchors(4, 5)(images, maps_of(dtype))
+    sizes = tuple((8 * stride,) for stride in STRIDES)
+    (wanted,) = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)(images, maps_of())
+    assert anchors.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(anchors, wanted.to(anchors.dtype), rtol=0, atol=0)
+    # Three to a cell, of areas near (8 · stride)², one cell apart.
+    assert len(anchors) == 3 * sum((SIDE // stride) ** 2 for stride in STRIDES)
+    first = anchors[:3]
+    areas = (first[:, 2] - first[:, 0]) * (first[:, 3] - first[:, 1])
+    torch.testing.assert_close(areas, torch.full_like(areas, 32.0**2), rtol=0.05, atol=0)
+    torch.testing.assert_close(anchors[3:6] - first, first.new_tensor([[4.0, 0, 4, 0]]).expand(3, 4))
+
+
+def test_levels_share_convolutions_and_not_statistics():
+    torch.manual_seed(0)
+    head = RPNHead(C, 3, convs=2, levels=5)
+    maps = maps_of()
+    logits, offsets = head(maps)
+    assert [tuple(x.shape) for x in logits] == [(2, 3, SIDE // s, SIDE // s) for s in STRIDES]
+    assert [tuple(x.shape) for x in offsets] == [(2, 12, SIDE // s, SIDE // s) for s in STRIDES]
+    sum(x.square().mean() for x in [*logits, *offsets]).backward()
+    assert all(parameter.grad.any() for parameter in head.parameters())
+
+    def changed(parameter: torch.nn.Parameter) -> list[bool]:
+        with torch.no_grad():
+            parameter.mul_(2)
+            found = head(maps)[0]
+            parameter.div_(2)
+        return [not torch.equal(one, other) for one, other in zip(found, logits, strict=True)]
+
+    assert changed(head.cls_logits.weight) == [True] * 5
+    assert changed(head.norms[2][1].weight) == [False, False, True, False, False]
+    # What is learnt of each level's statistics is that level's own: evaluation gives what training gave.
+    for norm in head.norms.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.momentum = 1.0
+    with torch.no_grad():
+        shifted = [x + level for level, x in enumerate(maps)]
+        trained = head(shifted)[0]
+        evaluated = head.eval()(shifted)[0]
+    for one, other in zip(trained[:3], evaluated[:3], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+
+
+def test_regions_are_torchvisions_where_there_are_any():
+    maps = dict(zip("0123", maps_of(), strict=False))
+    sizes = [(SIDE, SIDE)] * 2
+    boxes = [torch.tensor([[10.0, 10, 50, 90]]), torch.zeros(0, 4)]
+    ours, theirs = (kind(list("0123"), 14, 2) for kind in (MaskRoIAlign, MultiScaleRoIAlign))
+    torch.testing.assert_close(ours(maps, boxes, sizes), theirs(maps, boxes, sizes), rtol=0, atol=0)
+
+    none = [torch.zeros(0, 4)] * 2
+    assert ours.eval()(maps, none, sizes).shape == (0, C, 14, 14)
+    one = ours.train()(maps, none, sizes)
+    whole = [torch.tensor([[0.0, 0, SIDE, SIDE]]), torch.zeros(0, 4)]
+    torch.testing.assert_close(one, theirs(maps, whole, sizes), rtol=0, atol=0)
+    assert [len(of_image) for of_image in none] == [0, 0]
