@@ -55,7 +55,7 @@ def bench(
 
     Without --size, the project's own list of cases. attention: MHSA with its projections, against the plain
     form, timm's BottleneckAttn in both memory formats, bottleneck-transformer-pytorch, and torch.compile of
-    each. bam: the gate and the module, against the form that expands both branches. step: a whole training
+    the libraries' and of ours. bam: the gate and the module, against the form that expands both branches. step: a whole training
     step of a network with attention, against the one without.
 
     Args:
@@ -70,8 +70,8 @@ def bench(
         device: where.
         threads: as torch takes them; its own choice if not given.
         seconds: how long each contestant is timed for in each case.
-        compiled: time torch.compile of the others too, which takes a while to compile.
-        memory: measure peak memory too, each in a process of its own.
+        compiled: time torch.compile of them too, which takes a while to compile.
+        memory: measure peak memory too, each in a process of its own; of the list, on maps from 64x64 on.
         out: write the JSON document there too.
         json_: print one JSON document and nothing else.
     """
@@ -140,7 +140,12 @@ def bench(
         "copy_gbytes": bandwidth_ceiling(device) / 1e9,
     }
     directions = ["forward+backward"] if what == "step" else ["forward", "forward+backward"]
-    rows = _measure(cases, directions, names, call, document, seconds, memory, device)
+
+    def weighed(case: Any) -> bool:
+        # Every peak takes a process that loads torch anew; in the list, small maps are not worth it.
+        return memory and (size is not None or what != "attention" or case.size >= 64)
+
+    rows = _measure(cases, directions, names, call, document, seconds, weighed, device)
     text = json.dumps(document | {"rows": rows}, indent=1, ensure_ascii=False)
     if out is not None:
         write_atomic(out, (text + "\n").encode())
@@ -227,10 +232,10 @@ def _measure(
     call: Callable[..., Callable[[], object]],
     document: dict[str, Any],
     seconds: float,
-    memory: bool,
+    weighed: Callable[[Any], bool],
     device: str,
 ) -> list[dict[str, Any]]:
-    """A row for each case and direction; of `names`, the first is compared with the best of the others."""
+    """A row for each case and direction; of `names`, the first, eager or compiled, meets the best other."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -247,12 +252,14 @@ def _measure(
                 calls = {name: call(case, name, direction, device) for name in everybody}
                 times = interleave(calls, seconds=seconds, device=device)
                 del calls
-                ours, *others = everybody
-                best = min(others, key=times.median)
+                own = [name for name in everybody if name.startswith(everybody[0])]
+                ours = min(own, key=times.median)
+                best = min((name for name in everybody if name not in own), key=times.median)
                 row: dict[str, Any] = {
                     "case": str(case),
                     "direction": direction,
                     "ms": {name: 1000 * times.median(name) for name in everybody},
+                    "ours": ours,
                     "best_other": best,
                     "ratio": times.ratio(best, over=ours),
                 }
@@ -260,7 +267,7 @@ def _measure(
                     flops, moved = case.floor(direction)
                     by_products = flops / document["gemm_gflops"][case.dtype] / 1e6
                     row["floor_ms"] = max(by_products, moved / document["copy_gbytes"] / 1e6)
-                if memory:
+                if weighed(case):
                     row["peak_mib"] = {
                         name: peak_elsewhere(call, case, name, direction, device, device=device) / 2**20
                         for name in everybody
@@ -284,14 +291,13 @@ def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             heading, justify="left" if heading in ("case", "direction", "best other") else "right"
         )
     for row in rows:
-        times, peaks, best = row["ms"], row.get("peak_mib", {}), row["best_other"]
-        ours = next(iter(times))
+        times, peaks, ours, best = row["ms"], row.get("peak_mib", {}), row["ours"], row["best_other"]
         table.add_row(
             row["case"],
             row["direction"],
-            f"{times[ours]:.2f}",
+            f"{times[ours]:.2f}{' compiled' if 'compiled' in ours else ''}",
             f"{row['floor_ms']:.2f}" if "floor_ms" in row else "",
-            f"{peaks[ours]:.0f}" if peaks else "",
+            f"{peaks[ours]:.0f}" if ours in peaks else "",
             best,
             f"{times[best]:.2f}",
             f"{peaks[best]:.0f}" if best in peaks else "",

@@ -110,7 +110,7 @@ def attention_names(compiled: bool) -> list[str]:
     if importlib.util.find_spec("bottleneck_transformer_pytorch"):
         names += [LUCIDRAINS]
     if compiled:
-        names += [name + COMPILED for name in names if not name.startswith((OURS, PLAIN))]
+        names += [name + COMPILED for name in names if not name.startswith(PLAIN)]
     return names
 
 
@@ -143,7 +143,8 @@ def attention_call(
 
 def bam_names(compiled: bool) -> list[str]:
     """Everybody in a BAM case."""
-    return [OURS, EXPANDED] + ([EXPANDED + COMPILED] if compiled else [])
+    names = [OURS, EXPANDED]
+    return names + [name + COMPILED for name in names if compiled]
 
 
 def bam_call(case: BAMCase, name: str, direction: Direction, device: str = "cpu") -> Callable[[], object]:
