@@ -54,9 +54,9 @@ def bench(
     """Times against other implementations: interleaved calls, medians, and the ratios of one run.
 
     Without --size, the project's own list of cases. attention: MHSA with its projections, against the plain
-    form, timm's BottleneckAttn in both memory formats, bottleneck-transformer-pytorch, and torch.compile of
-    the libraries' and of ours. bam: the gate and the module, against the form that expands both branches. step: a whole training
-    step of a network with attention, against the one without.
+    form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
+    torch.compile. bam: the gate and the module, against the form that expands both branches. step: a whole
+    training step of a network with attention, against the one without.
 
     Args:
         what: attention, bam or step.
