@@ -15,6 +15,7 @@ from attneck.attention.gate import COMBINES, gate, gate_weights
 
 BRANCHES = ("both", "channel", "spatial")
 VARIANTS = ("paper", "official")
+STARTS = ("paper", "identity")
 
 
 class BAM(nn.Module):
@@ -27,6 +28,11 @@ class BAM(nn.Module):
     square window of side H, which only a square map survives, and this one pools the whole map; on square
     maps the two are one.
 
+    `start="identity"` is for a trained network that gets its BAMs later: with one parameter more, `gain` [C],
+    it is x + gain * x * attention(x). The gain is zero at first, so x comes out to the last bit. It has a
+    gradient at once, and all other parameters have one as soon as it has moved. Gains of 1 are the paper's
+    form.
+
     Args:
         channels: C.
         reduction: r, the hidden layers have m = C // r channels (16; section 4.1, Table 1).
@@ -35,6 +41,7 @@ class BAM(nn.Module):
             for the official code, which has no other.
         branches: "both", "channel" or "spatial" (Table 1); the official code has "both" alone.
         variant: "paper" or "official".
+        start: "paper", or "identity" for a gain that starts at zero.
 
     Raises:
         ValueError: for an unknown choice, one that the official variant lacks, or a reduction that leaves no
@@ -50,8 +57,10 @@ class BAM(nn.Module):
         combine: Literal["sum", "prod", "max"] | None = None,
         branches: Literal["both", "channel", "spatial"] = "both",
         variant: Literal["paper", "official"] = "paper",
+        start: Literal["paper", "identity"] = "paper",
     ) -> None:
         super().__init__()
+        check_start(start)
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
         if branches not in BRANCHES:
@@ -81,6 +90,7 @@ class BAM(nn.Module):
         }[variant]
         self.channel_att = channel(channels, hidden) if branches != "spatial" else None
         self.spatial_att = spatial(channels, hidden, dilation) if branches != "channel" else None
+        self.gain = nn.Parameter(torch.zeros(channels)) if start == "identity" else None
 
     def channel_attention(self, x: Tensor) -> Tensor:
         """Mc, the channel branch's logits (eq. 3): x [B, C, H, W] -> [B, C].
@@ -117,12 +127,16 @@ class BAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x + x * attention(x) (eq. 1): [B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
-        return gate(x, *self._logits(x), self.combine)  # [B, C, H, W]
+        out = gate(x, *self._logits(x), self.combine)  # [B, C, H, W]
+        if self.gain is None:
+            return out
+        return torch.lerp(x.to(out.dtype), out, self.gain[:, None, None].to(out.dtype))  # [B, C, H, W]
 
     def extra_repr(self) -> str:
         return (
             f"{self.channels}, reduction={self.reduction}, dilation={self.dilation}, "
-            f"combine={self.combine!r}, branches={self.branches!r}, variant={self.variant!r}"
+            f"combine={self.combine!r}, branches={self.branches!r}, variant={self.variant!r}, "
+            f"start={('paper' if self.gain is None else 'identity')!r}"
         )
 
     def _logits(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -137,6 +151,12 @@ class BAM(nn.Module):
                 f"the input has shape {list(x.shape)}, wanted [B, C, H, W] with C = {self.channels}; "
                 "build this BAM with the channels of the stage it follows"
             )
+
+
+def check_start(start: str) -> None:
+    """ValueError for an unknown one."""
+    if start not in STARTS:
+        raise ValueError(f"unknown start {start!r}; choose one of {', '.join(STARTS)}")
 
 
 def _precisely(layers: nn.Sequential, x: Tensor) -> Tensor:
