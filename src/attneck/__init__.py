@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from attneck import attention, layers, measure
-    from attneck.models import create_model, list_models, surgery
+    from attneck import attention, layers, measure, surgery
+    from attneck.models import create_model, list_models
     from attneck.run import train
 
 # Where each public name lives. Resolved on first use, so that `attneck --help` needs no torch.
@@ -20,7 +20,7 @@ _HOMES = {
     "attention": "attneck.attention",
     "layers": "attneck.layers",
     "measure": "attneck.measure",
-    "surgery": "attneck.models.surgery",
+    "surgery": "attneck.surgery",
     "create_model": "attneck.models.catalog:create_model",
     "list_models": "attneck.models.catalog:list_models",
     "train": "attneck.run:train",

@@ -13,7 +13,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from attneck.detection.ssd import KERNEL_SIZES, SSD300, TRUNKS, check
-from attneck.models import surgery
+from attneck.models import parts
 from attneck.models.detector_options import StairNetOptions
 
 
@@ -79,7 +79,7 @@ class Stairs(nn.Module):
                 )
             )
             if options.bam == "stages":
-                post.add_module("bam", surgery.bam(C, options))
+                post.add_module("bam", parts.bam(C, options))
             self.posts.append(post)
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from attneck.attention.squeeze import squeeze
 
 BRANCHES = ("both", "channel", "spatial")
 VARIANTS = ("paper", "official")
+STARTS = ("paper", "identity")
 
 
 class BAM(nn.Module):
@@ -29,6 +30,11 @@ class BAM(nn.Module):
     square window of side H, which only a square map survives, and this one pools the whole map; on square
     maps the two are one.
 
+    `start="identity"` is for a trained network that gets its BAMs later: with one parameter more, `gain` [C],
+    it is x + gain * x * attention(x). The gain is zero at first, so x comes out to the last bit. It has a
+    gradient at once, and all other parameters have one as soon as it has moved. Gains of 1 are the paper's
+    form.
+
     Args:
         channels: C.
         reduction: r, the hidden layers have m = C // r channels (16; section 4.1, Table 1).
@@ -37,6 +43,7 @@ class BAM(nn.Module):
             for the official code, which has no other.
         branches: "both", "channel" or "spatial" (Table 1); the official code has "both" alone.
         variant: "paper" or "official".
+        start: "paper", or "identity" for a gain that starts at zero.
 
     Raises:
         ValueError: for an unknown choice, one that the official variant lacks, or a reduction that leaves no
@@ -52,8 +59,10 @@ class BAM(nn.Module):
         combine: Literal["sum", "prod", "max"] | None = None,
         branches: Literal["both", "channel", "spatial"] = "both",
         variant: Literal["paper", "official"] = "paper",
+        start: Literal["paper", "identity"] = "paper",
     ) -> None:
         super().__init__()
+        check_start(start)
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
         if branches not in BRANCHES:
@@ -83,6 +92,7 @@ class BAM(nn.Module):
         }[variant]
         self.channel_att = channel(channels, hidden) if branches != "spatial" else None
         self.spatial_att = spatial(channels, hidden, dilation) if branches != "channel" else None
+        self.gain = nn.Parameter(torch.zeros(channels)) if start == "identity" else None
 
     def channel_attention(self, x: Tensor) -> Tensor:
         """Mc, the channel branch's logits (eq. 3): x [B, C, H, W] -> [B, C].
@@ -124,12 +134,14 @@ class BAM(nn.Module):
             c, p = self._of_mean(mean), self._of_narrow(narrow)
         # Under autocast the logits are more precise than the map; the result is what the map is.
         c, p = (None if logits is None else logits.to(x.dtype) for logits in (c, p))
-        return gate(x, c, p, self.combine)  # [B, C, H, W]
+        out = gate(x, c, p, self.combine)  # [B, C, H, W]
+        return out if self.gain is None else torch.lerp(x, out, self.gain[:, None, None].to(x.dtype))
 
     def extra_repr(self) -> str:
         return (
             f"{self.channels}, reduction={self.reduction}, dilation={self.dilation}, "
-            f"combine={self.combine!r}, branches={self.branches!r}, variant={self.variant!r}"
+            f"combine={self.combine!r}, branches={self.branches!r}, variant={self.variant!r}, "
+            f"start={('paper' if self.gain is None else 'identity')!r}"
         )
 
     def _logits(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -169,6 +181,12 @@ def _is_plain(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     return type(layer) is nn.Conv2d and not (
         layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     )
+
+
+def check_start(start: str) -> None:
+    """ValueError for an unknown one."""
+    if start not in STARTS:
+        raise ValueError(f"unknown start {start!r}; choose one of {', '.join(STARTS)}")
 
 
 def _precisely(layers: nn.Sequential, x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class NonLocal2d(nn.Module):
             raise ValueError(
                 f"a Non-Local block halves its channels and was given {channels}; it needs 2 or more"
             )
+        self.channels = channels
         self.theta = nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False)
         self.phi = nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False)
         self.out = nn.Conv2d(channels, channels, kernel_size=1, bias=False)

@@ -3,7 +3,12 @@
 Letters: B batch, C channels, H x W map.
 """
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
+
+from attneck.layers.bam import check_start
 
 
 class SqueezeExcite2d(nn.Module):
@@ -12,17 +17,30 @@ class SqueezeExcite2d(nn.Module):
     Mean over the map, 1x1 convolution C -> C // reduction, ReLU, 1x1 back, sigmoid. The parameters are
     `fc1.weight` [C//r, C, 1, 1] and `fc2.weight` [C, C//r, 1, 1], and with `bias` one vector each.
 
+    `start="identity"` is for a trained network that gets it later: one parameter more, `gain` [C], zero at
+    first, and the weights become 1 + gain * (weights - 1). As for BAM, x comes out to the last bit, and gains
+    of 1 are the plain form.
+
     Args:
         channels: C.
         reduction: r, 16 in both papers.
         bias: BoTNet's printed parameters have none, those of BAM's SE baseline (Table 5) have.
+        start: "paper", or "identity" for a gain that starts at zero.
 
     Raises:
-        ValueError: for a reduction that leaves no channel.
+        ValueError: for an unknown start, or a reduction that leaves no channel.
     """
 
-    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        bias: bool = False,
+        start: Literal["paper", "identity"] = "paper",
+    ) -> None:
         super().__init__()
+        check_start(start)
         if reduction < 1 or channels // reduction == 0:
             raise ValueError(
                 f"{channels} channels at reduction {reduction} leave no hidden channel; choose a reduction "
@@ -31,8 +49,12 @@ class SqueezeExcite2d(nn.Module):
         self.fc1 = nn.Conv2d(channels, channels // reduction, kernel_size=1, bias=bias)
         self.relu = nn.ReLU()
         self.fc2 = nn.Conv2d(channels // reduction, channels, kernel_size=1, bias=bias)
+        self.gain = nn.Parameter(torch.zeros(channels)) if start == "identity" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
         pooled = x.mean(dim=(2, 3), keepdim=True)  # [B, C, 1, 1]
-        return x * self.fc2(self.relu(self.fc1(pooled))).sigmoid()  # [B, C, H, W]
+        weights = self.fc2(self.relu(self.fc1(pooled))).sigmoid()  # [B, C, 1, 1]
+        if self.gain is not None:
+            weights = 1 + self.gain[:, None, None].to(weights.dtype) * (weights - 1)
+        return x * weights  # [B, C, H, W]

@@ -1,4 +1,4 @@
-"""Whole networks: `create_model(name)` and `list_models(pattern)`; surgery on networks of others."""
+"""Whole networks: `create_model(name)` and `list_models(pattern)`."""
 
 from __future__ import annotations
 

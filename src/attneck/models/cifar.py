@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attneck.layers import SqueezeExcite2d
-from attneck.models import surgery
+from attneck.models import parts
 from attneck.models.options import CifarResNetOptions
 from attneck.models.staged import StagedNet
 
@@ -118,9 +118,9 @@ def build(options: CifarResNetOptions, *, num_classes: int, image_size: tuple[in
             if options.se:
                 block.se = SqueezeExcite2d(out, bias=True)
             if options.bam == "blocks":
-                block.se = surgery.bam(out, options)
+                block.se = parts.bam(out, options)
     if options.bam == "stages":
-        surgery.append_bam(stages[:-1], options.outs[:-1], options)
+        parts.append_bam(stages[:-1], options.outs[:-1], options)
     return model
 
 
@@ -136,5 +136,5 @@ def _attend(stage: Iterable[Any], options: CifarResNetOptions, image_size: tuple
         stride = 2 if strides else 1
         if strides:
             block.conv1.stride = (1, 1)
-        map_size = surgery.map_size(image_size, reduction // stride)
-        block.conv2 = surgery.mhsa(block.conv2.in_channels, map_size, stride, options)
+        map_size = parts.map_size(image_size, reduction // stride)
+        block.conv2 = parts.mhsa(block.conv2.in_channels, map_size, stride, options)

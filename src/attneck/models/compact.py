@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.squeezenet import Fire
 
-from attneck.models import surgery
+from attneck.models import parts
 from attneck.models.options import MobileNetOptions, SqueezeNetOptions
 from attneck.models.staged import StagedNet
 
@@ -69,7 +69,7 @@ def build_mobilenet(options: MobileNetOptions, *, num_classes: int, image_size: 
     if options.bam == "stages":
         bottlenecks = model.feature_info[1:4]
         stages = [model.get_submodule(info["module"]) for info in bottlenecks]
-        surgery.append_bam(stages, [info["num_chs"] for info in bottlenecks], options)
+        parts.append_bam(stages, [info["num_chs"] for info in bottlenecks], options)
     return model
 
 
@@ -99,8 +99,8 @@ class SqueezeNet(StagedNet):
         ]
         ends = {1: "1", 4: "4", 7: "7", 12: "12"}
         if options.bam == "stages":
-            layers.insert(8, ("bam5", surgery.bam(256, options)))
-            layers.insert(5, ("bam3", surgery.bam(128, options)))
+            layers.insert(8, ("bam5", parts.bam(256, options)))
+            layers.insert(5, ("bam3", parts.bam(128, options)))
             ends |= {4: "bam3", 7: "bam5"}
         self.features = nn.Sequential(OrderedDict(layers))
         self.row = [f"features.{name}" for name, _ in layers]

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from torch import nn
 from torchvision.models.densenet import _DenseBlock, _Transition
 
-from attneck.models import surgery
+from attneck.models import parts
 from attneck.models.options import DenseNetOptions
 from attneck.models.staged import StagedNet
 
@@ -30,13 +30,13 @@ class DenseNet(StagedNet):
                 stage["transition"] = _Transition(channels, channels // 2)
                 channels //= 2
                 if options.bam == "stages":
-                    stage["transition_bam"] = surgery.bam(channels, options)
+                    stage["transition_bam"] = parts.bam(channels, options)
             stage["block"] = _DenseBlock(
                 depth, channels, bn_size=4, growth_rate=options.growth, drop_rate=0.0
             )
             channels += depth * options.growth
             if options.bam == "stages" and index < len(options.depths) - 1:
-                stage["bam"] = surgery.bam(channels, options)
+                stage["bam"] = parts.bam(channels, options)
             name = f"layer{index + 1}"
             self.add_module(name, nn.Sequential(stage))
             self.feature_info.append({"num_chs": channels, "reduction": 2**index, "module": name})

@@ -6,7 +6,7 @@ import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from attneck.models import surgery
+from attneck.models import parts
 from attneck.models.options import EfficientNetOptions, ViTOptions
 
 
@@ -29,7 +29,7 @@ def build_vit(options: ViTOptions, *, num_classes: int, image_size: tuple[int, i
     Its position embeddings are made for `image_size` and resampled for any other; an image that the patches
     do not divide is padded.
     """
-    rows, columns = surgery.map_size(image_size, options.patch)
+    rows, columns = parts.map_size(image_size, options.patch)
     return VisionTransformer(
         img_size=(rows * options.patch, columns * options.patch),
         patch_size=options.patch,

@@ -8,8 +8,8 @@ from timm.layers import DropPath
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from attneck.layers import NonLocal2d, SqueezeExcite2d
-from attneck.models import surgery
+from attneck.layers import MHSA2d, NonLocal2d, SqueezeExcite2d
+from attneck.models import parts
 from attneck.models.options import ResNetOptions
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
@@ -41,18 +41,18 @@ def build(options: ResNetOptions, *, num_classes: int, image_size: tuple[int, in
         _take_stride_off(model)
     _attend(stages[3], options, image_size)
     if options.stride_on == "1x1":
-        surgery.move_stride_to_1x1(block for stage in stages for block in stage)
+        parts.move_stride_to_1x1(block for stage in stages for block in stage)
     for number, (stage, channels) in enumerate(zip(stages, outs, strict=True), start=2):
         for block in stage:
             if number in options.se and (options.se_in_bot or isinstance(block.conv2, nn.Conv2d)):
                 block.se = SqueezeExcite2d(channels)
             if options.bam == "blocks":
-                block.se = surgery.bam(channels, options)
-    _insert(stages[2], options.insert_c4, outs[2], surgery.map_size(image_size, 16), options)
-    c5_map = surgery.map_size(image_size, 16 * options.c5_stride)
+                block.se = parts.bam(channels, options)
+    _insert(stages[2], options.insert_c4, outs[2], parts.map_size(image_size, 16), options)
+    c5_map = parts.map_size(image_size, 16 * options.c5_stride)
     _insert(stages[3], options.insert_c5, outs[3], c5_map, options)
     if options.bam == "stages":
-        surgery.append_bam(stages[:3], outs[:3], options)
+        parts.append_bam(stages[:3], outs[:3], options)
     return model
 
 
@@ -73,8 +73,8 @@ def _attend(stage: nn.Sequential, options: ResNetOptions, image_size: tuple[int,
     block: Any
     for flag, block in zip(flags, stage, strict=False):
         if flag:
-            map_size = surgery.map_size(image_size, reduction)
-            block.conv2 = surgery.mhsa(block.conv2.in_channels, map_size, stride, options)
+            map_size = parts.map_size(image_size, reduction)
+            block.conv2 = parts.mhsa(block.conv2.in_channels, map_size, stride, options)
         reduction, stride = 16 * options.c5_stride, 1
 
 
@@ -82,18 +82,33 @@ def _insert(
     stage: nn.Sequential, kind: str, channels: int, map_size: tuple[int, int], options: ResNetOptions
 ) -> None:
     """Insert a block between the last two of a stage of `channels` (BoTNet §4.7, Table 8)."""
+    last: Any
+    last_name, last = list(stage.named_children())[-1]
     if kind == "non_local":
-        surgery.insert_before_last(stage, kind, NonLocal2d(channels))
+        parts.insert_before(stage, last_name, kind, NonLocal2d(channels))
     elif kind == "bot":
-        planes = channels // Bottleneck.expansion
+        attention = parts.mhsa(channels // Bottleneck.expansion, map_size, 1, options)
         # The last block's own rate: timm's rise from block to block.
-        last: Any = stage[-1]
         drop_path = DropPath(last.drop_path.drop_prob) if options.drop_path else None
-        block: Any = Bottleneck(
-            channels, planes, act_layer=ACTIVATIONS[options.activation], drop_path=drop_path
-        )
-        block.conv2 = surgery.mhsa(planes, map_size, 1, options)
-        for conv in (block.conv1, block.conv3):
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        block.zero_init_last()
-        surgery.insert_before_last(stage, kind, block)
+        act = ACTIVATIONS[options.activation]
+        parts.insert_before(stage, last_name, kind, bot_block(channels, attention, act, drop_path))
+
+
+def bot_block(
+    channels: int, attention: MHSA2d, activation: type[nn.Module], drop_path: nn.Module | None = None
+) -> Bottleneck:
+    """timm's bottleneck with attention for its 3×3: C → C/4 → C, its last BatchNorm starting at 0.
+
+    Args:
+        channels: C.
+        attention: of C/4 channels.
+        drop_path: on the branch, before the addition.
+    """
+    block: Any = Bottleneck(
+        channels, channels // Bottleneck.expansion, act_layer=activation, drop_path=drop_path
+    )
+    block.conv2 = attention
+    for conv in (block.conv1, block.conv3):
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    block.zero_init_last()
+    return block

@@ -50,12 +50,12 @@ def append_bam(stages: Iterable[nn.Module], channels: Iterable[int], options: BA
         stage.append(bam(width, options))
 
 
-def insert_before_last(stage: nn.Sequential, name: str, block: nn.Module) -> None:
-    """Insert `block` before the last of a stage, under a name of its own: the others keep their numbers."""
-    last, module = list(stage.named_children())[-1]
-    delattr(stage, last)
+def insert_before(stage: nn.Module, child: str, name: str, block: nn.Module) -> None:
+    """Insert `block` before a child of a stage, under a name of its own: the others keep theirs."""
+    names = list(stage._modules)
+    behind = {each: stage._modules.pop(each) for each in names[names.index(child) :]}
     stage.add_module(name, block)
-    stage.add_module(last, module)
+    stage._modules.update(behind)
 
 
 def move_stride_to_1x1(blocks: Iterable[Any]) -> None:

@@ -1,0 +1,154 @@
+"""Attention in the place of the 3×3 convolutions of a network that is there already (BoTNet §3).
+
+Which networks it takes is a matter of their blocks, not of their names. Each chosen block must be residual,
+and the whole of its branch must go through a 3×3 convolution of as many channels in as out. So do those of
+ResNet, ResNeXt, Wide ResNet, SE-ResNet, ResNet-D and anti-aliased ones, RegNet, ResNetV2 and BiT, NF-ResNet
+and NFNet, CSPResNet, CSPDarkNet, TResNet, DPN, HRNet and DLA. Refused, with the reason:
+
+- VGG, DenseNet, Inception, GoogLeNet, SqueezeNet, ShuffleNet, VoVNet: no residual blocks.
+- MobileNet, EfficientNet, GhostNet and their kin: the 3×3 is depthwise; one weight a channel and place has no
+  equal among layers that mix all channels.
+- ConvNeXt, EdgeNeXt, Inception-ResNet: no 3×3. DarkNet: the 3×3 widens the map.
+- Res2Net, RepVGG, bottlenecks of SKNet: part of the map goes past the 3×3. ResNeSt: its 3×3 makes several
+  maps of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from attneck.layers import MHSA2d
+from attneck.surgery.attach import fit
+from attneck.surgery.blocks import Block, goes_past, stage_of
+from attneck.surgery.report import Change, Ledger, Result
+from attneck.surgery.trace import Step, Trace, trace
+
+Position = Literal["relative", "absolute", "none"]
+
+
+def attend(
+    model: nn.Module,
+    stage: int | str = -1,
+    blocks: Literal["all"] | Sequence[int] = "all",
+    *,
+    heads: int = 4,
+    position: Position = "relative",
+    content: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+) -> Result:
+    """Replace the 3×3 convolutions of a stage by `MHSA2d`, in place; the norms behind them stay.
+
+    Only the convolutions' own weights go; all other tensors keep their values and names. A new layer attends
+    to the whole of its block's input, and its 2×2 average pool takes the block's stride (BoTNet A.4), be that
+    of the 3×3 or of the 1×1 before it. In a basic block it takes the place of the last 3×3, which does not
+    stride; the first one, which widens the map, keeps its stride. A block that pools by a layer of its own,
+    as anti-aliased ones do, goes on to do so.
+
+    Args:
+        model: a network with residual blocks, of torchvision, timm or your own, on any device.
+        stage: which of the stages that have residual blocks, -1 the last; or the name of a module, for those
+            inside.
+        blocks: "all", or which of the stage's, by number; those that BoTNet's Table 5 writes [0, 1, 1] are
+            (1, 2).
+        heads, position, content: of each `MHSA2d`.
+        image_size: a side or (height, width) in pixels that the position tables are made for; any other
+            works, too. None takes that of timm's `pretrained_cfg`, else 224.
+
+    Raises:
+        ValueError: a network without residual blocks, a stage or block that it does not have, a block whose
+            3×3 cannot be replaced, with the reason, or options that `MHSA2d` refuses. The model is as it was
+            then.
+    """
+    seen = trace(model, image_size)
+    those = stage_of(seen, stage)
+    chosen = range(len(those)) if isinstance(blocks, str) and blocks == "all" else blocks
+    if isinstance(chosen, str) or not chosen or not all(-len(those) <= i < len(those) for i in chosen):
+        raise ValueError(
+            f"blocks={blocks!r}: wanted 'all', or numbers of the {len(those)} blocks, "
+            f"{', '.join(block.name for block in those)}"
+        )
+    targets = [_target(seen, those[index]) for index in sorted({index % len(those) for index in chosen})]
+    layers = []
+    for target in targets:
+        try:
+            layer = MHSA2d(
+                target.conv.in_channels,
+                target.map_size,
+                heads=heads,
+                position=position,
+                content=content,
+                stride=target.stride,
+            )
+        except ValueError as error:
+            raise ValueError(f"in the place of {target.call.name!r}: {error}") from error
+        fit(layer, model, seen, target.call)
+        layers.append(layer)
+    ledger, changes = Ledger(model, seen), []
+    for target, layer in zip(targets, layers, strict=True):
+        name = target.call.name
+        if target.strided is not None:
+            conv = model.get_submodule(target.strided)
+            assert isinstance(conv, nn.Conv2d)
+            conv.stride = (1, 1)
+        model.set_submodule(name, layer)
+        was = f"a 3×3 convolution{f' in {target.conv.groups} groups' if target.conv.groups > 1 else ''}"
+        changes.append(Change(name, "MHSA2d", layer.channels, layer.map_size, layer.stride, was))
+    return ledger.close(changes)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A 3×3 convolution that attention can stand for."""
+
+    call: Step
+    conv: nn.Conv2d
+    stride: int
+    """The layer's: that of the convolution, or of the 1×1 before it."""
+    map_size: tuple[int, int]
+    """The map that the layer sees."""
+    strided: str | None
+    """The 1×1 convolution that has to give up its stride."""
+
+
+def _target(seen: Trace, block: Block) -> _Target:
+    """The last 3×3 convolution of a block's branch; ValueError, with the reason, if none can be replaced."""
+
+    def refuse(reason: str) -> ValueError:
+        return ValueError(f"the block {block.name!r} cannot attend: {reason}; choose other blocks or stages")
+
+    layers = [_layer(step) for step in block.convs]
+    three = [conv for conv in layers if conv is not None and conv[1].kernel_size == (3, 3)]
+    if not three:
+        if any(isinstance(call.module, MHSA2d) and call.within(block.owner) for call in seen.calls()):
+            raise refuse("it has an MHSA2d already")
+        kernels = sorted({"×".join(map(str, step.kernel())) for step in block.convs})
+        raise refuse(f"it has no 3×3 convolution to replace, only {', '.join(kernels)}")
+    mixing = [(call, conv) for call, conv in three if conv.groups == 1 or conv.groups < conv.in_channels]
+    if not mixing:
+        raise refuse("its 3×3 convolution is depthwise, which no layer that mixes all channels stands for")
+    call, conv = mixing[-1]
+    if conv.in_channels != conv.out_channels:
+        raise refuse(f"its 3×3 convolution makes {conv.out_channels} channels of {conv.in_channels}")
+    index = layers.index((call, conv))
+    if goes_past(seen, block, block.convs[index]):
+        raise refuse("part of its map goes past the 3×3 convolution")
+    if seen.times_called(conv) > 1:
+        raise refuse("its 3×3 convolution is called more than once")
+    stride, into, out = conv.stride[0], seen.shapes[call.inputs[0]][2:], seen.shapes[call.outputs[0]][2:]
+    if stride > 2 or tuple(out) != tuple(-(-side // stride) for side in into):
+        raise refuse(f"its 3×3 convolution makes a map of {out[0]}×{out[1]} of one of {into[0]}×{into[1]}")
+    before = layers[index - 1] if index else None
+    if before and stride == 1 and (before[1].kernel_size, before[1].stride) == ((1, 1), (2, 2)):
+        H, W = seen.shapes[before[0].inputs[0]][2:]
+        return _Target(call, conv, 2, (H, W), before[0].name)
+    return _Target(call, conv, stride, (into[0], into[1]), None)
+
+
+def _layer(step: Step) -> tuple[Step, nn.Conv2d] | None:
+    """The convolution whose forward called this function, and its call."""
+    owner = step.owner
+    return (owner, owner.module) if owner and isinstance(owner.module, nn.Conv2d) else None

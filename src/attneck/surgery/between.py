@@ -1,0 +1,101 @@
+"""A block of attention between the last two of a stage (BoTNet §4.7, Table 8)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attneck.layers import MHSA2d, NonLocal2d
+from attneck.models.parts import insert_before
+from attneck.models.resnet import bot_block
+from attneck.surgery.attach import Probe, fit
+from attneck.surgery.attend import Position
+from attneck.surgery.blocks import Block, stage_of
+from attneck.surgery.report import Change, Ledger, Result
+from attneck.surgery.trace import Trace, trace
+
+
+def insert_attention_block(
+    model: nn.Module,
+    kind: Literal["bot", "non_local"] = "bot",
+    stage: int | str = -2,
+    *,
+    heads: int = 4,
+    position: Position = "relative",
+    content: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+) -> Result:
+    """Insert a block between the last two of a stage, in place, as a child of the stage called like its kind.
+
+    "bot" is BoTNet's block, C → C/4 → C around an `MHSA2d`; "non_local" a `NonLocal2d`. The last BatchNorm of
+    either starts at zero, so that a trained network computes what it did. For that to hold in every network,
+    a BoT block ends in a ReLU only where the block before it does, and in its addition elsewhere. All tensors
+    keep their values and names, and so do the blocks, though the last one's place in the row is another.
+
+    Args:
+        model: a network whose stage runs its residual blocks in a row, of torchvision, timm or your own.
+        stage: which of the stages that have residual blocks, -2 the last but one (c4); or its module's name.
+        heads, position, content: of the `MHSA2d` in "bot".
+        image_size: a side or (height, width) in pixels that the position tables are made for; any other
+            works, too. None takes that of timm's `pretrained_cfg`, else 224.
+
+    Raises:
+        ValueError: a network without residual blocks; a stage that it does not have, that has one block
+            alone, that does not run its children in a row, or that has such a block already; options that
+            `MHSA2d` refuses, or that a Non-Local block has no use for. The model is as it was then.
+    """
+    if kind not in ("bot", "non_local"):
+        raise ValueError(f"unknown kind {kind!r}; choose one of bot, non_local")
+    if kind == "non_local" and (heads, position, content) != (4, "relative", True):
+        raise ValueError(
+            "heads, position and content would change nothing in a Non-Local block: leave them out"
+        )
+    seen = trace(model, image_size)
+    blocks = stage_of(seen, stage)
+    last, parent = blocks[-1], blocks[-1].parent
+    if hasattr(model.get_submodule(parent), kind):
+        raise ValueError(
+            f"{parent or 'the network itself'!r} has a {kind!r} already; there is one to a stage"
+        )
+    number = last.owner.inputs[0]
+    _, channels, H, W = seen.shapes[number]
+    if len(blocks) < 2 or not _runs_in_a_row(seen, last):
+        raise ValueError(
+            f"no block can be inserted before {last.name!r}: looked for a module that runs two residual "
+            f"blocks or more in a row, as a Sequential does, and {parent or 'the network itself'!r} is none"
+        )
+    block: nn.Module
+    new: NonLocal2d | MHSA2d
+    if kind == "non_local":
+        block = new = NonLocal2d(channels)
+    else:
+        silu = any(isinstance(call.module, nn.SiLU) for call in seen.calls() if call.within(last.owner))
+        new = mhsa = MHSA2d(channels // 4, (H, W), heads=heads, position=position, content=content)
+        block = bot_block(channels, mhsa, nn.SiLU if silu else nn.ReLU)
+        if seen.makers[number].name not in ("relu", "relu_"):
+            block.act3 = nn.Identity()
+    fit(block, model, seen, last.owner)
+    ledger = Ledger(model, seen)
+    insert_before(model.get_submodule(parent), last.name.rpartition(".")[2], kind, block)
+    name = next(name for name, module in model.named_modules() if module is new)
+    return ledger.close([Change(name, type(new).__name__, new.channels, (H, W))])
+
+
+def _runs_in_a_row(seen: Trace, last: Block) -> bool:
+    """Whether the module that a stage's last block is a child of runs what is put before it."""
+    stage = last.owner.owner
+    if stage is None or stage.module is None or stage.name != last.parent:
+        return False
+    probe, (args, kwargs) = Probe(), stage.arguments
+    insert_before(stage.module, last.name.rpartition(".")[2], "probe", probe)
+    try:
+        with torch.no_grad():
+            stage.module(*args, **kwargs)
+    except Exception:  # it calls its children in a way of its own
+        return False
+    finally:
+        del stage.module.probe
+    shape = seen.shapes[last.owner.inputs[0]]
+    return len(probe.given) == 1 and isinstance(probe.given[0], Tensor) and probe.given[0].shape == shape

@@ -1,0 +1,134 @@
+"""A network's residual blocks, found by their additions, and its stages, found by their blocks.
+
+Nothing here goes by the names or classes of blocks: what counts is which maps are added, and what made them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attneck.errors import suggestion
+from attneck.surgery.trace import Step, Trace
+
+ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual branch and its addition: of two maps, the one that more than the other was done to."""
+
+    owner: Step
+    """The module call that adds."""
+    addition: Step
+    branch: int
+    """The number of the branch's result."""
+    own: int
+    """As a set of bits: the numbers that went into the branch's result and not into the shortcut."""
+    convs: tuple[Step, ...]
+    """The branch's convolutions in order, linear layers among them: their functions."""
+
+    @property
+    def name(self) -> str:
+        return self.owner.name
+
+    @property
+    def parent(self) -> str:
+        return self.name.rpartition(".")[0]
+
+
+def residual_blocks(trace: Trace) -> list[Block]:
+    """In order: every addition of two maps of which one is a shortcut.
+
+    A shortcut has at most two convolutions of its own (GhostNet's has two), and fewer than the branch, which
+    has two or more. So neither parallel branches nor maps of several resolutions count when they are added.
+    Nor does an addition inside the branch of another one of the same module (Res2Net's).
+
+    Raises:
+        ValueError: where there is none.
+    """
+    sources = _sources(trace)
+    convs = [step for step in trace.steps if step.is_convolution()]
+    found = []
+    for step in trace.steps:
+        if step.module is not None or step.name not in ADDITIONS or len(step.inputs) != 2:
+            continue
+        a, b = step.inputs
+        if trace.shapes[a] != trace.shapes[b] or trace.level(a) is None or step.owner is None:
+            continue
+        sides = []
+        for number, other in ((a, b), (b, a)):
+            own = sources[number] & ~sources[other]
+            sides.append((tuple(c for c in convs if own >> c.outputs[0] & 1), number, own))
+        shortcut, branch = sorted(sides, key=lambda side: len(side[0]))
+        if len(branch[0]) >= 2 and len(shortcut[0]) <= 2 and len(shortcut[0]) < len(branch[0]):
+            found.append(Block(step.owner, step, branch[1], branch[2], branch[0]))
+    if not found:
+        raise ValueError(
+            f"no residual block in this {type(trace.skeleton).__name__}: looked for additions of a shortcut "
+            "and a branch of two convolutions or more, on maps [B, C, H, W], and found none"
+        )
+    return [
+        block
+        for block in found
+        if not any(
+            other.owner is block.owner and other.own >> block.addition.outputs[0] & 1 for other in found
+        )
+    ]
+
+
+def goes_past(trace: Trace, block: Block, conv: Step) -> bool:
+    """Whether some of the branch's result comes from its input by another way than this convolution."""
+    seen, left = set(conv.outputs), [block.branch]
+    while left:
+        number = left.pop()
+        if number in seen:
+            continue
+        seen.add(number)
+        if not block.own >> number & 1:
+            return True
+        left += trace.makers[number].inputs
+    return False
+
+
+def stages(trace: Trace, blocks: list[Block]) -> list[list[Block]]:
+    """Blocks that are children of one module and make maps of one size, in the order in which they run."""
+    found: dict[tuple[str, int | None], list[Block]] = {}
+    for block in blocks:
+        found.setdefault((block.parent, trace.level(block.branch)), []).append(block)
+    return list(found.values())
+
+
+def stage_of(trace: Trace, stage: int | str) -> list[Block]:
+    """The residual blocks of a stage, by its place among the stages that have any, or by a module's name.
+
+    Raises:
+        ValueError: a network without such blocks, or a stage that it does not have.
+    """
+    blocks = residual_blocks(trace)
+    known = stages(trace, blocks)
+    network = type(trace.skeleton).__name__
+    listed = ", ".join(" to ".join(dict.fromkeys((those[0].name, those[-1].name))) for those in known)
+    if isinstance(stage, str):
+        chosen = [block for block in blocks if block.name == stage or block.name.startswith(f"{stage}.")]
+        if not chosen:
+            near = suggestion(stage, [block.parent for block in blocks])
+            raise ValueError(f"stage={stage!r} has no residual block{near}; this {network} has {listed}")
+        return chosen
+    if not -len(known) <= stage < len(known):
+        raise ValueError(
+            f"stage={stage}: this {network} has {len(known)} stages of residual blocks, {listed}; choose one "
+            "by its place among them, or a module's name"
+        )
+    return known[stage]
+
+
+def _sources(trace: Trace) -> list[int]:
+    """For each number the numbers that went into it, itself among them, as a set of bits."""
+    found: list[int] = []
+    for number in range(len(trace.shapes)):
+        bits = 1 << number
+        if number in trace.makers:
+            for source in trace.makers[number].inputs:
+                bits |= found[source]
+        found.append(bits)
+    return found

@@ -1,0 +1,147 @@
+"""BAM and squeeze-excitation in a network that is there already, at the places that BAM's paper puts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import nn
+
+from attneck.layers import BAM, SqueezeExcite2d
+from attneck.surgery.attach import OnPart, attach, fit
+from attneck.surgery.blocks import residual_blocks
+from attneck.surgery.places import Place, behind, bottlenecks
+from attneck.surgery.report import Change, Ledger, Result
+from attneck.surgery.trace import Trace, trace
+
+At = Literal["bottlenecks", "blocks"]
+Start = Literal["identity", "paper"]
+
+
+def insert_bam(
+    model: nn.Module,
+    at: At = "bottlenecks",
+    *,
+    start: Start = "identity",
+    reduction: int = 16,
+    dilation: int = 4,
+    combine: Literal["sum", "prod", "max"] | None = None,
+    branches: Literal["both", "channel", "spatial"] = "both",
+    variant: Literal["paper", "official"] = "paper",
+    image_size: int | tuple[int, int] | None = None,
+) -> Result:
+    """Put `BAM`s into `model`, in place. All tensors that it has keep their values and names.
+
+    The new module stands behind another one, as its child `bam`, so that whatever that one's result goes to,
+    timm's feature extractors among it, gets what BAM made of it. What stands behind a BatchNorm is lost if a
+    library swaps that for another class, so convert to SyncBatchNorm before the surgery.
+
+    Args:
+        model: a feed-forward network, of torchvision, timm or your own, on any device.
+        at: "bottlenecks": behind each stage that a down-sampling follows, from stride 4 on (BAM §3; strides
+            1 and 2 are the stem's, except in networks for small images). "blocks": in every residual block,
+            on the branch's result, before the addition (BAM-C, Table 2).
+        start: "identity" leaves what the network computes as it is, to the last bit, by gains that start at
+            zero and learn; for a network that is trained. "paper" is BAM as published, which changes all
+            maps from the first step on; for training from scratch.
+        reduction, dilation, combine, branches, variant: of each `BAM`.
+        image_size: a side or (height, width) in pixels, to look at the network with; any other works, too.
+            None takes that of timm's `pretrained_cfg`, else 224.
+
+    Raises:
+        ValueError: a network without such a place, with what was looked for and found; one that has BAM there
+            already; options that `BAM` refuses. The model is as it was then.
+    """
+
+    def build(channels: int) -> BAM:
+        return BAM(
+            channels,
+            reduction=reduction,
+            dilation=dilation,
+            combine=combine,
+            branches=branches,
+            variant=variant,
+            start=start,
+        )
+
+    return _insert(model, at, build, "bam", image_size)
+
+
+def insert_se(
+    model: nn.Module,
+    at: At = "blocks",
+    *,
+    start: Start = "identity",
+    reduction: int = 16,
+    bias: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+) -> Result:
+    """Put `SqueezeExcite2d`s into `model`, in place, by default as BAM's Table 5 does: in every block.
+
+    Arguments and errors are those of `insert_bam`, and `bias` is `SqueezeExcite2d`'s: the table's have one.
+    """
+
+    def build(channels: int) -> SqueezeExcite2d:
+        return SqueezeExcite2d(channels, reduction=reduction, bias=bias, start=start)
+
+    return _insert(model, at, build, "se", image_size)
+
+
+def _insert(
+    model: nn.Module,
+    at: str,
+    build: Callable[[int], BAM | SqueezeExcite2d],
+    name: str,
+    image_size: int | tuple[int, int] | None,
+) -> Result:
+    """Find the places, build a module for each, put them there, report."""
+    finders = {"bottlenecks": bottlenecks, "blocks": _branch_ends}
+    if at not in finders:
+        raise ValueError(f"unknown at={at!r}; choose one of {', '.join(finders)}")
+    seen = trace(model, image_size)
+    modules: dict[str, tuple[Place, nn.Module]] = {}
+    changes = []
+    for place in finders[at](seen):
+        where = place.call.name
+        try:
+            module = build(place.channels)
+        except ValueError as error:
+            raise ValueError(f"behind {where!r}: {error}") from error
+        if _has(place.call.module, type(module)):
+            raise ValueError(f"{where!r} ends in a {type(module).__name__} already; there is one to a place")
+        fit(module, model, seen, place.call)
+        modules[where] = place, module
+    ledger = Ledger(model, seen)
+    attach(model, seen, modules, name)
+    names = {module: path for path, module in model.named_modules()}
+    changes = [
+        Change(names[module], type(module).__name__, place.channels, place.map_size)
+        for place, module in modules.values()
+    ]
+    return ledger.close(changes)
+
+
+def _has(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether it is one, or one stands behind it."""
+    assert module is not None
+    inside = (child.module if isinstance(child, OnPart) else child for child in module.children())
+    return isinstance(module, kind) or any(isinstance(child, kind) for child in inside)
+
+
+def _branch_ends(seen: Trace) -> list[Place]:
+    """Behind the last module of each residual block's branch.
+
+    Raises:
+        ValueError: no residual block, or a branch that ends in no module of its own.
+    """
+    found = []
+    for block in residual_blocks(seen):
+        inside = [step for step in block.owner.steps if step.module is not None]
+        place = behind(seen, block.branch, block.addition, inside)
+        if place is None:
+            raise ValueError(
+                f"the residual block {block.name!r} adds a map that comes from no module of its own: looked "
+                "for one that is called once and returns the branch's result; choose at='bottlenecks'"
+            )
+        found.append(place)
+    return found

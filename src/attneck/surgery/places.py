@@ -1,0 +1,146 @@
+"""Where something can be put behind a module of a network, and where its bottlenecks are.
+
+Nothing here goes by the names or classes of networks: what counts is which maps become smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
+
+from attneck.surgery.trace import Step, Trace
+
+STEM_LEVELS = 2
+"""Strides 1 and 2 are the stem's, in every network but those for small images."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Right behind a module, on the map that it returns."""
+
+    call: Step
+    """The module's call."""
+    part: int | None
+    """Which of its results the map is, where it returns a list."""
+    channels: int
+    map_size: tuple[int, int]
+
+
+def behind(trace: Trace, number: int, before: Step, among: list[Step]) -> Place | None:
+    """Behind the outermost module that made and returned this map, or behind one that passed it on.
+
+    Args:
+        before: what takes the map; the module must have returned it by then.
+        among: the module is one of these calls, or was called in one.
+
+    Where a function made the map of one other of its size, an activation, say, it is that one's place.
+    """
+    maker = trace.makers.get(number)
+    if maker is None:
+        return None
+    calls = [
+        call
+        for call in trace.calls()
+        if call.end < before.start
+        and number in call.outputs
+        and (isinstance(call.result, list | tuple) or len(call.outputs) == 1)
+        and trace.times_called(call.module) == 1
+        and any(call.within(other) for other in among)
+    ]
+    if calls:
+        call = max(calls, key=lambda call: (maker.within(call), call.end))
+        part = call.outputs.index(number) if isinstance(call.result, list | tuple) else None
+        _, C, H, W = trace.shapes[number]
+        return Place(call, part, C, (H, W))
+    alike = [n for n in maker.inputs if trace.shapes[n] == trace.shapes[number]]
+    if maker.module is None and len(alike) == 1:
+        return behind(trace, alike[0], before, among)
+    return None
+
+
+def bottlenecks(trace: Trace) -> list[Place]:
+    """Behind each stage that a down-sampling follows, on the map that is made smaller (BAM §3, Fig. 1).
+
+    The stem is left out: the maps at strides 1 and 2 in all networks but those for small images, which do not
+    stride in their first convolution and shrink the image by 8 at most. So is a map that no convolution made
+    or worked on, such as a pooled one.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    pieces = list(_pieces(trace, trace.steps[0]))
+    convs = [
+        step for step in trace.steps if step.is_convolution() and trace.coarsest(step.outputs) is not None
+    ]
+    shrinking: list[tuple[int, Step]] = []
+    deepest = 0
+    for piece in pieces:
+        level = trace.coarsest(piece.outputs)
+        if level is not None and level > deepest and not _pools_to_a_size(piece):
+            shrinking.append((deepest, piece))
+            deepest = level
+    for_small_images = bool(convs) and trace.coarsest(convs[0].outputs) == 0 and deepest <= 3
+    stem_levels = 0 if for_small_images else STEM_LEVELS
+    found = []
+    for level, piece in shrinking:
+        worked_on = any(c.end < piece.start and trace.coarsest(c.outputs) == level for c in convs)
+        number = _shrunk(trace, piece, level)
+        if level >= stem_levels and worked_on and number is not None:
+            place = behind(trace, number, piece, pieces)
+            if place is None:
+                raise ValueError(
+                    f"the map that {trace.called(piece)} makes smaller comes from no module that something "
+                    "could be put behind: looked for one that is called once and returns that map; give the "
+                    "network one there (an nn.Identity will do)"
+                )
+            found.append(place)
+    if not found:
+        H, W = trace.image_size
+        seen = ", ".join(f"{trace.called(piece)} from stride {2**level}" for level, piece in shrinking)
+        raise ValueError(
+            f"no bottleneck in this {type(trace.skeleton).__name__}: looked for maps [B, C, H, W], at stride "
+            f"{2**stem_levels} or more, that convolutions worked on and that are made smaller, on an image "
+            f"of {H}×{W}; smaller maps are made by {seen or 'nothing'}; give image_size if it takes others"
+        )
+    return found
+
+
+def _shrunk(trace: Trace, piece: Step, level: int) -> int | None:
+    """The latest map of this level that the piece works on; others it only hands on."""
+    taken = {n for step in trace.steps if step.module is None and step.within(piece) for n in step.inputs}
+    return max((n for n in piece.inputs if n in taken and trace.level(n) == level), default=None)
+
+
+def _pools_to_a_size(piece: Step) -> bool:
+    """Whether it makes a map of one size whatever it is given, as a head does."""
+    pools = _AdaptiveAvgPoolNd | _AdaptiveMaxPoolNd
+    return piece.name.startswith("adaptive_") or isinstance(piece.module, pools)
+
+
+def _pieces(trace: Trace, step: Step) -> Iterator[Step]:
+    """What runs one after the other from the image to the head, each shrinking its map at most once."""
+    for child in step.steps:
+        if child.module is not None and child.steps and _opens(trace, child):
+            yield from _pieces(trace, child)
+        else:
+            yield child
+
+
+def _opens(trace: Trace, step: Step) -> bool:
+    """Whether bottlenecks are to be looked for inside a module, rather than before it."""
+    into, out = trace.coarsest(step.inputs), trace.coarsest(step.outputs)
+    if into is None or out is None or out - into > 1:
+        return True
+    if out - into == 1 and isinstance(step.module, nn.Sequential):
+        # A stage that ends in its down-sampling. One that begins with it is no reason, nor is what a block
+        # does to its channels, by 1×1 convolutions, before it strides.
+        for child in step.steps:
+            level = trace.coarsest(child.outputs)
+            if level is not None and level > into:
+                return False
+            if any(c.within(child) and c.is_convolution() and c.kernel() > (1, 1) for c in trace.steps):
+                return True
+    return False

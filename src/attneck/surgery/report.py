@@ -1,0 +1,100 @@
+"""What a piece of surgery changed: which modules, which tensors, at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from attneck.measure import Counts, count
+from attneck.surgery.trace import Trace
+
+
+@dataclass(frozen=True)
+class Change:
+    """One new module."""
+
+    name: str
+    """Its dotted name."""
+    kind: str
+    """What it is: "BAM", "MHSA2d" …"""
+    channels: int
+    map_size: tuple[int, int]
+    """Of the map that it sees, on the report's image size."""
+    stride: int = 1
+    replaced: str = ""
+    """What stood there before, if anything did."""
+
+    def __str__(self) -> str:
+        H, W = self.map_size
+        stride = f", stride {self.stride}" if self.stride > 1 else ""
+        before = f" instead of {self.replaced}" if self.replaced else ""
+        return f"{self.name}: {self.kind} of {self.channels} channels on {H}×{W}{stride}{before}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The new modules, what became of the state dict's tensors, and what an image costs before and after."""
+
+    network: str
+    image_size: tuple[int, int]
+    changes: tuple[Change, ...]
+    kept: tuple[str, ...]
+    """State-dict names of the tensors that are as they were, value and name."""
+    new: tuple[str, ...]
+    gone: tuple[str, ...]
+    before: Counts
+    after: Counts
+
+    def __str__(self) -> str:
+        H, W = self.image_size
+        params, madds = self.after.params - self.before.params, self.after.madds - self.before.madds
+        return "\n".join(
+            [
+                f"{self.network}, on an image of {H}×{W}:",
+                *(f"  {change}" for change in self.changes),
+                f"  tensors: {len(self.kept)} kept, {len(self.new)} new, {len(self.gone)} gone",
+                f"  parameters: {self.before.params:,} → {self.after.params:,} ({params:+,})",
+                f"  multiply-adds: {self.before.madds / 1e9:.3f} G → {self.after.madds / 1e9:.3f} G "
+                f"({madds / 1e9:+.3f} G)",
+            ]
+        )
+
+
+class Result(NamedTuple):
+    """The model, which is the one that was given, and what was changed in it."""
+
+    model: nn.Module
+    report: Report
+
+
+class Ledger:
+    """What a model has and costs before it is changed, to be compared with afterwards."""
+
+    def __init__(self, model: nn.Module, trace: Trace) -> None:
+        self.model, self.trace = model, trace
+        self.tensors, self.before = _tensors(model), self._count()
+
+    def close(self, changes: list[Change]) -> Result:
+        """The model, changed by now, and the report."""
+        tensors = _tensors(self.model)
+        kept = [name for name, tensor in self.tensors.items() if tensors.get(name) is tensor]
+        report = Report(
+            type(self.trace.skeleton).__name__,
+            self.trace.image_size,
+            tuple(changes),
+            kept=tuple(kept),
+            new=tuple(name for name in tensors if name not in kept),
+            gone=tuple(name for name in self.tensors if name not in kept),
+            before=self.before,
+            after=self._count(),
+        )
+        return Result(self.model, report)
+
+    def _count(self) -> Counts:
+        return count(self.model, self.trace.image_size, image_channels=self.trace.image_channels)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return model.state_dict(keep_vars=True)

@@ -1,0 +1,242 @@
+"""What a network runs, in which order and on which maps: one forward pass that computes nothing.
+
+Letters: B batch, C channels, H×W map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from attneck.measure.counts import meta_copy
+
+
+@dataclass(eq=False)
+class Step:
+    """One call, of a module or of a torch function, that took or gave numbered tensors.
+
+    A tensor's number is its value's: in-place functions give theirs a new one.
+    """
+
+    name: str
+    """The module's dotted name, or the function's."""
+    module: nn.Module | None
+    owner: Step | None
+    """The module call that it was made in; None for the network's own."""
+    start: int
+    inputs: tuple[int, ...]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    result: Any = None
+    outputs: tuple[int, ...] = ()
+    end: int = 0
+    steps: list[Step] = field(default_factory=list)
+    """What was called in it, in order."""
+
+    def within(self, other: Step) -> bool:
+        """Whether it is `other`, or was called in it."""
+        return other.start <= self.start and self.end <= other.end
+
+    def is_convolution(self) -> bool:
+        """Whether it is the function of one; a linear layer is one of 1×1."""
+        return self.module is None and self.name in {"conv2d", "linear"}
+
+    def kernel(self) -> tuple[int, int]:
+        """A convolution's (height, width)."""
+        weight = self.arguments[0][1] if len(self.arguments[0]) > 1 else self.arguments[1]["weight"]
+        return (1, 1) if self.name == "linear" else tuple(weight.shape[2:])
+
+
+@dataclass(eq=False)
+class Trace:
+    """A network's forward pass on one image of `image_size`, (height, width) in pixels."""
+
+    skeleton: nn.Module
+    """The copy without storage that was run."""
+    image_size: tuple[int, int]
+    image_channels: int
+    steps: list[Step]
+    """All of them, as they began; the first is the network's own."""
+    shapes: list[torch.Size]
+    """By number; the image is number 0."""
+    makers: dict[int, Step]
+    """The function, or the module that no function was seen in, that gave each number."""
+
+    def calls(self) -> Iterator[Step]:
+        """The module calls."""
+        return (step for step in self.steps if step.module is not None)
+
+    def level(self, number: int) -> int | None:
+        """How often the image's sides were halved to make this map; None for what is no map.
+
+        Rounded, as convolutions without padding take a little off. A side of 1 is no map's: that is a mean.
+        """
+        shape = self.shapes[number]
+        if len(shape) != 4 or min(shape[2:]) < 2:
+            return None
+        down, across = (round(math.log2(a / b)) for a, b in zip(self.image_size, shape[2:], strict=True))
+        return down if down == across else None
+
+    def coarsest(self, numbers: tuple[int, ...]) -> int | None:
+        """The highest level among them; None if no one is a map."""
+        return max((level for n in numbers if (level := self.level(n)) is not None), default=None)
+
+    def called(self, step: Step) -> str:
+        """What a message calls a step."""
+        if step.module is not None:
+            return repr(step.name) if step.name else "the network"
+        return f"{step.name} in {self.called(step.owner)}" if step.owner else step.name
+
+    def times_called(self, module: nn.Module | None) -> int:
+        return sum(step.module is module for step in self.calls())
+
+
+def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> Trace:
+    """Run a copy of `model` that has shapes and no storage, in eval mode, and write down what it calls.
+
+    Args:
+        model: takes one batch of images; stays as it is.
+        image_size: of the image, a side or (height, width) in pixels; None takes timm's `pretrained_cfg`,
+            else 224.
+
+    Raises:
+        ValueError: an `image_size` that is not positive, a model in a wrapper, or one that does not run on
+            such an image on the meta device.
+    """
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    if parallel or hasattr(model, "_orig_mod"):  # torch.compile's wrapper
+        raise ValueError(
+            f"the model is wrapped in {type(model).__name__}; give the model itself, and wrap or compile it "
+            "after the surgery"
+        )
+    size = _image_size(model, image_size)
+    skeleton = meta_copy(model).eval()
+    dtype = next((p.dtype for p in skeleton.parameters() if p.is_floating_point()), None)
+    if dtype is None:
+        raise ValueError(f"{type(model).__name__} has no parameters: it is no network that attention fits in")
+    failures = []
+    for channels in _image_channels(skeleton):
+        recorder = _Recorder(skeleton)
+        image = torch.empty(2, channels, *size, device="meta", dtype=dtype)
+        try:
+            with torch.no_grad(), recorder:
+                skeleton(image)
+        except Exception as error:
+            failures.append(f"{channels} channels: {type(error).__name__}: {error}".splitlines()[0])
+            continue
+        finally:
+            recorder.close()
+        return Trace(skeleton, size, channels, recorder.steps, recorder.shapes, recorder.makers)
+    raise ValueError(
+        f"{type(model).__name__} does not run on an image of {size[0]}×{size[1]} on the meta device, where "
+        f"places are looked for ({'; '.join(failures)}); give the image_size that it takes"
+    )
+
+
+def _image_size(model: nn.Module, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    if image_size is None:
+        config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+        image_size = tuple(config.get("input_size", (3, 224, 224))[1:])
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height < 1 or width < 1:
+        raise ValueError(f"image_size={image_size!r}: wanted a positive side, or (height, width)")
+    return height, width
+
+
+def _image_channels(model: nn.Module) -> list[int]:
+    """Those of the first convolution, and 3, where that one sees the image folded (TResNet)."""
+    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return list(dict.fromkeys([*(conv.in_channels for conv in list(convs)[:1]), 3]))
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes down module calls, by hooks, and what functions are called in between."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self.shapes: list[torch.Size] = []
+        self.makers: dict[int, Step] = {}
+        self._numbers: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # else another tensor might get the id of one that is gone
+        self._open: list[Step] = []
+        self._clock = 0
+        self._hooks = []
+        for name, module in model.named_modules():
+            self._hooks += [
+                module.register_forward_pre_hook(self._enter(name), prepend=True, with_kwargs=True),
+                module.register_forward_hook(self._leave),
+            ]
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = self._known(args, kwargs)
+        # A norm on the meta device is most of the time that a pass takes, and only its shape is wanted.
+        result = torch.empty_like(args[0]) if func is F.batch_norm else func(*args, **kwargs)
+        if inputs:
+            made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            if made:
+                step = self._begin(getattr(func, "__name__", str(func)), None, inputs)
+                step.arguments = (args, kwargs)
+                step.outputs = tuple(self._number(tensor, step) for tensor in made)
+                step.end = self._tick()
+        return result
+
+    def _enter(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not self.steps:  # the network's own call
+                for leaf in tree_leaves((args, kwargs)):
+                    if isinstance(leaf, Tensor):
+                        self._number(leaf)
+            step = self._begin(name, module, self._known(args, kwargs))
+            step.arguments = (args, kwargs)
+            self._open.append(step)
+
+        return hook
+
+    def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
+        step = self._open.pop()
+        step.result = result
+        numbers = []
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                # What no function was seen to make, an autograd.Function's result, is the module's.
+                known = self._numbers.get(id(leaf))
+                numbers.append(self._number(leaf, step) if known is None else known)
+        step.outputs, step.end = tuple(numbers), self._tick()
+
+    def _begin(self, name: str, module: nn.Module | None, inputs: tuple[int, ...]) -> Step:
+        step = Step(name, module, self._open[-1] if self._open else None, self._tick(), inputs)
+        self.steps.append(step)
+        if step.owner is not None:
+            step.owner.steps.append(step)
+        return step
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+    def _number(self, tensor: Tensor, maker: Step | None = None) -> int:
+        number = len(self.shapes)
+        self.shapes.append(tensor.shape)
+        self._numbers[id(tensor)] = number
+        self._alive.append(tensor)
+        if maker is not None:
+            self.makers[number] = maker
+        return number
+
+    def _known(self, args: Any, kwargs: Any) -> tuple[int, ...]:
+        """The numbers of what comes from the image."""
+        leaves = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return tuple(self._numbers[id(leaf)] for leaf in leaves if id(leaf) in self._numbers)
