@@ -18,7 +18,8 @@ MAY = {
     "training": {"data"},
     "measure": {"attention", "layers"},
     "explain": {"attention", "layers"},
-    "run": {"data", "detection", "explain", "layers", "measure", "models", "papers", "training"},
+    "tasks": {"data", "detection", "models", "training"},
+    "run": {"data", "detection", "models", "tasks", "training"},
     "hub": {"layers", "models"},
     "export": {"layers", "models"},
     "commands": {
