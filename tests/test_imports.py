@@ -19,7 +19,8 @@ MAY = {
     "measure": {"attention", "layers"},
     "explain": {"attention", "layers"},
     "surgery": {"layers", "measure", "models"},
-    "run": {"data", "detection", "explain", "layers", "measure", "models", "papers", "surgery", "training"},
+    "tasks": {"data", "detection", "models", "training"},
+    "run": {"data", "detection", "models", "surgery", "tasks", "training"},
     "hub": {"layers", "models"},
     "export": {"layers", "models"},
     "commands": {

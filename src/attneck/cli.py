@@ -14,8 +14,9 @@ COMMANDS = {
     "count": "parameters and multiply-adds of a model",
     "papers": "the papers' figures beside what is computed and measured here",
     "train": "train what a recipe says",
-    "eval": "top-1, top-5 and error of a run",
-    "curves": "loss and error of runs, side by side, as a picture",
+    "eval": "top-1, top-5 and error of a run, or a detector's AP",
+    "predict": "what a run's detector finds in images",
+    "curves": "loss and error or AP of runs, side by side, as a picture",
     "data": "find a data set and check it",
     "bench": "time layers and networks against other implementations",
 }

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from attneck.data import ClassificationDataset, loader, open_dataset
-from attneck.data.sampling import EvalBatches, TrainBatches
+from attneck.data import loader
+from attneck.data.sampling import TrainBatches
+from attneck.detection.weights import load_backbone
 from attneck.errors import UserError
-from attneck.models import create_model
+from attneck.models import catalog
+from attneck.tasks import open_task
+from attneck.tasks.classification import Classification
+from attneck.tasks.detection import Detection, build_detector, headline
 from attneck.training import checkpoint, loop
 from attneck.training.distributed import World, world
+from attneck.training.environment import environment
 from attneck.training.folder import next_folder
 from attneck.training.recipe import Data, Recipe, differences, dump_recipe, parse_recipe
 
-EVAL_BATCH = 500
+Task = Classification | Detection
 
 
 @dataclass(frozen=True)
@@ -39,40 +41,6 @@ class Summary:
     steps: int
     scores: dict[str, Any]
     weights: str  # digest of the state dict
-
-
-class Classification:
-    """Cross-entropy with label smoothing; top-1 and top-5 on held-out images, each counted once."""
-
-    def __init__(self, held_out: ClassificationDataset, recipe: Recipe, everyone: World) -> None:
-        self.held_out, self.recipe, self.everyone = held_out, recipe, everyone
-
-    def _images(self, images: Tensor) -> Tensor:
-        device, last = self.everyone.device, self.recipe.channels_last
-        form = torch.channels_last if last else torch.contiguous_format
-        return images.to(device, non_blocking=True, memory_format=form)
-
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: images [B, 3, H, W], labels [B] → the mean loss, and top-1 in per cent."""
-        images, labels = self._images(batch[0]), batch[1].to(self.everyone.device, non_blocking=True)
-        logits = model(images).float()  # [B, classes]
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        return loss, {"top1": 100 * (logits.detach().argmax(1) == labels).float().mean()}
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Mean cross-entropy, top-1 and top-5 in per cent, over every held-out image of every process."""
-        batches = EvalBatches(
-            len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
-        )
-        sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
-        for images, labels in loader(self.held_out, batches, self.recipe.data.workers):
-            logits = model(self._images(images)).float().cpu()
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # [B, 5]
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            counts = [len(labels), float(loss), int(best[:, 0].sum()), int(best.sum())]
-            sums += torch.tensor(counts, dtype=torch.float64)
-        count, loss_sum, top1, top5 = self.everyone.total(sums.tolist())
-        return {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
 
 
 def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False) -> Summary:
@@ -87,20 +55,28 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
     """
     with world() as everyone:
         with mistakes():
-            training, held_out = datasets(recipe.data, recipe.seed)
-            batches_from(0, training, recipe, everyone)  # refuses a batch that does not divide
+            task = open_task(recipe, everyone)
+            if task.training.classes != task.held_out.classes:
+                raise UserError(
+                    f"the {len(task.training.classes)} classes of the training images are not the "
+                    f"{len(task.held_out.classes)} of those held out: train and score on the same classes"
+                )
+            batches_from(0, task, recipe, everyone)  # refuses a batch that does not divide
             torch.manual_seed(recipe.seed)
-            model = build(recipe, training)
-        folder = _prepare_once(recipe, out, resume, everyone)
+            model = task.build()
+            begun = _begin(model, recipe.model.weights) if recipe.model.weights and not resume else None
+        folder = _prepare_once(recipe, task, out, resume, everyone)
+        if begun and everyone.rank == 0:
+            print(f"attneck: {begun}", file=sys.stderr)
 
         progress, average = loop.fit(
             model,
-            Classification(held_out, recipe, everyone),
-            lambda step: iter(batches_from(step, training, recipe, everyone)),
+            task,
+            lambda step: iter(batches_from(step, task, recipe, everyone)),
             recipe,
             folder,
             everyone,
-            steps_per_epoch=len(training) // recipe.batch,
+            steps_per_epoch=len(task.training) // recipe.batch,
             resume=resume,
         )
         best = average.module if average is not None else model
@@ -111,25 +87,28 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
         return summary
 
 
-def batches_from(
-    step: int, training: ClassificationDataset, recipe: Recipe, everyone: World
-) -> DataLoader[tuple[Tensor, Tensor]]:
+def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> DataLoader[Any]:
     """This process's batches from optimiser step `step` to the recipe's last."""
+    length = len(task.training)
     batches = TrainBatches(
-        len(training),
+        length,
         recipe.batch,
         seed=recipe.seed,
         rank=everyone.rank,
         world=everyone.size,
         accumulate=recipe.accumulate,
         start=step,
-        steps=recipe.epochs * (len(training) // recipe.batch),
+        steps=recipe.total_steps(length // recipe.batch),
     )
-    return loader(training, batches, recipe.data.workers)
+    return loader(task.training, batches, recipe.data.workers, task.collate)
 
 
 def evaluate(run: str | Path, data: Data | None = None) -> dict[str, Any]:
-    """Top-1, top-5 and error in per cent of a run's newest checkpoint, for its weights and their average.
+    """The scores of a run's newest checkpoint, for its weights ("val_…") and their average ("ema_…").
+
+    A classifier's are top-1, top-5 and error in per cent. A detector's are AP in per cent; all that there is
+    to say, in `scores` by "val" and "ema"; and `detections`, the file with what it found in the held-out
+    images in COCO's form, with its averaged weights where the run kept them.
 
     Args:
         data: another place or form of the data than the run's own.
@@ -138,59 +117,103 @@ def evaluate(run: str | Path, data: Data | None = None) -> dict[str, Any]:
         UserError: no run there, or none of its checkpoints is whole; data that is not there.
     """
     folder = Path(run)
-    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
-    recipe = parse_recipe(state["recipe"], str(folder))
+    state, recipe = _newest(folder)
+    if data is not None:
+        recipe = recipe.model_copy(update={"data": data})
     with world() as everyone:
         with mistakes():
-            _, held_out = datasets(data or recipe.data, recipe.seed)
-            model = build(recipe, held_out)
-        model.load_state_dict(state["model"])
-        model.to(everyone.device)
-        if recipe.channels_last:
-            model.to(memory_format=torch.channels_last)
-        average = None
-        if state["average"] is not None:
-            average = loop.average_of(model, recipe.ema)
-            average.load_state_dict(state["average"])
-        scores = loop.evaluate(
-            Classification(held_out, recipe, everyone), model, average, recipe, everyone.device
-        )
-    for key in [key for key in scores if key.endswith("top1")]:
-        scores[key.replace("top1", "error")] = 100 - scores[key]
-    return {
-        "run": str(folder),
-        "model": recipe.model.name,
-        "step": state["step"],
-        "images": len(held_out),
-        **scores,
-    }
+            task = open_task(recipe, everyone)
+            model = task.build()
+        average = _fill(model, state, recipe, everyone.device)
+        about = {
+            "run": str(folder),
+            "model": recipe.model.name,
+            "step": state["step"],
+            "images": len(task.held_out),
+        }
+        if isinstance(task, Classification):
+            scores = loop.evaluate(task, model, average, recipe, everyone.device)
+            errors = {
+                key.replace("top1", "error"): 100 - top1
+                for key, top1 in scores.items()
+                if key.endswith("top1")
+            }
+            return about | scores | errors
+        found = loop.of_each(task.detect, model, average, recipe, everyone.device)
+        file = folder / "detections.json"
+        if everyone.rank == 0:
+            checkpoint.write_atomic(file, json.dumps(found.get("ema", found["val"])).encode())
+        scores = {prefix: task.scores(detections) for prefix, detections in found.items()}
+        short = {
+            f"{prefix}_{key}": value for prefix in scores for key, value in headline(scores[prefix]).items()
+        }
+        return about | {"detections": str(file)} | short | {"scores": scores}
 
 
-def datasets(data: Data, seed: int) -> tuple[ClassificationDataset, ClassificationDataset]:
-    """The training and the held-out part of what `data` names."""
-    common: dict[str, Any] = {"root": data.root, "image_size": data.image_size, "seed": seed}
-    if data.md5:
-        common["md5"] = dict.fromkeys(("train", "test", "meta"), data.md5)
-    training = open_dataset(
-        data.name,
-        "train",
-        augment=data.augment,
-        size=data.train_size,
-        randaugment_layers=data.randaugment_layers,
-        randaugment_magnitude=data.randaugment_magnitude,
-        **common,
-    )
-    return training, open_dataset(data.name, "val", **common)
+@dataclass(frozen=True)
+class Detector:
+    """A run's detector as it predicts: in evaluation, with its averaged weights where the run kept them."""
+
+    model: nn.Module
+    recipe: Recipe
+    step: int
+    classes: tuple[str, ...]
+    """Names of labels 1, 2, …"""
+    category_ids: tuple[int, ...]
 
 
-def build(recipe: Recipe, dataset: ClassificationDataset) -> nn.Module:
-    """The recipe's model, for the classes and the size of `dataset`."""
-    return create_model(
-        recipe.model.name,
-        num_classes=len(dataset.classes),
-        image_size=dataset.image_size,
-        **recipe.model.options,
-    )
+def load_detector(run: str | Path) -> Detector:
+    """The detector of a run's newest checkpoint; its data is not looked at.
+
+    Raises:
+        UserError: no run there, one of a classifier, or none of its checkpoints is whole.
+    """
+    folder = Path(run)
+    state, recipe = _newest(folder)
+    if recipe.model.name not in catalog.DETECTORS:
+        raise UserError(f"{folder} is a run of {recipe.model.name}, which finds no boxes: give a detector's")
+    file = folder / "classes.json"
+    try:
+        known = json.loads(file.read_bytes())
+        classes, ids = tuple(map(str, known["classes"])), tuple(map(int, known["category_ids"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{file} is missing or damaged: attneck train {folder} --resume writes it") from None
+    with mistakes():
+        model = build_detector(recipe, len(classes))
+    average = _fill(model, state, recipe, torch.device("cpu"))
+    best = model if average is None else average.module
+    return Detector(best.eval(), recipe, state["step"], classes, ids)
+
+
+def _newest(folder: Path) -> tuple[dict[str, Any], Recipe]:
+    """The newest whole checkpoint of a run, and its recipe."""
+    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
+    return state, parse_recipe(state["recipe"], str(folder))
+
+
+def _fill(
+    model: nn.Module, state: dict[str, Any], recipe: Recipe, device: torch.device
+) -> AveragedModel | None:
+    """Put a checkpoint's weights into `model`, in place; their average as a model of its own."""
+    model.load_state_dict(state["model"])
+    model.to(device)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if state["average"] is None:
+        return None
+    average = loop.average_of(model, recipe.ema)
+    average.load_state_dict(state["average"])
+    return average
+
+
+def _begin(model: nn.Module, weights: str) -> str:
+    """Start a detector's backbone from a file, or from a run of it; says what was taken, and what not."""
+    given: Any = Path(weights)
+    if given.is_dir():
+        state, _ = _newest(given)
+        best = state["average"] or state["model"]
+        given = {name.removeprefix("module."): tensor for name, tensor in best.items()}
+    return f"backbone from {weights}: {load_backbone(model, given)}"
 
 
 @contextmanager
@@ -202,7 +225,7 @@ def mistakes() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def _prepare(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
+def _prepare(recipe: Recipe, task: Task, out: str | Path | None, resume: bool) -> Path:
     """The run's folder, made and described; the run there, checked, on resume."""
     folder = Path(out) if out is not None else next_folder(recipe.model.name)
     if resume:
@@ -221,18 +244,20 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_atomic(folder / "recipe.yaml", dump_recipe(recipe).encode())
-    checkpoint.write_atomic(
-        folder / "environment.json", (json.dumps(environment(), indent=1) + "\n").encode()
-    )
+    names = {"classes": task.held_out.classes}
+    if isinstance(task, Detection):
+        names["category_ids"] = task.held_out.category_ids
+    for name, content in (("environment", environment()), ("classes", names)):
+        checkpoint.write_atomic(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
     return folder
 
 
-def _prepare_once(recipe: Recipe, out: str | Path | None, resume: bool, everyone: World) -> Path:
+def _prepare_once(recipe: Recipe, task: Task, out: str | Path | None, resume: bool, everyone: World) -> Path:
     """`_prepare` by the first process; its folder, or its refusal, on every process."""
     box: list[Path | UserError | None] = [None]
     if everyone.rank == 0:
         try:
-            box[0] = _prepare(recipe, out, resume)
+            box[0] = _prepare(recipe, task, out, resume)
         except UserError as error:
             box[0] = error
     if everyone.size > 1:
@@ -241,29 +266,3 @@ def _prepare_once(recipe: Recipe, out: str | Path | None, resume: bool, everyone
         raise box[0]
     assert box[0] is not None
     return box[0]
-
-
-def environment() -> dict[str, Any]:
-    """The versions, the machine and the command that a run's figures hang on."""
-    packages = ("attneck", "torch", "torchvision", "timm", "numpy")
-    return {
-        "command": " ".join(["attneck", *sys.argv[1:]]),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "processes": int(os.environ.get("WORLD_SIZE", 1)),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0].partition(":")[2].strip() if names else platform.processor()

@@ -90,8 +90,8 @@ def bench(
 
     from attneck.measure import contestants
     from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
-    from attneck.run import environment
     from attneck.training.checkpoint import write_atomic
+    from attneck.training.environment import environment
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device that torch can use")

@@ -15,7 +15,7 @@ def draw(
     /,
     out: Path = Path("curves.png"),
 ) -> None:
-    """Loss and top-1 error of runs by epoch, in one picture.
+    """Loss and top-1 error of runs by epoch, or AP of detectors, in one picture.
 
     Args:
         runs: the runs' folders.

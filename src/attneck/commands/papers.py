@@ -179,7 +179,7 @@ def _trainers() -> dict[str, Trainer]:
 
 def _train(table: Table, row: Row, trainers: dict[str, Trainer]) -> str | None:
     """`train_command`, where the recipe's own options leave the network as it is."""
-    recipe = trainers.get((table.recipe.split() or [""])[0])
+    recipe = trainers.get(((row.recipe or table.recipe).split() or [""])[0])
     if recipe is None:
         return None
     network = architecture(row.trained, recipe.options | row.options)

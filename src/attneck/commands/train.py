@@ -44,8 +44,6 @@ def main(words: list[str]) -> None:
     name = words[0]
     arguments = parse(name, words[1:])
     recipe, out = arguments.recipe, arguments.out
-    if recipe.model.name in catalog.DETECTORS:
-        raise UserError(f"{recipe.model.name} is a detector, and recipes train classifiers (attneck list)")
     try:
         catalog.find(recipe.model.name, dict(recipe.model.options))
     except ValueError as error:

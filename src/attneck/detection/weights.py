@@ -41,7 +41,7 @@ def load_backbone(detector: Any, weights: Mapping[str, Tensor] | str | Path) -> 
     paper. Position tables of another map size are resampled.
 
     Args:
-        detector: one whose `backbone` is an `FPN`.
+        detector: one whose `backbone` is an `FPN`, SSD300 or StairNet.
         weights: a state dict by timm's names (`resnet50` of timm with `pretrained=True`, any ResNet of the
             catalog), or a file with one: safetensors, or what torch saved, such as a checkpoint of a run.
             Nothing in a file is run.
@@ -50,8 +50,7 @@ def load_backbone(detector: Any, weights: Mapping[str, Tensor] | str | Path) -> 
         ValueError: a file that holds no weights, or none of which fits.
         FileNotFoundError: no such file.
     """
-    body = detector.backbone.body
-    backbone: nn.Module = body.model if isinstance(body, Pyramid) else body
+    backbone = _backbone(detector)
     given = _read(Path(weights)) if isinstance(weights, (str, Path)) else weights
     own = backbone.state_dict()
     tables = {
@@ -74,6 +73,15 @@ def load_backbone(detector: Any, weights: Mapping[str, Tensor] | str | Path) -> 
     # A BatchNorm's count of batches, which is in no checkpoint of old, is no weight.
     new = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
     return Loaded(list(taken), new, [name for name in given if name not in taken])
+
+
+def _backbone(detector: Any) -> nn.Module:
+    """What has the names of a classifier's weights."""
+    body = detector.backbone
+    for inner in ("trunk", "body", "pyramid"):  # of StairNet, an FPN, MobileNet's SSD
+        body = getattr(body, inner, body)
+    found: nn.Module = body.model if isinstance(body, Pyramid) else body
+    return found
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -9,29 +9,44 @@ from matplotlib.figure import Figure
 
 from attneck.errors import UserError
 
+SCORES = {
+    "top1": ("Top-1 error", "error (%)"),
+    "box_AP": ("Box AP", "AP (%)"),
+    "mAP": ("mAP at IoU 0.5", "mAP (%)"),
+}
+
 
 def curves(runs: list[Path], path: Path) -> None:
     """Draw each run's loss and top-1 error by epoch, training dashed and held-out solid, into `path`.
 
+    Detectors' runs have their AP in the error's place: of boxes, or VOC's mean.
+
     Raises:
-        UserError: a folder without metrics.jsonl, or a kind of file that matplotlib does not write.
+        UserError: a folder without metrics.jsonl, runs that are not scored alike, or a kind of file that
+            matplotlib does not write.
     """
+    histories = [_records(run) for run in runs]
+    scored = {next((key for key in SCORES if f"val_{key}" in records[0]), "top1") for records in histories}
+    if len(scored) > 1:
+        raise UserError(f"these runs are scored by {' and '.join(sorted(scored))}: draw each kind by itself")
+    score = scored.pop()
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for number, run in enumerate(runs):
-        records = _records(run)
+    for number, (run, records) in enumerate(zip(runs, histories, strict=True)):
         epochs = [record["epoch"] for record in records]
         colour = f"C{number}"
-        for axes, key in ((left, "loss"), (right, "top1")):
+        for axes, key in ((left, "loss"), (right, score)):
             for part, style in (("train", "--"), ("val", "-"), ("ema", ":")):
                 if f"{part}_{key}" not in records[0]:
                     continue
                 values = [record[f"{part}_{key}"] for record in records]
-                shown = values if key == "loss" else [100 - value for value in values]
-                label = f"{run.name}: {shown[-1]:.2f}" if part == "val" else None
+                shown = [100 - value for value in values] if key == "top1" else values
+                named = part == "val" or f"val_{key}" not in records[0]
+                label = f"{run.name}: {shown[-1]:.2f}" if named else None
                 axes.plot(epochs, shown, style, color=colour, label=label, linewidth=1.4)
     left.set(xlabel="epoch", ylabel="loss", title="Loss")
-    right.set(xlabel="epoch", ylabel="error (%)", title="Top-1 error")
+    name, unit = SCORES[score]
+    right.set(xlabel="epoch", ylabel=unit, title=name)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(title="held out (solid), training (dashed)", title_fontsize="small", fontsize="small")

@@ -32,7 +32,8 @@ class Run:
 def read_runs(folder: Path) -> list[Run]:
     """Every run in `folder`, however deep: a summary.json with a recipe.yaml beside it.
 
-    The accuracy is that of the averaged weights where the run kept them. Paths are given from `folder` on,
+    Runs of detectors, which have no top-1, are passed over. The accuracy is that of the averaged weights
+    where the run kept them. Paths are given from `folder` on,
     its own name first.
 
     Raises:
@@ -45,6 +46,8 @@ def read_runs(folder: Path) -> list[Run]:
             continue
         try:
             scores = json.loads(summary.read_text())
+            if "val_top1" not in scores and any("AP" in key for key in scores):
+                continue
             made_from = yaml.safe_load(recipe.read_text())
             runs.append(
                 Run(
@@ -53,7 +56,7 @@ def read_runs(folder: Path) -> list[Run]:
                     options=dict(made_from["model"].get("options") or {}),
                     data=_data(made_from["data"]),
                     image_size=made_from["data"].get("image_size"),
-                    epochs=made_from["epochs"],
+                    epochs=made_from["epochs"] or 1,
                     top1=float(scores.get("ema_top1", scores.get("val_top1"))),
                 )
             )

@@ -102,6 +102,7 @@ class Row:
     note: str = ""
     repeats: str = ""
     alternative: bool = False
+    recipe: str = ""
     base_row: str = ""
     params_convention: ParamsConvention = "all"
     madds_convention: MaddsConvention = "usual"
@@ -262,7 +263,7 @@ def compare(table: Table, row: Row, counter: Counter) -> dict[str, Comparison]:
 
 def train_command(table: Table, row: Row, recipes: Mapping[str, Trainer]) -> str | None:
     """The command that trains a row's network as its table says; None where no recipe at hand can."""
-    name, *changes = table.recipe.split() or [""]
+    name, *changes = (row.recipe or table.recipe).split() or [""]
     if name not in recipes or not row.model or row.alternative:
         return None
     recipe = recipes[name]

@@ -30,6 +30,14 @@ class World:
         """The element-wise sum over all processes."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
+    def joined(self, rows: list[Any]) -> list[Any]:
+        """The rows of all processes, those of the first one first."""
+        if self.size == 1:
+            return rows
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, rows)
+        return [row for part in parts for row in part]
+
     def _reduce(self, values: list[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:
             return values

@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from attneck.training.recipe import Optimizer, Recipe
 from attneck.training.report import Record, Report
 from attneck.training.schedule import lr_factor
 
+T = TypeVar("T")
+
 
 class Task(Protocol):
     """What a run trains for: classification, detection."""
@@ -44,7 +46,7 @@ class Task(Protocol):
 
 @dataclass
 class Progress:
-    """Where a run is: optimiser steps done, the epoch's sums so far, and a record for each epoch done."""
+    """Where a run is: optimiser steps done, the sums since the last record, and the records so far."""
 
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -83,7 +85,8 @@ def fit(
         progress = _restore(folder / "checkpoints", model, optimizer, average)
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     peak = recipe.optimizer.lr * recipe.batch / (recipe.optimizer.lr_batch or recipe.batch)
-    steps = recipe.epochs * steps_per_epoch
+    steps, unit = recipe.total_steps(steps_per_epoch), recipe.unit(steps_per_epoch)
+    period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
 
     def save() -> None:
         if world.rank == 0:
@@ -101,7 +104,7 @@ def fit(
         saved = began = time.monotonic()
         parallel.train()
         while progress.step < steps:
-            lr = peak * lr_factor(recipe.schedule, progress.step, steps, steps_per_epoch)
+            lr = peak * lr_factor(recipe.schedule, progress.step, steps, unit)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             scores = _gradients(parallel, task, loader, recipe, world, progress.step)
@@ -110,7 +113,7 @@ def fit(
                 raise RunFailed(
                     f"step {progress.step + 1} (epoch {progress.step // steps_per_epoch + 1}): the loss is "
                     f"{scores['loss']}; nothing of this step was kept. Try a lower optimizer.lr, a longer "
-                    "schedule.warmup_epochs or an optimizer.clip_norm"
+                    "warm-up in schedule, or an optimizer.clip_norm"
                 )
             if recipe.optimizer.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
@@ -120,14 +123,20 @@ def fit(
                 average.update_parameters(model)
 
             progress.step += 1
-            done = progress.step % steps_per_epoch or steps_per_epoch  # of this epoch
+            done = progress.step % period or period  # steps since the last record
+            recorded = done == period or progress.step == steps
             for name, score in scores.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + score
             report.step(progress.step, {name: total / done for name, total in progress.sums.items()})
-            if done == steps_per_epoch:
-                means = _means(progress.sums, steps_per_epoch, world)
+            if recorded:
+                means = _means(progress.sums, done, world)
                 held_out = evaluate(task, model, average, recipe, world.device)
-                place: Record = {"epoch": progress.step // steps_per_epoch, "step": progress.step, "lr": lr}
+                epoch, part = divmod(progress.step, steps_per_epoch)
+                place: Record = {
+                    "epoch": epoch + round(part / steps_per_epoch, 3) if part else epoch,
+                    "step": progress.step,
+                    "lr": lr,
+                }
                 progress.history.append(place | means | held_out | {"seconds": time.monotonic() - began})
                 progress.sums = {}
                 report.epoch(progress.history)
@@ -136,7 +145,7 @@ def fit(
 
             due = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
             due |= recipe.checkpoint_steps is not None and progress.step % recipe.checkpoint_steps == 0
-            if done == steps_per_epoch or due or stopped:
+            if recorded or due or stopped:
                 save()
                 saved = time.monotonic()
             if stopped and progress.step < steps:
@@ -167,7 +176,7 @@ def _gradients(
 
 
 def _means(sums: dict[str, float], steps: int, world: World) -> dict[str, float]:
-    """An epoch's means over its steps and over all processes."""
+    """The means over so many steps and over all processes."""
     totals = world.total(list(sums.values()))
     return {f"train_{name}": total / world.size / steps for name, total in zip(sums, totals, strict=True)}
 
@@ -176,13 +185,25 @@ def evaluate(
     task: Task, model: nn.Module, average: AveragedModel | None, recipe: Recipe, device: torch.device
 ) -> dict[str, float]:
     """The task's scores on held-out data: `val_…` for the weights, `ema_…` for their average."""
-    scores: dict[str, float] = {}
-    for prefix, network in (("val", model), ("ema", average.module if average is not None else None)):
-        if network is not None:
-            network.eval()
-            with torch.inference_mode(), precision(recipe, device):
-                scores |= {f"{prefix}_{key}": value for key, value in task.evaluate(network).items()}
-    return scores
+    found = of_each(task.evaluate, model, average, recipe, device)
+    return {f"{prefix}_{key}": value for prefix, scores in found.items() for key, value in scores.items()}
+
+
+def of_each(
+    score: Callable[[nn.Module], T],
+    model: nn.Module,
+    average: AveragedModel | None,
+    recipe: Recipe,
+    device: torch.device,
+) -> dict[str, T]:
+    """What `score` says of the weights, "val", and of their average, "ema", where there is one."""
+    networks = {"val": model} | ({"ema": average.module} if average is not None else {})
+    found = {}
+    for prefix, network in networks.items():
+        network.eval()
+        with torch.inference_mode(), precision(recipe, device):
+            found[prefix] = score(network)
+    return found
 
 
 def precision(recipe: Recipe, device: torch.device) -> torch.autocast:

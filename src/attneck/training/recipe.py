@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from attneck.errors import UserError, suggestion
 
@@ -25,21 +25,33 @@ class Model(Part):
     """A name of `attneck list`."""
     options: dict[str, Value] = {}
     """What the model is asked for beyond its name, such as bam_dilation 2; added to the recipe's own."""
+    weights: str | None = None
+    """Detectors: what their backbone starts from: safetensors, what torch saved, or the folder of a run."""
 
 
 class Data(Part):
-    name: Literal["shapes", "cifar100", "folder"] = "shapes"
-    """shapes: drawn by the program. cifar100: the official pickles. folder: {train,val}/CLASS/*."""
+    name: Literal["shapes", "cifar100", "folder", "coco", "voc2007", "voc2012", "voc0712"] = "shapes"
+    """shapes: drawn by the program. cifar100: the official pickles. folder: {train,val}/CLASS/*. Detectors
+    have shapes (scenes with boxes and masks), coco, voc2007, voc2012 and voc0712, which is both."""
+    train_split: Literal["train", "val", "trainval"] = "train"
+    """What is trained on."""
+    val_split: Literal["train", "val", "trainval", "test"] = "val"
+    """What is held out to be scored: test is VOC 2007's; train shows whether a network over-fits."""
     root: str | None = None
     """Where the data lies; ATTNECK_DATA where not given."""
     image_size: int | None = None
-    """Side in pixels; the data set's own where not given."""
-    augment: Literal["none", "crop_flip", "inception", "randaugment"] = "none"
-    """crop_flip: 4-pixel padding, random crop, flip. inception: random resized crop, flip."""
+    """Side in pixels; the data set's own where not given, a detector's where it is one."""
+    augment: Literal["none", "crop_flip", "inception", "randaugment", "flip", "scale_jitter", "ssd"] = "none"
+    """crop_flip: 4-pixel padding, random crop, flip. inception: random resized crop, flip. Detectors: flip;
+    scale_jitter: scaled at random, cut or padded, flip; ssd: colours, zoom, crops around objects, flip."""
+    jitter: tuple[float, float] | None = None
+    """scale_jitter: the least and the greatest factor; 0.8 and 1.25 where not given."""
     randaugment_layers: int = 2
     randaugment_magnitude: int = 10
     train_size: int | None = None
-    """shapes only: how many training images."""
+    """This many training images, evenly spread over the set; of shapes, how many are drawn."""
+    val_size: int | None = None
+    """The same of those that are held out."""
     md5: list[str] = []
     """Sums of downloaded files to accept beside the official ones."""
     workers: Annotated[int, Field(ge=0)] = 0
@@ -65,10 +77,12 @@ class Optimizer(Part):
 class Schedule(Part):
     kind: Literal["cosine", "step"] = "cosine"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """In place of warmup_epochs; the same for every batch."""
     warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Where the linear warm-up begins, as a share of the peak."""
     milestones: list[float] = []
-    """step: the epochs after which the rate is multiplied by `gamma`."""
+    """step: the epochs, or the steps where a recipe has `steps`, after which the rate is times `gamma`."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
@@ -79,7 +93,15 @@ class Recipe(Part):
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    epochs: Annotated[int, Field(gt=0)] = 1
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    """1 where neither epochs nor steps are given."""
+    steps: Annotated[int, Field(gt=0)] | None = None
+    """In place of epochs: optimiser steps for a batch of `steps_batch`; for another batch as many that the
+    images are as many, and the milestones with them (BoTNet A.2)."""
+    steps_batch: Annotated[int, Field(gt=0)] | None = None
+    """The batch that steps and milestones are meant for; the recipe's own where not given."""
+    eval_epochs: Annotated[int, Field(gt=0)] = 1
+    """Epochs from one scoring of the held-out images to the next; the last step is always followed by one."""
     batch: Annotated[int, Field(gt=0)] = 128
     """Images in one optimiser step, over all processes and accumulated parts."""
     accumulate: Annotated[int, Field(gt=0)] = 1
@@ -98,9 +120,39 @@ class Recipe(Part):
     checkpoint_steps: Annotated[int, Field(gt=0)] | None = None
     """A checkpoint every so many steps as well."""
 
+    @model_validator(mode="after")
+    def _one_clock(self) -> Recipe:
+        """Epochs or steps, and the fields of the one that is given."""
+        if self.steps is None:
+            if self.steps_batch is not None:
+                raise ValueError("steps_batch is given without steps: leave it out, or give steps")
+        elif self.epochs is not None:
+            raise ValueError("epochs and steps are given: leave one out (on the command line: None)")
+        elif self.schedule.warmup_epochs:
+            raise ValueError("schedule.warmup_epochs goes with epochs: beside steps give warmup_steps")
+        if self.schedule.warmup_epochs and self.schedule.warmup_steps:
+            raise ValueError("schedule.warmup_epochs and warmup_steps are given: leave one out")
+        return self
+
+    def unit(self, steps_per_epoch: int) -> float:
+        """The optimiser steps that one of `epochs`, or of `steps`, and of the milestones stands for."""
+        return steps_per_epoch if self.steps is None else (self.steps_batch or self.batch) / self.batch
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The optimiser steps of the whole run, 1 or more."""
+        return max(1, round((self.steps or self.epochs or 1) * self.unit(steps_per_epoch)))
+
 
 # Fields that may change between a run and its continuation: they move no weight.
-FREE_ON_RESUME = {"reach", "data.root", "data.workers", "data.md5", "checkpoint_minutes", "checkpoint_steps"}
+FREE_ON_RESUME = {
+    "reach",
+    "model.weights",  # the checkpoint has what came of them
+    "data.root",
+    "data.workers",
+    "data.md5",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+}
 
 
 def shipped_recipes() -> list[str]:
@@ -152,6 +204,8 @@ def _complaint(error: dict[str, Any]) -> str:
         for step in place[:-1]:
             part = part.model_fields[step].annotation
         return f"there is no field {field!r}{suggestion(str(place[-1]), list(part.model_fields))}"
+    if not place:  # fields that do not go together
+        return str(error["ctx"]["error"]) if "ctx" in error else error["msg"]
     return f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

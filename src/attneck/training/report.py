@@ -73,7 +73,7 @@ class Report:
             self.task,
             completed=step,
             description=f"epoch {epoch}/{self.epochs}",
-            said=f"{say(means)}  {speed:,.0f} images/s",
+            said=f"{say(means)}  {speed:,.{0 if speed >= 10 else 1}f} images/s",
         )
 
     def epoch(self, history: list[Record]) -> None:

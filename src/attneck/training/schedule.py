@@ -8,15 +8,17 @@ from bisect import bisect_right
 from attneck.training.recipe import Schedule
 
 
-def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
+def lr_factor(schedule: Schedule, step: int, steps: int, unit: float) -> float:
     """The share of the peak rate at `step` (0-based) of `steps`.
 
     Linear warm-up from `warmup_start` to 1, then cosine to 0 at `steps`, or ×gamma at each milestone.
+
+    `unit`: the steps that a milestone's number, or a warm-up epoch, stands for (`Recipe.unit`).
     """
-    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    warmup = schedule.warmup_steps or round(schedule.warmup_epochs * unit)
     if step < warmup:
         return schedule.warmup_start + (1 - schedule.warmup_start) * step / warmup
     if schedule.kind == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-    passed = bisect_right([round(epoch * steps_per_epoch) for epoch in schedule.milestones], step)
+    passed = bisect_right([round(milestone * unit) for milestone in schedule.milestones], step)
     return float(schedule.gamma**passed)

@@ -1,0 +1,70 @@
+"""What a detector found, drawn on its image; and two detectors' findings side by side (BoTNet Fig. 11)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from faster_coco_eval.core import mask as rle
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+LONGEST = 800
+"""Pixels that the longer side of a picture has at least, so that its labels can be read."""
+
+# Okabe and Ito's, told apart by colour-blind readers too.
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+
+def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
+    """Boxes, masks, labels and scores on an image, the best on top; a small image is drawn larger.
+
+    detections: COCO's results on this image, each with `category`, the name of its class.
+    """
+    scale = max(1.0, LONGEST / max(image.size))
+    width, height = (round(scale * side) for side in image.size)
+    canvas = pil_to_tensor(image.convert("RGB").resize((width, height)))
+    rows = sorted(detections, key=lambda row: float(row["score"]))
+    if not rows:
+        return to_pil_image(canvas)
+    colours = [COLOURS[row["category_id"] % len(COLOURS)] for row in rows]
+    if "segmentation" in rows[0]:
+        masks = _masks(rows)
+        masks = F.interpolate(masks[None].float(), size=(height, width))[0] > 0.5  # [n, height, width]
+        canvas = draw_segmentation_masks(canvas, masks, alpha=0.45, colors=list(colours))
+    boxes = torch.tensor([row["bbox"] for row in rows]) * scale
+    boxes[:, 2:] += boxes[:, :2]
+    labels = [f"{row['category']} {row['score']:.2f}" for row in rows]
+    drawn = draw_bounding_boxes(
+        canvas,
+        boxes,
+        labels,
+        list(colours),
+        width=2,
+        label_background_colors=list(colours),
+        label_colors="black",
+    )
+    return to_pil_image(drawn)
+
+
+def beside(pictures: list[Image.Image], titles: list[str]) -> Figure:
+    """The pictures in a row, each under its title."""
+    width, height = pictures[0].size
+    side = 6.0  # inches
+    figure = Figure(figsize=(side * len(pictures), side * height / width + 0.5), layout="constrained")
+    for axes, picture, title in zip(
+        figure.subplots(1, len(pictures), squeeze=False)[0], pictures, titles, strict=True
+    ):
+        axes.imshow(picture)
+        axes.set_title(title)
+        axes.set_axis_off()
+    return figure
+
+
+def _masks(rows: list[dict[str, Any]]) -> Tensor:
+    """0 and 1, [n, H, W]."""
+    return torch.from_numpy(rle.decode([row["segmentation"] for row in rows])).permute(2, 0, 1)

@@ -1,0 +1,104 @@
+"""Classification of whole images: cross-entropy, top-1 and top-5."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attneck.data import ClassificationDataset, collate, loader, open_dataset
+from attneck.data.sampling import EvalBatches
+from attneck.models import create_model
+from attneck.training.distributed import World
+from attneck.training.recipe import Recipe
+
+EVAL_BATCH = 500
+
+
+class Classification:
+    """Cross-entropy with label smoothing; top-1 and top-5 on held-out images, each counted once.
+
+    Attributes:
+        held_out: the data set that is scored.
+        collate: makes a batch of what either set gives.
+
+    Raises ValueError for what the recipe asks for and a classifier has not, or data that does not fit.
+    """
+
+    collate = staticmethod(collate)
+
+    def __init__(self, recipe: Recipe, everyone: World) -> None:
+        self.recipe, self.everyone = recipe, everyone
+        if recipe.model.weights is not None:
+            raise ValueError(
+                f"model.weights is what a detector's backbone starts from, and {recipe.model.name} is none: "
+                "leave it out"
+            )
+        if recipe.data.jitter is not None:
+            raise ValueError("data.jitter goes with data.augment scale_jitter, of detectors: leave it out")
+        self.held_out = self._open(recipe.data.val_split, size=recipe.data.val_size)
+
+    @cached_property
+    def training(self) -> ClassificationDataset:
+        """The data set that is trained on."""
+        data = self.recipe.data
+        return self._open(
+            data.train_split,
+            augment=data.augment,
+            size=data.train_size,
+            randaugment_layers=data.randaugment_layers,
+            randaugment_magnitude=data.randaugment_magnitude,
+        )
+
+    def _open(self, split: str, **options: Any) -> ClassificationDataset:
+        data = self.recipe.data
+        if data.md5:
+            options["md5"] = dict.fromkeys(("train", "test", "meta"), data.md5)
+        return open_dataset(
+            data.name,
+            split,
+            root=data.root,
+            image_size=data.image_size,
+            seed=self.recipe.seed,
+            **options,
+        )
+
+    def build(self) -> nn.Module:
+        """The recipe's model, for the classes and the size of its data."""
+        model = self.recipe.model
+        return create_model(
+            model.name,
+            num_classes=len(self.held_out.classes),
+            image_size=self.held_out.image_size,
+            **model.options,
+        )
+
+    def _images(self, images: Tensor) -> Tensor:
+        device, last = self.everyone.device, self.recipe.channels_last
+        form = torch.channels_last if last else torch.contiguous_format
+        return images.to(device, non_blocking=True, memory_format=form)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """batch: images [B, 3, H, W], labels [B] → the mean loss, and top-1 in per cent."""
+        images, labels = self._images(batch[0]), batch[1].to(self.everyone.device, non_blocking=True)
+        logits = model(images).float()  # [B, classes]
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        return loss, {"top1": 100 * (logits.detach().argmax(1) == labels).float().mean()}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Mean cross-entropy, top-1 and top-5 in per cent, over every held-out image of every process."""
+        batches = EvalBatches(
+            len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
+        )
+        sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
+        for images, labels in loader(self.held_out, batches, self.recipe.data.workers):
+            logits = model(self._images(images)).float().cpu()
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # [B, 5]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            counts = [len(labels), float(loss), int(best[:, 0].sum()), int(best.sum())]
+            sums += torch.tensor(counts, dtype=torch.float64)
+        count, loss_sum, top1, top5 = self.everyone.total(sums.tolist())
+        return {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}

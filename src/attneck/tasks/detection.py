@@ -1,0 +1,160 @@
+"""Detection and instance segmentation: the detector's own losses, and the AP of what it finds."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attneck.data import loader
+from attneck.data.detection import DetectionDataset, collate, open_detection
+from attneck.data.sampling import EvalBatches
+from attneck.detection.metrics import Detections, coco_scores, voc_scores
+from attneck.detection.results import to_coco_detections
+from attneck.models import catalog, create_model
+from attneck.models.detector_options import RCNNOptions, StairNetOptions
+from attneck.training.distributed import World
+from attneck.training.recipe import Recipe
+
+EVAL_BATCH = 4  # masks of a hundred objects an image come at its full size
+
+Targets = list[dict[str, Tensor]]
+
+
+class Detection:
+    """The sum of a detector's losses; COCO's AP or VOC's mAP on held-out images, each looked at once.
+
+    The data sets have masks where the detector has a mask head.
+
+    Attributes:
+        held_out: the data set that is scored, its images as they are in their files.
+        collate: makes a batch of what either set gives.
+
+    Raises ValueError for what the recipe asks for and a detector has not, and for the first annotation that
+    does not fit its image.
+    """
+
+    collate = staticmethod(collate)
+
+    def __init__(self, recipe: Recipe, everyone: World) -> None:
+        self.recipe, self.everyone = recipe, everyone
+        self.entry = catalog.find(recipe.model.name, dict(recipe.model.options))
+        self.masks = isinstance(self.entry.options, RCNNOptions) and self.entry.options.masks
+        self.image_size = _image_size(recipe)
+        self._check()
+        data = recipe.data
+        # What VOC 2012's test images show was never published: of both years, 2007's are tested on.
+        test = data.name == "voc0712" and data.val_split == "test"
+        self.held_out = open_detection(
+            "voc2007" if test else data.name,
+            data.val_split,
+            root=data.root,
+            image_size=self.image_size if data.name == "shapes" else None,
+            masks=self.masks,
+            size=data.val_size,
+        )
+
+    @cached_property
+    def training(self) -> DetectionDataset:
+        """The data set that is trained on."""
+        data = self.recipe.data
+        # SSD brings whole images to its size by itself, and in evaluation the same way.
+        squares = isinstance(self.entry.options, RCNNOptions) or data.augment == "ssd"
+        return open_detection(
+            data.name,
+            data.train_split,
+            root=data.root,
+            image_size=self.image_size if squares or data.name == "shapes" else None,
+            augment=data.augment,
+            masks=self.masks,
+            seed=self.recipe.seed,
+            size=data.train_size,
+            **{"jitter": data.jitter} if data.jitter is not None else {},
+        )
+
+    def _check(self) -> None:
+        """ValueError for a part of the recipe that would be passed over, or fail in the first step."""
+        recipe, data = self.recipe, self.recipe.data
+        if recipe.label_smoothing:
+            raise ValueError("label_smoothing is of classifiers; a detector's losses have none: leave it out")
+        if data.md5:
+            raise ValueError(
+                f"{data.name}: md5 is given, but only cifar100's files are checked: leave it out"
+            )
+        if data.jitter is not None and data.augment != "scale_jitter":
+            raise ValueError(f"data.jitter goes with data.augment scale_jitter, not {data.augment}")
+        share = recipe.batch // (recipe.accumulate * self.everyone.size)
+        synchronised = recipe.sync_bn and self.everyone.size > 1
+        if isinstance(self.entry.options, StairNetOptions) and share == 1 and not synchronised:
+            raise ValueError(
+                "StairNet wants two images or more at a time, for its coarsest map is one cell, of which "
+                "BatchNorm has no variance: give a greater batch, or a smaller accumulate"
+            )
+
+    def build(self) -> nn.Module:
+        """The recipe's model, for the classes of its data."""
+        return build_detector(self.recipe, len(self.held_out.classes))
+
+    def _here(self, batch: tuple[list[Tensor], Targets]) -> tuple[list[Tensor], Targets]:
+        device = self.everyone.device
+        images, targets = batch
+        return (
+            [image.to(device, non_blocking=True) for image in images],
+            [{key: value.to(device, non_blocking=True) for key, value in one.items()} for one in targets],
+        )
+
+    def loss(self, model: nn.Module, batch: tuple[list[Tensor], Targets]) -> tuple[Tensor, dict[str, Tensor]]:
+        """batch: images [3, H, W] and their targets → the sum of the losses, and each by its name."""
+        losses: dict[str, Tensor] = model(*self._here(batch))
+        named = {f"loss_{name.removeprefix('loss_')}": loss.detach() for name, loss in losses.items()}
+        return torch.stack([*losses.values()]).sum(), named
+
+    def detect(self, model: nn.Module) -> Detections:
+        """What `model` finds on all held-out images, each looked at by one process, as COCO's results."""
+        batches = EvalBatches(
+            len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
+        )
+        found: Detections = []
+        for images, targets in loader(self.held_out, batches, self.recipe.data.workers, collate):
+            outputs = model([image.to(self.everyone.device, non_blocking=True) for image in images])
+            found += to_coco_detections(outputs, targets, self.held_out.category_ids)
+        return self.everyone.joined(found)
+
+    def scores(self, detections: Detections) -> dict[str, Any]:
+        """All scores, fractions: of COCO and shapes `coco_scores`; of VOC "mAP" and "classes"."""
+        truth = self.held_out.ground_truth()
+        if not self.recipe.data.name.startswith("voc"):
+            return dict(coco_scores(truth, detections, ("bbox", "segm") if self.masks else ("bbox",)))
+        # The devkit's rule is its year's.
+        old = self.recipe.data.name == "voc2007" or self.recipe.data.val_split == "test"
+        mean, classes = voc_scores(truth, detections, "11-point" if old else "area")
+        return {"mAP": mean, "classes": classes}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """`headline` of what `model` finds."""
+        return headline(self.scores(self.detect(model)))
+
+
+def build_detector(recipe: Recipe, classes: int) -> nn.Module:
+    """The recipe's model, for so many classes beside the background."""
+    model = recipe.model
+    return create_model(model.name, num_classes=classes + 1, image_size=_image_size(recipe), **model.options)
+
+
+def _image_size(recipe: Recipe) -> int:
+    """Side in pixels: the data's, or else what the detector was published with."""
+    return recipe.data.image_size or catalog.find(recipe.model.name).image_size
+
+
+def headline(scores: dict[str, Any]) -> dict[str, float]:
+    """Of `Detection.scores`, in per cent: box_AP and mask_AP, at all, at half and at 0.75 of IoU; or mAP."""
+    if "mAP" in scores:
+        return {"mAP": 100 * scores["mAP"]}
+    kinds = {"bbox": "box", "segm": "mask"}
+    return {
+        f"{kinds[kind]}_{key}": 100 * row[key]
+        for kind, row in scores.items()
+        for key in ("AP", "AP50", "AP75")
+    }
