@@ -82,7 +82,9 @@ An attention backend registered as one operator hides its products from the coun
 
 
 def count(model: nn.Module, image_size: int | tuple[int, int], *, stages: bool = False) -> Counts:
-    """What `model` costs on one RGB image of `image_size`, a side or (height, width) in pixels.
+    """What `model` costs on one image of `image_size`, a side or (height, width) in pixels.
+
+    The image is RGB, or has the channels that `create_model` was asked for.
 
     Runs a copy on the meta device in eval mode: no weight is read or copied, and the model stays as it is.
     Position tables that were made for another size are resampled, as in any forward pass, by a product which
@@ -99,7 +101,9 @@ def count(model: nn.Module, image_size: int | tuple[int, int], *, stages: bool =
         if type(module) in _NORMS:  # nothing of it is counted, and torch's own takes half of the run on meta
             module.forward = _unchanged
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
-    image = torch.empty(1, 3, height, width, device="meta", dtype=next(floats, torch.float32))
+    origin = getattr(model, "origin", None)
+    channels = origin.in_chans if origin else 3
+    image = torch.empty(1, channels, height, width, device="meta", dtype=next(floats, torch.float32))
     with (
         FlopCounterMode(display=False, custom_mapping=_formulas()) as counter,
         torch.no_grad(),

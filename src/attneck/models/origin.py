@@ -1,0 +1,66 @@
+"""What a model was made from, and how timm writes such things down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from attneck.models.options import (
+    CifarResNetOptions,
+    DenseNetOptions,
+    EfficientNetOptions,
+    FamilyOptions,
+    MobileNetOptions,
+    ResNetOptions,
+    SqueezeNetOptions,
+    ViTOptions,
+)
+
+PREFIX = "attneck_"
+"""Stands before the catalog's names where they are among timm's."""
+
+# The first convolution and the classifier of each family, by their names in its networks.
+_ENDS: dict[type[FamilyOptions], tuple[str, str]] = {
+    ResNetOptions: ("conv1", "fc"),
+    CifarResNetOptions: ("conv1", "fc"),
+    DenseNetOptions: ("conv1", "fc"),
+    MobileNetOptions: ("conv1", "fc"),
+    SqueezeNetOptions: ("features.0", "classifier.1"),
+    EfficientNetOptions: ("conv_stem", "classifier"),
+    ViTOptions: ("patch_embed.proj", "head"),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The arguments of `create_model` that make a model anew, but for its weights."""
+
+    name: str
+    num_classes: int
+    image_size: tuple[int, int]
+    in_chans: int
+    options: dict[str, Any]
+
+
+def pretrained_cfg(origin: Origin, options: FamilyOptions) -> dict[str, Any]:
+    """A classifier's data and its ends, by the names of timm's `PretrainedCfg`.
+
+    The normalisation is ImageNet's, and images are evaluated as this project evaluates them; whoever trains a
+    model otherwise says so when saving it.
+
+    Args:
+        options: all those of the model, which say its family.
+    """
+    first_conv, classifier = _ENDS[type(options)]
+    small = max(origin.image_size) <= 64  # such data sets come cut to size
+    return {
+        "architecture": PREFIX + origin.name,
+        "input_size": (origin.in_chans, *origin.image_size),
+        "num_classes": origin.num_classes,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "interpolation": "bilinear",
+        "crop_pct": 1.0 if small else 0.875,
+        "first_conv": first_conv,
+        "classifier": classifier,
+    }
