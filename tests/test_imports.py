@@ -18,7 +18,7 @@ MAY = {
     "training": {"data"},
     "measure": {"attention", "layers"},
     "explain": {"attention", "layers"},
-    "run": {"data", "detection", "explain", "layers", "measure", "models", "papers", "training"},
+    "run": {"data", "detection", "explain", "hub", "layers", "measure", "models", "papers", "training"},
     "hub": {"layers", "models"},
     "export": {"layers", "models"},
     "commands": {

@@ -19,16 +19,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from attneck import hub
 from attneck.data import ClassificationDataset, loader, open_dataset
 from attneck.data.sampling import EvalBatches, TrainBatches
 from attneck.errors import UserError
-from attneck.models import create_model
+from attneck.files import write_atomic
+from attneck.models import catalog, create_model
 from attneck.training import checkpoint, loop
 from attneck.training.distributed import World, world
 from attneck.training.folder import next_folder
 from attneck.training.recipe import Data, Recipe, differences, dump_recipe, parse_recipe
 
 EVAL_BATCH = 500
+MODEL = "model.json"
+"""What `describe` said of a run's model."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
             batches_from(0, training, recipe, everyone)  # refuses a batch that does not divide
             torch.manual_seed(recipe.seed)
             model = build(recipe, training)
-        folder = _prepare_once(recipe, out, resume, everyone)
+        folder = _prepare_once(recipe, out, resume, everyone, describe(model, training))
 
         progress, average = loop.fit(
             model,
@@ -107,7 +111,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
         summary = Summary(folder, progress.step, progress.history[-1], checkpoint.digest(best.state_dict()))
         if everyone.rank == 0:
             document = {"steps": summary.steps, **summary.scores, "weights": summary.weights}
-            checkpoint.write_atomic(folder / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
+            write_atomic(folder / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
         return summary
 
 
@@ -166,6 +170,49 @@ def evaluate(run: str | Path, data: Data | None = None) -> dict[str, Any]:
     }
 
 
+def load(run: str | Path, *, average: bool = True) -> nn.Module:
+    """The model of a run's newest checkpoint, in evaluation mode on the CPU; its data is not needed.
+
+    Args:
+        average: take the moving average of the weights, where the run keeps one.
+
+    Raises:
+        UserError: no run there, or none of its checkpoints is whole.
+    """
+    folder = Path(run)
+    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
+    try:
+        config = json.loads((folder / MODEL).read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: no {MODEL} there, which says how to make its model (attneck train {folder} --resume "
+            "writes it anew)"
+        ) from None
+    model = hub.build(config)
+    weights = state["model"]
+    if average and state["average"] is not None:
+        prefix = "module."
+        weights = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state["average"].items()
+            if name.startswith(prefix)
+        }
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def describe(model: nn.Module, dataset: ClassificationDataset) -> dict[str, Any]:
+    """How to make `model`, and the images that it is for, as JSON has them."""
+    return hub.describe(
+        model,
+        mean=dataset.mean,
+        std=dataset.std,
+        interpolation="bilinear",
+        crop_pct=dataset.crop_pct,
+        label_names=dataset.classes,
+    )
+
+
 def datasets(data: Data, seed: int) -> tuple[ClassificationDataset, ClassificationDataset]:
     """The training and the held-out part of what `data` names."""
     common: dict[str, Any] = {"root": data.root, "image_size": data.image_size, "seed": seed}
@@ -185,11 +232,10 @@ def datasets(data: Data, seed: int) -> tuple[ClassificationDataset, Classificati
 
 def build(recipe: Recipe, dataset: ClassificationDataset) -> nn.Module:
     """The recipe's model, for the classes and the size of `dataset`."""
+    options: dict[str, Any] = dict(recipe.model.options)
+    catalog.find(recipe.model.name, options)  # refuses what is no option of the family
     return create_model(
-        recipe.model.name,
-        num_classes=len(dataset.classes),
-        image_size=dataset.image_size,
-        **recipe.model.options,
+        recipe.model.name, num_classes=len(dataset.classes), image_size=dataset.image_size, **options
     )
 
 
@@ -202,7 +248,7 @@ def mistakes() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def _prepare(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
+def _prepare(recipe: Recipe, out: str | Path | None, resume: bool, model: dict[str, Any]) -> Path:
     """The run's folder, made and described; the run there, checked, on resume."""
     folder = Path(out) if out is not None else next_folder(recipe.model.name)
     if resume:
@@ -220,19 +266,20 @@ def _prepare(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
     elif checkpoint.checkpoints(folder / "checkpoints"):
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomic(folder / "recipe.yaml", dump_recipe(recipe).encode())
-    checkpoint.write_atomic(
-        folder / "environment.json", (json.dumps(environment(), indent=1) + "\n").encode()
-    )
+    write_atomic(folder / "recipe.yaml", dump_recipe(recipe).encode())
+    for name, document in ((MODEL, model), ("environment.json", environment())):
+        write_atomic(folder / name, (json.dumps(document, indent=1) + "\n").encode())
     return folder
 
 
-def _prepare_once(recipe: Recipe, out: str | Path | None, resume: bool, everyone: World) -> Path:
+def _prepare_once(
+    recipe: Recipe, out: str | Path | None, resume: bool, everyone: World, model: dict[str, Any]
+) -> Path:
     """`_prepare` by the first process; its folder, or its refusal, on every process."""
     box: list[Path | UserError | None] = [None]
     if everyone.rank == 0:
         try:
-            box[0] = _prepare(recipe, out, resume)
+            box[0] = _prepare(recipe, out, resume, model)
         except UserError as error:
             box[0] = error
     if everyone.size > 1:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -32,7 +35,8 @@ class ViT(VisionTransformer):
     """timm's, which `torch.compile` takes at a changing size in training too.
 
     PyTorch cannot compile the gradient of the antialiased resize for a size that is a symbol, so where the
-    position embeddings are to be resampled they are left to eager mode.
+    position embeddings are to be resampled they are left to eager mode. A state dict whose embeddings are for
+    another square image loads, resampled.
     """
 
     def _pos_embed(self, x: Tensor) -> Tensor:
@@ -42,6 +46,16 @@ class ViT(VisionTransformer):
             statically_known_true(x.shape[1] == rows) and statically_known_true(x.shape[2] == columns)
         )
         return super()._pos_embed(x) if fits else _left_to_eager(super()._pos_embed, x)  # [B, N, C]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        given, own = state_dict.get(prefix + "pos_embed"), self.get_parameter("pos_embed")
+        if given is not None and given.ndim == 3 and given.shape[1] != own.shape[1]:
+            side = math.isqrt(max(0, given.shape[1] - self.num_prefix_tokens))
+            if side * side + self.num_prefix_tokens == given.shape[1]:  # else PyTorch's to refuse
+                state_dict[prefix + "pos_embed"] = resample_abs_pos_embed(
+                    given, self.patch_embed.grid_size, (side, side), self.num_prefix_tokens
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @torch.compiler.disable

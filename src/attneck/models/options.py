@@ -142,7 +142,7 @@ class ResNetOptions(AttentionOptions, BAMOptions):
             raise ValueError("bam='blocks' and se want the same place in the block: choose one")
         if self.c5_dilation == 2 and not (self.c5_stride == 1 and self.dilatable):
             raise ValueError(
-                "c5_dilation=2 would change nothing: wanted c5_stride=1, and a 3×3 conv in c5 behind its first"
+                "c5_dilation=2 would change nothing: wanted c5_stride=1, and a 3×3 conv in a later c5 block"
             )
         for stage, inserted in ((2, self.insert_c4), (3, self.insert_c5)):
             if inserted != "none" and self.depths[stage] < 2:

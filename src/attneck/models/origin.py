@@ -45,20 +45,21 @@ class Origin:
 def pretrained_cfg(origin: Origin, options: FamilyOptions) -> dict[str, Any]:
     """A classifier's data and its ends, by the names of timm's `PretrainedCfg`.
 
-    The normalisation is ImageNet's, and images are evaluated as this project evaluates them; whoever trains a
-    model otherwise says so when saving it.
+    The normalisation is ImageNet's (the mean of its channels, for images other than RGB), and images are
+    evaluated as this project does it; a model trained otherwise is saved with what it was trained on.
 
     Args:
         options: all those of the model, which say its family.
     """
     first_conv, classifier = _ENDS[type(options)]
+    rgb = origin.in_chans == 3
     small = max(origin.image_size) <= 64  # such data sets come cut to size
     return {
         "architecture": PREFIX + origin.name,
         "input_size": (origin.in_chans, *origin.image_size),
         "num_classes": origin.num_classes,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
+        "mean": (0.485, 0.456, 0.406) if rgb else (0.449,) * origin.in_chans,
+        "std": (0.229, 0.224, 0.225) if rgb else (0.226,) * origin.in_chans,
         "interpolation": "bilinear",
         "crop_pct": 1.0 if small else 0.875,
         "first_conv": first_conv,

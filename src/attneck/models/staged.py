@@ -59,7 +59,7 @@ class StagedNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps at the ends of stages, x [B, C, H, W] → [B, num_chs, H', W'] each, and the last map of all.
+        """The maps at the ends of stages, x [B, C, H, W] → [B, num_chs, H', W'] each; and the last map.
 
         Args:
             indices: which entries of `feature_info`; a number n: the last n; None: all.
