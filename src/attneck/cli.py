@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "top-1, top-5 and error of a run",
     "curves": "loss and error of runs, side by side, as a picture",
     "data": "find a data set and check it",
+    "export": "a model as ONNX, a torch.export program, or safetensors",
 }
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from attneck.errors import one_line
 from attneck.files import write_atomic
 from attneck.models.catalog import CATALOG, create_model
-from attneck.models.origin import PREFIX, Origin
+from attneck.models.origin import PREFIX, Origin, bare
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -205,13 +205,6 @@ def build(config: dict[str, Any], image_size: int | tuple[int, int] | None = Non
         model.pretrained_cfg |= {key: _tuple(known[key]) for key in DATA if key in known}
     built: nn.Module = model
     return built
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The model that `torch.compile`, an `AveragedModel` or `DistributedDataParallel` stands around."""
-    while inner := model._modules.get("_orig_mod") or model._modules.get("module"):
-        model = inner
-    return model
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -170,10 +170,13 @@ def evaluate(run: str | Path, data: Data | None = None) -> dict[str, Any]:
     }
 
 
-def load(run: str | Path, *, average: bool = True) -> nn.Module:
+def load(
+    run: str | Path, image_size: int | tuple[int, int] | None = None, *, average: bool = True
+) -> nn.Module:
     """The model of a run's newest checkpoint, in evaluation mode on the CPU; its data is not needed.
 
     Args:
+        image_size: as `create_model` has it, if another than the run's.
         average: take the moving average of the weights, where the run keeps one.
 
     Raises:
@@ -188,7 +191,7 @@ def load(run: str | Path, *, average: bool = True) -> nn.Module:
             f"{folder}: no {MODEL} there, which says how to make its model (attneck train {folder} --resume "
             "writes it anew)"
         ) from None
-    model = hub.build(config)
+    model = hub.build(config, image_size)
     weights = state["model"]
     if average and state["average"] is not None:
         prefix = "module."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attneck.models.options import (
     CifarResNetOptions,
@@ -15,6 +15,9 @@ from attneck.models.options import (
     SqueezeNetOptions,
     ViTOptions,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PREFIX = "attneck_"
 """Stands before the catalog's names where they are among timm's."""
@@ -65,3 +68,14 @@ def pretrained_cfg(origin: Origin, options: FamilyOptions) -> dict[str, Any]:
         "first_conv": first_conv,
         "classifier": classifier,
     }
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model that `torch.compile`, an `AveragedModel` or `DistributedDataParallel` stands around."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+    from torch.optim.swa_utils import AveragedModel
+
+    if isinstance(model, (AveragedModel, DataParallel, DistributedDataParallel)):
+        return bare(model.module)
+    compiled = getattr(model, "_orig_mod", None)
+    return bare(compiled) if compiled is not None else model
