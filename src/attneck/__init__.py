@@ -8,16 +8,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from attneck import timm_hook
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from attneck import attention, layers, measure, surgery
+    from attneck import attention, export, hub, layers, measure, surgery
     from attneck.models import create_model, list_models
     from attneck.run import train
 
 # Where each public name lives. Resolved on first use, so that `attneck --help` needs no torch.
 _HOMES = {
     "attention": "attneck.attention",
+    "export": "attneck.export",
+    "hub": "attneck.hub",
     "layers": "attneck.layers",
     "measure": "attneck.measure",
     "surgery": "attneck.surgery",
@@ -26,7 +30,18 @@ _HOMES = {
     "train": "attneck.run:train",
 }
 
-__all__ = ["__version__", "attention", "create_model", "layers", "list_models", "measure", "surgery", "train"]
+__all__ = [
+    "__version__",
+    "attention",
+    "create_model",
+    "export",
+    "hub",
+    "layers",
+    "list_models",
+    "measure",
+    "surgery",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -41,3 +56,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+timm_hook.register()

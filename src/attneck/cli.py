@@ -19,6 +19,7 @@ COMMANDS = {
     "curves": "loss and error or AP of runs, side by side, as a picture",
     "data": "find a data set and check it",
     "bench": "time layers and networks against other implementations",
+    "export": "a model as ONNX, a torch.export program, or safetensors",
 }
 
 

@@ -21,3 +21,8 @@ def suggestion(given: str, known: list[str]) -> str:
     """'; perhaps you meant X' when something known is close to what was given, else ''."""
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
     return f"; perhaps you meant {close[0]!r}" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as the start of one line."""
+    return " ".join(str(error).split())[:200]

@@ -16,21 +16,26 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from attneck import hub
 from attneck.data import loader
 from attneck.data.sampling import TrainBatches
 from attneck.detection.weights import load_backbone
 from attneck.errors import UserError
+from attneck.files import write_atomic
 from attneck.models import catalog
+from attneck.models.weights import load_matching
 from attneck.tasks import open_task
-from attneck.tasks.classification import Classification
+from attneck.tasks.classification import Classification, build_classifier
 from attneck.tasks.detection import Detection, build_detector, headline
 from attneck.training import checkpoint, loop
 from attneck.training.distributed import World, world
 from attneck.training.environment import environment
 from attneck.training.folder import next_folder
-from attneck.training.recipe import Data, Recipe, differences, dump_recipe, parse_recipe
+from attneck.training.recipe import TIMM, Data, Recipe, differences, dump_recipe, parse_recipe
 
 Task = Classification | Detection
+MODEL = "model.json"
+"""What `describe` said of a run's model."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,11 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
             torch.manual_seed(recipe.seed)
             model = task.build()
             begun = _begin(model, recipe.model.weights) if recipe.model.weights and not resume else None
-        folder = _prepare_once(recipe, task, out, resume, everyone)
-        if begun and everyone.rank == 0:
-            print(f"attneck: {begun}", file=sys.stderr)
+        folder = _prepare_once(recipe, task, out, resume, everyone, describe(model, task))
+        if everyone.rank == 0 and not resume:
+            for said in (getattr(model, "surgery_report", None), begun):
+                if said is not None:
+                    print(f"attneck: {said}", file=sys.stderr)
 
         progress, average = loop.fit(
             model,
@@ -83,7 +90,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
         summary = Summary(folder, progress.step, progress.history[-1], checkpoint.digest(best.state_dict()))
         if everyone.rank == 0:
             document = {"steps": summary.steps, **summary.scores, "weights": summary.weights}
-            checkpoint.write_atomic(folder / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
+            write_atomic(folder / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
         return summary
 
 
@@ -142,12 +149,12 @@ def evaluate(run: str | Path, data: Data | None = None) -> dict[str, Any]:
         found = loop.of_each(task.detect, model, average, recipe, everyone.device)
         file = folder / "detections.json"
         if everyone.rank == 0:
-            checkpoint.write_atomic(file, json.dumps(found.get("ema", found["val"])).encode())
-        scores = {prefix: task.scores(detections) for prefix, detections in found.items()}
+            write_atomic(file, json.dumps(found.get("ema", found["val"])).encode())
+        parts = {prefix: task.scores(detections) for prefix, detections in found.items()}
         short = {
-            f"{prefix}_{key}": value for prefix in scores for key, value in headline(scores[prefix]).items()
+            f"{prefix}_{key}": value for prefix in parts for key, value in headline(parts[prefix]).items()
         }
-        return about | {"detections": str(file)} | short | {"scores": scores}
+        return about | {"detections": str(file)} | short | {"scores": parts}
 
 
 @dataclass(frozen=True)
@@ -207,13 +214,74 @@ def _fill(
 
 
 def _begin(model: nn.Module, weights: str) -> str:
-    """Start a detector's backbone from a file, or from a run of it; says what was taken, and what not."""
+    """Start a model, or a detector's backbone, from a file or a run; says what was taken, and what not."""
     given: Any = Path(weights)
     if given.is_dir():
         state, _ = _newest(given)
         best = state["average"] or state["model"]
         given = {name.removeprefix("module."): tensor for name, tensor in best.items()}
-    return f"backbone from {weights}: {load_backbone(model, given)}"
+    load = load_backbone if hasattr(model, "backbone") else load_matching
+    return f"from {weights}: {load(model, given)}"
+
+
+def load(
+    run: str | Path, image_size: int | tuple[int, int] | None = None, *, average: bool = True
+) -> nn.Module:
+    """The model of a run's newest checkpoint, in evaluation mode on the CPU; its data is not needed.
+
+    Args:
+        image_size: as `create_model` has it, if another than the run's.
+        average: take the moving average of the weights, where the run keeps one.
+
+    Raises:
+        UserError: no run there, or none of its checkpoints is whole.
+    """
+    folder = Path(run)
+    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
+    try:
+        config = json.loads((folder / MODEL).read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: no {MODEL} there, which says how to make its model (attneck train {folder} --resume "
+            "writes it anew)"
+        ) from None
+    recipe = parse_recipe(state["recipe"], str(folder))
+    if _by_recipe(recipe):
+        model = build_classifier(recipe.model, config["num_classes"], image_size or config["image_size"])
+    else:
+        model = hub.build(config, image_size)
+    weights = state["model"]
+    if average and state["average"] is not None:
+        prefix = "module."
+        weights = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state["average"].items()
+            if name.startswith(prefix)
+        }
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _by_recipe(recipe: Recipe) -> bool:
+    """Whether its model is timm's, or changed: nothing that `create_model` makes."""
+    return recipe.model.name.startswith(TIMM) or recipe.model.surgery != "none"
+
+
+def describe(model: nn.Module, task: Task) -> dict[str, Any]:
+    """How to make `model`, and the images that it is for, as JSON has them."""
+    if isinstance(task, Detection):
+        return hub.describe(model)
+    images = task.held_out
+    if _by_recipe(task.recipe):  # no name says how to make it
+        return {"num_classes": len(images.classes), "image_size": images.image_size}
+    return hub.describe(
+        model,
+        mean=images.mean,
+        std=images.std,
+        interpolation="bilinear",
+        crop_pct=images.crop_pct,
+        label_names=images.classes,
+    )
 
 
 @contextmanager
@@ -225,7 +293,7 @@ def mistakes() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def _prepare(recipe: Recipe, task: Task, out: str | Path | None, resume: bool) -> Path:
+def _prepare(recipe: Recipe, task: Task, out: str | Path | None, resume: bool, model: dict[str, Any]) -> Path:
     """The run's folder, made and described; the run there, checked, on resume."""
     folder = Path(out) if out is not None else next_folder(recipe.model.name)
     if resume:
@@ -243,21 +311,28 @@ def _prepare(recipe: Recipe, task: Task, out: str | Path | None, resume: bool) -
     elif checkpoint.checkpoints(folder / "checkpoints"):
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomic(folder / "recipe.yaml", dump_recipe(recipe).encode())
-    names = {"classes": task.held_out.classes}
+    write_atomic(folder / "recipe.yaml", dump_recipe(recipe).encode())
+    names: dict[str, Any] = {"classes": task.held_out.classes}
     if isinstance(task, Detection):
         names["category_ids"] = task.held_out.category_ids
-    for name, content in (("environment", environment()), ("classes", names)):
-        checkpoint.write_atomic(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
+    for name, content in ((MODEL, model), ("environment.json", environment()), ("classes.json", names)):
+        write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
     return folder
 
 
-def _prepare_once(recipe: Recipe, task: Task, out: str | Path | None, resume: bool, everyone: World) -> Path:
+def _prepare_once(
+    recipe: Recipe,
+    task: Task,
+    out: str | Path | None,
+    resume: bool,
+    everyone: World,
+    model: dict[str, Any],
+) -> Path:
     """`_prepare` by the first process; its folder, or its refusal, on every process."""
     box: list[Path | UserError | None] = [None]
     if everyone.rank == 0:
         try:
-            box[0] = _prepare(recipe, task, out, resume)
+            box[0] = _prepare(recipe, task, out, resume, model)
         except UserError as error:
             box[0] = error
     if everyone.size > 1:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from attneck.attention.cpu import DTYPES, relative_attention_2d_cpu
 from attneck.attention.cuda import augmented_attention_2d, triton_attention_2d
@@ -110,7 +111,7 @@ def resample_rows(table: Tensor, rows: int) -> Tensor:
             f"and asked for {rows}"
         )
     R = table.shape[0]
-    if rows == R:
+    if _same(rows, R):
         return table
     dtype = torch.promote_types(table.dtype, torch.float32)
     old = torch.arange(R, device=table.device, dtype=dtype)  # [R]
@@ -119,6 +120,14 @@ def resample_rows(table: Tensor, rows: int) -> Tensor:
     at = new * (R - 1) / (rows - 1) if rows > 1 else new + (R - 1) / 2  # [rows], in old rows
     weights = (1 - (at[:, None] - old[None, :]).abs()).clamp(min=0)  # [rows, R], each row sums to 1
     return weights.to(table.dtype) @ table  # [rows, d]
+
+
+def _same(rows: int, R: int) -> bool:
+    """Whether nothing is to be resampled; False where a graph for any size is made, which must not ask.
+
+    There the weights of the very same size are an identity matrix, exactly.
+    """
+    return statically_known_true(rows == R) if torch.compiler.is_compiling() else rows == R
 
 
 def pool_tokens(tokens: Tensor, map_size: tuple[int, int]) -> Tensor:

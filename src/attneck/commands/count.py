@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -44,7 +44,7 @@ def show(
         from attneck.measure import count
 
         with torch.device("meta"):
-            built = catalog.create_model(model, num_classes, size, **options)
+            built = catalog.create_model(model, num_classes, size, **dict[str, Any](options))
         counts = count(built, size, stages=stages)
     except ValueError as error:
         raise UserError(str(error)) from None

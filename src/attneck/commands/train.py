@@ -12,7 +12,7 @@ import tyro
 from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
 from attneck.training.folder import newest_folder, next_folder
-from attneck.training.recipe import Recipe, load_recipe, shipped_recipes
+from attneck.training.recipe import TIMM, Recipe, load_recipe, shipped_recipes
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
 
@@ -45,7 +45,8 @@ def main(words: list[str]) -> None:
     arguments = parse(name, words[1:])
     recipe, out = arguments.recipe, arguments.out
     try:
-        catalog.find(recipe.model.name, dict(recipe.model.options))
+        if not recipe.model.name.startswith(TIMM):
+            catalog.find(recipe.model.name, dict(recipe.model.options))
     except ValueError as error:
         raise UserError(str(error)) from None
     if out is None and Path(name).is_dir():
@@ -69,14 +70,16 @@ def main(words: list[str]) -> None:
 def parse(name: str, words: list[str]) -> Arguments:
     """The recipe called `name` with the fields that `words` give, such as `--epochs 3`.
 
-    Model options that are given are added to the recipe's own, or put in their place.
+    Options of the model and of its surgery are added to the recipe's own, or put in their place.
     """
     whole = load_recipe(name)
-    own = whole.model.options
-    bare = whole.model_copy(update={"model": whole.model.model_copy(update={"options": {}})})
+    own = {"options": whole.model.options, "surgery_options": whole.model.surgery_options}
+    bare = whole.model_copy(update={"model": whole.model.model_copy(update={part: {} for part in own})})
     arguments = tyro.cli(Arguments, prog=f"attneck train {name}", args=words, default=Arguments(recipe=bare))
     model = arguments.recipe.model
-    model = model.model_copy(update={"options": {**own, **model.options}})
+    model = model.model_copy(
+        update={name: {**values, **getattr(model, name)} for name, values in own.items()}
+    )
     arguments.recipe = arguments.recipe.model_copy(update={"model": model})
     return arguments
 

@@ -23,8 +23,11 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     `dataset.__getitems__(keys)`, which DataLoader calls, is the whole batch at once (see `Batch`); its
     images are the same bits. Both lie in memory channels last.
 
-    A kind of data set gives `pixels` and `labels`.
+    A kind of data set gives `pixels` and `labels`; and `crop_pct`, the share of a resized image's side that
+    is cut out of its centre in evaluation.
     """
+
+    crop_pct = 1.0
 
     def __init__(
         self,

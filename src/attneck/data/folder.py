@@ -31,6 +31,8 @@ class FolderDataset(ClassificationDataset):
     scale that the paper's 10, 15 and 24 are meant on: 10 is 30 degrees of rotation (torchvision's 10 is 10).
     """
 
+    crop_pct = 0.875
+
     def __init__(
         self,
         paths: list[str],
@@ -58,7 +60,7 @@ class FolderDataset(ClassificationDataset):
     def _one(self, epoch: int, index: int) -> NDArray[np.uint8]:
         image = decode(self.paths[index], "folder")
         if self._transform is None:
-            return np.array(_resize_and_centre(image, self.image_size))
+            return np.array(_resize_and_centre(image, self.image_size, self.crop_pct))
         with seeded(item_seed(self.seed, epoch, index)):
             return np.array(self._transform(image))
 
@@ -117,8 +119,8 @@ def _same_classes(folder: Path, given: Sequence[str], wanted: Sequence[str], who
         )
 
 
-def _resize_and_centre(image: Image.Image, size: int) -> Image.Image:
-    scale = round(size / 0.875) / min(image.size)
+def _resize_and_centre(image: Image.Image, size: int, crop_pct: float) -> Image.Image:
+    scale = round(size / crop_pct) / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2

@@ -3,76 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from attneck.layers.mhsa import TABLES, MHSA2d
 from attneck.models.features import Pyramid
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Names of tensors, as the backbone calls them."""
-
-    taken: list[str]
-    new: list[str]
-    """Of the backbone, that it was given nothing for: they stay as they were initialised."""
-    unused: list[str]
-    """Given, that the backbone has no place for: the classifier, the convolutions that were replaced."""
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.taken)} tensors taken"]
-        lines += [f"new: {', '.join(self.new)}"] if self.new else []
-        lines += [f"not used: {', '.join(self.unused)}"] if self.unused else []
-        return "; ".join(lines)
+from attneck.models.weights import Loaded, load_matching
 
 
 def load_backbone(detector: Any, weights: Mapping[str, Tensor] | str | Path) -> Loaded:
-    """Put into the backbone of `detector` every tensor of its name and shape; say which, and what is new.
-
-    A ResNet's weights fill a BoTNet but for the layers that attention replaced, which stay random, as in the
-    paper. Position tables of another map size are resampled.
+    """`load_matching` into the backbone of `detector`, whose layers that attention replaced stay random.
 
     Args:
         detector: one whose `backbone` is an `FPN`, SSD300 or StairNet.
-        weights: a state dict by timm's names (`resnet50` of timm with `pretrained=True`, any ResNet of the
-            catalog), or a file with one: safetensors, or what torch saved, such as a checkpoint of a run.
-            Nothing in a file is run.
-
-    Raises:
-        ValueError: a file that holds no weights, or none of which fits.
-        FileNotFoundError: no such file.
+        weights: of the backbone alone, as `load_matching` takes them; errors are its own, too.
     """
-    backbone = _backbone(detector)
-    given = _read(Path(weights)) if isinstance(weights, (str, Path)) else weights
-    own = backbone.state_dict()
-    tables = {
-        f"{name}.{table}"
-        for name, module in backbone.named_modules()
-        if isinstance(module, MHSA2d)
-        for table in TABLES[module.position]
-    }
-    taken = {
-        name: tensor
-        for name, tensor in given.items()
-        if name in own and (tensor.shape == own[name].shape or name in tables)
-    }
-    if not taken:
-        raise ValueError(
-            f"none of the {len(given)} tensors given ({', '.join([*given][:3])}, …) fits the backbone "
-            f"({', '.join([*own][:3])}, …): wanted those of a network of the same family, by timm's names"
-        )
-    backbone.load_state_dict(taken, strict=False)
-    # A BatchNorm's count of batches, which is in no checkpoint of old, is no weight.
-    new = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
-    return Loaded(list(taken), new, [name for name in given if name not in taken])
+    return load_matching(_backbone(detector), weights)
 
 
 def _backbone(detector: Any) -> nn.Module:
@@ -81,22 +28,4 @@ def _backbone(detector: Any) -> nn.Module:
     for inner in ("trunk", "body", "pyramid"):  # of StairNet, an FPN, MobileNet's SSD
         body = getattr(body, inner, body)
     found: nn.Module = body.model if isinstance(body, Pyramid) else body
-    return found
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in a file; a run's checkpoint has it under "model"."""
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}): wanted a safetensors file, or tensors by name "
-            "as torch.save writes them, and nothing that would run code"
-        ) from error
-    found = found.get("model", found) if isinstance(found, Mapping) else found
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{path} holds no state dict: wanted tensors by name")
     return found

@@ -135,7 +135,7 @@ class MHSA2d(nn.Module):
             keys = self._place_keys(q, k, H, W)  # [B, h, N, d]
             out = F.scaled_dot_product_attention(q, keys, v, scale=self.scale)  # [B, h, N, d]
             out = pool_tokens(out, (H, W)) if self.stride == 2 else out  # [B, h, N', d]
-        H, W = -(-H // self.stride), -(-W // self.stride)
+        H, W = (H - 1) // self.stride + 1, (W - 1) // self.stride + 1  # as a pool says it, symbol for symbol
         if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
             return out.transpose(1, 2).flatten(2).unflatten(1, (H, W)).permute(0, 3, 1, 2)  # [B, C, H', W']
         return out.transpose(2, 3).flatten(1, 2).unflatten(2, (H, W)).contiguous()  # [B, C, H', W']

@@ -86,9 +86,11 @@ def count(
     image_size: int | tuple[int, int],
     *,
     stages: bool = False,
-    image_channels: int = 3,
+    image_channels: int | None = None,
 ) -> Counts:
-    """What `model` costs on one image of `image_size`, a side or (height, width) in pixels, RGB by default.
+    """What `model` costs on one image of `image_size`, a side or (height, width) in pixels.
+
+    The image has `image_channels`; where None, those that `create_model` was asked for, else 3.
 
     Runs a copy on the meta device in eval mode: no weight is read or copied, and the model stays as it is.
     Position tables that were made for another size are resampled, as in any forward pass, by a product which
@@ -105,8 +107,9 @@ def count(
         if type(module) in _NORMS:  # nothing of it is counted, and torch's own takes half of the run on meta
             module.forward = _unchanged
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
-    dtype = next(floats, torch.float32)
-    image = torch.empty(1, image_channels, height, width, device="meta", dtype=dtype)
+    origin = getattr(model, "origin", None)
+    channels = image_channels or (origin.in_chans if origin else 3)
+    image = torch.empty(1, channels, height, width, device="meta", dtype=next(floats, torch.float32))
     with (
         FlopCounterMode(display=False, custom_mapping=_formulas()) as counter,
         torch.no_grad(),

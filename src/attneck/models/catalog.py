@@ -20,11 +20,13 @@ from attneck.models.options import (
     ViTOptions,
     override,
 )
+from attneck.models.origin import Origin, pretrained_cfg
 
 if TYPE_CHECKING:
     from torch import nn
 
-# The function that builds each family: builder(options, num_classes=..., image_size=(H, W)).
+# The function that builds each family: builder(options, num_classes=..., image_size=(H, W)); a classifier's
+# takes in_chans too.
 _BUILDERS: dict[type, str] = {
     ResNetOptions: "attneck.models.resnet:build",
     CifarResNetOptions: "attneck.models.cifar:build",
@@ -241,9 +243,12 @@ def create_model(
     name: str,
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    in_chans: int = 3,
     **options: Any,
 ) -> nn.Module:
     """Build the model called `name`, freshly initialised.
+
+    What it was made from stays with it, as `model.origin`; a classifier has timm's `pretrained_cfg` beside.
 
     Args:
         name: one of `list_models()` or `list_detectors()`.
@@ -252,6 +257,7 @@ def create_model(
         image_size: side or (height, width) in pixels that position tables are made for; the published one
             where None. Any other size works at run time, with the tables resampled. A detector takes images
             of any size, and fits them into it in evaluation; SSD300 and StairNet have no other, and always.
+        in_chans: channels of the images; a detector's have 3.
         options: what the family can be asked for (see `attneck.models.options` and `detector_options`).
 
     Raises:
@@ -265,17 +271,27 @@ def create_model(
     classes = entry.num_classes if num_classes is None else num_classes
     if classes < 0:
         raise ValueError(f"num_classes={num_classes}: wanted 0 (no classifier) or more")
-    return build(entry.options, classes, (height, width))
+    if in_chans < 1 or (in_chans != 3 and name in DETECTORS):
+        raise ValueError(f"in_chans={in_chans}: wanted 1 or more; a detector takes RGB, in_chans=3")
+    model: Any = build(entry.options, classes, (height, width), in_chans)
+    model.origin = Origin(name, classes, (height, width), in_chans, options)
+    if name in CATALOG:
+        model.pretrained_cfg = pretrained_cfg(model.origin, entry.options)
+    built: nn.Module = model
+    return built
 
 
-def build(options: FamilyOptions, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+def build(
+    options: FamilyOptions, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
+) -> nn.Module:
     """What `options` describe, for a catalog row or for a detector's backbone.
 
     Raises:
         ValueError: what the family's builder does not take.
     """
     module, _, function = _BUILDERS[type(options)].partition(":")
+    channels = {"in_chans": in_chans} if in_chans != 3 else {}  # detectors have no such choice
     model: nn.Module = getattr(import_module(module), function)(
-        options, num_classes=num_classes, image_size=image_size
+        options, num_classes=num_classes, image_size=image_size, **channels
     )
     return model

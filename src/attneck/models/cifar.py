@@ -75,10 +75,10 @@ class Block(nn.Module):
 class CifarResNet(StagedNet):
     """3×3 stem, stages `layer1`…, global average pool, `fc`."""
 
-    def __init__(self, options: CifarResNetOptions, num_classes: int) -> None:
+    def __init__(self, options: CifarResNetOptions, num_classes: int, in_chans: int) -> None:
         super().__init__()
         pre = options.order == "pre"
-        self.conv1 = nn.Conv2d(3, options.stem, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_chans, options.stem, 3, 1, 1, bias=False)
         self.bn1 = nn.Identity() if pre else nn.BatchNorm2d(options.stem)
         self.act1 = nn.Identity() if pre else nn.ReLU(inplace=True)
         self.feature_info = []
@@ -103,13 +103,15 @@ class CifarResNet(StagedNet):
         self.initialise()
 
 
-def build(options: CifarResNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> CifarResNet:
+def build(
+    options: CifarResNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
+) -> CifarResNet:
     """A `CifarResNet` with the papers' changes made: MHSA, BAM or squeeze-excitation.
 
     MHSA stands where a block's last 3×3 was; squeeze-excitation and BAM-C on the branch, before the addition;
     BAM after every stage but the last, at the end of its Sequential.
     """
-    model = CifarResNet(options, num_classes)
+    model = CifarResNet(options, num_classes, in_chans)
     stages: list[Any] = [model.get_submodule(info["module"]) for info in model.feature_info]
     if options.attend:
         _attend(stages[-1], options, image_size)

@@ -35,7 +35,7 @@ class DepthwiseSeparable(nn.Sequential):
 class MobileNet(StagedNet):
     """3×3 stem with stride 2, stages `layer1`…`layer5` at 1/2 … 1/32, global average pool, `fc`."""
 
-    def __init__(self, options: MobileNetOptions, num_classes: int) -> None:
+    def __init__(self, options: MobileNetOptions, num_classes: int, in_chans: int) -> None:
         super().__init__()
 
         def scaled(width: int) -> int:
@@ -43,7 +43,7 @@ class MobileNet(StagedNet):
             return max(1, int(round(width * options.alpha, 6)))
 
         channels = scaled(32)
-        self.conv1 = nn.Conv2d(3, channels, 3, 2, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_chans, channels, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.act1 = nn.ReLU(inplace=True)
         self.feature_info = []
@@ -63,9 +63,11 @@ class MobileNet(StagedNet):
         self.initialise()
 
 
-def build_mobilenet(options: MobileNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> MobileNet:
+def build_mobilenet(
+    options: MobileNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
+) -> MobileNet:
     """A `MobileNet`, with a BAM at the end of the stages of 128, 256 and 512 channels where asked for."""
-    model = MobileNet(options, num_classes)
+    model = MobileNet(options, num_classes, in_chans)
     if options.bam == "stages":
         bottlenecks = model.feature_info[1:4]
         stages = [model.get_submodule(info["module"]) for info in bottlenecks]
@@ -80,10 +82,10 @@ class SqueezeNet(StagedNet):
     average of the map. BAM stands before the pools behind fire3 and fire5.
     """
 
-    def __init__(self, options: SqueezeNetOptions, num_classes: int) -> None:
+    def __init__(self, options: SqueezeNetOptions, num_classes: int, in_chans: int) -> None:
         super().__init__()
         layers: list[tuple[str, nn.Module]] = [
-            ("0", nn.Conv2d(3, 64, 3, 2, options.stem_padding)),
+            ("0", nn.Conv2d(in_chans, 64, 3, 2, options.stem_padding)),
             ("1", nn.ReLU(inplace=True)),
             ("2", _pool()),
             ("3", Fire(64, 16, 64, 64)),
@@ -142,10 +144,10 @@ class SqueezeNet(StagedNet):
 
 
 def build_squeezenet(
-    options: SqueezeNetOptions, *, num_classes: int, image_size: tuple[int, int]
+    options: SqueezeNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
 ) -> SqueezeNet:
     """A `SqueezeNet`, BAM in it where asked for."""
-    return SqueezeNet(options, num_classes)
+    return SqueezeNet(options, num_classes, in_chans)
 
 
 def _pool() -> nn.MaxPool2d:

@@ -19,10 +19,10 @@ class DenseNet(StagedNet):
     follows each transition, and each dense block that a transition follows.
     """
 
-    def __init__(self, options: DenseNetOptions, num_classes: int) -> None:
+    def __init__(self, options: DenseNetOptions, num_classes: int, in_chans: int) -> None:
         super().__init__()
         channels = 2 * options.growth
-        self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_chans, channels, 3, 1, 1, bias=False)
         self.feature_info = []
         for index, depth in enumerate(options.depths):
             stage: OrderedDict[str, nn.Module] = OrderedDict()
@@ -55,6 +55,8 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight)
 
 
-def build(options: DenseNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> DenseNet:
+def build(
+    options: DenseNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
+) -> DenseNet:
     """A `DenseNet`, BAM in it where asked for."""
-    return DenseNet(options, num_classes)
+    return DenseNet(options, num_classes, in_chans)

@@ -112,6 +112,7 @@ class ResNetOptions(AttentionOptions, BAMOptions):
     stride_on: StrideOn = "3x3"
     attend: tuple[int, ...] = ()  # a 1 or 0 for each c5 block; a single one stands for all of them
     c5_stride: Literal[1, 2] = 2
+    c5_dilation: Literal[1, 2] = 1  # of the 3×3 convs that saw a map of half the size before c5_stride=1
     insert_c4: Inserted = "none"  # between the last two blocks of the stage (BoTNet Table 8)
     insert_c5: Inserted = "none"
     se: tuple[int, ...] = ()  # stages that have squeeze-excitation, 2 to 5
@@ -138,6 +139,10 @@ class ResNetOptions(AttentionOptions, BAMOptions):
             raise ValueError("se_in_bot=True would change nothing: wanted attend, and 5 among se")
         if self.bam == "blocks" and self.se:
             raise ValueError("bam='blocks' and se want the same place in the block: choose one")
+        if self.c5_dilation == 2 and not (self.c5_stride == 1 and self.dilatable):
+            raise ValueError(
+                "c5_dilation=2 would change nothing: wanted c5_stride=1, and a 3×3 conv in a later c5 block"
+            )
         for stage, inserted in ((2, self.insert_c4), (3, self.insert_c5)):
             if inserted != "none" and self.depths[stage] < 2:
                 raise ValueError(
@@ -151,6 +156,16 @@ class ResNetOptions(AttentionOptions, BAMOptions):
         self._check_attention([width for width in attention if width], "attention: attend=(1,)")
         expansion = 4 if self.block == "bottleneck" else 1
         self._check_bam([expansion * width for width in self.widths])
+
+    @property
+    def dilatable(self) -> bool:
+        """Whether c5 has a 3×3 conv behind the place where it strides."""
+        return self.block == "basic" or 0 in self.c5_flags[1:]
+
+    @property
+    def c5_flags(self) -> tuple[int, ...]:
+        """`attend` with a flag for each c5 block."""
+        return (self.attend or (0,)) * self.depths[3] if len(self.attend) < 2 else self.attend
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,9 @@ from attneck.models.options import ResNetOptions
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
-def build(options: ResNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> ResNet:
+def build(
+    options: ResNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
+) -> ResNet:
     """A timm `ResNet` with the papers' changes made in place: timm's names for every tensor it has.
 
     Stages c2..c5 are `layer1..layer4`. MHSA stands where `conv2` was, squeeze-excitation and BAM-C in timm's
@@ -27,6 +29,7 @@ def build(options: ResNetOptions, *, num_classes: int, image_size: tuple[int, in
         blocks[options.block],
         options.depths,
         num_classes=num_classes,
+        in_chans=in_chans,
         channels=options.widths,
         cardinality=options.groups,
         base_width=options.base_width,
@@ -38,7 +41,7 @@ def build(options: ResNetOptions, *, num_classes: int, image_size: tuple[int, in
     stages: list[nn.Sequential] = [model.layer1, model.layer2, model.layer3, model.layer4]
     outs: list[int] = [info["num_chs"] for info in model.feature_info[1:]]
     if options.c5_stride == 1:
-        _take_stride_off(model)
+        _take_stride_off(model, options.c5_dilation)
     _attend(stages[3], options, image_size)
     if options.stride_on == "1x1":
         parts.move_stride_to_1x1(block for stage in stages for block in stage)
@@ -56,22 +59,28 @@ def build(options: ResNetOptions, *, num_classes: int, image_size: tuple[int, in
     return model
 
 
-def _take_stride_off(model: Any) -> None:
-    """Let c5 stay at c4's size (BoTNet-S1, §4.8), by its first block's stride alone: nothing is dilated."""
+def _take_stride_off(model: Any, dilation: int) -> None:
+    """Let c5 stay at c4's size (BoTNet-S1, §4.8), by its first block's stride alone.
+
+    With a dilation of 2 the 3×3 convs behind that stride see what they saw before, as segmentation wants it.
+    """
     first = model.layer4[0]
     strided = first.conv1 if isinstance(first, BasicBlock) else first.conv2
     for conv in (strided, first.downsample[0]):
         conv.stride = (1, 1)
     first.stride = 1
+    for block in model.layer4:
+        for conv in (block.conv1, block.conv2):
+            if conv.kernel_size == (3, 3) and conv is not strided:
+                conv.dilation = conv.padding = (dilation, dilation)
     model.feature_info[-1]["reduction"] = 16
 
 
 def _attend(stage: nn.Sequential, options: ResNetOptions, image_size: tuple[int, int]) -> None:
     """Put MHSA where the flagged c5 blocks have their 3×3 conv (BoTNet §3, Fig. 12)."""
-    flags = options.attend * len(stage) if len(options.attend) == 1 else options.attend
     reduction, stride = 16, options.c5_stride  # the first block attends before it strides
     block: Any
-    for flag, block in zip(flags, stage, strict=False):
+    for flag, block in zip(options.c5_flags, stage, strict=True):
         if flag:
             map_size = parts.map_size(image_size, reduction)
             block.conv2 = parts.mhsa(block.conv2.in_channels, map_size, stride, options)

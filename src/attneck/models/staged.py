@@ -6,6 +6,7 @@ Letters: B batch, C channels, H×W map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,33 +45,49 @@ class StagedNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """x [B, 3, H, W] → the last map [B, num_features, H', W']."""
+        """x [B, C, H, W] → the last map [B, num_features, H', W']."""
         for name in self.row:
             x = self.get_submodule(name)(x)
         return x
 
     def forward_intermediates(
-        self, x: Tensor, indices: int | list[int] | None = None, *, intermediates_only: bool = False
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps at the ends of stages, x [B, 3, H, W] → [B, num_chs, H', W'] each.
+        """The maps at the ends of stages, x [B, C, H, W] → [B, num_chs, H', W'] each; and the last map.
 
         Args:
             indices: which entries of `feature_info`; a number n: the last n; None: all.
-            intermediates_only: stop at the last of them, and return them alone, without the last map.
+            norm: let the last stage's map through the norm and activation behind it, where there are any.
+            stop_early: stop behind the last map that is asked for; what was reached is then the last map.
+            output_fmt: "NCHW"; there is no other.
+            intermediates_only: return the list alone.
+
+        Raises:
+            ValueError: indices that are not there, or another format.
         """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: these maps are 'NCHW' only")
         take = self._stages(indices)
         ends = [self.feature_info[index]["module"] for index in take]
+        through = norm and take[-1] == len(self.feature_info) - 1
+        stop = (stop_early or intermediates_only) and not through
         maps = []
-        for name in self.row:
+        for name in self.row[: self.row.index(ends[-1]) + 1 if stop else None]:
             x = self.get_submodule(name)(x)
             if name in ends:
                 maps.append(x)
-            if intermediates_only and name == ends[-1]:
-                return maps
-        return x, maps
+        if through:
+            maps[-1] = x
+        return maps if intermediates_only else (x, maps)
 
     def prune_intermediate_layers(
-        self, indices: int | list[int] | None = None, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Take off what the features at `indices` do not need; returns the indices, none of them negative.
 
@@ -93,13 +110,13 @@ class StagedNet(nn.Module):
             self.reset_classifier(0)
         return take
 
-    def _stages(self, indices: int | list[int] | None) -> list[int]:
+    def _stages(self, indices: int | Sequence[int] | None) -> list[int]:
         """Positions in `feature_info`, in order, none negative."""
         count = len(self.feature_info)
         if indices is None:
             return list(range(count))
         if isinstance(indices, int):
-            indices = list(range(-indices, 0))
+            indices = range(-indices, 0)
         if not indices or not all(-count <= index < count for index in indices):
             raise ValueError(f"indices {indices} of {count} features: give how many of the last, or which")
         return sorted({index % count for index in indices})
@@ -110,5 +127,5 @@ class StagedNet(nn.Module):
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, 3, H, W] → logits [B, num_classes]."""
+        """x [B, C, H, W] → logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))

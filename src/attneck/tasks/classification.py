@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cached_property
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attneck import surgery
 from attneck.data import ClassificationDataset, collate, loader, open_dataset
 from attneck.data.sampling import EvalBatches
-from attneck.models import create_model
+from attneck.errors import suggestion
+from attneck.models import catalog, create_model
 from attneck.training.distributed import World
-from attneck.training.recipe import Recipe
+from attneck.training.recipe import TIMM, Model, Recipe
 
 EVAL_BATCH = 500
 
@@ -32,11 +35,6 @@ class Classification:
 
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
-        if recipe.model.weights is not None:
-            raise ValueError(
-                f"model.weights is what a detector's backbone starts from, and {recipe.model.name} is none: "
-                "leave it out"
-            )
         if recipe.data.jitter is not None:
             raise ValueError("data.jitter goes with data.augment scale_jitter, of detectors: leave it out")
         self.held_out = self._open(recipe.data.val_split, size=recipe.data.val_size)
@@ -68,13 +66,7 @@ class Classification:
 
     def build(self) -> nn.Module:
         """The recipe's model, for the classes and the size of its data."""
-        model = self.recipe.model
-        return create_model(
-            model.name,
-            num_classes=len(self.held_out.classes),
-            image_size=self.held_out.image_size,
-            **model.options,
-        )
+        return build_classifier(self.recipe.model, len(self.held_out.classes), self.held_out.image_size)
 
     def _images(self, images: Tensor) -> Tensor:
         device, last = self.everyone.device, self.recipe.channels_last
@@ -102,3 +94,48 @@ class Classification:
             sums += torch.tensor(counts, dtype=torch.float64)
         count, loss_sum, top1, top5 = self.everyone.total(sums.tolist())
         return {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+
+
+def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[int, int]) -> nn.Module:
+    """The model that a recipe names, changed as it says; what was changed is its `surgery_report`.
+
+    Raises ValueError for a name, an option or a surgery that does not exist or does not fit.
+    """
+    options: dict[str, Any] = dict(recipe.options)
+    network: Any
+    if recipe.name.startswith(TIMM):
+        network = _of_timm(recipe.name.removeprefix(TIMM), num_classes, options)
+    else:
+        catalog.find(recipe.name, options)  # refuses what is no option of the family
+        network = create_model(recipe.name, num_classes=num_classes, image_size=image_size, **options)
+    if recipe.surgery == "none":
+        if recipe.surgery_options:
+            raise ValueError(
+                "model.surgery_options would change nothing without model.surgery: leave them out"
+            )
+        plain: nn.Module = network
+        return plain
+    operate: Any = getattr(surgery, recipe.surgery)
+    wanted = inspect.signature(operate).parameters.keys() - {"model", "image_size"}
+    for name in recipe.surgery_options:
+        if name not in wanted:
+            raise ValueError(
+                f"{recipe.surgery} has no option {name!r}{suggestion(name, sorted(wanted))} "
+                f"(there are {', '.join(sorted(wanted))})"
+            )
+    network, report = operate(network, image_size=image_size, **recipe.surgery_options)
+    network.surgery_report = report
+    changed: nn.Module = network
+    return changed
+
+
+def _of_timm(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
+    try:
+        network: nn.Module = timm.create_model(name, num_classes=num_classes, **options)
+    except TypeError as error:
+        raise ValueError(f"timm's {name} does not take these options ({error}): {options}") from error
+    return network

@@ -77,6 +77,11 @@ class Detection:
     def _check(self) -> None:
         """ValueError for a part of the recipe that would be passed over, or fail in the first step."""
         recipe, data = self.recipe, self.recipe.data
+        if recipe.model.surgery != "none":
+            raise ValueError(
+                f"model.surgery {recipe.model.surgery} is for classifiers: change a detector's backbone in "
+                "Python (attneck.detection.rcnn.mask_rcnn takes any), or choose one that has the attention"
+            )
         if recipe.label_smoothing:
             raise ValueError("label_smoothing is of classifiers; a detector's losses have none: leave it out")
         if data.md5:
@@ -139,8 +144,9 @@ class Detection:
 
 def build_detector(recipe: Recipe, classes: int) -> nn.Module:
     """The recipe's model, for so many classes beside the background."""
-    model = recipe.model
-    return create_model(model.name, num_classes=classes + 1, image_size=_image_size(recipe), **model.options)
+    name, options = recipe.model.name, dict[str, Any](recipe.model.options)
+    catalog.find(name, options)  # refuses what is no option of the family
+    return create_model(name, num_classes=classes + 1, image_size=_image_size(recipe), **options)
 
 
 def _image_size(recipe: Recipe) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attneck.errors import UserError
+from attneck.files import write_atomic
 
 KEPT = 2
 
@@ -64,24 +64,6 @@ def load_latest(folder: Path) -> tuple[dict[str, Any], Path, list[Path]]:
             f"{folder}: none of its {len(damaged)} checkpoints matches its SHA-256; start the run anew"
         )
     raise UserError(f"{folder}: no checkpoint there; start the run without --resume")
-
-
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Put `data` at `path` whole or not at all, also when the machine stops in between."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself
-        finally:
-            os.close(folder)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def digest(state: dict[str, Tensor]) -> str:

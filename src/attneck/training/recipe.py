@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from attneck.errors import UserError, suggestion
 
 SHIPPED = Path(__file__).parent / "recipes"
+TIMM = "timm/"
+"""What a name of timm's begins with."""
 Value = bool | int | float | str | list[int]
 
 
@@ -22,11 +24,16 @@ class Part(BaseModel):
 
 class Model(Part):
     name: str = "cifar_resnet20"
-    """A name of `attneck list`."""
+    """A name of `attneck list`, or timm/NAME for a classifier of timm's."""
     options: dict[str, Value] = {}
     """What the model is asked for beyond its name, such as bam_dilation 2; added to the recipe's own."""
     weights: str | None = None
-    """Detectors: what their backbone starts from: safetensors, what torch saved, or the folder of a run."""
+    """What it starts from, a detector's backbone: safetensors, what torch saved, or the folder of a run.
+    Taken is what fits by name and shape."""
+    surgery: Literal["none", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
+    """Classifiers: what `attneck.surgery` does to the model before it is trained."""
+    surgery_options: dict[str, Value] = {}
+    """What that is asked for, such as start paper, or stage -2."""
 
 
 class Data(Part):

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from attneck.training.checkpoint import write_atomic
+from attneck.files import write_atomic
 
 Record = dict[str, Any]
 

@@ -1,0 +1,151 @@
+"""attneck export: a model as a file for elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from attneck import export as exporting
+from attneck.errors import RunFailed, UserError, suggestion
+from attneck.models.catalog import CATALOG, DETECTORS
+
+
+def write(
+    model: Annotated[str, tyro.conf.Positional],
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    image_size: int | None = None,
+    batch: int = 1,
+    dynamic: tuple[Literal["batch", "size"], ...] | None = None,
+    opset: Literal[18, 20, 23] | None = None,
+    raw: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """A model as a file for elsewhere: ONNX, a torch.export program, or weights.
+
+    ONNX and programs are compared with the model itself before they are written, and the differences shown.
+
+    Args:
+        model: a run's folder, what attneck.hub.save wrote, or a name of `attneck list` (untrained).
+        file: .onnx; .pt2 for torch.export; .safetensors for the weights with what makes their model; a name
+            without an ending for the same as a folder, laid out as on the Hugging Face Hub.
+        image_size: side in pixels; the one that the model was made for if not given.
+        batch: images at once, in a graph that does not leave it open.
+        dynamic: what a graph leaves open: batch, size; both if neither is named.
+        opset: of ONNX; 18 if not given.
+        raw: a run's weights themselves, where it keeps their moving average too.
+        json_: print one JSON document and nothing else.
+    """
+    graph = file.suffix in exporting.FORMATS
+    is_open = dynamic if dynamic is None else dynamic or exporting.DYNAMIC
+    try:
+        if (image_size is not None and image_size < 1) or batch < 1:
+            raise UserError(f"--image-size {image_size}, --batch {batch}: wanted 1 or more")
+        if not graph and file.suffix not in {".safetensors", ""}:
+            endings = ", ".join([*exporting.FORMATS, ".safetensors"])
+            raise UserError(f"{file}: wanted a name that ends in {endings}, or has no ending (a folder)")
+        if not graph and (is_open or opset or batch != 1):
+            raise UserError(f"--dynamic, --opset and --batch say nothing to weights ({file}): leave them out")
+        kind = _kind(model)
+        if raw and kind != "run":
+            raise UserError(f"--raw is about runs, and {model} is none: leave it out")
+        if graph:
+            exporting.check(file, is_open or (), opset)
+        else:
+            exporting.check_place(file / "config.json" if file.is_dir() else file)
+        network = _load(kind, model, image_size, raw)
+        document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
+        if graph:
+            if network.origin.name in DETECTORS:
+                raise UserError(
+                    f"{model} is a detector, and only classifiers become graphs: try .safetensors"
+                )
+            done = exporting.export(network, file, batch=batch, dynamic=is_open or (), opset=opset)
+            document |= dataclasses.asdict(done) | {"file": str(file)}
+        else:
+            from attneck import hub
+
+            document |= {"file": str(hub.save(network, file)), "config": hub.describe(network)}
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except OSError as error:
+        raise UserError(f"{error.filename or file}: {error.strerror}; nothing was written") from None
+    except exporting.DisagreementError as error:
+        raise RunFailed(str(error)) from None
+    if json_:
+        print(json.dumps(document))
+    else:
+        _show(document)
+
+
+def _show(document: dict[str, Any]) -> None:
+    """Say what was written, and how it compares."""
+    what = f"{document['model']}{', untrained' if document['untrained'] else ''}"
+    if "config" in document:
+        print(f"wrote   {document['file']}: {what} (attneck.hub.load reads it)")
+        return
+    kind = f"ONNX opset {document['opset']}" if document["opset"] else "torch.export"
+    print(f"wrote   {document['file']}: {what}, {kind}, {document['bytes'] / 1e6:.1f} MB")
+    least = document["smallest"]
+    holds = f", from {least[0]} × {least[1]} pixels on" if least else ""
+    print(f"images  {_times(document['input'])}, float32{holds}")
+    for check in document["checks"]:
+        share = f"{check['max_rel']:.1e} of the largest value"
+        print(f"checked {_times(check['shape'])}: differs by {check['max_abs']:.1e} at most, {share}")
+    other = "onnxruntime" if document["opset"] else "the program"
+    shape = f"{_times(document['checks'][0]['shape'])}, threads: {document['threads']}, medians"
+    print(
+        f"speed   {document['eager_ms']:.1f} ms here, {document['exported_ms']:.1f} ms in {other} ({shape})"
+    )
+
+
+def _times(shape: list[int | str]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _kind(model: str) -> Literal["run", "saved", "name"]:
+    """What the word stands for.
+
+    Raises:
+        UserError: nothing, or a run that has saved nothing yet.
+    """
+    path = Path(model)
+    if (path / "recipe.yaml").is_file():
+        if not any(path.glob("checkpoints/step-*.pt")):
+            raise UserError(f"{model}: no checkpoint there yet (attneck train {model} makes them)")
+        return "run"
+    if (path / "config.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
+        return "saved"
+    names = [*CATALOG, *DETECTORS]
+    if model in names:
+        return "name"
+    if path.exists():
+        raise UserError(
+            f"{model} is no run (recipe.yaml) and no saved model (config.json, or a .safetensors file)"
+        )
+    raise UserError(
+        f"no model or run is called {model!r}{suggestion(model, names)} (attneck list: the models)"
+    )
+
+
+def _load(kind: str, model: str, image_size: int | None, raw: bool) -> Any:
+    if kind == "run":
+        from attneck import run
+
+        return run.load(model, image_size, average=not raw)
+    if kind == "saved":
+        from attneck import hub
+
+        return hub.load(model, image_size=image_size)
+    from attneck.models import create_model
+
+    return create_model(model, image_size=image_size)
+
+
+def main(words: list[str]) -> None:
+    """Parse and run."""
+    tyro.cli(write, prog="attneck export", args=words)
