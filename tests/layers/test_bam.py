@@ -90,6 +90,33 @@ def test_the_parts_are_the_oracle_s_and_make_up_the_whole() -> None:
     torch.testing.assert_close(module(x), x + x * attention)
 
 
+def test_a_bam_that_starts_as_the_identity_learns() -> None:
+    """Its gain has a gradient at once, all other weights one after a step; gains of 1 are the paper's form."""
+    torch.manual_seed(0)
+    module, paper = lively(BAM(32, start="identity")), BAM(32)
+    x = torch.randn(4, 32, 5, 6).to(memory_format=torch.channels_last)
+    out = module(x)
+    assert torch.equal(out, x)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    out.square().sum().backward()
+    assert module.gain is not None
+    assert module.gain.grad is not None
+    assert module.gain.grad.all()
+    assert not any(p.grad.any() for p in module.parameters() if p.grad is not None and p is not module.gain)
+
+    with torch.no_grad():
+        module.gain.fill_(1e-3)
+    module.zero_grad()
+    module(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in module.parameters())
+
+    with torch.no_grad():
+        module.gain.fill_(1)
+    assert {*module.state_dict()} - {*paper.state_dict()} == {"gain"}
+    paper.load_state_dict({name: tensor for name, tensor in module.state_dict().items() if name != "gain"})
+    torch.testing.assert_close(module.eval()(x), paper.eval()(x))
+
+
 @pytest.mark.parametrize("branches", ["channel", "spatial"])
 def test_one_branch_alone_has_no_other(branches: str) -> None:
     module, x = BAM(32, branches=branches).eval(), torch.randn(2, 32, 3, 5)
@@ -166,6 +193,7 @@ def test_one_image_a_process_is_enough_where_statistics_are_shared(monkeypatch: 
         ({"reduction": 33}, "32 channels at reduction 33 leave no hidden channel"),
         ({"reduction": 0}, "32 channels at reduction 0 leave no hidden channel"),
         ({"dilation": 0}, "dilation 0 is not possible"),
+        ({"start": "zero"}, "unknown start 'zero'; choose one of paper, identity"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options: dict[str, object], message: str) -> None:

@@ -14,6 +14,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "absolute": lambda: MHSA2d(16, (6, 5), position="absolute"),
     "bam": lambda: BAM(16),
     "bam, official": lambda: BAM(16, variant="official"),
+    "bam, from the identity": lambda: BAM(16, start="identity"),
     "squeeze-excite": lambda: SqueezeExcite2d(16),
     "non-local": lambda: NonLocal2d(16),
 }

@@ -30,6 +30,30 @@ def test_parameters() -> None:
     assert count(bias=True) == count() + 16 + 256
 
 
+def test_one_that_starts_as_the_identity_learns() -> None:
+    torch.manual_seed(0)
+    layer, plain = SqueezeExcite2d(32, bias=True, start="identity"), SqueezeExcite2d(32, bias=True)
+    x = torch.randn(4, 32, 5, 6)
+    out = layer(x)
+    assert torch.equal(out, x)
+    out.square().sum().backward()
+    assert layer.gain is not None
+    assert layer.gain.grad is not None
+    assert layer.gain.grad.all()
+
+    with torch.no_grad():
+        layer.gain.fill_(1e-3)
+    layer(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
+
+    with torch.no_grad():
+        layer.gain.fill_(1)
+    plain.load_state_dict({name: tensor for name, tensor in layer.state_dict().items() if name != "gain"})
+    torch.testing.assert_close(layer(x), plain(x))
+    with pytest.raises(ValueError, match="unknown start 'zero'; choose one of paper, identity"):
+        SqueezeExcite2d(32, start="zero")
+
+
 @pytest.mark.parametrize("reduction", [0, 17])
 def test_a_reduction_to_nothing_is_refused(reduction: int) -> None:
     with pytest.raises(ValueError, match=f"16 channels at reduction {reduction} leave no hidden channel"):

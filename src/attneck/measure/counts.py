@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from attneck.layers.mhsa import TABLES, MHSA2d
@@ -23,8 +25,6 @@ REST = "(rest)"
 """The stage that holds what belongs to no child of the model."""
 
 Shape = tuple[int, ...]
-
-_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,6 @@ def count(
     if height < 1 or width < 1:
         raise ValueError(f"image_size={image_size!r}: wanted a positive side, or (height, width)")
     model = meta_copy(model).eval()
-    for module in model.modules():
-        if type(module) in _NORMS:  # nothing of it is counted, and torch's own takes half of the run on meta
-            module.forward = _unchanged
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     origin = getattr(model, "origin", None)
     channels = image_channels or (origin.in_chans if origin else 3)
@@ -113,6 +110,7 @@ def count(
     with (
         FlopCounterMode(display=False, custom_mapping=_formulas()) as counter,
         torch.no_grad(),
+        _WithoutNorms(),
         _biases(model) as adds,
     ):
         model(image)
@@ -173,8 +171,11 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _unchanged(x: Tensor) -> Tensor:
-    return x
+class _WithoutNorms(TorchFunctionMode):
+    """Leaves BatchNorm out: nothing of it is counted, and on meta it would take most of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:

@@ -8,9 +8,9 @@ and NFNet, CSPResNet, CSPDarkNet, TResNet, DPN, HRNet and DLA. Refused, with the
 - VGG, DenseNet, Inception, GoogLeNet, SqueezeNet, ShuffleNet, VoVNet: no residual blocks.
 - MobileNet, EfficientNet, GhostNet and their kin: the 3×3 is depthwise; one weight a channel and place has no
   equal among layers that mix all channels.
-- ConvNeXt, EdgeNeXt, Inception-ResNet: no 3×3. DarkNet: the 3×3 widens the map.
-- Res2Net, RepVGG, bottlenecks of SKNet: part of the map goes past the 3×3. ResNeSt: its 3×3 makes several
-  maps of one.
+- ConvNeXt, EdgeNeXt, Inception-ResNet: no 3×3.
+- DarkNet, ResNeSt, SKNet's bottlenecks: the 3×3 makes more channels than it is given.
+- Res2Net, RepVGG: part of the map goes past the 3×3.
 """
 
 from __future__ import annotations

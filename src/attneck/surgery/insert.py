@@ -95,7 +95,7 @@ def _insert(
     image_size: int | tuple[int, int] | None,
 ) -> Result:
     """Find the places, build a module for each, put them there, report."""
-    finders = {"bottlenecks": bottlenecks, "blocks": _branch_ends}
+    finders = {"bottlenecks": bottlenecks, "blocks": branch_ends}
     if at not in finders:
         raise ValueError(f"unknown at={at!r}; choose one of {', '.join(finders)}")
     seen = trace(model, image_size)
@@ -128,7 +128,7 @@ def _has(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     return isinstance(module, kind) or any(isinstance(child, kind) for child in inside)
 
 
-def _branch_ends(seen: Trace) -> list[Place]:
+def branch_ends(seen: Trace) -> list[Place]:
     """Behind the last module of each residual block's branch.
 
     Raises:
