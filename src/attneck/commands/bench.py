@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -145,10 +145,13 @@ def bench(
         # Every peak takes a process that loads torch anew; in the list, small maps are not worth it.
         return memory and (size is not None or what != "attention" or case.size >= 64)
 
-    rows = _measure(cases, directions, names, call, document, seconds, weighed, device)
-    text = json.dumps(document | {"rows": rows}, indent=1, ensure_ascii=False)
-    if out is not None:
-        write_atomic(out, (text + "\n").encode())
+    rows: list[dict[str, Any]] = []
+    text = ""
+    for row in _measure(cases, directions, names, call, document, seconds, weighed, device):
+        rows.append(row)
+        text = json.dumps(document | {"rows": rows}, indent=1, ensure_ascii=False)
+        if out is not None:  # after each row: an interrupted benchmark leaves what it has
+            write_atomic(out, (text + "\n").encode())
     print(text if json_ else _table(document, rows))
 
 
@@ -234,7 +237,7 @@ def _measure(
     seconds: float,
     weighed: Callable[[Any], bool],
     device: str,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A row for each case and direction; of `names`, the first, eager or compiled, meets the best other."""
     from rich.console import Console
     from rich.progress import Progress
@@ -242,7 +245,6 @@ def _measure(
     from attneck.measure.memory import peak_elsewhere
     from attneck.measure.speed import interleave
 
-    rows = []
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(cases) * len(directions))
         for case in cases:
@@ -273,9 +275,8 @@ def _measure(
                         for name in everybody
                         if "compiled" not in name  # the compiler's own memory would be counted
                     }
-                rows.append(row)
+                yield row
                 progress.advance(task)
-    return rows
 
 
 def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
