@@ -10,7 +10,7 @@ from attneck import cli, run
 from attneck.detection.metrics import check, coco_scores
 from attneck.errors import UserError
 from attneck.tasks import open_task
-from attneck.tasks.detection import Detection
+from attneck.tasks.detection import Detection, headline
 from attneck.training import checkpoint
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
@@ -143,8 +143,9 @@ def test_two_processes_score_as_one(tmp_path, monkeypatch, capsys):
             assert one[key] == pytest.approx(value, abs=0.1), key
 
 
-def test_predict_draws_and_tells(trained, tmp_path, capsys):
+def test_predict_draws_and_tells(trained, tmp_path, monkeypatch):
     size = (160, 120)
+    monkeypatch.setattr("attneck.explain.detections.LONGEST", 160)
     for place in ("a", "b"):
         (tmp_path / place).mkdir()
         Image.effect_noise(size, 60).convert("RGB").save(tmp_path / place / "noise.png")
@@ -161,12 +162,25 @@ def test_predict_draws_and_tells(trained, tmp_path, capsys):
     # Two images of one name; each picture in the proportions of its image.
     for name in ("1-noise", "2-noise"):
         with Image.open(tmp_path / f"out/{name}.png") as picture:
-            assert picture.size == (800, 600)
+            assert picture.size == size
 
     alone = (tmp_path / "out/1-noise.png").read_bytes()
     assert cli.main([*words, "--beside", str(trained)]) == 0
     assert (tmp_path / "out/1-noise.png").read_bytes() != alone
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())["runs"]) == 2
+
+
+def test_nothing_to_find_is_minus_one():
+    assert headline({"bbox": {"AP": -1.0, "AP50": -1.0, "AP75": 0.5}}) == {
+        "box_AP": -1,
+        "box_AP50": -1,
+        "box_AP75": 50,
+    }
+    assert headline({"mAP": 0.25, "classes": {}}) == {"mAP": 25}
+
+
+def test_nothing_found_scores_nothing():
+    assert set(headline(open_task(recipe(), ALONE).scores([])).values()) == {0.0}
 
 
 def test_curves_show_ap(trained, tmp_path):
