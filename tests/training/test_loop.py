@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from attneck import run
-from attneck.data import open_dataset
 from attneck.errors import RunFailed, UserError
 from attneck.models import create_model
 from attneck.training import checkpoint, loop
@@ -14,7 +13,7 @@ from attneck.training.recipe import Optimizer, Recipe
 
 TINY = {
     "model": {"name": "cifar_resnet20_bam", "options": {"depths": [1, 1, 1]}},
-    "data": {"name": "shapes", "augment": "crop_flip", "train_size": 96, "image_size": 24},
+    "data": {"name": "shapes", "augment": "crop_flip", "train_size": 96, "val_size": 30, "image_size": 24},
     "optimizer": {"lr": 0.05},
     "epochs": 2,
     "batch": 32,
@@ -23,17 +22,6 @@ TINY = {
 
 def recipe(**changes):
     return Recipe.model_validate(TINY | changes)
-
-
-@pytest.fixture(autouse=True)
-def small_validation(monkeypatch):
-    """Thirty held-out images: these tests are about the loop."""
-
-    def open_small(name, split, **options):
-        options["size"] = options.get("size") or 30
-        return open_dataset(name, split, **options)
-
-    monkeypatch.setattr(run, "open_dataset", open_small)
 
 
 class BrokenOffError(Exception):

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import ValidationError
 
 from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
 from attneck.training.folder import newest_folder, next_folder
-from attneck.training.recipe import TIMM, Recipe, load_recipe, shipped_recipes
+from attneck.training.recipe import TIMM, Recipe, load_recipe, refusal, shipped_recipes
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
 
@@ -71,11 +72,19 @@ def parse(name: str, words: list[str]) -> Arguments:
     """The recipe called `name` with the fields that `words` give, such as `--epochs 3`.
 
     Options of the model and of its surgery are added to the recipe's own, or put in their place.
+
+    Raises:
+        UserError: no such recipe, or values that it cannot have.
     """
     whole = load_recipe(name)
     own = {"options": whole.model.options, "surgery_options": whole.model.surgery_options}
     bare = whole.model_copy(update={"model": whole.model.model_copy(update={part: {} for part in own})})
-    arguments = tyro.cli(Arguments, prog=f"attneck train {name}", args=words, default=Arguments(recipe=bare))
+    try:
+        arguments = tyro.cli(
+            Arguments, prog=f"attneck train {name}", args=words, default=Arguments(recipe=bare)
+        )
+    except ValidationError as error:  # a value that is out of range, or two fields that do not go together
+        raise refusal(error, name) from None
     model = arguments.recipe.model
     model = model.model_copy(
         update={name: {**values, **getattr(model, name)} for name, values in own.items()}

@@ -155,12 +155,14 @@ def _image_size(recipe: Recipe) -> int:
 
 
 def headline(scores: dict[str, Any]) -> dict[str, float]:
-    """Of `Detection.scores`, in per cent: box_AP and mask_AP, at all, at half and at 0.75 of IoU; or mAP."""
+    """Of `Detection.scores`, in per cent: box_AP and mask_AP, at all, at half and at 0.75 of IoU; or mAP.
+
+    -1 where there was nothing to find.
+    """
     if "mAP" in scores:
-        return {"mAP": 100 * scores["mAP"]}
-    kinds = {"bbox": "box", "segm": "mask"}
-    return {
-        f"{kinds[kind]}_{key}": 100 * row[key]
-        for kind, row in scores.items()
-        for key in ("AP", "AP50", "AP75")
-    }
+        shares = {"mAP": scores["mAP"]}
+    else:
+        kinds = {"bbox": "box", "segm": "mask"}
+        keys = ("AP", "AP50", "AP75")
+        shares = {f"{kinds[kind]}_{key}": row[key] for kind, row in scores.items() for key in keys}
+    return {name: 100 * share if share >= 0 else -1.0 for name, share in shares.items()}

@@ -199,8 +199,13 @@ def parse_recipe(content: Any, source: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        complaints = dict.fromkeys(_complaint(dict(item)) for item in error.errors())
-        raise UserError(f"{source}: {'; '.join(complaints)}") from None
+        raise refusal(error, source) from None
+
+
+def refusal(error: ValidationError, source: str) -> UserError:
+    """One line with all that does not fit in a recipe."""
+    complaints = dict.fromkeys(_complaint(dict(item)) for item in error.errors())
+    return UserError(f"{source}: {'; '.join(complaints)}")
 
 
 def _complaint(error: dict[str, Any]) -> str:
@@ -212,7 +217,7 @@ def _complaint(error: dict[str, Any]) -> str:
             part = part.model_fields[step].annotation
         return f"there is no field {field!r}{suggestion(str(place[-1]), list(part.model_fields))}"
     if not place:  # fields that do not go together
-        return str(error["ctx"]["error"]) if "ctx" in error else error["msg"]
+        return error["msg"].removeprefix("Value error, ")
     return f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

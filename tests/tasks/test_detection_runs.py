@@ -1,0 +1,268 @@
+"""Runs of detectors: they learn, resume to the same bits, are scored over all processes, and predict."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from attneck import cli, run
+from attneck.detection.metrics import check, coco_scores
+from attneck.errors import UserError
+from attneck.tasks import open_task
+from attneck.tasks.detection import Detection, headline
+from attneck.training import checkpoint
+from attneck.training.distributed import World
+from attneck.training.recipe import Recipe
+
+ALONE = World(0, 1, torch.device("cpu"))
+TINY = {
+    "model": {
+        "name": "maskrcnn_botnet26_thin",
+        "options": {
+            "depths": [1, 1, 1, 1],
+            "channels": 16,
+            "box_features": 32,
+            "box_convs": 1,
+            "mask_convs": 1,
+            "proposals": 50,
+            "rois": 16,
+        },
+    },
+    "data": {"name": "shapes", "image_size": 96, "augment": "flip", "train_size": 12, "val_size": 5},
+    "optimizer": {"lr": 0.02, "nesterov": False},
+    "batch": 4,
+    "epochs": 4,
+    "eval_epochs": 2,
+}
+
+
+def recipe(**changes) -> Recipe:
+    return Recipe.model_validate(TINY | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's folder."""
+    folder = tmp_path_factory.mktemp("detection") / "run"
+    run.train(recipe(ema=0.5), folder)
+    return folder
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_loss_is_told_and_the_sum_falls(trained):
+    first, last = records(trained)
+    assert [first["epoch"], last["epoch"]] == [2, 4]  # scored every second epoch
+    parts = ("classifier", "box_reg", "mask", "objectness", "rpn_box_reg")
+    for record in (first, last):
+        total = sum(record[f"train_loss_{part}"] for part in parts)
+        assert total == pytest.approx(record["train_loss"], rel=1e-5)
+        assert {f"{prefix}_{kind}_AP50" for prefix in ("val", "ema") for kind in ("box", "mask")} <= set(
+            record
+        )
+    assert last["train_loss"] < first["train_loss"]
+
+
+def test_resumed_ends_with_the_same_bits(tmp_path, monkeypatch):
+    """Broken off amid what is summed for the next record; the last record is of a part of an epoch."""
+    wanted = recipe(epochs=None, steps=5, checkpoint_steps=1)
+    straight = run.train(wanted, tmp_path / "straight")
+    whole = checkpoint.save
+
+    class BrokenOffError(Exception):
+        pass
+
+    def save(folder, step, state):
+        whole(folder, step, state)
+        if step == 2:
+            raise BrokenOffError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises(BrokenOffError):
+            run.train(wanted, tmp_path / "broken")
+    resumed = run.train(wanted, tmp_path / "broken", resume=True)
+    assert resumed.weights == straight.weights
+    assert resumed.scores["epoch"] == pytest.approx(5 / 3, abs=1e-3)
+    for key in ("train_loss", "train_loss_mask", "val_box_AP", "lr"):
+        assert resumed.scores[key] == straight.scores[key]
+
+
+def test_eval_prints_the_papers_table_and_writes_cocos_results(trained, capsys):
+    assert cli.main(["eval", str(trained)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].split()[:3] == ["APbb", "APbb50", "APbb75"]
+    assert [line.split("  ")[0] for line in said[2:4]] == ["weights", "their average"]
+
+    assert cli.main(["eval", str(trained), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    detections = json.loads((trained / "detections.json").read_text())
+    truth = open_task(recipe(), ALONE).held_out.ground_truth()
+    check(truth, detections)
+    assert coco_scores(truth, detections) == document["scores"]["ema"]
+    last = records(trained)[-1]
+    for prefix in ("val", "ema"):
+        assert document[f"{prefix}_mask_AP50"] == pytest.approx(last[f"{prefix}_mask_AP50"], abs=1e-6)
+
+
+def test_processes_share_the_held_out_images(trained, monkeypatch):
+    """Each of two finds what one finds in its part; put together it is the same, in the same order."""
+    detector = run.load_detector(trained)
+    alone = Detection(detector.recipe, ALONE)
+    asked = []
+    plain = detector.model.forward
+    monkeypatch.setattr(detector.model, "forward", lambda images: asked.append(len(images)) or plain(images))
+    monkeypatch.setattr(World, "joined", lambda self, rows: rows)
+    with torch.inference_mode():
+        whole = alone.detect(detector.model)
+        assert sum(asked) == 5
+        parts = [
+            Detection(detector.recipe, World(rank, 2, ALONE.device)).detect(detector.model) for rank in (0, 1)
+        ]
+    assert sum(asked) == 10
+    assert parts[0]
+    assert parts[1]
+    assert [row["image_id"] for row in parts[0] + parts[1]] == [row["image_id"] for row in whole]
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(tmp_path, monkeypatch, capsys):
+    import yaml
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"epochs": 1}))
+    assert cli.main(["train", "tiny.yaml", "--out", "run", "--processes", "2"]) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", "run", "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    for key, value in records(tmp_path / "run")[-1].items():
+        if key.startswith("val_"):
+            assert one[key] == pytest.approx(value, abs=0.1), key
+
+
+def test_predict_draws_and_tells(trained, tmp_path, monkeypatch):
+    size = (160, 120)
+    monkeypatch.setattr("attneck.explain.detections.LONGEST", 160)
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        Image.effect_noise(size, 60).convert("RGB").save(tmp_path / place / "noise.png")
+    images = [str(tmp_path / place / "noise.png") for place in ("a", "b")]
+    words = ["predict", str(trained), *images, "--out", str(tmp_path / "out"), "--min-score", "0"]
+    assert cli.main(words) == 0
+    document = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [(image["width"], image["height"]) for image in document["images"]] == [size] * 2
+    (found,) = document["runs"]
+    assert found["detections"]
+    for row in found["detections"]:
+        assert row["category"] in run.load_detector(trained).classes
+        assert row["segmentation"]["size"] == [120, 160]
+    # Two images of one name; each picture in the proportions of its image.
+    for name in ("1-noise", "2-noise"):
+        with Image.open(tmp_path / f"out/{name}.png") as picture:
+            assert picture.size == size
+
+    alone = (tmp_path / "out/1-noise.png").read_bytes()
+    assert cli.main([*words, "--beside", str(trained)]) == 0
+    assert (tmp_path / "out/1-noise.png").read_bytes() != alone
+    assert len(json.loads((tmp_path / "out/predictions.json").read_text())["runs"]) == 2
+
+
+def test_nothing_to_find_is_minus_one():
+    assert headline({"bbox": {"AP": -1.0, "AP50": -1.0, "AP75": 0.5}}) == {
+        "box_AP": -1,
+        "box_AP50": -1,
+        "box_AP75": 50,
+    }
+    assert headline({"mAP": 0.25, "classes": {}}) == {"mAP": 25}
+
+
+def test_nothing_found_scores_nothing():
+    assert set(headline(open_task(recipe(), ALONE).scores([])).values()) == {0.0}
+
+
+def test_curves_show_ap(trained, tmp_path):
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        assert cli.main(["curves", str(trained), "--out", str(tmp_path / "curves.svg")]) == 0
+    assert "Box AP" in (tmp_path / "curves.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["RUN", "nowhere.png"], "cannot read nowhere.png"),
+        (["RUN", "broken.png"], "cannot read broken.png"),
+        (["RUN"], "no image given"),
+        (["nowhere", "image.png"], "no checkpoint there"),
+        (["classifier", "image.png"], "cifar_resnet20, which finds no boxes"),
+        (["RUN", "image.png", "--beside", "nowhere"], "no checkpoint there"),
+        (["RUN", "image.png", "--min-score", "2"], "give 0 to 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_predict_refuses_in_a_line(trained, tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    state = {"recipe": Recipe().model_dump(mode="json")}
+    checkpoint.save(tmp_path / "classifier/checkpoints", 1, state)
+    assert cli.main(["predict", *(str(trained) if word == "RUN" else word for word in words)]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"label_smoothing": 0.1}, "label_smoothing is of classifiers"),
+        ({"data": {**TINY["data"], "md5": ["0"]}}, "md5 is given"),
+        ({"data": {**TINY["data"], "jitter": (0.5, 2)}}, "goes with data.augment scale_jitter"),
+        ({"data": {"name": "cifar100"}}, "data set is 'cifar100': choose coco"),
+        ({"data": {**TINY["data"], "augment": "inception"}}, "augment is 'inception': choose none"),
+        ({"data": {**TINY["data"], "val_split": "test"}}, "split of shapes is 'test'"),
+        ({"model": {"name": "stairnet_mobilenet"}, "batch": 1}, "two images or more"),
+        ({"model": {**TINY["model"], "weights": "nowhere.safetensors"}}, "nowhere.safetensors"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else None,
+)
+def test_what_does_not_go_together_is_refused_before_training(tmp_path, changes, says):
+    with pytest.raises(UserError, match=says) as error:
+        run.train(recipe(**changes), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_begins_with_a_runs_weights(tmp_path, capsys):
+    """A classifier's run fills the trunk but for what attention replaced; a resumed run needs it no more."""
+    thin = {"name": "resnet26_thin", "options": {"depths": [1, 1, 1, 1]}}
+    images = {"name": "shapes", "image_size": 32, "train_size": 8, "val_size": 4}
+    run.train(
+        Recipe.model_validate({"model": thin, "data": images, "batch": 4, "ema": 0.5}), tmp_path / "thin"
+    )
+    begun = recipe(model={**TINY["model"], "weights": str(tmp_path / "thin")}, epochs=1)
+    task = open_task(begun, ALONE)
+    model = task.build()
+    said = run._begin(model, str(tmp_path / "thin"))
+    assert "new: layer4.0.conv2.rel_h" in said
+    state, _, _ = checkpoint.load_latest(tmp_path / "thin/checkpoints")
+    assert torch.equal(model.backbone.body.model.conv1.weight, state["average"]["module.conv1.weight"])
+
+    run.train(begun, tmp_path / "run")
+    assert "tensors taken" in capsys.readouterr().err
+    (tmp_path / "thin").rename(tmp_path / "moved")
+    assert run.train(begun, tmp_path / "run", resume=True).steps == 3
+
+
+@pytest.mark.data
+def test_the_masks_follow_the_detector():
+    """COCO's images come without masks where there is no head for them; VOC has none."""
+    data = {"name": "coco", "train_size": 2, "val_size": 2}
+    for name, masks in (("maskrcnn_botnet26_thin", True), ("fasterrcnn_botnet26_thin", False)):
+        task = open_task(Recipe.model_validate({"model": {"name": name}, "data": data}), ALONE)
+        assert ("masks" in task.training[0, 0][1]) == masks
+        assert task.training[0, 0][0].shape[1:] != task.held_out[0, 0][0].shape[1:]  # a square; as it is
