@@ -91,7 +91,7 @@ def test_the_parts_are_the_oracle_s_and_make_up_the_whole() -> None:
 
 
 def test_a_bam_that_starts_as_the_identity_learns() -> None:
-    """Its gain has a gradient at once, all other weights one after a step; gains of 1 are the paper's form."""
+    """Its gain has a gradient at once, other weights one after a step; gains of 1 are the paper's form."""
     torch.manual_seed(0)
     module, paper = lively(BAM(32, start="identity")), BAM(32)
     x = torch.randn(4, 32, 5, 6).to(memory_format=torch.channels_last)

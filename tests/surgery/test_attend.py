@@ -139,7 +139,7 @@ def test_costs_are_the_paper_s() -> None:
         ("repvgg_a0", -1, "part of its map goes past the 3×3 convolution"),
         ("botnet26t_256", -1, "it has no 3×3 convolution to replace, only 1×1"),
         ("resnet18", 4, "stage=4: this ResNet has 4 stages of residual blocks, layer1.0 to layer1.1, "),
-        ("resnet18", "layer5", "stage='layer5' has no residual block; perhaps you meant 'layer4'; this ResNet"),
+        ("resnet18", "layer5", "stage='layer5' has no residual block; perhaps you meant 'layer4'; this "),
     ],
 )  # fmt: skip
 def test_what_has_no_place_says_why(name: str, stage: int | str, reason: str) -> None:

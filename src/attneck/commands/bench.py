@@ -88,9 +88,9 @@ def bench(
 
     import torch
 
+    from attneck.files import write_atomic
     from attneck.measure import contestants
     from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
-    from attneck.training.checkpoint import write_atomic
     from attneck.training.environment import environment
 
     if device == "cuda" and not torch.cuda.is_available():

@@ -45,8 +45,8 @@ def predict(
     from attneck.data.decode import decode
     from attneck.explain.detections import beside as in_a_row
     from attneck.explain.detections import draw
+    from attneck.files import write_atomic
     from attneck.run import load_detector
-    from attneck.training.checkpoint import write_atomic
 
     runs = [run] if beside is None else [run, beside]
     detectors = [load_detector(folder) for folder in runs]
