@@ -33,9 +33,10 @@ def test_every_link_leads_somewhere():
 @pytest.mark.parametrize(
     "summary", sorted(ROOT.glob("results/**/summary.json")), ids=lambda path: path.parent.name
 )
-def test_each_measured_top1_is_the_one_shown(summary):
+def test_each_measured_score_is_the_one_shown(summary):
     """results/NAME/README.md and the README's tables quote the run's own figures."""
     scores = yaml.safe_load(summary.read_text())
-    top1 = f"{scores['val_top1']:.2f}"
-    assert top1 in README
-    assert top1 in (summary.parents[1] / "README.md").read_text()
+    for key in {"val_top1", "val_box_AP", "val_mask_AP", "val_mAP"} & scores.keys():
+        score = f"{scores[key]:.2f}"
+        assert score in README, key
+        assert score in (summary.parents[1] / "README.md").read_text(), key
