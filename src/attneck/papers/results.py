@@ -32,9 +32,9 @@ class Run:
 def read_runs(folder: Path) -> list[Run]:
     """Every run in `folder`, however deep: a summary.json with a recipe.yaml beside it.
 
-    Runs of detectors, which have no top-1, are passed over. The accuracy is that of the averaged weights
-    where the run kept them. Paths are given from `folder` on,
-    its own name first.
+    Runs of detectors, which have no top-1, and of networks that surgery changed are passed over. The accuracy
+    is that of the averaged weights where the run kept them. Paths are given from `folder` on, its own name
+    first.
 
     Raises:
         UserError: a summary or recipe that is not what `attneck train` writes.
@@ -49,6 +49,8 @@ def read_runs(folder: Path) -> list[Run]:
             if "val_top1" not in scores and any("AP" in key for key in scores):
                 continue
             made_from = yaml.safe_load(recipe.read_text())
+            if made_from["model"].get("surgery", "none") != "none":  # no table's network
+                continue
             runs.append(
                 Run(
                     folder=(Path(folder.name) / summary.parent.relative_to(folder)).as_posix(),
