@@ -28,6 +28,9 @@ def test_help_names_every_command(capsys):
         ["train", "demo", "--model.name", "cifar_resnet2"],
         ["train", "demo", "--modle.name", "x"],
         ["train", "dmeo"],
+        ["export", "--help"],
+        ["export", "botnte50", "net.onnx"],
+        ["export", "botnet50", "net.onxx"],
     ],
     ids=" ".join,
 )

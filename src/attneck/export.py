@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-FORMATS = {".onnx": "onnx", ".pt2": "pt2"}
+FORMATS = (".onnx", ".pt2")
 OPSETS = (18, 20, 23)
 DYNAMIC = ("batch", "size")
 """What may be left open in a graph: the number of images, and their height and width."""
@@ -83,8 +83,9 @@ def export(
 
     Args:
         model: any network from images [B, C, H, W] to a tensor or a list of them; it stays as it is.
-        image_size: side or (height, width) in pixels; that of `create_model` if not given.
-        in_chans: C; that of `create_model`, or 3, if not given.
+        image_size: side or (height, width) in pixels; the one that `create_model` was given, or that timm's
+            `pretrained_cfg` has, if not given.
+        in_chans: C; likewise.
         batch: B, unless that is left open.
         dynamic: what to leave open: "batch", "size" or both.
         opset: of ONNX, 18 if not given; the file has it or is not written.
@@ -98,40 +99,24 @@ def export(
 
     file, model = Path(file), bare(model)
     check(file, dynamic, opset)
-    kind = FORMATS[file.suffix]
-    opset = opset or OPSETS[0] if kind == "onnx" else None
-    origin: Origin | None = getattr(model, "origin", None)
-    if image_size is None and origin is None:
-        raise ValueError("image_size is not given, and this model does not say for which it was made")
-    size = image_size if image_size is not None else origin.image_size if origin else 0
-    height, width = (size, size) if isinstance(size, int) else size
-    channels = in_chans or (origin.in_chans if origin else 3)
-    if min(height, width, batch, channels) < 1:
-        raise ValueError(f"batch={batch}, image_size={image_size}, in_chans={in_chans}: wanted 1 or more")
-
+    channels, height, width = _input(model, image_size, in_chans)
+    if min(batch, channels, height, width) < 1:
+        raise ValueError(f"images {[batch, channels, height, width]}: wanted 1 or more of each")
     network: Any = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    # Open sizes are traced at numbers that are nothing special: not 1, not the model's own, not square.
-    example = _images(
-        (
-            max(batch, 2) if "batch" in dynamic else batch,
-            channels,
-            height + 32 * ("size" in dynamic),
-            width + 64 * ("size" in dynamic),
-        )
-    )
+    # Open axes are traced at lengths that are nothing special: not 1, not the model's own, not alike.
+    longer = 32 * ("size" in dynamic)
+    example = _images((max(batch, 1 + ("batch" in dynamic)), channels, height + longer, width + 2 * longer))
     with torch.no_grad():
         program = _capture(network, example, dynamic)
         lowest = _smallest(program) if "size" in dynamic else None
         shapes = _shapes(batch, channels, (height, width), dynamic, lowest)
-        if kind == "onnx":
-            data = _onnx(program, example, dynamic, opset or 0)
+        if file.suffix == ".onnx":
+            opset = opset or OPSETS[0]
+            data = _onnx(program, example, dynamic, opset)
             exported = _onnxruntime(data)
         else:
-            buffer = io.BytesIO()
-            torch.export.save(program, buffer)
-            data = buffer.getvalue()
-            graph = torch.export.load(io.BytesIO(data)).module()
-            exported = lambda images: _tensors(graph(images))  # noqa: E731
+            data = _pt2(program)
+            exported = _loaded(data)
         eager: Function = lambda images: _tensors(network(images))  # noqa: E731
         checks = [_compare(eager, exported, shape) for shape in shapes]
         eager_ms, exported_ms = _race([eager, exported], _images(shapes[0]))
@@ -139,7 +124,7 @@ def export(
     names = _axes(dynamic)
     return Exported(
         file=file,
-        format=kind,
+        format=file.suffix[1:],
         opset=opset,
         input=tuple(names.get(axis, length) for axis, length in enumerate(shapes[0])),
         smallest=lowest,
@@ -172,6 +157,25 @@ def check_place(file: Path) -> None:
         raise ValueError(f"{file}: there is no folder {file.parent} that can be written to")
     if file.is_dir():
         raise ValueError(f"{file} is a folder: name a file")
+
+
+def _input(
+    model: nn.Module, image_size: int | tuple[int, int] | None, in_chans: int | None
+) -> tuple[int, int, int]:
+    """Channels, height and width of the images, by what is given and what the model knows."""
+    origin: Origin | None = getattr(model, "origin", None)
+    known: Any = getattr(model, "pretrained_cfg", {}).get("input_size")
+    if origin is not None:
+        known = (origin.in_chans, *origin.image_size)
+    if known is None and image_size is None:
+        raise ValueError(
+            f"image_size: this {type(model).__name__} does not say what it was made for; give it"
+        )
+    if image_size is None:
+        height, width = known[1:]
+    else:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return in_chans or (known[0] if known else 3), height, width
 
 
 def _axes(dynamic: Collection[str]) -> dict[int, str]:
@@ -254,6 +258,23 @@ def _onnxruntime(data: bytes) -> Function:
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(out) for out in session.run(None, {"images": images.numpy()})]
+
+
+def _pt2(program: ExportedProgram) -> bytes:
+    """The graph as PyTorch saves it."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _loaded(data: bytes) -> Function:
+    """The function of what `_pt2` gave."""
+    import torch
+
+    graph = torch.export.load(io.BytesIO(data)).module()
+    return lambda images: _tensors(graph(images))
 
 
 def _images(shape: tuple[int, ...]) -> Tensor:

@@ -103,7 +103,7 @@ def load(
     try:
         model = build(config, image_size)
         model.load_state_dict(state)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: not a model that this version makes ({one_line(error)})") from error
     return model.eval()
 
@@ -214,10 +214,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     weights = path / WEIGHTS if path.is_dir() else path
     try:
         with safe_open(weights, "pt") as file:
-            text = (file.metadata() or {}).get("config")
+            metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if path.is_dir():
-            text = (path / CONFIG).read_text()
+        inside = metadata.pop("config", None)
+        text = (path / CONFIG).read_text("utf-8") if path.is_dir() else inside
     except FileNotFoundError as error:
         raise ValueError(f"{path} is no saved model: wanted {CONFIG} and {WEIGHTS} in it") from error
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
@@ -231,8 +231,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: its config is damaged ({error}); get it anew") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: its config is no JSON object; get it anew")
+    if not isinstance(config, dict) or metadata != {"format": "pt"}:
+        raise ValueError(f"{path}: not what attneck.hub.save wrote; get it anew")
     return config, state
 
 

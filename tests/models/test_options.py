@@ -50,6 +50,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "stride_on": "1x1",
             "attend": [1],
             "c5_stride": 1,
+            "c5_dilation": {"c5_stride": 1, "c5_dilation": 2, "attend": [1, 0]},
             "insert_c4": "bot",
             "insert_c5": "non_local",
             "se": [3],

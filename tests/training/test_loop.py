@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from attneck import run
+from attneck import cli, hub, run
+from attneck.data import open_dataset
 from attneck.errors import RunFailed, UserError
 from attneck.models import create_model
 from attneck.training import checkpoint, loop
@@ -83,6 +84,36 @@ def test_eval_of_a_run_is_its_last_record(tmp_path):
     for key in ("val_loss", "val_top1", "val_top5", "ema_loss", "ema_top1"):
         assert scores[key] == summary.scores[key]
     assert scores["val_error"] == pytest.approx(100 - scores["val_top1"])
+
+
+def test_a_run_s_model_loads_without_its_data(tmp_path, monkeypatch):
+    run.train(recipe(ema=0.5), tmp_path / "run")
+    state, _, _ = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
+    monkeypatch.setattr(run, "open_dataset", None)
+    raw, average = run.load(tmp_path / "run", average=False), run.load(tmp_path / "run")
+    assert not raw.training
+    assert raw.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    assert raw.pretrained_cfg["label_names"][0] == open_dataset("shapes", "val", size=1).classes[0]
+    for name, tensor in raw.state_dict().items():
+        assert torch.equal(tensor, state["model"][name])
+        assert torch.equal(average.state_dict()[name], state["average"][f"module.{name}"])
+    assert not torch.equal(raw.fc.weight, average.fc.weight)
+    assert run.load(tmp_path / "run", 48).origin.image_size == (48, 48)
+    (tmp_path / "run" / "model.json").unlink()
+    with pytest.raises(UserError, match=r"no model.json there, .* --resume"):
+        run.load(tmp_path / "run")
+
+
+def test_a_run_s_weights_leave_by_the_command(tmp_path, capsys):
+    folder = tmp_path / "run"
+    run.train(recipe(ema=0.5), folder)
+    assert cli.main(["export", str(folder), str(tmp_path / "net.safetensors"), "--raw"]) == 0
+    assert cli.main(["export", str(folder), str(tmp_path / "net"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["config"]["num_classes"] == 10
+    for saved, average in ((tmp_path / "net.safetensors", False), (tmp_path / "net", True)):
+        wanted = run.load(folder, average=average).state_dict()
+        torch.testing.assert_close(hub.load(saved).state_dict(), wanted, rtol=0, atol=0)
 
 
 def test_the_run_folder_tells_what_was_run(tmp_path):

@@ -195,7 +195,10 @@ def _skew(by_offset: Tensor) -> Tensor:
     L = by_offset.shape[-2]
     if L == 1:
         return by_offset  # [..., 1, 1]
-    return by_offset.flatten(-2)[..., L - 1 : -1].unflatten(-1, (L, 2 * L - 2))[..., :L]  # [..., L, L]
+    rows = by_offset.flatten(-2)[..., L - 1 : -1].unflatten(-1, (L, 2 * L - 2))  # [..., L, 2L-2]
+    if being_exported():  # a copy: the strides of a view would forbid a graph for any size the side of 2
+        return rows.index_select(-1, torch.arange(L, device=rows.device))  # [..., L, L]
+    return rows[..., :L]  # [..., L, L]
 
 
 def _check(

@@ -1,0 +1,65 @@
+"""Libraries that build on timm take the catalog's networks: segmentation_models_pytorch and transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attneck
+
+pytestmark = pytest.mark.slow  # of their imports
+
+
+def assert_learns(model: nn.Module, loss: Tensor) -> None:
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoder", "options"),
+    [
+        ("Unet", "botnet50", {"widths": [16, 16, 16, 32]}),
+        ("FPN", "resnet18_bam", {"in_channels": 4}),
+        ("DeepLabV3Plus", "botnet50", {"encoder_output_stride": 16, "widths": [16, 16, 16, 32]}),
+        ("Unet", "cifar_resnet20_bot_bam", {"encoder_depth": 2, "decoder_channels": (16, 8)}),
+        ("Unet", "squeezenet1_1_bam", {"encoder_depth": 4, "decoder_channels": (32, 16, 8, 8)}),
+    ],
+)
+def test_an_encoder_of_a_segmentation_model(kind: str, encoder: str, options: dict[str, Any]) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    torch.manual_seed(0)
+    model = getattr(smp, kind)(f"tu-attneck_{encoder}", encoder_weights=None, classes=3, **options)
+    masks = model(torch.randn(2, options.get("in_channels", 3), 64, 96))
+    assert masks.shape == (2, 3, 64, 96)
+    assert_learns(model, masks.square().mean())
+
+
+def test_the_backbone_of_a_transformers_model() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.TimmBackboneConfig(
+        backbone="attneck_botnet50", use_pretrained_backbone=False, out_indices=[2, 4]
+    )
+    backbone = transformers.TimmBackbone(config)
+    maps = backbone(torch.randn(2, 3, 64, 64)).feature_maps
+    assert [features.shape for features in maps] == [(2, 512, 8, 8), (2, 2048, 2, 2)]
+    assert backbone.channels == [512, 2048]
+    assert_learns(backbone, sum(features.square().mean() for features in maps))
+    every = backbone(torch.randn(2, 3, 64, 64), output_hidden_states=True)
+    assert len(every.hidden_states) == 5
+
+
+def test_transformers_read_what_was_saved(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = attneck.create_model("cifar_resnet20_bot_bam", num_classes=3, depths=[1, 1, 1]).eval()
+    attneck.hub.save(model, tmp_path, label_names=["cat", "dog", "fox"])
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images).logits, model(images))
+    assert theirs.config.id2label == {0: "cat", 1: "dog", 2: "fox"}

@@ -1,0 +1,325 @@
+"""Models as files: what is loaded is what was saved, or one line says why not."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import attneck
+from attneck import hub
+from attneck.models import catalog
+from attneck.models.cifar import CifarResNet
+
+MODELS: dict[str, dict[str, Any]] = {
+    "botnet50": {"depths": [1, 1, 1, 1], "widths": [16, 16, 16, 32], "heads": 2, "image_size": (64, 96)},
+    "cifar_resnet20_bot_bam": {"depths": [1, 1, 1], "bam_dilation": 2, "in_chans": 4},
+    "squeezenet1_1_bam": {"image_size": 64},
+    "deit_small_patch16_224": {"width": 32, "depth": 1, "heads": 2, "image_size": 64},
+    "efficientnet_b0": {"image_size": 64},
+}
+
+
+def make(name: str, num_classes: int = 5, **changes: Any) -> Any:
+    """The model with weights that leave no branch without effect, and statistics of its own."""
+    torch.manual_seed(0)
+    model: Any = attneck.create_model(name, num_classes, **MODELS[name] | changes)
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            nn.init.uniform_(tensor, 0.5, 1.5)
+        elif "qkv" in key:
+            nn.init.normal_(tensor, std=0.1)
+    return model
+
+
+def images(model: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, model.origin.in_chans, *model.origin.image_size, generator=generator)
+
+
+def logits(model: Any, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model.eval()(x)
+    return out
+
+
+def refusal(source: Path) -> str:
+    with pytest.raises(ValueError) as error:
+        hub.load(source)
+    said = str(error.value)
+    assert "\n" not in said
+    return said
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return hub.save(make("cifar_resnet20_bot_bam"), tmp_path / "small")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("form", ["folder", "one.safetensors"])
+def test_what_is_loaded_is_what_was_saved(name: str, form: str, tmp_path: Path) -> None:
+    model = make(name)
+    again: Any = hub.load(hub.save(model, tmp_path / form))
+    assert not again.training
+    assert again.origin.num_classes == 5
+    assert again.origin.image_size == model.origin.image_size
+    assert again.origin.in_chans == model.origin.in_chans
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    x = images(model)
+    torch.testing.assert_close(logits(again, x), logits(model, x), rtol=0, atol=0)
+
+
+def test_a_detector_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = attneck.create_model("stairnet_mobilenet_bam", num_classes=4).eval()
+    model.transform.image_mean = [0.1, 0.2, 0.3]
+    again: Any = hub.load(hub.save(model, tmp_path / "detector"))
+    assert again.transform.image_mean == [0.1, 0.2, 0.3]
+    x = [torch.rand(3, 100, 120)]
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+def test_the_config_says_what_the_model_is_and_wants(tmp_path: Path) -> None:
+    model = make("cifar_resnet20_bot_bam")
+    model.reset_classifier(3)
+    given = {"mean": (0.1, 0.2, 0.3, 0.4), "std": (1, 2, 3, 4), "label_names": ["a", "b", "ĉ"]}
+    hub.save(model, tmp_path, interpolation="nearest", crop_pct=0.9, **given)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert len(config.pop("sha256")) == 64
+    assert config == {
+        "architecture": "attneck_cifar_resnet20_bot_bam",
+        "num_classes": 3,
+        "label_names": ["a", "b", "ĉ"],
+        "model_args": {"img_size": [32, 32], "in_chans": 4, "depths": [1, 1, 1], "bam_dilation": 2},
+        "pretrained_cfg": {
+            "input_size": [4, 32, 32],
+            "mean": [0.1, 0.2, 0.3, 0.4],
+            "std": [1, 2, 3, 4],
+            "interpolation": "nearest",
+            "crop_pct": 0.9,
+            "first_conv": "conv1",
+            "classifier": "fc",
+        },
+    }
+    # It stays with the model, and goes into the next file.
+    again: Any = hub.load(tmp_path)
+    assert again.pretrained_cfg["mean"] == (0.1, 0.2, 0.3, 0.4)
+    assert again.pretrained_cfg["label_names"] == ("a", "b", "ĉ")
+    assert hub.describe(again) == config
+    again.reset_classifier(2)  # whose names they are not
+    assert "label_names" not in hub.describe(again)
+
+
+def test_timm_and_the_hub_s_mixin_read_the_folder(tmp_path: Path) -> None:
+    import timm
+
+    model = make("cifar_resnet20_bot_bam", in_chans=3)
+    hub.save(model, tmp_path, mean=(0.1, 0.2, 0.3))
+    x = images(model)
+    by_timm: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    torch.testing.assert_close(logits(by_timm, x), logits(model, x), rtol=0, atol=0)
+    assert tuple(by_timm.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)
+    hub.save(by_timm, tmp_path / "again")
+    torch.testing.assert_close(logits(hub.load(tmp_path / "again"), x), logits(model, x), rtol=0, atol=0)
+
+    plain: Any = attneck.create_model("cifar_resnet20", num_classes=5, depths=[1, 1, 1])
+    hub.save(plain, tmp_path / "plain")
+
+    class Net(CifarResNet, huggingface_hub.PyTorchModelHubMixin):
+        def __init__(self, num_classes: int, model_args: dict[str, Any]) -> None:
+            options: Any = catalog.find("cifar_resnet20", {"depths": model_args["depths"]}).options
+            super().__init__(options, num_classes, model_args["in_chans"])
+
+    mixed = Net.from_pretrained(tmp_path / "plain", strict=True)
+    torch.testing.assert_close(logits(mixed, x), logits(plain, x), rtol=0, atol=0)
+
+
+def test_wrappers_are_looked_through(tmp_path: Path) -> None:
+    model = make("cifar_resnet20_bot_bam")
+    average = AveragedModel(torch.compile(model))
+    hub.save(average, tmp_path)
+    torch.testing.assert_close(hub.load(tmp_path).state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_the_umask_rules(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        folder = hub.save(make("cifar_resnet20_bot_bam"), tmp_path / "folder")
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["botnet50", "deit_small_patch16_224"])
+def test_at_another_size_it_says_what_the_old_one_says_there(name: str, tmp_path: Path) -> None:
+    model = make(name, image_size=64)
+    larger: Any = hub.load(hub.save(model, tmp_path), image_size=96)
+    assert larger.origin.image_size == (96, 96)
+    assert larger.pretrained_cfg["input_size"] == (3, 96, 96)
+    x = images(larger)
+    torch.testing.assert_close(logits(larger, x), logits(model, x), rtol=1e-4, atol=1e-5)
+    hub.save(larger, tmp_path / "larger")
+    torch.testing.assert_close(logits(hub.load(tmp_path / "larger"), x), logits(larger, x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["folder", "one.safetensors"])
+def test_a_flipped_bit_is_refused(form: str, tmp_path: Path) -> None:
+    path = hub.save(make("cifar_resnet20_bot_bam"), tmp_path / form)
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    draw = random.Random(0)
+    for file in files:
+        whole = file.read_bytes()
+        header = int.from_bytes(whole[:8], "little") + 8 if file.suffix == ".safetensors" else len(whole)
+        places = [*range(8), *(draw.randrange(header) for _ in range(60))]
+        places += [draw.randrange(header, len(whole)) for _ in range(20)] if header < len(whole) else []
+        for place in places:
+            data = bytearray(whole)
+            data[place] ^= 1 << draw.randrange(8)
+            file.write_bytes(data)
+            refusal(path)
+        file.write_bytes(whole)
+    hub.load(path)
+
+
+def test_a_truncated_file_is_refused(small: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        whole = (small / name).read_bytes()
+        for length in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 2):
+            (small / name).write_bytes(whole[:length])
+            assert "damaged" in refusal(small)
+        (small / name).write_bytes(whole)
+    hub.load(small)
+
+
+def test_files_of_two_models_are_refused(small: Path, tmp_path: Path) -> None:
+    other = hub.save(make("cifar_resnet20_bot_bam", num_classes=6), tmp_path / "other")
+    shutil.copy(other / "model.safetensors", small)
+    assert "of two models" in refusal(small)
+
+
+def resigned(path: Path, **changes: Any) -> None:
+    """Change the config, and the sum with it."""
+    config = json.loads((path / "config.json").read_text()) | changes
+    config["sha256"] = hub._digest(config, load_file(path / "model.safetensors"))
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def test_a_config_that_says_another_model_is_refused(small: Path) -> None:
+    for changes, says in (
+        ({"num_classes": 7}, "size mismatch for fc.weight"),
+        ({"architecture": "attneck_resnet18"}, "wanted 4 stages"),
+        ({"architecture": "attneck_resnet"}, "no model is called 'resnet'; perhaps"),
+        ({"architecture": ["attneck_resnet18"]}, "not a model that this version makes"),
+        ({"model_args": {"img_size": [32, 32], "in_chans": 4, "depth": [1]}}, "no option 'depth'"),
+        ({"model_args": {}}, "not a model that this version makes"),
+        ({"model_args": 7}, "not a model that this version makes"),
+        ({"pretrained_cfg": None}, "not a model that this version makes"),
+    ):
+        whole = (small / "config.json").read_bytes()
+        resigned(small, **changes)
+        with pytest.raises(ValueError, match=says) as error:
+            hub.load(small)
+        assert "\n" not in str(error.value)
+        (small / "config.json").write_bytes(whole)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("ran",)
+
+
+def test_nothing_runs_code(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (small / "model.safetensors").write_bytes(pickle.dumps({"conv1.weight": Evil()}))
+    assert "damaged" in refusal(small)
+    torch.save({"conv1.weight": Evil()}, small / "model.safetensors")
+    assert "damaged" in refusal(small)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_not_there_or_not_ours(small: Path, tmp_path: Path) -> None:
+    assert "no repository of the Hub either" in refusal(Path("nowhere"))
+    (tmp_path / "empty").mkdir()
+    assert "is no saved model" in refusal(tmp_path / "empty")
+    save_file({"x": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    assert "weights without a config" in refusal(tmp_path / "weights.safetensors")
+    (small / "config.json").write_text("[]")
+    assert "not what attneck.hub.save wrote" in refusal(small)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda model: nn.Sequential(model), "Sequential was not made by attneck.create_model"),
+        (lambda model: model.layer1.append(nn.Linear(2, 2)) and model, "2 tensors .layer1.2.bias first"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(spoil: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=says):
+        hub.save(spoil(make("cifar_resnet20_bot_bam")), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("given", [{"mean": (0.5,)}, {"std": (1, 2, 3)}, {"label_names": ["a"]}])
+def test_figures_that_do_not_fit_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"entries, wanted [45]"):
+        hub.describe(make("cifar_resnet20_bot_bam"), **given)
+
+
+def test_a_repository_of_the_hub(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the Hub's cache, as it lies on a machine without a network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "cache" / "models--someone--net"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c0ffee")
+    shutil.copytree(small, repository / "snapshots" / "c0ffee")
+    model = hub.load("someone/net", cache_dir=tmp_path / "cache")
+    torch.testing.assert_close(model.state_dict(), hub.load(small).state_dict(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="someone/else is not there, and the Hub did not give it"):
+        hub.load("someone/else", cache_dir=tmp_path / "cache")
+
+
+def test_push_uploads_what_load_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def __init__(self, token: str | None = None) -> None:
+            assert token == "secret"
+
+        def create_repo(self, repo_id: str, **options: Any) -> Any:
+            assert options["private"] is True
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **options: Any) -> str:
+            shutil.copytree(folder_path, tmp_path / repo_id)
+            return f"commit of {repo_id}"
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
+    model = make("cifar_resnet20_bot_bam")
+    said = hub.push(model, "someone/net", private=True, token="secret", label_names=list("abcde"))
+    assert said == "commit of someone/net"
+    uploaded: Any = hub.load(tmp_path / "someone/net")
+    assert uploaded.pretrained_cfg["label_names"] == tuple("abcde")
+    torch.testing.assert_close(uploaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    card = (tmp_path / "someone/net/README.md").read_text()
+    assert 'attneck.hub.load("someone/net")' in card
+    assert "library_name: attneck" in card
+
+
+def test_without_huggingface_hub_a_line_says_what_to_install(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    hub.load(small)
+    with pytest.raises(ValueError, match=r"pip install 'attneck\[hub\]'"):
+        hub.load("someone/net")
