@@ -294,7 +294,7 @@ def test_every_train_command_makes_the_rows_network():
         program, verb, recipe, *words = said.split()
         assert (program, verb) == ("attneck", "train")
         made = parse(recipe, words).recipe
-        wanted = command.architecture(row.trained, row.options)
+        wanted = command.architecture(row.trained, row.trained_options)
         assert command.architecture(made.model.name, dict(made.model.options)) == wanted, said
         assert made.data.image_size in (None, row.image_size), said
         found.add(recipe)
