@@ -5,6 +5,7 @@ import pickle
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from attneck.detection.fpn import FPN
@@ -125,3 +126,23 @@ def test_bad_files(tmp_path, capsys):
         load_backbone(model, tmp_path / "none.pt")
     with pytest.raises(ValueError, match=r"none of the 1 tensors given \(weight, …\) fits"):
         load_backbone(model, {"weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier", "first"),
+    [
+        ("stairnet_mobilenet", lambda: create_model("mobilenet"), "backbone.trunk.pyramid.model."),
+        ("ssd300_mobilenet", lambda: create_model("mobilenet"), "backbone.pyramid.model."),
+        ("ssd300_vgg16", lambda: torchvision.models.vgg16(), "backbone."),
+    ],
+)
+def test_ssd_and_stairnet_begin_with_a_classifier_too(name, classifier, first):
+    model, source = create_model(name), classifier()
+    report = load_backbone(model, source.state_dict())
+    after = model.state_dict()
+    convolutions = [key for key, tensor in source.state_dict().items() if tensor.dim() == 4]
+    assert convolutions
+    assert set(convolutions) <= set(report.taken)
+    assert all(torch.equal(after[first + key], source.state_dict()[key]) for key in report.taken)
+    # What only a detector has is new: VGG16's scale and conv6 on, and all extra layers beside a MobileNet.
+    assert bool(report.new) == (name == "ssd300_vgg16")

@@ -294,11 +294,12 @@ def test_every_train_command_makes_the_rows_network():
         program, verb, recipe, *words = said.split()
         assert (program, verb) == ("attneck", "train")
         made = parse(recipe, words).recipe
-        wanted = command.architecture(row.trained, row.options)
+        wanted = command.architecture(row.trained, row.trained_options)
         assert command.architecture(made.model.name, dict(made.model.options)) == wanted, said
         assert made.data.image_size in (None, row.image_size), said
         found.add(recipe)
     assert found >= {"cifar100-bam", "imagenet-100", "imagenet-200", "imagenet-350", "imagenet-bam"}
+    assert found >= {"coco-1x", "coco-2x", "coco-3x", "coco-6x", "coco-1280", "coco-bam", "voc-ssd300"}
 
 
 def test_a_command_says_what_its_recipe_does_not():
@@ -323,8 +324,22 @@ def test_a_command_says_what_its_recipe_does_not():
     heads = command.architecture("maskrcnn_botnet50", {"drop_path": 0.1})
     assert heads == command.architecture("maskrcnn_resnet50", {"attend": [1]})
     assert heads != command.architecture("fasterrcnn_botnet50", {})
-    detectors = LOADED["bam"].table("4b")
-    assert all(command._train(detectors, row, command._trainers()) is None for row in detectors.rows)
+    without = dataclasses.replace(LOADED["bam"].table("4b"), recipe="")
+    assert all(command._train(without, row, command._trainers()) is None for row in without.rows)
+
+
+def test_a_row_may_have_a_recipe_and_detector_options_of_its_own():
+    said = {
+        (table.id, row.label): command._train(table, row, command._trainers())
+        for table in map(LOADED["botnet"].table, ("3", "7", "9"))
+        for row in table.rows
+    }
+    assert said["3", "BoT50, [0.8, 1.25]"] == "attneck train coco-6x --model.name maskrcnn_botnet50"
+    jittered = "attneck train coco-6x --data.jitter 0.1 2.0 --model.name maskrcnn_botnet50"
+    assert said["3", "BoT50, [0.1, 2.0]"] == said["7", "BoT50, 1024"] == jittered
+    assert said["9", "BoT200"] == (
+        "attneck train coco-1280 --model.name maskrcnn_botnet200 --model.options mask_convs 8"
+    )
 
 
 def test_a_quoted_network_that_the_recipe_does_not_fit_has_no_command():

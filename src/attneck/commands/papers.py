@@ -167,7 +167,7 @@ def architecture(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
 def trained(run: Run, row: Row) -> bool:
     """Whether a run's network is the row's, by whatever names and options the two give it."""
     network = architecture(run.model, run.options)
-    return network is not None and network == architecture(row.trained, row.options)
+    return network is not None and network == architecture(row.trained, row.trained_options)
 
 
 def _trainers() -> dict[str, Trainer]:
@@ -182,10 +182,10 @@ def _train(table: Table, row: Row, trainers: dict[str, Trainer]) -> str | None:
     recipe = trainers.get(((row.recipe or table.recipe).split() or [""])[0])
     if recipe is None:
         return None
-    network = architecture(row.trained, recipe.options | row.options)
+    network = architecture(row.trained, recipe.options | row.trained_options)
     return (
         train_command(table, row, trainers)
-        if network and network == architecture(row.trained, row.options)
+        if network and network == architecture(row.trained, row.trained_options)
         else None
     )
 

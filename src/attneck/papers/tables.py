@@ -96,6 +96,7 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
     detector: str | None = None
+    detector_options: dict[str, Any] = field(default_factory=dict)
     setup: str = ""
     expect: dict[str, Verdict] = field(default_factory=dict)
     reason: str = ""
@@ -118,6 +119,11 @@ class Row:
     def trained(self) -> str:
         """The name of what the row trains: the detector, where the network is one's backbone."""
         return self.detector or self.model
+
+    @property
+    def trained_options(self) -> dict[str, Any]:
+        """Its options, those of the network under it among them."""
+        return self.options | self.detector_options
 
     @property
     def network(self) -> Network | None:
@@ -268,7 +274,7 @@ def train_command(table: Table, row: Row, recipes: Mapping[str, Trainer]) -> str
         return None
     recipe = recipes[name]
     words = ["attneck train", name, *changes, "--model.name", row.trained]
-    given = {key: value for key, value in row.options.items() if recipe.options.get(key) != value}
+    given = {key: value for key, value in row.trained_options.items() if recipe.options.get(key) != value}
     if given:
         words.append("--model.options")
     for key, value in given.items():
