@@ -89,7 +89,7 @@ def test_eval_of_a_run_is_its_last_record(tmp_path):
 def test_a_run_s_model_loads_without_its_data(tmp_path, monkeypatch):
     run.train(recipe(ema=0.5), tmp_path / "run")
     state, _, _ = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
-    monkeypatch.setattr(run, "open_dataset", None)
+    monkeypatch.setattr("attneck.tasks.classification.open_dataset", None)
     raw, average = run.load(tmp_path / "run", average=False), run.load(tmp_path / "run")
     assert not raw.training
     assert raw.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
