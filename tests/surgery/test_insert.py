@@ -1,0 +1,326 @@
+"""BAM and SE in networks of others: placed as in the paper, without harm to what is there, or refused."""
+
+import pickle
+import re
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from attneck.layers import BAM, SqueezeExcite2d
+from attneck.models import create_model
+from attneck.surgery import insert_bam, insert_se
+
+THIN: dict[str, Any] = {"layers": (1, 1, 2, 1), "channels": (16, 16, 16, 32), "num_classes": 5}
+CATALOG: dict[str, Any] = {
+    "widths": [16, 16, 16, 32],
+    "depths": [1, 1, 2, 1],
+    "num_classes": 5,
+    "image_size": 64,
+}
+
+
+def thin(**options: Any) -> ResNet:
+    torch.manual_seed(0)
+    return ResNet(Bottleneck, **{**THIN, **options})
+
+
+def inserted(model: nn.Module, kind: type[nn.Module] = BAM) -> dict[str, int]:
+    """Channels of each module of that kind, by name."""
+    return {
+        name: module.channels if isinstance(module, BAM) else module.fc1.in_channels  # type: ignore[union-attr]
+        for name, module in model.named_modules()
+        if isinstance(module, kind)
+    }
+
+
+def named_as(state: dict[str, Tensor], renamed: dict[str, str]) -> dict[str, Tensor]:
+    """A state dict with parts of its names changed."""
+    found = {}
+    for name, tensor in state.items():
+        for old, new in renamed.items():
+            name = name.replace(old, new)
+        found[name] = tensor
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnet50",
+        "resnext50_32x4d",
+        "wrn18_1_5",
+        "mobilenet",
+        "squeezenet1_1",
+        "cifar_resnet50",
+        "cifar_preresnet110",
+        "cifar_wrn28_8",
+        "cifar_resnext29_8x64d",
+    ],
+)
+def test_bottlenecks_are_the_paper_s(name: str) -> None:
+    """In the catalog's plain networks it finds by itself what the rows with BAM have by design."""
+    size = 32 if name.startswith("cifar") else 224
+    with torch.device("meta"):
+        model, published = create_model(name), create_model(f"{name}_bam")
+        report = insert_bam(model, start="paper", image_size=size).report
+    assert list(inserted(model).values()) == list(inserted(published).values())
+    assert report.after.params == sum(p.numel() for p in published.parameters())
+
+
+@pytest.mark.parametrize("at", ["bottlenecks", "blocks"])
+def test_bam_as_published_computes_what_the_catalog_s_networks_do(at: Any) -> None:
+    published = create_model(
+        "resnet50", bam="stages" if at == "bottlenecks" else "blocks", bam_reduction=4, **CATALOG
+    )
+    model = insert_bam(thin(), at, start="paper", reduction=4).model
+    renamed = {f"layer{stage}.{depth}.": f"layer{stage}.bam." for stage, depth in ((1, 1), (2, 1), (3, 2))}
+    if at == "blocks":
+        renamed = {".se.": ".bn3.bam."}
+    model.load_state_dict(named_as(published.state_dict(), renamed))
+    x = torch.randn(4, 3, 64, 64)
+    for training in (True, False):
+        torch.testing.assert_close(model.train(training)(x), published.train(training)(x), rtol=0, atol=0)
+
+
+def test_se_computes_what_the_catalog_s_networks_do() -> None:
+    published = create_model("senet50", **CATALOG).eval()
+    model = insert_se(thin(), start="paper", bias=False).model.eval()
+    assert len(inserted(model, SqueezeExcite2d)) == 5
+    model.load_state_dict(named_as(published.state_dict(), {".se.": ".bn3.se."}))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), published(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("insert", [insert_bam, insert_se])
+@pytest.mark.parametrize("at", ["bottlenecks", "blocks"])
+def test_a_network_goes_on_as_it_was_and_then_learns(insert: Any, at: Any) -> None:
+    model = thin(zero_init_last=False)
+    x = torch.randn(4, 3, 64, 64)
+    model.train()
+    want = model(x)
+    insert(model, at, reduction=4)
+    assert torch.equal(model(x), want)
+
+    model(x).square().mean().backward()
+    kind = BAM if insert is insert_bam else SqueezeExcite2d
+    modules = [module for module in model.modules() if isinstance(module, kind)]
+    assert len(modules) == (3 if at == "bottlenecks" else 5)
+    for module in modules:
+        assert module.gain is not None
+        assert module.gain.grad is not None
+        assert module.gain.grad.any()
+        assert not any(p.grad.any() for p in module.parameters() if p is not module.gain)  # type: ignore[union-attr]
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    model.zero_grad()
+    model(x).square().mean().backward()
+    for module in modules:
+        weights = [p for p in module.parameters() if p.ndim > 1]
+        assert all(p.grad is not None and p.grad.any() for p in weights)
+
+
+def test_options_reach_each_module() -> None:
+    model = insert_bam(
+        thin(), start="paper", reduction=8, dilation=2, combine="max", branches="both", variant="paper"
+    ).model
+    for module in model.modules():
+        if isinstance(module, BAM):
+            assert (module.reduction, module.dilation, module.combine, module.gain) == (8, 2, "max", None)
+    assert len(inserted(insert_bam(thin(), variant="official").model)) == 3
+    assert all(
+        m.spatial_att is None
+        for m in insert_bam(thin(), branches="channel").model.modules()
+        if isinstance(m, BAM)
+    )
+    se = insert_se(thin(), "bottlenecks", reduction=8, bias=False).model
+    assert se.get_submodule("layer1.se.fc1").out_channels == 8
+    assert se.get_submodule("layer1.se.fc1").bias is None
+
+
+def test_both_may_stand_at_one_place_but_neither_twice() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("mobilenetv3_small_050").eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want = model(x)
+        for at in ("bottlenecks", "blocks"):
+            insert_bam(model, at, reduction=4)
+            insert_se(model, at, reduction=4)
+            for insert in (insert_bam, insert_se):
+                state = list(model.state_dict())
+                with pytest.raises(
+                    ValueError, match=r"ends in a (BAM|SqueezeExcite2d) already; there is one to"
+                ):
+                    insert(model, at, reduction=4)
+                assert list(model.state_dict()) == state
+        assert torch.equal(model(x), want)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), want)
+    assert len(inserted(model)) == len(inserted(model, SqueezeExcite2d)) > 4
+    with pytest.raises(ValueError, match="ends in a BAM already"):
+        insert_bam(create_model("cifar_resnet20_bam"), image_size=32)
+
+
+def test_device_dtype_mode_and_frozen_weights() -> None:
+    model = thin().to(torch.bfloat16).requires_grad_(False)
+    model.layer2.eval()
+    report = insert_bam(model, reduction=4).report
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert [model.get_submodule(name).training for name in inserted(model)] == [True, False, True]
+    assert {name for name, p in model.named_parameters() if p.requires_grad} <= {*report.new}
+    assert all(model.get_parameter(name).requires_grad for name in report.new if name.endswith("weight"))
+    with torch.device("meta"):
+        empty = ResNet(Bottleneck, **THIN)
+    assert {p.device.type for p in insert_bam(empty).model.parameters()} == {"meta"}
+
+
+def test_grey_images_and_networks_without_a_configuration() -> None:
+    model = insert_bam(thin(in_chans=1)).model
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 5)
+    folded = timm.create_model("tresnet_m", num_classes=0)  # its first convolution sees 48 channels
+    assert len(insert_bam(folded).report.changes) == 3
+
+
+def test_gradient_checkpointing_runs_them_too() -> None:
+    x, gradients = torch.randn(4, 3, 64, 64), []
+    for checkpointing in ("none", "before", "behind"):
+        model = thin(zero_init_last=False)
+        model.set_grad_checkpointing(checkpointing == "before")
+        insert_bam(model, start="paper", reduction=4)
+        model.set_grad_checkpointing(checkpointing != "none")
+        model.train()(x).square().sum().backward()
+        gradients.append({re.sub(r"\.\d\.bam", ".bam", name): p.grad for name, p in model.named_parameters()})
+    assert len([name for name in gradients[0] if name.endswith("bam.channel_att.norm.weight")]) == 3
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        for other in gradients[1:]:
+            torch.testing.assert_close(other[name], gradient)
+
+
+def test_intermediate_features_are_behind_it() -> None:
+    for name in ("test_resnet", "test_efficientnet", "test_convnext"):
+        model = timm.create_model(name).eval()
+        x = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            plain = model.forward_intermediates(x, intermediates_only=True)
+            insert_bam(model, start="paper", reduction=4)
+            taps = model.forward_intermediates(x, intermediates_only=True)
+            coarse = [i for i, map in enumerate(plain) if map.shape[-1] <= 16]
+            bams = [module for module in model.modules() if isinstance(module, BAM)]
+            torch.testing.assert_close(taps[coarse[0]], bams[0](plain[coarse[0]]))
+            assert not any(torch.equal(taps[i], plain[i]) for i in coarse)
+
+
+class Own(nn.Module):
+    """Somebody's network, that adds and pools by functions in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 32, 3, padding=1)
+        self.branch = nn.Sequential(*[nn.Conv2d(32, 32, 3, padding=1) for _ in range(2)])
+        self.conv2 = nn.Conv2d(32, 48, 3, padding=1)
+        self.head = nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv1(x))
+        x = F.max_pool2d(self.branch(x) + x, 2)
+        return self.head(self.conv2(x).mean(dim=(2, 3)))
+
+
+def test_a_sum_that_is_no_module_s_has_no_place_but_its_branch_has() -> None:
+    with pytest.raises(
+        ValueError, match=r"the map that max_pool2d in the network makes smaller comes from no"
+    ):
+        insert_bam(Own(), image_size=32)
+    assert list(inserted(insert_bam(Own(), "blocks", image_size=32).model)) == ["branch.bam"]
+
+
+class Chain(nn.Module):
+    """Stages that end in their down-sampling, and functions for activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.stage1 = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.stage2 = nn.Sequential(nn.Conv2d(32, 48, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.conv2 = nn.Conv2d(48, 64, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.relu(self.conv1(x)), 2)
+        return self.relu(self.conv2(self.stage2(self.stage1(x)))).mean(dim=(2, 3))
+
+
+def test_behind_what_is_called_once_and_before_the_pool() -> None:
+    model = Chain()
+    x = torch.randn(2, 3, 32, 32)
+    want = model(x)
+    report = insert_bam(model, image_size=32).report
+    assert list(inserted(model).items()) == [("conv1.bam", 16), ("stage1.1.bam", 32), ("stage2.1.bam", 48)]
+    assert [change.map_size[0] for change in report.changes] == [32, 16, 8]
+    assert torch.equal(model(x), want)
+
+
+def test_weights_that_are_shared_get_no_module_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 3, 3, padding=1), nn.MaxPool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(self.conv(self.pool(self.conv(x))))
+
+    with pytest.raises(ValueError, match="looked for one that is called once and returns that map"):
+        insert_bam(Twice(), reduction=1, image_size=32)
+
+
+def test_a_forward_that_is_not_its_class_s_is_found_out() -> None:
+    model = thin()
+    stage = model.layer2
+    stage.forward = lambda x: nn.Sequential(*list(stage)[:1])(x)
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match="nothing can be put behind 'layer2', a Sequential"):
+        insert_bam(model)
+    assert list(model.state_dict()) == before
+    assert type(stage) is nn.Sequential
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("test_vit", {}, "no bottleneck in this VisionTransformer: looked for .*; smaller maps are made by"),
+        ("test_resnet", {"at": "stages"}, "unknown at='stages'; choose one of bottlenecks, blocks"),
+        ("test_resnet", {"start": "zero"}, "unknown start 'zero'; choose one of paper, identity"),
+        ("test_resnet", {"reduction": 64}, "behind 'layer1': 32 channels at reduction 64 leave"),
+        ("test_resnet", {"image_size": 0}, "image_size=0: wanted a positive side"),
+        ("test_resnet", {"image_size": 2}, "no bottleneck in this ResNet"),
+        ("inception_v3", {"image_size": 16}, "does not run on an image of 16×16 on the meta device"),
+    ],
+)  # fmt: skip
+def test_what_has_no_place_says_what_was_looked_for(model: str, arguments: Any, message: str) -> None:
+    with torch.device("meta"):
+        network = timm.create_model(model)
+    before = list(network.state_dict())
+    with pytest.raises(ValueError, match=message):
+        insert_bam(network, **arguments)
+    assert list(network.state_dict()) == before
+
+
+def test_wrapped_models_and_things_that_are_no_networks_are_refused() -> None:
+    for wrapped in (nn.DataParallel(thin()), torch.compile(thin())):
+        with pytest.raises(ValueError, match=r"wrapped in \w+; give the model itself"):
+            insert_bam(wrapped)
+    with pytest.raises(ValueError, match="ReLU has no parameters"):
+        insert_bam(nn.ReLU())
+
+
+def test_basic_blocks_take_one_each() -> None:
+    model = ResNet(BasicBlock, **THIN)
+    assert list(inserted(insert_bam(model, "blocks").model)) == [
+        "layer1.0.bn2.bam", "layer2.0.bn2.bam", "layer3.0.bn2.bam", "layer3.1.bn2.bam", "layer4.0.bn2.bam",
+    ]  # fmt: skip
