@@ -60,12 +60,6 @@ def in_onnxruntime(file: Path, images: Tensor) -> Tensor:
             [(1, 3, 64, 64), (3, 3, 33, 95), (2, 3, 129, 70)],
         ),
         (
-            lambda: make("resnet50_bam", image_size=64, **THIN),
-            18,
-            ("batch",),
-            [(1, 3, 64, 64), (4, 3, 64, 64)],
-        ),
-        (
             lambda: make("deit_small_patch16_224", width=32, depth=1, heads=2, image_size=64),
             23,
             ("size",),
