@@ -79,7 +79,7 @@ class Ledger:
     def close(self, changes: list[Change]) -> Result:
         """The model, changed by now, and the report."""
         tensors = _tensors(self.model)
-        kept = [name for name, tensor in self.tensors.items() if tensors.get(name) is tensor]
+        kept = dict.fromkeys(n for n, tensor in self.tensors.items() if tensors.get(n) is tensor)
         report = Report(
             type(self.trace.skeleton).__name__,
             self.trace.image_size,
