@@ -77,7 +77,6 @@ def in_onnxruntime(file: Path, images: Tensor) -> Tensor:
         "bot_bam-20",
         "bot_bam-18-open",
         "botnet50-23-open",
-        "bam-18-batch",
         "vit-23-size",
         "effnet-20-batch",
     ],

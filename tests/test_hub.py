@@ -304,7 +304,7 @@ def test_push_uploads_what_load_reads(tmp_path: Path, monkeypatch: pytest.Monkey
             shutil.copytree(folder_path, tmp_path / repo_id)
             return f"commit of {repo_id}"
 
-    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
     model = make("cifar_resnet20_bot_bam")
     said = hub.push(model, "someone/net", private=True, token="secret", label_names=list("abcde"))
     assert said == "commit of someone/net"
