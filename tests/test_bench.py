@@ -28,6 +28,16 @@ def _same_threads() -> object:
             1,
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            [
+                "step",
+                "--size",
+                "128",
+                *("--model", "maskrcnn_botnet26_thin", "--plain", "maskrcnn_resnet26_thin"),
+            ],
+            1,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
@@ -45,7 +55,8 @@ def test_the_document(
         _, *others = row["ms"]
         assert row["best_other"] == min(others, key=row["ms"].__getitem__)
         assert row["ratio"] > 0
-        assert row["ours"] in ("attneck", "resnet18_bam")
+        assert row["ratios"].keys() == {*others}
+        assert row["ours"] in ("attneck", "resnet18_bam", "maskrcnn_botnet26_thin")
         if "--no-memory" not in words:
             assert row["peak_mib"].keys() == row["ms"].keys()
             assert min(row["peak_mib"].values()) > 1
@@ -65,7 +76,20 @@ def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
         (["attention", "--size", "0"], "--size 0: wanted 1 or more"),
         (["bam", "--threads", "0"], "--threads 0: wanted 1 or more"),
         (["step", "--size", "32", "--model", "botnet5"], "perhaps you meant 'botnet50'"),
-        (["step", "--size", "32", "--model", "ssd300_vgg16"], "is a detector"),
+        (["step", "--size", "32", "--model", "ssd300_vgg16"], "give two of a kind"),
+        (["attention", "--size", "4", "--channels", "10"], "do not split into 4 heads"),
+        (
+            [
+                "step",
+                "--size",
+                "32",
+                "--model",
+                "maskrcnn_botnet26_thin",
+                "--plain",
+                "maskrcnn_resnet26_thin",
+            ],
+            "want 72 pixels or more",
+        ),
         (["bam", "--out", "nowhere/there.json"], "make it first"),
         pytest.param(
             ["bam", "--device", "cuda"],

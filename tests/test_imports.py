@@ -16,7 +16,7 @@ MAY = {
     "data": set(),
     "papers": set(),
     "training": {"data"},
-    "measure": {"attention", "layers"},
+    "measure": {"attention", "data", "layers", "models"},
     "explain": {"attention", "layers"},
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},

@@ -9,7 +9,7 @@ from attneck import cli, hub, run
 from attneck.data import open_dataset
 from attneck.errors import RunFailed, UserError
 from attneck.models import create_model
-from attneck.training import checkpoint, loop
+from attneck.training import checkpoint, loop, report
 from attneck.training.recipe import Optimizer, Recipe
 
 TINY = {
@@ -226,3 +226,14 @@ def test_the_average_follows_the_weights():
     average.update_parameters(model)
     torch.testing.assert_close(average.module.fc.bias, start + 0.25)
     torch.testing.assert_close(average.module.bn1.running_mean, torch.full((16,), 0.5))
+
+
+def test_a_log_without_a_terminal_hears_of_every_stretch_and_of_the_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "QUIET", 0)
+    run.train(recipe(), tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    steps = [line for line in said if "images/s" in line]
+    assert [f"step {i}/6" in line for i, line in enumerate(steps, 1)] == [True] * 6
+    assert steps[3].startswith("epoch 2/2 ")
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0.05 < record["peak_gib"] < 24 for record in records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,23 +14,9 @@ import tyro
 from attneck.errors import UserError
 
 if TYPE_CHECKING:
-    from attneck.measure.contestants import Direction
+    from attneck.measure.steps import StepCase
 
 What = Literal["attention", "bam", "step"]
-
-
-@dataclass(frozen=True)
-class StepCase:
-    """A whole training step (forward, backward, SGD) of a network and of the one it is compared with."""
-
-    model: str
-    plain: str
-    image_size: int
-    batch: int
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.model} over {self.plain} {self.image_size} b{self.batch} {self.dtype}"
 
 
 def bench(
@@ -56,7 +42,7 @@ def bench(
     Without --size, the project's own list of cases. attention: MHSA with its projections, against the plain
     form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
     torch.compile. bam: the gate and the module, against the form that expands both branches. step: a whole
-    training step of a network with attention, against the one without.
+    training step of a classifier or a detector, against the same with plain attention and the one without.
 
     Args:
         what: attention, bam or step.
@@ -65,8 +51,8 @@ def bench(
         dtype: of that case (float32 if not given), or of those of the list; a step runs under autocast.
         stride: attention only: 2 averages the result over 2x2 windows.
         channels: of the map.
-        model: step only: the network with attention.
-        plain: step only: the network that it is compared with.
+        model: step only: the network with attention, or a detector on it.
+        plain: step only: the network or detector that it is compared with.
         device: where.
         threads: as torch takes them; its own choice if not given.
         seconds: how long each contestant is timed for in each case.
@@ -119,14 +105,17 @@ def bench(
 
         call = contestants.bam_call
     else:
-        cases = _step_cases() if size is None else [StepCase(model, plain, size, batch or 1, "float32")]
+        from attneck.measure import steps
 
-        def names(case: Any) -> list[str]:
-            return [case.model, case.plain]
-
-        call = step_call
-        for case in cases:
-            _known(case.model, case.plain)
+        _comparable(model, plain)
+        cases = _step_cases(device) if size is None else [steps.StepCase(model, plain, size, batch or 1)]
+        names, call = steps.step_names, steps.step_call
+    if size is not None:
+        try:
+            case: Any = cases[0]
+            call(case, names(case)[0], "forward+backward", device)
+        except ValueError as error:  # a case that cannot be: such channels, such a size
+            raise UserError(f"{case}: {error}") from error
     if dtype is not None:
         cases = list(dict.fromkeys(_with_dtype(case, dtype) for case in cases))
     ceilings = {
@@ -155,33 +144,6 @@ def bench(
     print(text if json_ else _table(document, rows))
 
 
-def step_call(case: StepCase, name: str, direction: Direction, device: str = "cpu") -> Callable[[], object]:
-    """One training step of the network `name`: cross-entropy, SGD with momentum, channels_last."""
-    import torch
-    from torch.nn import functional as F
-
-    from attneck.measure.contestants import DTYPES
-    from attneck.models import create_model
-
-    torch.manual_seed(0)
-    network = create_model(name, num_classes=1000, image_size=case.image_size)
-    network.to(device).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
-    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(case.batch, device=device)
-    short = case.dtype != "float32"
-
-    def step() -> None:
-        with torch.autocast(device, DTYPES[case.dtype] if short else None, enabled=short):
-            logits = network(images)
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
 def _attention_cases(device: str) -> list[Any]:
     """Maps of c5 at 224, 448, 640 and 1024 pixels, and on CUDA also at 1280 and with larger batches."""
     from attneck.measure.contestants import AttentionCase
@@ -201,7 +163,11 @@ def _attention_cases(device: str) -> list[Any]:
     ]
 
 
-def _step_cases() -> list[StepCase]:
+def _step_cases(device: str) -> list[StepCase]:
+    """The classifiers at 224 and 1024 pixels; on CUDA the detectors too, at both of the paper's sizes."""
+    from attneck.measure.steps import StepCase
+
+    detectors = ("maskrcnn_botnet50", "maskrcnn_resnet50")
     return [
         StepCase("botnet50", "resnet50", 1024, 1, "bfloat16"),
         *(
@@ -209,19 +175,22 @@ def _step_cases() -> list[StepCase]:
             for model in ("botnet50", "resnet50_bam")
             for dtype in ("bfloat16", "float32")
         ),
+        *(StepCase(*detectors, size, 8, "bfloat16") for size in (1024, 1280) if device == "cuda"),
     ]
 
 
-def _known(*models: str) -> None:
+def _comparable(model: str, plain: str) -> None:
     from attneck.models import catalog
 
-    for model in models:
+    for name in (model, plain):
         try:
-            catalog.find(model)
+            catalog.find(name)
         except ValueError as error:
             raise UserError(str(error)) from None
-        if model in catalog.DETECTORS:
-            raise UserError(f"{model} is a detector; a step is that of a classifier")
+    if (model in catalog.DETECTORS) != (plain in catalog.DETECTORS):
+        raise UserError(
+            f"--model {model} and --plain {plain}: one is a detector and one is not; give two of a kind"
+        )
 
 
 def _with_dtype(case: Any, dtype: str) -> Any:
@@ -242,6 +211,7 @@ def _measure(
     from rich.console import Console
     from rich.progress import Progress
 
+    from attneck.measure.contestants import COMPILED
     from attneck.measure.memory import peak_elsewhere
     from attneck.measure.speed import interleave
 
@@ -254,16 +224,18 @@ def _measure(
                 calls = {name: call(case, name, direction, device) for name in everybody}
                 times = interleave(calls, seconds=seconds, device=device)
                 del calls
-                own = [name for name in everybody if name.startswith(everybody[0])]
+                own = [name for name in everybody if name.removesuffix(COMPILED) == everybody[0]]
                 ours = min(own, key=times.median)
-                best = min((name for name in everybody if name not in own), key=times.median)
+                ratios = {name: times.ratio(name, over=ours) for name in everybody if name not in own}
+                best = min(ratios, key=times.median)
                 row: dict[str, Any] = {
                     "case": str(case),
                     "direction": direction,
                     "ms": {name: 1000 * times.median(name) for name in everybody},
                     "ours": ours,
                     "best_other": best,
-                    "ratio": times.ratio(best, over=ours),
+                    "ratio": ratios[best],
+                    "ratios": ratios,
                 }
                 if hasattr(case, "floor"):
                     flops, moved = case.floor(direction)
@@ -287,23 +259,24 @@ def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     environment = document["environment"]
     ceilings = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in document["gemm_gflops"].items())
     table = Table(box=None, pad_edge=False)
-    for heading in ("case", "direction", "ms", "floor", "MiB", "best other", "ms", "MiB", "ratio"):
-        table.add_column(
-            heading, justify="left" if heading in ("case", "direction", "best other") else "right"
-        )
+    other = "other" if document["what"] == "step" else "best other"
+    for heading in ("case", "direction", "ms", "floor", "MiB", other, "ms", "MiB", "ratio"):
+        table.add_column(heading, justify="left" if heading in ("case", "direction", other) else "right")
     for row in rows:
-        times, peaks, ours, best = row["ms"], row.get("peak_mib", {}), row["ours"], row["best_other"]
-        table.add_row(
-            row["case"],
-            row["direction"],
-            f"{times[ours]:.2f}{' compiled' if 'compiled' in ours else ''}",
-            f"{row['floor_ms']:.2f}" if "floor_ms" in row else "",
-            f"{peaks[ours]:.0f}" if ours in peaks else "",
-            best,
-            f"{times[best]:.2f}",
-            f"{peaks[best]:.0f}" if best in peaks else "",
-            f"{row['ratio']:.2f}",
-        )
+        times, peaks, ours = row["ms"], row.get("peak_mib", {}), row["ours"]
+        # The others of a step differ in kind: the same network with plain attention, and another network.
+        for name in row["ratios"] if document["what"] == "step" else [row["best_other"]]:
+            table.add_row(
+                row["case"],
+                row["direction"],
+                f"{times[ours]:.2f}{' compiled' if 'compiled' in ours else ''}",
+                f"{row['floor_ms']:.2f}" if "floor_ms" in row else "",
+                f"{peaks[ours]:.0f}" if ours in peaks else "",
+                name,
+                f"{times[name]:.2f}",
+                f"{peaks[name]:.0f}" if name in peaks else "",
+                f"{row['ratios'][name]:.2f}",
+            )
     console = Console(width=150)
     with console.capture() as captured:
         console.print(table)
@@ -312,9 +285,7 @@ def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"torch {environment['torch']}; at best, products run at {ceilings}, copies at "
         f"{document['copy_gbytes']:.0f} GB/s"
     )
-    foot = (
-        "ratio: the best other's time over ours: above 1 is faster. floor: what the products or bytes take."
-    )
+    foot = f"ratio: the {other}'s time over ours: above 1 is faster. floor: what the products or bytes take."
     return f"{head}\n\n{captured.get()}\n{foot}"
 
 

@@ -1,9 +1,10 @@
-"""What a figure hangs on beside the code: versions, machine, command."""
+"""What a figure hangs on beside the code: versions, machine, command; and what it took in memory."""
 
 from __future__ import annotations
 
 import os
 import platform
+import resource
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,14 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB that this process has held at most: of the GPU's memory on CUDA, else all that was resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _processor() -> str:

@@ -27,6 +27,7 @@ from attneck.data.sampling import step_seed
 from attneck.errors import RunFailed
 from attneck.training import checkpoint
 from attneck.training.distributed import World, synchronise_batchnorm
+from attneck.training.environment import peak_memory
 from attneck.training.recipe import Optimizer, Recipe
 from attneck.training.report import Record, Report
 from attneck.training.schedule import lr_factor
@@ -137,7 +138,8 @@ def fit(
                     "step": progress.step,
                     "lr": lr,
                 }
-                progress.history.append(place | means | held_out | {"seconds": time.monotonic() - began})
+                took = {"seconds": time.monotonic() - began, "peak_gib": peak_memory(world.device)}
+                progress.history.append(place | means | held_out | took)
                 progress.sums = {}
                 report.epoch(progress.history)
                 parallel.train()

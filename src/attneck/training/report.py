@@ -15,6 +15,9 @@ from attneck.files import write_atomic
 
 Record = dict[str, Any]
 
+QUIET = 60
+"""Seconds of one epoch that pass without a line where there is no terminal, and so no bar."""
+
 
 class Report:
     """The voice of a run; silent on every process but the first (`folder` None).
@@ -26,13 +29,15 @@ class Report:
     def __init__(
         self, folder: Path | None, *, steps: int, steps_per_epoch: int, batch: int, start: int
     ) -> None:
-        self.folder, self.steps_per_epoch, self.batch = folder, steps_per_epoch, batch
+        self.folder, self.batch = folder, batch
+        self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.epochs = -(-steps // steps_per_epoch)
         self.console = Console()
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.writer: Any = None
         self.began, self.first = time.monotonic(), start  # of what the speed is measured over: this epoch
+        self.spoke = self.began
         if folder is None:
             return
         from torch.utils.tensorboard import SummaryWriter  # a second of imports: only where a run is told
@@ -64,17 +69,20 @@ class Report:
             self.writer.close()
 
     def step(self, step: int, means: dict[str, float]) -> None:
-        """After step number `step` (1-based): move the bar, with the epoch's means so far."""
-        if self.bar is None or self.task is None:
+        """After step number `step` (1-based): the bar or, without a terminal, a line now and then.
+
+        `means` are the scores' since the last record.
+        """
+        now = time.monotonic()
+        if self.folder is None or (self.bar is None and now - self.spoke < QUIET):
             return
-        speed = (step - self.first) * self.batch / max(1e-9, time.monotonic() - self.began)
-        epoch = -(-step // self.steps_per_epoch)
-        self.bar.update(
-            self.task,
-            completed=step,
-            description=f"epoch {epoch}/{self.epochs}",
-            said=f"{say(means)}  {speed:,.{0 if speed >= 10 else 1}f} images/s",
-        )
+        speed = (step - self.first) * self.batch / max(1e-9, now - self.began)
+        epoch = f"epoch {-(-step // self.steps_per_epoch)}/{self.epochs}"
+        said = f"{say(means)}  {speed:,.{0 if speed >= 10 else 1}f} images/s"
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=step, description=epoch, said=said)
+        else:
+            self._print(f"{epoch}  step {step}/{self.steps}  {said}")
 
     def epoch(self, history: list[Record]) -> None:
         """After an epoch: its line, its events, and the whole history on disk."""
@@ -82,15 +90,18 @@ class Report:
             return
         record = history[-1]
         scores = {key: value for key, value in record.items() if key not in {"epoch", "step"}}
-        self.console.print(
-            f"epoch {record['epoch']}/{self.epochs}  {say(scores)}", highlight=False, soft_wrap=True
-        )
+        self._print(f"epoch {record['epoch']}/{self.epochs}  {say(scores)}")
+        self.began, self.first = time.monotonic(), record["step"]
         for key, value in scores.items():
             self.writer.add_scalar(key.replace("_", "/", 1), value, record["step"])
         self.writer.flush()
         write_atomic(
             self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode()
         )
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
+        self.spoke = time.monotonic()
 
 
 def say(scores: dict[str, float]) -> str:

@@ -1,0 +1,86 @@
+"""Whole training steps: of a network, of the same with plain attention, and of another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attneck.layers import MHSA2d
+from attneck.measure.contestants import DTYPES, PLAIN, Direction, PlainMHSA
+from attneck.models import catalog, create_model
+
+PLAIN_ATTENTION = f", {PLAIN} attention"
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """Forward, backward and SGD of `model`, and of `plain`, which it is compared with."""
+
+    model: str
+    plain: str
+    image_size: int
+    batch: int
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return f"{self.model} over {self.plain} {self.image_size} b{self.batch} {self.dtype}"
+
+
+def step_names(case: StepCase) -> list[str]:
+    """Who takes part: the model first; the same with plain attention, if it attends; the other one."""
+    with torch.device("meta"):
+        network = create_model(case.model)
+    alike = [case.model + PLAIN_ATTENTION] if any(map(_has_plain_form, network.modules())) else []
+    return [case.model, *alike, case.plain]
+
+
+def step_call(case: StepCase, name: str, direction: Direction, device: str = "cpu") -> Callable[[], object]:
+    """One training step of `name`: SGD with momentum, channels_last, autocast in half precision.
+
+    A classifier learns noise by cross-entropy; a detector drawn scenes, with all of its losses.
+    """
+    torch.manual_seed(0)
+    data = _scenes if case.model in catalog.DETECTORS else _noise
+    network, losses = data(case, name.removesuffix(PLAIN_ATTENTION), device)
+    if name.endswith(PLAIN_ATTENTION):
+        for module in filter(_has_plain_form, network.modules()):
+            module.__class__ = PlainMHSA
+    network.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+    short = case.dtype != "float32"
+
+    def step() -> None:
+        with torch.autocast(device, DTYPES[case.dtype] if short else None, enabled=short):
+            loss = losses()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _has_plain_form(module: nn.Module) -> bool:
+    return isinstance(module, MHSA2d) and module.position == "relative" and module.content
+
+
+def _noise(case: StepCase, name: str, device: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+    network = create_model(name, num_classes=1000, image_size=case.image_size)
+    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(case.batch, device=device)
+    return network, lambda: F.cross_entropy(network(images).float(), labels)
+
+
+def _scenes(case: StepCase, name: str, device: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+    from attneck.data.detection import open_detection
+
+    scenes = open_detection("shapes", "train", image_size=case.image_size, size=case.batch)
+    network = create_model(name, num_classes=len(scenes.classes) + 1, image_size=case.image_size)
+    pairs = [scenes[0, i] for i in range(case.batch)]
+    images = [image.to(device) for image, _ in pairs]
+    targets = [{key: value.to(device) for key, value in target.items()} for _, target in pairs]
+    return network, lambda: torch.stack([*network(images, targets).values()]).sum()
