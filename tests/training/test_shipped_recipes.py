@@ -1,9 +1,11 @@
 """Every shipped recipe, as it is but small, takes its steps."""
 
+import json
+
 import pytest
 import yaml
 
-from attneck import run
+from attneck import cli, run
 from attneck.models import catalog
 from attneck.models.detector_options import RCNNOptions
 from attneck.training.recipe import SHIPPED, Recipe, load_recipe, shipped_recipes
@@ -45,3 +47,20 @@ def test_recipes_say_what_they_reach_and_how_to_run_them():
     for name in shipped_recipes():
         opening = (SHIPPED / f"{name}.yaml").read_text().split("reach:")[0]
         assert f"attneck train {name}" in opening, name
+
+
+@pytest.mark.slow
+def test_the_headers_have_the_ap_of_every_printed_row(capsys):
+    """Of every row of the papers' detection tables that a recipe trains: its model and its AP."""
+    assert cli.main(["papers", "--json"]) == 0
+    papers = json.loads(capsys.readouterr().out)["papers"]
+    rows = [row for paper in papers for table in paper["tables"] for row in table["rows"] if row["train"]]
+    detectors = [row for row in rows if row["detector"]]
+    assert len(detectors) > 50
+    for row in detectors:
+        words = row["train"].split()
+        opening = (SHIPPED / f"{words[2]}.yaml").read_text().split("reach:")[0]
+        assert row["detector"] in opening, row["train"]
+        figures = [row["printed"][key] for key in ("ap_bbox", "map_50", "ap_mask") if key in row["printed"]]
+        assert figures, row["train"]
+        assert " / ".join(figures) in opening, (row["train"], figures)
