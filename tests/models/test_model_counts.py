@@ -1,4 +1,4 @@
-"""Exact parameters of whole networks, counted by hand from the papers' architecture (SPEC §1 and §2).
+"""Exact parameters of whole networks, counted by hand from the papers' architecture.
 
 Without data: everything is on the meta device. The papers' printed figures are attneck.papers' to check.
 """

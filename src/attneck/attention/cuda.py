@@ -98,9 +98,8 @@ def choose(q: Tensor, map_size: tuple[int, int]) -> str:
     | both sides up to 32 | sdpa | triton |
     | larger | triton | triton |
 
-    Expected, not measured; a GPU is to correct the two limits. DESIGN.md expects SDPA to win from 14x14 to
-    32x32 and the kernels from 64x64 on. Gradients keep to Triton all the same: SDPA's flash and
-    memory-efficient backward add atomically and give other bits each time, unless
+    Expected, not measured; a GPU is to correct the two limits. Gradients keep to Triton all the same: SDPA's
+    flash and memory-efficient backward add atomically and give other bits each time, unless
     `torch.use_deterministic_algorithms(True)` is set. float64 has no fused kernel and is always plain; where
     Triton does not run (not installed, before compute capability 8.0, or d > 128) its place is SDPA's.
     """
