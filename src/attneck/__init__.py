@@ -13,19 +13,21 @@ from attneck import timm_hook
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from attneck import attention, export, hub, layers, measure, surgery
-    from attneck.models import create_model, list_models
+    from attneck import attention, detection, export, hub, layers, measure, surgery
+    from attneck.models import create_model, list_detectors, list_models
     from attneck.run import train
 
 # Where each public name lives. Resolved on first use, so that `attneck --help` needs no torch.
 _HOMES = {
     "attention": "attneck.attention",
+    "detection": "attneck.detection",
     "export": "attneck.export",
     "hub": "attneck.hub",
     "layers": "attneck.layers",
     "measure": "attneck.measure",
     "surgery": "attneck.surgery",
     "create_model": "attneck.models.catalog:create_model",
+    "list_detectors": "attneck.models.catalog:list_detectors",
     "list_models": "attneck.models.catalog:list_models",
     "train": "attneck.run:train",
 }
@@ -34,9 +36,11 @@ __all__ = [
     "__version__",
     "attention",
     "create_model",
+    "detection",
     "export",
     "hub",
     "layers",
+    "list_detectors",
     "list_models",
     "measure",
     "surgery",

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from attneck import hub
 from attneck.data import loader
 from attneck.data.sampling import TrainBatches
-from attneck.detection.weights import load_backbone
 from attneck.errors import UserError
 from attneck.files import write_atomic
 from attneck.models import catalog
@@ -220,8 +219,12 @@ def _begin(model: nn.Module, weights: str) -> str:
         state, _ = _newest(given)
         best = state["average"] or state["model"]
         given = {name.removeprefix("module."): tensor for name, tensor in best.items()}
-    load = load_backbone if hasattr(model, "backbone") else load_matching
-    return f"from {weights}: {load(model, given)}"
+    if hasattr(model, "backbone"):
+        # All of torchvision's detectors come with it: a second that no classifier needs.
+        from attneck.detection import load_backbone
+
+        return f"from {weights}: {load_backbone(model, given)}"
+    return f"from {weights}: {load_matching(model, given)}"
 
 
 def load(

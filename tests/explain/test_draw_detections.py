@@ -27,6 +27,9 @@ def test_drawn_where_it_is_on_a_larger_picture(masked):
     assert picture.shape == (HEIGHT * scale, WIDTH * scale, 3)
     colour = np.array([int(COLOURS[1][i : i + 2], 16) for i in (1, 3, 5)])
     assert (picture[25 * scale, 20 * scale] == colour).all()  # an edge of the box
+    corner = picture[10 * scale + 3 : 10 * scale + 15, 20 * scale + 3 : 20 * scale + 60].reshape(-1, 3)
+    assert (corner == colour).all(1).mean() > 0.5  # behind the label, which is black
+    assert (corner < 40).all(1).any()
     inside = picture[30 * scale, 50 * scale]
     assert (inside > 0).any() == masked
     assert (np.abs(inside - 0.45 * colour) <= 1).all() or not masked

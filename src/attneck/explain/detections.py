@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from faster_coco_eval.core import mask as rle
 from matplotlib.figure import Figure
@@ -45,8 +47,10 @@ def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
         labels,
         list(colours),
         width=2,
-        label_background_colors=list(colours),
+        font=str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")),
+        font_size=14,
         label_colors="black",
+        fill_labels=True,
     )
     return to_pil_image(drawn)
 

@@ -1,7 +1,7 @@
-"""Whole networks: `create_model(name)` and `list_models(pattern)`."""
+"""Whole networks: `create_model(name)`, `list_models(pattern)` and `list_detectors(pattern)`."""
 
 from __future__ import annotations
 
-from attneck.models.catalog import create_model, list_models
+from attneck.models.catalog import create_model, list_detectors, list_models
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_model", "list_detectors", "list_models"]
