@@ -213,7 +213,7 @@ def _fill(
 
 
 def _begin(model: nn.Module, weights: str) -> str:
-    """Start a model, or a detector's backbone, from a file or a run; says what was taken, and what not."""
+    """Start a model from a file or a run, a detector also from a backbone's; says what was taken."""
     given: Any = Path(weights)
     if given.is_dir():
         state, _ = _newest(given)
@@ -221,9 +221,9 @@ def _begin(model: nn.Module, weights: str) -> str:
         given = {name.removeprefix("module."): tensor for name, tensor in best.items()}
     if hasattr(model, "backbone"):
         # All of torchvision's detectors come with it: a second that no classifier needs.
-        from attneck.detection import load_backbone
+        from attneck.detection import load_weights
 
-        return f"from {weights}: {load_backbone(model, given)}"
+        return f"from {weights}: {load_weights(model, given)}"
     return f"from {weights}: {load_matching(model, given)}"
 
 

@@ -277,7 +277,7 @@ def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
                 f"{peaks[name]:.0f}" if name in peaks else "",
                 f"{row['ratios'][name]:.2f}",
             )
-    console = Console(width=150)
+    console = Console(width=180)
     with console.capture() as captured:
         console.print(table)
     head = (

@@ -2,6 +2,6 @@
 
 from attneck.detection.fpn import FPN
 from attneck.detection.rcnn import RCNN, faster_rcnn, mask_rcnn
-from attneck.detection.weights import load_backbone
+from attneck.detection.weights import load_weights
 
-__all__ = ["FPN", "RCNN", "faster_rcnn", "load_backbone", "mask_rcnn"]
+__all__ = ["FPN", "RCNN", "faster_rcnn", "load_weights", "mask_rcnn"]

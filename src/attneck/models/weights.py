@@ -49,7 +49,7 @@ def load_matching(network: nn.Module, weights: Mapping[str, Tensor] | str | Path
         ValueError: a file that holds no weights, or none of which fits.
         FileNotFoundError: no such file.
     """
-    given = _read(Path(weights)) if isinstance(weights, (str, Path)) else weights
+    given = read_weights(weights)
     own = network.state_dict()
     tables = {
         f"{name}.{table}"
@@ -73,8 +73,11 @@ def load_matching(network: nn.Module, weights: Mapping[str, Tensor] | str | Path
     return Loaded(list(taken), new, [name for name in given if name not in taken])
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in a file; a run's checkpoint has it under "model"."""
+def read_weights(weights: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
+    """The state dict in a file, or the one given; a run's checkpoint has it under "model"."""
+    if isinstance(weights, Mapping):
+        return weights
+    path = Path(weights)
     try:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)

@@ -28,8 +28,8 @@ class Model(Part):
     options: dict[str, Value] = {}
     """What the model is asked for beyond its name, such as bam_dilation 2; added to the recipe's own."""
     weights: str | None = None
-    """What it starts from, a detector's backbone: safetensors, what torch saved, or the folder of a run.
-    Taken is what fits by name and shape."""
+    """What it starts from: safetensors, what torch saved, or the folder of a run; a detector from another, or
+    its backbone from a classifier. Taken is what fits by name and shape."""
     surgery: Literal["none", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
     """Classifiers: what `attneck.surgery` does to the model before it is trained."""
     surgery_options: dict[str, Value] = {}

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from attneck.detection.fpn import FPN
 from attneck.detection.rcnn import mask_rcnn
-from attneck.detection.weights import load_backbone
+from attneck.detection.weights import load_weights
 from attneck.models.catalog import create_model
 
 THIN = {"depths": [1, 1, 1, 2], "widths": [4, 4, 4, 8]}
@@ -30,7 +30,7 @@ def test_all_but_what_attention_replaced():
     torch.manual_seed(0)
     source, model = resnet(), detector()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = load_backbone(model, source.state_dict())
+    report = load_weights(model, source.state_dict())
     assert sorted(report.new) == sorted(REPLACED)
     assert report.unused == ["layer4.0.conv2.weight", "layer4.1.conv2.weight", "fc.weight", "fc.bias"]
     after, weights = model.state_dict(), source.state_dict()
@@ -47,13 +47,28 @@ def test_all_but_what_attention_replaced():
 def test_position_tables_follow_the_map():
     """From a classifier at 64 pixels to a detector at 128: made longer, not left out."""
     source, model = resnet("botnet50", image_size=64), detector()
-    report = load_backbone(model, source.state_dict())
+    report = load_weights(model, source.state_dict())
     assert report.new == []
     assert report.unused == ["fc.weight", "fc.bias"]
     mhsa = model.backbone.body.model.layer4[0].conv2
     assert mhsa.rel_h.shape == (15, 2)
     assert source.layer4[0].conv2.rel_h.shape == (7, 2)
     torch.testing.assert_close(mhsa.rel_h[::14], source.layer4[0].conv2.rel_h[::6])
+
+
+def test_a_detector_for_other_classes_takes_all_but_its_last_layers():
+    torch.manual_seed(0)
+    source, model = (
+        detector(),
+        create_model("maskrcnn_botnet50", num_classes=9, image_size=192, **THIN, **SMALL),
+    )
+    report = load_weights(model, source.state_dict())
+    last = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+    assert sorted(report.new) == sorted(name for name in model.state_dict() if name.startswith(last))
+    assert report.new == report.unused
+    torch.testing.assert_close(model.rpn.head.convs[0].weight, source.rpn.head.convs[0].weight)
+    mhsa = model.backbone.body.model.layer4[0].conv2  # of 12 × 12 now
+    assert mhsa.rel_h.shape == (23, 2)
 
 
 def test_timm_s_names_are_ours():
@@ -78,7 +93,7 @@ def test_from_a_file(kind, tmp_path):
         save_file(source.state_dict(), path)
     else:
         torch.save({"model": source.state_dict(), "step": 3} if kind == "run" else source.state_dict(), path)
-    report = load_backbone(model, path if kind == "pt" else str(path))
+    report = load_weights(model, path if kind == "pt" else str(path))
     assert report.new == []
     torch.testing.assert_close(
         model.backbone.body.model.layer4[1].conv3.weight, source.layer4[1].conv3.weight
@@ -88,7 +103,7 @@ def test_from_a_file(kind, tmp_path):
 def test_a_shape_that_does_not_fit_is_told():
     source, model = resnet().state_dict(), detector("maskrcnn_resnet50")
     source["layer1.0.conv1.weight"] = torch.zeros(7, 7, 1, 1)
-    report = load_backbone(model, source)
+    report = load_weights(model, source)
     assert report.new == ["layer1.0.conv1.weight"]
     assert "layer1.0.conv1.weight" in report.unused
 
@@ -97,7 +112,7 @@ def test_a_backbone_of_one_s_own():
     body = timm.create_model("resnet14t", features_only=True)
     weights = {name: tensor + 1 for name, tensor in body.state_dict().items()}
     model = mask_rcnn(body, 3, 64, **SMALL)
-    assert load_backbone(model, weights).new == []
+    assert load_weights(model, weights).new == []
     assert torch.equal(model.backbone.body.layer4[0].conv1.weight, weights["layer4.0.conv1.weight"])
 
 
@@ -118,14 +133,14 @@ def test_bad_files(tmp_path, capsys):
         (other, "holds no state dict"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
-            load_backbone(model, path)
+            load_weights(model, path)
         assert path.name in str(caught.value)
         assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
     with pytest.raises(FileNotFoundError):
-        load_backbone(model, tmp_path / "none.pt")
+        load_weights(model, tmp_path / "none.pt")
     with pytest.raises(ValueError, match=r"none of the 1 tensors given \(weight, …\) fits"):
-        load_backbone(model, {"weight": torch.zeros(1)})
+        load_weights(model, {"weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -138,7 +153,7 @@ def test_bad_files(tmp_path, capsys):
 )
 def test_ssd_and_stairnet_begin_with_a_classifier_too(name, classifier, first):
     model, source = create_model(name), classifier()
-    report = load_backbone(model, source.state_dict())
+    report = load_weights(model, source.state_dict())
     after = model.state_dict()
     convolutions = [key for key, tensor in source.state_dict().items() if tensor.dim() == 4]
     assert convolutions
