@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from attneck.data.sampling import step_seed
 from attneck.errors import RunFailed
 from attneck.training import checkpoint
+from attneck.training.allocator import keep_freed_memory
 from attneck.training.distributed import World, synchronise_batchnorm
 from attneck.training.environment import peak_memory
 from attneck.training.recipe import Optimizer, Recipe
@@ -74,6 +75,8 @@ def fit(
         RunFailed: stopped by SIGTERM (143) or SIGINT (130) with the step saved; a loss that is not finite,
             or a disk that takes no more (1), with the last checkpoint whole.
     """
+    if world.device.type == "cpu":
+        keep_freed_memory()
     model.to(world.device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)

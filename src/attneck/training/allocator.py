@@ -1,0 +1,21 @@
+"""Memory that is freed on the CPU stays with the process, for the next step wants as much of it again."""
+
+from __future__ import annotations
+
+import ctypes
+
+# mallopt's names of them, in malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Set glibc's malloc so; whether there is one to set. It holds for the whole process.
+
+    As it comes, it asks the system for every tensor over 32 MiB, and gives it back: the system clears each
+    page anew, which took 10 to 25 % of a training step (botnet50 771 → 684 ms, stairnet_mobilenet_bam
+    1385 → 1039 ms, cifar_resnet20_bam 237 → 179 ms, on one thread). The most that is held hardly changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # neither macOS nor musl has it
+    if mallopt is None:
+        return False
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
