@@ -1,5 +1,6 @@
 """Freed memory is used again, without a new page from the system."""
 
+import resource
 import subprocess
 import sys
 
@@ -28,5 +29,6 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_a_tensor_as_large_as_the_last_faults_no_page() -> None:
-    assert faults("leave") > 1000  # else there was nothing to mend
-    assert faults("keep") < 100
+    pages = 64 * 2**20 // resource.getpagesize()
+    assert faults("leave") >= 20 * pages  # else there is nothing to mend
+    assert faults("keep") < 2 * pages  # the first may not fit where the one before it lay
