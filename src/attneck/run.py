@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from attneck import hub
 from attneck.data import loader
+from attneck.data.choices import spread
 from attneck.data.sampling import TrainBatches
 from attneck.errors import UserError
 from attneck.files import write_atomic
@@ -189,6 +191,31 @@ def load_detector(run: str | Path) -> Detector:
     average = _fill(model, state, recipe, torch.device("cpu"))
     best = model if average is None else average.module
     return Detector(best.eval(), recipe, state["step"], classes, ids)
+
+
+class Scene(NamedTuple):
+    """An image, its file, and its objects as COCO's annotations with `category`, where they are known."""
+
+    file: str
+    image: Image.Image
+    objects: list[dict[str, Any]] | None
+
+
+def held_out_scenes(recipe: Recipe, count: int) -> list[Scene]:
+    """So many of the images that a detector's recipe holds out, evenly spread.
+
+    Raises:
+        UserError: not so many, or data that is not there.
+    """
+    with mistakes(), world() as everyone:
+        data = Detection(recipe, everyone).held_out
+        names = dict(zip(data.category_ids, data.classes, strict=True))
+        scenes = []
+        for index in spread(len(data), count, "the held-out images").tolist():
+            pixels, record = data.read(index)
+            objects = [row | {"category": names[row["category_id"]]} for row in data.annotations(record)]
+            scenes.append(Scene(record.file, Image.fromarray(pixels), objects))
+        return scenes
 
 
 def _newest(folder: Path) -> tuple[dict[str, Any], Recipe]:

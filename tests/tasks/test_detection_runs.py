@@ -9,6 +9,7 @@ from PIL import Image
 from attneck import cli, run
 from attneck.detection.metrics import check, coco_scores
 from attneck.errors import UserError
+from attneck.explain import detections
 from attneck.tasks import open_task
 from attneck.tasks.detection import Detection, headline
 from attneck.training import checkpoint
@@ -170,6 +171,30 @@ def test_predict_draws_and_tells(trained, tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())["runs"]) == 2
 
 
+def test_predict_shows_what_is_in_held_out_images(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("attneck.explain.detections.LONGEST", 160)
+    drawn = []
+    monkeypatch.setattr("attneck.explain.detections.draw", spy(drawn, detections.draw))
+    out = tmp_path / "out"
+    assert cli.main(["predict", str(trained), "--held-out", "2", "--out", str(out)]) == 0
+    truth = open_task(run.load_detector(trained).recipe, ALONE).held_out.ground_truth()
+    wanted = [truth["images"][0]["id"], truth["images"][len(truth["images"]) // 2]["id"]]
+    shown = [rows for rows in drawn if rows and "score" not in rows[0]]
+    assert [rows[0]["image_id"] for rows in shown] == wanted
+    assert [len(rows) for rows in shown] == [
+        sum(row["image_id"] == image for row in truth["annotations"]) for image in wanted
+    ]
+    assert len([*out.glob("*.png")]) == 2
+
+
+def spy(drawn, draw):
+    def keep(image, rows):
+        drawn.append(rows)
+        return draw(image, rows)
+
+    return keep
+
+
 def test_nothing_to_find_is_minus_one():
     assert headline({"bbox": {"AP": -1.0, "AP50": -1.0, "AP75": 0.5}}) == {
         "box_AP": -1,
@@ -197,6 +222,7 @@ def test_curves_show_ap(trained, tmp_path):
         (["RUN", "nowhere.png"], "cannot read nowhere.png"),
         (["RUN", "broken.png"], "cannot read broken.png"),
         (["RUN"], "no image given"),
+        (["RUN", "--held-out", "10000"], "choose"),
         (["nowhere", "image.png"], "no checkpoint there"),
         (["classifier", "image.png"], "cifar_resnet20, which finds no boxes"),
         (["RUN", "image.png", "--beside", "nowhere"], "no checkpoint there"),

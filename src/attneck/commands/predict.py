@@ -14,13 +14,14 @@ from attneck.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from attneck.run import Detector
+    from attneck.run import Detector, Scene
 
 
 def predict(
     run: Annotated[Path, tyro.conf.Positional],
     images: Annotated[tuple[Path, ...], tyro.conf.Positional],
     /,
+    held_out: int = 0,
     out: Path | None = None,
     min_score: float = 0.5,
     beside: Path | None = None,
@@ -33,12 +34,14 @@ def predict(
     Args:
         run: the run's folder.
         images: image files.
+        held_out: so many of the run's own held-out images as well, evenly spread; each picture then has what
+            is in the image, beside what was found.
         out: the folder to write into; predictions in the run's if not given.
         min_score: what is less sure is left out, 0 to 1.
         beside: another detector's run: each picture has both, side by side.
     """
-    if not images:
-        raise UserError(f"no image given: attneck predict {run} IMAGE…")
+    if not images and held_out < 1:
+        raise UserError(f"no image given: attneck predict {run} IMAGE…, or --held-out 4 for some of its own")
     if not 0 <= min_score <= 1:
         raise UserError(f"--min-score {min_score}: give 0 to 1")
 
@@ -46,30 +49,40 @@ def predict(
     from attneck.explain.detections import beside as in_a_row
     from attneck.explain.detections import draw
     from attneck.files import write_atomic
-    from attneck.run import load_detector
+    from attneck.run import Scene, held_out_scenes, load_detector
 
     runs = [run] if beside is None else [run, beside]
     detectors = [load_detector(folder) for folder in runs]
     try:
-        pictures = [decode(str(path), "predict") for path in images]
+        scenes = [Scene(str(path), decode(str(path), "predict"), None) for path in images]
     except ValueError as error:
         raise UserError(str(error)) from None
+    if held_out > 0:
+        scenes += held_out_scenes(detectors[0].recipe, held_out)
     folder = out if out is not None else run / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
-    found = [find(detector, pictures, min_score) for detector in detectors]
-    for number, (picture, name) in enumerate(zip(pictures, names(images), strict=True)):
+    found = [find(detector, [scene.image for scene in scenes], min_score) for detector in detectors]
+    titles = [detector.recipe.model.name for detector in detectors]
+    for number, (scene, name) in enumerate(zip(scenes, names(scenes), strict=True)):
         here = [[row for row in rows if row["image_id"] == number] for rows in found]
-        drawn = [draw(picture, rows) for rows in here]
+        drawn = [draw(scene.image, rows) for rows in here]
         file = folder / f"{name}.png"
-        if beside is None:
-            drawn[0].save(file)
+        if scene.objects is not None:
+            in_a_row([draw(scene.image, scene.objects), *drawn], ["what is there", *titles]).savefig(file)
+        elif beside is not None:
+            in_a_row(drawn, titles).savefig(file)
         else:
-            in_a_row(drawn, [detector.recipe.model.name for detector in detectors]).savefig(file)
+            drawn[0].save(file)
         print(f"{file}  {' and '.join(str(len(rows)) for rows in here)} objects")
     document = {
         "images": [
-            {"id": number, "file_name": str(path), "width": picture.width, "height": picture.height}
-            for number, (path, picture) in enumerate(zip(images, pictures, strict=True))
+            {
+                "id": number,
+                "file_name": scene.file,
+                "width": scene.image.width,
+                "height": scene.image.height,
+            }
+            for number, scene in enumerate(scenes)
         ],
         "runs": [
             {
@@ -107,13 +120,11 @@ def find(detector: Detector, pictures: list[Image.Image], min_score: float) -> l
     return [row | {"category": names[row["category_id"]]} for row in rows]
 
 
-def names(images: tuple[Path, ...]) -> list[str]:
+def names(scenes: list[Scene]) -> list[str]:
     """A picture's name for each image: its own without its ending; numbered where two have the same."""
-    counts = Counter(path.stem for path in images)
-    return [
-        path.stem if counts[path.stem] == 1 else f"{number}-{path.stem}"
-        for number, path in enumerate(images, 1)
-    ]
+    stems = [Path(scene.file).stem for scene in scenes]
+    counts = Counter(stems)
+    return [stem if counts[stem] == 1 else f"{number}-{stem}" for number, stem in enumerate(stems, 1)]
 
 
 def main(words: list[str]) -> None:

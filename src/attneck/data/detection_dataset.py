@@ -115,11 +115,9 @@ class DetectionDataset(Dataset[Item]):
         return visible(fit(sample, self.image_size, factor, (corner[0], corner[1])), smallest=1.0)
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
-        """All objects in COCO's form, in the pixels of the files: what detections are scored against.
-
-        Difficult objects (VOC) carry `difficult`: 1, objects with a mask their `segmentation`.
-        """
-        images, annotations = [], []
+        """All objects in COCO's form, in the pixels of the files: what detections are scored against."""
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index in range(len(self)):
             record = self.record(index)
             images.append(
@@ -130,23 +128,32 @@ class DetectionDataset(Dataset[Item]):
                     "height": record.height,
                 }
             )
-            for object in record.objects:
-                annotation = {
-                    "id": object.id,
-                    "image_id": record.id,
-                    "category_id": self.category_ids[object.label - 1],
-                    "bbox": list(object.bbox),
-                    "area": object.area,
-                    "iscrowd": int(object.crowd),
-                }
-                if object.difficult:
-                    annotation["difficult"] = 1
-                if object.segmentation is not None:
-                    annotation["segmentation"] = object.segmentation
-                annotations.append(annotation)
+            annotations += self.annotations(record)
         named = zip(self.category_ids, self.classes, strict=True)
         categories = [{"id": category_id, "name": name} for category_id, name in named]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+    def annotations(self, record: Record) -> list[dict[str, Any]]:
+        """The objects of one image in COCO's form.
+
+        Difficult objects (VOC) carry `difficult`: 1, objects with a mask their `segmentation`.
+        """
+        found = []
+        for object in record.objects:
+            annotation = {
+                "id": object.id,
+                "image_id": record.id,
+                "category_id": self.category_ids[object.label - 1],
+                "bbox": list(object.bbox),
+                "area": object.area,
+                "iscrowd": int(object.crowd),
+            }
+            if object.difficult:
+                annotation["difficult"] = 1
+            if object.segmentation is not None:
+                annotation["segmentation"] = object.segmentation
+            found.append(annotation)
+        return found
 
 
 class FileDataset(DetectionDataset):

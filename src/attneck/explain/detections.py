@@ -25,22 +25,23 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
     """Boxes, masks, labels and scores on an image, the best on top; a small image is drawn larger.
 
-    detections: COCO's results on this image, each with `category`, the name of its class.
+    detections: COCO's results or annotations on this image, each with `category`, the name of its class. The
+        latter have no score.
     """
     scale = max(1.0, LONGEST / max(image.size))
     width, height = (round(scale * side) for side in image.size)
     canvas = pil_to_tensor(image.convert("RGB").resize((width, height)))
-    rows = sorted(detections, key=lambda row: float(row["score"]))
+    rows = sorted(detections, key=lambda row: float(row.get("score", 1)))
     if not rows:
         return to_pil_image(canvas)
     colours = [COLOURS[row["category_id"] % len(COLOURS)] for row in rows]
     if "segmentation" in rows[0]:
-        masks = _masks(rows)
+        masks = _masks(rows, image)
         masks = F.interpolate(masks[None].float(), size=(height, width))[0] > 0.5  # [n, height, width]
         canvas = draw_segmentation_masks(canvas, masks, alpha=0.45, colors=list(colours))
     boxes = torch.tensor([row["bbox"] for row in rows]) * scale
     boxes[:, 2:] += boxes[:, :2]
-    labels = [f"{row['category']} {row['score']:.2f}" for row in rows]
+    labels = [f"{row['category']} {row['score']:.2f}" if "score" in row else row["category"] for row in rows]
     drawn = draw_bounding_boxes(
         canvas,
         boxes,
@@ -69,6 +70,7 @@ def beside(pictures: list[Image.Image], titles: list[str]) -> Figure:
     return figure
 
 
-def _masks(rows: list[dict[str, Any]]) -> Tensor:
+def _masks(rows: list[dict[str, Any]], image: Image.Image) -> Tensor:
     """0 and 1, [n, H, W]."""
-    return torch.from_numpy(rle.decode([row["segmentation"] for row in rows])).permute(2, 0, 1)
+    runs = [rle.segmToRle(row["segmentation"], image.width, image.height) for row in rows]
+    return torch.from_numpy(rle.decode(runs)).permute(2, 0, 1)
