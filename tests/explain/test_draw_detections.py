@@ -36,6 +36,17 @@ def test_drawn_where_it_is_on_a_larger_picture(masked):
     assert not picture[5 * scale, 80 * scale].any()  # outside
 
 
+def test_masks_that_overlap_are_seen_through():
+    two = [detection(20, 10, 40, 30), detection(30, 10, 40, 30) | {"category_id": 2}]
+    picture = np.asarray(draw(Image.new("RGB", (WIDTH, HEIGHT), "white"), two)).astype(int)
+    scale = LONGEST // WIDTH
+    first, second = (np.array([int(COLOURS[n][i : i + 2], 16) for i in (1, 3, 5)]) for n in (1, 2))
+    alone = 0.55 * 255 + 0.45 * first
+    both = 0.55 * alone + 0.45 * second
+    assert (np.abs(picture[30 * scale, 25 * scale] - alone) <= 1).all()
+    assert (np.abs(picture[30 * scale, 50 * scale] - both) <= 2).all()
+
+
 def test_no_detection_leaves_the_image():
     picture = np.asarray(draw(Image.new("RGB", (WIDTH, HEIGHT), "white"), []))
     assert (picture == 255).all()

@@ -68,9 +68,10 @@ def predict(
         drawn = [draw(scene.image, rows) for rows in here]
         file = folder / f"{name}.png"
         if scene.objects is not None:
-            in_a_row([draw(scene.image, scene.objects), *drawn], ["what is there", *titles]).savefig(file)
+            drawn, above = [draw(scene.image, scene.objects), *drawn], ["what is there", *titles]
+            in_a_row(drawn, above).savefig(file, bbox_inches="tight")
         elif beside is not None:
-            in_a_row(drawn, titles).savefig(file)
+            in_a_row(drawn, titles).savefig(file, bbox_inches="tight")
         else:
             drawn[0].save(file)
         print(f"{file}  {' and '.join(str(len(rows)) for rows in here)} objects")

@@ -38,7 +38,8 @@ def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
     if "segmentation" in rows[0]:
         masks = _masks(rows, image)
         masks = F.interpolate(masks[None].float(), size=(height, width))[0] > 0.5  # [n, height, width]
-        canvas = draw_segmentation_masks(canvas, masks, alpha=0.45, colors=list(colours))
+        for mask, colour in zip(masks, colours, strict=True):  # all at once, it blackens where two overlap
+            canvas = draw_segmentation_masks(canvas, mask, alpha=0.45, colors=colour)
     boxes = torch.tensor([row["bbox"] for row in rows]) * scale
     boxes[:, 2:] += boxes[:, :2]
     labels = [f"{row['category']} {row['score']:.2f}" if "score" in row else row["category"] for row in rows]
