@@ -62,6 +62,21 @@ def test_every_parameter_learns(name):
         assert parameter.grad.any(), key
 
 
+@pytest.mark.parametrize("size", [(40, SIDE), (SIDE, 40), (100, 100), (300, 500)])
+def test_what_is_found_hangs_on_no_image_before(size):
+    """A new detector finds in an image of any shape what it finds there later, alone or with others."""
+    (image,), _ = batch_of(0, size=size)
+    (square,), _ = batch_of(0)
+    new, used = settle(thin()), settle(thin())
+    used.load_state_dict(new.state_dict())
+    with torch.no_grad():
+        used([square])
+        (first,), (later, _) = new([image]), used([image, square])
+    assert len(first["boxes"])
+    for key in ("boxes", "scores", "masks"):
+        torch.testing.assert_close(first[key], later[key], rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("counts", [(0, 0), (1,), (0,)], ids=["none", "one image", "one image of none"])
 def test_batches_that_have_little(counts):
     """Also then each parameter has a gradient, if of zeros: processes that train together wait for it."""

@@ -6,7 +6,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
-from attneck.detection.heads import Anchors, MaskRoIAlign, RPNHead
+from attneck.detection.heads import Anchors, MaskRoIAlign, RoIAlign, RPNHead
 
 C, SIDE, STRIDES = 8, 256, (4, 8, 16, 32, 64)
 
@@ -66,11 +66,22 @@ def test_levels_share_convolutions_and_not_statistics():
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("first", [(SIDE, SIDE), (SIDE // 3, SIDE), (SIDE, SIDE // 3), (9, 9)])
+def test_regions_lie_where_they_do_whatever_images_came_first(first):
+    """Also after images that fill a small part of the canvas, of which torchvision infers other scales."""
+    maps = dict(zip("0123", maps_of(), strict=False))
+    boxes = [torch.tensor([[10.0, 10, 50, 90], [0, 0, 250, 250]]), torch.tensor([[3.0, 4, 9, 8]])]
+    ours, theirs = RoIAlign(list("0123"), 7, [4, 8, 16, 32]), MultiScaleRoIAlign(list("0123"), 7, 2)
+    ours(maps, boxes, [first] * 2)
+    wanted = theirs(maps, boxes, [(SIDE, SIDE)] * 2)
+    torch.testing.assert_close(ours(maps, boxes, [first] * 2), wanted, rtol=0, atol=0)
+
+
 def test_regions_are_torchvisions_where_there_are_any():
     maps = dict(zip("0123", maps_of(), strict=False))
     sizes = [(SIDE, SIDE)] * 2
     boxes = [torch.tensor([[10.0, 10, 50, 90]]), torch.zeros(0, 4)]
-    ours, theirs = (kind(list("0123"), 14, 2) for kind in (MaskRoIAlign, MultiScaleRoIAlign))
+    ours, theirs = MaskRoIAlign(list("0123"), 14, [4, 8, 16, 32]), MultiScaleRoIAlign(list("0123"), 14, 2)
     torch.testing.assert_close(ours(maps, boxes, sizes), theirs(maps, boxes, sizes), rtol=0, atol=0)
 
     none = [torch.zeros(0, 4)] * 2

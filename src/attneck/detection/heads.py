@@ -9,6 +9,7 @@ K classes with the background.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
 
 from attneck.detection.interface import at_least_float32, precise
 
@@ -126,8 +128,27 @@ class MaskPredictor(nn.Sequential):
         return precise(super().forward(x))
 
 
-class MaskRoIAlign(MultiScaleRoIAlign):
-    """torchvision's, which in training cuts out one region at least: the whole first image, if no other.
+class RoIAlign(MultiScaleRoIAlign):
+    """torchvision's, told what a cell of each map stands for.
+
+    torchvision guesses it from the first images that it sees, before they were padded, and keeps the guess:
+    after a wide image on a square canvas every region would be cut out at the wrong place.
+
+    Args:
+        names: of the maps, finest first.
+        cells: of a region, along each side.
+        reductions: the pixels that a cell of each map stands for.
+    """
+
+    def __init__(self, names: list[str], cells: int, reductions: list[int]) -> None:
+        super().__init__(names, cells, sampling_ratio=2)
+        self.scales = [1 / reduction for reduction in reductions]
+        finest, coarsest = (round(math.log2(reduction)) for reduction in (reductions[0], reductions[-1]))
+        self.map_levels = LevelMapper(finest, coarsest, self.canonical_scale, self.canonical_level)
+
+
+class MaskRoIAlign(RoIAlign):
+    """As its base, but in training it cuts out one region at least: the whole first image, if no other.
 
     Of images without objects no region has a mask to learn. BatchNorm refuses an empty batch, and where
     several processes train, the others wait for this one's statistics and gradients. torchvision's loss for a

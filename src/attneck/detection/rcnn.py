@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.ops import MultiScaleRoIAlign
 
 from attneck.detection.fpn import FPN
 from attneck.detection.heads import (
@@ -24,6 +23,7 @@ from attneck.detection.heads import (
     BoxPredictor,
     MaskPredictor,
     MaskRoIAlign,
+    RoIAlign,
     RPNHead,
     box_head,
 )
@@ -63,20 +63,21 @@ class RCNN(FasterRCNN):
         check_classes(num_classes)
         pyramid = FPN(backbone, options.channels)
         C, levels = options.channels, len(pyramid.reductions)
+        reductions = pyramid.reductions[:-1]  # of the maps that regions are cut out of: not p6
         super().__init__(
             pyramid,
             rpn_anchor_generator=Anchors(pyramid.reductions[0], levels),
             rpn_head=RPNHead(C, 3, options.rpn_convs, levels),
             rpn_post_nms_top_n_train=options.proposals,
             rpn_post_nms_top_n_test=options.proposals,
-            box_roi_pool=MultiScaleRoIAlign(pyramid.names, BOX_CELLS, sampling_ratio=2),
+            box_roi_pool=RoIAlign(pyramid.names, BOX_CELLS, reductions),
             box_head=box_head(C, options.box_convs, options.box_features),
             box_predictor=BoxPredictor(options.box_features, num_classes),
             box_batch_size_per_image=options.rois,
         )
         self.transform = Transform(image_size, max(STEP, pyramid.reductions[-1]))
         if options.masks:
-            self.roi_heads.mask_roi_pool = MaskRoIAlign(pyramid.names, MASK_CELLS, sampling_ratio=2)
+            self.roi_heads.mask_roi_pool = MaskRoIAlign(pyramid.names, MASK_CELLS, reductions)
             self.roi_heads.mask_head = MaskRCNNHeads(
                 C, [C] * options.mask_convs, dilation=1, norm_layer=nn.BatchNorm2d
             )
