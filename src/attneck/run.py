@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from attneck.training.distributed import World, world
 from attneck.training.environment import environment
 from attneck.training.folder import next_folder
 from attneck.training.recipe import TIMM, Data, Recipe, differences, dump_recipe, parse_recipe
+from attneck.training.report import Watch, unseen
 
 Task = Classification | Detection
 MODEL = "model.json"
@@ -111,7 +113,7 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
     return loader(task.training, batches, recipe.data.workers, task.collate)
 
 
-def evaluate(run: str | Path, data: Data | None = None) -> dict[str, Any]:
+def evaluate(run: str | Path, data: Data | None = None, watch: Watch = unseen) -> dict[str, Any]:
     """The scores of a run's newest checkpoint, for its weights ("val_…") and their average ("ema_…").
 
     A classifier's are top-1, top-5 and error in per cent. A detector's are AP in per cent; all that there is
@@ -120,6 +122,7 @@ def evaluate(run: str | Path, data: Data | None = None) -> dict[str, Any]:
 
     Args:
         data: another place or form of the data than the run's own.
+        watch: is given the DataLoader, and gives its batches on: to show how far it is.
 
     Raises:
         UserError: no run there, or none of its checkpoints is whole; data that is not there.
@@ -140,14 +143,14 @@ def evaluate(run: str | Path, data: Data | None = None) -> dict[str, Any]:
             "images": len(task.held_out),
         }
         if isinstance(task, Classification):
-            scores = loop.evaluate(task, model, average, recipe, everyone.device)
+            scores = loop.evaluate(task, model, average, recipe, everyone.device, watch)
             errors = {
                 key.replace("top1", "error"): 100 - top1
                 for key, top1 in scores.items()
                 if key.endswith("top1")
             }
             return about | scores | errors
-        found = loop.of_each(task.detect, model, average, recipe, everyone.device)
+        found = loop.of_each(partial(task.detect, watch=watch), model, average, recipe, everyone.device)
         file = folder / "detections.json"
         if everyone.rank == 0:
             write_atomic(file, json.dumps(found.get("ema", found["val"])).encode())

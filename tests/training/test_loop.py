@@ -1,9 +1,11 @@
 """The loop: what is resumed ends as what was not stopped, and what must stop it does."""
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
 from attneck import cli, hub, run
 from attneck.data import open_dataset
@@ -237,3 +239,23 @@ def test_a_log_without_a_terminal_hears_of_every_stretch_and_of_the_memory(tmp_p
     assert steps[3].startswith("epoch 2/2 ")
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(0.05 < record["peak_gib"] < 24 for record in records)
+
+
+def test_the_bar_goes_over_the_held_out_batches(tmp_path, monkeypatch):
+    """With a terminal; and the bar of the run is the only one left after it."""
+    monkeypatch.setattr(
+        report, "Console", lambda: Console(force_terminal=True, file=io.StringIO(), width=200)
+    )
+    seen = []
+    whole = report.Report.watch
+
+    def watch(self, batches):
+        for number, batch in enumerate(whole(self, batches), 1):
+            assert [task.description for task in self.bar.tasks][1:] == ["held out"]
+            seen.append((number, len(batches)))
+            yield batch
+        assert len(self.bar.tasks) == 1
+
+    monkeypatch.setattr(report.Report, "watch", watch)
+    run.train(recipe(data=TINY["data"] | {"val_size": 600}), tmp_path)
+    assert seen == [(1, 2), (2, 2)] * 2

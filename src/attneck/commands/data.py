@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from attneck.commands.progress import shown
 from attneck.errors import UserError
 
 SHOWN = 50
@@ -62,7 +62,7 @@ def inspect(
         found = {}
         for split in ("train", "val"):
             dataset = open_dataset(name, split, root=root, md5=dict.fromkeys(MD5, md5) if md5 else None)
-            for index in _progress(range(len(dataset)), f"{name} {split}", quiet=json_):
+            for index in shown(range(len(dataset)), f"{name} {split}", quiet=json_):
                 dataset[0, index]
             found[split] = {
                 "images": len(dataset),
@@ -82,9 +82,7 @@ def _check_detection(name: str, root: str | None, quiet: bool) -> None:
     """Every annotation against its image; prints what does not fit, and refuses the set."""
     from attneck.data.check import check
 
-    found, problems = check(
-        name, root, lambda records, split: _progress(records, f"{name} {split}", quiet=quiet)
-    )
+    found, problems = check(name, root, lambda records, split: shown(records, f"{name} {split}", quiet=quiet))
     if quiet:
         print(json.dumps({"name": name, **found, "problems": problems}))
     else:
@@ -98,13 +96,6 @@ def _check_detection(name: str, root: str | None, quiet: bool) -> None:
     if problems:
         count = f"{len(problems):,} problem{'s' * (len(problems) > 1)}"
         raise UserError(f"{name}: {count}, listed above: mend the annotations or take them out")
-
-
-def _progress(items: Iterable[Any], what: str, quiet: bool) -> Iterable[Any]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, what, disable=quiet, transient=True, console=Console(stderr=True))
 
 
 def main(words: list[str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from attneck.commands.progress import shown
 from attneck.errors import UserError
 
 NAMES = {"val": "weights", "ema": "their average"}
@@ -36,7 +38,7 @@ def score(
     from attneck.training.recipe import load_recipe
 
     data = load_recipe(str(run)).data.model_copy(update={"root": root}) if root else None
-    scores = evaluate(run, data)
+    scores = evaluate(run, data, partial(shown, what="held out", quiet=json_))
     if json_:
         print(json.dumps(scores))
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from attneck.commands.progress import shown
 from attneck.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def find(detector: Detector, pictures: list[Image.Image], min_score: float) -> l
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = detector.model.to(device)
     rows = []
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(shown(pictures, detector.recipe.model.name)):
         with torch.inference_mode(), precision(detector.recipe, device):
             outputs = model([to_tensor(picture).to(device)])
         rows += to_coco_detections(

@@ -17,6 +17,7 @@ from attneck.errors import suggestion
 from attneck.models import catalog, create_model
 from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
+from attneck.training.report import Watch, unseen
 
 EVAL_BATCH = 500
 
@@ -80,13 +81,13 @@ class Classification:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         return loss, {"top1": 100 * (logits.detach().argmax(1) == labels).float().mean()}
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, watch: Watch = unseen) -> dict[str, float]:
         """Mean cross-entropy, top-1 and top-5 in per cent, over every held-out image of every process."""
         batches = EvalBatches(
             len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
         )
         sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
-        for images, labels in loader(self.held_out, batches, self.recipe.data.workers):
+        for images, labels in watch(loader(self.held_out, batches, self.recipe.data.workers)):
             logits = model(self._images(images)).float().cpu()
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # [B, 5]
             loss = F.cross_entropy(logits, labels, reduction="sum")

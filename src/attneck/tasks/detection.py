@@ -17,6 +17,7 @@ from attneck.models import catalog, create_model
 from attneck.models.detector_options import RCNNOptions, StairNetOptions
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
+from attneck.training.report import Watch, unseen
 
 EVAL_BATCH = 4  # masks of a hundred objects an image come at its full size
 
@@ -116,13 +117,13 @@ class Detection:
         named = {f"loss_{name.removeprefix('loss_')}": loss.detach() for name, loss in losses.items()}
         return torch.stack([*losses.values()]).sum(), named
 
-    def detect(self, model: nn.Module) -> Detections:
+    def detect(self, model: nn.Module, watch: Watch = unseen) -> Detections:
         """What `model` finds on all held-out images, each looked at by one process, as COCO's results."""
         batches = EvalBatches(
             len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
         )
         found: Detections = []
-        for images, targets in loader(self.held_out, batches, self.recipe.data.workers, collate):
+        for images, targets in watch(loader(self.held_out, batches, self.recipe.data.workers, collate)):
             outputs = model([image.to(self.everyone.device, non_blocking=True) for image in images])
             found += to_coco_detections(outputs, targets, self.held_out.category_ids)
         return self.everyone.joined(found)
@@ -137,9 +138,9 @@ class Detection:
         mean, classes = voc_scores(truth, detections, "11-point" if old else "area")
         return {"mAP": mean, "classes": classes}
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, watch: Watch = unseen) -> dict[str, float]:
         """`headline` of what `model` finds."""
-        return headline(self.scores(self.detect(model)))
+        return headline(self.scores(self.detect(model, watch)))
 
 
 def build_detector(recipe: Recipe, classes: int) -> nn.Module:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar
@@ -30,7 +31,7 @@ from attneck.training.allocator import keep_freed_memory
 from attneck.training.distributed import World, synchronise_batchnorm
 from attneck.training.environment import peak_memory
 from attneck.training.recipe import Optimizer, Recipe
-from attneck.training.report import Record, Report
+from attneck.training.report import Record, Report, Watch
 from attneck.training.schedule import lr_factor
 
 T = TypeVar("T")
@@ -42,8 +43,8 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise (a mean over the batch) and the scores to show beside it, all scalars."""
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The scores on the held-out data, the same on every process."""
+    def evaluate(self, model: nn.Module, watch: Watch) -> dict[str, float]:
+        """The scores on the held-out data, the same on every process; `watch` sees its batches."""
 
 
 @dataclass
@@ -134,7 +135,7 @@ def fit(
             report.step(progress.step, {name: total / done for name, total in progress.sums.items()})
             if recorded:
                 means = _means(progress.sums, done, world)
-                held_out = evaluate(task, model, average, recipe, world.device)
+                held_out = evaluate(task, model, average, recipe, world.device, report.watch)
                 epoch, part = divmod(progress.step, steps_per_epoch)
                 place: Record = {
                     "epoch": epoch + round(part / steps_per_epoch, 3) if part else epoch,
@@ -187,10 +188,15 @@ def _means(sums: dict[str, float], steps: int, world: World) -> dict[str, float]
 
 
 def evaluate(
-    task: Task, model: nn.Module, average: AveragedModel | None, recipe: Recipe, device: torch.device
+    task: Task,
+    model: nn.Module,
+    average: AveragedModel | None,
+    recipe: Recipe,
+    device: torch.device,
+    watch: Watch,
 ) -> dict[str, float]:
     """The task's scores on held-out data: `val_…` for the weights, `ema_…` for their average."""
-    found = of_each(task.evaluate, model, average, recipe, device)
+    found = of_each(partial(task.evaluate, watch=watch), model, average, recipe, device)
     return {f"{prefix}_{key}": value for prefix, scores in found.items() for key, value in scores.items()}
 
 

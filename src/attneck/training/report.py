@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from attneck.files import write_atomic
 
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
 Record = dict[str, Any]
+Watch = Callable[["DataLoader[Any]"], Iterable[Any]]
+"""Hands on the batches of an evaluation, and shows how far it is."""
 
 QUIET = 60
 """Seconds of one epoch that pass without a line where there is no terminal, and so no bar."""
@@ -84,6 +90,17 @@ class Report:
         else:
             self._print(f"{epoch}  step {step}/{self.steps}  {said}")
 
+    def watch(self, batches: DataLoader[Any]) -> Iterator[Any]:
+        """The held-out batches, with a bar of their own beside the run's."""
+        if self.bar is None:
+            yield from batches
+            return
+        task = self.bar.add_task("held out", total=len(batches), said="")
+        for batch in batches:
+            yield batch
+            self.bar.advance(task)
+        self.bar.remove_task(task)
+
     def epoch(self, history: list[Record]) -> None:
         """After an epoch: its line, its events, and the whole history on disk."""
         if self.folder is None:
@@ -102,6 +119,11 @@ class Report:
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
         self.spoke = time.monotonic()
+
+
+def unseen(batches: DataLoader[Any]) -> Iterable[Any]:
+    """A `Watch` that shows nothing."""
+    return batches
 
 
 def say(scores: dict[str, float]) -> str:
