@@ -223,6 +223,7 @@ def test_curves_show_ap(trained, tmp_path):
         (["RUN", "broken.png"], "cannot read broken.png"),
         (["RUN"], "no image given"),
         (["RUN", "--held-out", "10000"], "choose"),
+        (["RUN", "--held-out", "-1"], "give how many"),
         (["nowhere", "image.png"], "no checkpoint there"),
         (["classifier", "image.png"], "cifar_resnet20, which finds no boxes"),
         (["RUN", "image.png", "--beside", "nowhere"], "no checkpoint there"),

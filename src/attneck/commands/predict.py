@@ -41,8 +41,10 @@ def predict(
         min_score: what is less sure is left out, 0 to 1.
         beside: another detector's run: each picture has both, side by side.
     """
-    if not images and held_out < 1:
+    if not images and held_out == 0:
         raise UserError(f"no image given: attneck predict {run} IMAGE…, or --held-out 4 for some of its own")
+    if held_out < 0:
+        raise UserError(f"--held-out {held_out}: give how many, 0 or more")
     if not 0 <= min_score <= 1:
         raise UserError(f"--min-score {min_score}: give 0 to 1")
 

@@ -52,4 +52,4 @@ class ShapeScenes(DetectionDataset):
                     segmentation=segmentation,
                 )
             )
-        return scene.image, Record(index + 1, f"scene {place}", self.side, self.side, objects)
+        return scene.image, Record(index + 1, f"scene-{place}", self.side, self.side, objects)
