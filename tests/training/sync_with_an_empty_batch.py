@@ -1,6 +1,7 @@
 """Not a test: a program that torchrun starts in two processes; the second has nothing to learn from."""
 
 import json
+import sys
 
 import torch
 import torch.distributed as dist
@@ -57,5 +58,5 @@ gradients = {name: parameter.grad for name, parameter in model.named_parameters(
 report["without_gradient"] = [name for name, gradient in gradients.items() if gradient is None]
 report["finite"] = all(gradient.isfinite().all().item() for gradient in gradients.values())
 report["sum_of_gradients"] = sum(gradient.double().abs().sum().item() for gradient in gradients.values())
-print(json.dumps(report), flush=True)
+sys.stdout.write(json.dumps(report) + "\n")  # at once: print writes the line's end by itself
 dist.destroy_process_group()
