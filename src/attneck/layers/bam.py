@@ -127,9 +127,7 @@ class BAM(nn.Module):
         """x + x * attention(x) (eq. 1): [B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
         self._check_input(x)
         reduce = None if self.channel_att is None or self.spatial_att is None else self._spatial_layers()[0]
-        # In half precision a network learns less through `squeeze` than through the layers one by one.
-        short = x.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu")
-        if x.device.type != "cpu" or short or in_a_graph() or not _is_plain(reduce) or reduce.bias is None:
+        if x.device.type != "cpu" or in_a_graph() or not _is_plain(reduce) or reduce.bias is None:
             c, p = self._logits(x)
         else:
             x, mean, narrow = squeeze(x, reduce.weight, reduce.bias)  # [B, C, H, W], [B, C], [B, m, H, W]
