@@ -22,6 +22,7 @@ from attneck import hub
 from attneck.data import loader
 from attneck.data.choices import spread
 from attneck.data.sampling import TrainBatches
+from attneck.detection.weights import load_weights
 from attneck.errors import UserError
 from attneck.files import write_atomic
 from attneck.models import catalog
@@ -250,9 +251,6 @@ def _begin(model: nn.Module, weights: str) -> str:
         best = state["average"] or state["model"]
         given = {name.removeprefix("module."): tensor for name, tensor in best.items()}
     if hasattr(model, "backbone"):
-        # All of torchvision's detectors come with it: a second that no classifier needs.
-        from attneck.detection import load_weights
-
         return f"from {weights}: {load_weights(model, given)}"
     return f"from {weights}: {load_matching(model, given)}"
 

@@ -35,7 +35,7 @@ def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
     if not rows:
         return to_pil_image(canvas)
     colours = [COLOURS[row["category_id"] % len(COLOURS)] for row in rows]
-    if "segmentation" in rows[0]:
+    if all("segmentation" in row for row in rows):
         masks = _masks(rows, image)
         masks = F.interpolate(masks[None].float(), size=(height, width))[0] > 0.5  # [n, height, width]
         for mask, colour in zip(masks, colours, strict=True):  # all at once, it blackens where two overlap
