@@ -16,7 +16,8 @@ from unittest.mock import patch
 
 import torch
 
-from attneck.attention import cpu, tiles
+from attneck.attention.cpu import operator as cpu
+from attneck.attention.cpu import tiles
 from attneck.measure.contestants import OURS, AttentionCase, attention_call
 from attneck.measure.memory import peak_elsewhere
 from attneck.measure.speed import interleave

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 import attneck
-from attneck.data.shapes import CLASSES, MEAN, STD, scene
+from attneck.data.drawn.shapes import CLASSES, MEAN, STD, scene
 from attneck.models.features import Pyramid
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.models.detection import KeypointRCNN
 
 import attneck
-from attneck.data.shapes import CLASSES, scene
+from attneck.data.drawn.shapes import CLASSES, scene
 from attneck.detection.fpn import FPN
 
 

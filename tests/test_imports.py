@@ -20,7 +20,7 @@ MAY = {
     "explain": {"attention", "layers"},
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
-    "run": {"data", "detection", "hub", "models", "surgery", "tasks", "training"},
+    "runs": {"data", "detection", "hub", "models", "surgery", "tasks", "training"},
     "hub": {"layers", "models"},
     "export": {"layers", "models"},
     "commands": {
@@ -33,7 +33,7 @@ MAY = {
         "measure",
         "models",
         "papers",
-        "run",
+        "runs",
         "surgery",
         "training",
     },
@@ -86,7 +86,7 @@ def test_imports_run_one_way(path, target):
             "layers",
             "measure",
             "models",
-            "run",
+            "runs",
             "surgery",
             "timm_hook",
         }

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from attneck import attention, detection, export, hub, layers, measure, surgery
     from attneck.models import create_model, list_detectors, list_models
-    from attneck.run import train
+    from attneck.runs.run import train
 
 # Where each public name lives. Resolved on first use, so that `attneck --help` needs no torch.
 _HOMES = {
@@ -29,7 +29,7 @@ _HOMES = {
     "create_model": "attneck.models.catalog:create_model",
     "list_detectors": "attneck.models.catalog:list_detectors",
     "list_models": "attneck.models.catalog:list_models",
-    "train": "attneck.run:train",
+    "train": "attneck.runs.run:train",
 }
 
 __all__ = [

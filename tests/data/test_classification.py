@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from attneck.data import EvalBatches, TrainBatches, cifar, loader, open_dataset
+from attneck.data import EvalBatches, TrainBatches, loader, open_dataset
 from attneck.data.arrays import crop_flip
 from attneck.data.classification import AUGMENTS, NAMES
+from attneck.data.readers import cifar
 
 LOCAL_MD5 = {"train": "ea7afe98e64506c414f9d6ad8904eeb1", "test": "6ddb46bed4bb135a8179d6fcc29376d3"}
 

@@ -15,11 +15,12 @@ from detection_files import coco_content, polygon, voc_xml, write_coco, write_vo
 from PIL import Image
 from pycocotools.coco import COCO
 
-from attneck.data import TrainBatches, loader, shapes
-from attneck.data.annotations import Records
+from attneck.data import TrainBatches, loader
 from attneck.data.detection import AUGMENTS, collate, open_detection
-from attneck.data.shape_scenes import MOST
-from attneck.data.voc import CLASSES
+from attneck.data.drawn import shapes
+from attneck.data.drawn.scenes import MOST
+from attneck.data.readers.annotations import Records
+from attneck.data.readers.voc import CLASSES
 
 
 @pytest.fixture

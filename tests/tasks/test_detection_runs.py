@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from attneck import cli, run
+from attneck import cli
 from attneck.detection.metrics import check, coco_scores
 from attneck.errors import UserError
 from attneck.explain import detections
+from attneck.runs import run
 from attneck.tasks import open_task
 from attneck.tasks.detection import Detection, headline
 from attneck.training import checkpoint

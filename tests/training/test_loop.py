@@ -7,10 +7,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from attneck import cli, hub, run
+from attneck import cli, hub
 from attneck.data import open_dataset
 from attneck.errors import RunFailed, UserError
 from attneck.models import create_model
+from attneck.runs import run
 from attneck.training import checkpoint, loop, report
 from attneck.training.recipe import Optimizer, Recipe
 

@@ -5,9 +5,10 @@ import json
 import pytest
 import yaml
 
-from attneck import cli, run
+from attneck import cli
 from attneck.models import catalog
 from attneck.models.detector_options import RCNNOptions
+from attneck.runs import run
 from attneck.training.recipe import SHIPPED, Recipe, load_recipe, shipped_recipes
 
 SMALL = {"depths": [1, 1, 1, 1], "channels": 32, "box_features": 64, "proposals": 50, "rois": 16}

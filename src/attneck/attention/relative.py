@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from attneck.attention.cpu import DTYPES, relative_attention_2d_cpu
-from attneck.attention.cuda import augmented_attention_2d, triton_attention_2d
-from attneck.attention.products import being_exported
+from attneck.attention.cpu.operator import DTYPES, relative_attention_2d_cpu
+from attneck.attention.cuda.sdpa import augmented_attention_2d
+from attneck.attention.cuda.triton import triton_attention_2d
+from attneck.attention.graph import being_exported
 
 Backend = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, tuple[int, int], bool], Tensor]
 

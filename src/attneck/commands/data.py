@@ -41,8 +41,8 @@ def inspect(
         md5: sums of downloaded files to accept beside the official ones.
         json_: print one JSON document and nothing else.
     """
-    from attneck.data.cifar import MD5
     from attneck.data.classification import open_dataset
+    from attneck.data.readers.cifar import MD5
     from attneck.data.root import resolve
 
     try:

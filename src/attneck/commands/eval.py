@@ -34,7 +34,7 @@ def score(
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} is no run: there is no recipe.yaml in it (attneck train says where a run is)")
 
-    from attneck.run import evaluate
+    from attneck.runs.run import evaluate
     from attneck.training.recipe import load_recipe
 
     data = load_recipe(str(run)).data.model_copy(update={"root": root}) if root else None

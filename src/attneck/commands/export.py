@@ -134,7 +134,7 @@ def _kind(model: str) -> Literal["run", "saved", "name"]:
 
 def _load(kind: str, model: str, image_size: int | None, raw: bool) -> Any:
     if kind == "run":
-        from attneck import run
+        from attneck.runs import run
 
         return run.load(model, image_size, average=not raw)
     if kind == "saved":

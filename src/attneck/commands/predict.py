@@ -15,7 +15,7 @@ from attneck.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from attneck.run import Detector, Scene
+    from attneck.runs.run import Detector, Scene
 
 
 def predict(
@@ -48,11 +48,11 @@ def predict(
     if not 0 <= min_score <= 1:
         raise UserError(f"--min-score {min_score}: give 0 to 1")
 
-    from attneck.data.decode import decode
+    from attneck.data.readers.decode import decode
     from attneck.explain.detections import beside as in_a_row
     from attneck.explain.detections import draw
     from attneck.files import write_atomic
-    from attneck.run import Scene, held_out_scenes, load_detector
+    from attneck.runs.run import Scene, held_out_scenes, load_detector
 
     runs = [run] if beside is None else [run, beside]
     detectors = [load_detector(folder) for folder in runs]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
-from attneck.training.folder import newest_folder, next_folder
+from attneck.runs.folder import newest_folder, next_folder
 from attneck.training.recipe import TIMM, Recipe, load_recipe, refusal, shipped_recipes
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
@@ -59,7 +59,7 @@ def main(words: list[str]) -> None:
         launch(["train", name, "--out", str(out), *words[1:]], arguments.processes)
         return
 
-    from attneck.run import train
+    from attneck.runs.run import train
 
     summary = train(recipe, out, resume=arguments.resume)
     if int(os.environ.get("RANK", 0)) == 0:

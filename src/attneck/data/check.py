@@ -3,9 +3,9 @@
 import os
 from collections.abc import Callable, Iterable
 
-from attneck.data.annotations import Record
 from attneck.data.detection import SPLITS, read_annotations
 from attneck.data.detection_dataset import read_pixels
+from attneck.data.readers.annotations import Record
 
 Progress = Callable[[Iterable[Record], str], Iterable[Record]]
 

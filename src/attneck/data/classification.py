@@ -100,7 +100,7 @@ def _open_cifar(
     md5: Mapping[str, str | Sequence[str]] | None,
     size: int | None,
 ) -> ClassificationDataset:
-    from attneck.data import cifar
+    from attneck.data.readers import cifar
 
     if image_size not in (None, 32):
         raise ValueError(f"cifar100: image_size is {image_size}, but its images are 32 x 32: leave it out")
@@ -124,7 +124,7 @@ def _open_folder(
     magnitude: int,
     classes: Sequence[str] | None,
 ) -> ClassificationDataset:
-    from attneck.data import folder
+    from attneck.data.readers import folder
 
     paths, labels, names = folder.scan(resolve(root, "folder", folder.LAYOUT), split, classes)
     if size is not None:
@@ -145,7 +145,7 @@ def _open_folder(
 def _open_shapes(
     split: str, image_size: int, augment: str, seed: int, size: int | None
 ) -> ClassificationDataset:
-    from attneck.data import shapes
+    from attneck.data.drawn import shapes
 
     count = size or (10_000 if split == "train" else 2_000)
     first = 0 if split == "train" else shapes.FIRST_VALIDATION_INDEX

@@ -3,12 +3,13 @@
 import os
 from typing import Any
 
-from attneck.data import coco, shapes, voc
-from attneck.data.annotations import Annotations, Records
 from attneck.data.choices import choose, positive, spread
 from attneck.data.detection_dataset import DetectionDataset, FileDataset, Item, collate
+from attneck.data.drawn import shapes
+from attneck.data.drawn.scenes import MOST, ShapeScenes
+from attneck.data.readers import coco, voc
+from attneck.data.readers.annotations import Annotations, Records
 from attneck.data.root import resolve
-from attneck.data.shape_scenes import MOST, ShapeScenes
 
 __all__ = [
     "AUGMENTS",

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from attneck.data.annotations import Annotations, Record
-from attneck.data.decode import decode
-from attneck.data.fit import Sample, fit, mirror, resized, visible
+from attneck.data.augment.geometry import Sample, fit, mirror, resized, visible
+from attneck.data.readers.annotations import Annotations, Record
+from attneck.data.readers.decode import decode
 from attneck.data.sampling import Key, item_seed, uniforms
 
 Item = tuple[Tensor, dict[str, Tensor]]
@@ -57,7 +57,7 @@ class DetectionDataset(Dataset[Item]):
         self.augment, self.jitter, self.seed = augment, jitter, seed
         self.image_size = image_size or SIDES.get(augment)
         if augment == "ssd":
-            from attneck.data.ssd_augment import SSDAugment  # seconds of imports: only where used
+            from attneck.data.augment.ssd import SSDAugment  # seconds of imports: only where used
 
             assert self.image_size
             self._ssd = SSDAugment(self.image_size)

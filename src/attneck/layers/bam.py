@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from attneck.attention.cpu.squeeze import squeeze
 from attneck.attention.gate import COMBINES, gate, gate_weights
-from attneck.attention.products import in_a_graph
-from attneck.attention.squeeze import squeeze
+from attneck.attention.graph import in_a_graph
 
 BRANCHES = ("both", "channel", "spatial")
 VARIANTS = ("paper", "official")

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attneck.attention.products import being_exported, linear
+from attneck.attention.cpu.products import linear
+from attneck.attention.graph import being_exported
 from attneck.attention.relative import (
     pool_tokens,
     relative_attention_2d,

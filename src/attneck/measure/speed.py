@@ -80,7 +80,7 @@ def gemm_ceiling(dtype: torch.dtype, device: str = "cpu") -> float:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         calls: dict[str, Call] = {"mm": lambda a=a, b=b: a @ b}  # type: ignore[misc]
         if device == "cpu" and dtype == torch.float32:
-            from attneck.attention.products import onednn_is_faster, product
+            from attneck.attention.cpu.products import onednn_is_faster, product
 
             if onednn_is_faster():
                 calls["onednn"] = lambda a=a, b=b: product(a[None], b[None], True)  # type: ignore[misc]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attneck.attention.products import onednn_is_faster, product
+from attneck.attention.cpu.products import onednn_is_faster, product
 
 KEEP = 32 * 32
 """Tokens up to which the weights are kept for backward, and up to which a tile has whole heads."""

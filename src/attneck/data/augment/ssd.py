@@ -6,7 +6,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from attneck.data.fit import FILL, Sample
+from attneck.data.augment.geometry import FILL, Sample
 from attneck.data.sampling import seeded
 
 

@@ -1,7 +1,7 @@
 """The Triton kernels compiled ahead of time, to machine code, for GPUs that need not be here.
 
-Every tile of `cuda.tile` for the head widths of the papers (BoTNet's 128, and 64), by ptxas as it comes with
-Triton; what it took is read from the code with cuobjdump. STACK is the frame in local memory: spilled
+Every tile of `triton.tile` for the head widths of the papers (BoTNet's 128, and 64), by ptxas as it comes
+with Triton; what it took is read from the code with cuobjdump. STACK is the frame in local memory: spilled
 registers, and nothing else in these kernels.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attneck.attention import cuda
+from attneck.attention.cuda import triton as cuda
 
 pytestmark = pytest.mark.skipif(
     not cuda.HAS_TRITON or cuda.INTERPRETED, reason="triton's compiler is not here, or replaced"
@@ -39,7 +39,7 @@ def compile_kernel(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from attneck.attention import triton_kernels
+    from attneck.attention.cuda import kernels as triton_kernels
 
     function = getattr(triton_kernels, kernel)
     cut = cuda.tile(kernel, d, dtype, capability)

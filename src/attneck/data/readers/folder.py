@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attneck.data.dataset import ClassificationDataset
-from attneck.data.decode import decode
+from attneck.data.readers.decode import decode
 from attneck.data.sampling import Key, item_seed, seeded
 
 MEAN = (0.485, 0.456, 0.406)

@@ -1,8 +1,8 @@
 """The CUDA backends against the oracle: the Triton kernels in Triton's interpreter, SDPA as it runs here.
 
 The interpreter is chosen when triton is first imported, so its cases run in a process of their own: this file
-is also a program, `TRITON_INTERPRET=1 python tests/attention/test_cuda.py CASE...`, which prints the errors
-as JSON. The interpreter has no products of bfloat16; float16 takes the same path through the kernels.
+is also a program, `TRITON_INTERPRET=1 python tests/attention/cuda/test_cuda.py CASE...`, which prints the
+errors as JSON. The interpreter has no products of bfloat16; float16 takes the same path through the kernels.
 """
 
 import json
@@ -17,7 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attneck.attention import cuda, reference, relative_attention_2d
+from attneck.attention import reference, relative_attention_2d
+from attneck.attention.cuda import choice, sdpa
+from attneck.attention.cuda import triton as cuda
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 """Norm of the error over the norm of the oracle's."""
@@ -174,7 +176,7 @@ def test_the_op_is_registered_as_torch_wants_it_and_compiles_whole() -> None:
     ids=str,
 )
 def test_sdpa_with_a_longer_head_is_the_oracle_s(case: Case) -> None:
-    found = errors(cuda.augmented_attention_2d, case)
+    found = errors(sdpa.augmented_attention_2d, case)
     assert all(error <= case.tolerance for error in found), found
 
 
@@ -182,7 +184,7 @@ def test_sdpa_with_a_longer_head_is_the_oracle_s(case: Case) -> None:
 def test_sdpa_with_a_longer_head_is_exact(dtype: torch.dtype) -> None:
     case = Case((5, 9), d=8, B=2, h=2, pool=True)
     tensors = [tensor.to(dtype) for tensor in problem(case)]
-    got = results(cuda.augmented_attention_2d, tensors, case)
+    got = results(sdpa.augmented_attention_2d, tensors, case)
     want = results(reference.relative_attention_2d, tensors, case)
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12 * float(other.abs().max()))
@@ -193,19 +195,19 @@ def test_the_choice_and_sdpa_go_whole_through_compile() -> None:
     tensors = problem(case)
 
     def attend(*arguments: Any) -> Tensor:
-        assert cuda.choose(arguments[0], arguments[5]) == "sdpa"  # on the CPU; that it is traced counts
-        return cuda.augmented_attention_2d(*arguments)
+        assert choice.choose(arguments[0], arguments[5]) == "sdpa"  # on the CPU; that it is traced counts
+        return sdpa.augmented_attention_2d(*arguments)
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     got = results(lambda *arguments: compiled(*arguments), tensors, case)
-    for one, other in zip(got, results(cuda.augmented_attention_2d, tensors, case), strict=True):
+    for one, other in zip(got, results(sdpa.augmented_attention_2d, tensors, case), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_autocast_s_dtype_is_the_product_s() -> None:
     tensors = problem(Case((3, 4), d=8))
     with torch.autocast("cpu", torch.bfloat16):
-        assert cuda.augmented_attention_2d(*tensors, (3, 4), False).dtype == torch.bfloat16
+        assert sdpa.augmented_attention_2d(*tensors, (3, 4), False).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -221,24 +223,24 @@ def test_patches_cover_the_maps_of_the_papers_with_nothing_left_over(
 
 
 def test_the_choice_by_size_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "HAS_TRITON", True)
-    monkeypatch.setattr(cuda, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(choice, "HAS_TRITON", True)
+    monkeypatch.setattr(choice, "capability", lambda device: (9, 0))
 
-    def choice(side: int, d: int = 128, dtype: torch.dtype = torch.bfloat16, train: bool = False) -> str:
+    def chosen(side: int, d: int = 128, dtype: torch.dtype = torch.bfloat16, train: bool = False) -> str:
         q = torch.empty(1, 1, side * side, d, dtype=dtype, requires_grad=train)
-        return cuda.choose(q, (side, side))
+        return choice.choose(q, (side, side))
 
-    assert [choice(side) for side in (7, 14, 32, 64)] == ["plain", "sdpa", "sdpa", "triton"]
-    assert [choice(side, train=True) for side in (7, 14, 32, 64)] == ["plain", "triton", "triton", "triton"]
+    assert [chosen(side) for side in (7, 14, 32, 64)] == ["plain", "sdpa", "sdpa", "triton"]
+    assert [chosen(side, train=True) for side in (7, 14, 32, 64)] == ["plain", "triton", "triton", "triton"]
     with torch.no_grad():
-        assert choice(14, train=True) == "sdpa"
-    assert choice(64, dtype=torch.float64) == "plain"
-    assert choice(64, d=256, train=True) == "sdpa"
-    monkeypatch.setattr(cuda, "HAS_TRITON", False)
-    assert choice(64, train=True) == "sdpa"
-    monkeypatch.setattr(cuda, "HAS_TRITON", True)
-    monkeypatch.setattr(cuda, "_capability", lambda device: (7, 5))
-    assert choice(64, train=True) == "sdpa"
+        assert chosen(14, train=True) == "sdpa"
+    assert chosen(64, dtype=torch.float64) == "plain"
+    assert chosen(64, d=256, train=True) == "sdpa"
+    monkeypatch.setattr(choice, "HAS_TRITON", False)
+    assert chosen(64, train=True) == "sdpa"
+    monkeypatch.setattr(choice, "HAS_TRITON", True)
+    monkeypatch.setattr(choice, "capability", lambda device: (7, 5))
+    assert chosen(64, train=True) == "sdpa"
 
 
 def test_what_cannot_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +256,7 @@ def test_what_cannot_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_package_imports_without_triton() -> None:
     program = (
-        "import sys; sys.modules['triton'] = None; import attneck.attention.cuda as cuda, torch; "
+        "import sys; sys.modules['triton'] = None; import attneck.attention.cuda.triton as cuda, torch; "
         "assert not any(m.startswith('attneck.attention.triton') for m in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -276,7 +278,7 @@ ON_GPU += [
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", ON_GPU, ids=str)
-@pytest.mark.parametrize("attend", [cuda.triton_attention_2d, cuda.augmented_attention_2d])
+@pytest.mark.parametrize("attend", [cuda.triton_attention_2d, sdpa.augmented_attention_2d])
 def test_on_a_gpu_they_are_the_oracle_s(attend: Callable[..., Tensor], case: Case) -> None:
     found = errors(attend, case, "cuda")
     assert all(error <= case.tolerance for error in found), found

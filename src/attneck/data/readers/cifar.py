@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from attneck.data import pickles
+from attneck.data.readers import pickles
 
 SOURCE = "cifar-100-python, from https://www.cs.toronto.edu/~kriz/cifar.html"
 MEAN = (0.50707516, 0.48654887, 0.44091784)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attneck.attention.squeeze import squeeze
+from attneck.attention.cpu.squeeze import squeeze
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 

@@ -12,8 +12,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from attneck.data.fit import FILL, Sample, fit, mirror, resized, visible
-from attneck.data.ssd_augment import SSDAugment
+from attneck.data.augment.geometry import FILL, Sample, fit, mirror, resized, visible
+from attneck.data.augment.ssd import SSDAugment
 
 SSD = SSDAugment(48)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from attneck.data.annotations import Annotations, Object, Record, Records, object_problem
+from attneck.data.readers.annotations import Annotations, Object, Record, Records, object_problem
 
 SOURCE = "coco/{train2017,val2017,annotations}, from https://cocodataset.org"
 SPLITS = ("train", "val")

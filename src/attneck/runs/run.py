@@ -33,7 +33,7 @@ from attneck.tasks.detection import Detection, build_detector, headline
 from attneck.training import checkpoint, loop
 from attneck.training.distributed import World, world
 from attneck.training.environment import environment
-from attneck.training.folder import next_folder
+from attneck.runs.folder import next_folder
 from attneck.training.recipe import TIMM, Data, Recipe, differences, dump_recipe, parse_recipe
 from attneck.training.report import Watch, unseen
 

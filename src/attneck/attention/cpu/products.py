@@ -16,16 +16,6 @@ MARGIN = 1.2
 """How much faster oneDNN must be to be chosen: a choice that wavers would cost runs their equal bits."""
 
 
-def being_exported() -> bool:
-    """Whether a graph for elsewhere is being made, which must hold no operator of ours."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
-
-
-def in_a_graph() -> bool:
-    """Whether operations are being recorded, for elsewhere or to be compiled, rather than run."""
-    return torch.compiler.is_compiling() or being_exported()
-
-
 def product(a: Tensor, b: Tensor, onednn: bool) -> Tensor:
     """a b^T, head by head: [g, M, K], [g, N, K] -> [g, M, N].
 

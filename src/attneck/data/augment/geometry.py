@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attneck.data.folder import MEAN
+from attneck.data.readers.folder import MEAN
 
 FILL = np.array([round(255 * value) for value in MEAN], dtype=np.uint8)
 """What is added around an image: ImageNet's mean colour, which detectors turn into zeros."""

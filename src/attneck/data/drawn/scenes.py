@@ -6,9 +6,9 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
-from attneck.data import shapes
-from attneck.data.annotations import Object, Record
 from attneck.data.detection_dataset import DetectionDataset
+from attneck.data.drawn import shapes
+from attneck.data.readers.annotations import Object, Record
 from attneck.data.sampling import hash64
 
 MOST = 6

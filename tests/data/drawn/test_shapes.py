@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from attneck.data import open_dataset, shapes
+from attneck.data import open_dataset
+from attneck.data.drawn import shapes
 
 PINNED = {
     (0, 0, 32, 1): "867e43b6d5bd689d8b5a062b08bea89faa7fced00f48487ab16f038733f6bb56",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attneck.data import pickles
+from attneck.data.readers import pickles
 
 
 class Calls:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attneck.attention.products import inner_product, product
-from attneck.attention.tiles import (
+from attneck.attention.cpu.products import inner_product, product
+from attneck.attention.cpu.tiles import (
     KEEP,
     Tiling,
     heads_of,

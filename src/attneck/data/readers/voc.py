@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from attneck.data.annotations import Annotations, Object, Record, Records, object_problem
+from attneck.data.readers.annotations import Annotations, Object, Record, Records, object_problem
 
 SOURCE = "VOCdevkit/VOC<year>, from http://host.robots.ox.ac.uk/pascal/VOC"
 SPLITS = ("train", "val", "trainval", "test")

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from attneck.attention import products, reference, relative_attention_2d, tiles
+from attneck.attention import reference, relative_attention_2d
+from attneck.attention.cpu import products, tiles
 from attneck.layers import MHSA2d
 from attneck.measure import counts
 
-cpu = importlib.import_module("attneck.attention.cpu")
+cpu = importlib.import_module("attneck.attention.cpu.operator")
 
 
 def problem(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attneck.attention.products import inner_product, onednn_is_faster, product
+from attneck.attention.cpu.products import inner_product, onednn_is_faster, product
 
 
 def squeeze(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:

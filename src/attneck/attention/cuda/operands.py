@@ -1,0 +1,67 @@
+"""What both ways on CUDA share: operands of one dtype, the relative logits by offset and by place.
+
+Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order, L = 2H-1 + 2W-1 rows
+in both tables. Results lie in memory as [B, N, h, d], so that joining the heads again is a view.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def operands(
+    q: Tensor, k: Tensor | None, v: Tensor, rel_h: Tensor, rel_w: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """q, k, v and both tables [L, d] in one dtype: autocast's where it is on, else q's."""
+    device = q.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
+    table = torch.cat((rel_h, rel_w)).to(dtype)  # [L, d]
+    return q.to(dtype), None if k is None else k.to(dtype), v.to(dtype), table
+
+
+def by_offset(q: Tensor, table: Tensor) -> Tensor:
+    """Relative logits of both axes by offset, one product: [B, h, N, d], [L, d] -> [B, N, h, L]."""
+    B, h, N, d = q.shape
+    return (q.transpose(1, 2).reshape(-1, d) @ table.T).view(B, N, h, -1)
+
+
+def by_place(x: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Views by key row [B, h, H, W, H] and key column [B, h, H, W, W] of logits by offset [B, N, h, L].
+
+    A query one row (column) further down starts one entry earlier. No entry is in a view twice, so the
+    gradient is a copy too.
+    """
+    H, W = map_size
+    B, N, h, L = x.shape
+    row, token = W * h * L, h * L
+    rows = x.as_strided((B, h, H, W, H), (N * h * L, L, row - 1, token, 1), H - 1)
+    columns = x.as_strided((B, h, H, W, W), (N * h * L, L, row, token - 1, 1), 2 * H + W - 2)
+    return rows, columns
+
+
+def pool_maps(tokens: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """2x2 average pool, stride 2, a border window over what is inside: [B, h, N, d] -> [B, h, N', d].
+
+    As `relative.pool_tokens`, for tokens that lie as [B, N, h, d]: the map is channels_last as it stands.
+    """
+    B, h, _, d = tokens.shape
+    maps = tokens.transpose(1, 2).reshape(B, *map_size, h * d).permute(0, 3, 1, 2)  # [B, h*d, H, W]
+    pooled = F.avg_pool2d(maps, kernel_size=2, ceil_mode=True, count_include_pad=False)  # [B, h*d, H', W']
+    return pooled.permute(0, 2, 3, 1).reshape(B, -1, h, d).transpose(1, 2)  # [B, h, N', d]
+
+
+def like_queries(q: Tensor) -> Tensor:
+    """Empty [B, h, N, d] that lies as [B, N, h, d]."""
+    B, h, N, d = q.shape
+    return q.new_empty((B, N, h, d)).transpose(1, 2)
+
+
+def rows_whole(tokens: Tensor) -> Tensor:
+    """The tensor, copied where the d entries of a token are not beside each other."""
+    return tokens if tokens.stride(3) == 1 else tokens.contiguous()
+
+
+@torch.compiler.assume_constant_result
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device; (0, 0) for any other."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)

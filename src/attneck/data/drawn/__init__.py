@@ -1,0 +1,1 @@
+"""What the program draws by itself."""

@@ -1,0 +1,1 @@
+"""What lies in files: images, and what is said of them."""
