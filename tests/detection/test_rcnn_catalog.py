@@ -1,6 +1,5 @@
 """The R-CNNs by name: all that the papers' tables have, their sizes by hand, what each option does."""
 
-import dataclasses
 import subprocess
 import sys
 import tomllib
@@ -11,11 +10,12 @@ import torch
 from torch import nn
 
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
-from attneck.models.catalog import CATALOG, DETECTORS, create_model, find
+from attneck.models.catalog import CATALOG, create_model, find, list_detectors
 from attneck.models.detector_options import RCNNOptions
-from attneck.models.options import MobileNetOptions, ResNetOptions
+from attneck.models.mobilenet import MobileNetOptions
+from attneck.models.resnet import ResNetOptions
 
-NAMES = [name for name in DETECTORS if "rcnn_" in name]
+NAMES = [name for name in list_detectors() if "rcnn_" in name]
 TABLES = [
     table
     for paper in ("botnet", "bam")
@@ -34,8 +34,8 @@ def size_of(module: nn.Module) -> int:
 
 def size_by_hand(name: str, K: int) -> int:
     """The backbone without its classifier, and what A.2 puts behind it; a norm has two numbers a channel."""
-    options = DETECTORS[name].options
-    backbone = on_meta(name.split("_", 1)[1], num_classes=0, image_size=DETECTORS[name].image_size)
+    options = CATALOG[name].options
+    backbone = on_meta(name.split("_", 1)[1], num_classes=0, image_size=CATALOG[name].image_size)
     widths = [info["num_chs"] for info in backbone.feature_info[-4:]]
     C, fc, levels, anchors = options.channels, options.box_features, 5, 3
     conv = 9 * C * C
@@ -55,7 +55,7 @@ def test_every_fitting_backbone_has_both():
     assert {name.removeprefix("maskrcnn_") for name in NAMES if name.startswith("mask")} == fitting
     assert {name.removeprefix("fasterrcnn_") for name in NAMES if name.startswith("faster")} == fitting
     for name in NAMES:
-        entry = DETECTORS[name]
+        entry = CATALOG[name]
         assert entry.options.backbone == CATALOG[name.split("_", 1)[1]].options
         thin = name.endswith("_thin")
         assert (entry.image_size, entry.num_classes) == ((256, 11) if thin else (1024, 81))
@@ -63,7 +63,7 @@ def test_every_fitting_backbone_has_both():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_the_sum_by_hand(name):
-    assert size_of(on_meta(name)) == size_by_hand(name, DETECTORS[name].num_classes)
+    assert size_of(on_meta(name)) == size_by_hand(name, CATALOG[name].num_classes)
 
 
 def test_every_detector_of_the_papers_is_here():
@@ -180,7 +180,7 @@ CHANGES = {
 
 
 def test_no_option_is_forgotten():
-    assert {field.name for field in dataclasses.fields(RCNNOptions)} == {*CHANGES, "backbone", "dropout"}
+    assert set(RCNNOptions.model_fields) == {*CHANGES, "backbone", "dropout"}
 
 
 @pytest.mark.parametrize("option", CHANGES)
@@ -216,14 +216,14 @@ def test_options_of_the_backbone():
         ("maskrcnn_botnet50", {"mask_conv": 8}, "perhaps you meant 'mask_convs'"),
         ("maskrcnn_botnet50", {"head": 8}, "perhaps you meant 'heads'"),
         ("maskrcnn_botnet50", {"backbone": "resnet50"}, "no option 'backbone'"),
-        ("maskrcnn_botnet50", {"heads": 3}, "maskrcnn_botnet50: heads=3 do not divide"),
+        ("maskrcnn_botnet50", {"heads": 3}, "maskrcnn_botnet50: 512 channels do not split into 3 heads"),
         ("maskrcnn_resnet50", {"heads": 8}, "would change nothing without attention"),
         ("maskrcnn_resnet50", {"dropout": 0.5}, "dropout=0.5 would change nothing"),
         ("fasterrcnn_resnet50", {"mask_convs": 8}, "would change nothing without masks=True"),
         ("maskrcnn_resnet50", {"channels": 0}, "channels=0: wanted 1 or more"),
-        ("maskrcnn_resnet50", {"rois": 2.5}, "rois=2.5: wanted a int"),
-        ("maskrcnn_resnet50", {"masks": 1}, "masks=1: wanted a bool"),
-        ("maskrcnn_resnet50", {"norm_momentum": 0}, "norm_momentum=0.0: wanted more than 0"),
+        ("maskrcnn_resnet50", {"rois": 2.5}, "rois=2.5: wanted a whole number"),
+        ("maskrcnn_resnet50", {"masks": 1}, "masks=1: wanted True or False"),
+        ("maskrcnn_resnet50", {"norm_momentum": 0}, "norm_momentum=0: wanted more than 0"),
     ],
 )
 def test_a_mistake_is_answered(name, arguments, words):

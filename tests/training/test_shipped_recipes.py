@@ -23,7 +23,7 @@ def small(name: str) -> Recipe:
     content |= {"batch": 8, "epochs": 1, "steps": None, "steps_batch": None}
     if data["name"] == "folder":
         data |= {"root": "tiny-imagenet-20", "image_size": 64}
-    if model["name"] in catalog.DETECTORS:
+    if model["name"] in catalog.list_detectors():
         data |= {"train_size": 4, "val_size": 4}
         content |= {"batch": 2, "schedule": {**content["schedule"], "warmup_steps": 0}}
         if isinstance(catalog.find(model["name"]).options, RCNNOptions):

@@ -11,7 +11,7 @@ import tyro
 
 from attneck import export as exporting
 from attneck.errors import RunFailed, UserError, suggestion
-from attneck.models.catalog import CATALOG, DETECTORS
+from attneck.models.catalog import CATALOG
 
 
 def write(
@@ -60,7 +60,7 @@ def write(
         network = _load(kind, model, image_size, raw)
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
-            if network.origin.name in DETECTORS:
+            if CATALOG[network.origin.name].task == "detection":
                 raise UserError(
                     f"{model} is a detector, and only classifiers become graphs: try .safetensors"
                 )
@@ -120,7 +120,7 @@ def _kind(model: str) -> Literal["run", "saved", "name"]:
         return "run"
     if (path / "config.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
         return "saved"
-    names = [*CATALOG, *DETECTORS]
+    names = list(CATALOG)
     if model in names:
         return "name"
     if path.exists():

@@ -136,7 +136,7 @@ def mask_rcnn(
 def build(options: RCNNOptions, *, num_classes: int, image_size: tuple[int, int]) -> RCNN:
     """A detector of the catalog: the backbone that `options` name, made for the canvas of `image_size`."""
     assert options.backbone is not None
-    backbone = catalog.build(options.backbone, 0, canvas(image_size, STEP))
+    backbone = catalog.build_family(options.backbone, 0, canvas(image_size, STEP))
     return RCNN(backbone, num_classes, image_size, options)
 
 

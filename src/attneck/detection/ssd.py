@@ -17,10 +17,10 @@ from torchvision.models.detection.ssd import SSD, SSDScoringHead
 from torchvision.models.vgg import cfgs, make_layers
 
 from attneck.detection.interface import at_least_float32, check_classes, nothing_found, precise
-from attneck.models.compact import build_mobilenet
 from attneck.models.detector_options import SSDOptions
 from attneck.models.features import Pyramid
-from attneck.models.options import MobileNetOptions
+from attneck.models.mobilenet import MobileNetOptions
+from attneck.models.mobilenet.network import build_mobilenet
 
 SIDE = 300
 """Height and width that every image is resized to: maps and default boxes are made for it."""

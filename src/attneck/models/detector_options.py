@@ -1,41 +1,40 @@
-"""What each family of detectors can be asked for, as `options.py` has it for the networks under them."""
+"""What each family of detectors can be asked for. Their networks are in `attneck.detection`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from attneck.models.options import BAMOptions, FamilyOptions
+from pydantic import Field, model_validator
+
+from attneck.models.options import BAMOptions, FamilyOptions, Positive
 
 Trunk = Literal["vgg16", "mobilenet"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class DetectorOptions(FamilyOptions):
     """What every detector has."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._idle(("dropout",), "a classifier of whole images")
+    @model_validator(mode="after")
+    def _no_dropout(self) -> Self:
+        self._refuse_idle(("dropout",), "a classifier of whole images")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
 class SSDOptions(DetectorOptions):
     """SSD300 (Liu et al. 2016) as BAM's Table 4b counts it."""
 
+    builder: ClassVar[str] = "attneck.detection.ssd:build"
+
     trunk: Trunk = "vgg16"
 
 
-@dataclass(frozen=True, kw_only=True)
 class StairNetOptions(DetectorOptions, BAMOptions):
     """StairNet (Woo et al. 2018) as BAM's Table 4b counts it."""
 
+    builder: ClassVar[str] = "attneck.detection.stairnet:build"
+
     trunk: Trunk = "vgg16"
     bam: Literal["none", "stages"] = "none"  # a stage is a map: one right before every classifier (§4.6)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_bam([self.channels])
 
     @property
     def channels(self) -> int:
@@ -43,31 +42,28 @@ class StairNetOptions(DetectorOptions, BAMOptions):
         return {"vgg16": 256, "mobilenet": 128}[self.trunk]
 
 
-@dataclass(frozen=True, kw_only=True)
 class RCNNOptions(DetectorOptions):
     """Faster and Mask R-CNN on a feature pyramid, as BoTNet's A.2 sets them up.
 
     What the backbone can be asked for is asked for beside these.
     """
 
+    builder: ClassVar[str] = "attneck.detection.rcnn:build"
+
     backbone: FamilyOptions | None = None  # None where a module is given
     masks: bool = True
-    channels: int = 256  # of the pyramid, and of every convolution behind it
-    rpn_convs: int = 2
-    box_convs: int = 4
-    box_features: int = 1024  # of the fully connected layer behind them
-    mask_convs: int = 4  # 8 for the paper's best model
-    proposals: int = 1000  # of an image, that the heads are given
-    rois: int = 512  # of these, what they learn from
-    norm_momentum: float = 0.003  # of every BatchNorm; TensorFlow calls it 0.997
+    channels: Positive = 256  # of the pyramid, and of every convolution after it
+    rpn_convs: Positive = 2
+    box_convs: Positive = 4
+    box_features: Positive = 1024  # of the fully connected layer after them
+    mask_convs: Positive = 4  # 8 for the paper's best model
+    proposals: Positive = 1000  # of an image, that the heads are given
+    rois: Positive = 512  # of these, what they learn from
+    # Of every BatchNorm; TensorFlow calls it 0.997.
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.003
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _masks_are_learned(self) -> Self:
         if not self.masks:
-            self._idle(("mask_convs",), "masks=True")
-        counts = ("channels", "rpn_convs", "box_convs", "box_features", "mask_convs", "proposals", "rois")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: wanted 1 or more")
-        if not 0 < self.norm_momentum <= 1:
-            raise ValueError(f"norm_momentum={self.norm_momentum}: wanted more than 0, and 1 at most")
+            self._refuse_idle(("mask_convs",), "masks=True")
+        return self

@@ -182,7 +182,7 @@ def load_detector(run: str | Path) -> Detector:
     """
     folder = Path(run)
     state, recipe = _newest(folder)
-    if recipe.model.name not in catalog.DETECTORS:
+    if recipe.model.name not in catalog.list_detectors():
         raise UserError(f"{folder} is a run of {recipe.model.name}, which finds no boxes: give a detector's")
     file = folder / "classes.json"
     try:

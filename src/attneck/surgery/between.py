@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attneck.layers import MHSA2d, NonLocal2d
 from attneck.models.parts import insert_before
-from attneck.models.resnet import bot_block
+from attneck.models.resnet.network import bot_block
 from attneck.surgery.attach import Probe, fit
 from attneck.surgery.attend import Position
 from attneck.surgery.blocks import Block, stage_of

@@ -20,7 +20,7 @@ def open_task(recipe: Recipe, everyone: World) -> Classification | Detection:
         ValueError: a part of the recipe that its model or its data set cannot have.
         FileNotFoundError: data that is not there.
     """
-    if recipe.model.name in catalog.DETECTORS:
+    if recipe.model.name in catalog.list_detectors():
         from attneck.tasks.detection import Detection
 
         return Detection(recipe, everyone)
