@@ -66,11 +66,13 @@ def fit(
     *,
     steps_per_epoch: int,
     resume: bool,
+    facts: dict[str, Any],
 ) -> tuple[Progress, AveragedModel | None]:
     """Train `model` in place, from the beginning or from the newest whole checkpoint in `folder`.
 
     Args:
         batches: a function of the step to start from; gives `recipe.accumulate` batches a step.
+        facts: what the model knows of its data, as JSON has it, to be kept with the weights.
 
     Raises:
         RunFailed: stopped by SIGTERM (143) or SIGINT (130) with the step saved; a loss that is not finite,
@@ -95,7 +97,7 @@ def fit(
 
     def save() -> None:
         if world.rank == 0:
-            _save(folder / "checkpoints", progress, model, optimizer, average, recipe)
+            _save(folder / "checkpoints", progress, model, optimizer, average, recipe, facts)
 
     report = Report(
         folder if world.rank == 0 else None,
@@ -196,25 +198,17 @@ def evaluate(
     watch: Watch,
 ) -> dict[str, float]:
     """The task's scores on held-out data: `val_…` for the weights, `ema_…` for their average."""
-    found = of_each(partial(task.evaluate, watch=watch), model, average, recipe, device)
+    networks = {"val": model} | ({"ema": average.module} if average is not None else {})
+    score = partial(task.evaluate, watch=watch)
+    found = {prefix: scored(score, network, recipe, device) for prefix, network in networks.items()}
     return {f"{prefix}_{key}": value for prefix, scores in found.items() for key, value in scores.items()}
 
 
-def of_each(
-    score: Callable[[nn.Module], T],
-    model: nn.Module,
-    average: AveragedModel | None,
-    recipe: Recipe,
-    device: torch.device,
-) -> dict[str, T]:
-    """What `score` says of the weights, "val", and of their average, "ema", where there is one."""
-    networks = {"val": model} | ({"ema": average.module} if average is not None else {})
-    found = {}
-    for prefix, network in networks.items():
-        network.eval()
-        with torch.inference_mode(), precision(recipe, device):
-            found[prefix] = score(network)
-    return found
+def scored(score: Callable[[nn.Module], T], network: nn.Module, recipe: Recipe, device: torch.device) -> T:
+    """What `score` says of a network in evaluation mode, at the recipe's precision."""
+    network.eval()
+    with torch.inference_mode(), precision(recipe, device):
+        return score(network)
 
 
 def precision(recipe: Recipe, device: torch.device) -> torch.autocast:
@@ -253,6 +247,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
     recipe: Recipe,
+    facts: dict[str, Any],
 ) -> None:
     state = {
         "step": progress.step,
@@ -262,6 +257,7 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "average": average.state_dict() if average is not None else None,
         "recipe": recipe.model_dump(mode="json"),
+        "facts": facts,
     }
     checkpoint.save(folder, progress.step, state)
 
