@@ -35,9 +35,9 @@ _BUILDERS: dict[type, str] = {
     SqueezeNetOptions: "attneck.models.compact:build_squeezenet",
     EfficientNetOptions: "attneck.models.external:build_efficientnet",
     ViTOptions: "attneck.models.external:build_vit",
-    SSDOptions: "attneck.detection.ssd:build",
-    StairNetOptions: "attneck.detection.stairnet:build",
-    RCNNOptions: "attneck.detection.rcnn:build",
+    SSDOptions: "attneck.detection.ssd:build_ssd",
+    StairNetOptions: "attneck.detection.stairnet:build_stairnet",
+    RCNNOptions: "attneck.detection.rcnn:build_rcnn",
 }
 
 

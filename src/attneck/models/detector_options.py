@@ -1,4 +1,4 @@
-"""What each family of detectors can be asked for, as `options.py` has it for the networks under them."""
+"""The options of each family of detectors, as `options.py` has those of the backbones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Trunk = Literal["vgg16", "mobilenet"]
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorOptions(FamilyOptions):
-    """What every detector has."""
+    """The options of every detector."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,7 +31,7 @@ class StairNetOptions(DetectorOptions, BAMOptions):
     """StairNet (Woo et al. 2018) as BAM's Table 4b counts it."""
 
     trunk: Trunk = "vgg16"
-    bam: Literal["none", "stages"] = "none"  # a stage is a map: one right before every classifier (§4.6)
+    bam: Literal["none", "stages"] = "none"  # one right before every classifier (§4.6)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,32 +39,39 @@ class StairNetOptions(DetectorOptions, BAMOptions):
 
     @property
     def channels(self) -> int:
-        """Of every map that is refined."""
+        """The channels of each of the six refined maps."""
         return {"vgg16": 256, "mobilenet": 128}[self.trunk]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RCNNOptions(DetectorOptions):
-    """Faster and Mask R-CNN on a feature pyramid, as BoTNet's A.2 sets them up.
-
-    What the backbone can be asked for is asked for beside these.
-    """
+    """Faster and Mask R-CNN on a feature pyramid. The options of the backbone are given beside these."""
 
     backbone: FamilyOptions | None = None  # None where a module is given
     masks: bool = True
-    channels: int = 256  # of the pyramid, and of every convolution behind it
+    # "botnet": BoTNet's A.2, BatchNorm in pyramid and heads. "torchvision": torchvision's default detector,
+    # no norms there, one convolution in the RPN, two fully connected layers for boxes.
+    variant: Literal["botnet", "torchvision"] = "botnet"
+    channels: int = 256  # of the pyramid, and of every convolution after it
     rpn_convs: int = 2
     box_convs: int = 4
-    box_features: int = 1024  # of the fully connected layer behind them
+    box_features: int = 1024  # of each fully connected layer
     mask_convs: int = 4  # 8 for the paper's best model
-    proposals: int = 1000  # of an image, that the heads are given
-    rois: int = 512  # of these, what they learn from
-    norm_momentum: float = 0.003  # of every BatchNorm; TensorFlow calls it 0.997
+    proposals: int = 1000  # of an image, given to the heads; torchvision's variant trains with twice as many
+    rois: int = 512  # sampled from these for the losses of the heads
+    norm_momentum: float = 0.003  # of every BatchNorm that learns; TensorFlow calls it 0.997
+    freeze_norms: bool = False  # the backbone's BatchNorms keep the weights and statistics that were loaded
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.masks:
             self._idle(("mask_convs",), "masks=True")
+        if self.variant == "torchvision":
+            self._idle(("rpn_convs", "box_convs"), "variant='botnet'")
+            if self.freeze_norms:
+                self._idle(
+                    ("norm_momentum",), "a BatchNorm that learns: variant='botnet', or freeze_norms=False"
+                )
         counts = ("channels", "rpn_convs", "box_convs", "box_features", "mask_convs", "proposals", "rois")
         for name in counts:
             if getattr(self, name) < 1:
