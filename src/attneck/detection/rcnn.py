@@ -98,7 +98,7 @@ class RCNN(detection.FasterRCNN):
         return {name: module for name, module in modules if isinstance(module, _BatchNorm)}
 
     def _check_statistics(self) -> None:
-        """ValueError for a frozen BatchNorm that nothing was loaded into: it would never normalise anything."""
+        """ValueError for a frozen BatchNorm that nothing was loaded into: it would normalise nothing."""
         for name, norm in self._frozen().items():
             if norm.running_var is None or bool((norm.running_var == 1).all()):
                 raise ValueError(
@@ -119,7 +119,7 @@ class RCNN(detection.FasterRCNN):
         return self._without_values(images) if images[0].is_meta else super().forward(images, targets)
 
     def _without_values(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """An evaluation on the meta device, where no score tells regions apart: of as many as there can be."""
+        """An evaluation on the meta device, which has no scores: with as many regions as there can be."""
         batch = self.transform(list(images))[0].tensors
         maps = self.backbone(batch)
         self.rpn.head(list(maps.values()))
