@@ -7,8 +7,10 @@ from importlib.resources import files
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
+from attneck.detection.rcnn import RCNN, MaskRCNN, faster_rcnn, mask_rcnn
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.models.catalog import CATALOG, create_model, find, list_detectors
 from attneck.models.detector_options import RCNNOptions
@@ -33,7 +35,7 @@ def size_of(module: nn.Module) -> int:
 
 
 def size_by_hand(name: str, K: int) -> int:
-    """The backbone without its classifier, and what A.2 puts behind it; a norm has two numbers a channel."""
+    """The backbone without its classifier, and what A.2 puts after it; a norm has two numbers a channel."""
     options = CATALOG[name].options
     backbone = on_meta(name.split("_", 1)[1], num_classes=0, image_size=CATALOG[name].image_size)
     widths = [info["num_chs"] for info in backbone.feature_info[-4:]]
@@ -59,6 +61,50 @@ def test_every_fitting_backbone_has_both():
         assert entry.options.backbone == CATALOG[name.split("_", 1)[1]].options
         thin = name.endswith("_thin")
         assert (entry.image_size, entry.num_classes) == ((256, 11) if thin else (1024, 81))
+
+
+def iou_types(model: nn.Module) -> list[str]:
+    """`_get_iou_types` of torchvision's references/detection/engine.py: what its evaluation scores."""
+    model_without_ddp = model
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model_without_ddp = model.module
+    iou_types = ["bbox"]
+    if isinstance(model_without_ddp, torchvision.models.detection.MaskRCNN):
+        iou_types.append("segm")
+    if isinstance(model_without_ddp, torchvision.models.detection.KeypointRCNN):
+        iou_types.append("keypoints")
+    return iou_types
+
+
+@pytest.mark.parametrize("variant", ["botnet", "torchvision"])
+def test_torchvisions_evaluation_scores_boxes_and_masks(variant):
+    """By name and on a backbone of one's own; a Faster R-CNN is no Mask R-CNN."""
+    detection = torchvision.models.detection
+    with torch.device("meta"):
+        body = [create_model("resnet26_thin", num_classes=0) for _ in range(2)]
+        masked = [
+            create_model("maskrcnn_resnet26_thin", variant=variant),
+            create_model("fasterrcnn_resnet26_thin", masks=True, variant=variant),
+            mask_rcnn(body[0], 3, 64, variant=variant),
+        ]
+        boxes = [
+            create_model("fasterrcnn_resnet26_thin", variant=variant),
+            create_model("maskrcnn_resnet26_thin", masks=False, variant=variant),
+            faster_rcnn(body[1], 3, 64, variant=variant),
+        ]
+    assert all(isinstance(model, RCNN) for model in masked + boxes)
+    assert [isinstance(model, detection.MaskRCNN) for model in masked + boxes] == [True] * 3 + [False] * 3
+    assert all(isinstance(model, detection.FasterRCNN) for model in masked + boxes)
+    assert [iou_types(model) for model in masked + boxes] == [["bbox", "segm"]] * 3 + [["bbox"]] * 3
+
+
+def test_the_class_goes_with_the_masks():
+    """Otherwise torchvision would pass over the heads that it doesn't know."""
+    with torch.device("meta"):
+        body = create_model("resnet26_thin", num_classes=0)
+    for kind, masks in ((RCNN, True), (MaskRCNN, False)):
+        with pytest.raises(ValueError, match=f"got masks={masks}: use mask_rcnn or faster_rcnn"):
+            kind(body, 3, (64, 64), RCNNOptions(masks=masks))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,6 +214,8 @@ def test_replacements_and_insertions(backbone, layers):
 
 CHANGES = {
     "masks": False,
+    "variant": "torchvision",
+    "freeze_norms": True,
     "channels": 32,
     "rpn_convs": 1,
     "box_convs": 2,
@@ -190,6 +238,8 @@ def test_every_option_does_something(option):
         assert model.eval().rpn.post_nms_top_n() == model.train().rpn.post_nms_top_n() == 20
     elif option == "rois":
         assert model.roi_heads.fg_bg_sampler.batch_size_per_image == 16
+    elif option == "freeze_norms":
+        assert {m.training for m in model.backbone.body.modules() if isinstance(m, nn.BatchNorm2d)} == {False}
     elif option == "norm_momentum":
         assert {m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
     else:
@@ -224,6 +274,14 @@ def test_options_of_the_backbone():
         ("maskrcnn_resnet50", {"rois": 2.5}, "rois=2.5: wanted a whole number"),
         ("maskrcnn_resnet50", {"masks": 1}, "masks=1: wanted True or False"),
         ("maskrcnn_resnet50", {"norm_momentum": 0}, "norm_momentum=0: wanted more than 0"),
+        ("maskrcnn_resnet50", {"variant": "torch"}, "perhaps you meant 'torchvision'"),
+        ("maskrcnn_resnet50", {"variant": "torchvision", "rpn_convs": 1}, "nothing without variant='botnet'"),
+        ("maskrcnn_resnet50", {"variant": "torchvision", "box_convs": 2}, "nothing without variant='botnet'"),
+        (
+            "maskrcnn_resnet50",
+            {"variant": "torchvision", "freeze_norms": True, "norm_momentum": 0.1},
+            "norm_momentum=0.1 would change nothing without a BatchNorm that learns",
+        ),
     ],
 )
 def test_a_mistake_is_answered(name, arguments, words):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from attneck import cli
-from attneck.detection.metrics import check, coco_scores
+from attneck.detection.metrics import check_detections, coco_scores
 from attneck.errors import UserError
 from attneck.explain import detections
 from attneck.runs import train as runs
@@ -104,7 +104,7 @@ def test_eval_prints_the_papers_table_and_writes_cocos_results(trained, capsys):
     document = json.loads(capsys.readouterr().out)
     detections = json.loads((trained / "detections.json").read_text())
     truth = open_task(recipe(), ALONE).held_out.ground_truth()
-    check(truth, detections)
+    check_detections(truth, detections)
     assert coco_scores(truth, detections) == document["scores"]["ema"]
     last = records(trained)[-1]
     for prefix in ("val", "ema"):

@@ -207,18 +207,18 @@ KERNEL_SIZES = {"vgg16": 3, "mobilenet": 1}
 """Of the heads' convolutions, by trunk."""
 
 
-def build(options: SSDOptions, *, num_classes: int, image_size: tuple[int, int]) -> SSD300:
+def build_ssd(options: SSDOptions, *, num_classes: int, image_size: tuple[int, int]) -> SSD300:
     """An `SSD300`; `num_classes` counts the background.
 
     Raises:
         ValueError: no class beside the background, or another image size than 300×300.
     """
-    check(num_classes, image_size)
+    check_ssd(num_classes, image_size)
     trunk = TRUNKS[options.trunk]()
     return SSD300(trunk, trunk.out_channels, trunk.default_boxes(), num_classes, KERNEL_SIZES[options.trunk])
 
 
-def check(num_classes: int, image_size: tuple[int, int]) -> None:
+def check_ssd(num_classes: int, image_size: tuple[int, int]) -> None:
     """ValueError unless a detector of this family can be built so."""
     check_classes(num_classes)
     if image_size != (SIDE, SIDE):

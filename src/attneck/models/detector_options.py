@@ -1,4 +1,4 @@
-"""What each family of detectors can be asked for. Their networks are in `attneck.detection`."""
+"""The options of each family of detectors, whose networks are in `attneck.detection`: free of torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Trunk = Literal["vgg16", "mobilenet"]
 
 
 class DetectorOptions(FamilyOptions):
-    """What every detector has."""
+    """The options of every detector."""
 
     @model_validator(mode="after")
     def _no_dropout(self) -> Self:
@@ -23,7 +23,7 @@ class DetectorOptions(FamilyOptions):
 class SSDOptions(DetectorOptions):
     """SSD300 (Liu et al. 2016) as BAM's Table 4b counts it."""
 
-    builder: ClassVar[str] = "attneck.detection.ssd:build"
+    builder: ClassVar[str] = "attneck.detection.ssd:build_ssd"
 
     trunk: Trunk = "vgg16"
 
@@ -31,39 +31,47 @@ class SSDOptions(DetectorOptions):
 class StairNetOptions(DetectorOptions, BAMOptions):
     """StairNet (Woo et al. 2018) as BAM's Table 4b counts it."""
 
-    builder: ClassVar[str] = "attneck.detection.stairnet:build"
+    builder: ClassVar[str] = "attneck.detection.stairnet:build_stairnet"
 
     trunk: Trunk = "vgg16"
-    bam: Literal["none", "stages"] = "none"  # a stage is a map: one right before every classifier (§4.6)
+    bam: Literal["none", "stages"] = "none"  # one right before every classifier (§4.6)
 
     @property
     def channels(self) -> int:
-        """Of every map that is refined."""
+        """The channels of each of the six refined maps."""
         return {"vgg16": 256, "mobilenet": 128}[self.trunk]
 
 
 class RCNNOptions(DetectorOptions):
-    """Faster and Mask R-CNN on a feature pyramid, as BoTNet's A.2 sets them up.
+    """Faster and Mask R-CNN on a feature pyramid. The options of the backbone are given beside these."""
 
-    What the backbone can be asked for is asked for beside these.
-    """
-
-    builder: ClassVar[str] = "attneck.detection.rcnn:build"
+    builder: ClassVar[str] = "attneck.detection.rcnn:build_rcnn"
 
     backbone: FamilyOptions | None = None  # None where a module is given
     masks: bool = True
+    # "botnet": BoTNet's A.2, BatchNorm in pyramid and heads. "torchvision": torchvision's default detector,
+    # no norms there, one convolution in the RPN, two fully connected layers for boxes.
+    variant: Literal["botnet", "torchvision"] = "botnet"
     channels: Positive = 256  # of the pyramid, and of every convolution after it
     rpn_convs: Positive = 2
     box_convs: Positive = 4
-    box_features: Positive = 1024  # of the fully connected layer after them
+    box_features: Positive = 1024  # of each fully connected layer
     mask_convs: Positive = 4  # 8 for the paper's best model
-    proposals: Positive = 1000  # of an image, that the heads are given
-    rois: Positive = 512  # of these, what they learn from
-    # Of every BatchNorm; TensorFlow calls it 0.997.
+    # Of an image, given to the heads; torchvision's variant trains with twice as many.
+    proposals: Positive = 1000
+    rois: Positive = 512  # sampled from these for the losses of the heads
+    # Of every BatchNorm that learns; TensorFlow calls it 0.997.
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.003
+    freeze_norms: bool = False  # the backbone's BatchNorms keep the weights and statistics that were loaded
 
     @model_validator(mode="after")
-    def _masks_are_learned(self) -> Self:
+    def _options_fit_each_other(self) -> Self:
         if not self.masks:
             self._refuse_idle(("mask_convs",), "masks=True")
+        if self.variant == "torchvision":
+            self._refuse_idle(("rpn_convs", "box_convs"), "variant='botnet'")
+            if self.freeze_norms:
+                self._refuse_idle(
+                    ("norm_momentum",), "a BatchNorm that learns: variant='botnet', or freeze_norms=False"
+                )
         return self
