@@ -29,6 +29,8 @@ def small(name: str) -> Recipe:
         if isinstance(catalog.find(model["name"]).options, RCNNOptions):
             data["image_size"] = 128
             model["options"] |= SMALL
+            if "freeze_norms" in model["options"]:  # of trained weights, which there are none of here
+                model["options"]["freeze_norms"] = False
         if data["name"] == "voc0712":  # of which there is a part of one year
             data |= {"name": "voc2007", "val_split": "val"}
     return Recipe.model_validate(content)

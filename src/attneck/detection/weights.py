@@ -29,7 +29,7 @@ def load_weights(detector: Any, weights: Mapping[str, Tensor] | str | Path) -> L
         return load_matching(detector, given)
     backbone = _backbone(detector)
     subsampled = subsample_fc(given) if isinstance(backbone, VGG16Trunk) else None
-    if subsampled is None or not _has_all_of(given, backbone.features, "features."):
+    if subsampled is None or not _has_all(backbone, given):
         return load_matching(backbone, given)
     report = load_matching(backbone, subsampled)
     return LoadedVGG(report.taken, report.new, report.unused)
@@ -71,9 +71,9 @@ def subsample_fc(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     return None
 
 
-def _has_all_of(weights: Mapping[str, Tensor], module: nn.Module, prefix: str) -> bool:
-    """Whether each tensor of `module` is there with its shape: another VGG has other classifiers."""
-    own = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
+def _has_all(trunk: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether all of VGG16's convolutions are given: the fc6 and fc7 of another VGG are others."""
+    own = {name: tensor.shape for name, tensor in trunk.state_dict().items() if name.startswith("features.")}
     return all(name in weights and weights[name].shape == shape for name, shape in own.items())
 
 
