@@ -33,6 +33,7 @@ from attneck.tasks.detection import Detection, build_detector, headline
 from attneck.training import checkpoint, loop
 from attneck.training.distributed import World, world
 from attneck.training.environment import environment
+from attneck.training.optimizer import average_of
 from attneck.runs.folder import next_folder
 from attneck.training.recipe import TIMM, Data, Recipe, differences, dump_recipe, parse_recipe
 from attneck.training.report import Watch, unseen
@@ -60,7 +61,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
     Raises:
         UserError: a model, option or data set that is not there or does not fit; a folder that holds a run
             already, or none to resume; a recipe that differs from the one the run was started with.
-        RunFailed: see `attneck.training.loop.fit`.
+        RunFailed: see `attneck.training.loop.train_loop`.
     """
     with world() as everyone:
         with mistakes():
@@ -80,7 +81,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
                 if said is not None:
                     print(f"attneck: {said}", file=sys.stderr)
 
-        progress, average = loop.fit(
+        progress, average = loop.train_loop(
             model,
             task,
             lambda step: iter(batches_from(step, task, recipe, everyone)),
@@ -238,7 +239,7 @@ def _fill(
         model.to(memory_format=torch.channels_last)
     if state["average"] is None:
         return None
-    average = loop.average_of(model, recipe.ema)
+    average = average_of(model, recipe.ema)
     average.load_state_dict(state["average"])
     return average
 
