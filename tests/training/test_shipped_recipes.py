@@ -8,7 +8,7 @@ import yaml
 from attneck import cli
 from attneck.models import catalog
 from attneck.models.detector_options import RCNNOptions
-from attneck.runs import run
+from attneck.runs import train as runs
 from attneck.training.recipe import SHIPPED, Recipe, load_recipe, shipped_recipes
 
 SMALL = {"depths": [1, 1, 1, 1], "channels": 32, "box_features": 64, "proposals": 50, "rois": 16}
@@ -38,7 +38,7 @@ def small(name: str) -> Recipe:
 @pytest.mark.data
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_takes_its_steps(name, tmp_path):
-    summary = run.train(small(name), tmp_path / "run")
+    summary = runs.train(small(name), tmp_path / "run")
     assert summary.steps == 2
     assert 0 < summary.scores["train_loss"] < 40
     assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["model"]["name"]

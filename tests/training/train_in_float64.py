@@ -50,6 +50,7 @@ def main(folder: Path, steps: int, accumulate: int) -> None:
             everyone,
             steps_per_epoch=steps,
             resume=False,
+            facts={},
         )
         if everyone.rank == 0:
             torch.save(model.state_dict(), folder / "weights.pt")

@@ -14,7 +14,7 @@ import tyro
 from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.papers.layout import Checked, Section, Sheet, document, markdown, sheet, tally, tally_sentence
-from attneck.papers.results import Run, fits, read_runs
+from attneck.papers.results import FinishedRun, fits, read_runs
 from attneck.papers.tables import (
     PAPERS,
     Cost,
@@ -52,7 +52,7 @@ def show(
     if results is not None and not results.is_dir():
         raise UserError(f"--results {results}: there is no such folder (attneck train makes runs)")
     folder = results or Path("results")
-    sections = check(chosen, read_runs(folder) if folder.is_dir() else [], quiet=json_)
+    sections = compare_all(chosen, read_runs(folder) if folder.is_dir() else [], quiet=json_)
     if json_:
         print(json.dumps(document(sections), ensure_ascii=False))
     elif markdown_:
@@ -77,7 +77,7 @@ def choose(paper: str | None, table: str | None) -> list[tuple[Paper, Table]]:
     return found
 
 
-def check(chosen: list[tuple[Paper, Table]], runs: list[Run], *, quiet: bool) -> list[Section]:
+def compare_all(chosen: list[tuple[Paper, Table]], runs: list[FinishedRun], *, quiet: bool) -> list[Section]:
     """Count and look up every row of the tables; a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
@@ -164,7 +164,7 @@ def architecture(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
     return {key: value for key, value in every.items() if key not in {"drop_path", "dropout"}}
 
 
-def trained(run: Run, row: Row) -> bool:
+def trained(run: FinishedRun, row: Row) -> bool:
     """Whether a run's network is the row's, by whatever names and options the two give it."""
     network = architecture(run.model, run.options)
     return network is not None and network == architecture(row.trained, row.trained_options)

@@ -52,6 +52,13 @@ class Entry:
     image_size: int = 224
     num_classes: int = 1000
 
+    @property
+    def task(self) -> str:
+        """ "classification" or "detection"."""
+        from attneck.models.detector_options import DetectorOptions
+
+        return "detection" if isinstance(self.options, DetectorOptions) else "classification"
+
 
 def _imagenet_rows() -> dict[str, FamilyOptions]:
     """Both papers' ImageNet networks; BoTNet's are also the backbones of its detectors."""

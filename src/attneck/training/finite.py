@@ -109,10 +109,10 @@ def _faults(
             hook.remove()
         value = float(loss.detach())
         if not math.isfinite(value):
-            order, name = outputs.first or (outputs.seen, None)
-            came = (
-                f"first in the output of {name or 'the model'}" if name is not None else "its terms are not"
-            )
+            order, came = outputs.seen, "and every module's output is finite"
+            if outputs.first is not None:
+                order, name = outputs.first
+                came = f"and first the output of {name or 'the model'} is not finite"
             found.append(Fault(part, False, order, world.rank, f"the loss is {value}, {came}"))
         elif weights.first is not None:
             order, name = weights.first

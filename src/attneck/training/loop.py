@@ -59,11 +59,13 @@ def train_loop(
     *,
     steps_per_epoch: int,
     resume: bool,
+    facts: dict[str, Any],
 ) -> tuple[Progress, AveragedModel | None]:
     """Train `model` in place, from the beginning or from the newest whole checkpoint in `folder`.
 
     Args:
         batches: a function of the step to start from; gives `recipe.accumulate` batches a step.
+        facts: what the model knows of its data, as JSON has it, to be kept with the weights.
 
     Raises:
         RunFailed: stopped by SIGTERM (143) or SIGINT (130) with the step saved; a loss, a gradient or a
@@ -91,7 +93,7 @@ def train_loop(
     guard = Guard(world.device)
 
     def save() -> None:
-        if fault := _save(folder / "checkpoints", progress, model, optimizer, average, recipe, world):
+        if fault := _save(folder, progress, model, optimizer, average, recipe, facts, world):
             raise RunFailed(
                 f"step {progress.step} (epoch {(progress.step - 1) // steps_per_epoch + 1}): {fault} is not "
                 "finite; it was not saved, the last checkpoint is from before. Try a lower optimizer.lr"
@@ -217,25 +219,17 @@ def evaluate(
     watch: Watch,
 ) -> dict[str, float]:
     """The objective's scores on held-out data: `val_…` for the weights, `ema_…` for their average."""
-    found = of_each(partial(objective.evaluate, watch=watch), model, average, recipe, device)
+    networks = {"val": model} | ({"ema": average.module} if average is not None else {})
+    score = partial(objective.evaluate, watch=watch)
+    found = {prefix: scored(score, network, recipe, device) for prefix, network in networks.items()}
     return {f"{prefix}_{key}": value for prefix, scores in found.items() for key, value in scores.items()}
 
 
-def of_each(
-    score: Callable[[nn.Module], T],
-    model: nn.Module,
-    average: AveragedModel | None,
-    recipe: Recipe,
-    device: torch.device,
-) -> dict[str, T]:
-    """What `score` says of the weights, "val", and of their average, "ema", where there is one."""
-    networks = {"val": model} | ({"ema": average.module} if average is not None else {})
-    found = {}
-    for prefix, network in networks.items():
-        network.eval()
-        with torch.inference_mode(), precision(recipe, device):
-            found[prefix] = score(network)
-    return found
+def scored(score: Callable[[nn.Module], T], network: nn.Module, recipe: Recipe, device: torch.device) -> T:
+    """What `score` says of a network in evaluation mode, at the recipe's precision."""
+    network.eval()
+    with torch.inference_mode(), precision(recipe, device):
+        return score(network)
 
 
 def _save(
@@ -245,6 +239,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
     recipe: Recipe,
+    facts: dict[str, Any],
     world: World,
 ) -> str | None:
     """Write the checkpoint, or say on the first process which of its tensors is not finite."""
@@ -258,12 +253,13 @@ def _save(
             "optimizer": optimizer.state_dict(),
             "average": average.state_dict() if average is not None else None,
             "recipe": recipe.model_dump(mode="json"),
+            "facts": facts,
         }
     fault = checkpoint.not_finite(state)
     if world.maximum([float(fault is not None)])[0]:  # all processes end together
         return fault or "a value on the first process"
     if world.rank == 0:
-        checkpoint.save(folder, progress.step, state)
+        checkpoint.save(folder / "checkpoints", progress.step, state)
     return None
 
 
