@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from attneck.data import EvalBatches, TrainBatches, loader, open_dataset
-from attneck.data.arrays import crop_flip
-from attneck.data.classification import AUGMENTS, NAMES
+from attneck.data.augment.crop_flip import crop_flip
 from attneck.data.readers import cifar
+from attneck.data.table import SETS
 
 LOCAL_MD5 = {"train": "ea7afe98e64506c414f9d6ad8904eeb1", "test": "6ddb46bed4bb135a8179d6fcc29376d3"}
 
@@ -57,7 +57,14 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=[(name, augment) for name in NAMES for augment in AUGMENTS[name]], ids="-".join)
+AUGMENTS = {
+    name: data_set.kinds["classification"].augments
+    for name, data_set in SETS.items()
+    if "classification" in data_set.kinds
+}
+
+
+@pytest.fixture(params=[(name, a) for name in AUGMENTS for a in AUGMENTS[name]], ids="-".join)
 def dataset(request: pytest.FixtureRequest) -> Any:
     name, augment = request.param
     options: dict[str, Any] = {"augment": augment, "seed": 5}
@@ -289,15 +296,22 @@ def test_size_spreads_over_the_set(tree: Path, tiny_cifar: tuple[Path, dict[str,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cifar10", "train", {}), "data set is 'cifar10': choose cifar100, folder, shapes"),
-        (("shapes", "test", {}), "split is 'test': choose train, val"),
+        (("cifar10", "train", {}), "data set is 'cifar10': choose shapes, cifar100, folder"),
+        (("coco", "train", {}), "data set is 'coco': choose shapes, cifar100, folder"),
+        (("shapes", "test", {}), "split of shapes is 'test': choose train, val"),
         (("shapes", "val", {"augment": "inception"}), "for shapes is 'inception': choose none, crop_flip"),
         (("folder", "val", {"augment": "crop_flip"}), "choose none, inception, randaugment"),
-        (("cifar100", "val", {"image_size": 64}), "its images are 32 x 32: leave it out"),
+        (("cifar100", "val", {"image_size": 64}), "image_size is given, but it takes root, augment, seed"),
+        (("shapes", "val", {"root": "here"}), "root is given, but it takes image_size, augment, seed, size"),
+        (("folder", "val", {"randaugment_layers": 1}), "randaugment_layers goes with augment randaugment"),
+        (
+            ("folder", "val", {"randaugment_magnitude": 9, "augment": "inception"}),
+            "randaugment_magnitude goes with augment randaugment, not inception: leave it out",
+        ),
         (("shapes", "val", {"size": 0}), "size is 0: it must be 1 or more"),
         (("shapes", "val", {"image_size": 16, "size": 1}), "16 x 16 pixels: wanted .* 24 pixels a side"),
-        (("shapes", "val", {"size": 1, "classes": ("a", "b")}), "2 classes that are not its 10"),
-        (("shapes", "val", {"md5": {"train": "0"}}), "only cifar100's files are checked"),
+        (("shapes", "val", {"classes": ("a", "b")}), "shapes: classes is given, but it takes"),
+        (("shapes", "val", {"md5": ["0"]}), "shapes: md5 is given, but it takes .*: leave it out"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: tuple[str, str, dict[str, Any]], message: str) -> None:

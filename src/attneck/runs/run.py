@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader
 
 from attneck import hub
 from attneck.data import loader
-from attneck.data.choices import spread
-from attneck.data.sampling import TrainBatches
+from attneck.data.sampling import TrainBatches, spread
 from attneck.detection.weights import load_weights
 from attneck.errors import UserError
 from attneck.files import write_atomic
