@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
@@ -82,7 +82,7 @@ def test_resizing_and_cutting_keep_step(
     before: Sample, side: int, factor: float, top: float, left: float, flip: bool
 ) -> None:
     after = mirror(before) if flip else before
-    after = visible(fit(after, side, factor, (top, left)), smallest=1.0)
+    after = visible(resize_crop_pad(after, side, factor, (top, left)), smallest=1.0)
     holds(before, after, side)
     ratio = factor * side / max(before.image.shape)
     for i in range(len(after.kept)):
@@ -144,6 +144,18 @@ def test_an_image_is_fitted_whole(height: int, width: int) -> None:
     assert after.boxes.tolist() == [[0, 0, columns, rows]]
     assert (after.image[:rows, :columns] == 0).all()
     assert (after.image == 0).sum() == rows * columns * 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples(), st.integers(16, 64), st.floats(0.1, 2))
+def test_it_scales_as_torchvisions_scale_jitter_does(before: Sample, side: int, factor: float) -> None:
+    """Up to a pixel: torchvision rounds down, the paper's code to the nearest."""
+    height, width = before.image.shape[:2]
+    assume(factor * side * min(height, width) >= max(height, width))  # torchvision fails on a side of 0
+    image = torch.from_numpy(before.image).permute(2, 0, 1)
+    wanted = v2.ScaleJitter((side, side), (factor, factor))(image).shape[1:]
+    for ours, theirs in zip(resized(height, width, factor * side), wanted, strict=True):
+        assert theirs <= ours <= theirs + 1
 
 
 def test_every_cut_is_reached() -> None:

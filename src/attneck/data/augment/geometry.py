@@ -51,12 +51,12 @@ def resize_crop_pad(
 ) -> Sample:
     """Resized, and cut or padded to a square, as BoTNet's detectors have their images (section 4.1, A.2).
 
-    torchvision's `ScaleJitter` is the first third of it: it resizes the whole image by a draw of its own, and
-    neither cuts nor pads. Here the part that is kept is resampled alone, from draws that are given.
+    torchvision's `ScaleJitter` and `RandomCrop` are not the same: they draw from a global generator, round
+    sizes down, and pad on all sides. The paper's code rounds to the nearest, and pads below and on the right.
 
-    The longer side becomes factor · side pixels. What is over `side` is cut away: at the top and at the left
-    a share `corner`, from 0 to under 1, of it. What is missing is added below and on the right. Boxes are cut
-    with the image; masks take the nearest pixel.
+    The longer side becomes factor · side pixels. More than `side` is cut away: a share `corner`, from 0 to
+    under 1, at the top and at the left, the rest on the other sides. Less is padded below and on the right.
+    Boxes are cut with the image; masks take the nearest pixel.
     """
     height, width = sample.image.shape[:2]
     rows, columns = resized(height, width, factor * side)
