@@ -195,6 +195,76 @@ def test_cifar_refuses_other_content(
         open_dataset("cifar100", "train", root=root, md5=sums)
 
 
+def test_md5_sums_may_be_given_for_any_file(tiny_cifar: tuple[Path, dict[str, str]]) -> None:
+    root, sums = tiny_cifar
+    assert len(open_dataset("cifar100", "train", root=root, md5=[*sums.values(), "0"])) == 60
+    with pytest.raises(ValueError, match="/train has md5"):
+        open_dataset("cifar100", "train", root=root, md5=[sums["meta"]])
+
+
+@pytest.fixture(scope="module")
+def binary_cifar() -> Any:
+    """CIFAR-100's 10,000 test images as rows of the binary distribution: 2 labels and 3072 pixels each."""
+    rng = np.random.default_rng(1)
+    rows = rng.integers(0, 256, (10_000, 3074), dtype=np.uint8)
+    rows[:, 1] = rng.permutation(np.repeat(np.arange(100, dtype=np.uint8), 100))
+    rows[:, 0] = rows[:, 1] * 7 % 20
+    return rows
+
+
+def write_binary(root: Path, rows: Any, names: int = 100) -> Path:
+    folder = root / "cifar-100-binary"
+    folder.mkdir(exist_ok=True)
+    rows.tofile(folder / "test.bin")
+    (folder / "fine_label_names.txt").write_text("".join(f"name_{i}\n" for i in range(names)) + "\n")
+    return folder
+
+
+def test_cifars_binary_files_are_the_pickles(tmp_path: Path, binary_cifar: Any) -> None:
+    """The same images and labels by either distribution; the pickles are read where both lie."""
+    write_binary(tmp_path, binary_cifar)
+    binary = open_dataset("cifar100", "val", root=tmp_path)
+    (tmp_path / "cifar-100-python").mkdir()
+    names = {b"fine_label_names": [b"name_%d" % i for i in range(100)]}
+    content = {b"data": binary_cifar[:, 2:], b"fine_labels": binary_cifar[:, 1].tolist()}
+    sums = [
+        _write(tmp_path / "cifar-100-python" / name, part)
+        for name, part in (("meta", names), ("test", content))
+    ]
+    pickled = open_dataset("cifar100", "val", root=tmp_path, md5=sums)
+    assert binary.classes == pickled.classes
+    np.testing.assert_array_equal(binary.labels, pickled.labels)
+    np.testing.assert_array_equal(binary.images, pickled.images)  # type: ignore[attr-defined]
+    # Red, green, blue, each row by row.
+    keys = [(0, 4_321)]
+    np.testing.assert_array_equal(binary.pixels(keys)[0, 2, 5], binary_cifar[4_321, 2 + 2 * 32 + 5 :: 1024])
+    with pytest.raises(ValueError, match="/test has md5"):
+        open_dataset("cifar100", "val", root=tmp_path)
+
+
+def test_cifars_damaged_binary_files_are_refused(tmp_path: Path, binary_cifar: Any) -> None:
+    shifted = np.roll(binary_cifar.reshape(-1), 1)
+    swapped, doubled, regrouped = (binary_cifar.copy() for _ in range(3))
+    swapped[:, [0, 1]] = swapped[:, [1, 0]]
+    doubled[:500] = doubled[500:1000]
+    regrouped[3, 0] = (regrouped[3, 0] + 1) % 20
+    for rows, message in (
+        (binary_cifar[:-1], "test.bin has 30736926 bytes, wanted 30740000: get cifar-100-python or"),
+        (shifted, "test.bin has not 100 images of each of 100 classes in 20 groups"),
+        (swapped, "test.bin has not 100 images of each"),
+        (doubled, "test.bin has not 100 images of each"),
+        (regrouped, "test.bin has not 100 images of each"),
+    ):
+        write_binary(tmp_path, rows)
+        with pytest.raises(ValueError, match=message):
+            open_dataset("cifar100", "val", root=tmp_path)
+    write_binary(tmp_path, binary_cifar, names=99)
+    with pytest.raises(ValueError, match=r"fine_label_names\.txt has 99 names, wanted 100"):
+        open_dataset("cifar100", "val", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"train\.bin is missing"):
+        open_dataset("cifar100", "train", root=tmp_path)
+
+
 def test_a_missing_file_or_root_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ATTNECK_DATA", raising=False)
     with pytest.raises(ValueError, match=r"ATTNECK_DATA is not set: set it to .*cs\.toronto\.edu"):
