@@ -11,7 +11,7 @@ WAY_OUT = (
 
 
 def being_exported() -> bool:
-    """True during `torch.export`, ONNX export and `torch.jit.trace`: the graph must hold no operator of ours."""
+    """True in `torch.export`, ONNX export and `torch.jit.trace`, whose graphs hold no operator of ours."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 

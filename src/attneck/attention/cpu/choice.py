@@ -13,7 +13,8 @@ Measured, MKL's time over oneDNN's, one thread, products of 256 to 1024 a side (
 | AMD Zen 3 (family 25) | no | 0.93 to 1.00, and 0.6 on small operands | MKL |
 | all others | | not measured | MKL |
 
-MKL keeps to AVX2 on AMD's processors. Zen 4 runs AVX-512 in two halves and gains little by it; Zen 5 does not.
+The likely reason: MKL keeps to AVX2 on AMD's processors. That costs half on Zen 5, and little on Zen 4, which
+runs AVX-512 in two halves.
 """
 
 import os

@@ -29,7 +29,7 @@ def product(a: Tensor, b: Tensor, by_onednn: bool) -> Tensor:
 
 
 def inner_product(a: Tensor, b: Tensor, by_onednn: bool) -> Tensor:
-    """a^T b, head by head: [g, K, M], [g, K, N] -> [g, M, N] of any strides; `by_onednn` as above, a dense."""
+    """a^T b, head by head: [g, K, M], [g, K, N] -> [g, M, N] any strides; `by_onednn`: as above, a dense."""
     if not by_onednn:
         return product(a.transpose(1, 2), b.transpose(1, 2), by_onednn)
     # b is the smaller one here; turned, it makes the operands that oneDNN is fast on.
@@ -40,8 +40,8 @@ def inner_product(a: Tensor, b: Tensor, by_onednn: bool) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` on the CPU, faster in float32: x [..., K], weight [O, K], bias [O] -> [..., O].
 
-    Differentiable once; under a transform of `torch.func` and in forward mode it is `F.linear` itself. Not for
-    a graph that is `being_exported`.
+    Differentiable once; under a transform of `torch.func` and in forward mode it is `F.linear` itself. Not
+    for a graph that is `being_exported`.
     """
     ordinary = x.dtype != torch.float32 or weight.dtype != x.dtype
     if ordinary or torch.is_autocast_enabled("cpu") or transformed():
