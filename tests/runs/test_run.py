@@ -47,7 +47,9 @@ def test_predictions_are_the_networks_own_probabilities(folder):
         assert [row["score"] for row in rows] == pytest.approx(share.topk(5).values.tolist(), rel=1e-4)
         assert rows[0]["category"] == held_out.classes[int(share.argmax())]
         assert sample.truth == [{"category": held_out.classes[held_out.labels[index]]}]
-    assert all(row["score"] >= 0.2 for rows in known.predict([samples[0].image], min_score=0.2) for row in rows)
+    assert all(
+        row["score"] >= 0.2 for rows in known.predict([samples[0].image], min_score=0.2) for row in rows
+    )
 
 
 def test_the_predict_command_takes_classifiers(folder, tmp_path, capsys):
@@ -121,7 +123,7 @@ def test_renamed_classes_are_refused_on_resume_and_in_eval(photos, capsys):
     with pytest.raises(UserError, match="started on other data"):
         runs.train(recipe, place / "run", resume=True)
     assert cli.main(["eval", str(place / "run")]) == 2
-    assert "trained on 2 classes (cat, dog, …) and the data has 2 (dog, wolf, …)" in capsys.readouterr().err
+    assert "trained on 2 classes (cat, dog, …), the data has 2 (dog, wolf, …)" in capsys.readouterr().err
     assert Run(place / "run").model()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)  # that needs no data
 
 

@@ -106,9 +106,7 @@ SETS: Mapping[str, DataSet] = {
     # The objects of its test images are not public.
     "voc2012": _voc("2012", dict.fromkeys(("train", "val", "trainval"), "area")),
     # Both years; its test images are those of 2007.
-    "voc0712": _voc(
-        "{2007,2012}", {"train": "area", "val": "area", "trainval": "area", "test": "11-point"}
-    ),
+    "voc0712": _voc("{2007,2012}", {"train": "area", "val": "area", "trainval": "area", "test": "11-point"}),
 }
 
 ONLY_WITH = {

@@ -5,7 +5,6 @@ Letters: B batch, h heads, d head width, H×W map, N = H·W tokens.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from attneck.layers.mhsa import TABLES, MHSA2d
+from attneck.measure.meta import meta_copy, without_global_hooks
 
 REST = "(rest)"
 """The stage that holds what belongs to no child of the model."""
@@ -63,7 +63,8 @@ def count(
 
     The image has `image_channels`; where None, those that `create_model` was asked for, else 3.
 
-    Runs a copy on the meta device in eval mode: no weight is read or copied, and the model stays as it is.
+    Runs a copy on the meta device in eval mode, without hooks: no weight is read or copied, the model stays
+    as it is, and what a hook computes is not counted.
     Position tables that were made for another size are resampled, as in any forward pass, by a product which
     is counted too; build the model for `image_size` to have the papers' figures.
 
@@ -79,6 +80,7 @@ def count(
     channels = image_channels or (origin.in_chans if origin else 3)
     image = torch.empty(1, channels, height, width, device="meta", dtype=next(floats, torch.float32))
     with (
+        without_global_hooks(),  # first: the counter has some of its own
         FlopCounterMode(display=False) as counter,
         torch.no_grad(),
         _WithoutNorms(),
@@ -125,21 +127,6 @@ def count_parameters(model: nn.Module) -> tuple[int, int, int]:
         paper += 0 if id(parameter) in norms_and_tables else size
         weights += 0 if name.endswith("bias") else size
     return total, paper, weights
-
-
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose tensors have shapes and no storage; nothing is allocated on the way."""
-    held: list[Tensor] = [*model.parameters(), *model.buffers()]
-    held += [
-        value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)
-    ]
-    memo: dict[int, Any] = {}
-    for tensor in held:
-        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-        memo[id(tensor)] = (
-            nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-        )
-    return copy.deepcopy(model, memo)
 
 
 class _WithoutNorms(TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""A run read back: its recipe, records and scores; its model, its data, and what the two say of each other."""
+"""A run read back: its recipe, records and scores, its model and its data."""
 
 from __future__ import annotations
 
@@ -212,8 +212,8 @@ class Run:
         there, wanted = list(task.held_out.classes), self.facts["classes"]
         if there != wanted:
             raise UserError(
-                f"{self.folder} was trained on {len(wanted)} classes ({', '.join(wanted[:3])}, …) and the data "
-                f"has {len(there)} ({', '.join(there[:3])}, …): give the data that it was trained on"
+                f"{self.folder} was trained on {len(wanted)} classes ({', '.join(wanted[:3])}, …), the data has "
+                f"{len(there)} ({', '.join(there[:3])}, …): give the data that it was trained on"
             )
         return task
 

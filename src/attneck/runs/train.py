@@ -105,7 +105,7 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
 
 
 def weights_of(source: str) -> Any:
-    """The tensors, by name, in a file, or of the run in a folder: its averaged weights where it keeps them."""
+    """The tensors by name in a file, or of the run in a folder: its averaged weights where it keeps them."""
     return Run(source).weights() if Path(source).is_dir() else read_weights(source)
 
 

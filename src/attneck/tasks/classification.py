@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from attneck import surgery
 from attneck.data import ClassificationDataset, collate, loader, open_dataset
-from attneck.data.choices import spread
 from attneck.data.readers.folder import resize_and_centre
-from attneck.data.sampling import EvalBatches
+from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
 from attneck.models import catalog, create_model
 from attneck.models.weights import Loaded, load_matching

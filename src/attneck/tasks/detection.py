@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 from attneck.data import loader
-from attneck.data.choices import spread
 from attneck.data.detection import DetectionDataset, collate, open_detection
-from attneck.data.sampling import EvalBatches
+from attneck.data.sampling import EvalBatches, spread
 from attneck.data.table import SETS
 from attneck.detection.metrics import Detections, coco_scores, voc_scores
 from attneck.detection.results import to_coco_detections
@@ -83,7 +82,7 @@ class Detection:
 
     def _check(self) -> None:
         """ValueError for a part of the recipe that would be passed over, or fail in the first step."""
-        recipe, data = self.recipe, self.recipe.data
+        recipe = self.recipe
         if recipe.model.surgery != "none" or recipe.model.surgery_options:
             raise ValueError(
                 "model.surgery and its options are for classifiers: change a detector's backbone in "
