@@ -91,14 +91,14 @@ def export(
         opset: of ONNX, 18 if not given; the file has it or is not written.
 
     Raises:
-        ValueError: what `check` refuses; a network that torch.export does not take, or not with these open.
+        ValueError: what `check_request` refuses; a network that torch.export does not take, or not with these open.
         DisagreementError: the file's results differ by more than TOLERANCE.
         OSError: the disk would not take it.
     """
     import torch
 
     file, model = Path(file), bare(model)
-    check(file, dynamic, opset)
+    check_request(file, dynamic, opset)
     channels, height, width = _input(model, image_size, in_chans)
     if min(batch, channels, height, width) < 1:
         raise ValueError(f"images {[batch, channels, height, width]}: wanted 1 or more of each")
@@ -136,7 +136,7 @@ def export(
     )
 
 
-def check(file: Path, dynamic: Collection[str] = (), opset: int | None = None) -> None:
+def check_request(file: Path, dynamic: Collection[str] = (), opset: int | None = None) -> None:
     """ValueError unless `export` can be asked for this; needs no torch."""
     if file.suffix not in FORMATS:
         raise ValueError(f"{file}: wanted a name that ends in {' or '.join(FORMATS)}")

@@ -57,7 +57,7 @@ def save(model: nn.Module, path: str | Path, **data: Any) -> Path:
     config, path = describe(model, **data), Path(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in bare(model).state_dict().items()}
     with torch.device("meta"):
-        again = build(config).state_dict()
+        again = from_config(config).state_dict()
     shapes, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, again))
     if shapes != wanted:
         other = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
@@ -101,7 +101,7 @@ def load(
             "of two models; get them anew, or save the model anew"
         )
     try:
-        model = build(config, image_size)
+        model = from_config(config, image_size)
         model.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: not a model that this version makes ({one_line(error)})") from error
@@ -191,7 +191,7 @@ def describe(
     return as_json
 
 
-def build(config: dict[str, Any], image_size: int | tuple[int, int] | None = None) -> nn.Module:
+def from_config(config: dict[str, Any], image_size: int | tuple[int, int] | None = None) -> nn.Module:
     """The model that `describe` described, freshly initialised; `image_size` in place of its own.
 
     Raises:

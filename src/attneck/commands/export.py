@@ -54,7 +54,7 @@ def write(
         if raw and kind != "run":
             raise UserError(f"--raw is about runs, and {model} is none: leave it out")
         if graph:
-            exporting.check(file, is_open or (), opset)
+            exporting.check_request(file, is_open or (), opset)
         else:
             exporting.check_place(file / "config.json" if file.is_dir() else file)
         network, size = _load(kind, model, image_size, raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from attneck.imagenet import MEAN, STD
 from attneck.models.options import FamilyOptions
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def pretrained_cfg(origin: Origin, options: FamilyOptions) -> dict[str, Any]:
         "architecture": PREFIX + origin.name,
         "input_size": (origin.in_chans, *origin.image_size),
         "num_classes": origin.num_classes,
-        "mean": (0.485, 0.456, 0.406) if rgb else (0.449,) * origin.in_chans,
-        "std": (0.229, 0.224, 0.225) if rgb else (0.226,) * origin.in_chans,
+        "mean": MEAN if rgb else (round(sum(MEAN) / 3, 3),) * origin.in_chans,
+        "std": STD if rgb else (round(sum(STD) / 3, 3),) * origin.in_chans,
         "interpolation": "bilinear",
         "crop_pct": 1.0 if small else 0.875,
         "first_conv": options.first_conv,

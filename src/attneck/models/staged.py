@@ -111,15 +111,16 @@ class StagedNet(nn.Module):
         return take
 
     def _stages(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Positions in `feature_info`, in order, none negative."""
+        """Indices into `feature_info`, in order, none negative."""
+        from timm.models._features import feature_take_indices  # here: timm takes seconds, logits need none
+
         count = len(self.feature_info)
-        if indices is None:
-            return list(range(count))
-        if isinstance(indices, int):
-            indices = range(-indices, 0)
-        if not indices or not all(-count <= index < count for index in indices):
-            raise ValueError(f"indices {indices} of {count} features: give how many of the last, or which")
-        return sorted({index % count for index in indices})
+        try:
+            return sorted(feature_take_indices(count, indices, as_set=True)[0])
+        except (AssertionError, ValueError) as error:  # out of range, or none at all
+            raise ValueError(
+                f"indices {indices} of {count} features: give how many of the last, or which"
+            ) from error
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[B, num_features, H', W'] → logits [B, num_classes], or the pooled features before them."""
