@@ -56,7 +56,7 @@ def write(
         if graph:
             exporting.check_request(file, is_open or (), opset)
         else:
-            exporting.check_place(file / "config.json" if file.is_dir() else file)
+            exporting.check_writable(file / "config.json" if file.is_dir() else file)
         network, size = _load(kind, model, image_size, raw)
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
