@@ -13,8 +13,8 @@ from attneck.errors import RunFailed, UserError
 from attneck.models import create_model
 from attneck.runs import train as runs
 from attneck.runs.run import Run
-from attneck.tasks.classification import Classification
-from attneck.training import checkpoint, loop, report
+from attneck.training import checkpoint, report, step
+from attneck.training.optimizer import average_of, make_optimizer
 from attneck.training.recipe import Optimizer, Recipe
 
 TINY = {
@@ -142,25 +142,6 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path):
         runs.train(recipe(epochs=3), tmp_path / "run", resume=True)
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path, monkeypatch):
-    plain = Classification.loss
-    calls = []
-
-    def loss(self, model, batch):
-        calls.append(1)
-        value, scores = plain(self, model, batch)
-        return (value * float("nan") if len(calls) == 3 else value), scores
-
-    monkeypatch.setattr(Classification, "loss", loss)
-    with pytest.raises(RunFailed, match=r"step 3 \(epoch 1\): the loss is nan") as end:
-        runs.train(recipe(checkpoint_steps=1), tmp_path / "run")
-    assert end.value.code == 1
-    assert len(calls) == 3
-    state, _, _ = checkpoint.load_latest(tmp_path / "run/checkpoints")
-    assert state["step"] == 2
-    assert all(bool(t.isfinite().all()) for t in state["model"].values())
-
-
 def test_a_full_disk_ends_the_run_in_a_line(tmp_path, monkeypatch):
     whole, written = checkpoint.save, []
 
@@ -194,19 +175,19 @@ def test_accumulated_gradients_are_the_whole_batchs():
     for parts in (1, 4):
         model.zero_grad()
         batches = iter(zip(images.chunk(parts), labels.chunk(parts), strict=True))
-        loop._gradients(model, Task(), batches, recipe(accumulate=parts), alone, step=0)
+        step.gradients(model, Task(), batches, recipe(accumulate=parts), alone, 0)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
 def test_weights_decay_and_tables_and_norms_do_not():
     model = create_model("cifar_resnet20_bot")
-    optimizer = loop.make_optimizer(model, Optimizer(weight_decay=0.1))
+    optimizer = make_optimizer(model, Optimizer(weight_decay=0.1))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         is_weight = parameter.dim() > 1 and "rel_" not in name
         assert (id(parameter) in decayed) == is_weight, name
-    everything = loop.make_optimizer(model, Optimizer(weight_decay=0.1, decay_all=True))
+    everything = make_optimizer(model, Optimizer(weight_decay=0.1, decay_all=True))
     assert [group["weight_decay"] for group in everything.param_groups] == [0.1]
 
 
@@ -225,7 +206,7 @@ def test_lr_scales_with_the_batch(tmp_path, monkeypatch):
 
 def test_the_average_follows_the_weights():
     model = create_model("cifar_resnet20", num_classes=10, image_size=8)
-    average = loop.average_of(model, 0.75)
+    average = average_of(model, 0.75)
     start = model.fc.bias.detach().clone()
     average.update_parameters(model)
     with torch.no_grad():

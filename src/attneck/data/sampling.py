@@ -65,6 +65,13 @@ def order(seed: int, epoch: int, length: int) -> Tensor:
     return torch.from_numpy(np.argsort(hashes, kind="stable").astype(np.int64))
 
 
+def spread(count: int, size: int, name: str) -> NDArray[np.int64]:
+    """`size` indices evenly spread over 0 … count-1, int64; ValueError when there are not so many."""
+    if size > count:
+        raise ValueError(f"{name}: size is {size} of {count} images: choose {count} or fewer")
+    return np.arange(size) * count // size
+
+
 def uniforms(
     seed: int, epoch: int | NDArray[np.int64], indices: ArrayLike, count: int
 ) -> NDArray[np.float64]:

@@ -45,7 +45,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
     Raises:
         UserError: a model, option or data set that is not there or does not fit; a folder that holds a run
             already, or none to resume; a recipe or classes other than the run was started with.
-        RunFailed: see `attneck.training.loop.fit`.
+        RunFailed: see `attneck.training.loop.train_loop`.
     """
     with world() as everyone:
         with user_mistakes():
@@ -69,7 +69,7 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
                 if said is not None:
                     print(f"attneck: {said}", file=sys.stderr)
 
-        progress, average = loop.fit(
+        progress, average = loop.train_loop(
             model,
             task,
             lambda step: iter(batches_from(step, task, recipe, everyone)),
@@ -105,7 +105,7 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
 
 
 def weights_of(source: str) -> Any:
-    """The tensors, by name, in a file, or of the run in a folder: its averaged weights where it keeps them."""
+    """The tensors by name in a file, or of the run in a folder: its averaged weights where it keeps them."""
     return Run(source).weights() if Path(source).is_dir() else read_weights(source)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 from attneck.data import loader
-from attneck.data.choices import spread
 from attneck.data.detection import DetectionDataset, collate, open_detection
-from attneck.data.sampling import EvalBatches
+from attneck.data.sampling import EvalBatches, spread
+from attneck.data.table import SETS
 from attneck.detection.metrics import Detections, coco_scores, voc_scores
 from attneck.detection.results import to_coco_detections
 from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
@@ -53,15 +53,14 @@ class Detection:
         self.image_size = recipe.data.image_size or self.entry.image_size
         self._check()
         data = recipe.data
-        # What VOC 2012's test images show was never published: of both years, 2007's are tested on.
-        test = data.name == "voc0712" and data.val_split == "test"
         self.held_out = open_detection(
-            "voc2007" if test else data.name,
+            data.name,
             data.val_split,
             root=data.root,
             image_size=self.image_size if data.name == "shapes" else None,
             masks=self.masks,
             size=data.val_size,
+            md5=data.md5 or None,
         )
 
     @cached_property
@@ -75,16 +74,15 @@ class Detection:
             data.train_split,
             root=data.root,
             image_size=self.image_size if squares or data.name == "shapes" else None,
-            augment=data.augment,
             masks=self.masks,
             seed=self.recipe.seed,
             size=data.train_size,
-            **{"jitter": data.jitter} if data.jitter is not None else {},
+            **data.augmentation(),
         )
 
     def _check(self) -> None:
         """ValueError for a part of the recipe that would be passed over, or fail in the first step."""
-        recipe, data = self.recipe, self.recipe.data
+        recipe = self.recipe
         if recipe.model.surgery != "none" or recipe.model.surgery_options:
             raise ValueError(
                 "model.surgery and its options are for classifiers: change a detector's backbone in "
@@ -92,12 +90,6 @@ class Detection:
             )
         if recipe.label_smoothing:
             raise ValueError("label_smoothing is of classifiers; a detector's losses have none: leave it out")
-        if data.md5:
-            raise ValueError(
-                f"{data.name}: md5 is given, but only cifar100's files are checked: leave it out"
-            )
-        if data.jitter is not None and data.augment != "scale_jitter":
-            raise ValueError(f"data.jitter goes with data.augment scale_jitter, not {data.augment}")
         share = recipe.batch // (recipe.accumulate * self.everyone.size)
         synchronised = recipe.sync_bn and self.everyone.size > 1
         if isinstance(self.entry.options, StairNetOptions) and share == 1 and not synchronised:
@@ -143,11 +135,11 @@ class Detection:
     def scores(self, detections: Detections) -> dict[str, Any]:
         """All scores, fractions: of COCO and shapes `coco_scores`; of VOC "mAP" and "classes"."""
         truth = self.held_out.ground_truth()
-        if not self.recipe.data.name.startswith("voc"):
+        data = self.recipe.data
+        rule = SETS[data.name].kinds["detection"].ap[data.val_split]
+        if rule == "coco":
             return dict(coco_scores(truth, detections, ("bbox", "segm") if self.masks else ("bbox",)))
-        # The devkit's rule is its year's.
-        old = self.recipe.data.name == "voc2007" or self.recipe.data.val_split == "test"
-        mean, classes = voc_scores(truth, detections, "11-point" if old else "area")
+        mean, classes = voc_scores(truth, detections, rule)
         return {"mAP": mean, "classes": classes}
 
     def evaluate(self, model: nn.Module, watch: Watch = unseen) -> dict[str, float]:

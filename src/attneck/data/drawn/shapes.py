@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from attneck.data.arrays import ArrayDataset
 from attneck.data.sampling import hash64, uniforms
 
 Floats = NDArray[np.float32]
@@ -112,6 +113,30 @@ _SHAPES: dict[str, Callable[[Floats, Floats], Mask]] = {
 """Each inside the unit circle of its own coordinates (u, v)."""
 
 CLASSES = tuple(_SHAPES)
+
+
+def open_shapes(
+    name: str,
+    split: str,
+    *,
+    image_size: int = 32,
+    augment: str = "none",
+    seed: int = 0,
+    size: int | None = None,
+) -> ArrayDataset:
+    """Opens "shapes" for classification: images of one object, the same for every `seed`.
+
+    `size`: how many are drawn; 10,000 for training and 2,000 for validation unless given. `augment`: see
+    `ArrayDataset`.
+    """
+    first, count = part(split, size, held_out=2_000)
+    drawn, labels = images(0, np.arange(first, first + count), image_size)
+    return ArrayDataset(drawn, labels, classes=CLASSES, mean=MEAN, std=STD, augment=augment, seed=seed)
+
+
+def part(split: str, size: int | None, held_out: int) -> tuple[int, int]:
+    """The first index of a split's images, and their number: `size`, or else 10,000 or `held_out`."""
+    return (0, size or 10_000) if split == "train" else (FIRST_VALIDATION_INDEX, size or held_out)
 
 
 def scene(seed: int, index: int, image_size: int = 32, objects: int = 1) -> Scene:

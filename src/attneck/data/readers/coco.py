@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from attneck.data.readers.annotations import Annotations, Object, Record, Records, object_problem
+from attneck.data.table import SETS
 
-SOURCE = "coco/{train2017,val2017,annotations}, from https://cocodataset.org"
-SPLITS = ("train", "val")
+SOURCE = SETS["coco"].source
 
 _STRICT = ConfigDict(strict=True)
 Id = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -61,7 +61,7 @@ def find(root: Path, split: str) -> tuple[Path, Path]:
     )
 
 
-def read(root: Path, split: str, masks: bool = True) -> Annotations:
+def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotations:
     """What the JSON of a split says. Labels are the categories in the order of their ids, from 1.
 
     `masks`: whether every object must have one.
