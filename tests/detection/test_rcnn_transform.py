@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from attneck.detection.transform import IMAGENET_MEAN, IMAGENET_STD, Transform, canvas
+from attneck import imagenet
+from attneck.detection.transform import Transform, canvas
 
-MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
-STD = torch.tensor(IMAGENET_STD)[:, None, None]
+MEAN = torch.tensor(imagenet.MEAN)[:, None, None]
+STD = torch.tensor(imagenet.STD)[:, None, None]
 
 
 def images_of(*sizes: tuple[int, int]) -> list[torch.Tensor]:

@@ -102,7 +102,8 @@ def test_timm_s_functions_take_it(name: str) -> None:
     cfg = whole.pretrained_cfg
     assert whole.get_submodule(cfg["first_conv"]).weight.shape[1] == 2
     assert whole.get_submodule(cfg["classifier"]).weight.shape[0] == 5
-    assert timm.data.resolve_model_data_config(whole)["mean"] == (0.485, 0.456, 0.406)
+    rgb = timm.data.resolve_model_data_config(whole)
+    assert (rgb["mean"], rgb["std"]) == (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
     assert whole.origin.name == name
 
     last = whole.forward_features(images)

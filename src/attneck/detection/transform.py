@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
+from attneck.imagenet import MEAN, STD
 
 STEP = 64
 """The pixels that a cell of p6 stands for: sides of a batch are multiples of it."""
@@ -36,7 +35,7 @@ class Transform(GeneralizedRCNNTransform):
     """
 
     def __init__(self, size: tuple[int, int], step: int) -> None:
-        super().__init__(min(size), max(size), IMAGENET_MEAN, IMAGENET_STD, size_divisible=step)
+        super().__init__(min(size), max(size), [*MEAN], [*STD], size_divisible=step)
         self.size = size
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:

@@ -1,4 +1,4 @@
-"""The catalog: name → family and options. Rows only; no torch until something is built."""
+"""The catalog: name → family and options. No torch is imported until a network is built."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _imagenet_rows() -> dict[str, FamilyOptions]:
     # Table 13 prints [4, 40, 60, 12], which has 151.37 M parameters; these, as deep, have its 115.18 M.
     rows["senet350"] = ResNetOptions(depths=(3, 44, 66, 3), se=everywhere)
 
-    # Table 5: which c5 blocks attend. Tables 8 and 17: other blocks in their stead.
+    # Table 5: which c5 blocks attend. Tables 8 and 17: other blocks instead.
     for flags in ("001", "011", "100"):
         rows[f"botnet50_{flags}"] = ResNetOptions(attend=tuple(map(int, flags)))
     rows["resnet50_nl_c4"] = ResNetOptions(insert_c4="non_local")
@@ -205,10 +205,11 @@ def _names(task: str, pattern: str) -> list[str]:
 
 
 def find(name: str, options: dict[str, Any] | None = None) -> Entry:
-    """The row called `name`, with `options` put in place of its own.
+    """The row called `name`, with `options` instead of its own.
 
     Raises:
-        ValueError: no such model, no such option, or a value that the option does not take.
+        ValueError: no such model, no such option, or a value that the option does not take (what only a layer
+            knows, `create_model` refuses).
     """
     if name not in CATALOG:
         raise ValueError(
@@ -227,17 +228,17 @@ def create_model(
 ) -> nn.Module:
     """Build the model called `name`, freshly initialised.
 
-    What it was made from stays with it, as `model.origin`; a classifier has timm's `pretrained_cfg` beside.
+    `model.origin` says what it was made from; a classifier has timm's `pretrained_cfg` too.
 
     Args:
         name: one of `list_models()` or `list_detectors()`.
-        num_classes: width of the classifier; 0 for none. The published data set's where None. A detector's
-            counts the background.
-        image_size: side or (height, width) in pixels that position tables are made for; the published one
-            where None. Any other size works at run time, with the tables resampled. A detector takes images
-            of any size, and fits them into it in evaluation; SSD300 and StairNet have no other, and always.
+        num_classes: width of the classifier; 0 for none; None for the published number. A detector counts the
+            background too.
+        image_size: side or (height, width) in pixels that position tables are made for; None for the
+            published one. Any other size works at run time: the tables are resampled. A detector takes images
+            of any size and resizes them to this one in evaluation; SSD300 and StairNet do so always, to 300.
         in_chans: channels of the images; a detector's have 3.
-        options: what the family can be asked for (see its options class, and `detector_options`).
+        options: the family's own, by name (see its options class), and a detector's (`detector_options`).
 
     Raises:
         ValueError: an unknown name or option (with the nearest known one), or a value out of range.

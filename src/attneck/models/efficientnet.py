@@ -1,4 +1,4 @@
-"""EfficientNet from timm (Tan & Le 2019), which BoTNet's Table 14 compares with."""
+"""timm's EfficientNet (Tan & Le 2019); BoTNet compares with it (Table 14)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EfficientNetOptions(FamilyOptions):
 
     @property
     def feature_cfg(self) -> dict[str, Any]:
-        """Its maps lie inside one Sequential, where timm reads them out."""
+        """Its maps come out of one Sequential, so timm's getter reads them."""
         return {"feature_cls": "getter"}
 
 

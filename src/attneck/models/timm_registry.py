@@ -1,8 +1,8 @@
-"""The catalog's classification networks among timm's, called `attneck_<name>`.
+"""Registers the catalog's classifiers with timm as `attneck_<name>`.
 
-So `timm.create_model("attneck_botnet50", num_classes=10, features_only=True)`, and whatever is built on it,
-takes them as it takes timm's own. Arguments have timm's names there (`img_size`, `drop_rate`,
-`drop_path_rate`, `output_stride`), and the family's options stand beside.
+`timm.create_model("attneck_botnet50", num_classes=10, features_only=True)` and libraries on top of timm then
+find them. Arguments have timm's names (`img_size`, `drop_rate`, `drop_path_rate`, `output_stride`); the
+family's options are arguments too.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import nn
 from attneck.models.catalog import CATALOG, create_model, find, list_models
 from attneck.models.origin import PREFIX, Origin, pretrained_cfg
 
-# timm looks here for what it should know of a model beside the function that makes it.
+# timm reads each model's `pretrained_cfg` from here.
 default_cfgs: dict[str, Any] = {}
 
 
 def enter() -> None:
-    """Register every model that is not there yet, with a `pretrained_cfg` that names no weights."""
+    """Register every classifier that timm does not have yet; its `pretrained_cfg` names no weights."""
     for name in list_models():
         if not is_model(PREFIX + name):
             entry = CATALOG[name]
@@ -33,7 +33,7 @@ def enter() -> None:
 
 
 def _entry(name: str) -> Callable[..., nn.Module]:
-    """The function that timm calls for a model."""
+    """The function that timm calls to make the model."""
 
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
         row = CATALOG[name].options
@@ -63,9 +63,7 @@ def _create(
     global_pool: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """`create_model` by timm's names of arguments.
-
-    With `output_stride=16` a ResNet's c5 stays at c4's size: attention as in BoTNet-S1, convs dilated by 2.
+    """`create_model` with timm's names of arguments.
 
     Raises:
         ValueError: as `create_model`; another output stride; a pool other than the family's own.

@@ -1,4 +1,4 @@
-"""DenseNet-BC for 32×32 images (Huang et al. 2017; BAM §4.2), of torchvision's cells."""
+"""DenseNet-BC for 32×32 images (Huang et al. 2017; BAM §4.2), from torchvision's blocks."""
 
 from __future__ import annotations
 

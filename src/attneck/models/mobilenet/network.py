@@ -1,4 +1,4 @@
-"""MobileNet v1 (Howard et al. 2017), a network for a small budget that BAM is tried on (BAM §4.3)."""
+"""MobileNet v1 (Howard et al. 2017), one of BAM's networks for small budgets (BAM §4.3)."""
 
 from __future__ import annotations
 

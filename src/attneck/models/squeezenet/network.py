@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1 (Iandola et al. 2016), a network for a small budget that BAM is tried on (BAM §4.3).
+"""SqueezeNet 1.1 (Iandola et al. 2016), one of BAM's networks for small budgets (BAM §4.3).
 
 Letters: B batch, H'×W' the last map.
 """
@@ -17,10 +17,10 @@ from attneck.models.staged import StagedNet
 
 
 class SqueezeNet(StagedNet):
-    """SqueezeNet 1.1 (Iandola et al. 2016) of torchvision's cells by torchvision's names.
+    """torchvision's SqueezeNet 1.1: its `Fire` modules, and its names.
 
-    The classifier is a 1×1 conv with ReLU on the last map, averaged after; with pool="features" on the
-    average of the map. BAM stands before the pools behind fire3 and fire5.
+    The classifier is a 1×1 conv with ReLU. pool="logits" applies it to the last map and averages its result;
+    pool="features" averages the map first. BAM stands after fire3 and fire5, before the pools.
     """
 
     def __init__(self, options: SqueezeNetOptions, num_classes: int, in_chans: int) -> None:

@@ -10,7 +10,7 @@ from attneck.models.options import FamilyOptions, Positive, Probability
 
 
 class ViTOptions(FamilyOptions):
-    """ViT and DeiT from timm, which BoTNet's Figures 7 to 9 compare with; one network, trained two ways."""
+    """timm's ViT, also trained as DeiT; BoTNet compares with both (Figures 7 to 9)."""
 
     builder: ClassVar[str] = "attneck.models.vit.network:build_vit"
     first_conv: ClassVar[str] = "patch_embed.proj"
@@ -25,7 +25,7 @@ class ViTOptions(FamilyOptions):
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
-        if self.width % self.heads:  # timm asserts it without a word
+        if self.width % self.heads:  # timm only asserts it
             raise ValueError(f"heads={self.heads}, width={self.width}: wanted heads that divide the width")
         return self
 

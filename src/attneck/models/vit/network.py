@@ -20,11 +20,11 @@ from attneck.models.vit import ViTOptions
 
 
 class ViT(VisionTransformer):
-    """timm's, which `torch.compile` takes at a changing size in training too.
+    """timm's `VisionTransformer`, for `torch.compile` at a changing image size in training too.
 
-    PyTorch cannot compile the gradient of the antialiased resize for a size that is a symbol, so where the
-    position embeddings are to be resampled they are left to eager mode. A state dict whose embeddings are for
-    another square image loads, resampled.
+    PyTorch cannot compile the gradient of the antialiased resize for a symbolic size, so resampling of the
+    position embeddings runs in eager mode. A state dict with embeddings for another square image loads: they
+    are resampled.
     """
 
     def _pos_embed(self, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class ViT(VisionTransformer):
         given, own = state_dict.get(prefix + "pos_embed"), self.get_parameter("pos_embed")
         if given is not None and given.ndim == 3 and given.shape[1] != own.shape[1]:
             side = math.isqrt(max(0, given.shape[1] - self.num_prefix_tokens))
-            if side * side + self.num_prefix_tokens == given.shape[1]:  # else PyTorch's to refuse
+            if side * side + self.num_prefix_tokens == given.shape[1]:  # if not, PyTorch refuses it
                 state_dict[prefix + "pos_embed"] = resample_abs_pos_embed(
                     given, self.patch_embed.grid_size, (side, side), self.num_prefix_tokens
                 )
