@@ -41,7 +41,12 @@ class Kind:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A row: `source` says what must lie in the data folder ("" for a drawn set); `kinds` has a `Kind` a task."""
+    """A row.
+
+    Args:
+        source: what must lie in the data folder, and where it comes from; "" for a drawn set.
+        kinds: a `Kind` for each task that the set serves, "classification" or "detection".
+    """
 
     source: str
     kinds: Mapping[str, Kind]
@@ -106,9 +111,7 @@ SETS: Mapping[str, DataSet] = {
     # The objects of its test images are not public.
     "voc2012": _voc("2012", dict.fromkeys(("train", "val", "trainval"), "area")),
     # Both years; its test images are those of 2007.
-    "voc0712": _voc(
-        "{2007,2012}", {"train": "area", "val": "area", "trainval": "area", "test": "11-point"}
-    ),
+    "voc0712": _voc("{2007,2012}", {"train": "area", "val": "area", "trainval": "area", "test": "11-point"}),
 }
 
 ONLY_WITH = {

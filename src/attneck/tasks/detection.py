@@ -76,7 +76,7 @@ class Detection:
 
     def _check(self) -> None:
         """ValueError for a part of the recipe that would be passed over, or fail in the first step."""
-        recipe, data = self.recipe, self.recipe.data
+        recipe = self.recipe
         if recipe.model.surgery != "none":
             raise ValueError(
                 f"model.surgery {recipe.model.surgery} is for classifiers: change a detector's backbone in "

@@ -20,7 +20,7 @@ Value = bool | int | float | str | list[int]
 
 
 class Part(BaseModel):
-    """A part of a recipe: unknown fields, infinite numbers and NaN are refused; nothing changes after reading."""
+    """A part of a recipe: unknown fields, infinite numbers and NaN are refused. It cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -284,7 +284,9 @@ def _complaint(error: dict[str, Any]) -> str:
     if error["type"] == "value_error":  # fields that do not go together
         message: str = error["msg"].removeprefix("Value error, ")
         return message
-    said = f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}" if field else error["msg"]
+    said = (
+        f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}" if field else error["msg"]
+    )
     choices = re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", "")))
     return said + suggestion(str(error["input"]), choices)
 

@@ -164,7 +164,10 @@ def test_every_cut_is_reached() -> None:
     assert [after.boxes.tolist() for after in ends] == [[[0, 0, 8, 8]]] * 2
     # A dark stripe at the right edge is seen only when the left is cut away.
     sample.image[:, 3:] = 255
-    assert [int(resize_crop_pad(sample, 8, 2.0, (0.5, corner)).image.min()) for corner in (0.0, 0.999)] == [0, 255]
+    assert [int(resize_crop_pad(sample, 8, 2.0, (0.5, corner)).image.min()) for corner in (0.0, 0.999)] == [
+        0,
+        255,
+    ]
 
 
 def test_what_is_lost_is_dropped_with_its_place() -> None:

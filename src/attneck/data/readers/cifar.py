@@ -1,4 +1,4 @@
-"""CIFAR-100 as published (https://www.cs.toronto.edu/~kriz/cifar.html): Python's pickles, or the binary files."""
+"""CIFAR-100 as published (https://www.cs.toronto.edu/~kriz/cifar.html): the pickles or the binary files."""
 
 import hashlib
 import os
@@ -100,9 +100,14 @@ def _read_binary(folder: Path, name: str) -> Arrays:
     rows = rows.reshape(count, 3074)
     coarse, fine = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64)
     pairs = np.unique(coarse * 256 + fine)
-    if len(pairs) != 100 or (pairs >= 20 * 256).any() or (np.bincount(fine, minlength=256)[:100] != count // 100).any():
+    if (
+        len(pairs) != 100
+        or (pairs >= 20 * 256).any()
+        or (np.bincount(fine, minlength=256)[:100] != count // 100).any()
+    ):
         raise ValueError(
-            f"cifar100: {file} has not {count // 100} images of each of 100 classes in 20 groups: get {SOURCE}"
+            f"cifar100: {file} has not {count // 100} images of each of 100 classes in 20 groups: "
+            f"get {SOURCE}"
         )
     classes = tuple(names.read_text(encoding="latin1").split())
     if len(classes) != 100:

@@ -45,9 +45,7 @@ class FolderDataset(ClassificationDataset):
         self.paths, self.augment, self.seed = paths, augment, seed
         # Built here, so that forked workers inherit the import of torchvision.
         layers = randaugment_layers if augment == "randaugment" else 0
-        self._transform = (
-            None if augment == "none" else inception(image_size, layers, randaugment_magnitude)
-        )
+        self._transform = None if augment == "none" else inception(image_size, layers, randaugment_magnitude)
 
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         return np.stack([self._one(epoch, index) for epoch, index in keys])
