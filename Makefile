@@ -1,10 +1,10 @@
-# make demo, make test, make check, make bench: each sets the project up by itself in .venv the first time.
+# make demo, make test, make check, make bench, make lint: each sets the project up by itself in .venv the first time.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a test process: small steps are many times slower when processes fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test check bench format
+.PHONY: demo test lint check bench format
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml constraints.txt
@@ -18,10 +18,12 @@ demo: .venv/installed  ## train a small network with BAM and BoT on the embedded
 test: .venv/installed  ## everything
 	$(PYTEST)
 
-check: .venv/installed  ## format, lint, types, fast tests
+lint: .venv/installed  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint  ## format, lint, types, fast tests
 	$(PYTEST) -m 'not slow and not data'
 
 bench: .venv/installed  ## against the peers, about half an hour of an idle machine: results/bench

@@ -20,7 +20,7 @@ MAY = {
     "explain": {"attention", "layers"},
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
-    "runs": {"data", "detection", "hub", "models", "surgery", "tasks", "training"},
+    "runs": {"data", "models", "tasks", "training"},
     "hub": {"layers", "models"},
     "export": {"layers", "models"},
     "commands": {
@@ -35,6 +35,7 @@ MAY = {
         "papers",
         "runs",
         "surgery",
+        "tasks",
         "training",
     },
     "cli": {"commands"},

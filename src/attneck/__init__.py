@@ -15,10 +15,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from attneck import attention, detection, export, hub, layers, measure, surgery
     from attneck.models import create_model, list_detectors, list_models
-    from attneck.runs.run import train
+    from attneck.runs.run import Run
+    from attneck.runs.train import train
 
 # Where each public name lives. Resolved on first use, so that `attneck --help` needs no torch.
 _HOMES = {
+    "Run": "attneck.runs.run:Run",
     "attention": "attneck.attention",
     "detection": "attneck.detection",
     "export": "attneck.export",
@@ -29,10 +31,11 @@ _HOMES = {
     "create_model": "attneck.models.catalog:create_model",
     "list_detectors": "attneck.models.catalog:list_detectors",
     "list_models": "attneck.models.catalog:list_models",
-    "train": "attneck.runs.run:train",
+    "train": "attneck.runs.train:train",
 }
 
 __all__ = [
+    "Run",
     "__version__",
     "attention",
     "create_model",

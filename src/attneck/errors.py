@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -26,3 +28,12 @@ def suggestion(given: str, known: list[str]) -> str:
 def one_line(error: BaseException) -> str:
     """What an error says, as the start of one line."""
     return " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def user_mistakes() -> Iterator[None]:
+    """What layers and data sets refuse as a value becomes a UserError: it is the user's to mend."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(str(error)) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from attneck.errors import one_line
 from attneck.files import write_atomic
-from attneck.models.catalog import CATALOG, create_model
+from attneck.models.catalog import create_model, find
 from attneck.models.origin import PREFIX, Origin, bare
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ def push(model: nn.Module, repo_id: str, **options: Any) -> str:
     from huggingface_hub import ModelHubMixin
 
     data = {key: options.pop(key) for key in DATA if key in options}
-    task = "image-classification" if _name(describe(model)) in CATALOG else "object-detection"
+    task = {"classification": "image-classification", "detection": "object-detection"}[
+        find(_name(describe(model))).task
+    ]
 
     class Published(ModelHubMixin, library_name="attneck", pipeline_tag=task, model_card_template=CARD):
         def _save_pretrained(self, save_directory: Path) -> None:

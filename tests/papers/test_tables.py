@@ -13,7 +13,7 @@ from attneck.commands import papers as command
 from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.papers.layout import Checked, Section, document, markdown, sheet, tally
-from attneck.papers.results import Run, measured, read_runs
+from attneck.papers.results import FinishedRun, measured, read_runs
 from attneck.papers.tables import (
     PAPERS,
     UNITS,
@@ -423,7 +423,7 @@ def test_a_damaged_run_is_named(tmp_path, damage):
 def test_a_measured_error_is_shown_with_its_runs():
     paper = LOADED["bam"]
     table = paper.table("5")
-    run = Run("results/a", "cifar_wrn28_8", {}, "cifar100", None, 200, 79.5)
+    run = FinishedRun("results/a", "cifar_wrn28_8", {}, "cifar100", None, 200, 79.5)
     rows = [Checked(row, {}, [run] if row.label == "WideResNet28 (w=8)" else [], None) for row in table.rows]
     laid = sheet(Section(paper, table, rows))
     column = laid.header.index("Error measured")

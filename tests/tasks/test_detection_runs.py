@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 
 from attneck import cli
-from attneck.detection.metrics import check, coco_scores
+from attneck.detection.metrics import check_detections, coco_scores
 from attneck.errors import UserError
 from attneck.explain import detections
-from attneck.runs import run
+from attneck.runs import train as runs
+from attneck.runs.run import Run
 from attneck.tasks import open_task
 from attneck.tasks.detection import Detection, headline
 from attneck.training import checkpoint
@@ -47,7 +48,7 @@ def recipe(**changes) -> Recipe:
 def trained(tmp_path_factory):
     """A run's folder."""
     folder = tmp_path_factory.mktemp("detection") / "run"
-    run.train(recipe(ema=0.5), folder)
+    runs.train(recipe(ema=0.5), folder)
     return folder
 
 
@@ -71,7 +72,7 @@ def test_every_loss_is_told_and_the_sum_falls(trained):
 def test_resumed_ends_with_the_same_bits(tmp_path, monkeypatch):
     """Broken off amid what is summed for the next record; the last record is of a part of an epoch."""
     wanted = recipe(epochs=None, steps=5, checkpoint_steps=1)
-    straight = run.train(wanted, tmp_path / "straight")
+    straight = runs.train(wanted, tmp_path / "straight")
     whole = checkpoint.save
 
     class BrokenOffError(Exception):
@@ -85,8 +86,8 @@ def test_resumed_ends_with_the_same_bits(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
         with pytest.raises(BrokenOffError):
-            run.train(wanted, tmp_path / "broken")
-    resumed = run.train(wanted, tmp_path / "broken", resume=True)
+            runs.train(wanted, tmp_path / "broken")
+    resumed = runs.train(wanted, tmp_path / "broken", resume=True)
     assert resumed.weights == straight.weights
     assert resumed.scores["epoch"] == pytest.approx(5 / 3, abs=1e-3)
     for key in ("train_loss", "train_loss_mask", "val_box_AP", "lr"):
@@ -103,7 +104,7 @@ def test_eval_prints_the_papers_table_and_writes_cocos_results(trained, capsys):
     document = json.loads(capsys.readouterr().out)
     detections = json.loads((trained / "detections.json").read_text())
     truth = open_task(recipe(), ALONE).held_out.ground_truth()
-    check(truth, detections)
+    check_detections(truth, detections)
     assert coco_scores(truth, detections) == document["scores"]["ema"]
     last = records(trained)[-1]
     for prefix in ("val", "ema"):
@@ -112,18 +113,16 @@ def test_eval_prints_the_papers_table_and_writes_cocos_results(trained, capsys):
 
 def test_processes_share_the_held_out_images(trained, monkeypatch):
     """Each of two finds what one finds in its part; put together it is the same, in the same order."""
-    detector = run.load_detector(trained)
-    alone = Detection(detector.recipe, ALONE)
+    known = Run(trained)
+    model, alone = known.model(), Detection(known.recipe, ALONE)
     asked = []
-    plain = detector.model.forward
-    monkeypatch.setattr(detector.model, "forward", lambda images: asked.append(len(images)) or plain(images))
+    plain = model.forward
+    monkeypatch.setattr(model, "forward", lambda images: asked.append(len(images)) or plain(images))
     monkeypatch.setattr(World, "joined", lambda self, rows: rows)
     with torch.inference_mode():
-        whole = alone.detect(detector.model)
+        whole = alone.detect(model)
         assert sum(asked) == 5
-        parts = [
-            Detection(detector.recipe, World(rank, 2, ALONE.device)).detect(detector.model) for rank in (0, 1)
-        ]
+        parts = [Detection(known.recipe, World(rank, 2, ALONE.device)).detect(model) for rank in (0, 1)]
     assert sum(asked) == 10
     assert parts[0]
     assert parts[1]
@@ -159,7 +158,7 @@ def test_predict_draws_and_tells(trained, tmp_path, monkeypatch):
     (found,) = document["runs"]
     assert found["detections"]
     for row in found["detections"]:
-        assert row["category"] in run.load_detector(trained).classes
+        assert row["category"] in Run(trained).facts["classes"]
         assert row["segmentation"]["size"] == [120, 160]
     # Two images of one name; each picture in the proportions of its image.
     for name in ("1-noise", "2-noise"):
@@ -178,7 +177,7 @@ def test_predict_shows_what_is_in_held_out_images(trained, tmp_path, monkeypatch
     monkeypatch.setattr("attneck.explain.detections.draw", spy(drawn, detections.draw))
     out = tmp_path / "out"
     assert cli.main(["predict", str(trained), "--held-out", "2", "--out", str(out)]) == 0
-    truth = open_task(run.load_detector(trained).recipe, ALONE).held_out.ground_truth()
+    truth = open_task(Run(trained).recipe, ALONE).held_out.ground_truth()
     wanted = [truth["images"][0]["id"], truth["images"][len(truth["images"]) // 2]["id"]]
     shown = [rows for rows in drawn if rows and "score" not in rows[0]]
     assert [rows[0]["image_id"] for rows in shown] == wanted
@@ -225,9 +224,9 @@ def test_curves_show_ap(trained, tmp_path):
         (["RUN"], "no image given"),
         (["RUN", "--held-out", "10000"], "choose"),
         (["RUN", "--held-out", "-1"], "give how many"),
-        (["nowhere", "image.png"], "no checkpoint there"),
-        (["classifier", "image.png"], "cifar_resnet20, which finds no boxes"),
-        (["RUN", "image.png", "--beside", "nowhere"], "no checkpoint there"),
+        (["nowhere", "image.png"], "no recipe.yaml in it"),
+        (["RUN", "image.png", "--beside", "nowhere"], "no recipe.yaml in it"),
+        (["RUN", "image.png", "--beside", "classifier"], "one of the two runs finds boxes, one classes"),
         (["RUN", "image.png", "--min-score", "2"], "give 0 to 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -236,8 +235,8 @@ def test_predict_refuses_in_a_line(trained, tmp_path, monkeypatch, capsys, words
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
-    state = {"recipe": Recipe().model_dump(mode="json")}
-    checkpoint.save(tmp_path / "classifier/checkpoints", 1, state)
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier/recipe.yaml").write_text("{}")
     assert cli.main(["predict", *(str(trained) if word == "RUN" else word for word in words)]) == 2
     said = capsys.readouterr().err
     assert says in said
@@ -260,7 +259,7 @@ def test_predict_refuses_in_a_line(trained, tmp_path, monkeypatch, capsys, words
 )
 def test_what_does_not_go_together_is_refused_before_training(tmp_path, changes, says):
     with pytest.raises(UserError, match=says) as error:
-        run.train(recipe(**changes), tmp_path / "run")
+        runs.train(recipe(**changes), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -269,21 +268,21 @@ def test_a_backbone_begins_with_a_runs_weights(tmp_path, capsys):
     """A classifier's run fills the trunk but for what attention replaced; a resumed run needs it no more."""
     thin = {"name": "resnet26_thin", "options": {"depths": [1, 1, 1, 1]}}
     images = {"name": "shapes", "image_size": 32, "train_size": 8, "val_size": 4}
-    run.train(
+    runs.train(
         Recipe.model_validate({"model": thin, "data": images, "batch": 4, "ema": 0.5}), tmp_path / "thin"
     )
     begun = recipe(model={**TINY["model"], "weights": str(tmp_path / "thin")}, epochs=1)
     task = open_task(begun, ALONE)
-    model = task.build()
-    said = run._begin(model, str(tmp_path / "thin"))
-    assert "new: layer4.0.conv2.rel_h" in said
+    model = task.build(begun, task.describe())
+    said = task.start(model, runs.weights_of(str(tmp_path / "thin")))
+    assert "new: layer4.0.conv2.rel_h" in str(said)
     state, _, _ = checkpoint.load_latest(tmp_path / "thin/checkpoints")
     assert torch.equal(model.backbone.body.model.conv1.weight, state["average"]["module.conv1.weight"])
 
-    run.train(begun, tmp_path / "run")
+    runs.train(begun, tmp_path / "run")
     assert "tensors taken" in capsys.readouterr().err
     (tmp_path / "thin").rename(tmp_path / "moved")
-    assert run.train(begun, tmp_path / "run", resume=True).steps == 3
+    assert runs.train(begun, tmp_path / "run", resume=True).steps == 3
 
 
 @pytest.mark.data

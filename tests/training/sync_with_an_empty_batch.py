@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attneck.models import create_model
-from attneck.training.distributed import SyncBatchNorm, synchronise_batchnorm
+from attneck.training.norms import SyncBatchNorm, synchronise_batchnorm
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -47,7 +47,8 @@ report = {
 # A detector of which this process sees an object, or none.
 small = {"channels": 16, "box_features": 16, "proposals": 32, "rois": 16}
 model = create_model("maskrcnn_botnet26_thin", num_classes=3, image_size=128, **small)
-model = DistributedDataParallel(synchronise_batchnorm(model, torch.device("cpu"))).train()
+synchronise_batchnorm(model, torch.device("cpu"))
+model = DistributedDataParallel(model).train()
 number = 1 - rank
 masks = torch.zeros(number, 128, 128, dtype=torch.uint8)
 masks[:, 20:90, 30:80] = 1

@@ -11,8 +11,10 @@ from attneck import cli, hub
 from attneck.data import open_dataset
 from attneck.errors import RunFailed, UserError
 from attneck.models import create_model
-from attneck.runs import run
-from attneck.training import checkpoint, loop, report
+from attneck.runs import train as runs
+from attneck.runs.run import Run
+from attneck.training import checkpoint, report, step
+from attneck.training.optimizer import average_of, make_optimizer
 from attneck.training.recipe import Optimizer, Recipe
 
 TINY = {
@@ -59,12 +61,12 @@ def stop_after(monkeypatch, step):
 def test_resumed_ends_with_the_same_bits(tmp_path, monkeypatch, changes, step):
     """Broken off mid-epoch (2) and at an epoch's end (3)."""
     wanted = recipe(**changes, checkpoint_steps=1)
-    straight = run.train(wanted, tmp_path / "straight")
+    straight = runs.train(wanted, tmp_path / "straight")
     with monkeypatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(BrokenOffError):
-            run.train(wanted, tmp_path / "broken")
-    resumed = run.train(wanted, tmp_path / "broken", resume=True)
+            runs.train(wanted, tmp_path / "broken")
+    resumed = runs.train(wanted, tmp_path / "broken", resume=True)
     assert resumed.weights == straight.weights
     lines = [json.loads(line) for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -74,26 +76,29 @@ def test_resumed_ends_with_the_same_bits(tmp_path, monkeypatch, changes, step):
 
 def test_workers_move_no_bit(tmp_path):
     weights = {
-        run.train(recipe(data={**TINY["data"], "workers": workers}), tmp_path / str(workers)).weights
+        runs.train(recipe(data={**TINY["data"], "workers": workers}), tmp_path / str(workers)).weights
         for workers in (0, 1, 2)
     }
     assert len(weights) == 1
 
 
 def test_eval_of_a_run_is_its_last_record(tmp_path):
-    summary = run.train(recipe(ema=0.5), tmp_path / "run")
-    scores = run.evaluate(tmp_path / "run")
-    assert scores["images"] == 30
-    for key in ("val_loss", "val_top1", "val_top5", "ema_loss", "ema_top1"):
-        assert scores[key] == summary.scores[key]
-    assert scores["val_error"] == pytest.approx(100 - scores["val_top1"])
+    summary = runs.train(recipe(ema=0.5), tmp_path / "run")
+    found = Run(tmp_path / "run").evaluate()
+    assert list(found) == ["val", "ema"]
+    for name, one in found.items():
+        assert one.images == 30
+        assert one.scores["error"] == pytest.approx(100 - one.scores["top1"])
+        for key in ("loss", "top1", "top5"):
+            assert one.scores[key] == summary.scores[f"{name}_{key}"]
 
 
 def test_a_run_s_model_loads_without_its_data(tmp_path, monkeypatch):
-    run.train(recipe(ema=0.5), tmp_path / "run")
+    runs.train(recipe(ema=0.5), tmp_path / "run")
     state, _, _ = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
     monkeypatch.setattr("attneck.tasks.classification.open_dataset", None)
-    raw, average = run.load(tmp_path / "run", average=False), run.load(tmp_path / "run")
+    known = Run(tmp_path / "run")
+    raw, average = known.model(average=False), known.model()
     assert not raw.training
     assert raw.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
     assert raw.pretrained_cfg["label_names"][0] == open_dataset("shapes", "val", size=1).classes[0]
@@ -101,59 +106,40 @@ def test_a_run_s_model_loads_without_its_data(tmp_path, monkeypatch):
         assert torch.equal(tensor, state["model"][name])
         assert torch.equal(average.state_dict()[name], state["average"][f"module.{name}"])
     assert not torch.equal(raw.fc.weight, average.fc.weight)
-    assert run.load(tmp_path / "run", 48).origin.image_size == (48, 48)
-    (tmp_path / "run" / "model.json").unlink()
-    with pytest.raises(UserError, match=r"no model.json there, .* --resume"):
-        run.load(tmp_path / "run")
+    assert known.model(48).origin.image_size == (48, 48)
 
 
 def test_a_run_s_weights_leave_by_the_command(tmp_path, capsys):
     folder = tmp_path / "run"
-    run.train(recipe(ema=0.5), folder)
+    runs.train(recipe(ema=0.5), folder)
     assert cli.main(["export", str(folder), str(tmp_path / "net.safetensors"), "--raw"]) == 0
     assert cli.main(["export", str(folder), str(tmp_path / "net"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["config"]["num_classes"] == 10
     for saved, average in ((tmp_path / "net.safetensors", False), (tmp_path / "net", True)):
-        wanted = run.load(folder, average=average).state_dict()
+        wanted = Run(folder).model(average=average).state_dict()
         torch.testing.assert_close(hub.load(saved).state_dict(), wanted, rtol=0, atol=0)
 
 
 def test_the_run_folder_tells_what_was_run(tmp_path):
-    run.train(recipe(), tmp_path / "run")
-    assert recipe() == run.parse_recipe(
-        __import__("yaml").safe_load((tmp_path / "run/recipe.yaml").read_text()), "run"
-    )
+    runs.train(recipe(), tmp_path / "run")
+    known = Run(tmp_path / "run")
+    assert known.recipe == recipe()
+    assert [record["epoch"] for record in known.history] == [1, 2]
+    assert known.summary["steps"] == known.step == 6
+    assert known.facts["classes"] == list(known.data("val").classes)
+    assert len(known.data("train")) == 96
     environment = json.loads((tmp_path / "run/environment.json").read_text())
     assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert list((tmp_path / "run/tensorboard").iterdir())
 
 
 def test_a_folder_with_a_run_is_not_written_over(tmp_path):
-    run.train(recipe(epochs=1), tmp_path / "run")
+    runs.train(recipe(epochs=1), tmp_path / "run")
     with pytest.raises(UserError, match="holds a run already"):
-        run.train(recipe(epochs=1), tmp_path / "run")
+        runs.train(recipe(epochs=1), tmp_path / "run")
     with pytest.raises(UserError, match="epochs: 1 → 3"):
-        run.train(recipe(epochs=3), tmp_path / "run", resume=True)
-
-
-def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path, monkeypatch):
-    plain = run.Classification.loss
-    calls = []
-
-    def loss(self, model, batch):
-        calls.append(1)
-        value, scores = plain(self, model, batch)
-        return (value * float("nan") if len(calls) == 3 else value), scores
-
-    monkeypatch.setattr(run.Classification, "loss", loss)
-    with pytest.raises(RunFailed, match=r"step 3 \(epoch 1\): the loss is nan") as end:
-        run.train(recipe(checkpoint_steps=1), tmp_path / "run")
-    assert end.value.code == 1
-    assert len(calls) == 3
-    state, _, _ = checkpoint.load_latest(tmp_path / "run/checkpoints")
-    assert state["step"] == 2
-    assert all(bool(t.isfinite().all()) for t in state["model"].values())
+        runs.train(recipe(epochs=3), tmp_path / "run", resume=True)
 
 
 def test_a_full_disk_ends_the_run_in_a_line(tmp_path, monkeypatch):
@@ -168,9 +154,9 @@ def test_a_full_disk_ends_the_run_in_a_line(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", full)
         with pytest.raises(RunFailed, match="No space left on device; the last checkpoint is whole"):
-            run.train(recipe(checkpoint_steps=1), tmp_path / "run")
-    straight = run.train(recipe(checkpoint_steps=1), tmp_path / "straight")
-    assert run.train(recipe(checkpoint_steps=1), tmp_path / "run", resume=True).weights == straight.weights
+            runs.train(recipe(checkpoint_steps=1), tmp_path / "run")
+    straight = runs.train(recipe(checkpoint_steps=1), tmp_path / "straight")
+    assert runs.train(recipe(checkpoint_steps=1), tmp_path / "run", resume=True).weights == straight.weights
 
 
 def test_accumulated_gradients_are_the_whole_batchs():
@@ -189,19 +175,19 @@ def test_accumulated_gradients_are_the_whole_batchs():
     for parts in (1, 4):
         model.zero_grad()
         batches = iter(zip(images.chunk(parts), labels.chunk(parts), strict=True))
-        loop._gradients(model, Task(), batches, recipe(accumulate=parts), alone, step=0)
+        step.gradients(model, Task(), batches, recipe(accumulate=parts), alone, 0)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
 def test_weights_decay_and_tables_and_norms_do_not():
     model = create_model("cifar_resnet20_bot")
-    optimizer = loop.make_optimizer(model, Optimizer(weight_decay=0.1))
+    optimizer = make_optimizer(model, Optimizer(weight_decay=0.1))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         is_weight = parameter.dim() > 1 and "rel_" not in name
         assert (id(parameter) in decayed) == is_weight, name
-    everything = loop.make_optimizer(model, Optimizer(weight_decay=0.1, decay_all=True))
+    everything = make_optimizer(model, Optimizer(weight_decay=0.1, decay_all=True))
     assert [group["weight_decay"] for group in everything.param_groups] == [0.1]
 
 
@@ -214,13 +200,13 @@ def test_lr_scales_with_the_batch(tmp_path, monkeypatch):
         return plain(self, *args)
 
     monkeypatch.setattr(torch.optim.SGD, "step", step)
-    run.train(recipe(optimizer={"lr": 0.4, "lr_batch": 128}, epochs=1), tmp_path / "run")
+    runs.train(recipe(optimizer={"lr": 0.4, "lr_batch": 128}, epochs=1), tmp_path / "run")
     assert seen[0] == pytest.approx(0.4 * 32 / 128)
 
 
 def test_the_average_follows_the_weights():
     model = create_model("cifar_resnet20", num_classes=10, image_size=8)
-    average = loop.average_of(model, 0.75)
+    average = average_of(model, 0.75)
     start = model.fc.bias.detach().clone()
     average.update_parameters(model)
     with torch.no_grad():
@@ -233,7 +219,7 @@ def test_the_average_follows_the_weights():
 
 def test_a_log_without_a_terminal_hears_of_every_stretch_and_of_the_memory(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "QUIET", 0)
-    run.train(recipe(), tmp_path)
+    runs.train(recipe(), tmp_path)
     said = capsys.readouterr().out.splitlines()
     steps = [line for line in said if "images/s" in line]
     assert [f"step {i}/6" in line for i, line in enumerate(steps, 1)] == [True] * 6
@@ -258,5 +244,5 @@ def test_the_bar_goes_over_the_held_out_batches(tmp_path, monkeypatch):
         assert len(self.bar.tasks) == 1
 
     monkeypatch.setattr(report.Report, "watch", watch)
-    run.train(recipe(data=TINY["data"] | {"val_size": 600}), tmp_path)
+    runs.train(recipe(data=TINY["data"] | {"val_size": 600}), tmp_path)
     assert seen == [(1, 2), (2, 2)] * 2

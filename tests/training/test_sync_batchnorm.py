@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from attneck.training.distributed import SyncBatchNorm, synchronise_batchnorm
+from attneck.training.norms import SyncBatchNorm, synchronise_batchnorm
 
 PROGRAM = Path(__file__).with_name("sync_with_an_empty_batch.py")
 
@@ -24,8 +24,9 @@ def alone():
 
 
 def test_nobody_has_anything(alone):
-    norm = synchronise_batchnorm(nn.BatchNorm2d(3), torch.device("cpu"))
-    assert type(norm) is SyncBatchNorm
+    norm = nn.BatchNorm2d(3)
+    assert synchronise_batchnorm(norm, torch.device("cpu")) == 1
+    assert isinstance(norm, SyncBatchNorm)
     x = torch.zeros(0, 3, 4, 4, requires_grad=True)
     y = norm(x)
     assert y.shape == x.shape

@@ -11,7 +11,7 @@ import torch
 from attneck.data import TrainBatches, loader, open_dataset
 from attneck.models import create_model
 from attneck.training.distributed import world
-from attneck.training.loop import fit
+from attneck.training.loop import train_loop
 from attneck.training.recipe import Optimizer, Recipe
 
 
@@ -41,7 +41,7 @@ def main(folder: Path, steps: int, accumulate: int) -> None:
             accumulate=accumulate,
             steps=steps,
         )
-        fit(
+        train_loop(
             model,
             InFloat64(),
             lambda step: iter(loader(dataset, batches)),
@@ -50,6 +50,7 @@ def main(folder: Path, steps: int, accumulate: int) -> None:
             everyone,
             steps_per_epoch=steps,
             resume=False,
+            facts={},
         )
         if everyone.rank == 0:
             torch.save(model.state_dict(), folder / "weights.pt")

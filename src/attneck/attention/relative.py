@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from attneck.attention.cpu.operator import DTYPES, relative_attention_2d_cpu
 from attneck.attention.cuda.sdpa import augmented_attention_2d
 from attneck.attention.cuda.triton import triton_attention_2d
-from attneck.attention.graph import being_exported
+from attneck.attention.graph import being_exported, transformed
 
 Backend = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, tuple[int, int], bool], Tensor]
 
@@ -47,9 +47,11 @@ def relative_attention_2d(
         pool: average the result over 2x2 windows, stride 2 (appendix A.4). On an odd side the last window
             averages only what is inside the map.
         backend: "auto" takes the best for the tensors given. "plain" is ordinary PyTorch with N x N logits,
-            for any device, for graphs to export and for second derivatives; "cpu" has memory linear in N, and
-            one derivative. For CUDA there are "triton", linear in N, and "sdpa"; "auto" does not take them
-            yet, since neither has been measured on a GPU.
+            for any device, for graphs to export and for any derivative; "cpu" has memory linear in N, and one
+            derivative. For CUDA there are "triton", linear in N, and "sdpa"; "auto" does not take them yet,
+            since neither has been measured on a GPU. Under `torch.func` (grad, jvp, vmap ...) and in forward
+            mode "auto" is "plain"; for second derivatives by `create_graph` pass "plain", which "auto" cannot
+            know beforehand.
         scale: a factor of q, which costs nothing where the backend copies q anyway.
 
     Returns:
@@ -58,6 +60,7 @@ def relative_attention_2d(
     Raises:
         ValueError: for shapes or table lengths that do not fit, a backend that does not exist, or tensors
             that it does not take.
+        NotImplementedError: for a derivative that the backend does not have, or a transform of `torch.func`.
     """
     _check(q, k, v, rel_h, rel_w, map_size)
     name = _choose(q) if backend == "auto" else backend
@@ -171,8 +174,8 @@ BACKENDS: dict[str, Backend] = {
 
 
 def _choose(q: Tensor) -> str:
-    """The backend that "auto" stands for, by q's device and dtype; a graph for elsewhere has "plain"."""
-    if q.device.type == "cpu" and q.dtype in DTYPES and not being_exported():
+    """The backend that "auto" stands for, by q's device and dtype; "plain" for export and transforms."""
+    if q.device.type == "cpu" and q.dtype in DTYPES and not (being_exported() or transformed()):
         return "cpu"
     return "plain"
 

@@ -182,12 +182,11 @@ def _step_cases(device: str) -> list[StepCase]:
 def _comparable(model: str, plain: str) -> None:
     from attneck.models import catalog
 
-    for name in (model, plain):
-        try:
-            catalog.find(name)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    if (model in catalog.DETECTORS) != (plain in catalog.DETECTORS):
+    try:
+        tasks = {catalog.find(name).task for name in (model, plain)}
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if len(tasks) > 1:
         raise UserError(
             f"--model {model} and --plain {plain}: one is a detector and one is not; give two of a kind"
         )

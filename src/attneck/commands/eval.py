@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from attneck.commands.progress import shown
-from attneck.errors import UserError
-
-NAMES = {"val": "weights", "ema": "their average"}
+from attneck.files import write_atomic
 
 
 def score(
@@ -31,45 +30,35 @@ def score(
         root: where the data lies now; as in the run's recipe if not given.
         json_: print one JSON document and nothing else.
     """
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run} is no run: there is no recipe.yaml in it (attneck train says where a run is)")
+    from attneck.runs.run import Run
 
-    from attneck.runs.run import evaluate
-    from attneck.training.recipe import load_recipe
-
-    data = load_recipe(str(run)).data.model_copy(update={"root": root}) if root else None
-    scores = evaluate(run, data, partial(shown, what="held out", quiet=json_))
+    known = Run(run)
+    recipe = known.recipe  # refuses what is no run, before torch is imported
+    found = known.evaluate(root=root, watch=partial(shown, what="held out", quiet=json_))
+    best = [*found.values()][-1]
+    detections = run / "detections.json"
+    if best.detections is not None and os.environ.get("RANK", "0") == "0":
+        write_atomic(detections, json.dumps(best.detections).encode())
     if json_:
-        print(json.dumps(scores))
+        document = {
+            "run": str(run),
+            "model": recipe.model.name,
+            "step": known.step,
+            "images": best.images,
+        }
+        for name, one in found.items():
+            document |= {f"{name}_{key}": value for key, value in one.scores.items()}
+        if best.detections is not None:
+            document |= {
+                "detections": str(detections),
+                "scores": {name: one.details for name, one in found.items()},
+            }
+        print(json.dumps(document))
         return
-    print(f"{scores['model']}, step {scores['step']}, {scores['images']:,} held-out images")
-    print(tables(scores["scores"]) if "scores" in scores else accuracies(scores))
-    if "detections" in scores:
-        print(f"detections  {scores['detections']}")
-
-
-def accuracies(scores: dict[str, Any]) -> str:
-    """A classifier's scores, a line for the weights and one for their average."""
-    lines = []
-    for prefix, name in NAMES.items():
-        if f"{prefix}_top1" in scores:
-            top1, top5, error, loss = (scores[f"{prefix}_{key}"] for key in ("top1", "top5", "error", "loss"))
-            lines.append(
-                f"{name:14} top-1 {top1:.2f} %  top-5 {top5:.2f} %  error {error:.2f} %  loss {loss:.4f}"
-            )
-    return "\n".join(lines)
-
-
-def tables(scores: dict[str, Any]) -> str:
-    """A detector's scores as BAM's Table 4b prints them, or BoTNet's Table 2 and BAM's Table 4a."""
-    from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
-
-    rows = {NAMES[prefix]: row for prefix, row in scores.items()}
-    if any("mAP" in row for row in rows.values()):
-        return voc_table({name: (row["mAP"], row["classes"]) for name, row in rows.items()}, classes=True)
-    found = botnet_table(rows, sizes=True)
-    with_masks = any("segm" in row for row in rows.values())
-    return found if with_masks else f"{found}\n\n{bam_coco_table(rows)}"
+    print(f"{recipe.model.name}, step {known.step}, {best.images:,} held-out images")
+    print(known.tables(found))
+    if best.detections is not None:
+        print(f"detections  {detections}")
 
 
 def main(words: list[str]) -> None:

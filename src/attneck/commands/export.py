@@ -11,7 +11,7 @@ import tyro
 
 from attneck import export as exporting
 from attneck.errors import RunFailed, UserError, suggestion
-from attneck.models.catalog import CATALOG, DETECTORS
+from attneck.models import catalog
 
 
 def write(
@@ -57,14 +57,16 @@ def write(
             exporting.check(file, is_open or (), opset)
         else:
             exporting.check_place(file / "config.json" if file.is_dir() else file)
-        network = _load(kind, model, image_size, raw)
+        network, size = _load(kind, model, image_size, raw)
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
-            if network.origin.name in DETECTORS:
+            if _detects(network):
                 raise UserError(
                     f"{model} is a detector, and only classifiers become graphs: try .safetensors"
                 )
-            done = exporting.export(network, file, batch=batch, dynamic=is_open or (), opset=opset)
+            done = exporting.export(
+                network, file, image_size=size, batch=batch, dynamic=is_open or (), opset=opset
+            )
             document |= dataclasses.asdict(done) | {"file": str(file)}
         else:
             from attneck import hub
@@ -120,7 +122,7 @@ def _kind(model: str) -> Literal["run", "saved", "name"]:
         return "run"
     if (path / "config.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
         return "saved"
-    names = [*CATALOG, *DETECTORS]
+    names = list(catalog.CATALOG)
     if model in names:
         return "name"
     if path.exists():
@@ -132,18 +134,27 @@ def _kind(model: str) -> Literal["run", "saved", "name"]:
     )
 
 
-def _load(kind: str, model: str, image_size: int | None, raw: bool) -> Any:
-    if kind == "run":
-        from attneck.runs import run
+def _detects(network: Any) -> bool:
+    """Whether it is one of the catalog's detectors."""
+    origin = getattr(network, "origin", None)
+    return origin is not None and catalog.find(origin.name).task == "detection"
 
-        return run.load(model, image_size, average=not raw)
+
+def _load(kind: str, model: str, image_size: int | None, raw: bool) -> tuple[Any, int | None]:
+    """The network, and the image side that its graph is made for; None for the network's own."""
+    if kind == "run":
+        from attneck.runs.run import Run
+
+        run = Run(model)
+        size = image_size or run.facts["image_size"]
+        return run.model(size, average=not raw), size
     if kind == "saved":
         from attneck import hub
 
-        return hub.load(model, image_size=image_size)
+        return hub.load(model, image_size=image_size), image_size
     from attneck.models import create_model
 
-    return create_model(model, image_size=image_size)
+    return create_model(model, image_size=image_size), image_size
 
 
 def main(words: list[str]) -> None:

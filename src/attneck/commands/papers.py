@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from functools import cache
@@ -14,7 +13,7 @@ import tyro
 from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.papers.layout import Checked, Section, Sheet, document, markdown, sheet, tally, tally_sentence
-from attneck.papers.results import Run, fits, read_runs
+from attneck.papers.results import FinishedRun, fits, read_runs
 from attneck.papers.tables import (
     PAPERS,
     Cost,
@@ -52,7 +51,7 @@ def show(
     if results is not None and not results.is_dir():
         raise UserError(f"--results {results}: there is no such folder (attneck train makes runs)")
     folder = results or Path("results")
-    sections = check(chosen, read_runs(folder) if folder.is_dir() else [], quiet=json_)
+    sections = compare_all(chosen, read_runs(folder) if folder.is_dir() else [], quiet=json_)
     if json_:
         print(json.dumps(document(sections), ensure_ascii=False))
     elif markdown_:
@@ -77,7 +76,7 @@ def choose(paper: str | None, table: str | None) -> list[tuple[Paper, Table]]:
     return found
 
 
-def check(chosen: list[tuple[Paper, Table]], runs: list[Run], *, quiet: bool) -> list[Section]:
+def compare_all(chosen: list[tuple[Paper, Table]], runs: list[FinishedRun], *, quiet: bool) -> list[Section]:
     """Count and look up every row of the tables; a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
@@ -101,7 +100,7 @@ def check(chosen: list[tuple[Paper, Table]], runs: list[Run], *, quiet: bool) ->
 @cache
 def cost(network: Network) -> Cost | None:
     """What a network of the catalog costs; None where the catalog has no such name."""
-    if network.model not in catalog.CATALOG | catalog.DETECTORS:
+    if network.model not in catalog.CATALOG:
         return None
 
     import torch
@@ -157,14 +156,13 @@ def render(sections: list[Section]) -> None:
 def architecture(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
     """A model's options, all of them but those of its training; None for what the catalog does not have."""
     try:
-        every = dataclasses.asdict(catalog.find(name, options).options)
+        every = catalog.find(name, options).options.as_dict()
     except ValueError:
         return None
-    every |= every.pop("backbone", None) or {}  # a detector's: its options have names of their own
     return {key: value for key, value in every.items() if key not in {"drop_path", "dropout"}}
 
 
-def trained(run: Run, row: Row) -> bool:
+def trained(run: FinishedRun, row: Row) -> bool:
     """Whether a run's network is the row's, by whatever names and options the two give it."""
     network = architecture(run.model, run.options)
     return network is not None and network == architecture(row.trained, row.trained_options)

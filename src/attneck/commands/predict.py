@@ -1,21 +1,19 @@
-"""attneck predict: what a run's detector finds in images, drawn on them and as JSON."""
+"""attneck predict: what a run's model finds in images, as JSON, and objects drawn on them."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from attneck.commands.progress import shown
-from attneck.errors import UserError
+from attneck.errors import UserError, user_mistakes
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from attneck.runs.run import Detector, Scene
+    from attneck.tasks.task import Found, Sample
 
 
 def predict(
@@ -27,19 +25,19 @@ def predict(
     min_score: float = 0.5,
     beside: Path | None = None,
 ) -> None:
-    """Find objects in images with a run's detector; draw them, with masks where it has them.
+    """Find what is in images with a run's model: their class, or objects, with masks where it has them.
 
-    Writes a picture for each image, called as it is, and predictions.json: COCO's results, the images that
-    they are of, and their classes' names.
+    Writes predictions.json: a classifier's five likeliest classes, or COCO's results; the images that they
+    are of, and their classes' names. Of a detector also a picture for each image, called as it is.
 
     Args:
         run: the run's folder.
         images: image files.
-        held_out: so many of the run's own held-out images as well, evenly spread; each picture then has what
-            is in the image, beside what was found.
+        held_out: so many of the run's own held-out images as well, evenly spread; a picture then has what is
+            in the image, beside what was found.
         out: the folder to write into; predictions in the run's if not given.
         min_score: what is less sure is left out, 0 to 1.
-        beside: another detector's run: each picture has both, side by side.
+        beside: another run of the same kind: both are shown, side by side.
     """
     if not images and held_out == 0:
         raise UserError(f"no image given: attneck predict {run} IMAGE…, or --held-out 4 for some of its own")
@@ -48,54 +46,58 @@ def predict(
     if not 0 <= min_score <= 1:
         raise UserError(f"--min-score {min_score}: give 0 to 1")
 
-    from attneck.data.readers.decode import decode
-    from attneck.explain.detections import beside as in_a_row
-    from attneck.explain.detections import draw
-    from attneck.files import write_atomic
-    from attneck.runs.run import Scene, held_out_scenes, load_detector
+    from attneck.runs.run import Run
 
-    runs = [run] if beside is None else [run, beside]
-    detectors = [load_detector(folder) for folder in runs]
-    try:
-        scenes = [Scene(str(path), decode(str(path), "predict"), None) for path in images]
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    runs = [Run(folder) for folder in ([run] if beside is None else [run, beside])]
+    for one in runs:
+        one.recipe  # noqa: B018 - refuses what is no run, before anything heavy is imported
+
+    if len({one.finds_objects for one in runs}) > 1:
+        raise UserError(
+            f"--beside {beside}: one of the two runs finds boxes, one classes: give two of a kind"
+        )
+
+    from attneck.data.readers.decode import decode
+    from attneck.files import write_atomic
+    from attneck.tasks.task import Sample
+
+    with user_mistakes():
+        samples = [Sample(str(path), decode(str(path), "predict"), None) for path in images]
     if held_out > 0:
-        scenes += held_out_scenes(detectors[0].recipe, held_out)
+        samples += runs[0].samples(held_out)
+    pictures = [sample.image for sample in samples]
+    found = [one.predict(shown(pictures, one.recipe.model.name), min_score=min_score) for one in runs]
     folder = out if out is not None else run / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
-    found = [find(detector, [scene.image for scene in scenes], min_score) for detector in detectors]
-    titles = [detector.recipe.model.name for detector in detectors]
-    for number, (scene, name) in enumerate(zip(scenes, names(scenes), strict=True)):
-        here = [[row for row in rows if row["image_id"] == number] for rows in found]
-        drawn = [draw(scene.image, rows) for rows in here]
-        file = folder / f"{name}.png"
-        if scene.objects is not None:
-            drawn, above = [draw(scene.image, scene.objects), *drawn], ["what is there", *titles]
-            in_a_row(drawn, above).savefig(file, bbox_inches="tight")
-        elif beside is not None:
-            in_a_row(drawn, titles).savefig(file, bbox_inches="tight")
+    titles = [one.recipe.model.name for one in runs]
+    for number, (sample, name) in enumerate(zip(samples, names(samples), strict=True)):
+        here = [rows[number] for rows in found]
+        if runs[0].finds_objects:
+            file = folder / f"{name}.png"
+            draw_objects(sample, here, titles, file)
+            print(f"{file}  {' and '.join(str(len(rows)) for rows in here)} objects")
         else:
-            drawn[0].save(file)
-        print(f"{file}  {' and '.join(str(len(rows)) for rows in here)} objects")
+            print(f"{sample.file}  {' | '.join(map(classes, here))}{truth(sample)}")
     document = {
         "images": [
             {
                 "id": number,
-                "file_name": scene.file,
-                "width": scene.image.width,
-                "height": scene.image.height,
+                "file_name": sample.file,
+                "width": sample.image.width,
+                "height": sample.image.height,
             }
-            for number, scene in enumerate(scenes)
+            for number, sample in enumerate(samples)
         ],
         "runs": [
             {
-                "run": str(which),
-                "model": detector.recipe.model.name,
-                "step": detector.step,
-                "detections": rows,
+                "run": str(one.folder),
+                "model": one.recipe.model.name,
+                "step": one.step,
+                "detections": [
+                    row | {"image_id": number} for number, rows in enumerate(each) for row in rows
+                ],
             }
-            for which, detector, rows in zip(runs, detectors, found, strict=True)
+            for one, each in zip(runs, found, strict=True)
         ],
     }
     file = folder / "predictions.json"
@@ -103,30 +105,32 @@ def predict(
     print(file)
 
 
-def find(detector: Detector, pictures: list[Image.Image], min_score: float) -> list[dict[str, Any]]:
-    """COCO's results on the images, numbered from 0, each with its class's name as `category`."""
-    import torch
-    from torchvision.transforms.functional import to_tensor
+def draw_objects(sample: Sample, found: list[Found], titles: list[str], file: Path) -> None:
+    """A picture of an image: what is in it, where that is known, and what each run found, side by side."""
+    from attneck.explain.detections import beside, draw
 
-    from attneck.detection.results import to_coco_detections
-    from attneck.training.loop import precision
-
-    names = dict(zip(detector.category_ids, detector.classes, strict=True))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = detector.model.to(device)
-    rows = []
-    for number, picture in enumerate(shown(pictures, detector.recipe.model.name)):
-        with torch.inference_mode(), precision(detector.recipe, device):
-            outputs = model([to_tensor(picture).to(device)])
-        rows += to_coco_detections(
-            outputs, [{"image_id": torch.tensor(number)}], detector.category_ids, min_score
-        )
-    return [row | {"category": names[row["category_id"]]} for row in rows]
+    drawn = [draw(sample.image, rows) for rows in found]
+    if sample.truth is not None:
+        drawn, titles = [draw(sample.image, sample.truth), *drawn], ["what is there", *titles]
+    if len(drawn) > 1:
+        beside(drawn, titles).savefig(file, bbox_inches="tight")
+    else:
+        drawn[0].save(file)
 
 
-def names(scenes: list[Scene]) -> list[str]:
+def classes(rows: Found) -> str:
+    """A classifier's rows in a line."""
+    return ", ".join(f"{row['category']} {row['score']:.2f}" for row in rows)
+
+
+def truth(sample: Sample) -> str:
+    """The class of an image, where it is known."""
+    return f"  (it is {sample.truth[0]['category']})" if sample.truth else ""
+
+
+def names(samples: list[Sample]) -> list[str]:
     """A picture's name for each image: its own without its ending; numbered where two have the same."""
-    stems = [Path(scene.file).stem for scene in scenes]
+    stems = [Path(scene.file).stem for scene in samples]
     counts = Counter(stems)
     return [stem if counts[stem] == 1 else f"{number}-{stem}" for number, stem in enumerate(stems, 1)]
 

@@ -45,6 +45,8 @@ def main(words: list[str]) -> None:
     name = words[0]
     arguments = parse(name, words[1:])
     recipe, out = arguments.recipe, arguments.out
+    if arguments.processes < 1:
+        raise UserError(f"--processes {arguments.processes}: wanted 1 or more")
     try:
         if not recipe.model.name.startswith(TIMM):
             catalog.find(recipe.model.name, dict(recipe.model.options))
@@ -59,7 +61,7 @@ def main(words: list[str]) -> None:
         launch(["train", name, "--out", str(out), *words[1:]], arguments.processes)
         return
 
-    from attneck.runs.run import train
+    from attneck.runs.train import train
 
     summary = train(recipe, out, resume=arguments.resume)
     if int(os.environ.get("RANK", 0)) == 0:

@@ -40,7 +40,7 @@ def coco_scores(
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    check(ground_truth, detections)
+    check_detections(ground_truth, detections)
     scores = {}
     for kind in kinds:
         field = _FIELD[kind]
@@ -77,7 +77,7 @@ def voc_scores(
 
     Raises ValueError as `coco_scores` does.
     """
-    check(ground_truth, detections)
+    check_detections(ground_truth, detections)
     objects, found = _by_category(ground_truth["annotations"]), _by_category(detections)
     scores = {
         category["name"]: _voc_class(objects[category["id"]], found[category["id"]], rule)
@@ -87,7 +87,7 @@ def voc_scores(
     return sum(there) / len(there) if there else -1.0, scores
 
 
-def check(ground_truth: Truth, detections: Detections) -> None:
+def check_detections(ground_truth: Truth, detections: Detections) -> None:
     """ValueError unless the detections are of this ground truth, and well formed."""
     sizes = {image["id"]: [image["height"], image["width"]] for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}

@@ -17,10 +17,10 @@ from torchvision.models.detection.ssd import SSD, SSDScoringHead
 from torchvision.models.vgg import cfgs, make_layers
 
 from attneck.detection.interface import at_least_float32, check_classes, nothing_found, precise
-from attneck.models.compact import build_mobilenet
 from attneck.models.detector_options import SSDOptions
 from attneck.models.features import Pyramid
-from attneck.models.options import MobileNetOptions
+from attneck.models.mobilenet import MobileNetOptions
+from attneck.models.mobilenet.network import build_mobilenet
 
 SIDE = 300
 """Height and width that every image is resized to: maps and default boxes are made for it."""
@@ -207,18 +207,18 @@ KERNEL_SIZES = {"vgg16": 3, "mobilenet": 1}
 """Of the heads' convolutions, by trunk."""
 
 
-def build(options: SSDOptions, *, num_classes: int, image_size: tuple[int, int]) -> SSD300:
+def build_ssd(options: SSDOptions, *, num_classes: int, image_size: tuple[int, int]) -> SSD300:
     """An `SSD300`; `num_classes` counts the background.
 
     Raises:
         ValueError: no class beside the background, or another image size than 300×300.
     """
-    check(num_classes, image_size)
+    check_ssd(num_classes, image_size)
     trunk = TRUNKS[options.trunk]()
     return SSD300(trunk, trunk.out_channels, trunk.default_boxes(), num_classes, KERNEL_SIZES[options.trunk])
 
 
-def check(num_classes: int, image_size: tuple[int, int]) -> None:
+def check_ssd(num_classes: int, image_size: tuple[int, int]) -> None:
     """ValueError unless a detector of this family can be built so."""
     check_classes(num_classes)
     if image_size != (SIDE, SIDE):

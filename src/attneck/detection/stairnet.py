@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from attneck.detection.ssd import KERNEL_SIZES, SSD300, TRUNKS, check
+from attneck.detection.ssd import KERNEL_SIZES, SSD300, TRUNKS, check_ssd
 from attneck.models import parts
 from attneck.models.detector_options import StairNetOptions
 
@@ -101,13 +101,13 @@ class Stairs(nn.Module):
         return {name: post(merged) for name, post, merged in zip(maps, self.posts, x, strict=True)}
 
 
-def build(options: StairNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> SSD300:
+def build_stairnet(options: StairNetOptions, *, num_classes: int, image_size: tuple[int, int]) -> SSD300:
     """An `SSD300` whose backbone is a trunk and `Stairs`; `num_classes` counts the background.
 
     Raises:
         ValueError: no class beside the background, or another image size than 300×300.
     """
-    check(num_classes, image_size)
+    check_ssd(num_classes, image_size)
     trunk = TRUNKS[options.trunk]()
     stairs = Stairs(trunk.out_channels, trunk.map_sizes, options)
     backbone = nn.Sequential(OrderedDict[str, nn.Module](trunk=trunk, stairs=stairs))

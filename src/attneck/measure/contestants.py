@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attneck.attention import relative_attention_2d
+from attneck.attention.flops import relative_attention_flops
 from attneck.attention.gate import COMBINES, gate
 from attneck.layers import BAM, MHSA2d
-from attneck.measure.counts import relative_attention_flops
 
 Direction = Literal["forward", "forward+backward"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

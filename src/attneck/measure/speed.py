@@ -80,9 +80,10 @@ def gemm_ceiling(dtype: torch.dtype, device: str = "cpu") -> float:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         calls: dict[str, Call] = {"mm": lambda a=a, b=b: a @ b}  # type: ignore[misc]
         if device == "cpu" and dtype == torch.float32:
-            from attneck.attention.cpu.products import onednn_is_faster, product
+            from attneck.attention.cpu.choice import float32_products
+            from attneck.attention.cpu.products import product
 
-            if onednn_is_faster():
+            if float32_products() == "onednn":
                 calls["onednn"] = lambda a=a, b=b: product(a[None], b[None], True)  # type: ignore[misc]
         times = interleave(calls, seconds=0.3, device=device)
         best = max(best, 2 * size**3 / min(map(times.median, calls)))

@@ -44,7 +44,7 @@ def step_call(case: StepCase, name: str, direction: Direction, device: str = "cp
     A classifier learns noise by cross-entropy; a detector drawn scenes, with all of its losses.
     """
     torch.manual_seed(0)
-    data = _scenes if case.model in catalog.DETECTORS else _noise
+    data = _scenes if catalog.find(case.model).task == "detection" else _noise
     network, losses = data(case, name.removesuffix(PLAIN_ATTENTION), device)
     if name.endswith(PLAIN_ATTENTION):
         for module in filter(_has_plain_form, network.modules()):

@@ -5,33 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attneck.models.options import (
-    CifarResNetOptions,
-    DenseNetOptions,
-    EfficientNetOptions,
-    FamilyOptions,
-    MobileNetOptions,
-    ResNetOptions,
-    SqueezeNetOptions,
-    ViTOptions,
-)
+from attneck.models.options import FamilyOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "attneck_"
 """Stands before the catalog's names where they are among timm's."""
-
-# The first convolution and the classifier of each family, by their names in its networks.
-_ENDS: dict[type[FamilyOptions], tuple[str, str]] = {
-    ResNetOptions: ("conv1", "fc"),
-    CifarResNetOptions: ("conv1", "fc"),
-    DenseNetOptions: ("conv1", "fc"),
-    MobileNetOptions: ("conv1", "fc"),
-    SqueezeNetOptions: ("features.0", "classifier.1"),
-    EfficientNetOptions: ("conv_stem", "classifier"),
-    ViTOptions: ("patch_embed.proj", "head"),
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +34,6 @@ def pretrained_cfg(origin: Origin, options: FamilyOptions) -> dict[str, Any]:
     Args:
         options: all those of the model, which say its family.
     """
-    first_conv, classifier = _ENDS[type(options)]
     rgb = origin.in_chans == 3
     small = max(origin.image_size) <= 64  # such data sets come cut to size
     return {
@@ -65,8 +44,8 @@ def pretrained_cfg(origin: Origin, options: FamilyOptions) -> dict[str, Any]:
         "std": (0.229, 0.224, 0.225) if rgb else (0.226,) * origin.in_chans,
         "interpolation": "bilinear",
         "crop_pct": 1.0 if small else 0.875,
-        "first_conv": first_conv,
-        "classifier": classifier,
+        "first_conv": options.first_conv,
+        "classifier": options.classifier,
     }
 
 

@@ -14,8 +14,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
-from attneck.models.catalog import CATALOG, create_model, find
-from attneck.models.options import EfficientNetOptions, ResNetOptions, SqueezeNetOptions, ViTOptions
+from attneck.models.catalog import CATALOG, create_model, find, list_models
 from attneck.models.origin import PREFIX, Origin, pretrained_cfg
 
 # timm looks here for what it should know of a model beside the function that makes it.
@@ -24,8 +23,9 @@ default_cfgs: dict[str, Any] = {}
 
 def enter() -> None:
     """Register every model that is not there yet, with a `pretrained_cfg` that names no weights."""
-    for name, entry in CATALOG.items():
+    for name in list_models():
         if not is_model(PREFIX + name):
+            entry = CATALOG[name]
             size = (entry.image_size, entry.image_size)
             cfg = pretrained_cfg(Origin(name, entry.num_classes, size, 3, {}), entry.options)
             default_cfgs.update(generate_default_cfgs({PREFIX + name: cfg}))
@@ -36,11 +36,13 @@ def _entry(name: str) -> Callable[..., nn.Module]:
     """The function that timm calls for a model."""
 
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        row = CATALOG[name].options
+        given = {key: value for key, value in arguments.items() if key in row.as_dict()}
         model: nn.Module = build_model_with_cfg(
-            partial(_build, name),
+            partial(_create, name),
             PREFIX + name,
             pretrained,
-            feature_cfg=_features(name, arguments),
+            feature_cfg=find(name, given).options.feature_cfg,
             **arguments,
         )
         return model
@@ -50,21 +52,7 @@ def _entry(name: str) -> Callable[..., nn.Module]:
     return create
 
 
-def _features(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """How timm makes a model with `features_only` of it: which maps if none are asked for, and by what."""
-    options: Any = CATALOG[name].options
-    if isinstance(options, ViTOptions):
-        return {"feature_cls": "getter", "out_indices": 3}
-    if isinstance(options, EfficientNetOptions):
-        return {"feature_cls": "getter"}
-    if isinstance(options, SqueezeNetOptions):
-        return {"flatten_sequential": True, "out_indices": (0, 1, 2, 3)}
-    if name.startswith("cifar_"):
-        return {"out_indices": tuple(range(len(arguments.get("depths", options.depths))))}
-    return {}
-
-
-def _build(
+def _create(
     name: str,
     num_classes: int,
     in_chans: int,
@@ -88,13 +76,12 @@ def _build(
     if drop_path_rate is not None:
         options["drop_path"] = float(drop_path_rate)
     if output_stride != 32:
-        if output_stride != 16 or not isinstance(row, ResNetOptions):
-            strides = "32 and 16" if isinstance(row, ResNetOptions) else "its own, output_stride=32,"
-            raise ValueError(f"output_stride={output_stride}: {PREFIX}{name} knows {strides} only")
-        options["c5_stride"] = 1
-        undilated: Any = find(name, options).options
-        options["c5_dilation"] = 2 if undilated.dilatable else 1
-    pool = "token" if isinstance(row, ViTOptions) else "avg"
-    if global_pool not in (None, pool):
-        raise ValueError(f"global_pool={global_pool!r}: {PREFIX}{name} pools by {pool!r}; leave it out")
+        try:
+            options |= find(name, options).options.at_stride(output_stride)
+        except ValueError as error:
+            raise ValueError(f"output_stride={output_stride}: {PREFIX}{name} knows {error}") from error
+    if global_pool not in (None, row.global_pool):
+        raise ValueError(
+            f"global_pool={global_pool!r}: {PREFIX}{name} pools by {row.global_pool!r}; leave it out"
+        )
     return create_model(name, num_classes, img_size, in_chans, **options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from attneck.papers.results import Run, column_of, measured
+from attneck.papers.results import FinishedRun, column_of, measured
 from attneck.papers.tables import UNITS, Comparison, Paper, Row, Table, Verdict
 
 LABELS = {"params_m": "params (M)", "madds_g": "M.Adds (G)"}
@@ -20,7 +20,7 @@ class Checked:
 
     row: Row
     counts: dict[str, Comparison]
-    runs: list[Run]
+    runs: list[FinishedRun]
     train: str | None
 
     @property
@@ -30,7 +30,7 @@ class Checked:
 
     @property
     def pending(self) -> bool:
-        """Whether a count is printed of a network that is not to be had here."""
+        """Whether a count is printed of a network that the catalog does not have."""
         return bool(self.row.expect) and not self.counts
 
 
@@ -226,7 +226,7 @@ def _count(found: Comparison | None, key: str) -> str:
     return f"{number:f}"
 
 
-def _measured(key: str, runs: list[Run]) -> str:
+def _measured(key: str, runs: list[FinishedRun]) -> str:
     return (f"{measured(key, runs):.2f}" + (f" (n = {len(runs)})" if len(runs) > 1 else "")) if runs else ""
 
 

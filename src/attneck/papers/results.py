@@ -17,7 +17,7 @@ DATA = {"CIFAR-100": "cifar100", "ImageNet": "imagenet"}
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run's recipe, as far as a table tells its rows apart, and its top-1 accuracy in per cent."""
 
     folder: str
@@ -29,7 +29,7 @@ class Run:
     top1: float
 
 
-def read_runs(folder: Path) -> list[Run]:
+def read_runs(folder: Path) -> list[FinishedRun]:
     """Every run in `folder`, however deep: a summary.json with a recipe.yaml beside it.
 
     Runs of detectors, which have no top-1, and of networks that surgery changed are passed over. The accuracy
@@ -52,7 +52,7 @@ def read_runs(folder: Path) -> list[Run]:
             if made_from["model"].get("surgery", "none") != "none":  # no table's network
                 continue
             runs.append(
-                Run(
+                FinishedRun(
                     folder=(Path(folder.name) / summary.parent.relative_to(folder)).as_posix(),
                     model=made_from["model"]["name"],
                     options=dict(made_from["model"].get("options") or {}),
@@ -70,7 +70,7 @@ def read_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def measured(key: str, runs: list[Run]) -> float:
+def measured(key: str, runs: list[FinishedRun]) -> float:
     """The mean of the runs' top-1, as the column `key` has it: accuracy (top1) or error (top1_error)."""
     top1 = sum(run.top1 for run in runs) / len(runs)
     return 100 - top1 if key == "top1_error" else top1
@@ -81,7 +81,7 @@ def column_of(table: Table) -> str | None:
     return next((column.key for column in table.columns if column.key in {"top1", "top1_error"}), None)
 
 
-def fits(run: Run, table: Table, row: Row) -> bool:
+def fits(run: FinishedRun, table: Table, row: Row) -> bool:
     """Whether `run` trained on the images of `row`; whether its network is the row's, the caller says."""
     if not row.model or row.alternative or run.data != DATA.get(table.task):
         return False

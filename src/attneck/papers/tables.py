@@ -74,7 +74,7 @@ class Trainer:
 
 
 Counter = Callable[[Network], Cost | None]
-"""Counts a network; None for one that is not to be had."""
+"""Counts a network; None for one that the catalog does not have."""
 
 
 @dataclass(frozen=True)

@@ -1,373 +1,232 @@
-"""A recipe becomes a run: model, data, task and the loop. What `attneck.train` and the commands share."""
+"""A run read back: its recipe, records and scores, its model and its data."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from PIL import Image
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
+from attneck.errors import UserError, user_mistakes
+from attneck.training.recipe import Recipe, load_recipe
 
-from attneck import hub
-from attneck.data import loader
-from attneck.data.sampling import TrainBatches, spread
-from attneck.detection.weights import load_weights
-from attneck.errors import UserError
-from attneck.files import write_atomic
-from attneck.models import catalog
-from attneck.models.weights import load_matching
-from attneck.tasks import open_task
-from attneck.tasks.classification import Classification, build_classifier
-from attneck.tasks.detection import Detection, build_detector, headline
-from attneck.training import checkpoint, loop
-from attneck.training.distributed import World, world
-from attneck.training.environment import environment
-from attneck.runs.folder import next_folder
-from attneck.training.recipe import TIMM, Data, Recipe, differences, dump_recipe, parse_recipe
-from attneck.training.report import Watch, unseen
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
 
-Task = Classification | Detection
-MODEL = "model.json"
-"""What `describe` said of a run's model."""
+    from attneck.tasks.task import Evaluation, Found, Sample, Task
+    from attneck.training.distributed import World
+    from attneck.training.report import Record, Watch
+
+NAMES = {"val": "weights", "ema": "their average"}
+"""What the scores of a run's weights, and of their moving average, are called."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """How a run ended."""
+class Run:
+    """What `attneck train` left in a folder. Nothing is read before it is asked for.
 
-    folder: Path
-    steps: int
-    scores: dict[str, Any]
-    weights: str  # digest of the state dict
+    Attributes:
+        folder: where it lies.
 
-
-def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False) -> Summary:
-    """Train what `recipe` says, into the run folder `out` (a new one under runs/ where None).
-
-    Under torchrun every process calls this; the first one writes.
-
-    Raises:
-        UserError: a model, option or data set that is not there or does not fit; a folder that holds a run
-            already, or none to resume; a recipe that differs from the one the run was started with.
-        RunFailed: see `attneck.training.loop.fit`.
+    Raises, from every member that finds it so:
+        UserError: no run there, none of its checkpoints is whole, or data that is not there.
     """
-    with world() as everyone:
-        with mistakes():
-            task = open_task(recipe, everyone)
-            if task.training.classes != task.held_out.classes:
-                raise UserError(
-                    f"the {len(task.training.classes)} classes of the training images are not the "
-                    f"{len(task.held_out.classes)} of those held out: train and score on the same classes"
-                )
-            batches_from(0, task, recipe, everyone)  # refuses a batch that does not divide
-            torch.manual_seed(recipe.seed)
-            model = task.build()
-            begun = _begin(model, recipe.model.weights) if recipe.model.weights and not resume else None
-        folder = _prepare_once(recipe, task, out, resume, everyone, describe(model, task))
-        if everyone.rank == 0 and not resume:
-            for said in (getattr(model, "surgery_report", None), begun):
-                if said is not None:
-                    print(f"attneck: {said}", file=sys.stderr)
 
-        progress, average = loop.fit(
-            model,
-            task,
-            lambda step: iter(batches_from(step, task, recipe, everyone)),
-            recipe,
-            folder,
-            everyone,
-            steps_per_epoch=len(task.training) // recipe.batch,
-            resume=resume,
-        )
-        best = average.module if average is not None else model
-        summary = Summary(folder, progress.step, progress.history[-1], checkpoint.digest(best.state_dict()))
-        if everyone.rank == 0:
-            document = {"steps": summary.steps, **summary.scores, "weights": summary.weights}
-            write_atomic(folder / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
-        return summary
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
 
-def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> DataLoader[Any]:
-    """This process's batches from optimiser step `step` to the recipe's last."""
-    length = len(task.training)
-    batches = TrainBatches(
-        length,
-        recipe.batch,
-        seed=recipe.seed,
-        rank=everyone.rank,
-        world=everyone.size,
-        accumulate=recipe.accumulate,
-        start=step,
-        steps=recipe.total_steps(length // recipe.batch),
-    )
-    return loader(task.training, batches, recipe.data.workers, task.collate)
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What it was made from."""
+        file = self.folder / "recipe.yaml"
+        if not file.is_file():
+            raise UserError(
+                f"{self.folder} is no run: there is no recipe.yaml in it (attneck train says where a run is)"
+            )
+        return load_recipe(str(file))
 
+    @property
+    def history(self) -> list[Record]:
+        """Its records so far, one for each time that the held-out images were scored."""
+        return [json.loads(line) for line in self._text("metrics.jsonl").splitlines()]
 
-def evaluate(run: str | Path, data: Data | None = None, watch: Watch = unseen) -> dict[str, Any]:
-    """The scores of a run's newest checkpoint, for its weights ("val_…") and their average ("ema_…").
+    @property
+    def summary(self) -> dict[str, Any]:
+        """How it ended: its steps, the last record, and the digest of its weights."""
+        found: dict[str, Any] = json.loads(self._text("summary.json"))
+        return found
 
-    A classifier's are top-1, top-5 and error in per cent. A detector's are AP in per cent; all that there is
-    to say, in `scores` by "val" and "ema"; and `detections`, the file with what it found in the held-out
-    images in COCO's form, with its averaged weights where the run kept them.
+    @property
+    def finds_objects(self) -> bool:
+        """Whether its model predicts objects with boxes, rather than the class of an image."""
+        return self._task.finds_objects
 
-    Args:
-        data: another place or form of the data than the run's own.
-        watch: is given the DataLoader, and gives its batches on: to show how far it is.
+    @property
+    def step(self) -> int:
+        """The optimiser step of its newest checkpoint."""
+        return int(self._state["step"])
 
-    Raises:
-        UserError: no run there, or none of its checkpoints is whole; data that is not there.
-    """
-    folder = Path(run)
-    state, recipe = _newest(folder)
-    if data is not None:
-        recipe = recipe.model_copy(update={"data": data})
-    with world() as everyone:
-        with mistakes():
-            task = open_task(recipe, everyone)
-            model = task.build()
-        average = _fill(model, state, recipe, everyone.device)
-        about = {
-            "run": str(folder),
-            "model": recipe.model.name,
-            "step": state["step"],
-            "images": len(task.held_out),
-        }
-        if isinstance(task, Classification):
-            scores = loop.evaluate(task, model, average, recipe, everyone.device, watch)
-            errors = {
-                key.replace("top1", "error"): 100 - top1
-                for key, top1 in scores.items()
-                if key.endswith("top1")
-            }
-            return about | scores | errors
-        found = loop.of_each(partial(task.detect, watch=watch), model, average, recipe, everyone.device)
-        file = folder / "detections.json"
-        if everyone.rank == 0:
-            write_atomic(file, json.dumps(found.get("ema", found["val"])).encode())
-        parts = {prefix: task.scores(detections) for prefix, detections in found.items()}
-        short = {
-            f"{prefix}_{key}": value for prefix in parts for key, value in headline(parts[prefix]).items()
-        }
-        return about | {"detections": str(file)} | short | {"scores": parts}
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the model knows of its data: `classes`, and more, see `attneck.tasks.task.Task.describe`."""
+        found: dict[str, Any] = self._state["facts"]
+        return found
 
-
-@dataclass(frozen=True)
-class Detector:
-    """A run's detector as it predicts: in evaluation, with its averaged weights where the run kept them."""
-
-    model: nn.Module
-    recipe: Recipe
-    step: int
-    classes: tuple[str, ...]
-    """Names of labels 1, 2, …"""
-    category_ids: tuple[int, ...]
-
-
-def load_detector(run: str | Path) -> Detector:
-    """The detector of a run's newest checkpoint; its data is not looked at.
-
-    Raises:
-        UserError: no run there, one of a classifier, or none of its checkpoints is whole.
-    """
-    folder = Path(run)
-    state, recipe = _newest(folder)
-    if recipe.model.name not in catalog.DETECTORS:
-        raise UserError(f"{folder} is a run of {recipe.model.name}, which finds no boxes: give a detector's")
-    file = folder / "classes.json"
-    try:
-        known = json.loads(file.read_bytes())
-        classes, ids = tuple(map(str, known["classes"])), tuple(map(int, known["category_ids"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"{file} is missing or damaged: attneck train {folder} --resume writes it") from None
-    with mistakes():
-        model = build_detector(recipe, len(classes))
-    average = _fill(model, state, recipe, torch.device("cpu"))
-    best = model if average is None else average.module
-    return Detector(best.eval(), recipe, state["step"], classes, ids)
-
-
-class Scene(NamedTuple):
-    """An image, its file, and its objects as COCO's annotations with `category`, where they are known."""
-
-    file: str
-    image: Image.Image
-    objects: list[dict[str, Any]] | None
-
-
-def held_out_scenes(recipe: Recipe, count: int) -> list[Scene]:
-    """So many of the images that a detector's recipe holds out, evenly spread.
-
-    Raises:
-        UserError: not so many, or data that is not there.
-    """
-    with mistakes(), world() as everyone:
-        data = Detection(recipe, everyone).held_out
-        names = dict(zip(data.category_ids, data.classes, strict=True))
-        scenes = []
-        for index in spread(len(data), count, "the held-out images").tolist():
-            pixels, record = data.read(index)
-            objects = [row | {"category": names[row["category_id"]]} for row in data.annotations(record)]
-            scenes.append(Scene(record.file, Image.fromarray(pixels), objects))
-        return scenes
-
-
-def _newest(folder: Path) -> tuple[dict[str, Any], Recipe]:
-    """The newest whole checkpoint of a run, and its recipe."""
-    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
-    return state, parse_recipe(state["recipe"], str(folder))
-
-
-def _fill(
-    model: nn.Module, state: dict[str, Any], recipe: Recipe, device: torch.device
-) -> AveragedModel | None:
-    """Put a checkpoint's weights into `model`, in place; their average as a model of its own."""
-    model.load_state_dict(state["model"])
-    model.to(device)
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)
-    if state["average"] is None:
-        return None
-    average = loop.average_of(model, recipe.ema)
-    average.load_state_dict(state["average"])
-    return average
-
-
-def _begin(model: nn.Module, weights: str) -> str:
-    """Start a model from a file or a run, a detector also from a backbone's; says what was taken."""
-    given: Any = Path(weights)
-    if given.is_dir():
-        state, _ = _newest(given)
-        best = state["average"] or state["model"]
-        given = {name.removeprefix("module."): tensor for name, tensor in best.items()}
-    if hasattr(model, "backbone"):
-        return f"from {weights}: {load_weights(model, given)}"
-    return f"from {weights}: {load_matching(model, given)}"
-
-
-def load(
-    run: str | Path, image_size: int | tuple[int, int] | None = None, *, average: bool = True
-) -> nn.Module:
-    """The model of a run's newest checkpoint, in evaluation mode on the CPU; its data is not needed.
-
-    Args:
-        image_size: as `create_model` has it, if another than the run's.
-        average: take the moving average of the weights, where the run keeps one.
-
-    Raises:
-        UserError: no run there, or none of its checkpoints is whole.
-    """
-    folder = Path(run)
-    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
-    try:
-        config = json.loads((folder / MODEL).read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: no {MODEL} there, which says how to make its model (attneck train {folder} --resume "
-            "writes it anew)"
-        ) from None
-    recipe = parse_recipe(state["recipe"], str(folder))
-    if _by_recipe(recipe):
-        model = build_classifier(recipe.model, config["num_classes"], image_size or config["image_size"])
-    else:
-        model = hub.build(config, image_size)
-    weights = state["model"]
-    if average and state["average"] is not None:
+    def weights(self, *, average: bool = True) -> dict[str, Tensor]:
+        """The state dict of the newest checkpoint: the moving average of the weights, where it keeps one."""
+        state = self._state
+        if not (average and state["average"]):
+            found: dict[str, Tensor] = state["model"]
+            return found
         prefix = "module."
-        weights = {
+        return {
             name.removeprefix(prefix): tensor
             for name, tensor in state["average"].items()
             if name.startswith(prefix)
         }
-    model.load_state_dict(weights)
-    return model.eval()
 
+    def model(self, image_size: int | tuple[int, int] | None = None, *, average: bool = True) -> nn.Module:
+        """The model with `weights`, in evaluation mode on the CPU; the data is not needed.
 
-def _by_recipe(recipe: Recipe) -> bool:
-    """Whether its model is timm's, or changed: nothing that `create_model` makes."""
-    return recipe.model.name.startswith(TIMM) or recipe.model.surgery != "none"
+        Args:
+            image_size: as `create_model` has it, if another than the run's.
+            average: take the moving average of the weights, where the run keeps one.
+        """
+        with user_mistakes():
+            model = self._task.build(self.recipe, self.facts, image_size)
+        model.load_state_dict(self.weights(average=average))
+        return model.eval()
 
+    def data(self, split: str = "val", *, root: str | None = None) -> Any:
+        """A data set of its recipe: "train", with its augmentation, or "val", the held-out images.
 
-def describe(model: nn.Module, task: Task) -> dict[str, Any]:
-    """How to make `model`, and the images that it is for, as JSON has them."""
-    if isinstance(task, Detection):
-        return hub.describe(model)
-    images = task.held_out
-    if _by_recipe(task.recipe):  # no name says how to make it
-        return {"num_classes": len(images.classes), "image_size": images.image_size}
-    return hub.describe(
-        model,
-        mean=images.mean,
-        std=images.std,
-        interpolation="bilinear",
-        crop_pct=images.crop_pct,
-        label_names=images.classes,
-    )
+        Args:
+            root: where the data lies now, if elsewhere than the recipe says.
+        """
+        if split not in ("train", "val"):
+            raise UserError(f"split {split!r}: a run has 'train' and 'val', its held-out images")
+        task = self._open(root)
+        with user_mistakes():
+            return task.training if split == "train" else task.held_out
 
+    def samples(self, count: int, *, root: str | None = None) -> list[Sample]:
+        """So many held-out images, evenly spread, with what is in them."""
+        task = self._open(root)
+        with user_mistakes():
+            return task.samples(count)
 
-@contextmanager
-def mistakes() -> Iterator[None]:
-    """What the layers and data sets refuse as a value is, in a run's setting up, the user's to mend."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(str(error)) from error
+    def evaluate(self, *, root: str | None = None, watch: Watch | None = None) -> dict[str, Evaluation]:
+        """What the held-out images say of its weights, "val", and of their moving average, "ema", if any.
 
+        Under torchrun the processes share the images.
 
-def _prepare(recipe: Recipe, task: Task, out: str | Path | None, resume: bool, model: dict[str, Any]) -> Path:
-    """The run's folder, made and described; the run there, checked, on resume."""
-    folder = Path(out) if out is not None else next_folder(recipe.model.name)
-    if resume:
-        state, _, damaged = checkpoint.load_latest(folder / "checkpoints")
-        for path in damaged:
-            print(
-                f"attneck: {path} does not match its SHA-256; going on from step {state['step']}",
-                file=sys.stderr,
-            )
-        changed = differences(parse_recipe(state["recipe"], str(folder)), recipe)
-        if changed:
+        Args:
+            root: where the data lies now, if elsewhere than the recipe says.
+            watch: is given the DataLoader, and gives its batches on: to show how far it is.
+        """
+        from functools import partial
+
+        from attneck.training.distributed import world
+        from attneck.training.loop import scored
+        from attneck.training.report import unseen
+
+        with world() as everyone:
+            task = self._open(root, everyone)
+            networks = {"val": self.model(average=False)}
+            if self._state["average"]:
+                networks["ema"] = self.model()
+            report = partial(task.report, watch=watch or unseen)
+            return {
+                name: scored(report, self._placed(network, everyone), self.recipe, everyone.device)
+                for name, network in networks.items()
+            }
+
+    def tables(self, evaluations: dict[str, Evaluation]) -> str:
+        """What `evaluate` found, to be read: of a detector the papers' tables."""
+        return self._task.tables({NAMES[name]: one for name, one in evaluations.items()})
+
+    def predict(self, images: Iterable[Image.Image], *, min_score: float = 0.0) -> list[Found]:
+        """What its model finds in each image, best first: classes, or objects with their boxes and masks.
+
+        On CUDA where there is one. A row has `category` and `score`; an object also `bbox` (x, y, width,
+        height in the image's pixels) and, where the model makes masks, `segmentation` (COCO's run lengths).
+
+        Args:
+            images: of any size.
+            min_score: what is less sure is left out, 0 to 1.
+        """
+        from attneck.training.distributed import world
+        from attneck.training.loop import scored
+
+        with world() as everyone:
+            model = self._placed(self.model(), everyone)
+            return [
+                scored(
+                    lambda network, image=image: self._task.predict(  # type: ignore[misc]
+                        network, image, self.facts, min_score
+                    ),
+                    model,
+                    self.recipe,
+                    everyone.device,
+                )
+                for image in images
+            ]
+
+    @cached_property
+    def _state(self) -> dict[str, Any]:
+        """The newest whole checkpoint, of the recipe that is in the folder."""
+        from attneck.training import checkpoint
+        from attneck.training.recipe import differences, parse_recipe
+
+        state, path, _ = checkpoint.load_latest(self.folder / "checkpoints")
+        if changed := differences(parse_recipe(state["recipe"], str(path)), self.recipe):
             raise UserError(
-                f"{folder} was started otherwise ({'; '.join(changed)}): drop the change or --resume"
+                f"{self.folder / 'recipe.yaml'} is not what {path.name} was trained with "
+                f"({'; '.join(changed)}): take the change back"
             )
-    elif checkpoint.checkpoints(folder / "checkpoints"):
-        raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "recipe.yaml", dump_recipe(recipe).encode())
-    names: dict[str, Any] = {"classes": task.held_out.classes}
-    if isinstance(task, Detection):
-        names["category_ids"] = task.held_out.category_ids
-    for name, content in ((MODEL, model), ("environment.json", environment()), ("classes.json", names)):
-        write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
-    return folder
+        return state
 
+    @property
+    def _task(self) -> type[Task]:
+        from attneck.tasks import task_of
 
-def _prepare_once(
-    recipe: Recipe,
-    task: Task,
-    out: str | Path | None,
-    resume: bool,
-    everyone: World,
-    model: dict[str, Any],
-) -> Path:
-    """`_prepare` by the first process; its folder, or its refusal, on every process."""
-    box: list[Path | UserError | None] = [None]
-    if everyone.rank == 0:
+        with user_mistakes():
+            return task_of(self.recipe)
+
+    def _open(self, root: str | None = None, everyone: World | None = None) -> Task:
+        """The task with its data, whose classes must be those that the model was trained for."""
+        import torch
+
+        from attneck.tasks import open_task
+        from attneck.training.distributed import World
+
+        recipe = self.recipe
+        if root is not None:
+            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+        with user_mistakes():
+            task = open_task(recipe, everyone or World(0, 1, torch.device("cpu")))
+        there, wanted = list(task.held_out.classes), self.facts["classes"]
+        if there != wanted:
+            raise UserError(
+                f"{self.folder} was trained on {len(wanted)} classes ({', '.join(wanted[:3])}, …), the data "
+                f"has {len(there)} ({', '.join(there[:3])}, …): give the data that it was trained on"
+            )
+        return task
+
+    def _placed(self, model: nn.Module, everyone: World) -> nn.Module:
+        """On this process's device, in the memory format that it was trained in."""
+        import torch
+
+        model.to(everyone.device)
+        return model.to(memory_format=torch.channels_last) if self.recipe.channels_last else model
+
+    def _text(self, name: str) -> str:
+        """A file that the run writes when it gets so far."""
         try:
-            box[0] = _prepare(recipe, task, out, resume, model)
-        except UserError as error:
-            box[0] = error
-    if everyone.size > 1:
-        dist.broadcast_object_list(box, src=0, device=everyone.device)
-    if isinstance(box[0], UserError):
-        raise box[0]
-    assert box[0] is not None
-    return box[0]
+            return (self.folder / name).read_text()
+        except FileNotFoundError:
+            raise UserError(f"{self.folder}: no {name} there; the run has not come so far") from None

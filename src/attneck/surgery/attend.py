@@ -22,7 +22,7 @@ from typing import Literal
 from torch import nn
 
 from attneck.layers import MHSA2d
-from attneck.surgery.attach import fit
+from attneck.surgery.attach import match_to
 from attneck.surgery.blocks import Block, goes_past, stage_of
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.trace import Step, Trace, trace
@@ -85,7 +85,7 @@ def attend(
             )
         except ValueError as error:
             raise ValueError(f"in the place of {target.call.name!r}: {error}") from error
-        fit(layer, model, seen, target.call)
+        match_to(layer, model, seen, target.call)
         layers.append(layer)
     ledger, changes = Ledger(model, seen), []
     for target, layer in zip(targets, layers, strict=True):

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attneck import surgery
 from attneck.data import ClassificationDataset, collate, loader, open_dataset
-from attneck.data.sampling import EvalBatches
+from attneck.data.readers.folder import resize_and_centre
+from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
 from attneck.models import catalog, create_model
+from attneck.models.weights import Loaded, load_matching
+from attneck.tasks.task import Evaluation, Facts, Found, Sample
 from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
 
 EVAL_BATCH = 500
+SHOWN = 5
+"""Classes that a prediction names at most."""
 
 
 class Classification:
-    """Cross-entropy with label smoothing; top-1 and top-5 on held-out images, each counted once.
+    """Cross-entropy with label smoothing; top-1 and top-5 on held-out images, each counted once."""
 
-    Attributes:
-        held_out: the data set that is scored.
-        collate: makes a batch of what either set gives.
-
-    Raises ValueError for what the recipe asks for and a classifier has not, or data that does not fit.
-    """
-
+    finds_objects = False
     collate = staticmethod(collate)
 
     def __init__(self, recipe: Recipe, everyone: World) -> None:
@@ -56,9 +58,16 @@ class Classification:
             **options,
         )
 
-    def build(self) -> nn.Module:
-        """The recipe's model, for the classes and the size of its data."""
-        return build_classifier(self.recipe.model, len(self.held_out.classes), self.held_out.image_size)
+    def describe(self) -> Facts:
+        """Classes, size, normalisation and evaluation crop of the held-out images."""
+        images = self.held_out
+        return {
+            "classes": list(images.classes),
+            "image_size": images.image_size,
+            "mean": list(images.mean),
+            "std": list(images.std),
+            "crop_pct": images.crop_pct,
+        }
 
     def _images(self, images: Tensor) -> Tensor:
         device, last = self.everyone.device, self.recipe.channels_last
@@ -86,6 +95,73 @@ class Classification:
             sums += torch.tensor(counts, dtype=torch.float64)
         count, loss_sum, top1, top5 = self.everyone.total(sums.tolist())
         return {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+
+    def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
+        """`evaluate`, and the top-1 error in per cent."""
+        scores = self.evaluate(model, watch)
+        return Evaluation(len(self.held_out), scores | {"error": 100 - scores["top1"]})
+
+    def samples(self, count: int) -> list[Sample]:
+        """Held-out images as the network sees them, with their class."""
+        images = self.held_out
+        return [
+            Sample(
+                f"{self.recipe.data.val_split}-{index}",
+                Image.fromarray(images.pixels([(0, index)])[0]),
+                [{"category": images.classes[int(images.labels[index])]}],
+            )
+            for index in spread(len(images), count, "the held-out images").tolist()
+        ]
+
+    @staticmethod
+    def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
+        """The recipe's model; what it is told of its images is in its `pretrained_cfg`, as timm has it.
+
+        Raises ValueError for a name, an option or a surgery that does not exist or does not fit.
+        """
+        model: Any = build_classifier(recipe.model, len(facts["classes"]), image_size or facts["image_size"])
+        if hasattr(model, "origin"):  # of the catalog: what attneck.hub and the exports write
+            model.pretrained_cfg |= {
+                "mean": tuple(facts["mean"]),
+                "std": tuple(facts["std"]),
+                "interpolation": "bilinear",
+                "crop_pct": facts["crop_pct"],
+                "label_names": tuple(facts["classes"]),
+            }
+        built: nn.Module = model
+        return built
+
+    @staticmethod
+    def start(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
+        """Put in what fits by name and shape."""
+        return load_matching(model, weights)
+
+    @staticmethod
+    def predict(model: nn.Module, image: Image.Image, facts: Facts, min_score: float = 0.0) -> Found:
+        """The likeliest classes, five at most, with their probability.
+
+        The image is resized, cut and normalised as held-out images are.
+        """
+        cut = resize_and_centre(image.convert("RGB"), facts["image_size"], facts["crop_pct"])
+        pixels = torch.from_numpy(np.asarray(cut).copy()).permute(2, 0, 1)[None] / 255  # [1, 3, H, W]
+        mean, std = (torch.tensor(facts[key])[:, None, None] for key in ("mean", "std"))
+        device = next(model.parameters()).device
+        shares = model(((pixels - mean) / std).to(device)).float().softmax(1)[0]  # [classes]
+        scores, labels = shares.topk(min(SHOWN, len(shares)))
+        return [
+            {"category": facts["classes"][label], "score": score}
+            for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
+            if score >= min_score
+        ]
+
+    @staticmethod
+    def tables(evaluations: Mapping[str, Evaluation]) -> str:
+        """A line for each."""
+        return "\n".join(
+            f"{name:14} top-1 {scores['top1']:.2f} %  top-5 {scores['top5']:.2f} %  "
+            f"error {scores['error']:.2f} %  loss {scores['loss']:.4f}"
+            for name, scores in ((name, one.scores) for name, one in evaluations.items())
+        )
 
 
 def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[int, int]) -> nn.Module:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_tensor
 
 from attneck.data import loader
 from attneck.data.detection import DetectionDataset, collate, open_detection
-from attneck.data.sampling import EvalBatches
+from attneck.data.sampling import EvalBatches, spread
 from attneck.data.table import SETS
 from attneck.detection.metrics import Detections, coco_scores, voc_scores
 from attneck.detection.results import to_coco_detections
+from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
+from attneck.detection.weights import load_weights
 from attneck.models import catalog, create_model
 from attneck.models.detector_options import RCNNOptions, StairNetOptions
+from attneck.models.weights import Loaded
+from attneck.tasks.task import Evaluation, Facts, Found, Sample
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
 from attneck.training.report import Watch, unseen
@@ -32,19 +39,18 @@ class Detection:
 
     Attributes:
         held_out: the data set that is scored, its images as they are in their files.
-        collate: makes a batch of what either set gives.
 
-    Raises ValueError for what the recipe asks for and a detector has not, and for the first annotation that
-    does not fit its image.
+    The constructor also raises ValueError for the first annotation that does not fit its image.
     """
 
+    finds_objects = True
     collate = staticmethod(collate)
 
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
         self.entry = catalog.find(recipe.model.name, dict(recipe.model.options))
         self.masks = isinstance(self.entry.options, RCNNOptions) and self.entry.options.masks
-        self.image_size = _image_size(recipe)
+        self.image_size = recipe.data.image_size or self.entry.image_size
         self._check()
         data = recipe.data
         self.held_out = open_detection(
@@ -77,9 +83,9 @@ class Detection:
     def _check(self) -> None:
         """ValueError for a part of the recipe that would be passed over, or fail in the first step."""
         recipe = self.recipe
-        if recipe.model.surgery != "none":
+        if recipe.model.surgery != "none" or recipe.model.surgery_options:
             raise ValueError(
-                f"model.surgery {recipe.model.surgery} is for classifiers: change a detector's backbone in "
+                "model.surgery and its options are for classifiers: change a detector's backbone in "
                 "Python (attneck.detection.rcnn.mask_rcnn takes any), or choose one that has the attention"
             )
         if recipe.label_smoothing:
@@ -92,9 +98,14 @@ class Detection:
                 "BatchNorm has no variance: give a greater batch, or a smaller accumulate"
             )
 
-    def build(self) -> nn.Module:
-        """The recipe's model, for the classes of its data."""
-        return build_detector(self.recipe, len(self.held_out.classes))
+    def describe(self) -> Facts:
+        """Classes of the held-out images, and what the source itself calls them; the side of training's."""
+        images = self.held_out
+        return {
+            "classes": list(images.classes),
+            "category_ids": list(images.category_ids),
+            "image_size": self.image_size,
+        }
 
     def _here(self, batch: tuple[list[Tensor], Targets]) -> tuple[list[Tensor], Targets]:
         device = self.everyone.device
@@ -135,17 +146,61 @@ class Detection:
         """`headline` of what `model` finds."""
         return headline(self.scores(self.detect(model, watch)))
 
+    def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
+        """`headline`, all scores, and what `model` finds."""
+        found = self.detect(model, watch)
+        scores = self.scores(found)
+        return Evaluation(len(self.held_out), headline(scores), scores, found)
 
-def build_detector(recipe: Recipe, classes: int) -> nn.Module:
-    """The recipe's model, for so many classes beside the background."""
-    name, options = recipe.model.name, dict[str, Any](recipe.model.options)
-    catalog.find(name, options)  # refuses what is no option of the family
-    return create_model(name, num_classes=classes + 1, image_size=_image_size(recipe), **options)
+    def samples(self, count: int) -> list[Sample]:
+        """Held-out images as they are in their files, with their objects."""
+        names = dict(zip(self.held_out.category_ids, self.held_out.classes, strict=True))
+        found = []
+        for index in spread(len(self.held_out), count, "the held-out images").tolist():
+            pixels, record = self.held_out.read(index)
+            truth = [
+                row | {"category": names[row["category_id"]]} for row in self.held_out.annotations(record)
+            ]
+            found.append(Sample(record.file, Image.fromarray(pixels), truth))
+        return found
 
+    @staticmethod
+    def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
+        """The recipe's model, for the classes of its data beside the background.
 
-def _image_size(recipe: Recipe) -> int:
-    """Side in pixels: the data's, or else what the detector was published with."""
-    return recipe.data.image_size or catalog.find(recipe.model.name).image_size
+        Raises ValueError for a name or an option that does not exist or does not fit.
+        """
+        name, options = recipe.model.name, dict[str, Any](recipe.model.options)
+        catalog.find(name, options)  # refuses what is no option of the family
+        size = image_size or facts["image_size"]
+        return create_model(name, num_classes=len(facts["classes"]) + 1, image_size=size, **options)
+
+    @staticmethod
+    def start(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
+        """Put in a backbone's weights, or another detector's, where they fit by name and shape."""
+        return load_weights(model, weights)
+
+    @staticmethod
+    def predict(model: nn.Module, image: Image.Image, facts: Facts, min_score: float = 0.0) -> Found:
+        """Objects as COCO's results, in the image's pixels, with the name of their class."""
+        pixels = to_tensor(image.convert("RGB")).to(next(model.parameters()).device)  # [3, H, W]
+        rows = to_coco_detections(
+            model([pixels]), [{"image_id": torch.tensor(0)}], facts["category_ids"], min_score
+        )
+        names = dict(zip(facts["category_ids"], facts["classes"], strict=True))
+        return [row | {"category": names[row["category_id"]]} for row in rows]
+
+    @staticmethod
+    def tables(evaluations: Mapping[str, Evaluation]) -> str:
+        """The papers' tables: BAM's 4b of VOC, else BoTNet's 2, and BAM's 4a where there are no masks."""
+        details = {name: one.details for name, one in evaluations.items()}
+        if any("mAP" in row for row in details.values()):
+            return voc_table(
+                {name: (row["mAP"], row["classes"]) for name, row in details.items()}, classes=True
+            )
+        found = botnet_table(details, sizes=True)
+        with_masks = any("segm" in row for row in details.values())
+        return found if with_masks else f"{found}\n\n{bam_coco_table(details)}"
 
 
 def headline(scores: dict[str, Any]) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""Checkpoints that are whole or not there: written aside, hashed, renamed; the previous one kept.
+"""Checkpoints that are whole or not there: written to another name, hashed, renamed; the newest two kept.
 
-A run's `checkpoints/` holds `step-00000042.pt` and `step-00000042.pt.sha256`. The sum is written first, the
-checkpoint renamed into place last, so a reader that finds the file finds the sum of it; whatever is cut short
-in between leaves the one before. Read with `weights_only=True` alone: a checkpoint cannot run code.
+A run's `checkpoints/` holds `step-00000042.pt` and `step-00000042.pt.sha256`. The sum is written first, and
+the checkpoint is renamed last. So whoever finds a checkpoint finds its sum, and a write that is cut short
+leaves the checkpoint before. Where a step is saved again, the file has both sums, the new one first.
+Checkpoints are read with `weights_only=True` alone: they cannot run code.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ KEPT = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `state` as the checkpoint of `step`, then drop all but the newest two.
+    """Write `state` as the checkpoint of `step`, in place of one that is there; keep the newest two.
 
     Raises:
-        OSError: the disk would not take it (full, read-only): what was there stays as it was.
+        OSError: the disk is full or read-only: what was there stays as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
     path = folder / f"step-{step:08d}.pt"
-    write_atomic(_sum_of(path), (hashlib.sha256(data).hexdigest() + "\n").encode())
+    sums = [hashlib.sha256(data).hexdigest()]
+    if path.is_file():  # it is whole until the new one is in its place
+        sums.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    write_atomic(_sum_of(path), ("\n".join(sums) + "\n").encode())
     write_atomic(path, data)
     for old in checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
@@ -55,7 +59,7 @@ def load_latest(folder: Path) -> tuple[dict[str, Any], Path, list[Path]]:
     for path in checkpoints(folder):
         data = path.read_bytes()
         wanted = _sum_of(path)
-        if wanted.is_file() and wanted.read_text().strip() == hashlib.sha256(data).hexdigest():
+        if wanted.is_file() and hashlib.sha256(data).hexdigest() in wanted.read_text().split():
             state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
             return state, path, damaged
         damaged.append(path)
@@ -64,6 +68,15 @@ def load_latest(folder: Path) -> tuple[dict[str, Any], Path, list[Path]]:
             f"{folder}: none of its {len(damaged)} checkpoints matches its SHA-256; start the run anew"
         )
     raise UserError(f"{folder}: no checkpoint there; start the run without --resume")
+
+
+def not_finite(state: Any, name: str = "") -> str | None:
+    """The dotted name of the first tensor in nested dicts and lists that is not finite, or None."""
+    if isinstance(state, Tensor):
+        return None if bool(state.isfinite().all()) else name
+    parts = state.items() if isinstance(state, dict) else enumerate(state if isinstance(state, list) else [])
+    found = (not_finite(part, f"{name}.{key}".removeprefix(".")) for key, part in parts)
+    return next((fault for fault in found if fault is not None), None)
 
 
 def digest(state: dict[str, Tensor]) -> str:

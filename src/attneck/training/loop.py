@@ -1,50 +1,42 @@
-"""The loop. One for every task, every number of processes, and every way of being interrupted.
+"""The training loop: one for every task, every number of processes, and every way of being interrupted.
 
-All randomness is a function of (seed, step, rank) or (seed, epoch, index), so that a run that was stopped
-and resumed ends with the same bits as one that was not.
+All randomness is a function of (seed, step, rank) or (seed, epoch, index). So a run that was stopped and
+resumed ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import signal
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-from attneck.data.sampling import step_seed
 from attneck.errors import RunFailed
 from attneck.training import checkpoint
 from attneck.training.allocator import keep_freed_memory
-from attneck.training.distributed import World, synchronise_batchnorm
+from attneck.training.distributed import World
 from attneck.training.environment import peak_memory
-from attneck.training.recipe import Optimizer, Recipe
+from attneck.training.finite import Guard, explain
+from attneck.training.norms import synchronise_batchnorm
+from attneck.training.optimizer import average_of, make_optimizer, restore_optimizer
+from attneck.training.recipe import Recipe
 from attneck.training.report import Record, Report, Watch
 from attneck.training.schedule import lr_factor
+from attneck.training.step import Objective, clip, gradients, precision
+from attneck.training.stop import stop_signals, until_stopped
 
 T = TypeVar("T")
-
-
-class Task(Protocol):
-    """What a run trains for: classification, detection."""
-
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise (a mean over the batch) and the scores to show beside it, all scalars."""
-
-    def evaluate(self, model: nn.Module, watch: Watch) -> dict[str, float]:
-        """The scores on the held-out data, the same on every process; `watch` sees its batches."""
 
 
 @dataclass
@@ -52,13 +44,14 @@ class Progress:
     """Where a run is: optimiser steps done, the sums since the last record, and the records so far."""
 
     step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """float64 [], on the device."""
     history: list[Record] = field(default_factory=list)
 
 
-def fit(
+def train_loop(
     model: nn.Module,
-    task: Task,
+    objective: Objective,
     batches: Callable[[int], Iterator[Any]],
     recipe: Recipe,
     folder: Path,
@@ -66,15 +59,18 @@ def fit(
     *,
     steps_per_epoch: int,
     resume: bool,
+    facts: dict[str, Any],
 ) -> tuple[Progress, AveragedModel | None]:
     """Train `model` in place, from the beginning or from the newest whole checkpoint in `folder`.
 
     Args:
         batches: a function of the step to start from; gives `recipe.accumulate` batches a step.
+        facts: what the model knows of its data, as JSON has it, to be kept with the weights.
 
     Raises:
-        RunFailed: stopped by SIGTERM (143) or SIGINT (130) with the step saved; a loss that is not finite,
-            or a disk that takes no more (1), with the last checkpoint whole.
+        RunFailed: stopped by SIGTERM (143) or SIGINT (130) with the step saved; a loss, a gradient or a
+            weight that is not finite, or a disk that takes no more (1), with the last checkpoint whole.
+        ValueError: a BatchNorm that cannot be synchronised.
     """
     if world.device.type == "cpu":
         keep_freed_memory()
@@ -82,20 +78,33 @@ def fit(
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     if world.size > 1 and recipe.sync_bn:
-        model = synchronise_batchnorm(model, world.device)
-    optimizer = make_optimizer(model, recipe.optimizer)
+        norms = synchronise_batchnorm(model, world.device)
+        if world.rank == 0:
+            print(f"attneck: {norms} BatchNorm layers over {world.size} processes", file=sys.stderr)
+    at_once = reads_at_once(world.device)
+    optimizer = make_optimizer(model, recipe.optimizer, fused=not at_once)
     average = average_of(model, recipe.ema) if recipe.ema else None
     progress = Progress()
     if resume:
-        progress = _restore(folder / "checkpoints", model, optimizer, average)
+        progress = _restore(folder / "checkpoints", model, optimizer, average, world.device)
     parallel = DistributedDataParallel(model) if world.size > 1 else model
-    peak = recipe.optimizer.lr * recipe.batch / (recipe.optimizer.lr_batch or recipe.batch)
-    steps, unit = recipe.total_steps(steps_per_epoch), recipe.unit(steps_per_epoch)
+    steps = recipe.total_steps(steps_per_epoch)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
+    guard = Guard(world.device)
 
     def save() -> None:
-        if world.rank == 0:
-            _save(folder / "checkpoints", progress, model, optimizer, average, recipe)
+        if fault := _save(folder, progress, model, optimizer, average, recipe, facts, world):
+            raise RunFailed(
+                f"step {progress.step} (epoch {(progress.step - 1) // steps_per_epoch + 1}): {fault} is not "
+                "finite; it was not saved, the last checkpoint is from before. Try a lower optimizer.lr"
+            )
+
+    def stopped_by(number: int) -> RunFailed:
+        return RunFailed(
+            f"stopped by {signal.Signals(number).name} at step {progress.step} of {steps}, "
+            f"saved; go on with: attneck train {folder} --resume",
+            128 + number,
+        )
 
     report = Report(
         folder if world.rank == 0 else None,
@@ -104,146 +113,123 @@ def fit(
         batch=recipe.batch,
         start=progress.step,
     )
-    with _stop_signals() as stop, _disk_errors(folder), report:
+    with stop_signals() as stop, _disk_errors(folder), report:
         loader = batches(progress.step)
+        watch = until_stopped(report.watch, stop, world, stopped_by)
         saved = began = time.monotonic()
-        parallel.train()
-        while progress.step < steps:
-            lr = peak * lr_factor(recipe.schedule, progress.step, steps, unit)
+        while True:
+            done = progress.step % period or period  # steps since the last record
+            if (done == period or progress.step == steps) and not _recorded(progress):
+                # The step itself is saved: whatever happens in the evaluation, it is done again on resume.
+                means = _means(progress.sums, done, world)
+                held_out = evaluate(objective, model, average, recipe, world.device, watch)
+                epoch, part = divmod(progress.step, steps_per_epoch)
+                position: Record = {
+                    "epoch": epoch + round(part / steps_per_epoch, 3) if part else epoch,
+                    "step": progress.step,
+                    "lr": _rate(recipe, progress.step - 1, steps_per_epoch),
+                }
+                took = {"seconds": time.monotonic() - began, "peak_gib": peak_memory(world.device)}
+                progress.history.append(position | means | held_out | took)
+                progress.sums = {}
+                report.epoch(progress.history)
+                save()
+                saved = began = time.monotonic()
+            if progress.step == steps:
+                return progress, average
+
+            parallel.train()
             for group in optimizer.param_groups:
-                group["lr"] = lr
-            scores = _gradients(parallel, task, loader, recipe, world, progress.step)
-            stopped, broken = world.maximum([float(stop[0]), float(not math.isfinite(scores["loss"]))])
-            if broken:
+                group["lr"] = _rate(recipe, progress.step, steps_per_epoch)
+            scores = gradients(parallel, objective, loader, recipe, world, progress.step)
+            norm = clip(model, recipe.optimizer.clip_norm)
+            guard.see(norm, progress.step + 1)
+            due = (progress.step + 1) % period == 0 or progress.step + 1 == steps
+            due |= recipe.checkpoint_steps is not None and (progress.step + 1) % recipe.checkpoint_steps == 0
+            late = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+            stopped, late_somewhere = world.maximum([float(stop.signal), float(late)])
+            due |= bool(stopped or late_somewhere)
+            if (at_once or due) and (first := guard.first()) is not None:
                 raise RunFailed(
-                    f"step {progress.step + 1} (epoch {progress.step // steps_per_epoch + 1}): the loss is "
-                    f"{scores['loss']}; nothing of this step was kept. Try a lower optimizer.lr, a longer "
-                    "warm-up in schedule, or an optimizer.clip_norm"
+                    explain(
+                        first,
+                        model,
+                        parallel,
+                        objective,
+                        batches,
+                        recipe,
+                        world,
+                        steps_per_epoch=steps_per_epoch,
+                    )
                 )
-            if recipe.optimizer.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
+            if not at_once:
+                optimizer.found_inf = guard.found_inf  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if average is not None:
                 average.update_parameters(model)
 
             progress.step += 1
-            done = progress.step % period or period  # steps since the last record
-            recorded = done == period or progress.step == steps
+            done = (progress.step - 1) % period + 1
             for name, score in scores.items():
-                progress.sums[name] = progress.sums.get(name, 0.0) + score
-            report.step(progress.step, {name: total / done for name, total in progress.sums.items()})
-            if recorded:
-                means = _means(progress.sums, done, world)
-                held_out = evaluate(task, model, average, recipe, world.device, report.watch)
-                epoch, part = divmod(progress.step, steps_per_epoch)
-                place: Record = {
-                    "epoch": epoch + round(part / steps_per_epoch, 3) if part else epoch,
-                    "step": progress.step,
-                    "lr": lr,
-                }
-                took = {"seconds": time.monotonic() - began, "peak_gib": peak_memory(world.device)}
-                progress.history.append(place | means | held_out | took)
-                progress.sums = {}
-                report.epoch(progress.history)
-                parallel.train()
-                began = time.monotonic()
-
-            due = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
-            due |= recipe.checkpoint_steps is not None and progress.step % recipe.checkpoint_steps == 0
-            if recorded or due or stopped:
+                progress.sums[name] = progress.sums[name] + score if name in progress.sums else score
+            report.step(progress.step, partial(_read, progress.sums, done))
+            if due:
                 save()
                 saved = time.monotonic()
-            if stopped and progress.step < steps:
+            if stopped:
                 world.maximum([0.0])  # nobody leaves before the first process has saved
-                raise RunFailed(
-                    f"stopped by {signal.Signals(int(stopped)).name} at step {progress.step} of {steps}, "
-                    f"saved; go on with: attneck train {folder} --resume",
-                    128 + int(stopped),
-                )
-    return progress, average
+                raise stopped_by(int(stopped))
 
 
-def _gradients(
-    parallel: nn.Module, task: Task, loader: Iterator[Any], recipe: Recipe, world: World, step: int
-) -> dict[str, float]:
-    """The gradients of one optimiser step, over its accumulated parts; the step's loss and scores."""
-    scores: dict[str, float] = {}
-    for part in range(recipe.accumulate):
-        torch.manual_seed(step_seed(recipe.seed, step * recipe.accumulate + part, world.rank))
-        share_later = isinstance(parallel, DistributedDataParallel) and part < recipe.accumulate - 1
-        with parallel.no_sync() if share_later else nullcontext():  # type: ignore[operator]
-            with precision(recipe, world.device):
-                loss, shown = task.loss(parallel, next(loader))
-            (loss / recipe.accumulate).backward()
-        for name, value in {"loss": loss.detach(), **shown}.items():
-            scores[name] = scores.get(name, 0.0) + float(value) / recipe.accumulate
-    return scores
+def reads_at_once(device: torch.device) -> bool:
+    """True where a value of every step can be read without waiting; else only where a checkpoint is due."""
+    return device.type == "cpu"
 
 
-def _means(sums: dict[str, float], steps: int, world: World) -> dict[str, float]:
-    """The means over so many steps and over all processes."""
-    totals = world.total(list(sums.values()))
+def _rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of step `step` (0-based)."""
+    peak = recipe.optimizer.lr * recipe.batch / (recipe.optimizer.lr_batch or recipe.batch)
+    steps, unit = recipe.total_steps(steps_per_epoch), recipe.unit(steps_per_epoch)
+    return peak * lr_factor(recipe.schedule, step, steps, unit)
+
+
+def _recorded(progress: Progress) -> bool:
+    """True where the step has its record; the beginning needs none."""
+    return progress.step == 0 or any(record["step"] == progress.step for record in progress.history[-1:])
+
+
+def _read(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
+    """The means over so many steps; waits for the device."""
+    return {name: float(total) / steps for name, total in sums.items()}
+
+
+def _means(sums: dict[str, Tensor], steps: int, world: World) -> dict[str, float]:
+    """The means over so many steps and over all processes; waits for the device."""
+    totals = world.total([float(total) for total in sums.values()])
     return {f"train_{name}": total / world.size / steps for name, total in zip(sums, totals, strict=True)}
 
 
 def evaluate(
-    task: Task,
+    objective: Objective,
     model: nn.Module,
     average: AveragedModel | None,
     recipe: Recipe,
     device: torch.device,
     watch: Watch,
 ) -> dict[str, float]:
-    """The task's scores on held-out data: `val_…` for the weights, `ema_…` for their average."""
-    found = of_each(partial(task.evaluate, watch=watch), model, average, recipe, device)
+    """The objective's scores on held-out data: `val_…` for the weights, `ema_…` for their average."""
+    networks = {"val": model} | ({"ema": average.module} if average is not None else {})
+    score = partial(objective.evaluate, watch=watch)
+    found = {prefix: scored(score, network, recipe, device) for prefix, network in networks.items()}
     return {f"{prefix}_{key}": value for prefix, scores in found.items() for key, value in scores.items()}
 
 
-def of_each(
-    score: Callable[[nn.Module], T],
-    model: nn.Module,
-    average: AveragedModel | None,
-    recipe: Recipe,
-    device: torch.device,
-) -> dict[str, T]:
-    """What `score` says of the weights, "val", and of their average, "ema", where there is one."""
-    networks = {"val": model} | ({"ema": average.module} if average is not None else {})
-    found = {}
-    for prefix, network in networks.items():
-        network.eval()
-        with torch.inference_mode(), precision(recipe, device):
-            found[prefix] = score(network)
-    return found
-
-
-def precision(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where the recipe asks for it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
-
-
-def make_optimizer(model: nn.Module, options: Optimizer) -> torch.optim.SGD:
-    """SGD with weight decay on weights of two and more dimensions that are no position tables, or on all."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        table = name.rpartition(".")[2].startswith(("rel_", "abs_"))
-        (decayed if options.decay_all or (parameter.dim() > 1 and not table) else free).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=options.lr,
-        momentum=options.momentum,
-        nesterov=options.nesterov and options.momentum > 0,
-    )
-
-
-def average_of(model: nn.Module, decay: float) -> AveragedModel:
-    """The moving average of the weights and of BatchNorm's statistics."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+def scored(score: Callable[[nn.Module], T], network: nn.Module, recipe: Recipe, device: torch.device) -> T:
+    """What `score` says of a network in evaluation mode, at the recipe's precision."""
+    network.eval()
+    with torch.inference_mode(), precision(recipe, device):
+        return score(network)
 
 
 def _save(
@@ -253,51 +239,46 @@ def _save(
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
     recipe: Recipe,
-) -> None:
-    state = {
-        "step": progress.step,
-        "sums": progress.sums,
-        "history": progress.history,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.state_dict() if average is not None else None,
-        "recipe": recipe.model_dump(mode="json"),
-    }
-    checkpoint.save(folder, progress.step, state)
+    facts: dict[str, Any],
+    world: World,
+) -> str | None:
+    """Write the checkpoint, or say on the first process which of its tensors is not finite."""
+    state: dict[str, Any] = {}
+    if world.rank == 0:
+        state = {
+            "step": progress.step,
+            "sums": {name: float(total) for name, total in progress.sums.items()},
+            "history": progress.history,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average.state_dict() if average is not None else None,
+            "recipe": recipe.model_dump(mode="json"),
+            "facts": facts,
+        }
+    fault = checkpoint.not_finite(state)
+    if world.maximum([float(fault is not None)])[0]:  # all processes end together
+        return fault or "a value on the first process"
+    if world.rank == 0:
+        checkpoint.save(folder / "checkpoints", progress.step, state)
+    return None
 
 
 def _restore(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    average: AveragedModel | None,
+    device: torch.device,
 ) -> Progress:
     state, _, _ = checkpoint.load_latest(folder)
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    restore_optimizer(optimizer, state["optimizer"])
     if average is not None:
         average.load_state_dict(state["average"])
-    return Progress(state["step"], state["sums"], state["history"])
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A cell that holds the number of the first SIGTERM or SIGINT; a second SIGINT interrupts at once."""
-    cell = [0]
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if cell[0] and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        cell[0] = number
-
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # a notebook's or a server's: no signals there
-        yield cell
-        return
-    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield cell
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    sums = {
+        name: torch.tensor(total, dtype=torch.float64, device=device) for name, total in state["sums"].items()
+    }
+    return Progress(state["step"], sums, state["history"])
 
 
 @contextmanager

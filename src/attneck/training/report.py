@@ -23,6 +23,8 @@ Watch = Callable[["DataLoader[Any]"], Iterable[Any]]
 
 QUIET = 60
 """Seconds of one epoch that pass without a line where there is no terminal, and so no bar."""
+DRAWN = 0.5
+"""Seconds from one change of the bar to the next: to know the loss, the loop waits for the device."""
 
 
 class Report:
@@ -74,19 +76,20 @@ class Report:
         if self.writer:
             self.writer.close()
 
-    def step(self, step: int, means: dict[str, float]) -> None:
+    def step(self, step: int, means: Callable[[], dict[str, float]]) -> None:
         """After step number `step` (1-based): the bar or, without a terminal, a line now and then.
 
-        `means` are the scores' since the last record.
+        `means` gives the scores' means since the last record; it is called only where they are shown.
         """
         now = time.monotonic()
-        if self.folder is None or (self.bar is None and now - self.spoke < QUIET):
+        if self.folder is None or now - self.spoke < (QUIET if self.bar is None else DRAWN):
             return
         speed = (step - self.first) * self.batch / max(1e-9, now - self.began)
         epoch = f"epoch {-(-step // self.steps_per_epoch)}/{self.epochs}"
-        said = f"{say(means)}  {speed:,.{0 if speed >= 10 else 1}f} images/s"
+        said = f"{say(means())}  {speed:,.{0 if speed >= 10 else 1}f} images/s"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=step, description=epoch, said=said)
+            self.spoke = now
         else:
             self._print(f"{epoch}  step {step}/{self.steps}  {said}")
 

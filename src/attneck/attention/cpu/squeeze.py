@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attneck.attention.cpu.products import inner_product, onednn_is_faster, product
+from attneck.attention.cpu.choice import float32_products
+from attneck.attention.cpu.products import inner_product, product
 
 
 def squeeze(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,4 +101,4 @@ def _tokens(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _by_onednn(like: Tensor) -> bool:
-    return like.dtype == torch.float32 and onednn_is_faster()
+    return like.dtype == torch.float32 and float32_products() == "onednn"

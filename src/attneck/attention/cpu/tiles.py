@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attneck.attention.cpu.products import onednn_is_faster, product
+from attneck.attention.cpu.choice import float32_products
+from attneck.attention.cpu.products import product
 
 KEEP = 32 * 32
 """Tokens up to which the weights are kept for backward, and up to which a tile has whole heads."""
@@ -47,7 +48,7 @@ class Tiling:
         """The fastest that was measured, for q [B, h, N, d]."""
         B, h, N, d = q.shape
         short = q.dtype in (torch.bfloat16, torch.float16)
-        onednn = q.dtype == torch.float32 and N >= 144 and onednn_is_faster()
+        onednn = q.dtype == torch.float32 and N >= 144 and float32_products() == "onednn"
         # Wide rows add fast; in half precision, columns also save the logits a rounding.
         columns = k is not None and (W % 32 != 0 if short else W < 14)
         if N > KEEP:

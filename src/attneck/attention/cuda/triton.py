@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from attneck.attention.cuda.operands import (
     by_offset,
@@ -24,6 +25,8 @@ from attneck.attention.cuda.operands import (
     pool_maps,
     rows_whole,
 )
+from attneck.attention.flops import joined_attention_backward_flops, joined_attention_flops
+from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -110,7 +113,9 @@ def triton_attention_2d(
     Raises:
         ImportError: where Triton is not installed.
         ValueError: for tensors that are not on a CUDA device, or float64.
+        NotImplementedError: under a transform of `torch.func` and in forward mode.
     """
+    refuse_transforms("triton")
     if not HAS_TRITON:
         raise ImportError(
             "the triton backend needs the package triton, which is not installed: pip install triton "
@@ -235,12 +240,16 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _gradients(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_tangents("relative attention's triton backend")
     q, k, v, table, out, lse = ctx.saved_tensors
     d_q, d_k, d_v, d_table = _attention_backward(d_out, q, k, v, table, out, lse, ctx.H, ctx.W)
     return d_q, None if k is None else d_k, d_v, d_table, None, None
 
 
 _attention.register_autograd(_gradients, setup_context=_keep)
+_attention_backward.register_autograd(no_second_derivative)
+register_flop_formula(torch.ops.attneck.relative_attention_2d_cuda)(joined_attention_flops)
+register_flop_formula(torch.ops.attneck.relative_attention_2d_cuda_backward)(joined_attention_backward_flops)
 
 
 def _launch(

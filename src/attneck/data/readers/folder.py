@@ -53,7 +53,7 @@ class FolderDataset(ClassificationDataset):
     def _one(self, epoch: int, index: int) -> NDArray[np.uint8]:
         image = decode(self.paths[index], "folder")
         if self._transform is None:
-            return np.array(_resize_and_centre(image, self.image_size, self.crop_pct))
+            return np.array(resize_and_centre(image, self.image_size, self.crop_pct))
         with seeded(item_seed(self.seed, epoch, index)):
             return np.array(self._transform(image))
 
@@ -146,7 +146,7 @@ def _same_classes(folder: Path, given: Sequence[str], wanted: Sequence[str], who
         )
 
 
-def _resize_and_centre(image: Image.Image, size: int, crop_pct: float) -> Image.Image:
+def resize_and_centre(image: Image.Image, size: int, crop_pct: float) -> Image.Image:
     scale = round(size / crop_pct) / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)

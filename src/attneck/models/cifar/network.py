@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from attneck.layers import SqueezeExcite2d
 from attneck.models import parts
-from attneck.models.options import CifarResNetOptions
+from attneck.models.cifar import CifarResNetOptions
 from attneck.models.staged import StagedNet
 
 
@@ -103,7 +103,7 @@ class CifarResNet(StagedNet):
         self.initialise()
 
 
-def build(
+def build_cifar_resnet(
     options: CifarResNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
 ) -> CifarResNet:
     """A `CifarResNet` with the papers' changes made: MHSA, BAM or squeeze-excitation.

@@ -10,12 +10,12 @@ from torch import nn
 
 from attneck.layers import MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.models import parts
-from attneck.models.options import ResNetOptions
+from attneck.models.resnet import ResNetOptions
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
-def build(
+def build_resnet(
     options: ResNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
 ) -> ResNet:
     """A timm `ResNet` with the papers' changes made in place: timm's names for every tensor it has.

@@ -1,4 +1,7 @@
-"""The networks that BoTNet compares itself with, as timm has them: EfficientNet, and ViT (and so DeiT)."""
+"""ViT, and so DeiT, as timm has them (BoTNet Figures 7 to 9).
+
+Letters: B batch, N tokens, C width.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from attneck.models import parts
-from attneck.models.options import EfficientNetOptions, ViTOptions
-
-
-def build_efficientnet(
-    options: EfficientNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
-) -> nn.Module:
-    """timm's EfficientNet B0 to B7 (BoTNet Table 14), by timm's names."""
-    model: nn.Module = timm.create_model(
-        f"efficientnet_{options.variant}",
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_rate=options.dropout,
-        drop_path_rate=options.drop_path,
-    )
-    return model
+from attneck.models.vit import ViTOptions
 
 
 class ViT(VisionTransformer):

@@ -1,0 +1,98 @@
+"""What a run trains for, as the loop and the commands see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from PIL import Image
+from torch import Tensor, nn
+
+from attneck.models.weights import Loaded
+from attneck.training.distributed import World
+from attneck.training.recipe import Recipe
+from attneck.training.report import Watch
+
+Facts = dict[str, Any]
+"""What `describe` says of the data that a model is for, as JSON has it: `classes` is always there."""
+
+Found = list[dict[str, Any]]
+"""What is in one image, best first: a `category` and a `score` each; of detectors also COCO's fields."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What held-out images say of one model: its scores, and whatever else the task has to tell."""
+
+    images: int
+    scores: dict[str, float]
+    details: Any = None
+    detections: Found | None = None
+
+
+class Sample(NamedTuple):
+    """An image, where it is from, and what is in it, where that is known."""
+
+    file: str
+    image: Image.Image
+    truth: Found | None
+
+
+class Task(Protocol):
+    """Data, model, loss and scores. A new task is a file with such a class, and a row in `TASKS`.
+
+    Attributes:
+        training: the data set that is trained on.
+        held_out: the data set that is scored.
+        finds_objects: whether predictions have a box in the image.
+
+    The constructor raises ValueError for a part of the recipe that the task or its data does not have, and
+    FileNotFoundError for data that is not there.
+    """
+
+    finds_objects: ClassVar[bool]
+    recipe: Recipe
+    held_out: Any
+
+    def __init__(self, recipe: Recipe, everyone: World) -> None: ...
+
+    @property
+    def training(self) -> Any: ...
+
+    @staticmethod
+    def collate(items: Any) -> Any:
+        """Make a batch of what a data set gives."""
+
+    def describe(self) -> Facts:
+        """The data, as far as a model must know it: what a checkpoint holds, and `build` takes."""
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise (a mean over the batch) and the scores to show beside it, all scalars."""
+
+    def evaluate(self, model: nn.Module, watch: Watch) -> dict[str, float]:
+        """The scores on the held-out images, the same on every process; `watch` sees the batches."""
+
+    def report(self, model: nn.Module, watch: Watch) -> Evaluation:
+        """`evaluate`, and all that there is to say beside."""
+
+    def samples(self, count: int) -> list[Sample]:
+        """So many held-out images, evenly spread; ValueError if there are fewer."""
+
+    # What a run that is read back needs: no data.
+
+    @staticmethod
+    def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
+        """The recipe's model for the data that `facts` describe; `image_size` in place of the data's."""
+
+    @staticmethod
+    def start(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
+        """Start `model` from weights that were trained on something else."""
+
+    @staticmethod
+    def predict(model: nn.Module, image: Image.Image, facts: Facts, min_score: float) -> Found:
+        """What `model`, in evaluation mode, finds in an image; nothing with a lower score."""
+
+    @staticmethod
+    def tables(evaluations: Mapping[str, Evaluation]) -> str:
+        """Evaluations by name ("weights", "their average"), to be read."""
