@@ -20,7 +20,7 @@ Value = bool | int | float | str | list[int]
 
 
 class Part(BaseModel):
-    """A part of a recipe: unknown fields, infinite numbers and NaN are refused; nothing changes after reading."""
+    """A part of a recipe: unknown fields, infinite numbers and NaN are refused. It cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
