@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attneck.attention import twice
-from attneck.attention.graph import transformed, in_a_graph
+from attneck.attention.graph import in_a_graph, transformed
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attneck.attention.cpu.squeeze import squeeze
 from attneck.attention.gate import COMBINES, check_backend, gate, gate_weights
-from attneck.attention.graph import transformed, in_a_graph
+from attneck.attention.graph import in_a_graph, transformed
 from attneck.layers.branches import (
     SpatialBranch,
     check_batch,
