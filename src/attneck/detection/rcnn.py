@@ -45,7 +45,7 @@ class RCNN(detection.FasterRCNN):
         options: everything else.
 
     Raises:
-        ValueError: no class beside the background, a backbone that returns no maps, or `freeze_norms` and a
+        ValueError: no class besides the background, a backbone that returns no maps, or `freeze_norms` and a
             backbone without BatchNorm; in the first step, where a frozen BatchNorm has no statistics.
     """
 
