@@ -135,6 +135,7 @@ def test_frozen_norms_stay_as_they_were_loaded(variant: str) -> None:
     model.eval().train()
     norms = frozen_norms(model)
     assert {type(norm) for norm in norms.values()} == {nn.BatchNorm1d, nn.BatchNorm2d}
+    assert {(norm.eps, norm.momentum) for norm in norms.values()} == {(1e-5, 0.1)}  # nor these are changed
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     for _ in range(2):
