@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from attneck.measure.meta import without_global_hooks
 from attneck.surgery.places import Place
@@ -213,6 +214,17 @@ class _Follows:
         if torch.compiler.is_dynamo_compiling():  # which takes no object that stands for another
             return functools.partial(_run_both, child, follower)
         return _Followed(child, follower)
+
+
+def _unwrap(_parent: nn.Module, _name: str, child: Any) -> Any:
+    """What a module registers as its child is the norm itself, as by fx, or by a wrapper around `block.bn2`.
+
+    Else that one would run the follower, and the norm's own parent would run it again.
+    """
+    return child._norm if type(child) is _Followed else None
+
+
+register_module_module_registration_hook(_unwrap)
 
 
 def _run_both(child: nn.Module, follower: nn.Module, *args: Any, **kwargs: Any) -> Any:
