@@ -157,9 +157,10 @@ def test_at_output_stride_16_a_botnet_is_of_the_s1_kind() -> None:
     ("name", "arguments", "says"),
     [
         ("botnet50", {"output_stride": 8}, "output_stride=8: attneck_botnet50 knows 32 and 16 only"),
-        ("mobilenet", {"output_stride": 16}, "its own, output_stride=32, only"),
+        ("mobilenet", {"output_stride": 16}, "output_stride=16: attneck_mobilenet knows 32 only"),
         ("cifar_resnet20", {"global_pool": "max"}, "pools by 'avg'"),
         ("botnet50", {"head": 8}, "no option 'head'; perhaps you meant 'heads'"),
+        ("botnet50", {"head": 8, "output_stride": 16}, "^botnet50 has no option 'head'"),
         ("cifar_resnet20", {"drop_path_rate": 0.1}, "no option 'drop_path'"),
         ("cifar_resnet20", {"in_chans": 0}, "in_chans=0: wanted 1 or more"),
     ],

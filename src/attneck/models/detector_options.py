@@ -12,7 +12,17 @@ Trunk = Literal["vgg16", "mobilenet"]
 
 
 class DetectorOptions(FamilyOptions):
-    """The options of every detector."""
+    """The options of every detector, and what its training needs to know."""
+
+    resizes: ClassVar[bool] = True
+    """Whether it resizes images in training too, to its own size."""
+    least_images: ClassVar[int] = 1
+    """Images that a forward pass needs in training, if BatchNorm is not synchronised."""
+
+    @property
+    def finds_masks(self) -> bool:
+        """Whether it has a mask head."""
+        return False
 
     @model_validator(mode="after")
     def _no_dropout(self) -> Self:
@@ -32,6 +42,7 @@ class StairNetOptions(DetectorOptions, BAMOptions):
     """StairNet (Woo et al. 2018) as BAM's Table 4b counts it."""
 
     builder: ClassVar[str] = "attneck.detection.stairnet:build_stairnet"
+    least_images: ClassVar[int] = 2  # its coarsest map has one position
 
     trunk: Trunk = "vgg16"
     bam: Literal["none", "stages"] = "none"  # one right before every classifier (§4.6)
@@ -46,6 +57,7 @@ class RCNNOptions(DetectorOptions):
     """Faster and Mask R-CNN on a feature pyramid. The options of the backbone are given beside these."""
 
     builder: ClassVar[str] = "attneck.detection.rcnn:build_rcnn"
+    resizes: ClassVar[bool] = False
 
     backbone: FamilyOptions | None = None  # None where a module is given
     masks: bool = True
@@ -75,3 +87,8 @@ class RCNNOptions(DetectorOptions):
                     ("norm_momentum",), "a BatchNorm that learns: variant='botnet', or freeze_norms=False"
                 )
         return self
+
+    @property
+    def finds_masks(self) -> bool:
+        """As asked for."""
+        return self.masks

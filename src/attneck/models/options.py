@@ -51,13 +51,9 @@ class FamilyOptions(BaseModel):
         """How timm makes its `features_only` model: which maps if none are asked for, and by which class."""
         return {}
 
-    def at_stride(self, output_stride: int) -> dict[str, Any]:
-        """The options by which the last map stands for `output_stride` pixels (timm's name); not 32.
-
-        Raises:
-            ValueError: what the family knows instead.
-        """
-        raise ValueError("its own, output_stride=32, only")
+    def at_stride_16(self) -> dict[str, Any] | None:
+        """The options that give the last map a stride of 16 (timm's `output_stride`); None if there are none."""
+        return None
 
     def as_dict(self) -> dict[str, Any]:
         """Every option by its name, those of a detector's backbone among them."""

@@ -74,10 +74,11 @@ def _create(
     if drop_path_rate is not None:
         options["drop_path"] = float(drop_path_rate)
     if output_stride != 32:
-        try:
-            options |= find(name, options).options.at_stride(output_stride)
-        except ValueError as error:
-            raise ValueError(f"output_stride={output_stride}: {PREFIX}{name} knows {error}") from error
+        strided = find(name, options).options.at_stride_16()
+        if output_stride != 16 or strided is None:
+            known = "32" if strided is None else "32 and 16"
+            raise ValueError(f"output_stride={output_stride}: {PREFIX}{name} knows {known} only")
+        options |= strided
     if global_pool not in (None, row.global_pool):
         raise ValueError(
             f"global_pool={global_pool!r}: {PREFIX}{name} pools by {row.global_pool!r}; leave it out"

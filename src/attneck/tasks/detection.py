@@ -20,7 +20,7 @@ from attneck.detection.results import to_coco_detections
 from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
 from attneck.detection.weights import load_weights
 from attneck.models import catalog, create_model
-from attneck.models.detector_options import RCNNOptions, StairNetOptions
+from attneck.models.detector_options import DetectorOptions
 from attneck.models.weights import Loaded
 from attneck.tasks.task import Evaluation, Facts, Found, Sample
 from attneck.training.distributed import World
@@ -49,7 +49,9 @@ class Detection:
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
         self.entry = catalog.find(recipe.model.name, dict(recipe.model.options))
-        self.masks = isinstance(self.entry.options, RCNNOptions) and self.entry.options.masks
+        assert isinstance(self.entry.options, DetectorOptions)  # as the row's task says
+        self.options = self.entry.options
+        self.masks = self.options.finds_masks
         self.image_size = recipe.data.image_size or self.entry.image_size
         self._check()
         data = recipe.data
@@ -68,7 +70,7 @@ class Detection:
         """The data set that is trained on."""
         data = self.recipe.data
         # SSD brings whole images to its size by itself, and in evaluation the same way.
-        squares = isinstance(self.entry.options, RCNNOptions) or data.augment == "ssd"
+        squares = not self.options.resizes or data.augment == "ssd"
         return open_detection(
             data.name,
             data.train_split,
@@ -92,7 +94,7 @@ class Detection:
             raise ValueError("label_smoothing is of classifiers; a detector's losses have none: leave it out")
         share = recipe.batch // (recipe.accumulate * self.everyone.size)
         synchronised = recipe.sync_bn and self.everyone.size > 1
-        if isinstance(self.entry.options, StairNetOptions) and share == 1 and not synchronised:
+        if share < self.options.least_images and not synchronised:
             raise ValueError(
                 "StairNet wants two images or more at a time, for its coarsest map is one cell, of which "
                 "BatchNorm has no variance: give a greater batch, or a smaller accumulate"

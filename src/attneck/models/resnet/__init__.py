@@ -85,8 +85,6 @@ class ResNetOptions(AttentionOptions, BAMOptions):
         """Whether c5 has a 3×3 conv after the one that strides."""
         return self.block == "basic" or 0 in self.c5_flags[1:]
 
-    def at_stride(self, output_stride: int) -> dict[str, Any]:
-        """At 16, c5 stays at c4's size: attention as in BoTNet-S1, convs dilated by 2."""
-        if output_stride != 16:
-            raise ValueError("32 and 16 only")
+    def at_stride_16(self) -> dict[str, Any]:
+        """c5 stays at c4's size: attention as in BoTNet-S1, convs dilated by 2."""
         return {"c5_stride": 1, "c5_dilation": 2 if self.dilatable else 1}
