@@ -1,4 +1,4 @@
-"""The copy that shapes are asked of: no storage, nobody's hooks; and the model that it is of stays as it is."""
+"""The copy for questions about shapes has no storage and no hooks, and the model stays as it is."""
 
 import copy
 import threading
@@ -103,7 +103,7 @@ def test_nor_are_those_for_all_modules(call: str) -> None:
         assert [dict(table) for table in GLOBAL_HOOKS] == before
         assert hook.seen == []
         with pytest.raises(ZeroDivisionError), without_global_hooks():
-            1 / 0
+            raise ZeroDivisionError
         assert [dict(table) for table in GLOBAL_HOOKS] == before
     finally:
         for handle in handles:

@@ -1,4 +1,4 @@
-"""What surgery put after a norm stays when a library replaces the norm, and before the norm is what it was."""
+"""What surgery put after a norm stays when a library replaces the norm."""
 
 import copy
 import pickle

@@ -59,7 +59,7 @@ class _Slot:
 
 
 def attach(model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Module]], name: str) -> None:
-    """Put each module at its place in `model`, in place; `trace` is of the model as it is.
+    """Put each module at its place in `model`, which is changed; `trace` is of the model as it is.
 
     Args:
         modules: by the dotted name of the module that each comes after.
@@ -178,7 +178,7 @@ class _Followed:
         return self._follower(self._norm(*args, **kwargs))
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # so that isinstance(block.bn2, nn.BatchNorm2d) holds
+    def __class__(self) -> Any:  # isinstance(block.bn2, nn.BatchNorm2d) holds
         return type(self._norm)
 
     def __getattr__(self, name: str) -> Any:
