@@ -248,9 +248,11 @@ def test_predict_refuses_in_a_line(trained, tmp_path, monkeypatch, capsys, words
     [
         ({"label_smoothing": 0.1}, "label_smoothing is of classifiers"),
         ({"data": {**TINY["data"], "md5": ["0"]}}, "md5 is given"),
-        ({"data": {**TINY["data"], "jitter": (0.5, 2)}}, "goes with data.augment scale_jitter"),
-        ({"data": {"name": "cifar100"}}, "data set is 'cifar100': choose coco"),
-        ({"data": {**TINY["data"], "augment": "inception"}}, "augment is 'inception': choose none"),
+        ({"data": {"name": "cifar100"}}, "data set is 'cifar100': choose shapes, coco"),
+        (
+            {"data": {**TINY["data"], "augment": "inception"}},
+            "augment for shapes is 'inception': choose none",
+        ),
         ({"data": {**TINY["data"], "val_split": "test"}}, "split of shapes is 'test'"),
         ({"model": {"name": "stairnet_mobilenet"}, "batch": 1}, "wants 2 images or more"),
         ({"model": {"name": "fasterrcnn_resnet18_bam"}, "batch": 1}, "wants 2 images or more"),
