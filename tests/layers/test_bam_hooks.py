@@ -127,7 +127,7 @@ def test_the_short_cut_is_for_layers_as_they_were_built(squeezes: list[int]) -> 
 
 @pytest.mark.parametrize("options", [{}, {"variant": "official"}, {"start": "identity"}, {"combine": "max"}])
 def test_no_gradient_that_others_have_seen_is_changed(options: dict[str, str]) -> None:
-    """Every gradient in the graph is kept by hooks, and by the caller, and compared with a copy at the end."""
+    """Every gradient in the graph is kept by hooks and by the caller, and compared with a copy at the end."""
     torch.manual_seed(0)
     module = BAM(16, **options).double()
     x = torch.randn(3, 16, 5, 4, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attneck.attention import twice
-from attneck.attention.graph import being_transformed, in_a_graph
+from attneck.attention.graph import in_a_graph, transformed
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
@@ -86,7 +86,7 @@ def gate(
     """
     _check(x, c, p, combine)
     check_backend(backend)
-    if backend == "plain" or in_a_graph() or being_transformed() or x.numel() == 0:
+    if backend == "plain" or in_a_graph() or transformed() or x.numel() == 0:
         return _plain(x, c, p, combine)
     out: Tensor = _Gate.apply(x, c, p, combine, None, None)
     return out

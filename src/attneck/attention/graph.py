@@ -14,7 +14,7 @@ def in_a_graph() -> bool:
     return torch.compiler.is_compiling() or being_exported()
 
 
-def being_transformed() -> bool:
+def transformed() -> bool:
     """True inside a `torch.func` transform (grad, jvp, vmap ...) and inside a forward-mode dual level."""
     active: bool = torch._C._are_functorch_transforms_active()
     return active or forward_ad._current_level >= 0

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from attneck.attention.graph import being_transformed
+from attneck.attention.graph import transformed
 
 
 def is_asked_twice() -> bool:
     """True in a backward whose own operations are differentiated (`create_graph=True`) or transformed."""
-    return torch.is_grad_enabled() or being_transformed()
+    return torch.is_grad_enabled() or transformed()
 
 
 def gradients(

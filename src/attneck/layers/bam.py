@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attneck.attention.cpu.squeeze import squeeze
 from attneck.attention.gate import COMBINES, check_backend, gate, gate_weights
-from attneck.attention.graph import being_transformed, in_a_graph
+from attneck.attention.graph import in_a_graph, transformed
 from attneck.layers.branches import (
     SpatialBranch,
     check_batch,
@@ -187,7 +187,7 @@ class BAM(nn.Module):
         It can where the result is the same and nobody notices.
         """
         layers: nn.Module | None = self.spatial_att
-        if self.backend == "plain" or x.device.type != "cpu" or in_a_graph() or being_transformed():
+        if self.backend == "plain" or x.device.type != "cpu" or in_a_graph() or transformed():
             return None
         if self.channel_att is None or layers is None or x.numel() == 0:
             return None
