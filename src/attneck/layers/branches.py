@@ -47,7 +47,7 @@ def in_float32(branch: nn.Module, mean: Tensor) -> Tensor:
     with _without_autocast(mean):
         own = [*branch.named_parameters(), *branch.named_buffers()]
         wide = {name: tensor.float() for name, tensor in own if tensor.dtype in HALVES}
-        if not wide:
+        if not wide or torch.jit.is_tracing():  # a trace takes a module's own weights only
             result: Tensor = branch(mean.to(_dtype(branch, mean)))
             return result
         result = functional_call(branch, wide, (mean.float(),))
