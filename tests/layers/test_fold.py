@@ -185,11 +185,11 @@ def test_layers_with_hooks_or_computed_weights_stay() -> None:
     for name in ("0", "0.qkv", "1", "2.channel_att.expand", "2.channel_att.norm"):
         model = lively(nn.Sequential(MHSA2d(32, 4), nn.BatchNorm2d(32), BAM(32)))
         model.get_submodule(name).register_forward_hook(lambda layer, inputs, output: output + 0.5)
-        assert_folds(model, x, removed=2)
+        assert_folds(model.eval(), x, removed=2)
     for name in ("0.qkv", "2.channel_att.expand"):
         model = lively(nn.Sequential(MHSA2d(32, 4), nn.BatchNorm2d(32), BAM(32)))
         nn.utils.parametrizations.weight_norm(model.get_submodule(name))
-        assert_folds(model, x, removed=2)
+        assert_folds(model.eval(), x, removed=2)
 
 
 def test_training_mode_is_refused() -> None:
