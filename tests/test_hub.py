@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 import attneck
 from attneck import hub
 from attneck.models import catalog
-from attneck.models.cifar import CifarResNet
+from attneck.models.cifar.network import CifarResNet
 
 MODELS: dict[str, dict[str, Any]] = {
     "botnet50": {"depths": [1, 1, 1, 1], "widths": [16, 16, 16, 32], "heads": 2, "image_size": (64, 96)},
@@ -219,7 +219,7 @@ def resigned(path: Path, **changes: Any) -> None:
 def test_a_config_that_says_another_model_is_refused(small: Path) -> None:
     for changes, says in (
         ({"num_classes": 7}, "size mismatch for fc.weight"),
-        ({"architecture": "attneck_resnet18"}, "wanted 4 stages"),
+        ({"architecture": "attneck_resnet18"}, "wanted 4 numbers"),
         ({"architecture": "attneck_resnet"}, "no model is called 'resnet'; perhaps"),
         ({"architecture": ["attneck_resnet18"]}, "not a model that this version makes"),
         ({"model_args": {"img_size": [32, 32], "in_chans": 4, "depth": [1]}}, "no option 'depth'"),

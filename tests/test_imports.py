@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "attneck"
 
-# What each part may import of the package, beside itself and `errors`.
+# What each part may import of the package, beside itself, `errors`, `files` and `imagenet`.
 MAY = {
     "attention": set(),
     "layers": {"attention"},
@@ -20,10 +20,11 @@ MAY = {
     "explain": {"attention", "layers"},
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
-    "runs": {"data", "models", "tasks", "training"},
+    "runs": {"attention", "data", "models", "tasks", "training"},
     "hub": {"layers", "models"},
     "export": {"layers", "models"},
     "commands": {
+        "attention",
         "data",
         "detection",
         "explain",
@@ -42,6 +43,7 @@ MAY = {
     "timm_hook": {"models"},
     "errors": set(),
     "files": set(),
+    "imagenet": set(),
 }
 
 
@@ -92,7 +94,7 @@ def test_imports_run_one_way(path, target):
             "timm_hook",
         }
     else:
-        assert target in MAY[part] | {part, "errors", "files", "__version__"}, (
+        assert target in MAY[part] | {part, "errors", "files", "imagenet", "__version__"}, (
             f"{path.name} ({part}) must not import attneck.{target}"
         )
 

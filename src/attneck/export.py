@@ -1,7 +1,7 @@
-"""A network as a file for elsewhere: ONNX, or PyTorch's own exported program (.pt2).
+"""Exports a network as ONNX, or as PyTorch's exported program (.pt2).
 
-Attention is plain in both: the graphs have no operator of ours. What is written has been compared with the
-network itself, on every size that it is for or on several of them.
+Both graphs have standard operators only. Before a file is written, its results are compared with the
+network's, at the one input shape or at several.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 FORMATS = (".onnx", ".pt2")
 OPSETS = (18, 20, 23)
 DYNAMIC = ("batch", "size")
-"""What may be left open in a graph: the number of images, and their height and width."""
+"""What may be dynamic in a graph: the number of images, and their height and width."""
 
 TOLERANCE = 1e-4
-"""How far a file's results may be from the network's: of the largest value, or of 1 where that is larger."""
+"""Greatest difference between a file's results and the network's, relative to max(1, the largest value)."""
 
 ROUNDS = 5
-"""Of the stop-watch; a run of each takes turns, and the medians are shown."""
+"""Timed rounds: network and file take turns, and the medians are shown."""
 
 Function = Callable[["Tensor"], "list[Tensor]"]
 
@@ -61,7 +61,7 @@ class Exported:
     opset: int | None
     input: tuple[int | str, ...]
     smallest: tuple[int, int] | None
-    """Height and width from which on an open size holds."""
+    """The least height and width of a dynamic size."""
     bytes: int
     checks: list[Check]
     eager_ms: float
@@ -82,28 +82,30 @@ def export(
     """Write `model`, in evaluation mode and float32, as `file`: .onnx or .pt2.
 
     Args:
-        model: any network from images [B, C, H, W] to a tensor or a list of them; it stays as it is.
-        image_size: side or (height, width) in pixels; the one that `create_model` was given, or that timm's
-            `pretrained_cfg` has, if not given.
+        model: any network from images [B, C, H, W] to a tensor or a list of tensors; it is not changed.
+        image_size: side or (height, width) in pixels; if not given, that of `create_model` or of timm's
+            `pretrained_cfg`.
         in_chans: C; likewise.
-        batch: B, unless that is left open.
-        dynamic: what to leave open: "batch", "size" or both.
-        opset: of ONNX, 18 if not given; the file has it or is not written.
+        batch: B, unless that is dynamic.
+        dynamic: "batch", "size" or both.
+        opset: of ONNX, 18 if not given; a file with another is never written.
 
     Raises:
-        ValueError: what `check` refuses; a network that torch.export does not take, or not with these open.
+        ValueError: what `check_request` refuses; a network that torch.export does not take, or not with
+            these axes dynamic.
         DisagreementError: the file's results differ by more than TOLERANCE.
-        OSError: the disk would not take it.
+        OSError: the file could not be written.
     """
     import torch
 
     file, model = Path(file), bare(model)
-    check(file, dynamic, opset)
+    check_request(file, dynamic, opset)
     channels, height, width = _input(model, image_size, in_chans)
     if min(batch, channels, height, width) < 1:
         raise ValueError(f"images {[batch, channels, height, width]}: wanted 1 or more of each")
     network: Any = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    # Open axes are traced at lengths that are nothing special: not 1, not the model's own, not alike.
+    # Dynamic axes are traced at lengths that torch.export does not specialise on: not 1, not the model's
+    # own, not equal.
     longer = 32 * ("size" in dynamic)
     example = _images((max(batch, 1 + ("batch" in dynamic)), channels, height + longer, width + 2 * longer))
     with torch.no_grad():
@@ -136,8 +138,8 @@ def export(
     )
 
 
-def check(file: Path, dynamic: Collection[str] = (), opset: int | None = None) -> None:
-    """ValueError unless `export` can be asked for this; needs no torch."""
+def check_request(file: Path, dynamic: Collection[str] = (), opset: int | None = None) -> None:
+    """ValueError unless `export` takes these arguments; needs no torch."""
     if file.suffix not in FORMATS:
         raise ValueError(f"{file}: wanted a name that ends in {' or '.join(FORMATS)}")
     if not set(dynamic) <= set(DYNAMIC):
@@ -148,11 +150,11 @@ def check(file: Path, dynamic: Collection[str] = (), opset: int | None = None) -
         raise ValueError(f"opset={opset}: wanted {', '.join(map(str, OPSETS))}")
     if file.suffix == ".onnx" and not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         raise ValueError("ONNX needs onnx, onnxscript and onnxruntime: pip install 'attneck[export]'")
-    check_place(file)
+    check_writable(file)
 
 
-def check_place(file: Path) -> None:
-    """ValueError unless a file can be written there."""
+def check_writable(file: Path) -> None:
+    """ValueError unless `file` can be written."""
     if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
         raise ValueError(f"{file}: there is no folder {file.parent} that can be written to")
     if file.is_dir():
@@ -162,7 +164,7 @@ def check_place(file: Path) -> None:
 def _input(
     model: nn.Module, image_size: int | tuple[int, int] | None, in_chans: int | None
 ) -> tuple[int, int, int]:
-    """Channels, height and width of the images, by what is given and what the model knows."""
+    """Channels, height and width of the images: those given, or the model's own."""
     origin: Origin | None = getattr(model, "origin", None)
     known: Any = getattr(model, "pretrained_cfg", {}).get("input_size")
     if origin is not None:
@@ -179,7 +181,7 @@ def _input(
 
 
 def _axes(dynamic: Collection[str]) -> dict[int, str]:
-    """The open axes of the images, by their names."""
+    """The dynamic axes of the images, and their names."""
     axes = {0: "batch"} if "batch" in dynamic else {}
     return axes | ({2: "height", 3: "width"} if "size" in dynamic else {})
 
@@ -193,12 +195,12 @@ def _capture(network: nn.Module, example: Tensor, dynamic: Collection[str]) -> E
     try:
         return torch.export.export(network, (example,), dynamic_shapes=(axes,) if axes else None)
     except (RuntimeError, ValueError) as error:
-        how = f" with an open {' and '.join(dynamic)}" if dynamic else ""
+        how = f" with a dynamic {' and '.join(dynamic)}" if dynamic else ""
         raise ValueError(f"torch.export does not take this network{how}: {one_line(error)}") from error
 
 
 def _smallest(program: ExportedProgram) -> tuple[int, int]:
-    """Height and width from which on the graph holds."""
+    """The least height and width that the graph takes."""
     (name,) = program.graph_signature.user_inputs
     (images,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
     height, width = (int(program.range_constraints[side.node.expr].lower) for side in images.shape[2:])
@@ -212,7 +214,7 @@ def _shapes(
     dynamic: Collection[str],
     smallest: tuple[int, int] | None,
 ) -> list[tuple[int, int, int, int]]:
-    """Batches to compare on: the one asked for, and where something is open, two others."""
+    """Input shapes to compare at: the one asked for, and if something is dynamic, others."""
     batches, sizes = [batch], [size]
     if "batch" in dynamic:
         batches = [batch, batch + 2]
@@ -239,17 +241,17 @@ def _onnx(program: ExportedProgram, example: Tensor, dynamic: Collection[str], o
         verbose=False,
     )
     model = converted.model_proto
-    # The exporter leaves another opset in silence where it cannot convert.
+    # If the exporter cannot convert to an opset, it keeps another without a word.
     found = {entry.domain: entry.version for entry in model.opset_import}
     if found.get("") != opset or any(node.domain for node in model.graph.node):
-        raise ValueError(f"asked for ONNX opset {opset}, and PyTorch's exporter left {found}")
+        raise ValueError(f"asked for ONNX opset {opset}, and PyTorch's exporter gave {found}")
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString()
     return data
 
 
 def _onnxruntime(data: bytes) -> Function:
-    """The file's function, on the CPU with as many threads as PyTorch has."""
+    """Runs the file on the CPU, with as many threads as PyTorch has."""
     import onnxruntime
     import torch
 
@@ -270,7 +272,7 @@ def _pt2(program: ExportedProgram) -> bytes:
 
 
 def _loaded(data: bytes) -> Function:
-    """The function of what `_pt2` gave."""
+    """Runs what `_pt2` saved."""
     import torch
 
     graph = torch.export.load(io.BytesIO(data)).module()
@@ -278,7 +280,7 @@ def _loaded(data: bytes) -> Function:
 
 
 def _images(shape: tuple[int, ...]) -> Tensor:
-    """Noise, the same each time."""
+    """The same noise each time."""
     import torch
 
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
@@ -289,13 +291,13 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _compare(eager: Function, exported: Function, shape: tuple[int, ...]) -> Check:
-    """Both on the same images."""
+    """The difference of both on the same images."""
     images = _images(shape)
     largest = relative = 0.0
     for want, got in zip(eager(images), exported(images), strict=True):
         fits, scale = got.shape == want.shape, float(want.abs().max())
         difference = float((got - want).abs().max()) if fits else float("inf")
-        if not difference <= TOLERANCE * max(1.0, scale):  # nor where it is not a number
+        if not difference <= TOLERANCE * max(1.0, scale):  # NaN is refused too
             raise DisagreementError(
                 f"on images {list(shape)} the exported graph is {difference:.1e} off, with values up to "
                 f"{scale:.1e}: more than {TOLERANCE}; nothing was written"
@@ -305,7 +307,7 @@ def _compare(eager: Function, exported: Function, shape: tuple[int, ...]) -> Che
 
 
 def _race(functions: list[Function], images: Tensor) -> list[float]:
-    """Each one's median time in milliseconds; they take turns, after a run that does not count."""
+    """Each one's median time in milliseconds; they take turns, and the first round is left out."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(ROUNDS + 1):
         for function, seconds in zip(functions, times, strict=True):

@@ -1,9 +1,12 @@
-"""Models as files: safetensors weights, and a config that says how to make the model.
+"""Models as files: safetensors weights, and a config from which the model is made.
 
 A folder holds config.json and model.safetensors, as on the Hugging Face Hub; a single .safetensors file has
 the config in its header. The config is laid out as timm's, so `timm.create_model("local-dir:FOLDER",
-pretrained=True)` takes a classifier's folder too. A SHA-256 over config and weights tells what was damaged or
-changed. Nothing that is read can run code.
+pretrained=True)` takes a classifier's folder too. A SHA-256 over config and weights shows damage and
+changes. Nothing that is read can run code.
+
+timm's `save_for_hf` is not used: it does not write atomically, has no checksum, takes no detector, and
+needs huggingface_hub.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from attneck.errors import one_line
 from attneck.files import write_atomic
-from attneck.models.catalog import CATALOG, create_model
+from attneck.models.catalog import create_model, find
 from attneck.models.origin import PREFIX, Origin, bare
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 DATA = ("mean", "std", "interpolation", "crop_pct", "label_names")
-"""What `describe` can be told of the images."""
+"""The arguments of `describe` about the images."""
 
 CARD = """---
 {{ card_data }}
@@ -43,13 +46,13 @@ def save(model: nn.Module, path: str | Path, **data: Any) -> Path:
     """Write `model` into the folder `path`, or into that one file where it ends in .safetensors.
 
     Args:
-        model: from `create_model` or `load`; `torch.compile` or an `AveragedModel` may stand around it.
-        data: what the images are like that it is for, as `describe` takes it.
+        model: from `create_model` or `load`, also inside `torch.compile` or an `AveragedModel`.
+        data: the preprocessing of its images, as `describe` takes it.
 
     Raises:
-        ValueError: a model that the catalog would make with other tensors (after surgery, say); what
-            `describe` refuses.
-        OSError: the disk would not take it.
+        ValueError: a model whose tensors are not those that the catalog makes (after surgery, for example);
+            what `describe` refuses.
+        OSError: the file could not be written.
     """
     import torch
     from safetensors.torch import save as to_bytes
@@ -57,7 +60,7 @@ def save(model: nn.Module, path: str | Path, **data: Any) -> Path:
     config, path = describe(model, **data), Path(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in bare(model).state_dict().items()}
     with torch.device("meta"):
-        again = build(config).state_dict()
+        again = from_config(config).state_dict()
     shapes, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, again))
     if shapes != wanted:
         other = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
@@ -84,12 +87,11 @@ def load(
 
     Args:
         source: a folder or a .safetensors file that `save` wrote, else a repository of the Hub, OWNER/NAME.
-        image_size: as `create_model` has it, where the model is to be made for another than it was saved for:
-            its position tables are resampled.
+        image_size: as for `create_model`, if it is not the saved one: position tables are resampled.
         download: for the Hub: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        ValueError: nothing there, or files that are damaged, not of one model, or not this library's.
+        ValueError: no files, or files that are damaged, of two models, or not written by this library.
     """
     path = Path(source)
     if not path.exists():
@@ -101,7 +103,7 @@ def load(
             "of two models; get them anew, or save the model anew"
         )
     try:
-        model = build(config, image_size)
+        model = from_config(config, image_size)
         model.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: not a model that this version makes ({one_line(error)})") from error
@@ -123,7 +125,9 @@ def push(model: nn.Module, repo_id: str, **options: Any) -> str:
     from huggingface_hub import ModelHubMixin
 
     data = {key: options.pop(key) for key in DATA if key in options}
-    task = "image-classification" if _name(describe(model)) in CATALOG else "object-detection"
+    task = {"classification": "image-classification", "detection": "object-detection"}[
+        find(_name(describe(model))).task
+    ]
 
     class Published(ModelHubMixin, library_name="attneck", pipeline_tag=task, model_card_template=CARD):
         def _save_pretrained(self, save_directory: Path) -> None:
@@ -142,18 +146,18 @@ def describe(
     crop_pct: float | None = None,
     label_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """How to make `model` but for its weights, and the images that it is for, as JSON.
+    """How to make `model` without its weights, and the preprocessing of its images, as JSON.
 
-    What is not given is as the model has it: ImageNet's, unless it was loaded with another.
+    What is not given is the model's own: ImageNet's, unless it was loaded with another.
 
     Args:
         mean, std: a number a channel, of images in [0, 1].
-        interpolation: how images are resized: "bilinear", "bicubic" …
-        crop_pct: the share of the resized image's side that is then cut out of its centre.
+        interpolation: of resizing: "bilinear", "bicubic" …
+        crop_pct: side of the centre crop, as a share of the resized image's.
         label_names: the classes' names, in the order of the logits.
 
     Raises:
-        ValueError: a model that `create_model` did not make, or figures that do not fit it.
+        ValueError: a model that `create_model` did not make, or lists of the wrong length.
     """
     model = bare(model)
     origin: Origin | None = getattr(model, "origin", None)
@@ -189,8 +193,8 @@ def describe(
     return as_json
 
 
-def build(config: dict[str, Any], image_size: int | tuple[int, int] | None = None) -> nn.Module:
-    """The model that `describe` described, freshly initialised; `image_size` in place of its own.
+def from_config(config: dict[str, Any], image_size: int | tuple[int, int] | None = None) -> nn.Module:
+    """The model of a config from `describe`, freshly initialised; `image_size` replaces the config's.
 
     Raises:
         KeyError, TypeError, ValueError: not such a config, or a model that the catalog does not have.
@@ -237,7 +241,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _download(repo_id: str, **options: Any) -> Path:
-    """The folder that a repository of the Hub was downloaded into."""
+    """Downloads a repository of the Hub; returns its folder."""
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
         raise ValueError(f"{repo_id} is not there, and no repository of the Hub either (OWNER/NAME)")
     fetch = _huggingface_hub().snapshot_download
@@ -258,7 +262,7 @@ def _huggingface_hub() -> Any:
 
 
 def _digest(config: dict[str, Any], state: dict[str, Tensor]) -> str:
-    """SHA-256 of the config, its sum aside, and of every tensor: name, type, shape and bytes."""
+    """SHA-256 of the config without its sum, and of every tensor: name, type, shape and bytes."""
     import torch
 
     said = {key: value for key, value in config.items() if key != "sha256"}
@@ -277,5 +281,5 @@ def _name(config: dict[str, Any]) -> str:
 
 
 def _tuple(value: Any) -> Any:
-    """JSON's list as timm has it."""
+    """JSON's lists as tuples, as timm has them."""
     return tuple(value) if isinstance(value, list) else value

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from attneck.data import EvalBatches, TrainBatches, loader, open_dataset
-from attneck.data.arrays import crop_flip
-from attneck.data.classification import AUGMENTS, NAMES
+from attneck.data.augment.crop_flip import crop_flip
 from attneck.data.readers import cifar
+from attneck.data.table import SETS
 
 LOCAL_MD5 = {"train": "ea7afe98e64506c414f9d6ad8904eeb1", "test": "6ddb46bed4bb135a8179d6fcc29376d3"}
 
@@ -57,7 +57,14 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=[(name, augment) for name in NAMES for augment in AUGMENTS[name]], ids="-".join)
+AUGMENTS = {
+    name: data_set.kinds["classification"].augments
+    for name, data_set in SETS.items()
+    if "classification" in data_set.kinds
+}
+
+
+@pytest.fixture(params=[(name, a) for name in AUGMENTS for a in AUGMENTS[name]], ids="-".join)
 def dataset(request: pytest.FixtureRequest) -> Any:
     name, augment = request.param
     options: dict[str, Any] = {"augment": augment, "seed": 5}
@@ -188,6 +195,76 @@ def test_cifar_refuses_other_content(
         open_dataset("cifar100", "train", root=root, md5=sums)
 
 
+def test_md5_sums_may_be_given_for_any_file(tiny_cifar: tuple[Path, dict[str, str]]) -> None:
+    root, sums = tiny_cifar
+    assert len(open_dataset("cifar100", "train", root=root, md5=[*sums.values(), "0"])) == 60
+    with pytest.raises(ValueError, match="/train has md5"):
+        open_dataset("cifar100", "train", root=root, md5=[sums["meta"]])
+
+
+@pytest.fixture(scope="module")
+def binary_cifar() -> Any:
+    """CIFAR-100's 10,000 test images as rows of the binary distribution: 2 labels and 3072 pixels each."""
+    rng = np.random.default_rng(1)
+    rows = rng.integers(0, 256, (10_000, 3074), dtype=np.uint8)
+    rows[:, 1] = rng.permutation(np.repeat(np.arange(100, dtype=np.uint8), 100))
+    rows[:, 0] = rows[:, 1] * 7 % 20
+    return rows
+
+
+def write_binary(root: Path, rows: Any, names: int = 100) -> Path:
+    folder = root / "cifar-100-binary"
+    folder.mkdir(exist_ok=True)
+    rows.tofile(folder / "test.bin")
+    (folder / "fine_label_names.txt").write_text("".join(f"name_{i}\n" for i in range(names)) + "\n")
+    return folder
+
+
+def test_cifars_binary_files_are_the_pickles(tmp_path: Path, binary_cifar: Any) -> None:
+    """The same images and labels by either distribution; the pickles are read where both lie."""
+    write_binary(tmp_path, binary_cifar)
+    binary = open_dataset("cifar100", "val", root=tmp_path)
+    (tmp_path / "cifar-100-python").mkdir()
+    names = {b"fine_label_names": [b"name_%d" % i for i in range(100)]}
+    content = {b"data": binary_cifar[:, 2:], b"fine_labels": binary_cifar[:, 1].tolist()}
+    sums = [
+        _write(tmp_path / "cifar-100-python" / name, part)
+        for name, part in (("meta", names), ("test", content))
+    ]
+    pickled = open_dataset("cifar100", "val", root=tmp_path, md5=sums)
+    assert binary.classes == pickled.classes
+    np.testing.assert_array_equal(binary.labels, pickled.labels)
+    np.testing.assert_array_equal(binary.images, pickled.images)  # type: ignore[attr-defined]
+    # Red, green, blue, each row by row.
+    keys = [(0, 4_321)]
+    np.testing.assert_array_equal(binary.pixels(keys)[0, 2, 5], binary_cifar[4_321, 2 + 2 * 32 + 5 :: 1024])
+    with pytest.raises(ValueError, match="/test has md5"):
+        open_dataset("cifar100", "val", root=tmp_path)
+
+
+def test_cifars_damaged_binary_files_are_refused(tmp_path: Path, binary_cifar: Any) -> None:
+    shifted = np.roll(binary_cifar.reshape(-1), 1)
+    swapped, doubled, regrouped = (binary_cifar.copy() for _ in range(3))
+    swapped[:, [0, 1]] = swapped[:, [1, 0]]
+    doubled[:500] = doubled[500:1000]
+    regrouped[3, 0] = (regrouped[3, 0] + 1) % 20
+    for rows, message in (
+        (binary_cifar[:-1], "test.bin has 30736926 bytes, wanted 30740000: get cifar-100-python or"),
+        (shifted, "test.bin has not 100 images of each of 100 classes in 20 groups"),
+        (swapped, "test.bin has not 100 images of each"),
+        (doubled, "test.bin has not 100 images of each"),
+        (regrouped, "test.bin has not 100 images of each"),
+    ):
+        write_binary(tmp_path, rows)
+        with pytest.raises(ValueError, match=message):
+            open_dataset("cifar100", "val", root=tmp_path)
+    write_binary(tmp_path, binary_cifar, names=99)
+    with pytest.raises(ValueError, match=r"fine_label_names\.txt has 99 names, wanted 100"):
+        open_dataset("cifar100", "val", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"train\.bin is missing"):
+        open_dataset("cifar100", "train", root=tmp_path)
+
+
 def test_a_missing_file_or_root_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ATTNECK_DATA", raising=False)
     with pytest.raises(ValueError, match=r"ATTNECK_DATA is not set: set it to .*cs\.toronto\.edu"):
@@ -289,15 +366,22 @@ def test_size_spreads_over_the_set(tree: Path, tiny_cifar: tuple[Path, dict[str,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cifar10", "train", {}), "data set is 'cifar10': choose cifar100, folder, shapes"),
-        (("shapes", "test", {}), "split is 'test': choose train, val"),
+        (("cifar10", "train", {}), "data set is 'cifar10': choose shapes, cifar100, folder"),
+        (("coco", "train", {}), "data set is 'coco': choose shapes, cifar100, folder"),
+        (("shapes", "test", {}), "split of shapes is 'test': choose train, val"),
         (("shapes", "val", {"augment": "inception"}), "for shapes is 'inception': choose none, crop_flip"),
         (("folder", "val", {"augment": "crop_flip"}), "choose none, inception, randaugment"),
-        (("cifar100", "val", {"image_size": 64}), "its images are 32 x 32: leave it out"),
+        (("cifar100", "val", {"image_size": 64}), "image_size is given, but it takes root, augment, seed"),
+        (("shapes", "val", {"root": "here"}), "root is given, but it takes image_size, augment, seed, size"),
+        (("folder", "val", {"randaugment_layers": 1}), "randaugment_layers goes with augment randaugment"),
+        (
+            ("folder", "val", {"randaugment_magnitude": 9, "augment": "inception"}),
+            "randaugment_magnitude goes with augment randaugment, not inception: leave it out",
+        ),
         (("shapes", "val", {"size": 0}), "size is 0: it must be 1 or more"),
         (("shapes", "val", {"image_size": 16, "size": 1}), "16 x 16 pixels: wanted .* 24 pixels a side"),
-        (("shapes", "val", {"size": 1, "classes": ("a", "b")}), "2 classes that are not its 10"),
-        (("shapes", "val", {"md5": {"train": "0"}}), "only cifar100's files are checked"),
+        (("shapes", "val", {"classes": ("a", "b")}), "shapes: classes is given, but it takes"),
+        (("shapes", "val", {"md5": ["0"]}), "shapes: md5 is given, but it takes .*: leave it out"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: tuple[str, str, dict[str, Any]], message: str) -> None:

@@ -16,11 +16,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from attneck.data import TrainBatches, loader
-from attneck.data.detection import AUGMENTS, collate, open_detection
+from attneck.data.detection import collate, open_detection
 from attneck.data.drawn import shapes
 from attneck.data.drawn.scenes import MOST
 from attneck.data.readers.annotations import Records
 from attneck.data.readers.voc import CLASSES
+from attneck.data.table import BOXES
 
 
 @pytest.fixture
@@ -40,10 +41,12 @@ def voc(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=[(name, augment) for name in ("coco", "shapes", "voc2007") for augment in AUGMENTS])
+@pytest.fixture(params=[(name, augment) for name in ("coco", "shapes", "voc2007") for augment in BOXES])
 def dataset(request: pytest.FixtureRequest) -> Any:
     name, augment = request.param
-    options: dict[str, Any] = {"augment": augment, "seed": 5, "jitter": (0.3, 1.5), "image_size": 96}
+    options: dict[str, Any] = {"augment": augment, "seed": 5, "image_size": 96}
+    if augment == "scale_jitter":
+        options["jitter"] = (0.3, 1.5)
     if name == "shapes":
         options["size"] = 4
     else:
@@ -290,13 +293,20 @@ def test_records_come_back_as_they_were(coco: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("cocoa", "train"), {}, "data set is 'cocoa': choose coco, shapes, voc2007"),
+        (("cocoa", "train"), {}, "data set is 'cocoa': choose shapes, coco, voc2007, voc2012, voc0712"),
+        (("cifar100", "train"), {}, "data set is 'cifar100': choose shapes, coco"),
         (("coco", "test"), {}, "split of coco is 'test': choose train, val"),
         (("voc2012", "test"), {}, "split of voc2012 is 'test'"),
-        (("shapes", "val"), {"augment": "crop_flip"}, "augment is 'crop_flip': choose none, flip"),
+        (("shapes", "val"), {"augment": "crop_flip"}, "augment for shapes is 'crop_flip': choose none, flip"),
         (("shapes", "val"), {"image_size": 0}, "image_size is 0: it must be 1 or more"),
         (("shapes", "val"), {"image_size": 71}, "image_size is 71: 6 objects want 72 pixels"),
-        (("shapes", "val"), {"jitter": (1.5, 0.5)}, r"jitter is \(1.5, 0.5\)"),
+        (("shapes", "val"), {"jitter": (1.5, 0.5)}, "jitter goes with augment scale_jitter, not none"),
+        (
+            ("shapes", "train"),
+            {"jitter": (1.5, 0.5), "augment": "scale_jitter"},
+            r"jitter is \(1.5, 0.5\): give two factors over 0, the lesser one first",
+        ),
+        (("coco", "val"), {"md5": ["0"]}, "coco: md5 is given, but it takes root, image_size, augment"),
         (("voc2007", "val"), {"masks": True}, "voc2007: masks are asked for, but its objects have none"),
     ],
 )
@@ -307,7 +317,10 @@ def test_what_there_is_not_is_refused(arguments: Any, options: dict[str, Any], m
 
 def test_opening_a_set_imports_no_torchvision() -> None:
     """Its seven seconds are for `ssd` alone."""
-    program = "import sys, attneck.data.check; sys.exit('torchvision' in sys.modules)"
+    program = (
+        "import sys, attneck.data.check, attneck.data.readers.coco, attneck.data.readers.voc, "
+        "attneck.data.drawn.scenes; sys.exit('torchvision' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

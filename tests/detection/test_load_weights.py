@@ -1,4 +1,4 @@
-"""A backbone from other weights: what fits is taken, what attention replaced is new, and both are said."""
+"""A backbone from other weights: what fits is taken, what attention replaced is new; both are reported."""
 
 import pickle
 
@@ -148,7 +148,6 @@ def test_bad_files(tmp_path, capsys):
     [
         ("stairnet_mobilenet", lambda: create_model("mobilenet"), "backbone.trunk.pyramid.model."),
         ("ssd300_mobilenet", lambda: create_model("mobilenet"), "backbone.pyramid.model."),
-        ("ssd300_vgg16", lambda: torchvision.models.vgg16(), "backbone."),
     ],
 )
 def test_ssd_and_stairnet_begin_with_a_classifier_too(name, classifier, first):
@@ -159,5 +158,114 @@ def test_ssd_and_stairnet_begin_with_a_classifier_too(name, classifier, first):
     assert convolutions
     assert set(convolutions) <= set(report.taken)
     assert all(torch.equal(after[first + key], source.state_dict()[key]) for key in report.taken)
-    # What only a detector has is new: VGG16's scale and conv6 on, and all extra layers beside a MobileNet.
-    assert bool(report.new) == (name == "ssd300_vgg16")
+    # What only a detector has: all extra layers beside a MobileNet.
+    assert report.new == []
+    assert "subsampled" not in str(report)
+
+
+@pytest.fixture(scope="module")
+def vgg16() -> dict[str, torch.Tensor]:
+    """torchvision's VGG16: its convolutions, and an fc6 and fc7 whose entries say where they are."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in torchvision.models.vgg16().state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.randn(shape, generator=generator)
+        for name, shape in shapes.items()
+        if not name.startswith("classifier.") or len(shape) == 1
+    }
+    outputs = torch.arange(4096.0)[:, None]
+    weights["classifier.0.weight"] = outputs + torch.arange(512.0 * 7 * 7) / 25088  # output, then position
+    weights["classifier.3.weight"] = outputs + torch.arange(4096.0) / 4096
+    weights["classifier.6.weight"] = torch.zeros(1000, 4096)
+    assert {name: tensor.shape for name, tensor in weights.items()} == shapes
+    return weights
+
+
+def as_timm(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in timm.create_model("vgg16").state_dict().items()}
+    renamed = {}
+    for name, tensor in weights.items():
+        layer, _, kind = name.rpartition(".")
+        name = f"{names.get(layer, layer)}.{kind}"
+        renamed[name] = tensor.reshape(shapes[name])
+    assert renamed.keys() == shapes.keys()
+    return renamed
+
+
+@pytest.mark.parametrize("name", ["ssd300_vgg16", "stairnet_vgg16"])
+@pytest.mark.parametrize("names", ["torchvision", "timm"])
+def test_conv6_and_conv7_are_fc6_and_fc7_subsampled(name, names, vgg16):
+    """Liu et al. 2016: every third position and every fourth output of fc6; the same outputs of fc7."""
+    torch.manual_seed(0)
+    model = create_model(name)
+    report = load_weights(model, vgg16 if names == "torchvision" else as_timm(vgg16))
+    trunk = model.backbone.trunk if name.startswith("stair") else model.backbone
+    for at, layer in enumerate(trunk.features):
+        if isinstance(layer, torch.nn.Conv2d):
+            assert torch.equal(layer.weight, vgg16[f"features.{at}.weight"])
+    fc6, fc7 = vgg16["classifier.0.weight"], vgg16["classifier.3.weight"]
+    assert trunk.conv6.weight.shape == (1024, 512, 3, 3)
+    assert trunk.conv7.weight.shape == (1024, 1024, 1, 1)
+    # torchvision flattens [512, 7, 7], channels outermost.
+    columns = [49 * c + 7 * y + x for c in range(512) for y in (0, 3, 6) for x in (0, 3, 6)]
+    rows = list(range(0, 4096, 4))
+    assert torch.equal(trunk.conv6.weight.flatten(1), fc6[rows][:, columns])
+    assert torch.equal(trunk.conv7.weight[:, :, 0, 0], fc7[rows][:, rows])
+    assert torch.equal(trunk.conv6.bias, vgg16["classifier.0.bias"][rows])
+    assert torch.equal(trunk.conv7.bias, vgg16["classifier.3.bias"][rows])
+
+    last = "classifier.6" if names == "torchvision" else "head.fc"
+    assert {"conv6.weight", "conv6.bias", "conv7.weight", "conv7.bias"} <= set(report.taken)
+    assert {name.split(".")[0] for name in report.new} == {"scale", "extras"}
+    assert set(report.unused) == {f"{last}.weight", f"{last}.bias"}
+    assert str(report).startswith("30 tensors taken; new: scale, extras.0")
+    assert str(report).endswith("conv6 and conv7 are fc6 and fc7, subsampled")
+
+
+def test_the_dilated_conv6_sees_what_fc6_sees(vgg16):
+    """A map with values at every third position, and the same values six apart: the same sums."""
+    torch.manual_seed(0)
+    weights = vgg16 | {"classifier.0.weight": torch.randn(4096, 25088)}
+    conv6 = load_into_trunk(weights).conv6
+    pooled = torch.zeros(1, 512, 7, 7)
+    pooled[:, :, ::3, ::3] = torch.randn(1, 512, 3, 3)
+    wanted = torch.nn.functional.linear(
+        pooled.flatten(1), weights["classifier.0.weight"], weights["classifier.0.bias"]
+    )[0, ::4]
+    wide = torch.zeros(1, 512, 13, 13)
+    wide[:, :, ::6, ::6] = pooled[:, :, ::3, ::3]
+    with torch.no_grad():
+        torch.testing.assert_close(conv6(wide)[0, :, 6, 6], wanted, rtol=1e-4, atol=1e-3)
+
+
+def load_into_trunk(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    model = create_model("ssd300_vgg16")
+    load_weights(model, weights)
+    return model.backbone
+
+
+OTHERS = {
+    "no classifier": lambda weights: {k: v for k, v in weights.items() if k.startswith("features.")},
+    "no fc7": lambda weights: {k: v for k, v in weights.items() if not k.startswith("classifier.3.")},
+    "another fc6": lambda weights: weights | {"classifier.0.weight": torch.zeros(4096, 512)},
+    "another fc7": lambda weights: weights | {"classifier.3.weight": torch.zeros(10, 4096)},
+    # As of VGG19: more convolutions, of which some lie elsewhere.
+    "another VGG": lambda weights: {k: v for k, v in weights.items() if k != "features.17.weight"},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_without_fitting_fc6_and_fc7_conv6_and_conv7_are_new(kind, vgg16):
+    torch.manual_seed(0)
+    model = create_model("ssd300_vgg16")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = load_weights(model, OTHERS[kind](vgg16))
+    new = {"conv6.weight", "conv6.bias", "conv7.weight", "conv7.bias"}
+    assert new <= set(report.new)
+    assert "subsampled" not in str(report)
+    assert all(
+        torch.equal(model.state_dict()[f"backbone.{name}"], before[f"backbone.{name}"]) for name in new
+    )

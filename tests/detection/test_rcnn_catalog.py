@@ -1,6 +1,5 @@
 """The R-CNNs by name: all that the papers' tables have, their sizes by hand, what each option does."""
 
-import dataclasses
 import subprocess
 import sys
 import tomllib
@@ -8,14 +7,17 @@ from importlib.resources import files
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
+from attneck.detection.rcnn import RCNN, MaskRCNN, faster_rcnn, mask_rcnn
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
-from attneck.models.catalog import CATALOG, DETECTORS, create_model, find
+from attneck.models.catalog import CATALOG, create_model, find, list_detectors
 from attneck.models.detector_options import RCNNOptions
-from attneck.models.options import MobileNetOptions, ResNetOptions
+from attneck.models.mobilenet import MobileNetOptions
+from attneck.models.resnet import ResNetOptions
 
-NAMES = [name for name in DETECTORS if "rcnn_" in name]
+NAMES = [name for name in list_detectors() if "rcnn_" in name]
 TABLES = [
     table
     for paper in ("botnet", "bam")
@@ -33,9 +35,9 @@ def size_of(module: nn.Module) -> int:
 
 
 def size_by_hand(name: str, K: int) -> int:
-    """The backbone without its classifier, and what A.2 puts behind it; a norm has two numbers a channel."""
-    options = DETECTORS[name].options
-    backbone = on_meta(name.split("_", 1)[1], num_classes=0, image_size=DETECTORS[name].image_size)
+    """The backbone without its classifier, and what A.2 puts after it; a norm has two numbers a channel."""
+    options = CATALOG[name].options
+    backbone = on_meta(name.split("_", 1)[1], num_classes=0, image_size=CATALOG[name].image_size)
     widths = [info["num_chs"] for info in backbone.feature_info[-4:]]
     C, fc, levels, anchors = options.channels, options.box_features, 5, 3
     conv = 9 * C * C
@@ -55,15 +57,59 @@ def test_every_fitting_backbone_has_both():
     assert {name.removeprefix("maskrcnn_") for name in NAMES if name.startswith("mask")} == fitting
     assert {name.removeprefix("fasterrcnn_") for name in NAMES if name.startswith("faster")} == fitting
     for name in NAMES:
-        entry = DETECTORS[name]
+        entry = CATALOG[name]
         assert entry.options.backbone == CATALOG[name.split("_", 1)[1]].options
         thin = name.endswith("_thin")
         assert (entry.image_size, entry.num_classes) == ((256, 11) if thin else (1024, 81))
 
 
+def iou_types(model: nn.Module) -> list[str]:
+    """`_get_iou_types` of torchvision's references/detection/engine.py: what its evaluation scores."""
+    model_without_ddp = model
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model_without_ddp = model.module
+    iou_types = ["bbox"]
+    if isinstance(model_without_ddp, torchvision.models.detection.MaskRCNN):
+        iou_types.append("segm")
+    if isinstance(model_without_ddp, torchvision.models.detection.KeypointRCNN):
+        iou_types.append("keypoints")
+    return iou_types
+
+
+@pytest.mark.parametrize("variant", ["botnet", "torchvision"])
+def test_torchvisions_evaluation_scores_boxes_and_masks(variant):
+    """By name and on a backbone of one's own; a Faster R-CNN is no Mask R-CNN."""
+    detection = torchvision.models.detection
+    with torch.device("meta"):
+        body = [create_model("resnet26_thin", num_classes=0) for _ in range(2)]
+        masked = [
+            create_model("maskrcnn_resnet26_thin", variant=variant),
+            create_model("fasterrcnn_resnet26_thin", masks=True, variant=variant),
+            mask_rcnn(body[0], 3, 64, variant=variant),
+        ]
+        boxes = [
+            create_model("fasterrcnn_resnet26_thin", variant=variant),
+            create_model("maskrcnn_resnet26_thin", masks=False, variant=variant),
+            faster_rcnn(body[1], 3, 64, variant=variant),
+        ]
+    assert all(isinstance(model, RCNN) for model in masked + boxes)
+    assert [isinstance(model, detection.MaskRCNN) for model in masked + boxes] == [True] * 3 + [False] * 3
+    assert all(isinstance(model, detection.FasterRCNN) for model in masked + boxes)
+    assert [iou_types(model) for model in masked + boxes] == [["bbox", "segm"]] * 3 + [["bbox"]] * 3
+
+
+def test_the_class_goes_with_the_masks():
+    """Otherwise torchvision would pass over the heads that it doesn't know."""
+    with torch.device("meta"):
+        body = create_model("resnet26_thin", num_classes=0)
+    for kind, masks in ((RCNN, True), (MaskRCNN, False)):
+        with pytest.raises(ValueError, match=f"got masks={masks}: use mask_rcnn or faster_rcnn"):
+            kind(body, 3, (64, 64), RCNNOptions(masks=masks))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_the_sum_by_hand(name):
-    assert size_of(on_meta(name)) == size_by_hand(name, DETECTORS[name].num_classes)
+    assert size_of(on_meta(name)) == size_by_hand(name, CATALOG[name].num_classes)
 
 
 def test_every_detector_of_the_papers_is_here():
@@ -168,6 +214,8 @@ def test_replacements_and_insertions(backbone, layers):
 
 CHANGES = {
     "masks": False,
+    "variant": "torchvision",
+    "freeze_norms": True,
     "channels": 32,
     "rpn_convs": 1,
     "box_convs": 2,
@@ -180,7 +228,7 @@ CHANGES = {
 
 
 def test_no_option_is_forgotten():
-    assert {field.name for field in dataclasses.fields(RCNNOptions)} == {*CHANGES, "backbone", "dropout"}
+    assert set(RCNNOptions.model_fields) == {*CHANGES, "backbone", "dropout"}
 
 
 @pytest.mark.parametrize("option", CHANGES)
@@ -190,6 +238,8 @@ def test_every_option_does_something(option):
         assert model.eval().rpn.post_nms_top_n() == model.train().rpn.post_nms_top_n() == 20
     elif option == "rois":
         assert model.roi_heads.fg_bg_sampler.batch_size_per_image == 16
+    elif option == "freeze_norms":
+        assert {m.training for m in model.backbone.body.modules() if isinstance(m, nn.BatchNorm2d)} == {False}
     elif option == "norm_momentum":
         assert {m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
     else:
@@ -216,14 +266,22 @@ def test_options_of_the_backbone():
         ("maskrcnn_botnet50", {"mask_conv": 8}, "perhaps you meant 'mask_convs'"),
         ("maskrcnn_botnet50", {"head": 8}, "perhaps you meant 'heads'"),
         ("maskrcnn_botnet50", {"backbone": "resnet50"}, "no option 'backbone'"),
-        ("maskrcnn_botnet50", {"heads": 3}, "maskrcnn_botnet50: heads=3 do not divide"),
+        ("maskrcnn_botnet50", {"heads": 3}, "maskrcnn_botnet50: 512 channels do not split into 3 heads"),
         ("maskrcnn_resnet50", {"heads": 8}, "would change nothing without attention"),
         ("maskrcnn_resnet50", {"dropout": 0.5}, "dropout=0.5 would change nothing"),
         ("fasterrcnn_resnet50", {"mask_convs": 8}, "would change nothing without masks=True"),
         ("maskrcnn_resnet50", {"channels": 0}, "channels=0: wanted 1 or more"),
-        ("maskrcnn_resnet50", {"rois": 2.5}, "rois=2.5: wanted a int"),
-        ("maskrcnn_resnet50", {"masks": 1}, "masks=1: wanted a bool"),
-        ("maskrcnn_resnet50", {"norm_momentum": 0}, "norm_momentum=0.0: wanted more than 0"),
+        ("maskrcnn_resnet50", {"rois": 2.5}, "rois=2.5: wanted a whole number"),
+        ("maskrcnn_resnet50", {"masks": 1}, "masks=1: wanted True or False"),
+        ("maskrcnn_resnet50", {"norm_momentum": 0}, "norm_momentum=0: wanted more than 0"),
+        ("maskrcnn_resnet50", {"variant": "torch"}, "perhaps you meant 'torchvision'"),
+        ("maskrcnn_resnet50", {"variant": "torchvision", "rpn_convs": 1}, "nothing without variant='botnet'"),
+        ("maskrcnn_resnet50", {"variant": "torchvision", "box_convs": 2}, "nothing without variant='botnet'"),
+        (
+            "maskrcnn_resnet50",
+            {"variant": "torchvision", "freeze_norms": True, "norm_momentum": 0.1},
+            "norm_momentum=0.1 would change nothing without a BatchNorm that learns",
+        ),
     ],
 )
 def test_a_mistake_is_answered(name, arguments, words):

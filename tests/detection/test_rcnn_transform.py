@@ -1,12 +1,15 @@
 """Images keep their scale in training; evaluation fits them into a size, and boxes and masks come back."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from attneck.detection.transform import IMAGENET_MEAN, IMAGENET_STD, Transform, canvas
+from attneck import imagenet
+from attneck.detection.transform import Transform, canvas
 
-MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
-STD = torch.tensor(IMAGENET_STD)[:, None, None]
+MEAN = torch.tensor(imagenet.MEAN)[:, None, None]
+STD = torch.tensor(imagenet.STD)[:, None, None]
 
 
 def images_of(*sizes: tuple[int, int]) -> list[torch.Tensor]:
@@ -15,7 +18,7 @@ def images_of(*sizes: tuple[int, int]) -> list[torch.Tensor]:
 
 
 def test_training_leaves_the_scale_alone():
-    """Whatever `size` is: jitter is the data's, and is not undone."""
+    """Whatever `size` is: the data set has jittered the image, and that is not undone."""
     transform = Transform((1024, 1024), 64).train()
     images = images_of((128, 128), (90, 200))
     targets = [
@@ -64,6 +67,22 @@ def test_evaluation_fits_an_image_into_the_size(size, image, fitted):
     torch.testing.assert_close(batch.tensors[0, :, :height, :width], flat)
     assert not batch.tensors[0, :, height:].any()
     assert not batch.tensors[0, :, :, width:].any()
+
+
+@pytest.mark.parametrize("image", [(512, 300), (200, 640), (90, 64)])
+def test_evaluation_resizes_as_pillow_does(image):
+    """Bilinear over all pixels that a new one covers; without antialias thin lines would come and go."""
+    transform = Transform((128, 128), 64).eval()
+    pixels = images_of(image)[0]
+    pixels[:, :, ::4] = 1  # lines that a sample of two pixels in four or five misses
+    batch, _ = transform([pixels])
+    height, width = batch.image_sizes[0]
+    wanted = [
+        np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR))
+        for channel in pixels.numpy()
+    ]
+    found = batch.tensors[0, :, :height, :width] * STD + MEAN
+    torch.testing.assert_close(found, torch.from_numpy(np.stack(wanted)), rtol=0, atol=1e-4)
 
 
 def test_what_is_found_comes_back_in_the_images_pixels():

@@ -1,14 +1,12 @@
 """StairNet: where its BAMs stand, what flows from the top down, and what its options do."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch import nn
 
 from attneck.detection.stairnet import Stairs, StepDown
 from attneck.layers import BAM
-from attneck.models.catalog import DETECTORS, create_model, find
+from attneck.models.catalog import create_model, find, list_detectors
 from attneck.models.detector_options import StairNetOptions
 
 WITH_BAM = ["stairnet_vgg16_bam", "stairnet_mobilenet_bam"]
@@ -28,7 +26,7 @@ def maps_of(trunk: str, batch: int = 2) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in DETECTORS if name.startswith(("ssd", "stair"))])
+@pytest.mark.parametrize("name", [name for name in list_detectors() if name.startswith(("ssd", "stair"))])
 def test_six_bams_or_none(name):
     with torch.device("meta"):
         model = create_model(name)
@@ -57,7 +55,7 @@ def test_bam_is_the_last_thing_before_every_classifier(name):
 
 
 @pytest.mark.parametrize("trunk", SIZES)
-def test_every_map_hears_of_all_that_are_coarser(trunk):
+def test_every_map_depends_on_all_coarser_ones(trunk):
     neck = stairs(trunk).eval()
     maps = maps_of(trunk, batch=1)
     with torch.no_grad():
@@ -80,7 +78,7 @@ def test_a_step_down_reaches_the_finer_map(coarse, fine, depthwise):
 
 @pytest.mark.parametrize("trunk", SIZES)
 def test_the_neck_by_the_equations(trunk):
-    """Written out again, in a line a map."""
+    """The neck written out again, a few lines for each map."""
     torch.manual_seed(0)
     neck = stairs(trunk, bam="stages").eval()
     for module in neck.modules():
@@ -135,7 +133,7 @@ def test_every_option_of_bam_has_an_effect(change):
 
 
 def test_no_option_is_forgotten():
-    fields = {field.name for field in dataclasses.fields(StairNetOptions)}
+    fields = set(StairNetOptions.model_fields)
     bam = {"bam", "bam_reduction", "bam_dilation", "bam_combine", "bam_branches", "bam_variant"}
     assert fields == {"trunk", "dropout"} | bam
     assert StairNetOptions(trunk="vgg16").channels == 256
@@ -154,5 +152,5 @@ def test_one_image_does_not_train(bam):
 
 
 def test_a_reduction_that_leaves_no_channel_is_refused():
-    with pytest.raises(ValueError, match="1 to 128"):
-        find("stairnet_mobilenet_bam", {"bam_reduction": 129})
+    with torch.device("meta"), pytest.raises(ValueError, match="1 to 128"):
+        create_model("stairnet_mobilenet_bam", bam_reduction=129)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from attneck.models import create_model, list_models
+from attneck.models import create_model, list_detectors, list_models
 from attneck.models.catalog import CATALOG, find
 
 WITH_BAM = [
@@ -51,6 +51,9 @@ NAMES = {
 
 def test_the_names_are_these() -> None:
     assert set(list_models()) == NAMES
+    assert {entry.task for entry in CATALOG.values()} == {"classification", "detection"}
+    assert set(list_models()) | set(list_detectors()) == set(CATALOG)
+    assert not set(list_models()) & set(list_detectors())
     assert list_models("botnet50*") == ["botnet50", "botnet50_001", "botnet50_011", "botnet50_100"]
 
 
@@ -89,23 +92,19 @@ def test_the_papers_options_build() -> None:
         ("mobilenet", {"heads": 4}, ["mobilenet has no option 'heads'"]),
         ("efficientnet_b0", {"se": [2]}, ["efficientnet_b0 has no option 'se'"]),
         ("botnet50", {"position": "relativ"}, ["position='relativ'", "perhaps you meant 'relative'"]),
-        ("botnet50", {"heads": "4"}, ["heads='4'", "wanted a int"]),
-        ("botnet50", {"content": 0}, ["content=0", "wanted a bool"]),
+        ("botnet50", {"heads": "4"}, ["heads='4'", "wanted a whole number"]),
+        ("botnet50", {"content": 0}, ["content=0", "wanted True or False"]),
         ("resnet50", {"depths": 3}, ["depths=3", "list of whole numbers"]),
-        ("resnet50", {"depths": [3, 4, 6]}, ["wanted 4 stages"]),
-        ("resnet50", {"depths": [3, 4, 0, 3]}, ["1 or more"]),
-        ("resnet50", {"dropout": 1.0}, ["dropout=1.0", "below 1"]),
+        ("resnet50", {"depths": [3, 4, 6]}, ["depths=[3, 4, 6]", "wanted 4 numbers or more"]),
+        ("resnet50", {"depths": [3, 4, 0, 3]}, ["depths[2]=0", "1 or more"]),
+        ("resnet50", {"dropout": 1.0}, ["dropout=1.0", "less than 1"]),
         ("botnet50", {"drop_path": -0.1}, ["drop_path=-0.1"]),
-        ("botnet50", {"heads": 3}, ["heads=3", "divisor of 512"]),
-        ("botnet50", {"position": "none", "content": False}, ["leaves no logits"]),
         ("botnet50", {"attend": [1, 0]}, ["attend=(1, 0)", "3 c5 blocks"]),
-        ("botnet50", {"attend": [2]}, ["attend=(2,)", "a 1 or 0"]),
+        ("botnet50", {"attend": [2]}, ["attend[0]=2", "1 at most"]),
         ("botnet50", {"c5_stride": True}, ["c5_stride=True"]),
-        ("senet50", {"se": [1]}, ["se=(1,)", "2 to 5"]),
+        ("senet50", {"se": [1]}, ["se[0]=1", "2 or more"]),
         ("senet50", {"bam": "blocks"}, ["choose one"]),
         ("cifar_resnet50_se", {"bam": "blocks"}, ["choose one"]),
-        ("cifar_resnet20_bam", {"bam_reduction": 17}, ["bam_reduction=17", "1 to 16"]),
-        ("resnet50_bam", {"bam_reduction": 512}, ["1 to 256"]),
         ("cifar_resnet20_bam", {"bam_dilation": 0}, ["bam_dilation=0"]),
         ("mobilenet", {"alpha": 0.0}, ["alpha=0.0"]),
         ("mobilenet", {"bam": "blocks"}, ["bam='blocks'", "'stages'"]),
@@ -139,8 +138,6 @@ def test_a_mistake_is_answered(name: str, options: dict[str, Any], words: list[s
         ("senet50", {"se_in_bot": True}),
         ("resnet50_bam", {"bam_branches": "channel", "bam_dilation": 2}),
         ("resnet50_bam", {"bam_branches": "channel", "bam_combine": "max"}),
-        ("resnet50_bam", {"bam_variant": "official", "bam_combine": "max"}),
-        ("resnet50_bam", {"bam_variant": "official", "bam_branches": "spatial"}),
         ("cifar_resnet20", {"heads": 8}),
         ("cifar_resnet20", {"bam_variant": "official"}),
         ("cifar_resnet20", {"stride_on": "1x1"}),
@@ -155,6 +152,64 @@ def test_an_option_that_would_change_nothing_is_refused(name: str, options: dict
         find(name, options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("botnet50", {"heads": 3}, ["512 channels", "3 heads", "divisor of 512"]),
+        ("botnet50", {"position": "none", "content": False}, ["leaves no logits"]),
+        ("cifar_resnet20_bam", {"bam_reduction": 17}, ["16 channels", "reduction 17", "1 to 16"]),
+        ("resnet50_bam", {"bam_reduction": 512}, ["1 to 256"]),
+        ("stairnet_vgg16_bam", {"bam_reduction": 512}, ["1 to 256"]),
+        ("resnet50_bam", {"bam_variant": "official", "bam_combine": "max"}, ["multiplies both branches"]),
+        ("resnet50_bam", {"bam_variant": "official", "bam_branches": "spatial"}, ["multiplies both"]),
+        ("cifar_resnet50", {"groups": 3}, ["divisible by groups"]),
+    ],
+)
+def test_what_a_layer_does_not_take_is_its_own_to_refuse(
+    name: str, options: dict[str, Any], words: list[str]
+) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=f"^{name}: ") as caught:
+        create_model(name, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("botnet50", {"drop_path": float("nan")}, "drop_path=nan: wanted"),
+        ("mobilenet", {"alpha": float("inf")}, "alpha=inf: wanted"),
+        ("botnet50", {"heads": True}, "heads=True: wanted a whole number"),
+        ("botnet50", {"heads": 4.0}, "heads=4.0: wanted a whole number"),
+        ("resnet50", {"depths": {3, 4, 6}}, "wanted a list of whole numbers"),
+        ("resnet50", {"attend": [True]}, r"attend\[0\]=True: wanted a whole number"),
+        ("cifar_resnet20", {"mids": [16, 32]}, "one number a stage"),
+        ("maskrcnn_botnet50", {"norm_momentum": 0.0}, "norm_momentum=0.0: wanted more than 0"),
+        ("maskrcnn_botnet50", {"head": 4}, "no option 'head'; perhaps you meant 'heads'"),
+        ("maskrcnn_botnet50", {"position": "relativ"}, "perhaps you meant 'relative'"),
+        ("maskrcnn_botnet50", {"dropout": 0.5}, "dropout=0.5 would change nothing"),
+        ("ssd300_vgg16", {"backbone": None}, "no option 'backbone'"),
+    ],
+)
+def test_types_are_strict(name: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}[: ].*{says}"):
+        find(name, options)
+
+
+def test_lists_become_tuples_and_whole_numbers_become_floats() -> None:
+    options: Any = find("cifar_resnet20", {"depths": [1, 2, 3], "dropout": 0}).options
+    assert options.depths == (1, 2, 3)
+    assert type(options.dropout) is float
+    assert options.replace(depths=[4, 4, 4]).depths == (4, 4, 4)
+    detector = find("maskrcnn_botnet50", {"heads": 8, "channels": 64}).options
+    assert detector.as_dict()["heads"] == 8
+    assert detector.as_dict()["channels"] == 64
+    with pytest.raises(ValueError, match="frozen"):
+        options.stem = 8
+
+
 @pytest.mark.parametrize("arguments", [{"num_classes": -1}, {"image_size": 0}, {"image_size": (32, 0)}])
 def test_sizes_out_of_range(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="wanted"):
@@ -166,7 +221,7 @@ def test_names_and_mistakes_need_no_torch() -> None:
         "import sys\n"
         "from attneck.models.catalog import find, list_models\n"
         "assert list_models('botnet*')\n"
-        "for name, options in [('botnet5', {}), ('botnet50', {'head': 1}), ('botnet50', {'heads': 3})]:\n"
+        "for name, options in [('botnet5', {}), ('botnet50', {'head': 1}), ('botnet50', {'heads': 0})]:\n"
         "    try:\n"
         "        find(name, options)\n"
         "    except ValueError:\n"

@@ -102,7 +102,8 @@ def test_timm_s_functions_take_it(name: str) -> None:
     cfg = whole.pretrained_cfg
     assert whole.get_submodule(cfg["first_conv"]).weight.shape[1] == 2
     assert whole.get_submodule(cfg["classifier"]).weight.shape[0] == 5
-    assert timm.data.resolve_model_data_config(whole)["mean"] == (0.485, 0.456, 0.406)
+    rgb = timm.data.resolve_model_data_config(whole)
+    assert (rgb["mean"], rgb["std"]) == (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
     assert whole.origin.name == name
 
     last = whole.forward_features(images)
@@ -156,9 +157,10 @@ def test_at_output_stride_16_a_botnet_is_of_the_s1_kind() -> None:
     ("name", "arguments", "says"),
     [
         ("botnet50", {"output_stride": 8}, "output_stride=8: attneck_botnet50 knows 32 and 16 only"),
-        ("mobilenet", {"output_stride": 16}, "its own, output_stride=32, only"),
+        ("mobilenet", {"output_stride": 16}, "output_stride=16: attneck_mobilenet knows 32 only"),
         ("cifar_resnet20", {"global_pool": "max"}, "pools by 'avg'"),
         ("botnet50", {"head": 8}, "no option 'head'; perhaps you meant 'heads'"),
+        ("botnet50", {"head": 8, "output_stride": 16}, "^botnet50 has no option 'head'"),
         ("cifar_resnet20", {"drop_path_rate": 0.1}, "no option 'drop_path'"),
         ("cifar_resnet20", {"in_chans": 0}, "in_chans=0: wanted 1 or more"),
     ],

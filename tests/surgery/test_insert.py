@@ -81,7 +81,7 @@ def test_bam_as_published_computes_what_the_catalog_s_networks_do(at: Any) -> No
     model = insert_bam(thin(), at, start="paper", reduction=4).model
     renamed = {f"layer{stage}.{depth}.": f"layer{stage}.bam." for stage, depth in ((1, 1), (2, 1), (3, 2))}
     if at == "blocks":
-        renamed = {".se.": ".bn3.bam."}
+        renamed = {".se.": ".bn3_bam."}
     model.load_state_dict(named_as(published.state_dict(), renamed))
     x = torch.randn(4, 3, 64, 64)
     for training in (True, False):
@@ -92,7 +92,7 @@ def test_se_computes_what_the_catalog_s_networks_do() -> None:
     published = create_model("senet50", **CATALOG).eval()
     model = insert_se(thin(), start="paper", bias=False).model.eval()
     assert len(inserted(model, SqueezeExcite2d)) == 5
-    model.load_state_dict(named_as(published.state_dict(), {".se.": ".bn3.se."}))
+    model.load_state_dict(named_as(published.state_dict(), {".se.": ".bn3_se."}))
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(x), published(x), rtol=0, atol=0)
@@ -188,7 +188,7 @@ def test_grey_images_and_networks_without_a_configuration() -> None:
 
 def test_gradient_checkpointing_runs_them_too() -> None:
     x, gradients = torch.randn(4, 3, 64, 64), []
-    for checkpointing in ("none", "before", "behind"):
+    for checkpointing in ("none", "before", "after"):
         model = thin(zero_init_last=False)
         model.set_grad_checkpointing(checkpointing == "before")
         insert_bam(model, start="paper", reduction=4)
@@ -202,7 +202,7 @@ def test_gradient_checkpointing_runs_them_too() -> None:
             torch.testing.assert_close(other[name], gradient)
 
 
-def test_intermediate_features_are_behind_it() -> None:
+def test_intermediate_features_are_after_it() -> None:
     for name in ("test_resnet", "test_efficientnet", "test_convnext"):
         model = timm.create_model(name).eval()
         x = torch.randn(2, 3, 64, 64)
@@ -256,7 +256,7 @@ class Chain(nn.Module):
         return self.relu(self.conv2(self.stage2(self.stage1(x)))).mean(dim=(2, 3))
 
 
-def test_behind_what_is_called_once_and_before_the_pool() -> None:
+def test_after_what_is_called_once_and_before_the_pool() -> None:
     model = Chain()
     x = torch.randn(2, 3, 32, 32)
     want = model(x)
@@ -284,7 +284,7 @@ def test_a_forward_that_is_not_its_class_s_is_found_out() -> None:
     stage = model.layer2
     stage.forward = lambda x: nn.Sequential(*list(stage)[:1])(x)
     before = list(model.state_dict())
-    with pytest.raises(ValueError, match="nothing can be put behind 'layer2', a Sequential"):
+    with pytest.raises(ValueError, match="nothing can be put after 'layer2', a Sequential"):
         insert_bam(model)
     assert list(model.state_dict()) == before
     assert type(stage) is nn.Sequential
@@ -296,7 +296,7 @@ def test_a_forward_that_is_not_its_class_s_is_found_out() -> None:
         ("test_vit", {}, "no bottleneck in this VisionTransformer: looked for .*; smaller maps are made by"),
         ("test_resnet", {"at": "stages"}, "unknown at='stages'; choose one of bottlenecks, blocks"),
         ("test_resnet", {"start": "zero"}, "unknown start 'zero'; choose one of paper, identity"),
-        ("test_resnet", {"reduction": 64}, "behind 'layer1': 32 channels at reduction 64 leave"),
+        ("test_resnet", {"reduction": 64}, "after 'layer1': 32 channels at reduction 64 leave"),
         ("test_resnet", {"image_size": 0}, "image_size=0: wanted a positive side"),
         ("test_resnet", {"image_size": 2}, "no bottleneck in this ResNet"),
         ("inception_v3", {"image_size": 16}, "does not run on an image of 16×16 on the meta device"),
@@ -322,5 +322,5 @@ def test_wrapped_models_and_things_that_are_no_networks_are_refused() -> None:
 def test_basic_blocks_take_one_each() -> None:
     model = ResNet(BasicBlock, **THIN)
     assert list(inserted(insert_bam(model, "blocks").model)) == [
-        "layer1.0.bn2.bam", "layer2.0.bn2.bam", "layer3.0.bn2.bam", "layer3.1.bn2.bam", "layer4.0.bn2.bam",
+        "layer1.0.bn2_bam", "layer2.0.bn2_bam", "layer3.0.bn2_bam", "layer3.1.bn2_bam", "layer4.0.bn2_bam",
     ]  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from attneck import cli
-from attneck.detection.metrics import check, coco_scores
+from attneck.detection.metrics import check_detections, coco_scores
 from attneck.errors import UserError
 from attneck.explain import detections
 from attneck.runs import train as runs
@@ -104,7 +104,7 @@ def test_eval_prints_the_papers_table_and_writes_cocos_results(trained, capsys):
     document = json.loads(capsys.readouterr().out)
     detections = json.loads((trained / "detections.json").read_text())
     truth = open_task(recipe(), ALONE).held_out.ground_truth()
-    check(truth, detections)
+    check_detections(truth, detections)
     assert coco_scores(truth, detections) == document["scores"]["ema"]
     last = records(trained)[-1]
     for prefix in ("val", "ema"):
@@ -248,11 +248,16 @@ def test_predict_refuses_in_a_line(trained, tmp_path, monkeypatch, capsys, words
     [
         ({"label_smoothing": 0.1}, "label_smoothing is of classifiers"),
         ({"data": {**TINY["data"], "md5": ["0"]}}, "md5 is given"),
-        ({"data": {**TINY["data"], "jitter": (0.5, 2)}}, "goes with data.augment scale_jitter"),
-        ({"data": {"name": "cifar100"}}, "data set is 'cifar100': choose coco"),
-        ({"data": {**TINY["data"], "augment": "inception"}}, "augment is 'inception': choose none"),
+        ({"data": {"name": "cifar100"}}, "data set is 'cifar100': choose shapes, coco"),
+        (
+            {"data": {**TINY["data"], "augment": "inception"}},
+            "augment for shapes is 'inception': choose none",
+        ),
         ({"data": {**TINY["data"], "val_split": "test"}}, "split of shapes is 'test'"),
-        ({"model": {"name": "stairnet_mobilenet"}, "batch": 1}, "two images or more"),
+        ({"model": {"name": "stairnet_mobilenet"}, "batch": 1}, "wants 2 images or more"),
+        ({"model": {"name": "fasterrcnn_resnet18_bam"}, "batch": 1}, "wants 2 images or more"),
+        ({"model": {"name": "fasterrcnn_resnet18", "options": {"freeze_norms": True}}}, "nothing is loaded"),
+        ({"model": {**TINY["model"], "surgery_options": {"stage": -1}}}, "for classifiers"),
         ({"model": {**TINY["model"], "weights": "nowhere.safetensors"}}, "nowhere.safetensors"),
     ],
     ids=lambda value: "" if isinstance(value, str) else None,

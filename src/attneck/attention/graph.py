@@ -1,13 +1,60 @@
-"""Whether operations are run, or recorded for a graph."""
+"""How PyTorch runs the code that asks: eagerly, for a graph, or under a transform of derivatives."""
 
 import torch
+from torch.autograd import forward_ad
+
+WAY_OUT = (
+    "set backend='plain' on the MHSA2d (an argument, and an attribute of a layer that is built), "
+    "or pass it to relative_attention_2d"
+)
+"""What a user does where an operator has no derivative; the end of every such message."""
 
 
 def being_exported() -> bool:
-    """Whether a graph for elsewhere is being made, which must hold no operator of ours."""
+    """True in `torch.export`, ONNX export and `torch.jit.trace`, whose graphs hold no operator of ours."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def in_a_graph() -> bool:
-    """Whether operations are being recorded, for elsewhere or to be compiled, rather than run."""
+    """True where operations are recorded, to be exported or compiled, and not run."""
     return torch.compiler.is_compiling() or being_exported()
+
+
+def in_forward_mode() -> bool:
+    """True inside a level of forward-mode differentiation: `torch.func.jvp`, or `forward_ad.dual_level`."""
+    return forward_ad._current_level >= 0
+
+
+def transformed() -> bool:
+    """True in forward mode and inside any transform of `torch.func` (grad, vjp, jvp, vmap and those on them).
+
+    An operator registered by `torch.library.custom_op` drops tangents there without a word, and knows no
+    transform. So nobody may call one where this is true.
+    """
+    return in_forward_mode() or _in_functorch()
+
+
+@torch.compiler.assume_constant_result
+def _in_functorch() -> bool:
+    """True inside a transform of `torch.func`; a compiler asks while it traces, and guards on the stack."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def refuse_transforms(backend: str) -> None:
+    """NotImplementedError where `transformed`: for a backend that was chosen by name."""
+    if transformed():
+        raise NotImplementedError(
+            f"the {backend} backend of relative attention has no forward-mode derivative and no transform of "
+            f"torch.func; {WAY_OUT}"
+        )
+
+
+def refuse_tangents(backend: str) -> None:
+    """NotImplementedError in forward mode: for a backward pass whose forward pass ran outside it."""
+    if in_forward_mode():
+        raise NotImplementedError(f"the backward pass of {backend} has no forward-mode derivative; {WAY_OUT}")
+
+
+def no_second_derivative(*_: object) -> None:
+    """The gradient of a backward operator: NotImplementedError."""
+    raise NotImplementedError(f"this operator is differentiable once; for second derivatives {WAY_OUT}")

@@ -3,8 +3,8 @@
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order (token y*W + x).
 
 The relative logits factor by axis: q.rel_h is N x (2H-1) and q.rel_w is N x (2W-1), so no N x N x d tensor
-ever exists. A table's row is an *offset*, key minus query, and a query at place y reads the L rows that
-start at L-1-y: `_skew` takes them all by slicing alone.
+ever exists. A table's row is an *offset*, key minus query, and a query at position y reads the L rows
+that start at L-1-y: `_skew` takes them all by slicing alone.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from attneck.attention.cpu.operator import DTYPES, relative_attention_2d_cpu
 from attneck.attention.cuda.sdpa import augmented_attention_2d
 from attneck.attention.cuda.triton import triton_attention_2d
-from attneck.attention.graph import being_exported
+from attneck.attention.graph import being_exported, transformed
 
 Backend = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, tuple[int, int], bool], Tensor]
 
@@ -47,9 +47,11 @@ def relative_attention_2d(
         pool: average the result over 2x2 windows, stride 2 (appendix A.4). On an odd side the last window
             averages only what is inside the map.
         backend: "auto" takes the best for the tensors given. "plain" is ordinary PyTorch with N x N logits,
-            for any device, for graphs to export and for second derivatives; "cpu" has memory linear in N, and
-            one derivative. For CUDA there are "triton", linear in N, and "sdpa"; "auto" does not take them
-            yet, since neither has been measured on a GPU.
+            for any device, for graphs to export and for any derivative; "cpu" has memory linear in N, and one
+            derivative. For CUDA there are "triton", linear in N, and "sdpa"; "auto" does not take them yet,
+            since neither has been measured on a GPU. Under `torch.func` (grad, jvp, vmap ...) and in forward
+            mode "auto" is "plain"; for second derivatives by `create_graph` pass "plain", which "auto" cannot
+            know beforehand.
         scale: a factor of q, which costs nothing where the backend copies q anyway.
 
     Returns:
@@ -58,6 +60,7 @@ def relative_attention_2d(
     Raises:
         ValueError: for shapes or table lengths that do not fit, a backend that does not exist, or tensors
             that it does not take.
+        NotImplementedError: for a derivative that the backend does not have, or a transform of `torch.func`.
     """
     _check(q, k, v, rel_h, rel_w, map_size)
     name = _choose(q) if backend == "auto" else backend
@@ -82,7 +85,7 @@ def relative_logits_2d(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[
 
 
 def resample_table(table: Tensor, length: int) -> Tensor:
-    """A relative table for a map side of `length` cells: [2L-1, d] -> [2*length-1, d].
+    """A relative table for a map side of `length` positions: [2L-1, d] -> [2*length-1, d].
 
     Linear along the offsets, differentiable, and the very same tensor when the length is unchanged. Both ends
     and the centre map onto each other ("align corners"): the centre is offset 0, where a token looks at
@@ -171,8 +174,8 @@ BACKENDS: dict[str, Backend] = {
 
 
 def _choose(q: Tensor) -> str:
-    """The backend that "auto" stands for, by q's device and dtype; a graph for elsewhere has "plain"."""
-    if q.device.type == "cpu" and q.dtype in DTYPES and not being_exported():
+    """The backend that "auto" stands for, by q's device and dtype; "plain" for export and transforms."""
+    if q.device.type == "cpu" and q.dtype in DTYPES and not (being_exported() or transformed()):
         return "cpu"
     return "plain"
 
@@ -188,7 +191,7 @@ def _axis_logits(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[int, i
 
 
 def _skew(by_offset: Tensor) -> Tensor:
-    """From offsets to places, out[..., i, j] = x[..., i, j-i+L-1]: [..., L, 2L-1] -> [..., L, L].
+    """From offsets to positions, out[..., i, j] = x[..., i, j-i+L-1]: [..., L, 2L-1] -> [..., L, L].
 
     In the flattened L*(2L-1) entries, (i, j-i+L-1) stands at L-1 + i*(2L-2) + j: rows 2L-2 apart, from L-1
     on.

@@ -74,6 +74,7 @@ def bench(
 
     import torch
 
+    from attneck.attention.cpu.choice import float32_products
     from attneck.files import write_atomic
     from attneck.measure import contestants
     from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
@@ -124,7 +125,8 @@ def bench(
     }
     document = {
         "what": what,
-        "environment": environment() | {"torch_threads": torch.get_num_threads()},
+        "environment": environment()
+        | {"torch_threads": torch.get_num_threads(), "float32_products": float32_products()},
         "gemm_gflops": ceilings,
         "copy_gbytes": bandwidth_ceiling(device) / 1e9,
     }
@@ -182,12 +184,11 @@ def _step_cases(device: str) -> list[StepCase]:
 def _comparable(model: str, plain: str) -> None:
     from attneck.models import catalog
 
-    for name in (model, plain):
-        try:
-            catalog.find(name)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    if (model in catalog.DETECTORS) != (plain in catalog.DETECTORS):
+    try:
+        tasks = {catalog.find(name).task for name in (model, plain)}
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if len(tasks) > 1:
         raise UserError(
             f"--model {model} and --plain {plain}: one is a detector and one is not; give two of a kind"
         )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from attneck.commands.progress import shown
+from attneck.data.table import SETS, Name
 from attneck.errors import UserError
 
 SHOWN = 50
@@ -23,9 +24,7 @@ KINDS = {
 
 def inspect(
     action: Annotated[Literal["check", "where"], tyro.conf.Positional],
-    name: Annotated[
-        Literal["shapes", "cifar100", "folder", "coco", "voc2007", "voc2012", "voc0712"], tyro.conf.Positional
-    ],
+    name: Annotated[Name, tyro.conf.Positional],
     /,
     root: str | None = None,
     md5: tuple[str, ...] = (),
@@ -42,26 +41,25 @@ def inspect(
         json_: print one JSON document and nothing else.
     """
     from attneck.data.classification import open_dataset
-    from attneck.data.readers.cifar import MD5
     from attneck.data.root import resolve
 
     try:
         if action == "where":
             place = (
                 "drawn by the program, nothing to download"
-                if name == "shapes"
-                else str(resolve(root, name, ""))
+                if SETS[name].drawn
+                else str(resolve(root, name, SETS[name].source))
             )
             print(json.dumps({"name": name, "where": place}) if json_ else place)
             return
-        if name == "coco" or name.startswith("voc"):
+        if "classification" not in SETS[name].kinds:
             if md5:
                 raise ValueError(f"{name}: md5 is given, but only cifar100's files are checked: leave it out")
             _check_detection(name, root, json_)
             return
         found = {}
         for split in ("train", "val"):
-            dataset = open_dataset(name, split, root=root, md5=dict.fromkeys(MD5, md5) if md5 else None)
+            dataset = open_dataset(name, split, root=root, md5=md5 or None)
             for index in shown(range(len(dataset)), f"{name} {split}", quiet=json_):
                 dataset[0, index]
             found[split] = {
@@ -80,9 +78,11 @@ def inspect(
 
 def _check_detection(name: str, root: str | None, quiet: bool) -> None:
     """Every annotation against its image; prints what does not fit, and refuses the set."""
-    from attneck.data.check import check
+    from attneck.data.check import check_annotations
 
-    found, problems = check(name, root, lambda records, split: shown(records, f"{name} {split}", quiet=quiet))
+    found, problems = check_annotations(
+        name, root, lambda records, split: shown(records, f"{name} {split}", quiet=quiet)
+    )
     if quiet:
         print(json.dumps({"name": name, **found, "problems": problems}))
     else:

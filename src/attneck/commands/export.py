@@ -54,9 +54,9 @@ def write(
         if raw and kind != "run":
             raise UserError(f"--raw is about runs, and {model} is none: leave it out")
         if graph:
-            exporting.check(file, is_open or (), opset)
+            exporting.check_request(file, is_open or (), opset)
         else:
-            exporting.check_place(file / "config.json" if file.is_dir() else file)
+            exporting.check_writable(file / "config.json" if file.is_dir() else file)
         network, size = _load(kind, model, image_size, raw)
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
@@ -122,7 +122,7 @@ def _kind(model: str) -> Literal["run", "saved", "name"]:
         return "run"
     if (path / "config.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
         return "saved"
-    names = [*catalog.CATALOG, *catalog.DETECTORS]
+    names = list(catalog.CATALOG)
     if model in names:
         return "name"
     if path.exists():

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from attneck.errors import UserError, suggestion
-from attneck.models.catalog import CATALOG, DETECTORS, list_detectors, list_models
+from attneck.models.catalog import CATALOG, list_detectors, list_models
 
 
 def show(
@@ -24,7 +24,7 @@ def show(
     """
     names = sorted([*list_models(pattern), *list_detectors(pattern)])
     if not names:
-        near = suggestion(pattern, [*CATALOG, *DETECTORS])
+        near = suggestion(pattern, list(CATALOG))
         raise UserError(f"no model matches {pattern!r}{near} (attneck list: all of them)")
     print(json.dumps(names) if json_ else "\n".join(names))
 

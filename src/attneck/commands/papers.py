@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from functools import cache
@@ -101,7 +100,7 @@ def compare_all(chosen: list[tuple[Paper, Table]], runs: list[FinishedRun], *, q
 @cache
 def cost(network: Network) -> Cost | None:
     """What a network of the catalog costs; None where the catalog has no such name."""
-    if network.model not in catalog.CATALOG | catalog.DETECTORS:
+    if network.model not in catalog.CATALOG:
         return None
 
     import torch
@@ -157,10 +156,9 @@ def render(sections: list[Section]) -> None:
 def architecture(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
     """A model's options, all of them but those of its training; None for what the catalog does not have."""
     try:
-        every = dataclasses.asdict(catalog.find(name, options).options)
+        every = catalog.find(name, options).options.as_dict()
     except ValueError:
         return None
-    every |= every.pop("backbone", None) or {}  # a detector's: its options have names of their own
     return {key: value for key, value in every.items() if key not in {"drop_path", "dropout"}}
 
 

@@ -1,21 +1,21 @@
-"""Whether the annotations and the images of a detection set fit each other, all of them."""
+"""Reads every annotation and every image of a detection set, and says which do not fit each other."""
 
 import os
 from collections.abc import Callable, Iterable
 
-from attneck.data.detection import SPLITS, read_annotations
-from attneck.data.detection_dataset import read_pixels
+from attneck.data.annotated import read_annotations, read_pixels
 from attneck.data.readers.annotations import Record
+from attneck.data.table import SETS
 
 Progress = Callable[[Iterable[Record], str], Iterable[Record]]
 
 
-def check(
+def check_annotations(
     name: str, root: str | os.PathLike[str] | None, progress: Progress
 ) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Counts by split, and a line for everything that does not fit; every image is read.
+    """Counts by split, and a line for each problem; every image is read.
 
-    Goes over those splits of "coco" or a VOC that are there; `progress(records, split)` hands on the records.
+    Goes over the splits of "coco" or a VOC that are there; `progress(records, split)` hands on the records.
 
     Raises FileNotFoundError when no split is there, ValueError when the folder is not known.
     """
@@ -23,7 +23,7 @@ def check(
     problems: list[str] = []
     missing: FileNotFoundError | None = None
     classes: dict[tuple[str, ...], str] = {}
-    for split in SPLITS[name]:
+    for split in SETS[name].kinds["detection"].splits:
         if split == "trainval":  # train and val
             continue
         try:

@@ -1,115 +1,171 @@
-"""Opens a detection set by its name; with `collate`, all that training and evaluation need."""
+"""What every detection set is: images with boxes and masks from stateless keys, and their ground truth."""
 
-import os
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from attneck.data.choices import choose, positive, spread
-from attneck.data.detection_dataset import DetectionDataset, FileDataset, Item, collate
-from attneck.data.drawn import shapes
-from attneck.data.drawn.scenes import MOST, ShapeScenes
-from attneck.data.readers import coco, voc
-from attneck.data.readers.annotations import Annotations, Records
-from attneck.data.root import resolve
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
 
-__all__ = [
-    "AUGMENTS",
-    "NAMES",
-    "SPLITS",
-    "DetectionDataset",
-    "Item",
-    "collate",
-    "open_detection",
-    "read_annotations",
-]
+from attneck.data.augment.geometry import Sample, mirror, resize_crop_pad, resized, visible
+from attneck.data.readers.annotations import Record
+from attneck.data.sampling import Key, item_seed, uniforms
+from attneck.data.table import open_data
 
-YEARS = {"voc2007": ("2007",), "voc2012": ("2012",), "voc0712": ("2007", "2012")}
-SPLITS = {
-    "coco": coco.SPLITS,
-    "shapes": ("train", "val"),
-    "voc2007": voc.SPLITS,
-    "voc2012": voc.SPLITS[:3],  # the objects of its test images are not public
-    "voc0712": voc.SPLITS[:3],
-}
-NAMES = tuple(SPLITS)
-AUGMENTS = ("none", "flip", "scale_jitter", "ssd")
+Item = tuple[Tensor, dict[str, Tensor]]
+SIDES = {"scale_jitter": 1024, "ssd": 300}
+"""The default image_size of these augmentations, in pixels."""
 
 
-def open_detection(
-    name: str,
-    split: str,
-    *,
-    root: str | os.PathLike[str] | None = None,
-    image_size: int | None = None,
-    augment: str = "none",
-    jitter: tuple[float, float] = (0.8, 1.25),
-    seed: int = 0,
-    size: int | None = None,
-    masks: bool | None = None,
-) -> DetectionDataset:
-    """Opens "coco", "voc2007", "voc2012", "voc0712" (both) or "shapes"; see SPLITS.
+class DetectionDataset(Dataset[Item]):
+    """Images with objects, indexed by (epoch, index); each random draw is a function of (seed, epoch, index).
 
-    root: the folder that holds coco or VOCdevkit, or is it; $ATTNECK_DATA when None, and a relative one is
-        looked for there too. Not used by shapes.
-    image_size: side in pixels of the squares that images come in. "none" and "flip" leave each image as it is
-        where it is None; scale_jitter's is 1024 and ssd's 300 unless given. Scenes of shapes are drawn at it:
-        256 unless given.
-    augment: see `DetectionDataset`. `seed` is of the augmentation alone.
-    jitter: scale_jitter's least and greatest factor; (0.8, 1.25), (0.5, 2.0) and (0.1, 2.0) are the paper's.
-    size: this many images only, evenly spread over the set; of shapes, how many are drawn (10,000 for
-        training and 500 for validation unless given).
-    masks: whether targets have masks; None where the set has some: VOC's has not.
+    `dataset[key]` is an image, float32 [3, H, W] in 0 … 1, and its target as torchvision's detectors take it:
+    `boxes` float32 [n, 4] (x0, y0, x1, y1 in the image's pixels), `labels` int64 [n] (1 … K; 0 is the
+    background), `masks` uint8 [n, H, W] where the set was opened with them, `area` float32 [n] in pixels (of
+    the mask, or else of the box), `iscrowd` int64 [n], all 0, and `image_id` int64. n may be 0: crowds,
+    objects marked difficult and boxes of no size are not in it. All of them are in `ground_truth()`.
 
-    Raises ValueError or FileNotFoundError, with one line that says what to do; among these, the first
-    annotation that does not fit its image (`read_annotations` has all).
+    Images without augmentation have two more entries that lead from them back to the file: `orig_size` int64
+    [2], its height and width, and `size` int64 [2], those of the part of the image that is no padding.
+
+    augment "none": the image as it is; where `image_size` is given, its longer side resized to that, and
+    padded to a square below and on the right. "flip": the same, and every second one mirrored.
+    "scale_jitter": every second one mirrored, then `resize_crop_pad` by a draw from `jitter` (BoTNet section
+    4.1). "ssd": see `SSDAugment`.
+
+    A subclass gives `read`, `record`, `__len__` and `dropped`, the number of its objects that are
+    left out of training because their box has no size.
     """
-    choose("data set", name, NAMES)
-    choose(f"split of {name}", split, SPLITS[name])
-    choose("augment", augment, AUGMENTS)
-    positive(name, image_size=image_size, size=size)
-    if not 0 < jitter[0] <= jitter[1]:
-        raise ValueError(f"{name}: jitter is {jitter}: its factors must be over 0, the lesser one first")
-    if masks and name in YEARS:
-        raise ValueError(f"{name}: masks are asked for, but its objects have none: leave them out")
-    options: dict[str, Any] = {
-        "masks": name not in YEARS if masks is None else masks,
-        "augment": augment,
-        "image_size": image_size,
-        "jitter": jitter,
-        "seed": seed,
-    }
-    if name == "shapes":
-        return _open_shapes(split, image_size or 256, size, options)
-    annotations = read_annotations(name, split, root, options["masks"])
-    if annotations.problems:
-        first, count = annotations.problems[0], len(annotations.problems)
-        more = f" ({count} problems; attneck data check {name} lists them)" if count > 1 else ""
-        raise ValueError(f"{name}: {first}: mend it or remove it{more}")
-    if size is not None:
-        records = annotations.records
-        records = Records(records[i] for i in spread(len(records), size, name))
-        annotations = Annotations(records, annotations.classes, annotations.category_ids, [])
-    return FileDataset(name, annotations, **options)
+
+    dropped: int
+
+    def __init__(
+        self,
+        *,
+        classes: tuple[str, ...],
+        category_ids: tuple[int, ...],
+        masks: bool,
+        augment: str,
+        image_size: int | None,
+        jitter: tuple[float, float],
+        seed: int,
+    ) -> None:
+        if not 0 < jitter[0] <= jitter[1] < math.inf:
+            raise ValueError(f"jitter is {jitter}: give two factors over 0, the lesser one first")
+        self.classes, self.category_ids, self.masks = classes, category_ids, masks
+        self.augment, self.jitter, self.seed = augment, jitter, seed
+        self.image_size = image_size or SIDES.get(augment)
+        if augment == "ssd":
+            from attneck.data.augment.ssd import SSDAugment  # seconds of imports: only where used
+
+            assert self.image_size
+            self._ssd = SSDAugment(self.image_size)
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
+        """An image as it is in its file, uint8 [H, W, 3], and its record."""
+        raise NotImplementedError
+
+    def record(self, index: int) -> Record:
+        """The record of an image: its file, its size and its objects."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, key: Key) -> Item:
+        epoch, index = key
+        pixels, record = self.read(index)
+        chosen = record.trained_on()
+        masks = record.masks(chosen) if self.masks else None
+        sample = Sample(pixels, record.boxes()[chosen], masks, np.array(chosen, dtype=np.int64))
+        sample = self._augmented(visible(sample), epoch, index)
+
+        boxes = torch.from_numpy(sample.boxes)
+        labels = np.array([record.objects[i].label for i in sample.kept], dtype=np.int64)
+        target = {
+            "boxes": boxes,
+            "labels": torch.from_numpy(labels),
+            "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+            "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
+            "image_id": torch.tensor(record.id),
+        }
+        if sample.masks is not None:
+            target["masks"] = torch.from_numpy(np.ascontiguousarray(sample.masks))
+            target["area"] = target["masks"].sum(dim=(1, 2)).float()
+        if self.augment == "none":
+            size = record.height, record.width
+            target["orig_size"] = torch.tensor(size)
+            target["size"] = torch.tensor(resized(*size, self.image_size) if self.image_size else size)
+        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        return image.float() / 255, target
+
+    def _augmented(self, sample: Sample, epoch: int, index: int) -> Sample:
+        if self.augment == "ssd":
+            return visible(self._ssd(sample, item_seed(self.seed, epoch, index)))
+        coin, share, *corner = uniforms(self.seed, epoch, [index], 4)[0].tolist()
+        if self.augment != "none" and coin < 0.5:
+            sample = mirror(sample)
+        if self.image_size is None:
+            return sample
+        if self.augment != "scale_jitter":
+            return visible(resize_crop_pad(sample, self.image_size))
+        low, high = self.jitter
+        factor = low + share * (high - low)
+        return visible(resize_crop_pad(sample, self.image_size, factor, (corner[0], corner[1])), smallest=1.0)
+
+    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+        """All objects in COCO's form, in the pixels of the files: what detections are scored against."""
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(len(self)):
+            record = self.record(index)
+            images.append(
+                {
+                    "id": record.id,
+                    "file_name": record.file,
+                    "width": record.width,
+                    "height": record.height,
+                }
+            )
+            annotations += self.annotations(record)
+        named = zip(self.category_ids, self.classes, strict=True)
+        categories = [{"id": category_id, "name": name} for category_id, name in named]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def annotations(self, record: Record) -> list[dict[str, Any]]:
+        """The objects of one image in COCO's form.
+
+        Difficult objects (VOC) carry `difficult`: 1, objects with a mask their `segmentation`.
+        """
+        found = []
+        for object in record.objects:
+            annotation = {
+                "id": object.id,
+                "image_id": record.id,
+                "category_id": self.category_ids[object.label - 1],
+                "bbox": list(object.bbox),
+                "area": object.area,
+                "iscrowd": int(object.crowd),
+            }
+            if object.difficult:
+                annotation["difficult"] = 1
+            if object.segmentation is not None:
+                annotation["segmentation"] = object.segmentation
+            found.append(annotation)
+        return found
 
 
-def read_annotations(
-    name: str, split: str, root: str | os.PathLike[str] | None = None, masks: bool = False
-) -> Annotations:
-    """What the files of "coco" or a VOC say, with everything that does not fit; no image is opened.
-
-    `masks`: whether every object must have one.
-    """
-    if name == "coco":
-        return coco.read(resolve(root, name, coco.SOURCE), split, masks)
-    return voc.read(resolve(root, name, voc.SOURCE), YEARS[name], split)
+def collate(items: Sequence[Item]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images and targets as torchvision's detectors take them: a list of each."""
+    images, targets = zip(*items, strict=True)
+    return list(images), list(targets)
 
 
-def _open_shapes(split: str, side: int, size: int | None, options: dict[str, Any]) -> ShapeScenes:
-    smallest = shapes.SMALLEST_CELL * 3  # six objects take nine cells
-    if side < smallest:
-        raise ValueError(f"shapes: image_size is {side}: {MOST} objects want {smallest} pixels or more")
-    train = split == "train"
-    return ShapeScenes(
-        first=0 if train else shapes.FIRST_VALIDATION_INDEX,
-        count=size or (10_000 if train else 500),
-        **options | {"image_size": side},
-    )
+def open_detection(name: str, split: str, **options: Any) -> DetectionDataset:
+    """Opens a set of `attneck.data.table` for detection: see `open_data`."""
+    opened: DetectionDataset = open_data("detection", name, split, **options)
+    return opened

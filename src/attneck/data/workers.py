@@ -1,13 +1,15 @@
-"""DataLoader workers that signals to the trainer do not reach."""
+"""The DataLoader, whose workers no signal to the trainer reaches."""
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from attneck.data.sampling import Key
 
 # Windows has neither process groups nor signal masks.
 _POSIX = hasattr(os, "setpgid")
@@ -56,3 +58,32 @@ def worker_init(worker_id: int) -> None:
             pass
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     torch.set_num_threads(1)
+
+
+def collate(batch: Any) -> Any:
+    """Hands on the finished batch that a data set's `__getitems__` made."""
+    return batch
+
+
+def loader(
+    dataset: Dataset[Any],
+    batches: Sampler[list[Key]],
+    workers: int = 0,
+    collate: Callable[[Any], Any] = collate,
+) -> DataLoader[Any]:
+    """The DataLoader over `batches` (`TrainBatches` or `EvalBatches`).
+
+    Its workers run in process groups of their own (see `worker_init`) and end with each iteration; memory is
+    pinned where CUDA is there. Iterating draws nothing from torch's global generator.
+    """
+    return SteadyLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=worker_init,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+        persistent_workers=False,
+        generator=torch.Generator(),
+    )

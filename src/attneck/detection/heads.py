@@ -1,10 +1,11 @@
-"""What stands behind the pyramid: region proposals, boxes and masks, with BatchNorm throughout (BoTNet A.2).
+"""The heads after the pyramid: region proposals, boxes and masks.
 
-torchvision's heads where they take a norm, ours where they do not; the fully connected layer and the masks'
-deconvolution have one too, as in the code base that the paper names.
+`variant="botnet"` has BatchNorm in all of them (BoTNet A.2), also after the fully connected layer and the
+masks' deconvolution, as in the code base that the paper names. `variant="torchvision"` has torchvision's
+default heads, without norms. Logits and offsets are float32 at least, in both.
 
-Letters: B batch, C channels of the pyramid, H×W of one of its maps, A anchors a cell, R regions of a batch,
-K classes with the background.
+Letters: B batch, C channels of the pyramid, H×W of one of its maps, A anchors a position, R regions of a
+batch, K classes with the background.
 """
 
 from __future__ import annotations
@@ -14,25 +15,56 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import rpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from attneck.detection.interface import at_least_float32, precise
+from attneck.models.detector_options import RCNNOptions
 
-BOX_CELLS, MASK_CELLS = 7, 14
-"""Sides of what is cut out for a region; a mask has twice as many, 28."""
+BOX_BINS, MASK_BINS = 7, 14
+"""RoIAlign's bins along each side of a region; a predicted mask has twice as many pixels, 28."""
+ANCHORS = 3
+"""A."""
+
+
+def make_heads(options: RCNNOptions, levels: int, num_classes: int) -> dict[str, nn.Module]:
+    """The heads that `options` describe, by the names of torchvision's arguments.
+
+    Args:
+        options: their variant and sizes, and whether there are masks.
+        levels: the number of maps.
+        num_classes: K.
+    """
+    C, features = options.channels, options.box_features
+    heads: dict[str, nn.Module]
+    if options.variant == "botnet":
+        heads = {
+            "rpn_head": RPNHead(C, ANCHORS, options.rpn_convs, levels),
+            "box_head": box_head(C, options.box_convs, features),
+        }
+        norm_layer, predictor = nn.BatchNorm2d, MaskPredictor(C, num_classes) if options.masks else None
+    else:
+        heads = {"rpn_head": PlainRPNHead(C, ANCHORS), "box_head": TwoMLPHead(C * BOX_BINS**2, features)}
+        norm_layer, predictor = None, PlainMaskPredictor(C, C, num_classes) if options.masks else None
+    heads["box_predictor"] = BoxPredictor(features, num_classes)
+    if predictor is not None:
+        heads["mask_head"] = MaskRCNNHeads(C, [C] * options.mask_convs, dilation=1, norm_layer=norm_layer)
+        heads["mask_predictor"] = predictor
+    return heads
 
 
 class Anchors(AnchorGenerator):
-    """Three boxes a cell, twice as wide as high, square, twice as high as wide; one scale (A.2).
+    """Three boxes at each position: twice as wide as high, square, twice as high as wide; one scale (A.2).
 
-    Their side is eight times what a cell of the map should stand for: 32 pixels on p2 to 512 on p6.
+    Their side is eight strides of the map: 32 pixels on p2 to 512 on p6.
 
     Args:
-        first: the pixels that a cell of the finest map stands for; each level doubles them.
-        levels: how many maps there are.
+        first: the stride of the finest map in pixels; it doubles from level to level.
+        levels: the number of maps.
     """
 
     def __init__(self, first: int, levels: int) -> None:
@@ -41,21 +73,21 @@ class Anchors(AnchorGenerator):
         )
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Boxes in float32, also where the maps are bfloat16."""
+        """Boxes are float32 also where the maps are bfloat16."""
         super().set_cell_anchors(at_least_float32(dtype), device)
 
 
 class RPNHead(nn.Module):
-    """3×3 convolutions, then for each anchor whether it has an object, and how far its box is off.
+    """3×3 convolutions, then for each anchor the logit of an object and the offsets of its box.
 
-    The levels share the convolutions; each has BatchNorms of its own, as in that code base, for their
-    statistics differ, and running averages over all levels would fit none.
+    The levels share the convolutions. Each level has its own BatchNorms, as in that code base: the statistics
+    of the levels differ, and running averages over all of them would fit none.
 
     Args:
         channels: C.
         anchors: A.
-        convs: how many convolutions (2; A.2).
-        levels: how many maps there are.
+        convs: the number of convolutions (2; A.2).
+        levels: the number of maps.
     """
 
     def __init__(self, channels: int, anchors: int, convs: int, levels: int) -> None:
@@ -76,7 +108,7 @@ class RPNHead(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """[B, C, H, W] each → logits [B, A, H, W] each, offsets [B, 4A, H, W] each."""
+        """A map [B, C, H, W] of each level → logits [B, A, H, W] and offsets [B, 4A, H, W] of each level."""
         logits, offsets = [], []
         for x, norms in zip(maps, self.norms, strict=True):
             assert isinstance(norms, nn.ModuleList)
@@ -87,12 +119,21 @@ class RPNHead(nn.Module):
         return logits, offsets
 
 
+class PlainRPNHead(rpn.RPNHead):
+    """torchvision's: one 3×3 convolution with bias in place of BatchNorm."""
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """As `RPNHead`."""
+        logits, offsets = super().forward(maps)
+        return [precise(x) for x in logits], [precise(x) for x in offsets]
+
+
 def box_head(channels: int, convs: int, features: int) -> nn.Sequential:
-    """3×3 convolutions and a fully connected layer: [R, C, 7, 7] → [R, features]."""
+    """3×3 convolutions and a fully connected layer, each with BatchNorm: [R, C, 7, 7] → [R, features]."""
     head: nn.Sequential = FastRCNNConvFCHead(
-        (channels, BOX_CELLS, BOX_CELLS), [channels] * convs, [], norm_layer=nn.BatchNorm2d
+        (channels, BOX_BINS, BOX_BINS), [channels] * convs, [], norm_layer=nn.BatchNorm2d
     )
-    head.append(nn.Linear(channels * BOX_CELLS**2, features, bias=False))
+    head.append(nn.Linear(channels * BOX_BINS**2, features, bias=False))
     head.append(nn.BatchNorm1d(features))
     return head.append(nn.ReLU(inplace=True))
 
@@ -128,31 +169,38 @@ class MaskPredictor(nn.Sequential):
         return precise(super().forward(x))
 
 
-class RoIAlign(MultiScaleRoIAlign):
-    """torchvision's, told what a cell of each map stands for.
+class PlainMaskPredictor(MaskRCNNPredictor):
+    """torchvision's, as `MaskPredictor` with a bias in place of BatchNorm."""
 
-    torchvision guesses it from the first images that it sees, before they were padded, and keeps the guess:
-    after a wide image on a square canvas every region would be cut out at the wrong place.
+    def forward(self, x: Tensor) -> Tensor:
+        return precise(super().forward(x))
+
+
+class RoIAlign(MultiScaleRoIAlign):
+    """torchvision's, with the stride of each map given.
+
+    torchvision infers the strides from the first images, before they are padded, and keeps them: after a wide
+    image on a square canvas it would cut every region out at a wrong position.
 
     Args:
         names: of the maps, finest first.
-        cells: of a region, along each side.
-        reductions: the pixels that a cell of each map stands for.
+        bins: along each side of a region.
+        reductions: the stride of each map in pixels.
     """
 
-    def __init__(self, names: list[str], cells: int, reductions: list[int]) -> None:
-        super().__init__(names, cells, sampling_ratio=2)
+    def __init__(self, names: list[str], bins: int, reductions: list[int]) -> None:
+        super().__init__(names, bins, sampling_ratio=2)
         self.scales = [1 / reduction for reduction in reductions]
         finest, coarsest = (round(math.log2(reduction)) for reduction in (reductions[0], reductions[-1]))
         self.map_levels = LevelMapper(finest, coarsest, self.canonical_scale, self.canonical_level)
 
 
 class MaskRoIAlign(RoIAlign):
-    """As its base, but in training it cuts out one region at least: the whole first image, if no other.
+    """`RoIAlign` that in training returns one region at least: the whole first image, if there is no other.
 
-    Of images without objects no region has a mask to learn. BatchNorm refuses an empty batch, and where
-    several processes train, the others wait for this one's statistics and gradients. torchvision's loss for a
-    mask that no object answers is zero, and so is its gradient.
+    Images without objects have no masks to learn. But BatchNorm refuses an empty batch, and with several
+    processes the others wait for this one's statistics and gradients. torchvision's loss of a mask without
+    an object is zero, and so is its gradient.
     """
 
     def forward(

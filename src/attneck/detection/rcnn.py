@@ -1,8 +1,8 @@
 """Faster R-CNN and Mask R-CNN on any backbone, as BoTNet trains them on COCO (§4.1, A.2, A.3).
 
-Region proposals, matching, sampling, losses and non-maximum suppression are torchvision's, with its defaults
-but for 1000 proposals in training too, as in the code base that the paper names (Cloud TPU Detection). The
-pyramid, the heads with their BatchNorm, and how images come in are in the files beside this one.
+Region proposals, matching, sampling, losses and non-maximum suppression are torchvision's, with its defaults.
+One differs: 1000 proposals in training too, as in the code base that the paper names (Cloud TPU Detection).
+`variant="torchvision"` has torchvision's 2000 in training, and its heads.
 Letters: B batch, K classes with the background, n objects, H×W of an image.
 """
 
@@ -12,21 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models.detection.faster_rcnn import FasterRCNN
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.models import detection
 
 from attneck.detection.fpn import FPN
-from attneck.detection.heads import (
-    BOX_CELLS,
-    MASK_CELLS,
-    Anchors,
-    BoxPredictor,
-    MaskPredictor,
-    MaskRoIAlign,
-    RoIAlign,
-    RPNHead,
-    box_head,
-)
+from attneck.detection.heads import BOX_BINS, MASK_BINS, Anchors, MaskRoIAlign, RoIAlign, make_heads
 from attneck.detection.interface import check_classes, nothing_found
 from attneck.detection.transform import STEP, Transform, canvas
 from attneck.models import catalog
@@ -36,77 +25,116 @@ from attneck.models.options import override
 NORM_EPSILON = 1e-4  # A.2
 
 
-class RCNN(FasterRCNN):
-    """torchvision's detector: `model(images, targets)` → losses in training, `model(images)` → detections.
+class RCNN(detection.FasterRCNN):
+    """torchvision's Faster R-CNN: `model(images, targets)` → losses, `model(images)` → detections.
 
     Images are [3, H, W] between 0 and 1, of any size (see `Transform`); targets have `boxes` [n, 4] in pixels
     (x1, y1, x2, y2; n may be 0), `labels` [n] from 1 to K - 1 (class 0 is the background) and, where there
     are masks to learn, `masks` [n, H, W] of 0 and 1. Losses are `loss_objectness`, `loss_rpn_box_reg`,
     `loss_classifier`, `loss_box_reg` and `loss_mask`. A detection has `boxes` [m, 4], `labels` [m],
-    `scores` [m] and `masks` [m, 1, H, W], the probabilities that a pixel is the object's; m may be 0.
+    `scores` [m] and `masks` [m, 1, H, W], the probability of each pixel to be in the object; m may be 0.
 
-    Nothing is frozen: every weight learns, those of BatchNorm too, and it uses the batch's statistics (A.2).
+    Every weight learns, and BatchNorm uses the statistics of the batch (A.2). With `freeze_norms` those of
+    the backbone keep the weights and statistics that were loaded.
 
     Args:
-        backbone: see `FPN`; every BatchNorm in it is given the momentum and epsilon of the others.
+        backbone: see `FPN`; its BatchNorms, unless frozen, get the momentum of `options`, and in BoTNet's
+            variant the epsilon of A.2.
         num_classes: K, background counted, as in all of torchvision's detectors (COCO: 81).
         image_size: (height, width) in pixels that images are fitted into in evaluation.
-        options: all else.
+        options: everything else.
 
     Raises:
-        ValueError: no class beside the background, or a backbone that makes no maps.
+        ValueError: no class besides the background, a backbone that returns no maps, or `freeze_norms` and a
+            backbone without BatchNorm; in the first step, where a frozen BatchNorm has no statistics.
     """
 
     def __init__(
         self, backbone: nn.Module, num_classes: int, image_size: tuple[int, int], options: RCNNOptions
     ) -> None:
         check_classes(num_classes)
-        pyramid = FPN(backbone, options.channels)
-        C, levels = options.channels, len(pyramid.reductions)
+        if options.masks != isinstance(self, detection.MaskRCNN):
+            raise ValueError(f"{type(self).__name__} got masks={options.masks}: use mask_rcnn or faster_rcnn")
+        plain = options.variant == "torchvision"
+        pyramid = FPN(backbone, options.channels, None if plain else nn.BatchNorm2d)
+        levels = len(pyramid.reductions)
         reductions = pyramid.reductions[:-1]  # of the maps that regions are cut out of: not p6
+        parts = make_heads(options, levels, num_classes)
+        if options.masks:
+            parts["mask_roi_pool"] = MaskRoIAlign(pyramid.names, MASK_BINS, reductions)
         super().__init__(
             pyramid,
             rpn_anchor_generator=Anchors(pyramid.reductions[0], levels),
-            rpn_head=RPNHead(C, 3, options.rpn_convs, levels),
-            rpn_post_nms_top_n_train=options.proposals,
+            rpn_post_nms_top_n_train=options.proposals * (2 if plain else 1),
             rpn_post_nms_top_n_test=options.proposals,
-            box_roi_pool=RoIAlign(pyramid.names, BOX_CELLS, reductions),
-            box_head=box_head(C, options.box_convs, options.box_features),
-            box_predictor=BoxPredictor(options.box_features, num_classes),
+            box_roi_pool=RoIAlign(pyramid.names, BOX_BINS, reductions),
             box_batch_size_per_image=options.rois,
+            **parts,
         )
         self.transform = Transform(image_size, max(STEP, pyramid.reductions[-1]))
-        if options.masks:
-            self.roi_heads.mask_roi_pool = MaskRoIAlign(pyramid.names, MASK_CELLS, reductions)
-            self.roi_heads.mask_head = MaskRCNNHeads(
-                C, [C] * options.mask_convs, dilation=1, norm_layer=nn.BatchNorm2d
-            )
-            self.roi_heads.mask_predictor = MaskPredictor(C, num_classes)
+        self._freeze_norms = options.freeze_norms
+        self._statistics_seen = not options.freeze_norms
+        frozen = list(self._frozen().values())
+        if options.freeze_norms and not frozen:
+            raise ValueError("freeze_norms=True would change nothing: this backbone has no BatchNorm")
+        for norm in frozen:
+            norm.requires_grad_(False)
         for module in self.modules():
-            if isinstance(module, _BatchNorm):
-                module.momentum, module.eps = options.norm_momentum, NORM_EPSILON
+            if isinstance(module, _BatchNorm) and module not in frozen:
+                module.momentum = options.norm_momentum
+                if not plain:
+                    module.eps = NORM_EPSILON
+        self.train()
+
+    def train(self, mode: bool = True) -> RCNN:
+        """As `nn.Module.train`; frozen norms stay in evaluation, so they use their own statistics."""
+        super().train(mode)
+        for norm in self._frozen().values():
+            norm.eval()
+        return self
+
+    def _frozen(self) -> dict[str, _BatchNorm]:
+        """The frozen BatchNorms by name. Looked up each time: a conversion may have replaced some."""
+        modules = self.backbone.body.named_modules() if self._freeze_norms else ()
+        return {name: module for name, module in modules if isinstance(module, _BatchNorm)}
+
+    def _check_statistics(self) -> None:
+        """ValueError for a frozen BatchNorm that nothing was loaded into: it would normalise nothing."""
+        for name, norm in self._frozen().items():
+            if norm.running_var is None or bool((norm.running_var == 1).all()):
+                raise ValueError(
+                    f"freeze_norms=True, but the backbone's {name} has no statistics yet: load trained "
+                    "weights (load_weights; in a recipe model.weights), or leave freeze_norms out"
+                )
+        self._statistics_seen = True
 
     def get_classifier(self) -> nn.Module:
-        """What says the class of a region, as timm calls the last layer of a network."""
+        """The layer that classifies regions, under the name that timm has for it."""
         classifier: nn.Module = self.roi_heads.box_predictor.cls_score
         return classifier
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Losses by name in training, else a detection of each image, as the class says."""
+        """Losses by name in training, else a detection for each image, as the class describes them."""
+        if self.training and not self._statistics_seen:
+            self._check_statistics()
         return self._without_values(images) if images[0].is_meta else super().forward(images, targets)
 
     def _without_values(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """An evaluation on the meta device, where nothing can be chosen: the most regions there can be."""
+        """An evaluation on the meta device, which has no scores: with as many regions as there can be."""
         batch = self.transform(list(images))[0].tensors
         maps = self.backbone(batch)
         self.rpn.head(list(maps.values()))
         heads, B, C = self.roi_heads, len(batch), self.backbone.out_channels
-        regions = batch.new_empty(B * self.rpn.post_nms_top_n(), C, BOX_CELLS, BOX_CELLS)
+        regions = batch.new_empty(B * self.rpn.post_nms_top_n(), C, BOX_BINS, BOX_BINS)
         heads.box_predictor(heads.box_head(regions))
         if heads.has_mask():
-            regions = batch.new_empty(B * heads.detections_per_img, C, MASK_CELLS, MASK_CELLS)
+            regions = batch.new_empty(B * heads.detections_per_img, C, MASK_BINS, MASK_BINS)
             heads.mask_predictor(heads.mask_head(regions))
         return nothing_found(batch, heads.has_mask())
+
+
+class MaskRCNN(RCNN, detection.MaskRCNN):
+    """`RCNN` with masks: torchvision's Mask R-CNN, so torchvision's evaluation scores its masks too."""
 
 
 def faster_rcnn(
@@ -117,36 +145,32 @@ def faster_rcnn(
     Args:
         backbone, num_classes: see `RCNN`.
         image_size: side or (height, width) in pixels.
-        options: `channels`, `rpn_convs`, `box_convs`, `box_features`, `proposals`, `rois`,
-            `norm_momentum`; see `RCNNOptions`.
+        options: `variant`, `channels`, `rpn_convs`, `box_convs`, `box_features`, `proposals`, `rois`,
+            `norm_momentum`, `freeze_norms`; see `RCNNOptions`.
 
     Raises:
-        ValueError: see `RCNN`; or an option that there is not, or a value that it does not take.
+        ValueError: see `RCNN`; or an unknown option, or a value that the option does not take.
     """
-    return _on(backbone, num_classes, image_size, RCNNOptions(masks=False), options, "faster_rcnn")
+    chosen = override(RCNNOptions(masks=False), options, "faster_rcnn")
+    return _rcnn(backbone, num_classes, image_size, chosen)
 
 
 def mask_rcnn(
     backbone: nn.Module, num_classes: int, image_size: int | tuple[int, int] = 1024, **options: Any
 ) -> RCNN:
     """Mask R-CNN on any backbone, as `faster_rcnn`; `mask_convs` is an option too."""
-    return _on(backbone, num_classes, image_size, RCNNOptions(), options, "mask_rcnn")
+    return _rcnn(backbone, num_classes, image_size, override(RCNNOptions(), options, "mask_rcnn"))
 
 
-def build(options: RCNNOptions, *, num_classes: int, image_size: tuple[int, int]) -> RCNN:
+def build_rcnn(options: RCNNOptions, *, num_classes: int, image_size: tuple[int, int]) -> RCNN:
     """A detector of the catalog: the backbone that `options` name, made for the canvas of `image_size`."""
     assert options.backbone is not None
-    backbone = catalog.build(options.backbone, 0, canvas(image_size, STEP))
-    return RCNN(backbone, num_classes, image_size, options)
+    backbone = catalog.build_family(options.backbone, 0, canvas(image_size, STEP))
+    return _rcnn(backbone, num_classes, image_size, options)
 
 
-def _on(
-    backbone: nn.Module,
-    num_classes: int,
-    image_size: int | tuple[int, int],
-    row: RCNNOptions,
-    options: dict[str, Any],
-    name: str,
+def _rcnn(
+    backbone: nn.Module, num_classes: int, image_size: int | tuple[int, int], options: RCNNOptions
 ) -> RCNN:
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return RCNN(backbone, num_classes, size, override(row, options, name))
+    return (MaskRCNN if options.masks else RCNN)(backbone, num_classes, size, options)

@@ -1,13 +1,15 @@
-"""What a detector starts from: a backbone that was trained on something else, or another detector."""
+"""Start a detector from other weights: a classifier's for its backbone, or another detector's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from attneck.detection.ssd import VGG16Trunk
 from attneck.models.features import Pyramid
 from attneck.models.weights import Loaded, load_matching, read_weights
 
@@ -17,17 +19,66 @@ def load_weights(detector: Any, weights: Mapping[str, Tensor] | str | Path) -> L
 
     Args:
         detector: one whose `backbone` is an `FPN`, SSD300 or StairNet.
-        weights: as `load_matching` takes them, and with its errors. Of a network by its own names, the
-            backbone alone is filled (BoTNet §4.1, footnote 6), and what attention replaced stays random. Of
-            a detector, pyramid and heads are too, but for the last layers where the classes are not as many.
+        weights: as `load_matching` takes them, and with its errors. Those of a classifier, by its own names,
+            fill the backbone alone (BoTNet §4.1, footnote 6); what attention replaced stays random. A VGG16's
+            fc6 and fc7 start conv6 and conv7 (see `subsample_fc`). Those of a detector fill pyramid and heads
+            too, except for the last layers if the number of classes differs.
     """
     given = read_weights(weights)
-    whole = any(name.startswith("backbone.") for name in given)
-    return load_matching(detector if whole else _backbone(detector), given)
+    if any(name.startswith("backbone.") for name in given):
+        return load_matching(detector, given)
+    backbone = _backbone(detector)
+    subsampled = subsample_fc(given) if isinstance(backbone, VGG16Trunk) else None
+    if subsampled is None or not _has_all(backbone, given):
+        return load_matching(backbone, given)
+    report = load_matching(backbone, subsampled)
+    return LoadedVGG(report.taken, report.new, report.unused)
+
+
+@dataclass(frozen=True)
+class LoadedVGG(Loaded):
+    """A `Loaded` in whose `taken` conv6 and conv7 are made from other tensors."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; conv6 and conv7 are fc6 and fc7, subsampled"
+
+
+FULLY_CONNECTED = (("classifier.0", "classifier.3"), ("pre_logits.fc1", "pre_logits.fc2"))
+"""fc6 and fc7 of VGG16, by torchvision's names and by timm's."""
+
+
+def subsample_fc(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """A VGG16's weights with conv6 and conv7 in place of fc6 and fc7, as SSD starts them.
+
+    Liu et al. 2016, §3: fc6 sees 7×7 positions of 512 channels and has 4096 outputs. Every third position
+    each way and every fourth output make a 3×3 convolution, [4096, 512·7·7] → [1024, 512, 3, 3]. fc7 has the
+    same outputs as inputs, [4096, 4096] → [1024, 1024, 1, 1]. None without such layers of those sizes.
+    """
+    for fc6, fc7 in FULLY_CONNECTED:
+        layers = {
+            f"{fc}.{kind}": weights.get(f"{fc}.{kind}") for fc in (fc6, fc7) for kind in ("weight", "bias")
+        }
+        sizes = [0 if tensor is None else tensor.numel() for tensor in layers.values()]
+        if sizes == [4096 * 512 * 7 * 7, 4096, 4096 * 4096, 4096]:
+            first = weights[f"{fc6}.weight"].reshape(4096, 512, 7, 7)
+            second = weights[f"{fc7}.weight"].reshape(4096, 4096, 1, 1)
+            return {name: tensor for name, tensor in weights.items() if name not in layers} | {
+                "conv6.weight": first[::4, :, ::3, ::3],
+                "conv6.bias": weights[f"{fc6}.bias"][::4],
+                "conv7.weight": second[::4, ::4],
+                "conv7.bias": weights[f"{fc7}.bias"][::4],
+            }
+    return None
+
+
+def _has_all(trunk: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether all of VGG16's convolutions are given: the fc6 and fc7 of another VGG are others."""
+    own = {name: tensor.shape for name, tensor in trunk.state_dict().items() if name.startswith("features.")}
+    return all(name in weights and weights[name].shape == shape for name, shape in own.items())
 
 
 def _backbone(detector: Any) -> nn.Module:
-    """What has the names of a classifier's weights."""
+    """The module whose tensors have the names of a classifier's."""
     body = detector.backbone
     for inner in ("trunk", "body", "pyramid"):  # of StairNet, an FPN, MobileNet's SSD
         body = getattr(body, inner, body)

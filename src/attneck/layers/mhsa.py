@@ -3,6 +3,7 @@
 Letters: B batch, C channels, H x W map, N = H*W tokens, h heads, d = C/h head width.
 """
 
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -10,14 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attneck.attention.cpu.products import linear
-from attneck.attention.graph import being_exported
+from attneck.attention.graph import being_exported, transformed
 from attneck.attention.relative import (
+    BACKENDS,
     pool_tokens,
     relative_attention_2d,
     relative_logits_2d,
     resample_rows,
     resample_table,
 )
+from attneck.layers.pointwise import is_bare_pointwise
 
 TABLES: dict[str, tuple[str, ...]] = {
     "relative": ("rel_h", "rel_w"),
@@ -27,26 +30,8 @@ TABLES: dict[str, tuple[str, ...]] = {
 """The choices of `position`, and the names of the tables that each one has."""
 
 
-class Projection(nn.Conv2d):
-    """A 1x1 convolution without bias, whose result lies in channels_last on the CPU.
-
-    There it is computed as what it is, one matrix product over the tokens, in float32 by the faster library;
-    elsewhere it is the convolution it says it is.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, O, H, W]."""
-        if x.device.type != "cpu" or being_exported():
-            return super().forward(x)
-        tokens = linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)  # [B, H, W, O]
-        return tokens.permute(0, 3, 1, 2)
-
-
 class MHSA2d(nn.Module):
-    """All-to-all attention in the place of a 3x3 convolution: [B, C, H, W] -> [B, C, H', W'].
+    """All-to-all attention where a 3x3 convolution was: [B, C, H, W] -> [B, C, H', W'].
 
     The parameters are `qkv.weight` [3C, C, 1, 1] (queries, keys, values; heads outermost in each; no bias and
     no output projection) and, shared by the heads, `rel_h` [2H-1, d] and `rel_w` [2W-1, d] (row y'-y+H-1 for
@@ -65,10 +50,16 @@ class MHSA2d(nn.Module):
         position: "relative" (the paper's), "absolute" (Tables 4 and 19), or "none" (None means the same).
         content: whether the logits have the term q k^T (Table 4 tries without).
         stride: 1, or 2 for a 2x2 average pool of the result (appendix A.4): H' = ceil(H/2), W' = ceil(W/2).
+        backend: how the layer is computed, also an attribute that may be set later. "auto" is the fastest way
+            for the input; its operators are differentiable once. "plain" is ordinary PyTorch throughout, with
+            N x N logits: every derivative (`torch.func`, forward mode, second derivatives). A relative layer
+            takes the other backends of `relative_attention_2d` too. Under `torch.func` and in forward mode
+            "auto" is "plain".
 
     Raises:
-        ValueError: for channels that the heads do not divide, an unknown position or stride, a map without
-            cells, and `content=False` with no position, which leaves no logits.
+        ValueError: for anything but whole numbers where numbers are wanted, channels that the heads do not
+            divide, an unknown position, stride or backend, a map without positions, and `content=False` with
+            no position, which leaves no logits.
     """
 
     def __init__(
@@ -80,32 +71,41 @@ class MHSA2d(nn.Module):
         position: Literal["relative", "absolute", "none"] | None = "relative",
         content: bool = True,
         stride: int = 1,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
+        for name, number in (("channels", channels), ("heads", heads), ("stride", stride)):
+            _check_whole(name, number, "a whole number")
+        sides = map_size if isinstance(map_size, tuple | list) else (map_size, map_size)
+        for side in sides:
+            _check_whole("map_size", side, "the map's (H, W), or one whole number for a square")
         if heads < 1 or channels < 1 or channels % heads:
             raise ValueError(
                 f"{channels} channels do not split into {heads} heads; choose a divisor of {channels}"
             )
         position = "none" if position is None else position
-        if position not in TABLES:
+        if position not in tuple(TABLES):
             raise ValueError(f"unknown position {position!r}; choose one of {', '.join(TABLES)}")
+        if not isinstance(content, bool):
+            raise ValueError(f"content={content!r}: wanted True or False")
         if position == "none" and not content:
             raise ValueError(
                 "content=False with position 'none' leaves no logits; keep the content or a position"
             )
         if stride not in (1, 2):
             raise ValueError(f"stride {stride} is not supported; choose 1, or 2 for the 2x2 average pool")
-        H, W = (map_size, map_size) if isinstance(map_size, int) else map_size
-        if H < 1 or W < 1:
+        if len(sides) != 2 or min(sides) < 1:
             raise ValueError(
-                f"map_size {map_size} has no cells; give the (H, W) of the map this layer will see"
+                f"map_size {map_size} is not the size of a map; give the (H, W) that this layer will see"
             )
+        H, W = sides
 
         self.channels, self.heads, self.head_width = channels, heads, channels // heads
         self.map_size = (H, W)
         self.position, self.content, self.stride = position, content, stride
+        self.backend = backend
         self.scale = self.head_width**-0.5
-        self.qkv = Projection(channels, (3 if content else 2) * channels)
+        self.qkv = nn.Conv2d(channels, (3 if content else 2) * channels, kernel_size=1, bias=False)
         if position == "relative":
             self.rel_h = nn.Parameter(torch.empty(2 * H - 1, self.head_width))
             self.rel_w = nn.Parameter(torch.empty(2 * W - 1, self.head_width))
@@ -113,6 +113,21 @@ class MHSA2d(nn.Module):
             self.abs_h = nn.Parameter(torch.empty(H, self.head_width))
             self.abs_w = nn.Parameter(torch.empty(W, self.head_width))
         self.reset_parameters()
+
+    @property
+    def backend(self) -> str:
+        """How the layer is computed. Setting it raises ValueError for what this layer does not have."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        known = ("auto", *BACKENDS) if self.position == "relative" else ("auto", "plain")
+        if name not in known:
+            raise ValueError(
+                f"backend {name!r} is none of a layer with position {self.position!r}; "
+                f"choose one of {', '.join(known)}"
+            )
+        self._backend = name
 
     def reset_parameters(self) -> None:
         """Standard deviations of the authors' code: 0.01 for the projections, d**-0.5 for the tables."""
@@ -130,14 +145,17 @@ class MHSA2d(nn.Module):
         if self.position == "relative":
             rel_h, rel_w = self._relative_tables(H, W)  # [2H-1, d], [2W-1, d]
             out = relative_attention_2d(
-                q, k, v, rel_h, rel_w, (H, W), pool=self.stride == 2, scale=self.scale
+                q, k, v, rel_h, rel_w, (H, W), self.stride == 2, self.backend, scale=self.scale
             )  # [B, h, N', d]
         else:
-            keys = self._place_keys(q, k, H, W)  # [B, h, N, d]
-            out = F.scaled_dot_product_attention(q, keys, v, scale=self.scale)  # [B, h, N, d]
+            keys = self._position_keys(q, k, H, W)  # [B, h, N, d]
+            if self.backend == "plain" or transformed():
+                out = (q * self.scale @ keys.transpose(-2, -1)).softmax(dim=-1) @ v  # [B, h, N, d]
+            else:
+                out = F.scaled_dot_product_attention(q, keys, v, scale=self.scale)  # [B, h, N, d]
             out = pool_tokens(out, (H, W)) if self.stride == 2 else out  # [B, h, N', d]
         H, W = (H - 1) // self.stride + 1, (W - 1) // self.stride + 1  # as a pool says it, symbol for symbol
-        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        if _in_channels_last(x):
             return out.transpose(1, 2).flatten(2).unflatten(1, (H, W)).permute(0, 3, 1, 2)  # [B, C, H', W']
         return out.transpose(2, 3).flatten(1, 2).unflatten(2, (H, W)).contiguous()  # [B, C, H', W']
 
@@ -154,7 +172,7 @@ class MHSA2d(nn.Module):
             if k is not None:
                 logits = logits + q @ k.transpose(-2, -1)  # [B, h, N, N]
         else:
-            logits = q @ self._place_keys(q, k, H, W).transpose(-2, -1)  # [B, h, N, N]
+            logits = q @ self._position_keys(q, k, H, W).transpose(-2, -1)  # [B, h, N, N]
         return logits.softmax(dim=-1)
 
     def extra_repr(self) -> str:
@@ -162,6 +180,7 @@ class MHSA2d(nn.Module):
         return (
             f"{self.channels}, map_size=({H}, {W}), heads={self.heads}, position={self.position!r}, "
             f"content={self.content}, stride={self.stride}"
+            + (f", backend={self.backend!r}" if self.backend != "auto" else "")
         )
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -171,17 +190,29 @@ class MHSA2d(nn.Module):
                 f"the input has shape {list(x.shape)}, wanted [B, C, H, W] with C = {self.channels}; "
                 "build this layer with the channels of the map it stands on"
             )
-        tokens = self.qkv(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, N, 3C or 2C]
+        tokens = self._tokens(x).flatten(1, 2)  # [B, N, 3C or 2C]
         parts = tokens.unflatten(2, (-1, self.heads, self.head_width)).unbind(2)  # [B, N, h, d] each
         q, *k, v = (part.transpose(1, 2) for part in parts)  # [B, h, N, d] each
         return q, k[0] if k else None, v
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """The projections of x [B, C, H, W], token by token: [B, H, W, 3C or 2C].
+
+        On the CPU the 1x1 convolution is computed as what it is, one matrix product.
+        """
+        qkv: nn.Module = self.qkv
+        as_product = self.backend != "plain" and x.device.type == "cpu" and not being_exported()
+        if as_product and is_bare_pointwise(qkv):
+            return linear(x.permute(0, 2, 3, 1), qkv.weight.flatten(1), qkv.bias)
+        result: Tensor = qkv(x)  # [B, 3C or 2C, H, W]
+        return result.permute(0, 2, 3, 1)
 
     def _relative_tables(self, H: int, W: int) -> tuple[Tensor, Tensor]:
         """rel_h [2H-1, d] and rel_w [2W-1, d] for a map of H x W; the parameters themselves at `map_size`."""
         return resample_table(self.rel_h, H), resample_table(self.rel_w, W)
 
-    def _place_keys(self, q: Tensor, k: Tensor | None, H: int, W: int) -> Tensor:
-        """Keys plus their place's e, [B, h, N, d]: q (k + e)^T = q k^T + q e^T, one product for both."""
+    def _position_keys(self, q: Tensor, k: Tensor | None, H: int, W: int) -> Tensor:
+        """Keys plus their position's e, [B, h, N, d]: q (k + e)^T = q k^T + q e^T, one product for both."""
         if self.position == "none":
             assert k is not None  # the constructor refuses neither content nor position
             return k
@@ -198,3 +229,14 @@ class MHSA2d(nn.Module):
                 with torch.no_grad():
                     state_dict[prefix + name] = resample_rows(given, rows)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_whole(name: str, value: object, wanted: str) -> None:
+    """ValueError unless it is a whole number; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name}={value!r}: wanted {wanted}")
+
+
+def _in_channels_last(x: Tensor) -> bool:
+    """Whether the map lies in channels_last alone; vmap cannot tell, and no transform needs it."""
+    return not transformed() and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

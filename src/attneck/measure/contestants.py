@@ -1,4 +1,4 @@
-"""Who is timed against whom: this project's layers, other implementations of the same, and the plain forms.
+"""What is timed: this project's layers, other implementations of them, and their plain forms.
 
 Letters: B batch, C channels, H×W map, h heads, d = C/h, N = H·W.
 """
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attneck.attention import relative_attention_2d
+from attneck.attention.flops import relative_attention_flops
 from attneck.attention.gate import COMBINES, gate
 from attneck.layers import BAM, MHSA2d
-from attneck.measure.counts import relative_attention_flops
 
 Direction = Literal["forward", "forward+backward"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,10 +44,10 @@ class AttentionCase:
         return f"{self.size}×{self.size}{stride} b{self.batch} {self.dtype}"
 
     def floor(self, direction: Direction) -> tuple[int, int]:
-        """(FLOPs, bytes) that no exact implementation does without: products once, each tensor once.
+        """(FLOPs, bytes) that every exact implementation needs: each product once, each tensor once.
 
-        The backward pass has two products for each one of the forward pass. The weights [N, N] are in no
-        bytes: they need never leave the chip.
+        The backward pass has two products for each one of the forward pass. The bytes leave out the weights
+        [N, N], which need never leave the chip.
         """
         B, C, N = self.batch, self.channels, self.size**2
         tokens = (B, self.heads, N, C // self.heads)
@@ -75,7 +75,7 @@ class BAMCase:
 
 
 class PlainMHSA(MHSA2d):
-    """The same layer by ordinary PyTorch: a convolution, all N×N logits, softmax, product, pool."""
+    """The same layer in plain PyTorch: a convolution, all N×N logits, softmax, product, pool."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H', W']."""
@@ -89,7 +89,7 @@ class PlainMHSA(MHSA2d):
 
 
 class ExpandedBAM(BAM):
-    """The same module by ordinary PyTorch, both branches expanded to the whole map, as is usual."""
+    """The same module in plain PyTorch: both branches are expanded to the whole map, as is usual."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]."""
@@ -97,13 +97,13 @@ class ExpandedBAM(BAM):
 
 
 def expanded_gate(x: Tensor, c: Tensor, p: Tensor, combine: str = "sum") -> Tensor:
-    """x + x·sigmoid(c + p) by ordinary PyTorch: x [B, C, H, W], c [B, C], p [B, 1, H, W]."""
+    """x + x·sigmoid(c + p) in plain PyTorch: x [B, C, H, W], c [B, C], p [B, 1, H, W]."""
     weights = COMBINES[combine](c[:, :, None, None].expand_as(x), p.expand_as(x)).sigmoid()
     return x + x * weights
 
 
 def attention_names(compiled: bool) -> list[str]:
-    """Everybody in an attention case, this project first; a library that is not installed is left out."""
+    """All contestants of an attention case, this project first, without libraries that are not installed."""
     names = [OURS, PLAIN, PLAIN + LAST]
     if importlib.util.find_spec("timm"):
         names += [TIMM, TIMM + LAST]
@@ -142,7 +142,7 @@ def attention_call(
 
 
 def bam_names(compiled: bool) -> list[str]:
-    """Everybody in a BAM case."""
+    """All contestants of a BAM case."""
     names = [OURS, EXPANDED]
     return names + [name + COMPILED for name in names if compiled]
 
@@ -156,7 +156,7 @@ def bam_call(case: BAMCase, name: str, direction: Direction, device: str = "cpu"
 
 
 class _Gate(nn.Module):
-    """The gate alone, its logits given and learned."""
+    """The gate alone; its logits are parameters."""
 
     def __init__(self, case: BAMCase, ours: bool) -> None:
         super().__init__()

@@ -5,8 +5,7 @@ Letters: B batch, h heads, d head width, H×W map, N = H·W tokens.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from attneck.layers.mhsa import TABLES, MHSA2d
+from attneck.measure.meta import meta_copy, without_global_hooks
 
 REST = "(rest)"
 """The stage that holds what belongs to no child of the model."""
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,33 +52,6 @@ class Counts:
     """(params, madds) by child of the model, what is no child's under "(rest)"; they add up to the totals."""
 
 
-def relative_attention_flops(
-    q: Shape, k: Shape | None, v: Shape, rel_h: Shape, rel_w: Shape, *_: Any, **__: Any
-) -> int:
-    """FLOPs of `relative_attention_2d` for tensors of these shapes; as `Counts` says, pooled or not.
-
-    q, k, v [B, h, N, d], k None for no content term; rel_h [2H-1, d], rel_w [2W-1, d].
-    """
-    B, h, N, d = q
-    products = 1 if k is None else 2
-    return 2 * B * h * N * d * (products * N + rel_h[0] + rel_w[0])
-
-
-def linear_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    """FLOPs of x [M, K] times weight [O, K]."""
-    return 2 * x[0] * weight[0] * weight[1]
-
-
-FORMULAS: dict[str, Callable[..., int]] = {
-    "attneck::relative_attention_2d_cpu": relative_attention_flops,
-    "attneck::linear_cpu": linear_flops,
-}
-"""FLOPs of the operators that torch has no formula for, by name, given their arguments, shapes for tensors.
-
-An attention backend registered as one operator hides its products from the counter, so it stands here too.
-"""
-
-
 def count(
     model: nn.Module,
     image_size: int | tuple[int, int],
@@ -92,7 +63,8 @@ def count(
 
     The image has `image_channels`; where None, those that `create_model` was asked for, else 3.
 
-    Runs a copy on the meta device in eval mode: no weight is read or copied, and the model stays as it is.
+    Runs a copy on the meta device in eval mode, without hooks: no weight is read or copied, the model stays
+    as it is, and what a hook computes is not counted.
     Position tables that were made for another size are resampled, as in any forward pass, by a product which
     is counted too; build the model for `image_size` to have the papers' figures.
 
@@ -108,7 +80,8 @@ def count(
     channels = image_channels or (origin.in_chans if origin else 3)
     image = torch.empty(1, channels, height, width, device="meta", dtype=next(floats, torch.float32))
     with (
-        FlopCounterMode(display=False, custom_mapping=_formulas()) as counter,
+        without_global_hooks(),  # first: the counter has some of its own
+        FlopCounterMode(display=False) as counter,
         torch.no_grad(),
         _WithoutNorms(),
         _biases(model) as adds,
@@ -156,36 +129,11 @@ def count_parameters(model: nn.Module) -> tuple[int, int, int]:
     return total, paper, weights
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose tensors have shapes and no storage; nothing is allocated on the way."""
-    held: list[Tensor] = [*model.parameters(), *model.buffers()]
-    held += [
-        value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)
-    ]
-    memo: dict[int, Any] = {}
-    for tensor in held:
-        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-        memo[id(tensor)] = (
-            nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-        )
-    return copy.deepcopy(model, memo)
-
-
 class _WithoutNorms(TorchFunctionMode):
     """Leaves BatchNorm out: nothing of it is counted, and on meta it would take most of the time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
-
-
-def _formulas() -> dict[Any, Callable[..., int]]:
-    """`FORMULAS` by the operator itself, for those that are registered."""
-    found = {}
-    for name, formula in FORMULAS.items():
-        namespace, _, operator = name.partition("::")
-        if hasattr(getattr(torch.ops, namespace), operator):
-            found[getattr(getattr(torch.ops, namespace), operator)] = formula
-    return found
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The memory that a call takes at its peak beyond what was there before, measured in a process of its own."""
+"""Peak memory of a call beyond what was in use before it, measured in a separate process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_elsewhere(make: Callable[..., Callable[[], object]], *arguments: Any, device: str = "cpu") -> int:
-    """`peak(make(*arguments))` in a new process, in bytes, of the second call: the first sets libraries up.
+    """`peak(make(*arguments))` in bytes, in a new process, for the second call: the first sets libraries up.
 
-    `make` is a function of a module; what it takes itself is not counted. Raises RuntimeError as `peak`, and
+    `make` is a module's function, and its own memory is not counted. Raises RuntimeError as `peak`, and
     whatever `make` and its call raise.
     """
-    # glibc then gives each large tensor memory of its own, and takes it back when the tensor is freed.
+    # So glibc maps each large tensor separately, and unmaps it when the tensor is freed.
     with (
         patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": "65536"}),
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
@@ -31,10 +31,10 @@ def peak_elsewhere(make: Callable[..., Callable[[], object]], *arguments: Any, d
 
 
 def peak(call: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes that `call` has at most beyond those before it, its result included.
+    """Most bytes in use during `call` beyond those before it, its result included.
 
-    On the CPU it is resident memory as Linux counts it; other systems have no such counter to reset.
-    Raises RuntimeError there.
+    On the CPU this is resident memory as Linux counts it. Raises RuntimeError on other systems, which have no
+    such counter.
     """
     gc.collect()
     if device == "cuda":

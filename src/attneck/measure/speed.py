@@ -1,4 +1,4 @@
-"""Times that can be compared: interleaved calls, medians, and the machine's own ceilings in the same run."""
+"""Comparable times: interleaved calls, medians, and the machine's own ceilings in the same run."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Call = Callable[[], object]
 
 
 class Times(dict[str, list[float]]):
-    """Seconds that each call took, by name: a sample a round."""
+    """Seconds of each call, by name: one sample a round."""
 
     def median(self, name: str) -> float:
-        """Of one call's samples."""
+        """The median of one call's samples."""
         return statistics.median(self[name])
 
     def ratio(self, name: str, over: str) -> float:
-        """The median, over the rounds, of one call's time over another's.
+        """The median, over the rounds, of one call's time divided by another's.
 
-        Steadier than the quotient of their medians: what slows a whole round cancels.
+        It varies less than the ratio of their medians: what slows a whole round cancels.
         """
         return statistics.median(a / b for a, b in zip(self[name], self[over], strict=True))
 
 
 SAMPLE = 0.02
-"""Seconds that one sample takes at least: shorter calls are repeated within it."""
+"""Least seconds of a sample: shorter calls are repeated within it."""
 WARM_UP = 1
 """Calls before the first sample: compilation, and libraries that set themselves up."""
 
@@ -41,14 +41,14 @@ def interleave(
 ) -> Times:
     """The times of each call, in seconds.
 
-    The calls take turns, each round in another order, so that whatever else the machine does slows all of
-    them alike: compare times of one run only.
+    The calls take turns, each round in another order, so other work of the machine slows all of them alike.
+    Compare times of one run only.
 
     Args:
-        calls: what is timed, by name.
-        seconds: how long each is sampled for, all rounds together.
-        least: rounds at least, whatever they take.
-        device: "cuda" waits for the device at both ends of a sample.
+        calls: by name.
+        seconds: sampling time of each call, over all rounds.
+        least: least number of rounds, however long they take.
+        device: "cuda" synchronises at both ends of a sample.
     """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
@@ -74,15 +74,16 @@ def interleave(
 
 
 def gemm_ceiling(dtype: torch.dtype, device: str = "cpu") -> float:
-    """The most FLOPs a second of a matrix product here: the best of a few sizes."""
+    """FLOPs a second of a matrix product on this machine: the best of a few sizes."""
     best = 0.0
     for size in (512, 1024, 2048) if device == "cpu" else (4096, 8192):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         calls: dict[str, Call] = {"mm": lambda a=a, b=b: a @ b}  # type: ignore[misc]
         if device == "cpu" and dtype == torch.float32:
-            from attneck.attention.cpu.products import onednn_is_faster, product
+            from attneck.attention.cpu.choice import float32_products
+            from attneck.attention.cpu.products import product
 
-            if onednn_is_faster():
+            if float32_products() == "onednn":
                 calls["onednn"] = lambda a=a, b=b: product(a[None], b[None], True)  # type: ignore[misc]
         times = interleave(calls, seconds=0.3, device=device)
         best = max(best, 2 * size**3 / min(map(times.median, calls)))
@@ -90,7 +91,7 @@ def gemm_ceiling(dtype: torch.dtype, device: str = "cpu") -> float:
 
 
 def bandwidth_ceiling(device: str = "cpu") -> float:
-    """Bytes a second that a large copy reads and writes here."""
+    """Bytes a second that a large copy reads and writes on this machine."""
     source = torch.zeros(1 << 26 if device == "cpu" else 1 << 30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = interleave({"copy": lambda: target.copy_(source)}, seconds=0.3, device=device)

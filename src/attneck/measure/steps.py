@@ -1,4 +1,4 @@
-"""Whole training steps: of a network, of the same with plain attention, and of another."""
+"""Whole training steps: of a network, of the same network with plain attention, and of another one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLAIN_ATTENTION = f", {PLAIN} attention"
 
 @dataclass(frozen=True)
 class StepCase:
-    """Forward, backward and SGD of `model`, and of `plain`, which it is compared with."""
+    """Forward, backward and SGD step of `model`, compared with those of `plain`."""
 
     model: str
     plain: str
@@ -31,7 +31,7 @@ class StepCase:
 
 
 def step_names(case: StepCase) -> list[str]:
-    """Who takes part: the model first; the same with plain attention, if it attends; the other one."""
+    """The contestants: the model; the same with plain attention, if it attends; the other one."""
     with torch.device("meta"):
         network = create_model(case.model)
     alike = [case.model + PLAIN_ATTENTION] if any(map(_has_plain_form, network.modules())) else []
@@ -41,10 +41,10 @@ def step_names(case: StepCase) -> list[str]:
 def step_call(case: StepCase, name: str, direction: Direction, device: str = "cpu") -> Callable[[], object]:
     """One training step of `name`: SGD with momentum, channels_last, autocast in half precision.
 
-    A classifier learns noise by cross-entropy; a detector drawn scenes, with all of its losses.
+    A classifier learns noise with cross-entropy; a detector learns drawn scenes with all of its losses.
     """
     torch.manual_seed(0)
-    data = _scenes if case.model in catalog.DETECTORS else _noise
+    data = _scenes if catalog.find(case.model).task == "detection" else _noise
     network, losses = data(case, name.removesuffix(PLAIN_ATTENTION), device)
     if name.endswith(PLAIN_ATTENTION):
         for module in filter(_has_plain_form, network.modules()):

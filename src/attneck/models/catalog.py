@@ -1,4 +1,4 @@
-"""The catalog: name → family and options. Rows only; no torch until something is built."""
+"""The catalog: name → family and options. No torch is imported until a network is built."""
 
 from __future__ import annotations
 
@@ -8,56 +8,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import suggestion
+from attneck.models.cifar import CifarResNetOptions
+from attneck.models.densenet import DenseNetOptions
 from attneck.models.detector_options import RCNNOptions, SSDOptions, StairNetOptions
-from attneck.models.options import (
-    CifarResNetOptions,
-    DenseNetOptions,
-    EfficientNetOptions,
-    FamilyOptions,
-    MobileNetOptions,
-    ResNetOptions,
-    SqueezeNetOptions,
-    ViTOptions,
-    override,
-)
+from attneck.models.efficientnet import EfficientNetOptions
+from attneck.models.mobilenet import MobileNetOptions
+from attneck.models.options import FamilyOptions, override
 from attneck.models.origin import Origin, pretrained_cfg
+from attneck.models.resnet import ResNetOptions
+from attneck.models.squeezenet import SqueezeNetOptions
+from attneck.models.vit import ViTOptions
 
 if TYPE_CHECKING:
     from torch import nn
-
-# The function that builds each family: builder(options, num_classes=..., image_size=(H, W)); a classifier's
-# takes in_chans too.
-_BUILDERS: dict[type, str] = {
-    ResNetOptions: "attneck.models.resnet:build",
-    CifarResNetOptions: "attneck.models.cifar:build",
-    DenseNetOptions: "attneck.models.densenet:build",
-    MobileNetOptions: "attneck.models.compact:build_mobilenet",
-    SqueezeNetOptions: "attneck.models.compact:build_squeezenet",
-    EfficientNetOptions: "attneck.models.external:build_efficientnet",
-    ViTOptions: "attneck.models.external:build_vit",
-    SSDOptions: "attneck.detection.ssd:build",
-    StairNetOptions: "attneck.detection.stairnet:build",
-    RCNNOptions: "attneck.detection.rcnn:build",
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A row: the options that make the model, and the image side and classes it was published with.
 
-    A detector's classes count the background, as torchvision's do.
+    A classifier makes logits of an image; a detector finds boxes in it, has torchvision's interface, and
+    counts the background among its classes.
     """
 
     options: FamilyOptions
     image_size: int = 224
     num_classes: int = 1000
-
-    @property
-    def task(self) -> str:
-        """ "classification" or "detection"."""
-        from attneck.models.detector_options import DetectorOptions
-
-        return "detection" if isinstance(self.options, DetectorOptions) else "classification"
+    task: str = "classification"
+    """A name of `attneck.tasks.TASKS`."""
 
 
 def _imagenet_rows() -> dict[str, FamilyOptions]:
@@ -79,7 +57,7 @@ def _imagenet_rows() -> dict[str, FamilyOptions]:
     # Table 13 prints [4, 40, 60, 12], which has 151.37 M parameters; these, as deep, have its 115.18 M.
     rows["senet350"] = ResNetOptions(depths=(3, 44, 66, 3), se=everywhere)
 
-    # Table 5: which c5 blocks attend. Tables 8 and 17: other blocks in their stead.
+    # Table 5: which c5 blocks attend. Tables 8 and 17: other blocks instead.
     for flags in ("001", "011", "100"):
         rows[f"botnet50_{flags}"] = ResNetOptions(attend=tuple(map(int, flags)))
     rows["resnet50_nl_c4"] = ResNetOptions(insert_c4="non_local")
@@ -103,20 +81,20 @@ def _imagenet_rows() -> dict[str, FamilyOptions]:
     # Bottlenecks that leave each stage as wide as ResNet-18's: small enough to train detectors on a CPU.
     thin = ResNetOptions(depths=(2, 2, 2, 2), widths=(16, 32, 64, 128))
     rows["resnet26_thin"] = thin
-    rows["botnet26_thin"] = dataclasses.replace(thin, attend=(1,))
+    rows["botnet26_thin"] = thin.replace(attend=(1,))
 
     # BAM Table 3b.
     resnet18 = ResNetOptions(depths=(2, 2, 2, 2), block="basic")
     rows["resnet18"] = resnet18
-    rows["wrn18_1_5"] = dataclasses.replace(resnet18, widths=(96, 192, 384, 768))
-    rows["wrn18_2_0"] = dataclasses.replace(resnet18, widths=(128, 256, 512, 1024))
+    rows["wrn18_1_5"] = resnet18.replace(widths=(96, 192, 384, 768))
+    rows["wrn18_2_0"] = resnet18.replace(widths=(128, 256, 512, 1024))
     rows["resnext50_32x4d"] = ResNetOptions(groups=32, base_width=4)
     rows["mobilenet"] = MobileNetOptions()
     rows["mobilenet_0_7"] = MobileNetOptions(alpha=0.7)
     rows["squeezenet1_1"] = SqueezeNetOptions()
     resnets = ("resnet18", "resnet50", "resnet101", "wrn18_1_5", "wrn18_2_0", "resnext50_32x4d")
     for name in (*resnets, "mobilenet", "mobilenet_0_7", "squeezenet1_1"):
-        rows[f"{name}_bam"] = dataclasses.replace(rows[name], bam="stages")  # type: ignore[call-arg]
+        rows[f"{name}_bam"] = rows[name].replace(bam="stages")
     return rows
 
 
@@ -124,32 +102,30 @@ def _cifar_rows() -> dict[str, FamilyOptions]:
     """BAM's CIFAR-100 networks (§4.2), and the lab family."""
     # Bottlenecks stride on their first 1×1: the printed multiply-adds of each such network say so.
     bottleneck = CifarResNetOptions(block="bottleneck", stride_on="1x1")
-    change = dataclasses.replace
-    resnet = change(
-        bottleneck,
+    resnet = bottleneck.replace(
         depths=(3, 4, 6, 3),
         stem=64,
         mids=(64, 128, 256, 512),
         outs=(256, 512, 1024, 2048),
     )
     wrn = CifarResNetOptions(depths=(4, 4, 4), order="pre", shortcut="activated")
-    resnext = change(bottleneck, stem=64, outs=(256, 512, 1024))
+    resnext = bottleneck.replace(stem=64, outs=(256, 512, 1024))
     plain: dict[str, CifarResNetOptions | DenseNetOptions] = {
         "resnet20": CifarResNetOptions(),  # the lab family, small enough for a CPU
         "resnet50": resnet,
-        "resnet101": change(resnet, depths=(3, 4, 23, 3)),
+        "resnet101": resnet.replace(depths=(3, 4, 23, 3)),
         # Its printed figures are those of a network of 164 layers: 18 bottlenecks a stage.
-        "preresnet110": change(bottleneck, depths=(18, 18, 18), order="pre", outs=(64, 128, 256)),
-        "wrn28_8": change(wrn, mids=(128, 256, 512), outs=(128, 256, 512)),
-        "wrn28_10": change(wrn, mids=(160, 320, 640), outs=(160, 320, 640)),
-        "resnext29_8x64d": change(resnext, groups=8, mids=(512, 1024, 2048)),
-        "resnext29_16x64d": change(resnext, groups=16, mids=(1024, 2048, 4096)),
+        "preresnet110": bottleneck.replace(depths=(18, 18, 18), order="pre", outs=(64, 128, 256)),
+        "wrn28_8": wrn.replace(mids=(128, 256, 512), outs=(128, 256, 512)),
+        "wrn28_10": wrn.replace(mids=(160, 320, 640), outs=(160, 320, 640)),
+        "resnext29_8x64d": resnext.replace(groups=8, mids=(512, 1024, 2048)),
+        "resnext29_16x64d": resnext.replace(groups=16, mids=(1024, 2048, 4096)),
         "densenet100": DenseNetOptions(),
     }
     rows: dict[str, FamilyOptions] = {}
     for name, options in plain.items():
         rows[f"cifar_{name}"] = options
-        rows[f"cifar_{name}_bam"] = change(options, bam="stages")
+        rows[f"cifar_{name}_bam"] = options.replace(bam="stages")
     variants: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         "_bam_c": (("resnet50", "preresnet110", "wrn28_8", "resnext29_8x64d"), {"bam": "blocks"}),  # Table 2
         "_se": (
@@ -161,23 +137,21 @@ def _cifar_rows() -> dict[str, FamilyOptions]:
     }
     for suffix, (names, changes) in variants.items():
         for name in names:
-            rows[f"cifar_{name}{suffix}"] = change(plain[name], **changes)
+            rows[f"cifar_{name}{suffix}"] = plain[name].replace(**changes)
     # Table 1c: one more block of the same shape wherever a BAM would stand: after every stage but the last.
     for name in ("resnet50", "wrn28_8", "resnext29_8x64d"):
         options = plain[name]
         longer = (*(depth + 1 for depth in options.depths[:-1]), options.depths[-1])
-        rows[f"cifar_{name}_block"] = change(options, depths=longer)
+        rows[f"cifar_{name}_block"] = options.replace(depths=longer)
     return rows
 
 
-def _rows() -> dict[str, Entry]:
+def _classifier_rows() -> dict[str, Entry]:
     rows = {name: Entry(options) for name, options in _imagenet_rows().items()}
     rows |= {name: Entry(options, image_size=32, num_classes=100) for name, options in _cifar_rows().items()}
     # BoTNet Table 14, with each one's own image size.
     for number, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600)):
-        rows[f"efficientnet_b{number}"] = Entry(
-            override(EfficientNetOptions(), {"variant": f"b{number}"}, "efficientnet"), size
-        )
+        rows[f"efficientnet_b{number}"] = Entry(EfficientNetOptions().replace(variant=f"b{number}"), size)
     # BoTNet Figures 7 to 9: ViT-384 and DeiT-224, DeiT-384.
     base, large = ViTOptions(), ViTOptions(width=1024, depth=24, heads=16)
     rows["vit_base_patch16_384"] = Entry(base, 384)
@@ -198,51 +172,52 @@ def _detector_rows() -> dict[str, Entry]:
         "stairnet_mobilenet": StairNetOptions(trunk="mobilenet"),
         "stairnet_mobilenet_bam": StairNetOptions(trunk="mobilenet", bam="stages"),
     }
-    rows = {name: Entry(options, image_size=300, num_classes=21) for name, options in single_shot.items()}
+    rows = {name: Entry(options, 300, 21, "detection") for name, options in single_shot.items()}
     # BoTNet §4.1 and A.3, BAM Table 4a: COCO, 80 classes and the background, on squares of 1024 pixels.
     for name, backbone in _imagenet_rows().items():
-        if isinstance(backbone, SqueezeNetOptions):  # no map of its stands for 32 pixels
+        if not backbone.fits_fpn:
             continue
         for kind, masks in (("maskrcnn", True), ("fasterrcnn", False)):
             rcnn = RCNNOptions(backbone=backbone, masks=masks)
-            entry = Entry(rcnn, image_size=1024, num_classes=81)
+            entry = Entry(rcnn, 1024, 81, "detection")
             if name.endswith("_thin"):  # for `shapes`, in minutes: BatchNorm must settle within its few steps
-                small: dict[str, Any] = {"channels": 64, "box_features": 256, "proposals": 200, "rois": 64}
-                thin = dataclasses.replace(rcnn, **small, norm_momentum=0.1)
-                entry = Entry(thin, image_size=256, num_classes=11)
+                thin = rcnn.replace(channels=64, box_features=256, proposals=200, rois=64, norm_momentum=0.1)
+                entry = Entry(thin, 256, 11, "detection")
             rows[f"{kind}_{name}"] = entry
     return rows
 
 
-CATALOG = _rows()
-"""Those that make logits of an image."""
-
-DETECTORS = _detector_rows()
-"""Those that find boxes in it, with torchvision's interface (`attneck.detection`)."""
+CATALOG = _classifier_rows() | _detector_rows()
+"""Every model by its name."""
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The catalog's names that match `pattern` (as in a shell: `*`, `?`, `[…]`), sorted."""
-    return sorted(fnmatch.filter(CATALOG, pattern))
+    """The classifiers' names that match `pattern` (as in a shell: `*`, `?`, `[…]`), sorted."""
+    return _names(pattern, detectors=False)
 
 
 def list_detectors(pattern: str = "*") -> list[str]:
     """The detectors' names that match `pattern`, sorted."""
-    return sorted(fnmatch.filter(DETECTORS, pattern))
+    return _names(pattern, detectors=True)
+
+
+def _names(pattern: str, detectors: bool) -> list[str]:
+    names = (name for name, entry in CATALOG.items() if (entry.task == "detection") == detectors)
+    return sorted(fnmatch.filter(names, pattern))
 
 
 def find(name: str, options: dict[str, Any] | None = None) -> Entry:
-    """The row called `name`, with `options` put in place of its own.
+    """The row called `name`, with `options` instead of its own.
 
     Raises:
-        ValueError: no such model, no such option, or a value that the option does not take.
+        ValueError: no such model, no such option, or a value that the option does not take (what only a layer
+            knows, `create_model` refuses).
     """
-    rows = CATALOG | DETECTORS
-    if name not in rows:
+    if name not in CATALOG:
         raise ValueError(
-            f"no model is called {name!r}{suggestion(name, list(rows))} (attneck list shows them all)"
+            f"no model is called {name!r}{suggestion(name, list(CATALOG))} (attneck list shows them all)"
         )
-    entry = rows[name]
+    entry = CATALOG[name]
     return dataclasses.replace(entry, options=override(entry.options, options or {}, name))
 
 
@@ -255,17 +230,17 @@ def create_model(
 ) -> nn.Module:
     """Build the model called `name`, freshly initialised.
 
-    What it was made from stays with it, as `model.origin`; a classifier has timm's `pretrained_cfg` beside.
+    `model.origin` says what it was made from; a classifier has timm's `pretrained_cfg` too.
 
     Args:
         name: one of `list_models()` or `list_detectors()`.
-        num_classes: width of the classifier; 0 for none. The published data set's where None. A detector's
-            counts the background.
-        image_size: side or (height, width) in pixels that position tables are made for; the published one
-            where None. Any other size works at run time, with the tables resampled. A detector takes images
-            of any size, and fits them into it in evaluation; SSD300 and StairNet have no other, and always.
+        num_classes: width of the classifier; 0 for none; None for the published number. A detector counts the
+            background too.
+        image_size: side or (height, width) in pixels that position tables are made for; None for the
+            published one. Any other size works at run time: the tables are resampled. A detector takes images
+            of any size and resizes them to this one in evaluation; SSD300 and StairNet do so always, to 300.
         in_chans: channels of the images; a detector's have 3.
-        options: what the family can be asked for (see `attneck.models.options` and `detector_options`).
+        options: the family's own, by name (see its options class), and a detector's (`detector_options`).
 
     Raises:
         ValueError: an unknown name or option (with the nearest known one), or a value out of range.
@@ -278,25 +253,28 @@ def create_model(
     classes = entry.num_classes if num_classes is None else num_classes
     if classes < 0:
         raise ValueError(f"num_classes={num_classes}: wanted 0 (no classifier) or more")
-    if in_chans < 1 or (in_chans != 3 and name in DETECTORS):
+    if in_chans < 1 or (in_chans != 3 and entry.task == "detection"):
         raise ValueError(f"in_chans={in_chans}: wanted 1 or more; a detector takes RGB, in_chans=3")
-    model: Any = build(entry.options, classes, (height, width), in_chans)
+    try:
+        model: Any = build_family(entry.options, classes, (height, width), in_chans)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     model.origin = Origin(name, classes, (height, width), in_chans, options)
-    if name in CATALOG:
+    if entry.task != "detection":
         model.pretrained_cfg = pretrained_cfg(model.origin, entry.options)
     built: nn.Module = model
     return built
 
 
-def build(
+def build_family(
     options: FamilyOptions, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
 ) -> nn.Module:
-    """What `options` describe, for a catalog row or for a detector's backbone.
+    """The network that `options` describe, for a row of the catalog or for a detector's backbone.
 
     Raises:
-        ValueError: what the family's builder does not take.
+        ValueError: what the family's builder, or a layer that it makes, does not take.
     """
-    module, _, function = _BUILDERS[type(options)].partition(":")
+    module, _, function = options.builder.partition(":")
     channels = {"in_chans": in_chans} if in_chans != 3 else {}  # detectors have no such choice
     model: nn.Module = getattr(import_module(module), function)(
         options, num_classes=num_classes, image_size=image_size, **channels

@@ -1,73 +1,117 @@
-"""What each family of detectors can be asked for, as `options.py` has it for the networks under them."""
+"""The options of each family of detectors, whose networks are in `attneck.detection`: free of torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from attneck.models.options import BAMOptions, FamilyOptions
+from pydantic import Field, model_validator
+
+from attneck.models.options import BAMOptions, FamilyOptions, Positive
 
 Trunk = Literal["vgg16", "mobilenet"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class DetectorOptions(FamilyOptions):
-    """What every detector has."""
+    """The options of every detector, and what its training needs to know."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._idle(("dropout",), "a classifier of whole images")
+    resizes: ClassVar[bool] = True
+    """Whether it resizes images in training too, to its own size."""
+
+    @property
+    def least_images(self) -> int:
+        """Images that a forward pass needs in training, if BatchNorm is not synchronised."""
+        return 1
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether its training has to start from weights."""
+        return False
+
+    @property
+    def finds_masks(self) -> bool:
+        """Whether it has a mask head."""
+        return False
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> Self:
+        self._refuse_idle(("dropout",), "a classifier of whole images")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
 class SSDOptions(DetectorOptions):
     """SSD300 (Liu et al. 2016) as BAM's Table 4b counts it."""
 
+    builder: ClassVar[str] = "attneck.detection.ssd:build_ssd"
+
     trunk: Trunk = "vgg16"
 
 
-@dataclass(frozen=True, kw_only=True)
 class StairNetOptions(DetectorOptions, BAMOptions):
     """StairNet (Woo et al. 2018) as BAM's Table 4b counts it."""
 
-    trunk: Trunk = "vgg16"
-    bam: Literal["none", "stages"] = "none"  # a stage is a map: one right before every classifier (§4.6)
+    builder: ClassVar[str] = "attneck.detection.stairnet:build_stairnet"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_bam([self.channels])
+    trunk: Trunk = "vgg16"
+    bam: Literal["none", "stages"] = "none"  # one right before every classifier (§4.6)
+
+    @property
+    def least_images(self) -> int:
+        """Its coarsest map has one position."""
+        return 2
 
     @property
     def channels(self) -> int:
-        """Of every map that is refined."""
+        """The channels of each of the six refined maps."""
         return {"vgg16": 256, "mobilenet": 128}[self.trunk]
 
 
-@dataclass(frozen=True, kw_only=True)
 class RCNNOptions(DetectorOptions):
-    """Faster and Mask R-CNN on a feature pyramid, as BoTNet's A.2 sets them up.
+    """Faster and Mask R-CNN on a feature pyramid. The options of the backbone are given beside these."""
 
-    What the backbone can be asked for is asked for beside these.
-    """
+    builder: ClassVar[str] = "attneck.detection.rcnn:build_rcnn"
+    resizes: ClassVar[bool] = False
 
     backbone: FamilyOptions | None = None  # None where a module is given
     masks: bool = True
-    channels: int = 256  # of the pyramid, and of every convolution behind it
-    rpn_convs: int = 2
-    box_convs: int = 4
-    box_features: int = 1024  # of the fully connected layer behind them
-    mask_convs: int = 4  # 8 for the paper's best model
-    proposals: int = 1000  # of an image, that the heads are given
-    rois: int = 512  # of these, what they learn from
-    norm_momentum: float = 0.003  # of every BatchNorm; TensorFlow calls it 0.997
+    # "botnet": BoTNet's A.2, BatchNorm in pyramid and heads. "torchvision": torchvision's default detector,
+    # no norms there, one convolution in the RPN, two fully connected layers for boxes.
+    variant: Literal["botnet", "torchvision"] = "botnet"
+    channels: Positive = 256  # of the pyramid, and of every convolution after it
+    rpn_convs: Positive = 2
+    box_convs: Positive = 4
+    box_features: Positive = 1024  # of each fully connected layer
+    mask_convs: Positive = 4  # 8 for the paper's best model
+    # Of an image, given to the heads; torchvision's variant trains with twice as many.
+    proposals: Positive = 1000
+    rois: Positive = 512  # sampled from these for the losses of the heads
+    # Of every BatchNorm that learns; TensorFlow calls it 0.997.
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.003
+    freeze_norms: bool = False  # the backbone's BatchNorms keep the weights and statistics that were loaded
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _options_fit_each_other(self) -> Self:
         if not self.masks:
-            self._idle(("mask_convs",), "masks=True")
-        counts = ("channels", "rpn_convs", "box_convs", "box_features", "mask_convs", "proposals", "rois")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: wanted 1 or more")
-        if not 0 < self.norm_momentum <= 1:
-            raise ValueError(f"norm_momentum={self.norm_momentum}: wanted more than 0, and 1 at most")
+            self._refuse_idle(("mask_convs",), "masks=True")
+        if self.variant == "torchvision":
+            self._refuse_idle(("rpn_convs", "box_convs"), "variant='botnet'")
+            if self.freeze_norms:
+                self._refuse_idle(
+                    ("norm_momentum",), "a BatchNorm that learns: variant='botnet', or freeze_norms=False"
+                )
+        return self
+
+    @property
+    def finds_masks(self) -> bool:
+        """As asked for."""
+        return self.masks
+
+    @property
+    def least_images(self) -> int:
+        """A BAM's channel branch has one value an image and channel, of which its BatchNorm learns."""
+        bam = isinstance(self.backbone, BAMOptions) and self.backbone.bam != "none"
+        return 2 if bam and not self.freeze_norms else 1
+
+    @property
+    def needs_weights(self) -> bool:
+        """A frozen norm that nothing was loaded into would stay as it was initialised."""
+        return self.freeze_norms

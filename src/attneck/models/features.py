@@ -1,4 +1,4 @@
-"""The maps at the ends of a network's last stages, for detectors and whatever else wants more than logits."""
+"""The feature maps at the ends of a network's last stages, for detectors and other uses of a backbone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class Pyramid(nn.Module):
     """A catalog model as its last feature maps, finest first: x [B, 3, H, W] → [[B, C, H', W'], …].
 
     The entries are those of the model's `feature_info`; for a ResNet or BoTNet the last four are c2 to c5. A
-    stage's map is what the next stage sees, so behind its BAM. The model is taken over: what these maps do
-    not need (the classifier, a final norm) is taken off it, so that every parameter left has a gradient.
+    stage's map is the next stage's input, so it comes after a BAM. The model itself is changed: what these
+    maps do not need (the classifier, a final norm) is removed, so every parameter left has a gradient.
 
     Attributes:
         channels: C of each map.
-        reductions: the pixels that a cell of each stands for, along each side.
+        reductions: the stride of each map: the pixels of a position, along each side.
 
     Args:
         model: any network with timm's `feature_info`, `forward_intermediates` and

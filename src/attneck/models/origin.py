@@ -1,42 +1,23 @@
-"""What a model was made from, and how timm writes such things down."""
+"""The record of how a model was made, and the same by timm's names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attneck.models.options import (
-    CifarResNetOptions,
-    DenseNetOptions,
-    EfficientNetOptions,
-    FamilyOptions,
-    MobileNetOptions,
-    ResNetOptions,
-    SqueezeNetOptions,
-    ViTOptions,
-)
+from attneck.imagenet import MEAN, STD
+from attneck.models.options import FamilyOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "attneck_"
-"""Stands before the catalog's names where they are among timm's."""
-
-# The first convolution and the classifier of each family, by their names in its networks.
-_ENDS: dict[type[FamilyOptions], tuple[str, str]] = {
-    ResNetOptions: ("conv1", "fc"),
-    CifarResNetOptions: ("conv1", "fc"),
-    DenseNetOptions: ("conv1", "fc"),
-    MobileNetOptions: ("conv1", "fc"),
-    SqueezeNetOptions: ("features.0", "classifier.1"),
-    EfficientNetOptions: ("conv_stem", "classifier"),
-    ViTOptions: ("patch_embed.proj", "head"),
-}
+"""Prefix of the catalog's names in timm's registry."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The arguments of `create_model` that make a model anew, but for its weights."""
+    """The arguments of `create_model` that make the same model again, without its weights."""
 
     name: str
     num_classes: int
@@ -46,32 +27,31 @@ class Origin:
 
 
 def pretrained_cfg(origin: Origin, options: FamilyOptions) -> dict[str, Any]:
-    """A classifier's data and its ends, by the names of timm's `PretrainedCfg`.
+    """A classifier's preprocessing, first conv and classifier, by the names of timm's `PretrainedCfg`.
 
-    The normalisation is ImageNet's (the mean of its channels, for images other than RGB), and images are
-    evaluated as this project does it; a model trained otherwise is saved with what it was trained on.
+    The normalisation is ImageNet's (the average over its channels if images are not RGB), and resizing is
+    this project's. A model that was trained with another is saved with its own (`attneck.hub`).
 
     Args:
-        options: all those of the model, which say its family.
+        options: the model's own, all of them.
     """
-    first_conv, classifier = _ENDS[type(options)]
     rgb = origin.in_chans == 3
     small = max(origin.image_size) <= 64  # such data sets come cut to size
     return {
         "architecture": PREFIX + origin.name,
         "input_size": (origin.in_chans, *origin.image_size),
         "num_classes": origin.num_classes,
-        "mean": (0.485, 0.456, 0.406) if rgb else (0.449,) * origin.in_chans,
-        "std": (0.229, 0.224, 0.225) if rgb else (0.226,) * origin.in_chans,
+        "mean": MEAN if rgb else (round(sum(MEAN) / 3, 3),) * origin.in_chans,
+        "std": STD if rgb else (round(sum(STD) / 3, 3),) * origin.in_chans,
         "interpolation": "bilinear",
         "crop_pct": 1.0 if small else 0.875,
-        "first_conv": first_conv,
-        "classifier": classifier,
+        "first_conv": options.first_conv,
+        "classifier": options.classifier,
     }
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model that `torch.compile`, an `AveragedModel` or `DistributedDataParallel` stands around."""
+    """The model inside `torch.compile`, an `AveragedModel` or `DistributedDataParallel`."""
     from torch.nn.parallel import DataParallel, DistributedDataParallel
     from torch.optim.swa_utils import AveragedModel
 

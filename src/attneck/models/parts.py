@@ -1,6 +1,6 @@
-"""The papers' operations on a residual network: what stands in a block, and what is put into a stage.
+"""Layers made from options, and the ways to put them into a residual network.
 
-Each leaves the names of all other tensors as they are, so that weights of the plain network still load.
+The names of all other tensors stay as they are, so weights of the plain network still load.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from attneck.models.options import AttentionOptions, BAMOptions
 
 
 def map_size(image_size: tuple[int, int], reduction: int) -> tuple[int, int]:
-    """(height, width) of the map that strides of `reduction` leave of an image: every one rounds up."""
+    """(height, width) of an image's map at stride `reduction`; each stride rounds up."""
     return -(-image_size[0] // reduction), -(-image_size[1] // reduction)
 
 
@@ -51,17 +51,17 @@ def append_bam(stages: Iterable[nn.Module], channels: Iterable[int], options: BA
 
 
 def insert_before(stage: nn.Module, child: str, name: str, block: nn.Module) -> None:
-    """Insert `block` before a child of a stage, under a name of its own: the others keep theirs."""
+    """Insert `block` as `name` before the child of a stage; the other children keep their names."""
     names = list(stage._modules)
-    behind = {each: stage._modules.pop(each) for each in names[names.index(child) :]}
+    later = {each: stage._modules.pop(each) for each in names[names.index(child) :]}
     stage.add_module(name, block)
-    stage._modules.update(behind)
+    stage._modules.update(later)
 
 
 def move_stride_to_1x1(blocks: Iterable[Any]) -> None:
     """Let a bottleneck block's first 1×1 conv take the stride of its 3×3 (BoTNet Table 10, BAM throughout).
 
-    A BoT block keeps its stride: it attends to the whole of its input, and the pool behind strides.
+    A BoT block keeps its stride: it attends to its whole input, and the pool after that strides.
     """
     for block in blocks:
         if isinstance(block.conv2, nn.Conv2d):

@@ -1,6 +1,6 @@
-"""What the networks that are ours have in common: modules in a row, a global average pool, a classifier.
+"""The base of our own networks: modules in a row, a global average pool, a classifier.
 
-The methods are timm's, by its names, so that code written for a timm model takes these too.
+The methods have timm's names, so code that is written for a timm model takes these networks too.
 Letters: B batch, C channels, H×W map.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 class StagedNet(nn.Module):
     """A row of modules → map → mean → dropout → `fc`.
 
-    A family's constructor adds its modules, and says:
-        row: their names, in the order in which they follow each other.
-        feature_info: those that end a stage: `module` its name, `num_chs` the channels of its output, and
-            `reduction` the pixels that a cell of it stands for, along each side.
+    A family's constructor adds its modules, and sets:
+        row: the modules' names, in the order of the forward pass.
+        feature_info: an entry for each module that ends a stage: `module` is its name, `num_chs` its output's
+            channels, and `reduction` its output's stride: the pixels of a position, along each side.
         num_features: the channels of the last map.
     """
 
@@ -63,13 +63,13 @@ class StagedNet(nn.Module):
 
         Args:
             indices: which entries of `feature_info`; a number n: the last n; None: all.
-            norm: let the last stage's map through the norm and activation behind it, where there are any.
-            stop_early: stop behind the last map that is asked for; what was reached is then the last map.
+            norm: apply the norm and activation after the last stage to its map, if the network has them.
+            stop_early: stop after the last map that is asked for; that is then the last map returned.
             output_fmt: "NCHW"; there is no other.
             intermediates_only: return the list alone.
 
         Raises:
-            ValueError: indices that are not there, or another format.
+            ValueError: indices out of range, or another format.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: these maps are 'NCHW' only")
@@ -89,12 +89,12 @@ class StagedNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Take off what the features at `indices` do not need; returns the indices, none of them negative.
+        """Remove what the features at `indices` do not need; return the indices, none of them negative.
 
         Args:
             indices: as `forward_intermediates` takes them.
-            prune_norm: take off modules behind the last stage too. Behind an earlier one, they always go.
-            prune_head: take off the classifier. Where modules before it go, it always goes.
+            prune_norm: remove the modules after the last stage too. After an earlier stage, they always go.
+            prune_head: remove the classifier. If modules before it go, it always goes.
         """
         take = self._stages(indices)
         last = self.feature_info[take[-1]]
@@ -111,15 +111,17 @@ class StagedNet(nn.Module):
         return take
 
     def _stages(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Positions in `feature_info`, in order, none negative."""
+        """Indices into `feature_info`, in order, none negative."""
+        from timm.models._features import feature_take_indices  # here: timm takes seconds, logits need none
+
         count = len(self.feature_info)
-        if indices is None:
-            return list(range(count))
-        if isinstance(indices, int):
-            indices = range(-indices, 0)
-        if not indices or not all(-count <= index < count for index in indices):
-            raise ValueError(f"indices {indices} of {count} features: give how many of the last, or which")
-        return sorted({index % count for index in indices})
+        given = indices if indices is None or isinstance(indices, int) else list(indices)
+        try:
+            return sorted(feature_take_indices(count, given, as_set=True)[0])
+        except (AssertionError, ValueError) as error:  # out of range, or none at all
+            raise ValueError(
+                f"indices {indices} of {count} features: give how many of the last, or which"
+            ) from error
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[B, num_features, H', W'] → logits [B, num_classes], or the pooled features before them."""

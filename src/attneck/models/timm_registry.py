@@ -1,8 +1,8 @@
-"""The catalog's classification networks among timm's, called `attneck_<name>`.
+"""Registers the catalog's classifiers with timm as `attneck_<name>`.
 
-So `timm.create_model("attneck_botnet50", num_classes=10, features_only=True)`, and whatever is built on it,
-takes them as it takes timm's own. Arguments have timm's names there (`img_size`, `drop_rate`,
-`drop_path_rate`, `output_stride`), and the family's options stand beside.
+`timm.create_model("attneck_botnet50", num_classes=10, features_only=True)` and libraries on top of timm then
+find them. Arguments have timm's names (`img_size`, `drop_rate`, `drop_path_rate`, `output_stride`); the
+family's options are arguments too.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
-from attneck.models.catalog import CATALOG, create_model, find
-from attneck.models.options import EfficientNetOptions, ResNetOptions, SqueezeNetOptions, ViTOptions
+from attneck.models.catalog import CATALOG, create_model, find, list_models
 from attneck.models.origin import PREFIX, Origin, pretrained_cfg
 
-# timm looks here for what it should know of a model beside the function that makes it.
+# timm reads each model's `pretrained_cfg` from here.
 default_cfgs: dict[str, Any] = {}
 
 
 def enter() -> None:
-    """Register every model that is not there yet, with a `pretrained_cfg` that names no weights."""
-    for name, entry in CATALOG.items():
+    """Register every classifier that timm does not have yet; its `pretrained_cfg` names no weights."""
+    for name in list_models():
         if not is_model(PREFIX + name):
+            entry = CATALOG[name]
             size = (entry.image_size, entry.image_size)
             cfg = pretrained_cfg(Origin(name, entry.num_classes, size, 3, {}), entry.options)
             default_cfgs.update(generate_default_cfgs({PREFIX + name: cfg}))
@@ -33,14 +33,16 @@ def enter() -> None:
 
 
 def _entry(name: str) -> Callable[..., nn.Module]:
-    """The function that timm calls for a model."""
+    """The function that timm calls to make the model."""
 
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        row = CATALOG[name].options
+        given = {key: value for key, value in arguments.items() if key in row.as_dict()}
         model: nn.Module = build_model_with_cfg(
-            partial(_build, name),
+            partial(_create, name),
             PREFIX + name,
             pretrained,
-            feature_cfg=_features(name, arguments),
+            feature_cfg=find(name, given).options.feature_cfg,
             **arguments,
         )
         return model
@@ -50,21 +52,7 @@ def _entry(name: str) -> Callable[..., nn.Module]:
     return create
 
 
-def _features(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """How timm makes a model with `features_only` of it: which maps if none are asked for, and by what."""
-    options: Any = CATALOG[name].options
-    if isinstance(options, ViTOptions):
-        return {"feature_cls": "getter", "out_indices": 3}
-    if isinstance(options, EfficientNetOptions):
-        return {"feature_cls": "getter"}
-    if isinstance(options, SqueezeNetOptions):
-        return {"flatten_sequential": True, "out_indices": (0, 1, 2, 3)}
-    if name.startswith("cifar_"):
-        return {"out_indices": tuple(range(len(arguments.get("depths", options.depths))))}
-    return {}
-
-
-def _build(
+def _create(
     name: str,
     num_classes: int,
     in_chans: int,
@@ -75,9 +63,7 @@ def _build(
     global_pool: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """`create_model` by timm's names of arguments.
-
-    With `output_stride=16` a ResNet's c5 stays at c4's size: attention as in BoTNet-S1, convs dilated by 2.
+    """`create_model` with timm's names of arguments.
 
     Raises:
         ValueError: as `create_model`; another output stride; a pool other than the family's own.
@@ -88,13 +74,13 @@ def _build(
     if drop_path_rate is not None:
         options["drop_path"] = float(drop_path_rate)
     if output_stride != 32:
-        if output_stride != 16 or not isinstance(row, ResNetOptions):
-            strides = "32 and 16" if isinstance(row, ResNetOptions) else "its own, output_stride=32,"
-            raise ValueError(f"output_stride={output_stride}: {PREFIX}{name} knows {strides} only")
-        options["c5_stride"] = 1
-        undilated: Any = find(name, options).options
-        options["c5_dilation"] = 2 if undilated.dilatable else 1
-    pool = "token" if isinstance(row, ViTOptions) else "avg"
-    if global_pool not in (None, pool):
-        raise ValueError(f"global_pool={global_pool!r}: {PREFIX}{name} pools by {pool!r}; leave it out")
+        strided = find(name, options).options.at_stride_16()
+        if output_stride != 16 or strided is None:
+            known = "32" if strided is None else "32 and 16"
+            raise ValueError(f"output_stride={output_stride}: {PREFIX}{name} knows {known} only")
+        options |= strided
+    if global_pool not in (None, row.global_pool):
+        raise ValueError(
+            f"global_pool={global_pool!r}: {PREFIX}{name} pools by {row.global_pool!r}; leave it out"
+        )
     return create_model(name, num_classes, img_size, in_chans, **options)

@@ -1,21 +1,32 @@
-"""Putting a module behind another one, wherever that is, without giving any tensor another name.
+"""Put a module after another one, without giving any tensor another name.
 
-The new module becomes a child of the one that it stands behind. Where that one runs its children in a row
-(a Sequential, timm's RegNet stages), nothing more is needed, and whoever runs them one by one, as timm's
-gradient checkpointing does, runs it too. Any other one's class becomes a subclass whose forward hands its
-result to the child. Both are plain modules, so copies, pickles, state dicts, torch.compile, torch.export and
-timm's feature extractors take them as they are. A wrapper around the module would give its tensors other
-names, and a hook would be passed by where the blocks of a stage are run one by one.
+There are two ways, both of them plain modules: copies, pickles, state dicts, torch.compile, torch.export and
+timm's feature extractors take them as they are.
+
+- After a block, a stage, an activation or a convolution, the new module becomes its child. A module that runs
+  its children in a row (a Sequential, timm's RegNet stages) needs nothing more, and whoever runs them one by
+  one, as timm's gradient checkpointing does, runs the new child too. Any other module's class becomes a
+  subclass whose forward hands its result to the child.
+- After a norm, the new module becomes a child of the norm's parent. Libraries replace norms (SyncBatchNorm,
+  frozen BatchNorm), and the new norm has neither the children nor the class of the old one. A parent that
+  runs its children in a row runs the new child next. Any other parent's class becomes a subclass in which
+  `self.bn2` is the norm followed by the new child, whatever the norm is by then.
+
+A wrapper around the module would give its tensors other names. A hook would be lost with the norm, and would
+not run where the blocks of a stage are run one by one.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
+from attneck.measure.meta import without_global_hooks
 from attneck.surgery.places import Place
 from attneck.surgery.trace import Step, Trace
 
@@ -33,35 +44,48 @@ class OnPart(nn.Module):
         return changed if isinstance(maps, list) else tuple(changed)
 
 
+@dataclass(frozen=True)
+class _Slot:
+    """Where a new child goes."""
+
+    parent: str
+    """The dotted name of the module that it becomes a child of."""
+    name: str
+    """Its name there."""
+    after: str
+    """The child whose result it is given; "" for the parent's own result."""
+    extends: bool
+    """Whether the parent's class has to change; else the parent runs its children in a row."""
+
+
 def attach(model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Module]], name: str) -> None:
-    """Put each module at its place in `model`, in place; `trace` is of the model as it is.
+    """Put each module at its place in `model`, which is changed; `trace` is of the model as it is.
 
     Args:
-        modules: by the dotted name of the module that each is to stand behind.
-        name: of the child that each becomes; a number is added where it is taken.
+        modules: by the dotted name of the module that each comes after.
+        name: of the new child: `bam` in a block, `bn2_bam` after its norm; a number is added where the name
+            is taken.
 
     Raises:
-        ValueError: a module that nothing can be put behind. Nothing is changed then.
+        ValueError: a module that nothing can be put after. Nothing is changed then.
     """
-    free = {where: _free_name(place.call.module, name) for where, (place, _) in modules.items()}
-    kinds = {where: _kind_to_be(trace, place, free[where]) for where, (place, _) in modules.items()}
+    slots = {where: _slot(trace, place, name) for where, (place, _) in modules.items()}
+    parents = dict(model.named_modules())
     for where, (place, module) in modules.items():
-        stem = model.get_submodule(where)
-        stem.__class__ = kinds[where]
-        stem.add_module(free[where], module if place.part is None else OnPart(module, place.part))
+        slot = slots[where]
+        parent = parents[slot.parent]
+        if slot.extends:
+            parent.__class__ = with_child(type(parent), slot.after, slot.name)
+        _add(parent, slot, module if place.part is None else OnPart(module, place.part))
 
 
-def fit(module: nn.Module, model: nn.Module, trace: Trace, call: Step) -> None:
-    """Give a new module the device, the dtype and the mode of what stands at a call in `model`."""
+def match_to(module: nn.Module, model: nn.Module, trace: Trace, call: Step) -> None:
+    """Give a new module the device, the dtype and the mode of the module that makes `call` in `model`."""
+    by_name = dict(model.named_modules())
     done = (step.name for step in reversed(list(trace.calls())) if step.end <= call.end)
-    near = (p for name in done for p in model.get_submodule(name).parameters(recurse=False))
+    near = (p for name in done for p in by_name[name].parameters(recurse=False))
     like = next(p for p in (*near, *model.parameters()) if p.is_floating_point())
-    module.to(device=like.device, dtype=like.dtype).train(model.get_submodule(call.name).training)
-
-
-def _free_name(module: nn.Module | None, name: str) -> str:
-    names = [name, *(f"{name}_{number}" for number in range(2, 100))]
-    return next(free for free in names if not hasattr(module, free))
+    module.to(device=like.device, dtype=like.dtype).train(by_name[call.name].training)
 
 
 class Probe(nn.Module):
@@ -76,64 +100,178 @@ class Probe(nn.Module):
         return x
 
 
-def _kind_to_be(trace: Trace, place: Place, name: str) -> type[nn.Module]:
-    """The class that the module needs to run a last child called `name`: its own one, if that does."""
-    module, (args, kwargs) = place.call.module, place.call.arguments
-    assert module is not None
-    own = type(module)
-    for kind in (own, with_children(own, name)):
-        probe = Probe()
-        module.__class__ = kind
-        module.add_module(name, probe)
-        try:
-            with torch.no_grad():
-                result = module(*args, **kwargs)
-        except Exception:  # it calls its children in a way of its own
-            continue
-        finally:
-            module.__class__ = own
-            delattr(module, name)
-        if len(probe.given) == 1 and result is probe.given[0]:
-            return kind
+def is_norm(module: nn.Module | None) -> bool:
+    """Whether it is a norm that libraries replace by another class: one with running statistics.
+
+    All BatchNorms are, synchronised and frozen ones of torch, torchvision and timm among them.
+    """
+    return hasattr(module, "running_mean")
+
+
+def _slot(trace: Trace, place: Place, name: str) -> _Slot:
+    """The first slot in which a child gets the map of this place, and gets it once."""
+    call: Step | None = place.call
+    parent, after = place.call.name, ""
+    if is_norm(place.call.module):
+        parent, _, after = parent.rpartition(".")
+        call = place.call.owner
+    if call is not None and call.module is not None and call.name == parent:  # else it is in a ModuleList
+        free = _free_name(call.module, f"{after}_{name}" if after else name)
+        for extends in (False, True):
+            slot = _Slot(parent, free, after, extends)
+            if _gets_the_map(call.module, call, slot):
+                return slot
+    own = type(place.call.module).__name__
     raise ValueError(
-        f"nothing can be put behind {trace.called(place.call)}, a {own.__name__}: neither a last child nor a "
-        "subclass gets its result; is its forward replaced on the instance?"
+        f"nothing can be put after {trace.called(place.call)}, a {own}: looked for a module that hands its "
+        "result on, by its own forward or its parent's; is a forward replaced on the instance, or the module "
+        "in a ModuleList? Give the network an nn.Identity there, or choose another `at`"
     )
 
 
-def with_children(kind: type[nn.Module], name: str) -> type[nn.Module]:
-    """`kind`, with a forward that hands its result to a child of that name."""
-    origin, names = getattr(kind, "_extended", (kind, ()))
-    return _extended(origin, (*names, name))  # type: ignore[arg-type]
+def _gets_the_map(parent: nn.Module, call: Step, slot: _Slot) -> bool:
+    """Whether a child in that slot of the traced copy would be given the map, and give the result."""
+    probe, made = Probe(), []
+    own, (args, kwargs) = type(parent), call.arguments
+    source = parent._modules[slot.after] if slot.after else parent
+    assert source is not None
+    if slot.extends:
+        parent.__class__ = with_child(own, slot.after, slot.name)
+    _add(parent, slot, probe)
+    noted = source.register_forward_hook(lambda _module, _args, result: made.append(result))
+    try:
+        with torch.no_grad(), without_global_hooks():
+            parent(*args, **kwargs)
+    except Exception:  # it calls its children in a way of its own
+        return False
+    finally:
+        noted.remove()
+        parent.__class__ = own
+        delattr(parent, slot.name)
+    return len(probe.given) == len(made) == 1 and made[0] is probe.given[0]
+
+
+def _add(parent: nn.Module, slot: _Slot, module: nn.Module) -> None:
+    """Make it a child, right after the one that it follows; in a row the order is what runs."""
+    names = list(parent._modules)
+    later = names[names.index(slot.after) + 1 :] if slot.after else []
+    parent.add_module(slot.name, module)
+    for each in later:
+        parent._modules[each] = parent._modules.pop(each)
+
+
+def _free_name(module: nn.Module, name: str) -> str:
+    names = [name, *(f"{name}_{number}" for number in range(2, 100))]
+    return next(free for free in names if not hasattr(module, free))
+
+
+class _Followed:
+    """A norm as its parent's forward sees it: a call runs its follower too, all else is the norm's own."""
+
+    __slots__ = ("_follower", "_norm")
+
+    def __init__(self, norm: nn.Module, follower: nn.Module) -> None:
+        object.__setattr__(self, "_norm", norm)
+        object.__setattr__(self, "_follower", follower)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._follower(self._norm(*args, **kwargs))
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # isinstance(block.bn2, nn.BatchNorm2d) holds
+        return type(self._norm)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._norm, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._norm, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._norm, name)
+
+    def __eq__(self, other: object) -> bool:
+        return self._norm is (other._norm if type(other) is _Followed else other)
+
+    def __hash__(self) -> int:
+        return hash(self._norm)
+
+    def __repr__(self) -> str:
+        return repr(self._norm)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _Followed, (self._norm, self._follower)
+
+
+class _Follows:
+    """The class attribute for a child that another follows. It looks both up at each call."""
+
+    def __init__(self, child: str, follower: str) -> None:
+        self.child, self.follower = child, follower
+
+    def __get__(self, parent: Any, kind: Any = None) -> Any:
+        child, follower = parent._modules[self.child], parent._modules[self.follower]
+        if torch.compiler.is_dynamo_compiling():  # which takes no object that stands for another
+            return functools.partial(_run_both, child, follower)
+        return _Followed(child, follower)
+
+
+def _unwrap(_parent: nn.Module, _name: str, child: Any) -> Any:
+    """What a module registers as its child is the norm itself, as by fx, or by a wrapper around `block.bn2`.
+
+    Else that one would run the follower, and the norm's own parent would run it again.
+    """
+    return child._norm if type(child) is _Followed else None
+
+
+register_module_module_registration_hook(_unwrap)
+
+
+def _run_both(child: nn.Module, follower: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return follower(child(*args, **kwargs))
+
+
+def with_child(kind: type[nn.Module], after: str, name: str) -> type[nn.Module]:
+    """`kind`, which runs the child `name` on the result of the child `after`, or for "" on its own."""
+    origin, pairs = getattr(kind, "_extended", (kind, ()))
+    return _extended(origin, (*pairs, (after, name)))  # type: ignore[arg-type]
 
 
 @functools.cache
-def _extended(origin: Any, names: tuple[str, ...]) -> type[nn.Module]:
-    """The subclass of `origin` that runs the children `names`, one after the other, on its result."""
+def _extended(origin: Any, pairs: tuple[tuple[str, str], ...]) -> type[nn.Module]:
+    """The subclass of `origin` with these children, each as (the child it comes after or "", its name)."""
+    names = tuple(name for _, name in pairs)
+    last = tuple(name for after, name in pairs if not after)
 
     class Extended(origin):
-        _extended = (origin, names)
-
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            result = super().forward(*args, **kwargs)
-            for name in names:
-                result = getattr(self, name)(result)
-            return result
+        _extended = (origin, pairs)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
-            # The class has no place of its own that a pickle could name.
-            return _blank, (origin, names), self.__getstate__()
+            # A pickle cannot name this class: no module has it as an attribute.
+            return _blank, (origin, pairs), self.__getstate__()
+
+        if last:
+
+            @functools.wraps(origin.forward)
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                result = super().forward(*args, **kwargs)
+                for name in last:
+                    result = getattr(self, name)(result)
+                return result
 
         if issubclass(origin, nn.ModuleDict):  # DenseNet's blocks call whatever is in them
 
             def items(self) -> Any:
                 return [(name, module) for name, module in super().items() if name not in names]
 
+    for after, name in pairs:
+        if after:
+            setattr(Extended, after, _Follows(after, name))
     Extended.__name__ = Extended.__qualname__ = "_".join((origin.__name__, *names))
     return Extended
 
 
-def _blank(origin: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+def _blank(origin: type[nn.Module], pairs: tuple[tuple[str, str], ...]) -> nn.Module:
     """An instance for a pickle to fill."""
-    kind = _extended(origin, names)  # type: ignore[arg-type]
+    kind = _extended(origin, pairs)  # type: ignore[arg-type]
     return kind.__new__(kind)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from attneck.layers import MHSA2d, NonLocal2d
+from attneck.measure.meta import without_global_hooks
 from attneck.models.parts import insert_before
-from attneck.models.resnet import bot_block
-from attneck.surgery.attach import Probe, fit
+from attneck.models.resnet.network import bot_block
+from attneck.surgery.attach import Probe, match_to
 from attneck.surgery.attend import Position
 from attneck.surgery.blocks import Block, stage_of
 from attneck.surgery.report import Change, Ledger, Result
@@ -32,7 +33,7 @@ def insert_attention_block(
     "bot" is BoTNet's block, C → C/4 → C around an `MHSA2d`; "non_local" a `NonLocal2d`. The last BatchNorm of
     either starts at zero, so that a trained network computes what it did. For that to hold in every network,
     a BoT block ends in a ReLU only where the block before it does, and in its addition elsewhere. All tensors
-    keep their values and names, and so do the blocks, though the last one's place in the row is another.
+    keep their values and names, and so do the blocks, though the last one is one further in the row.
 
     Args:
         model: a network whose stage runs its residual blocks in a row, of torchvision, timm or your own.
@@ -76,7 +77,7 @@ def insert_attention_block(
         block = bot_block(channels, mhsa, nn.SiLU if silu else nn.ReLU)
         if seen.makers[number].name not in ("relu", "relu_"):
             block.act3 = nn.Identity()
-    fit(block, model, seen, last.owner)
+    match_to(block, model, seen, last.owner)
     ledger = Ledger(model, seen)
     insert_before(model.get_submodule(parent), last.name.rpartition(".")[2], kind, block)
     name = next(name for name, module in model.named_modules() if module is new)
@@ -91,7 +92,7 @@ def _runs_in_a_row(seen: Trace, last: Block) -> bool:
     probe, (args, kwargs) = Probe(), stage.arguments
     insert_before(stage.module, last.name.rpartition(".")[2], "probe", probe)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_global_hooks():
             stage.module(*args, **kwargs)
     except Exception:  # it calls its children in a way of its own
         return False

@@ -1,4 +1,4 @@
-"""BAM and squeeze-excitation in a network that is there already, at the places that BAM's paper puts them."""
+"""BAM and squeeze-excitation in a network that is there already, where BAM's paper puts them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal
 from torch import nn
 
 from attneck.layers import BAM, SqueezeExcite2d
-from attneck.surgery.attach import OnPart, attach, fit
+from attneck.surgery.attach import OnPart, attach, match_to
 from attneck.surgery.blocks import residual_blocks
-from attneck.surgery.places import Place, behind, bottlenecks
+from attneck.surgery.places import Place, after, bottlenecks
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.trace import Trace, trace
 
@@ -32,13 +32,13 @@ def insert_bam(
 ) -> Result:
     """Put `BAM`s into `model`, in place. All tensors that it has keep their values and names.
 
-    The new module stands behind another one, as its child `bam`, so that whatever that one's result goes to,
-    timm's feature extractors among it, gets what BAM made of it. What stands behind a BatchNorm is lost if a
-    library swaps that for another class, so convert to SyncBatchNorm before the surgery.
+    The new module comes after another one, as its child `bam`, so that whatever takes that one's result,
+    timm's feature extractors among them, gets BAM's. After a norm it is a child of the norm's parent,
+    `bn2_bam`, and stays when a library replaces the norm, by a SyncBatchNorm or a frozen one.
 
     Args:
         model: a feed-forward network, of torchvision, timm or your own, on any device.
-        at: "bottlenecks": behind each stage that a down-sampling follows, from stride 4 on (BAM §3; strides
+        at: "bottlenecks": after each stage that a down-sampling follows, from stride 4 on (BAM §3; strides
             1 and 2 are the stem's, except in networks for small images). "blocks": in every residual block,
             on the branch's result, before the addition (BAM-C, Table 2).
         start: "identity" leaves what the network computes as it is, to the last bit, by gains that start at
@@ -53,7 +53,7 @@ def insert_bam(
             already; options that `BAM` refuses. The model is as it was then.
     """
 
-    def build(channels: int) -> BAM:
+    def new(channels: int) -> BAM:
         return BAM(
             channels,
             reduction=reduction,
@@ -64,7 +64,7 @@ def insert_bam(
             start=start,
         )
 
-    return _insert(model, at, build, "bam", image_size)
+    return _insert(model, at, new, "bam", image_size)
 
 
 def insert_se(
@@ -81,20 +81,20 @@ def insert_se(
     Arguments and errors are those of `insert_bam`, and `bias` is `SqueezeExcite2d`'s: the table's have one.
     """
 
-    def build(channels: int) -> SqueezeExcite2d:
+    def new(channels: int) -> SqueezeExcite2d:
         return SqueezeExcite2d(channels, reduction=reduction, bias=bias, start=start)
 
-    return _insert(model, at, build, "se", image_size)
+    return _insert(model, at, new, "se", image_size)
 
 
 def _insert(
     model: nn.Module,
     at: str,
-    build: Callable[[int], BAM | SqueezeExcite2d],
+    new: Callable[[int], BAM | SqueezeExcite2d],
     name: str,
     image_size: int | tuple[int, int] | None,
 ) -> Result:
-    """Find the places, build a module for each, put them there, report."""
+    """Find the places, make a module for each, put them there, report."""
     finders = {"bottlenecks": bottlenecks, "blocks": branch_ends}
     if at not in finders:
         raise ValueError(f"unknown at={at!r}; choose one of {', '.join(finders)}")
@@ -104,12 +104,12 @@ def _insert(
     for place in finders[at](seen):
         where = place.call.name
         try:
-            module = build(place.channels)
+            module = new(place.channels)
         except ValueError as error:
-            raise ValueError(f"behind {where!r}: {error}") from error
+            raise ValueError(f"after {where!r}: {error}") from error
         if _has(place.call.module, type(module)):
             raise ValueError(f"{where!r} ends in a {type(module).__name__} already; there is one to a place")
-        fit(module, model, seen, place.call)
+        match_to(module, model, seen, place.call)
         modules[where] = place, module
     ledger = Ledger(model, seen)
     attach(model, seen, modules, name)
@@ -122,14 +122,14 @@ def _insert(
 
 
 def _has(module: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Whether it is one, or one stands behind it."""
+    """Whether it is one, or has one as its child."""
     assert module is not None
     inside = (child.module if isinstance(child, OnPart) else child for child in module.children())
     return isinstance(module, kind) or any(isinstance(child, kind) for child in inside)
 
 
 def branch_ends(seen: Trace) -> list[Place]:
-    """Behind the last module of each residual block's branch.
+    """After the last module of each residual block's branch.
 
     Raises:
         ValueError: no residual block, or a branch that ends in no module of its own.
@@ -137,11 +137,12 @@ def branch_ends(seen: Trace) -> list[Place]:
     found = []
     for block in residual_blocks(seen):
         inside = [step for step in block.owner.steps if step.module is not None]
-        place = behind(seen, block.branch, block.addition, inside)
+        place = after(seen, block.branch, block.addition, inside)
         if place is None:
             raise ValueError(
-                f"the residual block {block.name!r} adds a map that comes from no module of its own: looked "
-                "for one that is called once and returns the branch's result; choose at='bottlenecks'"
+                f"the residual block {block.name!r} adds a map that comes from no module of its own but from "
+                f"{seen.called(seen.makers[block.branch])}: looked for a module that is called once and "
+                "returns the branch's result; choose at='bottlenecks', or give the block an nn.Identity there"
             )
         found.append(place)
     return found

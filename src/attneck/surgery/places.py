@@ -1,4 +1,4 @@
-"""Where something can be put behind a module of a network, and where its bottlenecks are.
+"""Where something can be put after a module of a network, and where its bottlenecks are.
 
 Nothing here goes by the names or classes of networks: what counts is which maps become smaller.
 """
@@ -19,7 +19,7 @@ STEM_LEVELS = 2
 
 @dataclass(frozen=True)
 class Place:
-    """Right behind a module, on the map that it returns."""
+    """Right after a module, on the map that it returns."""
 
     call: Step
     """The module's call."""
@@ -29,14 +29,28 @@ class Place:
     map_size: tuple[int, int]
 
 
-def behind(trace: Trace, number: int, before: Step, among: list[Step]) -> Place | None:
-    """Behind the outermost module that made and returned this map, or behind one that passed it on.
+ACTIVATIONS = (
+    "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid "
+    "tanh softplus softsign logsigmoid threshold hardshrink softshrink tanhshrink clamp clip"
+)
+DROPOUT = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
+ARITHMETIC = "add radd iadd sub rsub isub mul rmul imul multiply div truediv itruediv neg abs pow square"
+CASTS = "to type type_as float half bfloat16 double contiguous clone detach"
+ELEMENTWISE = {*f"{ACTIVATIONS} {DROPOUT} {ARITHMETIC} {CASTS}".split()}
+"""Functions that work on each value by itself, without underscores: `relu_` and `__mul__` are among them.
+
+Arithmetic is so where the map is the only thing that comes from the image: with a scalar or a parameter.
+"""
+
+
+def after(trace: Trace, number: int, before: Step, among: list[Step]) -> Place | None:
+    """After the outermost module that made and returned this map, or after one that passed it on.
 
     Args:
         before: what takes the map; the module must have returned it by then.
         among: the module is one of these calls, or was called in one.
 
-    Where a function made the map of one other of its size, an activation, say, it is that one's place.
+    Where an element-wise function made the map of another one, it is that one's place. None: there is none.
     """
     maker = trace.makers.get(number)
     if maker is None:
@@ -55,14 +69,15 @@ def behind(trace: Trace, number: int, before: Step, among: list[Step]) -> Place 
         part = call.outputs.index(number) if isinstance(call.result, list | tuple) else None
         _, C, H, W = trace.shapes[number]
         return Place(call, part, C, (H, W))
-    alike = [n for n in maker.inputs if trace.shapes[n] == trace.shapes[number]]
-    if maker.module is None and len(alike) == 1:
-        return behind(trace, alike[0], before, among)
+    if maker.module is None and maker.name.strip("_") in ELEMENTWISE and len(maker.inputs) == 1:
+        (source,) = maker.inputs
+        if trace.shapes[source] == trace.shapes[number]:
+            return after(trace, source, before, among)
     return None
 
 
 def bottlenecks(trace: Trace) -> list[Place]:
-    """Behind each stage that a down-sampling follows, on the map that is made smaller (BAM §3, Fig. 1).
+    """After each stage that a down-sampling follows, on the map that is made smaller (BAM §3, Fig. 1).
 
     The stem is left out: the maps at strides 1 and 2 in all networks but those for small images, which do not
     stride in their first convolution and shrink the image by 8 at most. So is a map that no convolution made
@@ -89,11 +104,11 @@ def bottlenecks(trace: Trace) -> list[Place]:
         worked_on = any(c.end < piece.start and trace.coarsest(c.outputs) == level for c in convs)
         number = _shrunk(trace, piece, level)
         if level >= stem_levels and worked_on and number is not None:
-            place = behind(trace, number, piece, pieces)
+            place = after(trace, number, piece, pieces)
             if place is None:
                 raise ValueError(
                     f"the map that {trace.called(piece)} makes smaller comes from no module that something "
-                    "could be put behind: looked for one that is called once and returns that map; give the "
+                    "could be put after: looked for one that is called once and returns that map; give the "
                     "network one there (an nn.Identity will do)"
                 )
             found.append(place)

@@ -97,4 +97,10 @@ class Ledger:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return model.state_dict(keep_vars=True)
+    """The tensors of its state dict; hooks on that, which are the user's, are not called."""
+    return {
+        f"{prefix}.{name}" if prefix else name: tensor
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and name not in module._non_persistent_buffers_set
+    }

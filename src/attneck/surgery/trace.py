@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from attneck.measure.counts import meta_copy
+from attneck.measure.meta import meta_copy, without_global_hooks
 
 
 @dataclass(eq=False)
@@ -99,7 +99,7 @@ class Trace:
 
 
 def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> Trace:
-    """Run a copy of `model` that has shapes and no storage, in eval mode, and write down what it calls.
+    """Run a copy of `model` in eval mode, without storage and without hooks, and write down what it calls.
 
     Args:
         model: takes one batch of images; stays as it is.
@@ -126,7 +126,7 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
         recorder = _Recorder(skeleton)
         image = torch.empty(2, channels, *size, device="meta", dtype=dtype)
         try:
-            with torch.no_grad(), recorder:
+            with torch.no_grad(), without_global_hooks(), recorder:
                 skeleton(image)
         except Exception as error:
             failures.append(f"{channels} channels: {type(error).__name__}: {error}".splitlines()[0])

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from attneck import surgery
 from attneck.data import ClassificationDataset, collate, loader, open_dataset
-from attneck.data.choices import spread
 from attneck.data.readers.folder import resize_and_centre
-from attneck.data.sampling import EvalBatches
+from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
 from attneck.models import catalog, create_model
 from attneck.models.weights import Loaded, load_matching
@@ -39,32 +38,23 @@ class Classification:
 
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
-        if recipe.data.jitter is not None:
-            raise ValueError("data.jitter goes with data.augment scale_jitter, of detectors: leave it out")
         self.held_out = self._open(recipe.data.val_split, size=recipe.data.val_size)
 
     @cached_property
     def training(self) -> ClassificationDataset:
         """The data set that is trained on."""
         data = self.recipe.data
-        return self._open(
-            data.train_split,
-            augment=data.augment,
-            size=data.train_size,
-            randaugment_layers=data.randaugment_layers,
-            randaugment_magnitude=data.randaugment_magnitude,
-        )
+        return self._open(data.train_split, size=data.train_size, **data.augmentation())
 
     def _open(self, split: str, **options: Any) -> ClassificationDataset:
         data = self.recipe.data
-        if data.md5:
-            options["md5"] = dict.fromkeys(("train", "test", "meta"), data.md5)
         return open_dataset(
             data.name,
             split,
             root=data.root,
             image_size=data.image_size,
             seed=self.recipe.seed,
+            md5=data.md5 or None,
             **options,
         )
 

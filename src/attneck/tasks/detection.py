@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 from attneck.data import loader
-from attneck.data.choices import spread
 from attneck.data.detection import DetectionDataset, collate, open_detection
-from attneck.data.sampling import EvalBatches
+from attneck.data.sampling import EvalBatches, spread
+from attneck.data.table import SETS
 from attneck.detection.metrics import Detections, coco_scores, voc_scores
 from attneck.detection.results import to_coco_detections
 from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
 from attneck.detection.weights import load_weights
 from attneck.models import catalog, create_model
-from attneck.models.detector_options import RCNNOptions, StairNetOptions
+from attneck.models.detector_options import DetectorOptions
 from attneck.models.weights import Loaded
 from attneck.tasks.task import Evaluation, Facts, Found, Sample
 from attneck.training.distributed import World
@@ -49,19 +49,20 @@ class Detection:
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
         self.entry = catalog.find(recipe.model.name, dict(recipe.model.options))
-        self.masks = isinstance(self.entry.options, RCNNOptions) and self.entry.options.masks
+        assert isinstance(self.entry.options, DetectorOptions)  # as the row's task says
+        self.options = self.entry.options
+        self.masks = self.options.finds_masks
         self.image_size = recipe.data.image_size or self.entry.image_size
         self._check()
         data = recipe.data
-        # What VOC 2012's test images show was never published: of both years, 2007's are tested on.
-        test = data.name == "voc0712" and data.val_split == "test"
         self.held_out = open_detection(
-            "voc2007" if test else data.name,
+            data.name,
             data.val_split,
             root=data.root,
             image_size=self.image_size if data.name == "shapes" else None,
             masks=self.masks,
             size=data.val_size,
+            md5=data.md5 or None,
         )
 
     @cached_property
@@ -69,22 +70,21 @@ class Detection:
         """The data set that is trained on."""
         data = self.recipe.data
         # SSD brings whole images to its size by itself, and in evaluation the same way.
-        squares = isinstance(self.entry.options, RCNNOptions) or data.augment == "ssd"
+        squares = not self.options.resizes or data.augment == "ssd"
         return open_detection(
             data.name,
             data.train_split,
             root=data.root,
             image_size=self.image_size if squares or data.name == "shapes" else None,
-            augment=data.augment,
             masks=self.masks,
             seed=self.recipe.seed,
             size=data.train_size,
-            **{"jitter": data.jitter} if data.jitter is not None else {},
+            **data.augmentation(),
         )
 
     def _check(self) -> None:
         """ValueError for a part of the recipe that would be passed over, or fail in the first step."""
-        recipe, data = self.recipe, self.recipe.data
+        recipe = self.recipe
         if recipe.model.surgery != "none" or recipe.model.surgery_options:
             raise ValueError(
                 "model.surgery and its options are for classifiers: change a detector's backbone in "
@@ -92,18 +92,18 @@ class Detection:
             )
         if recipe.label_smoothing:
             raise ValueError("label_smoothing is of classifiers; a detector's losses have none: leave it out")
-        if data.md5:
-            raise ValueError(
-                f"{data.name}: md5 is given, but only cifar100's files are checked: leave it out"
-            )
-        if data.jitter is not None and data.augment != "scale_jitter":
-            raise ValueError(f"data.jitter goes with data.augment scale_jitter, not {data.augment}")
         share = recipe.batch // (recipe.accumulate * self.everyone.size)
         synchronised = recipe.sync_bn and self.everyone.size > 1
-        if isinstance(self.entry.options, StairNetOptions) and share == 1 and not synchronised:
+        if share < self.options.least_images and not synchronised:
             raise ValueError(
-                "StairNet wants two images or more at a time, for its coarsest map is one cell, of which "
-                "BatchNorm has no variance: give a greater batch, or a smaller accumulate"
+                f"{recipe.model.name} wants {self.options.least_images} images or more at a time, since one "
+                "gives a BatchNorm one value a channel, which has no variance: give a greater batch, or a "
+                "smaller accumulate"
+            )
+        if self.options.needs_weights and recipe.model.weights is None:
+            raise ValueError(
+                "model.options freeze_norms keeps the backbone's BatchNorms as they were loaded, and nothing "
+                "is loaded: give model.weights, or freeze_norms False"
             )
 
     def describe(self) -> Facts:
@@ -143,11 +143,11 @@ class Detection:
     def scores(self, detections: Detections) -> dict[str, Any]:
         """All scores, fractions: of COCO and shapes `coco_scores`; of VOC "mAP" and "classes"."""
         truth = self.held_out.ground_truth()
-        if not self.recipe.data.name.startswith("voc"):
+        data = self.recipe.data
+        rule = SETS[data.name].kinds["detection"].ap[data.val_split]
+        if rule == "coco":
             return dict(coco_scores(truth, detections, ("bbox", "segm") if self.masks else ("bbox",)))
-        # The devkit's rule is its year's.
-        old = self.recipe.data.name == "voc2007" or self.recipe.data.val_split == "test"
-        mean, classes = voc_scores(truth, detections, "11-point" if old else "area")
+        mean, classes = voc_scores(truth, detections, rule)
         return {"mAP": mean, "classes": classes}
 
     def evaluate(self, model: nn.Module, watch: Watch = unseen) -> dict[str, float]:

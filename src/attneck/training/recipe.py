@@ -1,13 +1,16 @@
-"""A recipe: everything that a run is made from, typed and strict. YAML in, YAML out."""
+"""A recipe: everything that a run is made from, typed and strict, read from and written as YAML."""
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from attneck.data.table import ONLY_WITH, Augment, HeldOutSplit, Name, TrainingSplit
 from attneck.errors import UserError, suggestion
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -17,52 +20,69 @@ Value = bool | int | float | str | list[int]
 
 
 class Part(BaseModel):
-    """A part of a recipe: unknown fields are refused, and nothing changes after it is read."""
+    """A part of a recipe: unknown fields, infinite numbers and NaN are refused. It cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Model(Part):
     name: str = "cifar_resnet20"
     """A name of `attneck list`, or timm/NAME for a classifier of timm's."""
     options: dict[str, Value] = {}
-    """What the model is asked for beyond its name, such as bam_dilation 2; added to the recipe's own."""
+    """Options of the model, such as bam_dilation 2; added to the recipe's own."""
     weights: str | None = None
-    """What it starts from: safetensors, what torch saved, or the folder of a run; a detector from another, or
-    its backbone from a classifier. Taken is what fits by name and shape."""
+    """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run; a detector's
+    may be another detector's or a classifier's (its backbone). Tensors that fit by name and shape are taken."""
     surgery: Literal["none", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
-    """Classifiers: what `attneck.surgery` does to the model before it is trained."""
+    """Classifiers: the function of `attneck.surgery` that changes the model before training."""
     surgery_options: dict[str, Value] = {}
-    """What that is asked for, such as start paper, or stage -2."""
+    """Arguments of that function, such as start paper, or stage -2."""
 
 
 class Data(Part):
-    name: Literal["shapes", "cifar100", "folder", "coco", "voc2007", "voc2012", "voc0712"] = "shapes"
-    """shapes: drawn by the program. cifar100: the official pickles. folder: {train,val}/CLASS/*. Detectors
-    have shapes (scenes with boxes and masks), coco, voc2007, voc2012 and voc0712, which is both."""
-    train_split: Literal["train", "val", "trainval"] = "train"
-    """What is trained on."""
-    val_split: Literal["train", "val", "trainval", "test"] = "val"
-    """What is held out to be scored: test is VOC 2007's; train shows whether a network over-fits."""
+    name: Name = "shapes"
+    """shapes: drawn by the program. cifar100: as published. folder: {train,val}/CLASS/*. Detectors have
+    shapes (scenes with boxes and masks), coco, voc2007, voc2012 and voc0712, which is both."""
+    train_split: TrainingSplit = "train"
+    """The images that are trained on."""
+    val_split: HeldOutSplit = "val"
+    """The images that are scored: test is VOC 2007's; train shows whether a network over-fits."""
     root: str | None = None
     """Where the data lies; ATTNECK_DATA where not given."""
-    image_size: int | None = None
+    image_size: Annotated[int, Field(gt=0, le=1 << 14)] | None = None
     """Side in pixels; the data set's own where not given, a detector's where it is one."""
-    augment: Literal["none", "crop_flip", "inception", "randaugment", "flip", "scale_jitter", "ssd"] = "none"
+    augment: Augment = "none"
     """crop_flip: 4-pixel padding, random crop, flip. inception: random resized crop, flip. Detectors: flip;
     scale_jitter: scaled at random, cut or padded, flip; ssd: colours, zoom, crops around objects, flip."""
     jitter: tuple[float, float] | None = None
     """scale_jitter: the least and the greatest factor; 0.8 and 1.25 where not given."""
-    randaugment_layers: int = 2
-    randaugment_magnitude: int = 10
-    train_size: int | None = None
+    randaugment_layers: Annotated[int, Field(ge=0)] = 2
+    """randaugment: operations on each image, each one always applied."""
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 10
+    """randaugment: how strong they are; 10 is 30 degrees of rotation."""
+    train_size: Annotated[int, Field(gt=0)] | None = None
     """This many training images, evenly spread over the set; of shapes, how many are drawn."""
-    val_size: int | None = None
+    val_size: Annotated[int, Field(gt=0)] | None = None
     """The same of those that are held out."""
     md5: list[str] = []
     """Sums of downloaded files to accept beside the official ones."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load images; 0 loads in the training process. The result is the same."""
+
+    @model_validator(mode="after")
+    def _own_options(self) -> Data:
+        """Each augmentation has its own options: another value than the default's goes with it alone."""
+        for option, augment in ONLY_WITH.items():
+            if getattr(self, option) != type(self).model_fields[option].default and self.augment != augment:
+                raise ValueError(
+                    f"data.{option} goes with data.augment {augment}, not {self.augment}: leave it out"
+                )
+        return self
+
+    def augmentation(self) -> dict[str, Any]:
+        """The augmentation and its own options, as `open_data` takes them."""
+        own = [option for option, augment in ONLY_WITH.items() if augment == self.augment]
+        return {"augment": self.augment} | {option: getattr(self, option) for option in own}
 
 
 class Optimizer(Part):
@@ -92,6 +112,21 @@ class Schedule(Part):
     """step: the epochs, or the steps where a recipe has `steps`, after which the rate is times `gamma`."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
 
+    @model_validator(mode="after")
+    def _milestones_of_steps(self) -> Schedule:
+        """Milestones rise, from over 0; they and gamma are of kind step, which has one at least."""
+        marks = self.milestones
+        if self.kind == "step":
+            if not marks:
+                raise ValueError("schedule.kind step has no milestones: give one or more, or kind cosine")
+            if marks[0] <= 0 or any(later <= sooner for sooner, later in pairwise(marks)):
+                raise ValueError(f"schedule.milestones are {marks}: give numbers over 0 in rising order")
+        elif marks:
+            raise ValueError(f"schedule.milestones go with kind step, not {self.kind}: leave them out")
+        elif self.gamma != type(self).model_fields["gamma"].default:
+            raise ValueError(f"schedule.gamma goes with kind step, not {self.kind}: leave it out")
+        return self
+
 
 class Recipe(Part):
     reach: str = ""
@@ -103,16 +138,16 @@ class Recipe(Part):
     epochs: Annotated[int, Field(gt=0)] | None = None
     """1 where neither epochs nor steps are given."""
     steps: Annotated[int, Field(gt=0)] | None = None
-    """In place of epochs: optimiser steps for a batch of `steps_batch`; for another batch as many that the
-    images are as many, and the milestones with them (BoTNet A.2)."""
+    """In place of epochs: optimiser steps for a batch of `steps_batch`. For another batch, steps and
+    milestones are scaled so that the number of images is the same (BoTNet A.2)."""
     steps_batch: Annotated[int, Field(gt=0)] | None = None
-    """The batch that steps and milestones are meant for; the recipe's own where not given."""
+    """The batch that steps and milestones are given for; the recipe's own where not given."""
     eval_epochs: Annotated[int, Field(gt=0)] = 1
-    """Epochs from one scoring of the held-out images to the next; the last step is always followed by one."""
+    """Epochs between two scorings of the held-out images; the last step is always scored."""
     batch: Annotated[int, Field(gt=0)] = 128
-    """Images in one optimiser step, over all processes and accumulated parts."""
+    """Images in one optimiser step, over all processes and micro-batches."""
     accumulate: Annotated[int, Field(gt=0)] = 1
-    """Parts that a step's batch is run in, one after the other."""
+    """Micro-batches that a step's batch is run in, one after the other."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the moving average of the weights a step; 0 keeps none."""
@@ -125,7 +160,7 @@ class Recipe(Part):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     """A checkpoint after every epoch, and this often within one."""
     checkpoint_steps: Annotated[int, Field(gt=0)] | None = None
-    """A checkpoint every so many steps as well."""
+    """A checkpoint also after every N steps."""
 
     @model_validator(mode="after")
     def _one_clock(self) -> Recipe:
@@ -141,19 +176,46 @@ class Recipe(Part):
             raise ValueError("schedule.warmup_epochs and warmup_steps are given: leave one out")
         return self
 
+    @model_validator(mode="after")
+    def _bounds(self) -> Recipe:
+        """What the numbers alone show: the micro-batches, and the warm-up of the run."""
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"a batch of {self.batch} does not divide into {self.accumulate} micro-batches (accumulate): "
+                f"choose a multiple of {self.accumulate}"
+            )
+        if self.schedule.warmup_epochs > (self.epochs or 1):
+            raise ValueError(_too_long("epochs", self.schedule.warmup_epochs, self.epochs or 1))
+        if self.steps is not None:
+            self.total_steps(0)
+        return self
+
     def unit(self, steps_per_epoch: int) -> float:
         """The optimiser steps that one of `epochs`, or of `steps`, and of the milestones stands for."""
         return steps_per_epoch if self.steps is None else (self.steps_batch or self.batch) / self.batch
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """The optimiser steps of the whole run, 1 or more."""
-        return max(1, round((self.steps or self.epochs or 1) * self.unit(steps_per_epoch)))
+        """The optimiser steps of the whole run, 1 or more.
+
+        Raises ValueError when schedule.warmup_steps are more.
+        """
+        steps = max(1, round((self.steps or self.epochs or 1) * self.unit(steps_per_epoch)))
+        if self.schedule.warmup_steps > steps:
+            raise ValueError(_too_long("steps", self.schedule.warmup_steps, steps))
+        return steps
 
 
-# Fields that may change between a run and its continuation: they move no weight.
+def _too_long(unit: str, warmup: float, run: int) -> str:
+    return (
+        f"schedule.warmup_{unit} is {warmup:g} of a run of {run} {unit}: "
+        f"give a shorter warm-up or a longer run"
+    )
+
+
+# Fields that may change between a run and its continuation: they change no weight.
 FREE_ON_RESUME = {
     "reach",
-    "model.weights",  # the checkpoint has what came of them
+    "model.weights",  # the checkpoint has the weights by then
     "data.root",
     "data.workers",
     "data.md5",
@@ -204,21 +266,29 @@ def parse_recipe(content: Any, source: str) -> Recipe:
 
 def refusal(error: ValidationError, source: str) -> UserError:
     """One line with all that does not fit in a recipe."""
-    complaints = dict.fromkeys(_complaint(dict(item)) for item in error.errors())
-    return UserError(f"{source}: {'; '.join(complaints)}")
+    items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
+    # A number that is infinite is refused by each member of a union; one of them says why.
+    infinite = {item["loc"][:3] for item in items if item["type"] == "finite_number"}
+    told = [item for item in items if item["type"] == "finite_number" or item["loc"][:3] not in infinite]
+    return UserError(f"{source}: {'; '.join(dict.fromkeys(map(_complaint, told)))}")
 
 
 def _complaint(error: dict[str, Any]) -> str:
-    place = error["loc"]
-    field = ".".join(map(str, place[:3]))  # beyond: the member of a union that was tried
+    path = error["loc"]
+    field = ".".join(map(str, path[:3]))  # then comes the member of a union that was tried
     if error["type"] == "extra_forbidden":
         part: Any = Recipe
-        for step in place[:-1]:
+        for step in path[:-1]:
             part = part.model_fields[step].annotation
-        return f"there is no field {field!r}{suggestion(str(place[-1]), list(part.model_fields))}"
-    if not place:  # fields that do not go together
-        return error["msg"].removeprefix("Value error, ")
-    return f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+        return f"there is no field {field!r}{suggestion(str(path[-1]), list(part.model_fields))}"
+    if error["type"] == "value_error":  # fields that do not go together
+        message: str = error["msg"].removeprefix("Value error, ")
+        return message
+    said = (
+        f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}" if field else error["msg"]
+    )
+    choices = re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", "")))
+    return said + suggestion(str(error["input"]), choices)
 
 
 def dump_recipe(recipe: Recipe) -> str:

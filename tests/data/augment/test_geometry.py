@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from attneck.data.augment.geometry import FILL, Sample, fit, mirror, resized, visible
+from attneck.data.augment.geometry import FILL, Sample, mirror, resize_crop_pad, resized, visible
 from attneck.data.augment.ssd import SSDAugment
 
 SSD = SSDAugment(48)
@@ -45,7 +45,7 @@ def tight(mask: np.ndarray) -> list[int]:
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
-def check(before: Sample, after: Sample, side: int | None) -> None:
+def holds(before: Sample, after: Sample, side: int | None) -> None:
     """What holds after every change."""
     if side:
         assert after.image.shape == (side, side, 3)
@@ -82,8 +82,8 @@ def test_resizing_and_cutting_keep_step(
     before: Sample, side: int, factor: float, top: float, left: float, flip: bool
 ) -> None:
     after = mirror(before) if flip else before
-    after = visible(fit(after, side, factor, (top, left)), smallest=1.0)
-    check(before, after, side)
+    after = visible(resize_crop_pad(after, side, factor, (top, left)), smallest=1.0)
+    holds(before, after, side)
     ratio = factor * side / max(before.image.shape)
     for i in range(len(after.kept)):
         colours = inner_colours(
@@ -96,7 +96,7 @@ def test_resizing_and_cutting_keep_step(
 @given(samples(), st.integers(0, 2**62))
 def test_ssds_keeps_step(before: Sample, seed: int) -> None:
     after = visible(SSD(before, seed))
-    check(before, after, 48)
+    holds(before, after, 48)
     again = visible(SSD(before, seed))
     np.testing.assert_array_equal(after.image, again.image)
     np.testing.assert_array_equal(after.boxes, again.boxes)
@@ -106,17 +106,17 @@ def test_ssds_keeps_step(before: Sample, seed: int) -> None:
 @given(samples())
 def test_mirroring_twice_changes_nothing(before: Sample) -> None:
     once = mirror(before)
-    check(before, once, None)
+    holds(before, once, None)
     for part, other in zip(before, mirror(once), strict=True):
         np.testing.assert_array_equal(part, other)
 
 
 @settings(max_examples=60, deadline=None)
 @given(samples(), st.integers(16, 64), st.floats(0.1, 2), shares, shares)
-def test_fit_is_torchvisions_resize_crop_and_pad(
+def test_it_is_torchvisions_resize_crop_and_pad(
     before: Sample, side: int, factor: float, top: float, left: float
 ) -> None:
-    after = fit(before, side, factor, (top, left))
+    after = resize_crop_pad(before, side, factor, (top, left))
     height, width = before.image.shape[:2]
     rows, columns = resized(height, width, factor * side)
     tall, wide = min(rows, side), min(columns, side)
@@ -138,7 +138,7 @@ def test_fit_is_torchvisions_resize_crop_and_pad(
 def test_an_image_is_fitted_whole(height: int, width: int) -> None:
     image = np.zeros((height, width, 3), dtype=np.uint8)
     sample = Sample(image, np.array([[0, 0, width, height]], np.float32), None, np.arange(1))
-    after = fit(sample, 80)
+    after = resize_crop_pad(sample, 80)
     rows, columns = resized(height, width, 80)
     assert max(rows, columns) == 80
     assert after.boxes.tolist() == [[0, 0, columns, rows]]
@@ -146,13 +146,28 @@ def test_an_image_is_fitted_whole(height: int, width: int) -> None:
     assert (after.image == 0).sum() == rows * columns * 3
 
 
+@settings(max_examples=60, deadline=None)
+@given(samples(), st.integers(16, 64), st.floats(0.1, 2))
+def test_it_scales_as_torchvisions_scale_jitter_does(before: Sample, side: int, factor: float) -> None:
+    """Up to a pixel: torchvision rounds down, the paper's code to the nearest."""
+    height, width = before.image.shape[:2]
+    assume(factor * side * min(height, width) >= max(height, width))  # torchvision fails on a side of 0
+    image = torch.from_numpy(before.image).permute(2, 0, 1)
+    wanted = v2.ScaleJitter((side, side), (factor, factor))(image).shape[1:]
+    for ours, theirs in zip(resized(height, width, factor * side), wanted, strict=True):
+        assert theirs <= ours <= theirs + 1
+
+
 def test_every_cut_is_reached() -> None:
     sample = Sample(np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 8, 8]], np.float32), None, np.arange(1))
-    ends = [fit(sample, 8, 2.0, (0.999, corner)) for corner in (0.0, 0.999)]
+    ends = [resize_crop_pad(sample, 8, 2.0, (0.999, corner)) for corner in (0.0, 0.999)]
     assert [after.boxes.tolist() for after in ends] == [[[0, 0, 8, 8]]] * 2
     # A dark stripe at the right edge is seen only when the left is cut away.
     sample.image[:, 3:] = 255
-    assert [int(fit(sample, 8, 2.0, (0.5, corner)).image.min()) for corner in (0.0, 0.999)] == [0, 255]
+    assert [int(resize_crop_pad(sample, 8, 2.0, (0.5, corner)).image.min()) for corner in (0.0, 0.999)] == [
+        0,
+        255,
+    ]
 
 
 def test_what_is_lost_is_dropped_with_its_place() -> None:

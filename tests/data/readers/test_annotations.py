@@ -10,7 +10,8 @@ from detection_files import CATEGORIES, coco_content, polygon, voc_xml, write_co
 from PIL import Image
 
 from attneck import cli
-from attneck.data.detection import open_detection, read_annotations
+from attneck.data.annotated import read_annotations
+from attneck.data.detection import open_detection
 from attneck.data.readers.annotations import Object, object_problem
 
 RUNS = {"size": [60, 80], "counts": [600, 60 * 20, 60 * 60 - 600]}

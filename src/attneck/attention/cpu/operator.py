@@ -3,10 +3,10 @@
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens, L = 2H-1 + 2W-1 rows of both tables. A
 tile is g heads of r whole rows of queries, n = r*W tokens, of which n' are left by `pool`.
 
-- The relative logits of a tile are one product with [rel_h; rel_w]. A key's offset is its place minus the
-  query's, so those of each axis are a strided view of it: nothing is padded, nothing moved.
+- The relative logits of a tile are one product with [rel_h; rel_w]. A key's offset is its position minus
+  the query's, so those of each axis are a strided view of it: nothing is padded, nothing moved.
 - They reach the logits by addition or, on narrow maps, inside the product q k^T, as H + W more columns of q
-  against one-hot rows and columns behind k (so does FlashBias, arXiv 2505.12044).
+  against one-hot rows and columns after k (so does FlashBias, arXiv 2505.12044).
 - A mean over queries is linear, so pool(P V) = pool(P) V: three products have a quarter of the rows.
 - Up to KEEP tokens the weights P are kept for backward; above they are computed again, tile by tile.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from attneck.attention.cpu.products import inner_product, product
 from attneck.attention.cpu.tiles import (
@@ -25,6 +26,8 @@ from attneck.attention.cpu.tiles import (
     pool_shares,
     spread_queries,
 )
+from attneck.attention.flops import relative_attention_backward_flops, relative_attention_flops
+from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What the operator takes."""
@@ -40,13 +43,15 @@ def relative_attention_2d_cpu(
     pool: bool = False,
     scale: float = 1.0,
 ) -> Tensor:
-    """`relative_attention_2d` of fitting tensors on the CPU, differentiable once.
+    """`relative_attention_2d` of fitting tensors on the CPU, differentiable once, in reverse mode.
 
     All have one dtype of DTYPES; where autocast is on they are taken in its dtype, as `matmul` takes them.
     The result [B, h, N', d] lies token by token in memory: [B, N', h*d] is a view of it.
 
-    Raises ValueError for other dtypes.
+    Raises ValueError for other dtypes, NotImplementedError under a transform of `torch.func` and in forward
+    mode.
     """
+    refuse_transforms("CPU")
     if torch.is_autocast_enabled("cpu") and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
         q, v, rel_h, rel_w = q.to(dtype), v.to(dtype), rel_h.to(dtype), rel_w.to(dtype)
@@ -239,6 +244,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 10
+    refuse_tangents("relative attention's CPU backend")
     for_q, for_k, for_v, for_h, for_w = ctx.needs_input_grad[:5]
     H = ctx.options[0]
     dq, dk, dv, dtable = _differentiate(
@@ -254,12 +260,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     )
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "the CPU backend of relative attention is differentiable once; for second derivatives pass "
-        "backend='plain' to relative_attention_2d"
-    )
-
-
 _attend.register_autograd(_backward, setup_context=_save)
-_differentiate.register_autograd(_no_second_derivative)
+_differentiate.register_autograd(no_second_derivative)
+register_flop_formula(torch.ops.attneck.relative_attention_2d_cpu)(relative_attention_flops)
+register_flop_formula(torch.ops.attneck.relative_attention_2d_cpu_backward)(relative_attention_backward_flops)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attneck.data.readers.folder import MEAN
+from attneck.imagenet import MEAN
 
 FILL = np.array([round(255 * value) for value in MEAN], dtype=np.uint8)
 """What is added around an image: ImageNet's mean colour, which detectors turn into zeros."""
@@ -14,7 +14,7 @@ FILL = np.array([round(255 * value) for value in MEAN], dtype=np.uint8)
 
 class Sample(NamedTuple):
     """image uint8 [H, W, 3]; boxes float32 [n, 4], x0 y0 x1 y1 in its pixels; masks uint8 [n, H, W] or None;
-    kept int64 [n], what the objects' places were before any was lost."""
+    kept int64 [n], the objects' positions before any was lost."""
 
     image: NDArray[np.uint8]
     boxes: NDArray[np.float32]
@@ -46,12 +46,17 @@ def resized(height: int, width: int, longer: float) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def fit(sample: Sample, side: int, factor: float = 1.0, corner: tuple[float, float] = (0.0, 0.0)) -> Sample:
+def resize_crop_pad(
+    sample: Sample, side: int, factor: float = 1.0, corner: tuple[float, float] = (0.0, 0.0)
+) -> Sample:
     """Resized, and cut or padded to a square, as BoTNet's detectors have their images (section 4.1, A.2).
 
-    The longer side becomes factor · side pixels. What is over `side` is cut away: at the top and at the left
-    a share `corner`, from 0 to under 1, of it. What is missing is added below and on the right. Boxes are cut
-    with the image; masks take the nearest pixel.
+    torchvision's `ScaleJitter` and `RandomCrop` are not the same: they draw from a global generator, round
+    sizes down, and pad on all sides. The paper's code rounds to the nearest, and pads below and on the right.
+
+    The longer side becomes factor · side pixels. More than `side` is cut away: a share `corner`, from 0 to
+    under 1, at the top and at the left, the rest on the other sides. Less is padded below and on the right.
+    Boxes are cut with the image; masks take the nearest pixel.
     """
     height, width = sample.image.shape[:2]
     rows, columns = resized(height, width, factor * side)

@@ -6,7 +6,7 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
-from attneck.data.detection_dataset import DetectionDataset
+from attneck.data.detection import DetectionDataset
 from attneck.data.drawn import shapes
 from attneck.data.readers.annotations import Object, Record
 from attneck.data.sampling import hash64
@@ -35,9 +35,9 @@ class ShapeScenes(DetectionDataset):
     def read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        place = self.first + index
-        number = 1 + int(hash64(_COUNT, place)[0] % np.uint64(MOST))
-        scene = shapes.scene(0, place, self.side, number)
+        drawn = self.first + index
+        number = 1 + int(hash64(_COUNT, drawn)[0] % np.uint64(MOST))
+        scene = shapes.scene(0, drawn, self.side, number)
         runs = rle.encode(np.asfortranarray(scene.masks.transpose(1, 2, 0).astype(np.uint8)))
         objects = []
         for i in range(number):
@@ -52,4 +52,38 @@ class ShapeScenes(DetectionDataset):
                     segmentation=segmentation,
                 )
             )
-        return scene.image, Record(index + 1, f"scene-{place}", self.side, self.side, objects)
+        return scene.image, Record(index + 1, f"scene-{drawn}", self.side, self.side, objects)
+
+
+def open_scenes(
+    name: str,
+    split: str,
+    *,
+    image_size: int = 256,
+    augment: str = "none",
+    jitter: tuple[float, float] = (0.8, 1.25),
+    seed: int = 0,
+    size: int | None = None,
+    masks: bool = True,
+) -> ShapeScenes:
+    """Opens "shapes" for detection.
+
+    image_size: side in pixels that the scenes are drawn at.
+    size: how many are drawn; 10,000 for training and 500 for validation unless given.
+    The other options are those of `open_annotated`.
+
+    Raises ValueError for an image too small for MOST objects.
+    """
+    smallest = shapes.SMALLEST_CELL * 3  # six objects take nine cells
+    if image_size < smallest:
+        raise ValueError(f"{name}: image_size is {image_size}: {MOST} objects want {smallest} pixels or more")
+    first, count = shapes.part(split, size, held_out=500)
+    return ShapeScenes(
+        first=first,
+        count=count,
+        image_size=image_size,
+        augment=augment,
+        jitter=jitter,
+        seed=seed,
+        masks=masks,
+    )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from attneck.data.arrays import ArrayDataset
 from attneck.data.sampling import hash64, uniforms
 
 Floats = NDArray[np.float32]
@@ -27,7 +28,7 @@ FIRST_VALIDATION_INDEX = 1 << 40
 """Training images are 0, 1, ...; validation images start here."""
 
 CLUTTER = 8
-"""Lines and dots behind the objects."""
+"""Lines and dots under the objects."""
 SMALLEST_CELL = 24
 """The fewest pixels a side in which an object is drawn."""
 
@@ -114,6 +115,30 @@ _SHAPES: dict[str, Callable[[Floats, Floats], Mask]] = {
 CLASSES = tuple(_SHAPES)
 
 
+def open_shapes(
+    name: str,
+    split: str,
+    *,
+    image_size: int = 32,
+    augment: str = "none",
+    seed: int = 0,
+    size: int | None = None,
+) -> ArrayDataset:
+    """Opens "shapes" for classification: images of one object, the same for every `seed`.
+
+    `size`: how many are drawn; 10,000 for training and 2,000 for validation unless given. `augment`: see
+    `ArrayDataset`.
+    """
+    first, count = part(split, size, held_out=2_000)
+    drawn, labels = images(0, np.arange(first, first + count), image_size)
+    return ArrayDataset(drawn, labels, classes=CLASSES, mean=MEAN, std=STD, augment=augment, seed=seed)
+
+
+def part(split: str, size: int | None, held_out: int) -> tuple[int, int]:
+    """The first index of a split's images, and their number: `size`, or else 10,000 or `held_out`."""
+    return (0, size or 10_000) if split == "train" else (FIRST_VALIDATION_INDEX, size or held_out)
+
+
 def scene(seed: int, index: int, image_size: int = 32, objects: int = 1) -> Scene:
     """One image with `objects` shapes, none of which hides another altogether.
 
@@ -158,11 +183,11 @@ def _draw(
     canvas, base = _ground(seed, indices, size, ground)
     for piece in np.split(clutter, CLUTTER, axis=1):
         _add_clutter(canvas, piece)
-    places = np.argsort(cells, axis=1, kind="stable").astype(np.int64)
+    positions = np.argsort(cells, axis=1, kind="stable").astype(np.int64)
     labels = np.empty((len(indices), objects), dtype=np.int64)
     masks = np.empty((len(indices), objects, size, size), dtype=np.bool_)
     for n, piece in enumerate(np.split(shapes, objects, axis=1)):
-        labels[:, n], masks[:, n] = _add_object(canvas, base, piece, places[:, n], grid)
+        labels[:, n], masks[:, n] = _add_object(canvas, base, piece, positions[:, n], grid)
         masks[:, :n] &= ~masks[:, n : n + 1]
     return (
         (np.clip(canvas, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1),

@@ -1,43 +1,77 @@
-"""CIFAR-100 in its official pickle layout (https://www.cs.toronto.edu/~kriz/cifar.html)."""
+"""CIFAR-100 as published (https://www.cs.toronto.edu/~kriz/cifar.html): the pickles or the binary files."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from attneck.data.arrays import ArrayDataset
 from attneck.data.readers import pickles
+from attneck.data.root import resolve
+from attneck.data.sampling import spread
+from attneck.data.table import SETS
 
-SOURCE = "cifar-100-python, from https://www.cs.toronto.edu/~kriz/cifar.html"
+SOURCE = SETS["cifar100"].source
 MEAN = (0.50707516, 0.48654887, 0.44091784)
 STD = (0.26733429, 0.25643846, 0.27615047)
 """Of the 50,000 training images, by channel, in [0, 1]."""
 
-# The official distribution's, as torchvision.datasets.CIFAR100 lists them.
+# The official pickles', as torchvision.datasets.CIFAR100 lists them. Nobody publishes the binary files' sums.
 MD5 = {
     "train": "16019d7e3df5f24257cddd939b257f8d",
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
+IMAGES = {"train": 50_000, "test": 10_000}
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]
+"""Images uint8 [N, 32, 32, 3], fine labels int64 [N] and the 100 class names."""
+
+
+def open_cifar(
+    name: str,
+    split: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    augment: str = "none",
+    seed: int = 0,
+    size: int | None = None,
+    md5: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None,
+) -> ArrayDataset:
+    """Opens CIFAR-100, 32 × 32; "val" is the official test file. `augment`: see `ArrayDataset`.
+
+    md5: sums accepted for the pickles beside the official ones: of any file, or by file.
+    """
+    images, labels, classes = read(resolve(root, name, SOURCE), split, md5)
+    if size is not None:
+        chosen = spread(len(labels), size, name)
+        images, labels = images[chosen], labels[chosen]
+    return ArrayDataset(images, labels, classes=classes, mean=MEAN, std=STD, augment=augment, seed=seed)
 
 
 def read(
-    root: Path, split: str, md5: Mapping[str, str | Sequence[str]] | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
-    """Images uint8 [N, 32, 32, 3], fine labels int64 [N] and the 100 class names of "train" or "val".
-
-    Reads `root`/cifar-100-python; "val" is the official test file. `md5` maps file names (train, test, meta)
-    to sums that are accepted beside the official ones.
+    root: Path, split: str, md5: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
+) -> Arrays:
+    """The "train" or "val" images of `root`/cifar-100-python, or else of `root`/cifar-100-binary.
 
     Raises FileNotFoundError for a missing file; ValueError for another sum or content.
     """
-    folder, extra = root / "cifar-100-python", dict(md5 or {})
+    file = "train" if split == "train" else "test"
+    binary = root / "cifar-100-binary"
+    if binary.is_dir() and not (root / "cifar-100-python").is_dir():
+        return _read_binary(binary, file)
+    extra = dict(md5) if isinstance(md5, Mapping) else dict.fromkeys(MD5, md5 or ())
+    return _read_pickles(root / "cifar-100-python", file, extra)
+
+
+def _read_pickles(folder: Path, name: str, extra: Mapping[str, str | Sequence[str]]) -> Arrays:
     if unknown := sorted(set(extra) - set(MD5)):
         raise ValueError(f"cifar100: md5 names {', '.join(unknown)}: its files are train, test and meta")
-    file = folder / ("train" if split == "train" else "test")
+    file, meta = folder / name, folder / "meta"
     content = pickles.loads(_checked(file, extra), str(file))
-    meta = folder / "meta"
     names = pickles.loads(_checked(meta, extra), str(meta)).get("fine_label_names", [])
     classes = tuple(name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names)
     data, labels = content.get("data"), np.array(content.get("fine_labels", []), dtype=np.int64)
@@ -49,13 +83,50 @@ def read(
         or not ((labels >= 0) & (labels < 100)).all()
     ):
         raise ValueError(f"{file}: not CIFAR-100's data (uint8 [N, 3072]) and fine_labels: get {SOURCE}")
-    images = np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    return images, labels, classes
+    return _images(data), labels, classes
+
+
+def _read_binary(folder: Path, name: str) -> Arrays:
+    """Each image is a coarse label, a fine label and 3072 pixels, a byte each.
+
+    In place of a sum: the size, as many images of each class, and one coarse label for each fine one.
+    """
+    file, names = folder / f"{name}.bin", folder / "fine_label_names.txt"
+    for needed in (file, names):
+        _exists(needed)
+    rows, count = np.fromfile(file, dtype=np.uint8), IMAGES[name]
+    if len(rows) != count * 3074:
+        raise ValueError(f"cifar100: {file} has {len(rows)} bytes, wanted {count * 3074}: get {SOURCE}")
+    rows = rows.reshape(count, 3074)
+    coarse, fine = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64)
+    pairs = np.unique(coarse * 256 + fine)
+    if (
+        len(pairs) != 100
+        or (pairs >= 20 * 256).any()
+        or (np.bincount(fine, minlength=256)[:100] != count // 100).any()
+    ):
+        raise ValueError(
+            f"cifar100: {file} has not {count // 100} images of each of 100 classes in 20 groups: "
+            f"get {SOURCE}"
+        )
+    classes = tuple(names.read_text(encoding="latin1").split())
+    if len(classes) != 100:
+        raise ValueError(f"cifar100: {names} has {len(classes)} names, wanted 100: get {SOURCE}")
+    return _images(rows[:, 2:]), fine, classes
+
+
+def _images(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[N, 3072], channels outermost, → [N, 32, 32, 3]."""
+    return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _exists(file: Path) -> None:
+    if not file.is_file():
+        raise FileNotFoundError(f"cifar100: {file} is missing: its folder must hold {SOURCE}")
 
 
 def _checked(file: Path, extra: Mapping[str, str | Sequence[str]]) -> bytes:
-    if not file.is_file():
-        raise FileNotFoundError(f"cifar100: {file} is missing: its folder must hold {SOURCE}")
+    _exists(file)
     raw = file.read_bytes()
     given = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     also = extra.get(file.name, ())

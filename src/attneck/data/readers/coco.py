@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from attneck.data.readers.annotations import Annotations, Object, Record, Records, object_problem
+from attneck.data.table import SETS
 
-SOURCE = "coco/{train2017,val2017,annotations}, from https://cocodataset.org"
-SPLITS = ("train", "val")
+SOURCE = SETS["coco"].source
 
 _STRICT = ConfigDict(strict=True)
 Id = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -47,7 +47,7 @@ class Annotation(BaseModel):
 def find(root: Path, split: str) -> tuple[Path, Path]:
     """The annotation file and the folder of the images of a split, under `root` or `root`/coco.
 
-    A split is called as COCO does (train2017), or plainly (train).
+    A split has COCO's name (train2017) or the plain one (train).
 
     Raises FileNotFoundError when neither is there.
     """
@@ -61,8 +61,8 @@ def find(root: Path, split: str) -> tuple[Path, Path]:
     )
 
 
-def read(root: Path, split: str, masks: bool = True) -> Annotations:
-    """What the JSON of a split says. Labels are the categories in the order of their ids, from 1.
+def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotations:
+    """Reads the JSON of a split. Labels are the categories in the order of their ids, from 1.
 
     `masks`: whether every object must have one.
 
@@ -134,11 +134,11 @@ def _load(file: Path) -> dict[str, list[Any]]:
 
 def _rows(file: Path, content: dict[str, list[Any]], key: str, form: type[Any]) -> list[Any]:
     rows = []
-    for place, row in enumerate(content[key]):
+    for position, row in enumerate(content[key]):
         try:
             rows.append(form.model_validate(row))
         except ValidationError as error:
-            raise ValueError(f"coco: {file}: {key}[{place}]: {_reason(error)}") from None
+            raise ValueError(f"coco: {file}: {key}[{position}]: {_reason(error)}") from None
     if not rows:
         raise ValueError(f"coco: {file}: it lists no {key}: give COCO's instances JSON")
     _distinct(file, key, [row.id for row in rows])

@@ -1,34 +1,30 @@
 """Images in one folder a class: root/{train,val}/<class>/<image>."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attneck.data.dataset import ClassificationDataset
+from attneck.data.augment.inception import inception
+from attneck.data.classification import ClassificationDataset
 from attneck.data.readers.decode import decode
-from attneck.data.sampling import Key, item_seed, seeded
+from attneck.data.root import resolve
+from attneck.data.sampling import Key, item_seed, seeded, spread
+from attneck.data.table import SETS
+from attneck.imagenet import MEAN, STD
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's, by channel, in [0, 1]."""
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
-LAYOUT = "train/<class>/ and val/<class>/ with images"
-
-Transform = Callable[[Any], Any]
+LAYOUT = SETS["folder"].source
 
 
 class FolderDataset(ClassificationDataset):
     """Images decoded by Pillow as they are asked for; normalised with ImageNet's mean and std.
 
     augment "none": the shorter side resized to image_size / 0.875, then the centre, as ImageNet is evaluated.
-    "inception": a crop of 8 to 100 % of the area at an aspect of 3/4 to 4/3, resized to image_size, and a
-    flip. "randaugment": the same, then RandAugment (BoTNet section 4.8) by timm, whose magnitudes are on the
-    scale that the paper's 10, 15 and 24 are meant on: 10 is 30 degrees of rotation (torchvision's 10 is 10).
+    "inception", "randaugment": see `inception`.
     """
 
     crop_pct = 0.875
@@ -48,11 +44,8 @@ class FolderDataset(ClassificationDataset):
         super().__init__(classes=classes, mean=MEAN, std=STD, image_size=image_size, labels=labels)
         self.paths, self.augment, self.seed = paths, augment, seed
         # Built here, so that forked workers inherit the import of torchvision.
-        self._transform = (
-            None
-            if augment == "none"
-            else _training_transform(augment, image_size, randaugment_layers, randaugment_magnitude)
-        )
+        layers = randaugment_layers if augment == "randaugment" else 0
+        self._transform = None if augment == "none" else inception(image_size, layers, randaugment_magnitude)
 
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         return np.stack([self._one(epoch, index) for epoch, index in keys])
@@ -65,12 +58,46 @@ class FolderDataset(ClassificationDataset):
             return np.array(self._transform(image))
 
 
+def open_folder(
+    name: str,
+    split: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    image_size: int = 224,
+    augment: str = "none",
+    seed: int = 0,
+    size: int | None = None,
+    randaugment_layers: int = 2,
+    randaugment_magnitude: int = 10,
+    classes: Sequence[str] | None = None,
+) -> FolderDataset:
+    """Opens root/{train,val}/<class>/<image>.
+
+    augment: see `FolderDataset`; RandAugment's layers and magnitude are BoTNet section 4.8's unless given.
+    classes: the class names expected, in the order of the labels; else these follow the sorted names.
+    """
+    paths, labels, names = scan(resolve(root, name, LAYOUT), split, classes)
+    if size is not None:
+        chosen = spread(len(labels), size, name)
+        paths, labels = [paths[i] for i in chosen], labels[chosen]
+    return FolderDataset(
+        paths,
+        labels,
+        classes=names,
+        image_size=image_size,
+        augment=augment,
+        seed=seed,
+        randaugment_layers=randaugment_layers,
+        randaugment_magnitude=randaugment_magnitude,
+    )
+
+
 def scan(
     root: Path, split: str, classes: Sequence[str] | None = None
 ) -> tuple[list[str], NDArray[np.int64], tuple[str, ...]]:
     """Paths, labels int64 [N] and class names of root/<split>, sorted by class, then by file name.
 
-    A label is the place of its class among the sorted names, or in `classes` where given.
+    A label is the position of its class among the sorted names, or in `classes` where given.
 
     Raises FileNotFoundError for a missing folder; ValueError for no images, for a class without any, and for
     classes that are not those of the other split or of `classes`.
@@ -125,22 +152,3 @@ def resize_and_centre(image: Image.Image, size: int, crop_pct: float) -> Image.I
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-def _training_transform(augment: str, size: int, layers: int, magnitude: int) -> Transform:
-    from torchvision.transforms import v2
-
-    steps: list[Transform] = [v2.RandomResizedCrop(size, scale=(0.08, 1.0)), v2.RandomHorizontalFlip()]
-    if augment == "randaugment":
-        if layers < 0 or not 0 <= magnitude <= 30:
-            raise ValueError(
-                f"randaugment with {layers} layers of magnitude {magnitude}: "
-                f"layers must be 0 or more, the magnitude 0 ... 30"
-            )
-        from timm.data.auto_augment import rand_augment_transform  # seconds of imports: only where used
-
-        # mmax: timm's cap at 10 lifted, as the paper's 15 and 24 want it.
-        form = f"rand-m{magnitude}-mmax{magnitude}-n{layers}"
-        steps.append(rand_augment_transform(form, {"img_mean": (128, 128, 128)}))
-    compose: Transform = v2.Compose(steps)
-    return compose

@@ -2,14 +2,14 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 from attneck.data.readers.annotations import Annotations, Object, Record, Records, object_problem
+from attneck.data.table import SETS
 
-SOURCE = "VOCdevkit/VOC<year>, from http://host.robots.ox.ac.uk/pascal/VOC"
-SPLITS = ("train", "val", "trainval", "test")
+YEARS = {"voc2007": ("2007",), "voc2012": ("2012",), "voc0712": ("2007", "2012")}
 CLASSES = (
     "aeroplane",
     "bicycle",
@@ -37,6 +37,11 @@ CLASSES = (
 _LABELS = {name: label for label, name in enumerate(CLASSES, 1)}
 
 
+def years(name: str, split: str) -> tuple[str, ...]:
+    """The years whose images a split has; of test images 2007's alone have their objects published."""
+    return ("2007",) if split == "test" else YEARS[name]
+
+
 def find(root: Path, year: str, split: str) -> Path:
     """The list of a split's images, under `root` or `root`/VOCdevkit.
 
@@ -45,12 +50,13 @@ def find(root: Path, year: str, split: str) -> Path:
     base = root / "VOCdevkit" if (root / "VOCdevkit").is_dir() else root
     file = base / f"VOC{year}" / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
-        raise FileNotFoundError(f"voc{year}: {file} is missing: {root} must hold {SOURCE}")
+        source = SETS[f"voc{year}"].source
+        raise FileNotFoundError(f"voc{year}: {file} is missing: {root} must hold {source}")
     return file
 
 
-def read(root: Path, years: Sequence[str], split: str) -> Annotations:
-    """What the XML files of a split say, of one year after the other. An image's id is its place, from 1.
+def read_annotations(name: str, split: str, root: Path, masks: bool = False) -> Annotations:
+    """Reads the XML files of a split, one year after the other. An image's id is its position, from 1.
 
     The devkit counts pixels from 1 and its boxes hold their last pixel: xmin … xmax is here x0 = xmin - 1 to
     x1 = xmax.
@@ -61,11 +67,12 @@ def read(root: Path, years: Sequence[str], split: str) -> Annotations:
 
     def records() -> Iterator[Record]:
         image_id, object_id = 0, 0
-        for folder, name in [pair for year in years for pair in _names(find(root, year, split))]:
+        files = [find(root, year, split) for year in years(name, split)]
+        for folder, image in [pair for file in files for pair in _names(file)]:
             image_id += 1
-            xml = folder / "Annotations" / f"{name}.xml"
-            path = folder / "JPEGImages" / f"{name}.jpg"
-            where = f"{xml}: image {name}"
+            xml = folder / "Annotations" / f"{image}.xml"
+            path = folder / "JPEGImages" / f"{image}.jpg"
+            where = f"{xml}: image {image}"
             if not os.path.isfile(path):
                 problems.append(f"{where}: {path} is missing")
                 continue
@@ -88,7 +95,7 @@ def _names(file: Path) -> list[tuple[Path, str]]:
     """The year's folder, and the name of each image of a list."""
     names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"{file} lists no images: get {SOURCE}")
+        raise ValueError(f"{file} lists no images: get it anew")
     return [(file.parents[2], name) for name in names]
 
 

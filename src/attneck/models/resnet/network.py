@@ -10,19 +10,19 @@ from torch import nn
 
 from attneck.layers import MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.models import parts
-from attneck.models.options import ResNetOptions
+from attneck.models.resnet import ResNetOptions
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
-def build(
+def build_resnet(
     options: ResNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
 ) -> ResNet:
-    """A timm `ResNet` with the papers' changes made in place: timm's names for every tensor it has.
+    """A timm `ResNet`, changed as the papers say. Every tensor of timm's keeps its name.
 
-    Stages c2..c5 are `layer1..layer4`. MHSA stands where `conv2` was, squeeze-excitation and BAM-C in timm's
-    `se` slot (on the branch, before the addition), BAM and inserted blocks in the stage's own Sequential.
-    Convs start as He et al. say, the last BatchNorm of each branch at 0, MHSA as its own layer says.
+    Stages c2..c5 are `layer1..layer4`. MHSA replaces `conv2`. Squeeze-excitation and BAM-C take timm's `se`
+    slot (on the branch, before the addition). BAM and inserted blocks are children of the stage. Convs are
+    initialised as He et al. say, the last BatchNorm of each branch at 0, MHSA as its own layer says.
     """
     blocks: dict[str, Any] = {"basic": BasicBlock, "bottleneck": Bottleneck}
     model: Any = ResNet(
@@ -60,9 +60,9 @@ def build(
 
 
 def _take_stride_off(model: Any, dilation: int) -> None:
-    """Let c5 stay at c4's size (BoTNet-S1, §4.8), by its first block's stride alone.
+    """Set the stride of c5's first block to 1, so c5 stays at c4's size (BoTNet-S1, §4.8).
 
-    With a dilation of 2 the 3×3 convs behind that stride see what they saw before, as segmentation wants it.
+    With a dilation of 2 the 3×3 convs after it keep their receptive field, as segmentation wants it.
     """
     first = model.layer4[0]
     strided = first.conv1 if isinstance(first, BasicBlock) else first.conv2
@@ -77,7 +77,7 @@ def _take_stride_off(model: Any, dilation: int) -> None:
 
 
 def _attend(stage: nn.Sequential, options: ResNetOptions, image_size: tuple[int, int]) -> None:
-    """Put MHSA where the flagged c5 blocks have their 3×3 conv (BoTNet §3, Fig. 12)."""
+    """Replace the 3×3 conv of the flagged c5 blocks by MHSA (BoTNet §3, Fig. 12)."""
     reduction, stride = 16, options.c5_stride  # the first block attends before it strides
     block: Any
     for flag, block in zip(options.c5_flags, stage, strict=True):

@@ -1,4 +1,4 @@
-"""DenseNet-BC for 32×32 images (Huang et al. 2017; BAM §4.2), of torchvision's cells."""
+"""DenseNet-BC for 32×32 images (Huang et al. 2017; BAM §4.2), from torchvision's blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models.densenet import _DenseBlock, _Transition
 
 from attneck.models import parts
-from attneck.models.options import DenseNetOptions
+from attneck.models.densenet import DenseNetOptions
 from attneck.models.staged import StagedNet
 
 
@@ -55,7 +55,7 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight)
 
 
-def build(
+def build_densenet(
     options: DenseNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
 ) -> DenseNet:
     """A `DenseNet`, BAM in it where asked for."""

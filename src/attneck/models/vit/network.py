@@ -1,4 +1,7 @@
-"""The networks that BoTNet compares itself with, as timm has them: EfficientNet, and ViT (and so DeiT)."""
+"""ViT, and so DeiT, as timm has them (BoTNet Figures 7 to 9).
+
+Letters: B batch, N tokens, C width.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +9,22 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from attneck.models import parts
-from attneck.models.options import EfficientNetOptions, ViTOptions
-
-
-def build_efficientnet(
-    options: EfficientNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
-) -> nn.Module:
-    """timm's EfficientNet B0 to B7 (BoTNet Table 14), by timm's names."""
-    model: nn.Module = timm.create_model(
-        f"efficientnet_{options.variant}",
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_rate=options.dropout,
-        drop_path_rate=options.drop_path,
-    )
-    return model
+from attneck.models.vit import ViTOptions
 
 
 class ViT(VisionTransformer):
-    """timm's, which `torch.compile` takes at a changing size in training too.
+    """timm's `VisionTransformer`, for `torch.compile` at a changing image size in training too.
 
-    PyTorch cannot compile the gradient of the antialiased resize for a size that is a symbol, so where the
-    position embeddings are to be resampled they are left to eager mode. A state dict whose embeddings are for
-    another square image loads, resampled.
+    PyTorch cannot compile the gradient of the antialiased resize for a symbolic size, so resampling of the
+    position embeddings runs in eager mode. A state dict with embeddings for another square image loads: they
+    are resampled.
     """
 
     def _pos_embed(self, x: Tensor) -> Tensor:
@@ -51,7 +39,7 @@ class ViT(VisionTransformer):
         given, own = state_dict.get(prefix + "pos_embed"), self.get_parameter("pos_embed")
         if given is not None and given.ndim == 3 and given.shape[1] != own.shape[1]:
             side = math.isqrt(max(0, given.shape[1] - self.num_prefix_tokens))
-            if side * side + self.num_prefix_tokens == given.shape[1]:  # else PyTorch's to refuse
+            if side * side + self.num_prefix_tokens == given.shape[1]:  # if not, PyTorch refuses it
                 state_dict[prefix + "pos_embed"] = resample_abs_pos_embed(
                     given, self.patch_embed.grid_size, (side, side), self.num_prefix_tokens
                 )

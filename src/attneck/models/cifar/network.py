@@ -1,6 +1,6 @@
 """Residual networks for 32×32 images: ResNet, pre-activation ResNet, Wide ResNet and ResNeXt (BAM §4.1).
 
-One network class and one block class: the families differ in order, widths and groups alone.
+One network class and one block class: these networks differ only in order, widths and groups.
 Letters: B batch, C channels, H×W map.
 """
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from attneck.layers import SqueezeExcite2d
 from attneck.models import parts
-from attneck.models.options import CifarResNetOptions
+from attneck.models.cifar import CifarResNetOptions
 from attneck.models.staged import StagedNet
 
 
@@ -103,13 +103,13 @@ class CifarResNet(StagedNet):
         self.initialise()
 
 
-def build(
+def build_cifar_resnet(
     options: CifarResNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
 ) -> CifarResNet:
-    """A `CifarResNet` with the papers' changes made: MHSA, BAM or squeeze-excitation.
+    """A `CifarResNet`, changed as the papers say: MHSA, BAM or squeeze-excitation.
 
-    MHSA stands where a block's last 3×3 was; squeeze-excitation and BAM-C on the branch, before the addition;
-    BAM after every stage but the last, at the end of its Sequential.
+    MHSA replaces a block's last 3×3. Squeeze-excitation and BAM-C are on the branch, before the addition. BAM
+    is the last child of every stage but the last.
     """
     model = CifarResNet(options, num_classes, in_chans)
     stages: list[Any] = [model.get_submodule(info["module"]) for info in model.feature_info]
@@ -127,10 +127,10 @@ def build(
 
 
 def _attend(stage: Iterable[Any], options: CifarResNetOptions, image_size: tuple[int, int]) -> None:
-    """Put MHSA where the last stage's blocks have their last 3×3 conv.
+    """Replace the last 3×3 conv of the last stage's blocks by MHSA.
 
-    In a basic block that is the second one, which never strides. A bottleneck's attends to the block's own
-    input, and its pool strides, wherever its convs would have (BoTNet A.4).
+    In a basic block that is the second conv, which never strides. In a bottleneck, attention sees the block's
+    full-size map, and the pool after it strides, whichever conv would have (BoTNet A.4).
     """
     reduction = 2 ** (len(options.depths) - 1)
     for index, block in enumerate(stage):

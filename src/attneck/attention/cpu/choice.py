@@ -1,0 +1,101 @@
+"""Which library multiplies float32 matrices on the CPU: decided by the processor, and never by a clock.
+
+PyTorch brings two libraries. Its own `mm` goes to MKL (elsewhere than on x86, to what it was built with);
+oneDNN is reached by one private operator. They round differently, so the choice is a part of what makes a run
+reproducible: it is the same in every process on a machine, and a run can record it and set it again.
+
+Measured, MKL's time over oneDNN's, one thread, products of 256 to 1024 a side (`benchmarks/choices.py`):
+
+| processor | AVX-512 | MKL / oneDNN | choice |
+|---|---|---|---|
+| AMD Zen 5 (family 26) | yes | above 2 | oneDNN |
+| AMD Zen 4 (family 25) | yes | about 1 | MKL |
+| AMD Zen 3 (family 25) | no | 0.93 to 1.00, and 0.6 on small operands | MKL |
+| all others | | not measured | MKL |
+
+The likely reason: MKL keeps to AVX2 on AMD's processors. That costs half on Zen 5, and little on Zen 4, which
+runs AVX-512 in two halves.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Products = Literal["onednn", "mkl"]
+
+VARIABLE = "ATTNECK_PRODUCTS"
+"""The environment variable that overrides the rule."""
+
+_products: Products | None = None
+
+
+def float32_products() -> Products:
+    """The library in use: "onednn", or "mkl" for PyTorch's own `mm`. The first call decides for the process.
+
+    The environment variable ATTNECK_PRODUCTS comes before the rule of this file.
+
+    Raises ValueError for a value of that variable that is neither, and for "onednn" where it does not work.
+    """
+    if _products is None:
+        set_float32_products(os.environ.get(VARIABLE) or None)
+        assert _products is not None
+    return _products
+
+
+def set_float32_products(name: str | None) -> None:
+    """Use this library from now on, as a resumed run does; None decides by the processor.
+
+    Raises ValueError for an unknown name, and for "onednn" where its operator is missing or wrong.
+    """
+    global _products
+    if name is None:
+        _products = "onednn" if onednn_is_faster(processor()) and onednn_works() else "mkl"
+        return
+    if name not in get_args(Products):
+        raise ValueError(
+            f"unknown library {name!r} for float32 products; choose one of {', '.join(get_args(Products))} "
+            f"(the environment variable {VARIABLE} sets it too)"
+        )
+    if name == "onednn" and not onednn_works():
+        raise ValueError(
+            "oneDNN was asked for, but this PyTorch's operator for it is missing or gives wrong products; "
+            f"choose 'mkl' (the environment variable {VARIABLE} sets it too)"
+        )
+    _products = "onednn" if name == "onednn" else "mkl"
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """What Linux says of the first processor, by its own names; empty on other systems."""
+    try:
+        first = cpuinfo.read_text().split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def onednn_is_faster(processor: dict[str, str]) -> bool:
+    """Whether oneDNN was measured clearly faster than MKL on this processor (the table above)."""
+    zen5 = processor.get("vendor_id") == "AuthenticAMD" and processor.get("cpu family") == "26"
+    return zen5 and "avx512f" in processor.get("flags", "").split()
+
+
+def onednn_works() -> bool:
+    """Whether oneDNN's private operator is there and gives right products."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    generator = torch.Generator("cpu").manual_seed(0)
+    a, b = torch.randn(2, 256, 256, generator=generator, device="cpu", dtype=torch.float32).unbind()
+    try:
+        return bool((onednn(a, b).double() - a.double() @ b.double().T).abs().max() <= 1e-3)
+    except (RuntimeError, TypeError, NotImplementedError):  # a private operator may change
+        return False
+
+
+def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a b^T + bias by oneDNN: [M, K], [N, K], [N] -> [M, N]."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return y

@@ -1,0 +1,59 @@
+"""A copy of a model for questions about shapes: no storage, no hooks."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as of_torch
+
+HOOKS = [name for name, value in vars(nn.Module()).items() if "_hooks" in name and isinstance(value, dict)]
+"""The attributes of a module that hold its hooks, and flags by hook."""
+
+GLOBAL_HOOKS: list[dict[int, Any]] = [
+    value
+    for name, value in vars(of_torch).items()
+    if name.startswith("_global_") and "_hooks" in name and isinstance(value, dict)
+]
+"""The tables of those that torch calls for all modules."""
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose tensors have shapes and no storage; nothing is allocated on the way.
+
+    The copy has no hooks, of any kind: a hook is somebody's code, and would be given tensors without values.
+    The weight that torch's old `weight_norm`, `spectral_norm` or a pruning computes in a hook is in the copy
+    as a tensor of its shape.
+    """
+    modules = list(model.modules())
+    held: list[Tensor] = [*model.parameters(), *model.buffers()]
+    held += [value for module in modules for value in vars(module).values() if isinstance(value, Tensor)]
+    memo: dict[int, Any] = {}
+    for tensor in held:
+        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+        memo[id(tensor)] = (
+            nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+        )
+    # Left out, not copied and then removed: what a hook holds may be large, or no copy may be made of it.
+    tables = [vars(module)[name] for module in modules for name in HOOKS if name in vars(module)]
+    memo |= {id(table): OrderedDict() for table in tables}
+    return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def without_global_hooks() -> Iterator[None]:
+    """Inside it no hook runs that was registered for all modules; afterwards they are there again."""
+    tables = [(table, dict(table)) for table in GLOBAL_HOOKS]
+    for table, _ in tables:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, entries in tables:
+            table.clear()
+            table.update(entries)

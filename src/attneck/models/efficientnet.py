@@ -1,0 +1,42 @@
+"""timm's EfficientNet (Tan & Le 2019); BoTNet compares with it (Table 14)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from attneck.models.options import FamilyOptions, Probability
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class EfficientNetOptions(FamilyOptions):
+    """EfficientNet B0 to B7."""
+
+    builder: ClassVar[str] = "attneck.models.efficientnet:build_efficientnet"
+    first_conv: ClassVar[str] = "conv_stem"
+    classifier: ClassVar[str] = "classifier"
+
+    variant: Literal["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"] = "b0"
+    drop_path: Probability = 0.0
+
+    @property
+    def feature_cfg(self) -> dict[str, Any]:
+        """Its maps come out of one Sequential, so timm's getter reads them."""
+        return {"feature_cls": "getter"}
+
+
+def build_efficientnet(
+    options: EfficientNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
+) -> nn.Module:
+    """timm's EfficientNet, by timm's names."""
+    import timm
+
+    model: nn.Module = timm.create_model(
+        f"efficientnet_{options.variant}",
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_rate=options.dropout,
+        drop_path_rate=options.drop_path,
+    )
+    return model

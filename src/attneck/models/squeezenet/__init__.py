@@ -1,0 +1,29 @@
+"""SqueezeNet 1.1: options, free of torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from attneck.models.options import BAMOptions, Probability
+
+
+class SqueezeNetOptions(BAMOptions):
+    """SqueezeNet 1.1 as torchvision has it, and as BAM's Table 3 counts it."""
+
+    builder: ClassVar[str] = "attneck.models.squeezenet.network:build_squeezenet"
+    first_conv: ClassVar[str] = "features.0"
+    classifier: ClassVar[str] = "classifier.1"
+    fits_fpn: ClassVar[bool] = False  # its last map stands for 16 pixels
+
+    dropout: Probability = 0.5  # Iandola et al. 2016
+    # 1: maps of 112, 56, 28, 14 at 224; BAM's figure needs it.
+    stem_padding: Annotated[int, Field(ge=0, le=1)] = 0
+    pool: Literal["logits", "features"] = "logits"  # what the global pool averages; BAM's figure: features
+    bam: Literal["none", "stages"] = "none"
+
+    @property
+    def feature_cfg(self) -> dict[str, Any]:
+        """Its four maps, each inside the one Sequential."""
+        return {"flatten_sequential": True, "out_indices": (0, 1, 2, 3)}

@@ -1,0 +1,232 @@
+"""A run read back: its recipe, records and scores, its model and its data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attneck.errors import UserError, user_mistakes
+from attneck.training.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from attneck.tasks.task import Evaluation, Found, Sample, Task
+    from attneck.training.distributed import World
+    from attneck.training.report import Record, Watch
+
+NAMES = {"val": "weights", "ema": "their average"}
+"""What the scores of a run's weights, and of their moving average, are called."""
+
+
+class Run:
+    """What `attneck train` left in a folder. Nothing is read before it is asked for.
+
+    Attributes:
+        folder: where it lies.
+
+    Raises, from every member that finds it so:
+        UserError: no run there, none of its checkpoints is whole, or data that is not there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What it was made from."""
+        file = self.folder / "recipe.yaml"
+        if not file.is_file():
+            raise UserError(
+                f"{self.folder} is no run: there is no recipe.yaml in it (attneck train says where a run is)"
+            )
+        return load_recipe(str(file))
+
+    @property
+    def history(self) -> list[Record]:
+        """Its records so far, one for each time that the held-out images were scored."""
+        return [json.loads(line) for line in self._text("metrics.jsonl").splitlines()]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """How it ended: its steps, the last record, and the digest of its weights."""
+        found: dict[str, Any] = json.loads(self._text("summary.json"))
+        return found
+
+    @property
+    def finds_objects(self) -> bool:
+        """Whether its model predicts objects with boxes, rather than the class of an image."""
+        return self._task.finds_objects
+
+    @property
+    def step(self) -> int:
+        """The optimiser step of its newest checkpoint."""
+        return int(self._state["step"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the model knows of its data: `classes`, and more, see `attneck.tasks.task.Task.describe`."""
+        found: dict[str, Any] = self._state["facts"]
+        return found
+
+    def weights(self, *, average: bool = True) -> dict[str, Tensor]:
+        """The state dict of the newest checkpoint: the moving average of the weights, where it keeps one."""
+        state = self._state
+        if not (average and state["average"]):
+            found: dict[str, Tensor] = state["model"]
+            return found
+        prefix = "module."
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state["average"].items()
+            if name.startswith(prefix)
+        }
+
+    def model(self, image_size: int | tuple[int, int] | None = None, *, average: bool = True) -> nn.Module:
+        """The model with `weights`, in evaluation mode on the CPU; the data is not needed.
+
+        Args:
+            image_size: as `create_model` has it, if another than the run's.
+            average: take the moving average of the weights, where the run keeps one.
+        """
+        with user_mistakes():
+            model = self._task.build(self.recipe, self.facts, image_size)
+        model.load_state_dict(self.weights(average=average))
+        return model.eval()
+
+    def data(self, split: str = "val", *, root: str | None = None) -> Any:
+        """A data set of its recipe: "train", with its augmentation, or "val", the held-out images.
+
+        Args:
+            root: where the data lies now, if elsewhere than the recipe says.
+        """
+        if split not in ("train", "val"):
+            raise UserError(f"split {split!r}: a run has 'train' and 'val', its held-out images")
+        task = self._open(root)
+        with user_mistakes():
+            return task.training if split == "train" else task.held_out
+
+    def samples(self, count: int, *, root: str | None = None) -> list[Sample]:
+        """So many held-out images, evenly spread, with what is in them."""
+        task = self._open(root)
+        with user_mistakes():
+            return task.samples(count)
+
+    def evaluate(self, *, root: str | None = None, watch: Watch | None = None) -> dict[str, Evaluation]:
+        """What the held-out images say of its weights, "val", and of their moving average, "ema", if any.
+
+        Under torchrun the processes share the images.
+
+        Args:
+            root: where the data lies now, if elsewhere than the recipe says.
+            watch: is given the DataLoader, and gives its batches on: to show how far it is.
+        """
+        from functools import partial
+
+        from attneck.training.distributed import world
+        from attneck.training.loop import scored
+        from attneck.training.report import unseen
+
+        with world() as everyone:
+            task = self._open(root, everyone)
+            networks = {"val": self.model(average=False)}
+            if self._state["average"]:
+                networks["ema"] = self.model()
+            report = partial(task.report, watch=watch or unseen)
+            return {
+                name: scored(report, self._placed(network, everyone), self.recipe, everyone.device)
+                for name, network in networks.items()
+            }
+
+    def tables(self, evaluations: dict[str, Evaluation]) -> str:
+        """What `evaluate` found, to be read: of a detector the papers' tables."""
+        return self._task.tables({NAMES[name]: one for name, one in evaluations.items()})
+
+    def predict(self, images: Iterable[Image.Image], *, min_score: float = 0.0) -> list[Found]:
+        """What its model finds in each image, best first: classes, or objects with their boxes and masks.
+
+        On CUDA where there is one. A row has `category` and `score`; an object also `bbox` (x, y, width,
+        height in the image's pixels) and, where the model makes masks, `segmentation` (COCO's run lengths).
+
+        Args:
+            images: of any size.
+            min_score: what is less sure is left out, 0 to 1.
+        """
+        from attneck.training.distributed import world
+        from attneck.training.loop import scored
+
+        with world() as everyone:
+            model = self._placed(self.model(), everyone)
+            return [
+                scored(
+                    lambda network, image=image: self._task.predict(  # type: ignore[misc]
+                        network, image, self.facts, min_score
+                    ),
+                    model,
+                    self.recipe,
+                    everyone.device,
+                )
+                for image in images
+            ]
+
+    @cached_property
+    def _state(self) -> dict[str, Any]:
+        """The newest whole checkpoint, of the recipe that is in the folder."""
+        from attneck.training import checkpoint
+        from attneck.training.recipe import differences, parse_recipe
+
+        state, path, _ = checkpoint.load_latest(self.folder / "checkpoints")
+        if changed := differences(parse_recipe(state["recipe"], str(path)), self.recipe):
+            raise UserError(
+                f"{self.folder / 'recipe.yaml'} is not what {path.name} was trained with "
+                f"({'; '.join(changed)}): take the change back"
+            )
+        return state
+
+    @property
+    def _task(self) -> type[Task]:
+        from attneck.tasks import task_of
+
+        with user_mistakes():
+            return task_of(self.recipe)
+
+    def _open(self, root: str | None = None, everyone: World | None = None) -> Task:
+        """The task with its data, whose classes must be those that the model was trained for."""
+        import torch
+
+        from attneck.tasks import open_task
+        from attneck.training.distributed import World
+
+        recipe = self.recipe
+        if root is not None:
+            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+        with user_mistakes():
+            task = open_task(recipe, everyone or World(0, 1, torch.device("cpu")))
+        there, wanted = list(task.held_out.classes), self.facts["classes"]
+        if there != wanted:
+            raise UserError(
+                f"{self.folder} was trained on {len(wanted)} classes ({', '.join(wanted[:3])}, …), the data "
+                f"has {len(there)} ({', '.join(there[:3])}, …): give the data that it was trained on"
+            )
+        return task
+
+    def _placed(self, model: nn.Module, everyone: World) -> nn.Module:
+        """On this process's device, in the memory format that it was trained in."""
+        import torch
+
+        model.to(everyone.device)
+        return model.to(memory_format=torch.channels_last) if self.recipe.channels_last else model
+
+    def _text(self, name: str) -> str:
+        """A file that the run writes when it gets so far."""
+        try:
+            return (self.folder / name).read_text()
+        except FileNotFoundError:
+            raise UserError(f"{self.folder}: no {name} there; the run has not come so far") from None

@@ -1,0 +1,58 @@
+"""RandAugment: each image gets every one of its N operations, at the magnitude that is asked for."""
+
+import numpy as np
+import pytest
+import timm.data.auto_augment as timms
+from PIL import Image
+
+from attneck.data.augment.inception import inception
+from attneck.data.sampling import seeded
+
+
+@pytest.fixture
+def applied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """Name and magnitude of each operation that timm has applied; the image is left as it is."""
+    record: list[tuple[str, float]] = []
+
+    def stand_in(name: str) -> None:
+        def apply(image: Image.Image, magnitude: float, **_: object) -> Image.Image:
+            record.append((name, magnitude))
+            return image
+
+        monkeypatch.setitem(timms.NAME_TO_OP, name, apply)
+        monkeypatch.setitem(timms.LEVEL_TO_ARG, name, lambda magnitude, _: (magnitude,))
+
+    for name in list(timms.NAME_TO_OP):
+        stand_in(name)
+    return record
+
+
+@pytest.mark.parametrize(("layers", "magnitude"), [(1, 10), (2, 10), (2, 15), (2, 24), (3, 0)])
+def test_every_operation_is_applied_at_its_magnitude(
+    applied: list[tuple[str, float]], layers: int, magnitude: int
+) -> None:
+    transform, image = inception(16, layers, magnitude), Image.new("RGB", (20, 30))
+    for draw in range(200):
+        before = len(applied)
+        with seeded(draw):
+            transform(image)
+        assert len(applied) - before == layers
+    assert {given for _, given in applied} == {magnitude}
+    assert len({name for name, _ in applied}) == 15
+
+
+def test_no_layers_are_no_operations(applied: list[tuple[str, float]]) -> None:
+    inception(16)(Image.new("RGB", (20, 30)))
+    assert not applied
+
+
+def test_magnitudes_over_timms_ten_still_turn_further() -> None:
+    """By the paper's scale 10 is 30 degrees: timm's own cap would leave 24 at 30."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    turned = []
+    for magnitude in (10, 24):
+        operations = inception(32, 1, magnitude).transforms[-1].ops  # type: ignore[attr-defined]
+        (rotate,) = [op for op in operations if op.name == "Rotate"]
+        rotate.aug_fn = lambda image, degrees, **_: turned.append(abs(degrees)) or image
+        rotate(image)
+    assert turned == pytest.approx([30, 72])

@@ -1,0 +1,176 @@
+"""A run is read back by one class: whole, without its data where that is not needed, or refused in a line."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import attneck
+from attneck import cli
+from attneck.errors import UserError
+from attneck.runs import train as runs
+from attneck.runs.run import Run
+from attneck.training.recipe import Recipe
+
+TINY = {
+    "model": {"name": "cifar_resnet20_bam", "options": {"depths": [1, 1, 1]}},
+    "data": {"name": "shapes", "train_size": 64, "val_size": 20, "image_size": 24},
+    "batch": 32,
+    "epochs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    runs.train(Recipe.model_validate(TINY | {"ema": 0.5}), folder)
+    return folder
+
+
+def test_it_is_public(folder):
+    assert attneck.Run is Run
+    assert str(folder) in repr(attneck.Run(str(folder)))
+
+
+def test_predictions_are_the_networks_own_probabilities(folder):
+    known = Run(folder)
+    held_out = known.data("val")
+    samples = known.samples(3)
+    found = known.predict([sample.image for sample in samples])
+    images = torch.stack([held_out[0, index][0] for index in (0, 6, 13)])  # evenly spread over 20
+    with torch.inference_mode():
+        shares = known.model()(images).softmax(1)
+    for rows, share, sample, index in zip(found, shares, samples, (0, 6, 13), strict=True):
+        assert len(rows) == 5
+        assert [row["score"] for row in rows] == pytest.approx(share.topk(5).values.tolist(), rel=1e-4)
+        assert rows[0]["category"] == held_out.classes[int(share.argmax())]
+        assert sample.truth == [{"category": held_out.classes[held_out.labels[index]]}]
+    assert all(
+        row["score"] >= 0.2 for rows in known.predict([samples[0].image], min_score=0.2) for row in rows
+    )
+
+
+def test_the_predict_command_takes_classifiers(folder, tmp_path, capsys):
+    Image.effect_noise((40, 30), 60).convert("L").save(tmp_path / "noise.png")
+    words = ["predict", str(folder), str(tmp_path / "noise.png"), "--held-out", "1", "--min-score", "0"]
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{tmp_path / 'noise.png'}  ")
+    assert "(it is " in said[1]
+    (found,) = json.loads((tmp_path / "out/predictions.json").read_text())["runs"]
+    assert [row["image_id"] for row in found["detections"]] == [0] * 5 + [1] * 5
+    assert [*(tmp_path / "out").iterdir()] == [tmp_path / "out/predictions.json"]
+
+
+def test_a_recipe_that_was_changed_after_training_is_refused(folder, tmp_path):
+    (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["model"]["options"]["depths"] = [2, 2, 2]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match=r"not what step-00000002.pt was trained with \(model.options.depths"):
+        Run(tmp_path).model()
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda known: known.recipe, "is no run"),
+        (lambda known: known.history, "no metrics.jsonl there"),
+        (lambda known: known.summary, "no summary.json there"),
+    ],
+    ids=["recipe", "history", "summary"],
+)
+def test_what_is_not_there_is_said_in_a_line(tmp_path, ask, says):
+    with pytest.raises(UserError, match=says) as error:
+        ask(Run(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_resumed_run_keeps_its_library_of_products(tmp_path, monkeypatch):
+    """Another library rounds otherwise: the bits would depend on where a run was broken off."""
+    from attneck.attention.cpu import choice
+
+    recipe = Recipe.model_validate(TINY)
+    monkeypatch.setattr(choice, "_products", "mkl")
+    runs.train(recipe, tmp_path)
+    file = tmp_path / "environment.json"
+    assert json.loads(file.read_text())["float32_products"] == "mkl"
+    file.write_text(file.read_text().replace('"mkl"', '"onednn"'))
+    runs.train(recipe, tmp_path, resume=True)
+    assert choice.float32_products() == "onednn"
+    assert json.loads(file.read_text())["float32_products"] == "onednn"
+    file.write_text(file.read_text().replace('"onednn"', '"blas"'))
+    with pytest.raises(UserError, match="unknown library 'blas'"):
+        runs.train(recipe, tmp_path, resume=True)
+
+
+def test_a_run_without_a_checkpoint_has_no_model(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("{}")
+    with pytest.raises(UserError, match="no checkpoint there"):
+        Run(tmp_path).model()
+
+
+def test_a_split_is_train_or_val(folder):
+    with pytest.raises(UserError, match="split 'test'"):
+        Run(folder).data("test")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of two classes, and a run on it."""
+    for split, count in (("train", 8), ("val", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / f"photos/{split}/{name}").mkdir(parents=True)
+            for number in range(count):
+                image = Image.effect_noise((40, 32), 60).convert("RGB")
+                image.save(tmp_path / f"photos/{split}/{name}/{number}.png")
+    data = {"name": "folder", "root": str(tmp_path / "photos"), "image_size": 32}
+    content = TINY | {"data": data, "batch": 8, "checkpoint_steps": 1}
+    return tmp_path, content
+
+
+def test_renamed_classes_are_refused_on_resume_and_in_eval(photos, capsys):
+    """Else labels would move without a word."""
+    place, content = photos
+    recipe = Recipe.model_validate(content)
+    runs.train(recipe, place / "run")
+    for split in ("train", "val"):
+        (place / f"photos/{split}/cat").rename(place / f"photos/{split}/wolf")
+    with pytest.raises(UserError, match="started on other data"):
+        runs.train(recipe, place / "run", resume=True)
+    assert cli.main(["eval", str(place / "run")]) == 2
+    assert "trained on 2 classes (cat, dog, …), the data has 2 (dog, wolf, …)" in capsys.readouterr().err
+    assert Run(place / "run").model()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)  # that needs no data
+
+
+def test_eval_takes_data_that_moved_and_refuses_a_place_without(photos, capsys):
+    place, content = photos
+    runs.train(Recipe.model_validate(content), place / "run")
+    (place / "photos").rename(place / "moved")
+    capsys.readouterr()
+    assert cli.main(["eval", str(place / "run"), "--data.root", str(place / "moved"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 8
+    assert cli.main(["eval", str(place / "run"), "--data.root", str(place / "nowhere")]) == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err
+
+
+def test_eval_refuses_a_root_that_would_change_nothing(folder, capsys):
+    assert cli.main(["eval", str(folder), "--data.root", "nowhere"]) == 2
+    assert "shapes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("surgery", ["none", "insert_bam"])
+def test_a_run_of_a_timm_network_loads_and_leaves(photos, surgery, capsys):
+    place, content = photos
+    model = {"name": "timm/resnet10t", "surgery": surgery}
+    runs.train(Recipe.model_validate(content | {"model": model}), place / "run")
+    assert Run(place / "run").model()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    assert cli.main(["export", str(place / "run"), str(place / "net.pt2"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["input"] == [1, 3, 32, 32]
+
+
+def test_processes_are_one_or_more(capsys):
+    assert cli.main(["train", "demo", "--processes", "0"]) == 2
+    assert "--processes 0: wanted 1 or more" in capsys.readouterr().err
