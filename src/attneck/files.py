@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Put `data` at `path` whole or not at all, also when the machine stops in between."""
+    """Write `data` to `path`, whole or not at all, even if the machine stops meanwhile."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:

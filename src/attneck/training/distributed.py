@@ -47,7 +47,7 @@ class World:
 
 @contextmanager
 def world() -> Iterator[World]:
-    """Join the process group that torchrun's environment describes, for the duration; alone without one."""
+    """Join torchrun's process group for the length of the block; without torchrun this process is alone."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,4 +1,4 @@
-"""What a figure hangs on beside the code: versions, machine, command; and what it took in memory."""
+"""Versions, hardware and command of a run, and the memory that it took."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """The versions, the machine and the command that a run's figures hang on."""
+    """Versions, hardware and command of a run, as JSON has them."""
     packages = ("attneck", "torch", "torchvision", "timm", "numpy")
     return {
         "command": " ".join(["attneck", *sys.argv[1:]]),
@@ -30,7 +30,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> float:
-    """GiB that this process has held at most: of the GPU's memory on CUDA, else all that was resident."""
+    """The most memory that this process has held, in GiB: of the GPU on CUDA, else all that was resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere

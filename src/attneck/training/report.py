@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, a line an epoch, metrics.jsonl and TensorBoard events."""
+"""Progress of a run: a bar, a line an epoch, metrics.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 Watch = Callable[["DataLoader[Any]"], Iterable[Any]]
-"""Hands on the batches of an evaluation, and shows how far it is."""
+"""Passes on the batches of an evaluation, and shows how far it is."""
 
 QUIET = 60
-"""Seconds of one epoch that pass without a line where there is no terminal, and so no bar."""
+"""Seconds from one line to the next within an epoch, where there is no terminal and so no bar."""
 DRAWN = 0.5
 """Seconds from one change of the bar to the next: to know the loss, the loop waits for the device."""
 
 
 class Report:
-    """The voice of a run; silent on every process but the first (`folder` None).
+    """Shows and writes the progress of a run; on every process but the first (`folder` None) does neither.
 
     `metrics.jsonl` is written whole from the run's history each epoch, so that it always agrees with the
     checkpoint that the history came from.
@@ -44,11 +44,11 @@ class Report:
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.writer: Any = None
-        self.began, self.first = time.monotonic(), start  # of what the speed is measured over: this epoch
+        self.began, self.first = time.monotonic(), start  # the speed is measured from here
         self.spoke = self.began
         if folder is None:
             return
-        from torch.utils.tensorboard import SummaryWriter  # a second of imports: only where a run is told
+        from torch.utils.tensorboard import SummaryWriter  # a second of imports, for the first process alone
 
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         if self.console.is_terminal:
