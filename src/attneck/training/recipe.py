@@ -31,8 +31,8 @@ class Model(Part):
     options: dict[str, Value] = {}
     """Options of the model, such as bam_dilation 2; added to the recipe's own."""
     weights: str | None = None
-    """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run; a detector's
-    may be another detector's or a classifier's (its backbone). Tensors that fit by name and shape are taken."""
+    """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run. A detector
+    may start from another detector, or from a classifier. Tensors that fit by name and shape are taken."""
     surgery: Literal["none", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
     """Classifiers: the function of `attneck.surgery` that changes the model before training."""
     surgery_options: dict[str, Value] = {}

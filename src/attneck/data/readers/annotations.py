@@ -53,7 +53,7 @@ class Record(NamedTuple):
         return masks
 
     def trained_on(self) -> list[int]:
-        """Positions of the objects that a detector is trained on: no crowds, no difficult ones, no empty boxes."""
+        """Positions of the objects to train on: no crowds, no difficult ones, no boxes of no size."""
         boxes = self.boxes()
         sized = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
         return [i for i, object in enumerate(self.objects) if sized[i] and not _left(object)]
