@@ -1,7 +1,8 @@
 """What each choice inside the CPU's attention operator is worth: both ways timed in one run.
 
-Prints the table of docs/attention.md. Each pair differs in the one choice alone; times are of the whole layer
-(C = 512, h = 4), forward and backward, one thread, interleaved medians.
+First float32 matrix products by themselves, by both libraries: the rule of `attention/cpu/choice.py` rests on
+this. Then the table of docs/attention.md: each pair differs in one choice alone; times are of the whole layer
+(C = 512, h = 4), forward and backward. One thread, interleaved medians.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from unittest.mock import patch
 
 import torch
 
+from attneck.attention.cpu import choice, tiles
 from attneck.attention.cpu import operator as cpu
-from attneck.attention.cpu import tiles
 from attneck.measure.contestants import OURS, AttentionCase, attention_call
 from attneck.measure.memory import peak_elsewhere
 from attneck.measure.speed import interleave
@@ -100,25 +101,71 @@ def choices() -> dict[str, tuple[str, str, list[Pair]]]:
     }
 
 
+PRODUCTS = "products"
+
+
+def products(seconds: float) -> Iterator[str]:
+    """A table of float32 products [M, K] [N, K]^T by both libraries, and what this machine takes."""
+    about = choice.processor()
+    known = ("vendor_id", "cpu family", "model", "model name")
+    chosen = choice.float32_products()
+    yield f"{', '.join(f'{name} {about[name]}' for name in known if name in about)}"
+    yield f"AVX-512: {'avx512f' in about.get('flags', '').split()}. Chosen: {chosen}."
+    yield from (
+        "",
+        "| M, K, N | MKL, GFLOP/s | oneDNN, GFLOP/s | MKL's time / oneDNN's |",
+        "|---|---|---|---|",
+    )
+    squares = [(side, side, side) for side in (256, 512, 1024)]
+    layer = [(1568, 512, 1536), (196, 128, 196), (1024, 128, 1024)]  # projections, logits of 14x14 and 32x32
+    for M, K, N in squares + layer:
+        a, b = torch.randn(M, K), torch.randn(N, K)
+        ways: dict[str, Callable[[], object]] = {
+            "mkl": lambda a=a, b=b: a @ b.T,  # type: ignore[misc]
+            "onednn": lambda a=a, b=b: choice.onednn(a, b),  # type: ignore[misc]
+        }
+        times = interleave(ways, seconds=seconds)
+        speeds = [2e-9 * M * K * N / times.median(way) for way in ways]
+        ratio = times.ratio("mkl", over="onednn")
+        yield f"| {M}, {K}, {N} | {speeds[0]:.0f} | {speeds[1]:.0f} | {ratio:.2f} |"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="write the table there too")
     parser.add_argument("--seconds", type=float, default=1.5, help="for each way of each case")
+    parser.add_argument("--only", choices=[PRODUCTS, *choices()], help="one part of it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    lines = ["| choice | case | this, ms (MiB) | that, ms (MiB) | that / this |", "|---|---|---|---|---|"]
+    lines: list[str] = []
+    if arguments.only in (None, PRODUCTS):
+        if choice.onednn_works():
+            for line in products(arguments.seconds):
+                lines.append(line)
+                print(line, flush=True)
+        else:
+            print("this PyTorch has no oneDNN operator: float32 products are MKL's")
+    if arguments.only != PRODUCTS:
+        parts = {name: part for name, part in choices().items() if arguments.only in (None, name)}
+        lines += measure_choices(parts, arguments.seconds)
+    if arguments.out is not None:
+        arguments.out.write_text("\n".join(lines) + "\n")
+
+
+def measure_choices(parts: dict[str, tuple[str, str, list[Pair]]], seconds: float) -> list[str]:
+    """Times each pair, prints its line, and returns all lines."""
+    lines = ["", "| choice | case | this, ms (MiB) | that, ms (MiB) | that / this |", "|---|---|---|---|---|"]
     print(*lines, sep="\n")
-    for name, (this, that, pairs) in choices().items():
+    for name, (this, that, pairs) in parts.items():
         for case, one, other in pairs:
             ways = {this: one, that: other}
-            times = interleave({way: call(case, o) for way, o in ways.items()}, seconds=arguments.seconds)
+            times = interleave({way: call(case, o) for way, o in ways.items()}, seconds=seconds)
             peaks = {way: peak_elsewhere(call, case, o) / 2**20 for way, o in ways.items()}
             cells = [f"{way} {1000 * times.median(way):.1f} ({peaks[way]:.0f})" for way in ways]
             lines.append(f"| {name} | {case} | {' | '.join(cells)} | {times.ratio(that, over=this):.2f} |")
             print(lines[-1], flush=True)
-    if arguments.out is not None:
-        arguments.out.write_text("\n".join(lines) + "\n")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""DETR on a BoTNet: transformers' detector, attneck's backbone, future work for BoTNet §2.
+"""DETR on a BoTNet: transformers' detector on attneck's backbone (future work for BoTNet, §2).
 
 pip install transformers scipy
 python examples/detr.py --steps 200
@@ -18,7 +18,7 @@ from attneck.models.features import Pyramid
 def build(side: int) -> DetrForObjectDetection:
     """A small DETR whose backbone is a thin BoTNet, for images of side×side."""
     config = DetrConfig(
-        # Only a place to put ours: transformers builds what it knows by name.
+        # A placeholder: transformers builds this backbone, and ours takes its place below.
         backbone_config=ResNetConfig(
             embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage4"]
         ),
@@ -33,7 +33,7 @@ def build(side: int) -> DetrForObjectDetection:
         decoder_attention_heads=4,
     )
     detr = DetrForObjectDetection(config)
-    # Its BatchNorms learn; DETR freezes those of the backbones it builds, for they come pre-trained.
+    # Our BatchNorms learn. DETR freezes those of the backbones that it builds: they are pre-trained.
     backbone = Pyramid(attneck.create_model("botnet26_thin", num_classes=0, image_size=side), stages=1)
     detr.model.backbone.model = backbone
     detr.model.input_projection = nn.Conv2d(backbone.channels[-1], config.d_model, 1)

@@ -1,4 +1,4 @@
-"""Keypoint R-CNN on a BoTNet: torchvision's heads on attneck's pyramid, future work for BoTNet §5.
+"""Keypoint R-CNN on a BoTNet: torchvision's heads on attneck's pyramid (future work for BoTNet, §5).
 
     python examples/keypoint_rcnn.py --steps 200
 
@@ -35,9 +35,9 @@ def example(index: int, side: int) -> tuple[Tensor, dict[str, Tensor]]:
     drawn = scene(0, index, side, objects=2)
     keypoints = []
     for mask in torch.from_numpy(drawn.masks):
-        places = mask.nonzero().flip(1)  # [pixels, 2] as x, y
-        ends = torch.cat([places.argmin(0), places.argmax(0)])
-        keypoints.append(torch.cat([places[ends], torch.ones(4, 1)], dim=1))  # x, y, visible
+        pixels = mask.nonzero().flip(1)  # [pixels, 2] as x, y
+        ends = torch.cat([pixels.argmin(0), pixels.argmax(0)])
+        keypoints.append(torch.cat([pixels[ends], torch.ones(4, 1)], dim=1))  # x, y, visible
     target = {
         "boxes": torch.from_numpy(drawn.boxes),
         "labels": torch.from_numpy(drawn.labels) + 1,  # 0 is the background

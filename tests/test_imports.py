@@ -20,10 +20,11 @@ MAY = {
     "explain": {"attention", "layers"},
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
-    "runs": {"data", "models", "tasks", "training"},
+    "runs": {"attention", "data", "models", "tasks", "training"},
     "hub": {"layers", "models"},
     "export": {"layers", "models"},
     "commands": {
+        "attention",
         "data",
         "detection",
         "explain",

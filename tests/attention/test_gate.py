@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from attneck.attention import gate, reference
 
@@ -105,12 +106,13 @@ def test_only_the_gradients_that_are_needed_are_computed() -> None:
         assert tuple(part.numel() > 0 for part in parts) == wanted
 
 
-def test_the_result_has_the_dtype_that_all_promote_to() -> None:
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+def test_the_result_has_the_dtype_that_all_promote_to(backend: str) -> None:
     torch.manual_seed(0)
     x, c, p = (part.detach() for part in problem(2, 4, 3, 5))
     want = gate(x, c, p)
     leaves = [x.bfloat16().requires_grad_(), c.float().requires_grad_(), p.half().requires_grad_()]
-    mixed = gate(*leaves)
+    mixed = gate(*leaves, backend=backend)
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed.double(), want, rtol=0.02, atol=0.02)
     gradients = torch.autograd.grad(mixed.sum(), leaves)
@@ -119,7 +121,7 @@ def test_the_result_has_the_dtype_that_all_promote_to() -> None:
     for leaf, one, other in zip(leaves, gradients, exact, strict=True):
         assert one.dtype == leaf.dtype
         torch.testing.assert_close(one.double(), other, rtol=0.02, atol=0.02)
-    half = gate(x.half(), c.half().requires_grad_(), p.half())
+    half = gate(x.half(), c.half().requires_grad_(), p.half(), backend=backend)
     assert (half.dtype, torch.autograd.grad(half.sum(), half)[0].dtype) == (torch.float16, torch.float16)
 
 
@@ -147,11 +149,79 @@ def test_a_graph_for_elsewhere_has_no_operator_of_ours() -> None:
     torch.testing.assert_close(program.module()(*parts), gate(*parts))
 
 
-def test_second_derivatives_are_refused() -> None:
-    x, c, p = problem(1, 2, 2, 2)
-    (gradient,) = torch.autograd.grad(gate(x, c, p).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+@pytest.mark.parametrize("combine", ["sum", "prod", "max"])
+def test_second_derivatives_are_those_of_finite_differences(backend: str, combine: str) -> None:
+    torch.manual_seed(0)
+    parts = problem(2, 3, 2, 2)
+    assert torch.autograd.gradgradcheck(lambda x, c, p: gate(x, c, p, combine, backend=backend), parts)
+
+
+@pytest.mark.parametrize("branches", ["both", "channel", "spatial"])
+def test_a_penalty_on_a_sum_s_gradient_is_not_lost(branches: str) -> None:
+    """There nothing that comes into backward needs a gradient; only what was saved does."""
+    x, c, p = problem(2, 3, 4, 5)
+    parts = (None if branches == "spatial" else c, None if branches == "channel" else p)
+    leaves = [x, *(part for part in parts if part is not None)]
+    penalties = []
+    for form in (gate, reference.gate):
+        out = form(x, *parts).sum()
+        (gradient,) = torch.autograd.grad(out, x, create_graph=True)
+        penalties.append(torch.autograd.grad(out + gradient.square().sum(), leaves))
+    torch.testing.assert_close(*penalties, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+@pytest.mark.parametrize("combine", ["sum", "prod", "max"])
+def test_forward_derivatives_and_transforms_are_the_oracle_s(backend: str, combine: str) -> None:
+    torch.manual_seed(0)
+    parts = tuple(part.detach() for part in problem(2, 3, 2, 3))
+    tangents = tuple(torch.randn_like(part) for part in parts)
+
+    def ours(*parts: Tensor) -> Tensor:
+        return gate(*parts, combine, backend=backend)
+
+    def oracle(*parts: Tensor) -> Tensor:
+        return reference.gate(*parts, combine)
+
+    step = 1e-6
+    far, near = (ours(*(a + s * b for a, b in zip(parts, tangents, strict=True))) for s in (step, -step))
+    _, pushed = torch.func.jvp(ours, parts, tangents)
+    torch.testing.assert_close(pushed, (far - near) / (2 * step), rtol=1e-6, atol=1e-6)
+    with forward_ad.dual_level():
+        duals = (forward_ad.make_dual(*pair) for pair in zip(parts, tangents, strict=True))
+        torch.testing.assert_close(forward_ad.unpack_dual(ours(*duals)).tangent, pushed)
+    several = tuple(torch.stack((part, -part)) for part in parts)
+    torch.testing.assert_close(
+        torch.func.vmap(ours)(*several), torch.stack([oracle(*one) for one in zip(*several, strict=True)])
+    )
+    for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian):
+        got, want = (transform(form, (0, 1, 2))(*parts) for form in (ours, oracle))
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_a_batch_of_gradients_takes_plain() -> None:
+    leaves = problem(2, 3, 2, 2)
+    want = torch.randn(3, 2, 3, 2, 2, dtype=torch.float64)
+    got = torch.autograd.grad(gate(*leaves, backend="plain"), leaves, want, is_grads_batched=True)
+    for i, direction in enumerate(want):
+        alone = torch.autograd.grad(reference.gate(*leaves), leaves, direction)
+        torch.testing.assert_close(tuple(one[i] for one in got), alone)
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        torch.autograd.grad(gate(*leaves), leaves, want, is_grads_batched=True)
+
+
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0), (2, 0, 4, 5)])
+def test_what_is_empty_stays_so(shape: tuple[int, int, int, int], backend: str) -> None:
+    x, c, p = problem(*shape)
+    out = gate(x, c, p, backend=backend)
+    assert (out.shape, out.dtype) == (x.shape, x.dtype)
+    out.sum().backward()
+    for part in (x, c, p):
+        assert part.grad is not None
+        assert part.grad.shape == part.shape
+        assert not part.grad.any()
 
 
 def test_logits_far_out_shut_and_open_the_gate() -> None:
@@ -174,6 +244,8 @@ def test_what_does_not_fit_is_refused() -> None:
     x, c, p = problem(2, 4, 3, 5)
     with pytest.raises(ValueError, match="unknown combine 'mean'; choose one of sum, prod, max"):
         gate(x, c, p, "mean")
+    with pytest.raises(ValueError, match="unknown backend 'cuda'; choose one of auto, plain"):
+        gate(x, c, p, backend="cuda")
     with pytest.raises(ValueError, match="c and p are both None"):
         gate(x, None, None)
     with pytest.raises(ValueError, match=r"c has shape \[2, 3\].*\[B, C\] = \[2, 4\]"):

@@ -16,7 +16,7 @@ from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_tab
 
 
 def perfect(target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a detector that sees everything gives for a target."""
+    """The output of a detector that finds exactly the objects of a target."""
     count = len(target["labels"])
     output = {key: target[key] for key in ("boxes", "labels")} | {"scores": torch.linspace(0.5, 1, count)}
     return output | {"masks": target["masks"][:, None].float()} if "masks" in target else output
@@ -36,8 +36,8 @@ def test_perfect_detections_score_one() -> None:
     assert voc_scores(truth, detections)[0] == 1
 
 
-def test_masks_and_boxes_find_back_from_the_square() -> None:
-    """Of 256 pixels a side at 352 and back: boxes are exact, masks but for their edges."""
+def test_masks_and_boxes_come_back_from_the_square() -> None:
+    """From 256 pixels a side to 352 and back: boxes are exact, masks except at their edges."""
     dataset = open_detection("shapes", "val", size=6)
     truth, targets, outputs = dataset.ground_truth(), [], []
     for index in range(6):
@@ -75,7 +75,7 @@ def test_the_best_come_first_and_figures_are_short() -> None:
 
 
 @pytest.mark.parametrize("size", [(6, 8), (3, 4), (12, 16)])
-def test_padding_belongs_to_nothing(size: tuple[int, int]) -> None:
+def test_padding_belongs_to_no_object(size: tuple[int, int]) -> None:
     """A mask over the whole square, and a box over its edge, are those of the whole image."""
     target = {"image_id": torch.tensor(1), "orig_size": torch.tensor([6, 8]), "size": torch.tensor(size)}
     side = max(size)

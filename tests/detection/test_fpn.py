@@ -47,7 +47,7 @@ def test_five_maps_of_one_width():
     ]
 
 
-def test_p6_is_every_other_cell_of_p5():
+def test_p6_is_every_second_position_of_p5():
     pyramid = FPN(Maps(), 8).eval()
     maps = pyramid(torch.randn(1, 3, 64, 64))
     assert list(maps) == ["0", "1", "pool"]

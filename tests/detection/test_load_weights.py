@@ -1,4 +1,4 @@
-"""A backbone from other weights: what fits is taken, what attention replaced is new, and both are said."""
+"""A backbone from other weights: what fits is taken, what attention replaced is new; both are reported."""
 
 import pickle
 
@@ -198,7 +198,7 @@ def as_timm(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["ssd300_vgg16", "stairnet_vgg16"])
 @pytest.mark.parametrize("names", ["torchvision", "timm"])
 def test_conv6_and_conv7_are_fc6_and_fc7_subsampled(name, names, vgg16):
-    """Liu et al. 2016: written out entry by entry, for some of them, and all by their place in fc6."""
+    """Liu et al. 2016: every third position and every fourth output of fc6; the same outputs of fc7."""
     torch.manual_seed(0)
     model = create_model(name)
     report = load_weights(model, vgg16 if names == "torchvision" else as_timm(vgg16))

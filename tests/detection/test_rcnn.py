@@ -36,7 +36,7 @@ def batch_of(*counts: int, size: tuple[int, int] = (SIDE, SIDE)):
 
 
 def settle(model: nn.Module) -> nn.Module:
-    """Evaluation as of a trained network: no branch silent, and BatchNorm not an identity."""
+    """Make it evaluate as a trained network does: no branch is silent, and BatchNorm is no identity."""
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -48,7 +48,7 @@ def settle(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", ["maskrcnn_botnet26_thin", "fasterrcnn_resnet26_thin"])
 def test_every_parameter_learns(name):
     model = thin(name).train()
-    for module in model.modules():  # the last BatchNorm of a branch starts at 0, and what is before it stays
+    for module in model.modules():  # the last BatchNorm of a branch starts at 0, and stops all gradients
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
     losses = model(*batch_of(3, 0))
@@ -63,8 +63,8 @@ def test_every_parameter_learns(name):
 
 
 @pytest.mark.parametrize("size", [(40, SIDE), (SIDE, 40), (100, 100), (300, 500)])
-def test_what_is_found_hangs_on_no_image_before(size):
-    """A new detector finds in an image of any shape what it finds there later, alone or with others."""
+def test_detections_depend_on_no_image_before(size):
+    """A new detector has the same detections in an image of any shape later, alone or with others."""
     (image,), _ = batch_of(0, size=size)
     (square,), _ = batch_of(0)
     new, used = settle(thin()), settle(thin())
@@ -79,7 +79,7 @@ def test_what_is_found_hangs_on_no_image_before(size):
 
 @pytest.mark.parametrize("counts", [(0, 0), (1,), (0,)], ids=["none", "one image", "one image of none"])
 def test_batches_that_have_little(counts):
-    """Also then each parameter has a gradient, if of zeros: processes that train together wait for it."""
+    """Each parameter has a gradient even then, maybe zeros: processes that train together wait for it."""
     model = thin().train()
     losses = model(*batch_of(*counts))
     assert all(loss.isfinite() for loss in losses.values())
@@ -105,7 +105,7 @@ def test_other_backbones_train(backbone):
 
 
 def test_bfloat16():
-    """Losses near those of float32, and float32 themselves; boxes as fine as ever."""
+    """Losses are float32 and near those without autocast; boxes are not rounded to bfloat16."""
     losses = {}
     for autocast in (False, True):
         model = thin().train()
@@ -196,7 +196,7 @@ def test_nothing_found(name):
 
 
 def test_counts():
-    """Of the backbone alone, and of the whole at the most regions that there can be."""
+    """Of the backbone alone, and of the whole detector with as many regions as there can be."""
     with torch.device("meta"):
         model = thin()
         body = create_model("botnet26_thin", num_classes=0, image_size=SIDE)

@@ -18,7 +18,7 @@ def images_of(*sizes: tuple[int, int]) -> list[torch.Tensor]:
 
 
 def test_training_leaves_the_scale_alone():
-    """Whatever `size` is: jitter is the data's, and is not undone."""
+    """Whatever `size` is: the data set has jittered the image, and that is not undone."""
     transform = Transform((1024, 1024), 64).train()
     images = images_of((128, 128), (90, 200))
     targets = [
@@ -71,7 +71,7 @@ def test_evaluation_fits_an_image_into_the_size(size, image, fitted):
 
 @pytest.mark.parametrize("image", [(512, 300), (200, 640), (90, 64)])
 def test_evaluation_resizes_as_pillow_does(image):
-    """Bilinear, and averaged over all pixels that fall on one: without antialias lines come and go."""
+    """Bilinear over all pixels that a new one covers; without antialias thin lines would come and go."""
     transform = Transform((128, 128), 64).eval()
     pixels = images_of(image)[0]
     pixels[:, :, ::4] = 1  # lines that a sample of two pixels in four or five misses

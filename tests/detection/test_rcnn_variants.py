@@ -14,6 +14,7 @@ from attneck.detection.rcnn import faster_rcnn, mask_rcnn
 from attneck.layers import BAM
 from attneck.measure import count
 from attneck.models.catalog import create_model
+from attneck.training.recipe import load_recipe
 
 SIDE, K = 128, 4
 SMALL = {"channels": 8, "box_features": 8, "proposals": 32, "rois": 16}
@@ -134,6 +135,7 @@ def test_frozen_norms_stay_as_they_were_loaded(variant: str) -> None:
     model.eval().train()
     norms = frozen_norms(model)
     assert {type(norm) for norm in norms.values()} == {nn.BatchNorm1d, nn.BatchNorm2d}
+    assert {(norm.eps, norm.momentum) for norm in norms.values()} == {(1e-5, 0.1)}  # nor these are changed
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     for _ in range(2):
@@ -186,3 +188,21 @@ def test_nothing_to_freeze_is_refused() -> None:
 
     with pytest.raises(ValueError, match="would change nothing: this backbone has no BatchNorm"):
         faster_rcnn(Maps(), K, SIDE, freeze_norms=True, **SMALL)
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet101", "fasterrcnn_resnet101_bam"])
+def test_bams_recipe_trains_the_standard_detector(name: str) -> None:
+    """coco-bam: torchvision's Faster R-CNN, not BoTNet's; all norms are the backbone's, and frozen."""
+    options = load_recipe("coco-bam").model.options
+    with torch.device("meta"):
+        model = create_model(name, **options)  # type: ignore[arg-type]
+    assert isinstance(model, detection.FasterRCNN)
+    assert not isinstance(model, detection.MaskRCNN)
+    assert isinstance(model.roi_heads.box_head, detection.faster_rcnn.TwoMLPHead)
+    assert len(model.rpn.head.conv) == 1
+    norms = [(key, m) for key, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 104 + (6 if name.endswith("_bam") else 0)
+    for key, norm in norms:
+        assert key.startswith("backbone.body."), key
+        assert not norm.training
+        assert not norm.weight.requires_grad

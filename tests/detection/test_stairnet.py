@@ -55,7 +55,7 @@ def test_bam_is_the_last_thing_before_every_classifier(name):
 
 
 @pytest.mark.parametrize("trunk", SIZES)
-def test_every_map_hears_of_all_that_are_coarser(trunk):
+def test_every_map_depends_on_all_coarser_ones(trunk):
     neck = stairs(trunk).eval()
     maps = maps_of(trunk, batch=1)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_a_step_down_reaches_the_finer_map(coarse, fine, depthwise):
 
 @pytest.mark.parametrize("trunk", SIZES)
 def test_the_neck_by_the_equations(trunk):
-    """Written out again, in a line a map."""
+    """The neck written out again, a few lines for each map."""
     torch.manual_seed(0)
     neck = stairs(trunk, bam="stages").eval()
     for module in neck.modules():

@@ -7,6 +7,16 @@ from torch import Tensor, nn
 from attneck.attention import reference
 from attneck.layers import BAM
 
+CHOICES: list[dict[str, object]] = [
+    {},
+    {"combine": "prod"},
+    {"combine": "max"},
+    {"branches": "channel"},
+    {"branches": "spatial"},
+    {"variant": "official"},
+    {"start": "identity"},
+]
+
 
 def by_the_oracle(module: BAM, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Channel logits, spatial logits and the refined map of variant "paper", from the module's parameters."""
@@ -163,7 +173,41 @@ def test_a_batch_of_one_is_refused_in_training_and_welcome_in_evaluation() -> No
     assert module(x).shape == x.shape
 
 
-def test_the_spatial_branch_trains_on_one_image_but_not_on_one_cell() -> None:
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+@pytest.mark.parametrize("options", CHOICES)
+def test_an_empty_batch_gives_an_empty_result_and_zero_gradients(
+    options: dict[str, object], backend: str, dtype: torch.dtype, training: bool
+) -> None:
+    """As nn.Conv2d and nn.BatchNorm2d do, whose running statistics then stay as they are."""
+    module = lively(BAM(32, backend=backend, **options)).to(dtype).train(training)
+    before = {name: value.clone() for name, value in module.named_buffers() if value.is_floating_point()}
+    x = torch.randn(0, 32, 5, 4, dtype=dtype, requires_grad=True)
+    out = module(x)
+    assert (out.shape, out.dtype) == (x.shape, x.dtype)
+    assert out.is_contiguous()
+    out.sum().backward()
+    for leaf in (x, *module.parameters()):
+        assert leaf.grad is not None
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+    buffers = dict(module.named_buffers())
+    assert all(torch.equal(value, buffers[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 0, 4), (2, 32, 4, 0), (0, 32, 0, 0)])
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+@pytest.mark.parametrize("options", CHOICES)
+def test_a_map_without_positions_is_refused(
+    options: dict[str, object], backend: str, shape: tuple[int, ...]
+) -> None:
+    """It has no mean: NaN would go into running statistics and gradients."""
+    module = BAM(32, backend=backend, **options)
+    with pytest.raises(ValueError, match=r"^the input has shape \[.*\]: a map without positions.*[^\n]*$"):
+        module(torch.zeros(shape))
+
+
+def test_the_spatial_branch_trains_on_one_image_but_not_on_one_position() -> None:
     module = BAM(32, branches="spatial")
     assert module(torch.randn(1, 32, 6, 6)).shape == (1, 32, 6, 6)
     with pytest.raises(ValueError, match="one value a channel"):
@@ -194,11 +238,27 @@ def test_one_image_a_process_is_enough_where_statistics_are_shared(monkeypatch: 
         ({"reduction": 0}, "32 channels at reduction 0 leave no hidden channel"),
         ({"dilation": 0}, "dilation 0 is not possible"),
         ({"start": "zero"}, "unknown start 'zero'; choose one of paper, identity"),
+        ({"combine": []}, r"unknown combine \[\]; choose one of sum, prod, max"),
+        ({"backend": "cpu"}, "unknown backend 'cpu'; choose one of auto, plain"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BAM(32, **options)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"channels": 32.0}, "channels is 32.0, wanted an integer"),
+        ({"channels": "32"}, "channels is '32', wanted an integer"),
+        ({"channels": 32, "reduction": 16.0}, "reduction is 16.0, wanted an integer"),
+        ({"channels": 32, "dilation": None}, "dilation is None, wanted an integer"),
+    ],
+)
+def test_numbers_of_another_type_are_refused(numbers: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        BAM(**numbers)
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 3, 3), (32, 3, 3)])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attneck.attention import reference
 from attneck.layers import BAM
 
 
@@ -47,3 +48,76 @@ def test_a_large_common_bias_costs_no_precision():
 def test_a_model_of_bfloat16_weights_still_runs():
     module = BAM(64).bfloat16()
     assert module(batch().bfloat16()).dtype == torch.bfloat16
+
+
+CASES = {  # the map's dtype, the weights', and autocast's
+    "float32 map": (torch.float32, torch.float32, torch.bfloat16),
+    "bfloat16 map": (torch.bfloat16, torch.float32, torch.bfloat16),
+    "float16 map": (torch.float16, torch.float32, torch.float16),
+    "all bfloat16": (torch.bfloat16, torch.bfloat16, None),
+    "all float16": (torch.float16, torch.float16, None),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_channel_logits_are_the_oracle_s_in_every_precision(case, backend, memory_format):
+    """Images that differ little beside what they share: rounded means would lose what BatchNorm magnifies."""
+    given, weights, cast = CASES[case]
+    torch.manual_seed(0)
+    module = BAM(64, backend=backend).to(weights)
+    x = (torch.randn(16, 64, 7, 9) + 3 * torch.randn(64, 1, 1)).to(given)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    got = []
+    module.channel_att.register_forward_hook(lambda layer, inputs, output: got.extend((*inputs, output)))
+    with torch.autocast("cpu", cast, enabled=cast is not None):
+        out = module(x)
+        alone = module.channel_attention(x)
+    exact = x.detach().double().requires_grad_()
+    w0, b0, w1, b1, gamma, beta = (part.detach().double() for part in module.channel_att.parameters())
+    want = reference.bam_channel(exact, w0, b0, w1, b1, gamma, beta)
+    mean, logits, *_ = got
+    assert [out.dtype, mean.dtype, logits.dtype] == [given, torch.float32, torch.float32]
+    torch.testing.assert_close(mean.double(), exact.mean((2, 3)), rtol=1e-6, atol=1e-6)
+    for one in (logits, alone):
+        assert torch.corrcoef(torch.stack((one.double().flatten(), want.flatten())))[0, 1] > 0.999999
+        torch.testing.assert_close(one.double(), want, rtol=1e-3, atol=1e-3)
+    direction = torch.randn(16, 64)
+    (gradient,) = torch.autograd.grad(logits, x, direction)
+    (wanted,) = torch.autograd.grad(want, exact, direction.double())
+    # What is written is rounded to the map's dtype, and once before, as a factor of the product.
+    assert (gradient.double() - wanted).norm() < 2 * torch.finfo(given).eps * wanted.norm() + 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_half_weights_learns_its_statistics(dtype):
+    torch.manual_seed(0)
+    module, x = BAM(64).to(dtype), batch().to(dtype)
+    twin = BAM(64)
+    twin.load_state_dict(module.state_dict())
+    module(x)
+    twin(x.float())
+    norm, exact = module.channel_att.norm, twin.channel_att.norm
+    assert norm.num_batches_tracked == 1
+    assert (norm.running_mean != 0).all()
+    torch.testing.assert_close(norm.running_mean, exact.running_mean.to(dtype))
+    torch.testing.assert_close(norm.running_var, exact.running_var.to(dtype))
+    module.channel_att.eval()
+    module.channel_att.norm.train()  # its own mode counts, not its parent's
+    module(x)
+    assert norm.num_batches_tracked == 2
+    assert not torch.equal(norm.running_mean, exact.running_mean.to(dtype))
+
+
+def test_half_weights_go_into_graphs():
+    torch._dynamo.reset()
+    module, x = BAM(16).bfloat16().eval(), torch.randn(2, 16, 5, 4).bfloat16()
+    want = module(x)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for out in (
+        compiled(x),
+        torch.export.export(module, (x,)).module()(x),
+        torch.jit.trace(module, x, check_trace=False)(x),
+    ):
+        torch.testing.assert_close(out, want, rtol=0.02, atol=0.02)

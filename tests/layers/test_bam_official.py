@@ -73,6 +73,27 @@ def test_a_checkpoint_older_than_num_batches_tracked_loads() -> None:
     assert not result.missing_keys
 
 
+def test_on_a_map_that_is_not_square_it_pools_all_and_the_published_code_a_part_or_nothing() -> None:
+    torch.manual_seed(0)
+    module = BAM(32, variant="official").double().eval()
+    weights = module.state_dict()
+    c, s = module.channel_att, module.spatial_att
+    for H, W in [(4, 4), (4, 5), (4, 7)]:
+        x = torch.randn(2, 32, H, W, dtype=torch.float64)
+        whole = x + x * torch.sigmoid(c(x.mean((2, 3)))[:, :, None, None] * s(x))
+        first = x + x * torch.sigmoid(c(x[..., :H].mean((2, 3)))[:, :, None, None] * s(x))
+        torch.testing.assert_close(module(x), whole)
+        torch.testing.assert_close(restated(weights, x, training=False), first)
+        assert torch.equal(whole, first) == (H == W)
+    for H, W in [(4, 3), (4, 8), (4, 9), (5, 1)]:
+        x = torch.randn(2, 32, H, W, dtype=torch.float64)
+        torch.testing.assert_close(
+            module(x), x + x * torch.sigmoid(c(x.mean((2, 3)))[:, :, None, None] * s(x))
+        )
+        with pytest.raises(RuntimeError, match=r"Output size is too small|shapes cannot be multiplied"):
+            restated(weights, x, training=False)
+
+
 def test_a_batch_of_one_is_refused_in_training() -> None:
     module, x = BAM(32, variant="official"), torch.randn(1, 32, 5, 4)
     with pytest.raises(ValueError, match="a batch of one"):

@@ -169,6 +169,29 @@ def test_float32_is_exact_to_rounding_and_dtypes_stay() -> None:
     assert {value.dtype for value in half.state_dict().values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_any_convolution_may_make_the_queries(bias: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(MHSA2d(8, 4), nn.BatchNorm2d(8))
+    model[0].qkv = nn.Conv2d(8, 24, 1, bias=bias)
+    folded = assert_folds(lively(model), torch.randn(2, 8, 4, 4).double(), removed=1)
+    assert folded[0].qkv.bias is not None
+
+
+def test_layers_with_hooks_or_computed_weights_stay() -> None:
+    """A hook would go with its norm, and a new weight would be overwritten at the next call."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 32, 4, 4).double()
+    for name in ("0", "0.qkv", "1", "2.channel_att.expand", "2.channel_att.norm"):
+        model = lively(nn.Sequential(MHSA2d(32, 4), nn.BatchNorm2d(32), BAM(32)))
+        model.get_submodule(name).register_forward_hook(lambda layer, inputs, output: output + 0.5)
+        assert_folds(model, x, removed=2)
+    for name in ("0.qkv", "2.channel_att.expand"):
+        model = lively(nn.Sequential(MHSA2d(32, 4), nn.BatchNorm2d(32), BAM(32)))
+        nn.utils.parametrizations.weight_norm(model.get_submodule(name))
+        assert_folds(model, x, removed=2)
+
+
 def test_training_mode_is_refused() -> None:
     model = nn.Sequential(MHSA2d(8, 4), nn.BatchNorm2d(8))
     with pytest.raises(ValueError, match=r"the model is in training mode.*call \.eval\(\)"):

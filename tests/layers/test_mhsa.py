@@ -1,5 +1,7 @@
 """MHSA2d: its parameters and options, and its result and gradients against the oracle."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -133,21 +135,108 @@ def test_an_activation_may_write_over_its_result(stride: int, memory_format: tor
         assert torch.equal(one, other)
 
 
-def test_its_projection_is_the_convolution_that_it_stands_for() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_its_projection_is_the_convolution_that_it_stands_for(bias: bool) -> None:
     torch.manual_seed(0)
-    layer = MHSA2d(16, (6, 5), heads=2).qkv
-    assert isinstance(layer, torch.nn.Conv2d)
+    layer = enliven(MHSA2d(16, (6, 5), heads=2))
+    if bias:  # as after folding
+        layer.qkv.bias = torch.nn.Parameter(torch.randn(48))
+    assert type(layer.qkv) is torch.nn.Conv2d  # counters and converters ask for the exact type
     for dtype, tolerance in [(torch.float64, 1e-12), (torch.float32, 1e-5)]:
         layer, x = layer.to(dtype), torch.randn(2, 16, 6, 5, dtype=dtype, requires_grad=True)
-        want = torch.nn.functional.conv2d(x, layer.weight)
+        parameters = [x, *layer.qkv.parameters()]
+        want = layer.qkv(x).permute(0, 2, 3, 1)
         direction = torch.randn_like(want)
-        got = layer(x)
+        got = layer._tokens(x)
         for one, other in zip(
-            [got, *torch.autograd.grad(got, [x, layer.weight], direction)],
-            [want, *torch.autograd.grad(want, [x, layer.weight], direction)],
+            [got, *torch.autograd.grad(got, parameters, direction)],
+            [want, *torch.autograd.grad(want, parameters, direction)],
             strict=True,
         ):
             torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+class Adapted(torch.nn.Module):
+    """A projection that somebody put around ours, as LoRA does."""
+
+    def __init__(self, base: torch.nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.base(x)
+
+
+def doubled_by(way: str, layer: MHSA2d) -> None:
+    """Let the layer's projections be twice as large, in one of the ways that people do such things."""
+    qkv = layer.qkv
+    if way == "parametrized":
+        torch.nn.utils.parametrize.register_parametrization(qkv, "weight", Doubled())
+    elif way == "adapted":
+        layer.qkv = Adapted(qkv)
+    elif way == "hook":
+        qkv.register_forward_hook(lambda module, given, result: 2 * result)
+    elif way == "hook before":
+        qkv.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    elif way == "forward":
+        forward = qkv.forward
+        qkv.forward = lambda x: 2 * forward(x)
+
+
+@pytest.mark.parametrize("way", ["parametrized", "adapted", "hook", "hook before", "forward"])
+def test_a_projection_that_was_changed_is_called_as_it_is(way: str) -> None:
+    torch.manual_seed(0)
+    layer, x = enliven(MHSA2d(8, (3, 4), heads=2)), torch.randn(2, 8, 3, 4)
+    twice = copy.deepcopy(layer)
+    with torch.no_grad():
+        twice.qkv.weight.mul_(2)
+    before, want = layer(x), twice(x)
+    doubled_by(way, layer)
+    torch.testing.assert_close(layer(x), want)
+    assert (want - before).abs().max() > 0.1
+
+
+def test_another_convolution_in_the_projection_s_place_is_called() -> None:
+    layer = MHSA2d(8, (3, 4), heads=2)
+    for convolution, shape in [
+        (torch.nn.Conv2d(8, 24, 1, padding=1), (5, 6, 24)),
+        (torch.nn.Conv2d(8, 24, 1, stride=2), (2, 2, 24)),
+        (torch.nn.Conv2d(8, 24, 3, padding=1), (3, 4, 24)),
+        (torch.nn.Conv2d(8, 24, 1, groups=4), (3, 4, 24)),
+    ]:
+        layer.qkv = convolution
+        x = torch.randn(1, 8, 3, 4)
+        tokens = layer._tokens(x)
+        assert tokens.shape == (1, *shape)
+        torch.testing.assert_close(tokens, convolution(x).permute(0, 2, 3, 1))
+
+
+def test_hooks_on_the_projection_fire() -> None:
+    layer, x = MHSA2d(8, (3, 4), heads=2), torch.randn(1, 8, 3, 4, requires_grad=True)
+    seen: list[str] = []
+    handles = [
+        layer.qkv.register_forward_pre_hook(lambda *_: seen.append("before")),
+        layer.qkv.register_forward_hook(lambda *_: seen.append("after")),
+        layer.qkv.register_full_backward_hook(lambda *_: seen.append("backward")),
+    ]
+    layer(x).sum().backward()
+    assert seen == ["before", "after", "backward"]
+    for handle in handles:
+        handle.remove()
+    seen.clear()
+    everywhere = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *_: seen.append(type(module).__name__)
+    )
+    try:
+        layer(x)
+    finally:
+        everywhere.remove()
+    assert seen == ["Conv2d", "MHSA2d"]
 
 
 def test_an_exported_graph_has_no_operator_of_ours() -> None:
@@ -198,12 +287,24 @@ def test_it_runs_in_bfloat16_and_under_autocast() -> None:
         ({"channels": 8, "map_size": 4, "position": "none", "content": False}, "leaves no logits"),
         ({"channels": 8, "map_size": 4, "position": None, "content": False}, "leaves no logits"),
         ({"channels": 8, "map_size": 4, "stride": 3}, "stride 3 is not supported; choose 1, or 2"),
-        ({"channels": 8, "map_size": (4, 0)}, r"map_size \(4, 0\) has no cells"),
+        ({"channels": 8, "map_size": (4, 0)}, r"map_size \(4, 0\) is not the size of a map; give the"),
+        ({"channels": 8, "map_size": (4, 4, 4)}, r"map_size \(4, 4, 4\) is not the size of a map"),
+        ({"channels": 8, "map_size": "14"}, r"map_size='14': wanted the map's \(H, W\), or one whole number"),
+        ({"channels": 8, "map_size": (4, 4.0)}, r"map_size=4.0: wanted the map's \(H, W\)"),
+        ({"channels": 8, "map_size": None}, r"map_size=None: wanted the map's \(H, W\)"),
+        ({"channels": True, "map_size": 4, "heads": 1}, "channels=True: wanted a whole number"),
+        ({"channels": "8", "map_size": 4}, "channels='8': wanted a whole number"),
+        ({"channels": 10, "map_size": 4, "heads": 2.5}, "heads=2.5: wanted a whole number"),
+        ({"channels": 8, "map_size": 4, "heads": 0}, "8 channels do not split into 0 heads"),
+        ({"channels": 8, "map_size": 4, "stride": True}, "stride=True: wanted a whole number"),
+        ({"channels": 8, "map_size": 4, "content": "no"}, "content='no': wanted True or False"),
+        ({"channels": 8, "map_size": 4, "position": ["none"]}, r"unknown position \['none'\]; choose one of"),
     ],
 )
 def test_what_cannot_be_built_is_refused(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         MHSA2d(**arguments)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 3), (8, 3, 3)])

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from attneck.attention.relative import relative_attention_2d
 from attneck.errors import UserError
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.measure import count
-from attneck.measure.counts import FORMULAS, REST, meta_copy, relative_attention_flops
+from attneck.measure.counts import REST, meta_copy
 from attneck.models import catalog
 
 
@@ -209,41 +209,50 @@ def test_stages_hold_what_belongs_to_no_child():
     assert counts.stages == {"blocks": (16 + 20, 25 * (12 + 16)), REST: (16, 25 * 16)}
 
 
-def test_a_registered_operator_is_counted_by_its_formula(monkeypatch):
-    @torch.library.custom_op("attneck_test::attend", mutates_args=())
-    def attend(
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor,
-        rel_h: torch.Tensor,
-        rel_w: torch.Tensor,
-        H: int,
-        pool: bool,
-    ) -> torch.Tensor:
-        return relative_attention_2d(q, k, v, rel_h, rel_w, (H, q.shape[2] // H), pool, backend="plain")
+def count_by_exact_types(model: nn.Module, image: torch.Tensor) -> tuple[int, int]:
+    """(parameters, multiply-adds) as thop has them: by hooks on modules of exactly these types."""
+    params, madds = 0, 0
 
-    @attend.register_fake
-    def _(q, k, v, rel_h, rel_w, H, pool):
-        return torch.empty_like(q)
+    def note(module: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        nonlocal madds
+        if type(module) is nn.Conv2d:
+            madds += out.numel() * module.weight[0].numel()
+        elif type(module) is nn.Linear:
+            madds += out.numel() * module.in_features
 
-    class Net(nn.Module):
-        def __init__(self, opaque, content):
-            super().__init__()
-            self.opaque, self.content = opaque, content
-            self.rel_h, self.rel_w = nn.Parameter(torch.ones(9, 3)), nn.Parameter(torch.ones(11, 3))
+    hooks = []
+    for module in model.modules():
+        if type(module) in (nn.Conv2d, nn.Linear, nn.BatchNorm2d):
+            params += sum(parameter.numel() for parameter in module.parameters())
+            hooks.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        model(image)
+    for hook in hooks:
+        hook.remove()
+    return params, madds
 
-        def forward(self, x):
-            q = x.flatten(2).transpose(1, 2)[:, None]  # [B, 1, N, 3]
-            k = q if self.content else None
-            if self.opaque:
-                return attend(q, k, q, self.rel_h, self.rel_w, 5, False)
-            return relative_attention_2d(q, k, q, self.rel_h, self.rel_w, (5, 6), backend="plain")
 
-    monkeypatch.setitem(FORMULAS, "attneck_test::attend", relative_attention_flops)
-    for content in (True, False):
-        plain = count(Net(opaque=False, content=content), (5, 6)).madds
-        assert plain == 30 * 3 * ((1 + content) * 30 + 9 + 11)
-        assert count(Net(opaque=True, content=content), (5, 6)).madds == plain
+def test_other_people_s_counters_see_all_of_botnet50_on_the_cpu():
+    model, image = catalog.create_model("botnet50", image_size=64).eval(), torch.randn(1, 3, 64, 64)
+    attention = [module for module in model.modules() if isinstance(module, MHSA2d)]
+    tables = sum(p.numel() for layer in attention for p in (layer.rel_h, layer.rel_w))
+    # c5 at 64 pixels: one layer on 4x4 that pools and two on 2x2, C = 512, h = 4.
+    products = sum(N * 512 * (2 * N + 2 * (2 * side - 1)) for side, N in ((4, 16), (2, 4), (2, 4)))
+    counts = count(model, 64)
+    assert count_by_exact_types(model, image) == (counts.params - tables, counts.madds - products)
+
+    def flops(backward: bool) -> int:
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+            out = model(image)
+            if backward:
+                out.sum().backward()
+        return counter.get_total_flops()
+
+    assert flops(backward=False) == 2 * counts.madds
+    both = flops(backward=True)
+    for layer in attention:
+        layer.backend = "plain"
+    assert flops(backward=True) == both > 2 * 2 * counts.madds
 
 
 @pytest.mark.parametrize("size", [0, -1, (0, 4)])

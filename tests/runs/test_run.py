@@ -88,6 +88,24 @@ def test_what_is_not_there_is_said_in_a_line(tmp_path, ask, says):
     assert "\n" not in str(error.value)
 
 
+def test_a_resumed_run_keeps_its_library_of_products(tmp_path, monkeypatch):
+    """Another library rounds otherwise: the bits would depend on where a run was broken off."""
+    from attneck.attention.cpu import choice
+
+    recipe = Recipe.model_validate(TINY)
+    monkeypatch.setattr(choice, "_products", "mkl")
+    runs.train(recipe, tmp_path)
+    file = tmp_path / "environment.json"
+    assert json.loads(file.read_text())["float32_products"] == "mkl"
+    file.write_text(file.read_text().replace('"mkl"', '"onednn"'))
+    runs.train(recipe, tmp_path, resume=True)
+    assert choice.float32_products() == "onednn"
+    assert json.loads(file.read_text())["float32_products"] == "onednn"
+    file.write_text(file.read_text().replace('"onednn"', '"blas"'))
+    with pytest.raises(UserError, match="unknown library 'blas'"):
+        runs.train(recipe, tmp_path, resume=True)
+
+
 def test_a_run_without_a_checkpoint_has_no_model(tmp_path):
     (tmp_path / "recipe.yaml").write_text("{}")
     with pytest.raises(UserError, match="no checkpoint there"):

@@ -1,4 +1,4 @@
-"""MHSA in the place of 3×3 convolutions: which, where, on which maps; what stays; what refuses, and why."""
+"""MHSA instead of 3×3 convolutions: which, where, on which maps; what stays; what refuses, and why."""
 
 import re
 from typing import Any
@@ -24,7 +24,7 @@ def thin(block: type[nn.Module] = Bottleneck, **options: Any) -> ResNet:
 
 
 def network(name: str, **options: Any) -> nn.Module:
-    """timm's by name, torchvision's behind "tv:", without weights."""
+    """timm's by name, torchvision's after "tv:", without weights."""
     if name.startswith("tv:"):
         return torchvision.models.get_model(name.removeprefix("tv:"), **options)
     with torch.device("meta"):
@@ -158,7 +158,7 @@ def test_what_has_no_place_says_why(name: str, stage: int | str, reason: str) ->
         ({"blocks": (2,)}, r"blocks=\(2,\): wanted 'all', or numbers of the 2 blocks, layer4.0, layer4.1"),
         ({"blocks": ()}, r"blocks=\(\): wanted 'all'"),
         ({"blocks": "some"}, "blocks='some': wanted 'all'"),
-        ({"heads": 5}, "in the place of 'layer4.0.conv2': 32 channels do not split into 5 heads"),
+        ({"heads": 5}, "instead of 'layer4.0.conv2': 32 channels do not split into 5 heads"),
         ({"position": "sine"}, "unknown position 'sine'"),
         ({"position": "none", "content": False}, "leaves no logits"),
         ({"image_size": 0}, "image_size=0: wanted a positive side"),

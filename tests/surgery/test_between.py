@@ -30,8 +30,8 @@ def networks() -> dict[str, nn.Module]:
     torch.manual_seed(0)
     basic = {"block": torchvision.models.resnet.BasicBlock, "layers": [1, 1, 2, 2]}
     return {
-        "ReLU behind the addition": ResNet(Bottleneck, **THIN),
-        "SiLU behind the addition": ResNet(Bottleneck, **THIN, act_layer=nn.SiLU),
+        "ReLU after the addition": ResNet(Bottleneck, **THIN),
+        "SiLU after the addition": ResNet(Bottleneck, **THIN, act_layer=nn.SiLU),
         "torchvision's": torchvision.models.ResNet(**basic, num_classes=5),
         "pre-activation": timm.create_model("resnetv2_18", num_classes=5),
         "timm's RegNet": timm.create_model("regnetx_002", num_classes=5),

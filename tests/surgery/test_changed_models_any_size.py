@@ -43,9 +43,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         ).model
     ),
     "groups": lambda: attend(timm.create_model("regnetx_002"), image_size=64).model,
-    "BAM behind children in a row": lambda: bam("regnetx_002"),
-    "BAM behind a dense block": lambda: bam("densenet121", block_config=(1, 1, 1, 1)),
-    "BAM behind an activation": lambda: bam("vgg11_bn", mlp_ratio=1 / 64),
+    "BAM after children in a row": lambda: bam("regnetx_002"),
+    "BAM after a dense block": lambda: bam("densenet121", block_config=(1, 1, 1, 1)),
+    "BAM after an activation": lambda: bam("vgg11_bn", mlp_ratio=1 / 64),
     "BAM on one of several maps": lambda: bam("hrnet_w18_small"),
     "features": lambda: bam("test_resnet", features_only=True),
 }
@@ -83,7 +83,7 @@ def test_odd_and_oblong_images_in_either_format(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["all of it", "BAM behind children in a row", "BAM behind a dense block", "BAM on one of several maps"],
+    ["all of it", "BAM after children in a row", "BAM after a dense block", "BAM on one of several maps"],
 )
 def test_one_graph_for_sizes_that_change(name: str) -> None:
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What surgery put after a norm stays when a library replaces the norm, and before the norm is what it was."""
+"""What surgery put after a norm stays when a library replaces the norm."""
 
 import copy
 import pickle
@@ -12,6 +12,7 @@ import torchvision
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from attneck.layers import BAM, SqueezeExcite2d
 from attneck.surgery import insert_bam, insert_se
@@ -149,6 +150,36 @@ def test_the_norm_is_still_its_block_s_attribute() -> None:
     with torch.no_grad():
         model(x)
     assert calls == [1]
+
+
+def test_other_ways_to_replace_a_norm_run_what_follows_once() -> None:
+    """By a wrapper around it, past the attribute, or as a child of something else."""
+
+    class Wrapper(nn.Module):
+        def __init__(self, norm: nn.Module) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x)
+
+    model, x = thin(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want = model(x)
+        block = model.layer2[0]
+        norm = dict(model.named_modules())["layer2.0.bn3"]
+        block.bn3 = Wrapper(block.bn3)
+        assert block.bn3.norm is norm
+        assert torch.equal(model(x), want)
+        block._modules["bn3"] = torchvision.ops.FrozenBatchNorm2d(64, norm.eps)
+        block.bn3.load_state_dict(norm.state_dict())
+        torch.testing.assert_close(model(x), want)
+        model.layer1[0].set_submodule("bn3", copy.deepcopy(dict(model.layer1[0].named_children())["bn3"]))
+        torch.testing.assert_close(model(x), want)
+        row = nn.Sequential(model.layer1[0].bn3)
+        assert row[0] is dict(model.named_modules())["layer1.0.bn3"]
+        taps = create_feature_extractor(thin(insert_se), ["layer1.0.bn3", "fc"])(x)
+        torch.testing.assert_close(taps["fc"], thin(insert_se)(x))
 
 
 def test_copies_pickles_traces_and_graphs_have_it() -> None:

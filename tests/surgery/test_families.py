@@ -29,7 +29,7 @@ class Case:
     """A network, and what is to be found in it."""
 
     name: str
-    """timm's; torchvision's behind "tv:"."""
+    """timm's; torchvision's after "tv:"."""
     stages: tuple[Stage, ...]
     """Module, channels and side of the map."""
     blocks: int

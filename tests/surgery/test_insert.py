@@ -188,7 +188,7 @@ def test_grey_images_and_networks_without_a_configuration() -> None:
 
 def test_gradient_checkpointing_runs_them_too() -> None:
     x, gradients = torch.randn(4, 3, 64, 64), []
-    for checkpointing in ("none", "before", "behind"):
+    for checkpointing in ("none", "before", "after"):
         model = thin(zero_init_last=False)
         model.set_grad_checkpointing(checkpointing == "before")
         insert_bam(model, start="paper", reduction=4)
@@ -202,7 +202,7 @@ def test_gradient_checkpointing_runs_them_too() -> None:
             torch.testing.assert_close(other[name], gradient)
 
 
-def test_intermediate_features_are_behind_it() -> None:
+def test_intermediate_features_are_after_it() -> None:
     for name in ("test_resnet", "test_efficientnet", "test_convnext"):
         model = timm.create_model(name).eval()
         x = torch.randn(2, 3, 64, 64)
@@ -256,7 +256,7 @@ class Chain(nn.Module):
         return self.relu(self.conv2(self.stage2(self.stage1(x)))).mean(dim=(2, 3))
 
 
-def test_behind_what_is_called_once_and_before_the_pool() -> None:
+def test_after_what_is_called_once_and_before_the_pool() -> None:
     model = Chain()
     x = torch.randn(2, 3, 32, 32)
     want = model(x)

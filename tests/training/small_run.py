@@ -1,8 +1,12 @@
 """Not a test: a small net that can be made to break at one step, its task, and a run of both."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +18,7 @@ from attneck.training.distributed import World
 from attneck.training.loop import train_loop
 from attneck.training.recipe import Recipe
 
+PROGRAM = Path(__file__).with_name("two_small_runs.py")
 STEPS_PER_EPOCH = 3
 ALONE = World(0, 1, torch.device("cpu"))
 CLOCKS = {"seconds", "peak_gib"}
@@ -153,3 +158,17 @@ def digest(state: Any) -> str:
 def history(state: Any) -> list[dict[str, Any]]:
     """A checkpoint's records, without what differs from one run of the same to the next."""
     return [{key: value for key, value in one.items() if key not in CLOCKS} for one in state["history"]]
+
+
+def two_processes(folder: Path, kind: str) -> Any:
+    """What `two_small_runs.py` reports of its runs."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run(
+        [*command, str(PROGRAM), str(folder), kind],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))

@@ -48,6 +48,37 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, harm):
     assert (loaded["step"], damaged) == (1, [newest])
 
 
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_step_is_saved_again_without_a_moment_of_none(tmp_path, monkeypatch, writes):
+    """Broken off before the new sum is there, and between it and the new checkpoint."""
+    newest = checkpoint.save(tmp_path, 1, state(1))
+    whole, written = checkpoint.write_atomic, []
+
+    def write(path, data):
+        if len(written) == writes:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        whole(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomic", write)
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.save(tmp_path, 1, state(1) | {"history": ["a record"]})
+    loaded, path, damaged = checkpoint.load_latest(tmp_path)
+    assert (path, damaged, "history" in loaded) == (newest, [], False)
+    checkpoint.save(tmp_path, 1, state(1) | {"history": ["a record"]})
+    loaded, path, damaged = checkpoint.load_latest(tmp_path)
+    assert (path, damaged, loaded["history"]) == (newest, [], ["a record"])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_first_tensor_that_is_not_finite_is_named():
+    inf = torch.tensor([1.0, float("inf")])
+    state = {"step": 1, "model": {"bn.running_var": torch.ones(2)}, "optimizer": [{"momentum": inf}]}
+    assert checkpoint.not_finite(state) == "optimizer.0.momentum"
+    assert checkpoint.not_finite(state["model"] | {"count": torch.tensor(3), "average": None}) is None
+
+
 def test_none_whole_is_the_users_to_know(tmp_path):
     with pytest.raises(UserError, match="no checkpoint there"):
         checkpoint.load_latest(tmp_path)

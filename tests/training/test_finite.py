@@ -1,19 +1,11 @@
 """A value that is not finite changes nothing, is named, and a resumed run ends as if it had not come up."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from small_run import ALONE, At, Net, Task, digest, history, recipe, run, tensors
+from small_run import ALONE, At, Net, Task, digest, history, recipe, run, tensors, two_processes
 
 from attneck.errors import RunFailed
 from attneck.training import checkpoint, loop
-
-PROGRAM = Path(__file__).with_name("two_small_runs.py")
 
 
 @pytest.fixture
@@ -174,19 +166,6 @@ def test_a_checkpoint_of_another_kernel_goes_on_with_this_one(tmp_path, monkeypa
     monkeypatch.setattr(loop, "reads_at_once", lambda device: False)
     with pytest.raises(RunFailed, match="step 4"):
         run(tmp_path, recipe(checkpoint_steps=None), Task(ALONE, "nan", At(3)), resume=True)
-
-
-def two_processes(folder, kind):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*command, str(PROGRAM), str(folder), kind],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 
 @pytest.mark.slow

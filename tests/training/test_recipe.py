@@ -1,5 +1,7 @@
 """Recipes: strict, typed, and the same after a round trip."""
 
+import re
+
 import pytest
 import yaml
 from hypothesis import given
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 
 from attneck.errors import UserError
 from attneck.training.recipe import (
+    Optimizer,
     Recipe,
+    Schedule,
     differences,
     dump_recipe,
     load_recipe,
@@ -38,6 +42,9 @@ def test_shipped_recipes_load_and_survive_a_round_trip(name):
         ({"steps": 9, "schedule": {"warmup_epochs": 1}}, "beside steps give warmup_steps"),
         ({"schedule": {"warmup_epochs": 1, "warmup_steps": 9}}, "warmup_steps are given: leave one out"),
         ({"data": {"jitter": [0.5]}}, "data.jitter"),
+        ({"data": {"name": "cifra100"}}, "; perhaps you meant 'cifar100'"),
+        ({"data": {"train_split": "test"}}, "data.train_split='test'"),
+        ({"precision": "bfloat"}, "input should be 'float32' or 'bfloat16'; perhaps you meant 'bfloat16'"),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(content, says):
@@ -45,6 +52,117 @@ def test_what_does_not_fit_is_named_in_one_line(content, says):
         parse_recipe(content, "source")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"schedule": {"kind": "step"}}, "schedule.kind step has no milestones: give one or more"),
+        (
+            {"schedule": {"kind": "step", "milestones": [3, 2]}},
+            "are [3.0, 2.0]: give numbers over 0 in rising",
+        ),
+        ({"schedule": {"kind": "step", "milestones": [2, 2]}}, "give numbers over 0 in rising order"),
+        ({"schedule": {"kind": "step", "milestones": [-1, 2]}}, "give numbers over 0 in rising order"),
+        ({"schedule": {"kind": "step", "milestones": [0, 2]}}, "give numbers over 0 in rising order"),
+        ({"schedule": {"milestones": [3]}}, "schedule.milestones go with kind step, not cosine"),
+        ({"schedule": {"gamma": 0.2}}, "schedule.gamma goes with kind step, not cosine: leave it out"),
+        (
+            {"epochs": 2, "schedule": {"warmup_epochs": 2.5}},
+            "schedule.warmup_epochs is 2.5 of a run of 2 epochs",
+        ),
+        ({"schedule": {"warmup_epochs": 2}}, "schedule.warmup_epochs is 2 of a run of 1 epochs"),
+        ({"steps": 9, "schedule": {"warmup_steps": 10}}, "schedule.warmup_steps is 10 of a run of 9 steps"),
+        (
+            {"steps": 20, "steps_batch": 64, "batch": 128, "schedule": {"warmup_steps": 11}},
+            "schedule.warmup_steps is 11 of a run of 10 steps",
+        ),
+        ({"data": {"randaugment_layers": 3}}, "data.randaugment_layers goes with data.augment randaugment"),
+        (
+            {"data": {"name": "folder", "augment": "inception", "randaugment_magnitude": 15}},
+            "data.randaugment_magnitude goes with data.augment randaugment, not inception: leave it out",
+        ),
+        ({"data": {"jitter": [0.5, 2]}}, "data.jitter goes with data.augment scale_jitter, not none"),
+        ({"data": {"augment": "randaugment", "randaugment_magnitude": 31}}, "data.randaugment_magnitude=31"),
+        ({"data": {"augment": "randaugment", "randaugment_layers": -1}}, "data.randaugment_layers=-1"),
+        ({"data": {"image_size": 0}}, "data.image_size=0"),
+        ({"data": {"image_size": 1 << 20}}, "data.image_size=1048576"),
+        ({"data": {"train_size": 0}}, "data.train_size=0"),
+        ({"data": {"val_size": -1}}, "data.val_size=-1"),
+        ({"batch": 10, "accumulate": 3}, "a batch of 10 does not divide into 3 micro-batches"),
+    ],
+)
+def test_what_would_have_no_effect_or_a_wrong_one_is_refused(content, says):
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        parse_recipe(content, "source")
+    assert "\n" not in str(error.value)
+
+
+INFINITE = (float("inf"), float("-inf"), float("nan"))
+
+
+@pytest.mark.parametrize("value", INFINITE, ids=str)
+@pytest.mark.parametrize(
+    "field",
+    [
+        "model.options.drop_path",
+        "model.surgery_options.start",
+        "data.jitter",
+        "schedule.milestones",
+        *[
+            f"{name}.{field}" if name else field
+            for name, part in (("", Recipe()), ("optimizer", Optimizer()), ("schedule", Schedule()))
+            for field, value in part
+            if isinstance(value, float)
+        ],
+        "optimizer.clip_norm",
+    ],
+)
+def test_no_number_is_infinite_or_nan(field, value):
+    """Every field of a recipe that holds floats, options and lists included."""
+    wanted = {
+        "data.jitter": {"data": {"augment": "scale_jitter", "jitter": [0.1, value]}},
+        "schedule.milestones": {"schedule": {"kind": "step", "milestones": [1, value]}},
+    }
+    content = value
+    for step in reversed(field.split(".")):
+        content = {step: content}
+    with pytest.raises(
+        UserError, match=rf"^source: {re.escape(field)}(\.1)?={value}: input should be a finite"
+    ):
+        parse_recipe(wanted.get(field, content), "source")
+
+
+def test_the_written_out_defaults_of_other_kinds_are_no_mistake():
+    """A run's recipe.yaml names every field, also those of other augmentations and schedules."""
+    content = {
+        "data": {
+            "augment": "crop_flip",
+            "randaugment_layers": 2,
+            "randaugment_magnitude": 10,
+            "jitter": None,
+        },
+        "schedule": {"kind": "cosine", "milestones": [], "gamma": 0.1},
+    }
+    assert parse_recipe(content, "source").data.augmentation() == {"augment": "crop_flip"}
+
+
+def test_an_augmentation_goes_with_its_own_options():
+    data = parse_recipe({"data": {"augment": "randaugment", "randaugment_magnitude": 15}}, "source").data
+    assert data.augmentation() == {
+        "augment": "randaugment",
+        "randaugment_layers": 2,
+        "randaugment_magnitude": 15,
+    }
+    data = parse_recipe({"data": {"augment": "scale_jitter", "jitter": [0.1, 2]}}, "source").data
+    assert data.augmentation() == {"augment": "scale_jitter", "jitter": (0.1, 2.0)}
+
+
+def test_a_warm_up_in_steps_may_not_outlast_the_epochs():
+    recipe = Recipe.model_validate({"epochs": 2, "schedule": {"warmup_steps": 15}})
+    assert recipe.total_steps(8) == 16
+    with pytest.raises(ValueError, match="warmup_steps is 15 of a run of 14 steps"):
+        recipe.total_steps(7)
 
 
 def test_every_complaint_is_made_at_once():
@@ -98,7 +216,8 @@ def test_values_on_the_command_line_are_refused_in_a_line():
         with pytest.raises(UserError, match=says) as error:
             parse("demo", words)
         assert "\n" not in str(error.value)
-    assert parse("coco-1x", ["--steps", "10", "--data.jitter", "0.5", "2"]).recipe.data.jitter == (0.5, 2.0)
+    words = ["--steps", "10", "--schedule.warmup-steps", "0", "--data.jitter", "0.5", "2"]
+    assert parse("coco-1x", words).recipe.data.jitter == (0.5, 2.0)
 
 
 def test_options_on_the_command_line_are_added_to_the_recipes_own():

@@ -1,6 +1,7 @@
 """Every shipped recipe, as it is but small, takes its steps."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -21,11 +22,12 @@ def small(name: str) -> Recipe:
     data, model = content["data"], content["model"]
     data |= {"train_size": 16, "val_size": 16, "workers": 0}
     content |= {"batch": 8, "epochs": 1, "steps": None, "steps_batch": None}
+    content["schedule"] |= {"warmup_epochs": 0, "warmup_steps": 0}
     if data["name"] == "folder":
         data |= {"root": "tiny-imagenet-20", "image_size": 64}
     if model["name"] in catalog.list_detectors():
         data |= {"train_size": 4, "val_size": 4}
-        content |= {"batch": 2, "schedule": {**content["schedule"], "warmup_steps": 0}}
+        content["batch"] = 2
         if isinstance(catalog.find(model["name"]).options, RCNNOptions):
             data["image_size"] = 128
             model["options"] |= SMALL
@@ -50,6 +52,65 @@ def test_recipes_say_what_they_reach_and_how_to_run_them():
     for name in shipped_recipes():
         opening = (SHIPPED / f"{name}.yaml").read_text().split("reach:")[0]
         assert f"attneck train {name}" in opening, name
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "imagenet-100",
+            ["rate", "warm-up", "momentum 0.9", "Nesterov", "decay of weights alone", "bfloat16"],
+        ),
+        ("imagenet-200", ["rate", "warm-up", "cosine", "momentum", "what decays", "see imagenet-100"]),
+        (
+            "imagenet-350",
+            [
+                *("rate", "warm-up", "cosine", "momentum", "what decays", "batch 4096", "dropout 0.2"),
+                *("two layers and label smoothing 0.1", "average of the weights", "as in imagenet-100"),
+            ],
+        ),
+        (
+            "imagenet-bam",
+            ["90 epochs", "batch 256", "Nesterov", "decay 1e-4 of every parameter", "SqueezeNet"],
+        ),
+        ("cifar100-bam", ["200 epochs", "batch 128", "Nesterov", "5e-4 of every parameter"]),
+        *[
+            (f"coco-{times}x", ["momentum 0.9", "Nesterov", "decay of weights alone", "flip"])
+            for times in (1, 2, 3, 6)
+        ],
+        ("coco-1280", ["as in coco-1x"]),
+    ],
+)
+def test_a_paper_recipe_names_what_its_paper_does_not_give(name, words):
+    head = " ".join((SHIPPED / f"{name}.yaml").read_text().split("reach:")[0].replace("#", "").split())
+    assert [word for word in words if word not in head] == []
+
+
+def test_paper_recipes_train_as_their_papers_and_heads_say():
+    """BoTNet §2: SGD with momentum; A.2's codebase decays weights alone. BAM's published code decays all."""
+    for name in shipped_recipes():
+        optimizer = load_recipe(name).optimizer
+        if name.startswith(("imagenet-", "coco-")) and name != "coco-overfit":
+            assert not optimizer.nesterov, name
+        if name in ("imagenet-bam", "cifar100-bam"):
+            assert optimizer.decay_all, name
+        elif name != "coco-bam" and name.startswith(("imagenet-", "coco-")):
+            assert not optimizer.decay_all, name
+    decays = {name: load_recipe(name).optimizer.weight_decay for name in shipped_recipes()}
+    assert decays["imagenet-100"] == 1e-4
+    assert decays["imagenet-200"] == 8e-5
+    assert {decays[f"coco-{kind}"] for kind in ("1x", "2x", "3x", "6x", "1280")} == {4e-5}
+
+
+def test_squeezenets_commands_have_its_own_rate():
+    """It has no BatchNorm: the recipe's rate of 0.1 is not for it."""
+    from attneck.commands.train import parse
+
+    head = (SHIPPED / "imagenet-bam.yaml").read_text().split("reach:")[0]
+    (command,) = re.findall(r"attneck train imagenet-bam (--model.name squeezenet\S+ .*\n.*)", head)
+    words = command.replace("\\\n#", "").split()
+    optimizer = parse("imagenet-bam", words).recipe.optimizer
+    assert (optimizer.lr, optimizer.lr_batch, optimizer.weight_decay) == (0.04, 512, 2e-4)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
-"""BatchNorm over processes of which some, or all, have nothing: as of the others alone, and never NaN."""
+"""BatchNorm over all processes: of every kind, with all that hangs on it, also where some have nothing."""
 
+import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +10,27 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from norm_families import FAMILIES, norms
 from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from attneck.training.norms import SyncBatchNorm, synchronise_batchnorm
 
-PROGRAM = Path(__file__).with_name("sync_with_an_empty_batch.py")
+
+def two_processes(program):
+    """What both processes of a program under torchrun report."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run(
+        [*command, str(Path(__file__).with_name(program))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(found) == 2
+    return found
 
 
 @pytest.fixture
@@ -56,18 +74,7 @@ def test_a_single_process_is_as_plain_batchnorm(alone, shape):
 @pytest.mark.slow
 def test_two_processes_of_which_one_has_nothing():
     """The layer, and a Mask R-CNN of which one process sees images without objects, under torchrun."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--standalone",
-        str(PROGRAM),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) == 2
+    found = two_processes("sync_with_an_empty_batch.py")
     for process in found:
         # The layer in float64 against torch's own on all that there is.
         assert process["outputs"] < 1e-12
@@ -78,3 +85,84 @@ def test_two_processes_of_which_one_has_nothing():
         assert process["finite"]
     assert found[0]["sum_of_gradients"] == pytest.approx(found[1]["sum_of_gradients"], rel=1e-6)
     assert found[0]["sum_of_gradients"] > 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_network_stays_the_same_function(family, device):
+    """On the CPU here, whatever device the conversion is for: in evaluation, and alone in training.
+
+    Tensors' names, children and hooks stay, and every BatchNorm is one over processes afterwards.
+    """
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    count = len(norms(model))
+    names, modules = list(model.state_dict()), [*model.named_modules()]
+    fired = []
+    norms(model)[-1].register_forward_hook(lambda *_: fired.append(1))
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        want = model(images)
+        trained = copy.deepcopy(model).train()(images)
+    fired.clear()
+    assert synchronise_batchnorm(model, torch.device(device)) == count
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), want, rtol=0, atol=1e-6)
+        assert fired == [1]
+        copied = copy.deepcopy(model)
+        torch.testing.assert_close(copied(images), want, rtol=0, atol=1e-6)
+        torch.testing.assert_close(copied.train()(images), trained, rtol=0, atol=1e-6)
+    kind = nn.SyncBatchNorm if device == "cuda" else SyncBatchNorm
+    for one in (model, copied):
+        assert [isinstance(norm, kind) for norm in norms(one)] == [True] * count
+        assert list(one.state_dict()) == names
+    assert [*model.named_modules()] == modules
+    assert synchronise_batchnorm(model, torch.device(device)) == count, "a second time changes nothing"
+
+
+@pytest.mark.slow
+def test_two_processes_are_as_one_with_the_whole_batch():
+    """Every family under torchrun, in float64: outputs, gradients and running statistics."""
+    for process in two_processes("sync_families.py"):
+        assert list(process) == list(FAMILIES)
+        for family, errors in process.items():
+            assert max(errors.values()) < 1e-9, (family, errors)
+
+
+class Own(nn.BatchNorm2d):
+    """Computes the norm by itself."""
+
+    def forward(self, x):
+        return x * self.weight[:, None, None]
+
+
+class Through(nn.BatchNorm2d):
+    """Leaves the norm to torch."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_norm_that_cannot_be_synchronised_is_refused(device):
+    replaced = nn.BatchNorm2d(3)
+    replaced.forward = lambda x: x
+    for norm in (Own(3), replaced):
+        model = nn.Sequential(nn.BatchNorm1d(3), norm)
+        with pytest.raises(
+            ValueError, match=r"^1, a .*, has a forward of its own and cannot be synchronised"
+        ):
+            synchronise_batchnorm(model, torch.device(device))
+        assert type(model[0]) is nn.BatchNorm1d, "nothing is changed then"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_other_kind_is_synchronised_and_frozen_ones_are_none(device, alone):
+    model = nn.Sequential(Through(3), nn.BatchNorm3d(3), nn.BatchNorm1d(3), FrozenBatchNorm2d(3))
+    assert synchronise_batchnorm(model, torch.device(device)) == 3
+    assert type(model[3]) is FrozenBatchNorm2d
+    x = torch.randn(4, 3, 5, 5)
+    plain = nn.BatchNorm2d(3)
+    if device == "cpu":  # torch's own, in training, takes only what lies on a GPU
+        torch.testing.assert_close(model[0](x), 2 * plain(x))
+    torch.testing.assert_close(model[0].eval()(x), 2 * plain.eval()(x))

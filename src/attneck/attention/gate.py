@@ -5,17 +5,19 @@ O outer and I inner: C x HW, or HW x C in channels_last. One branch then speaks 
 the columns, so one formula does for both formats.
 
 The gate keeps x and what the branches said, and computes its weights again for backward. On the CPU it works
-in pieces that stay in the cache. A compiler is given the formula instead, which it fuses by itself.
+in pieces that stay in the cache. A compiler is given the formula instead, which it fuses by itself; so are
+`torch.func`'s transforms, forward-mode derivatives and second derivatives, which need PyTorch's operations.
 """
 
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from attneck.attention.graph import in_a_graph
+from attneck.attention import twice
+from attneck.attention.graph import in_a_graph, transformed
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
@@ -28,29 +30,81 @@ PIECE = 1 << 18
 """Numbers in a piece: 1 MiB in float32."""
 
 
-def gate(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str = "sum") -> Tensor:
-    """x + x * sigmoid(combine(c, p)), the branches broadcast over the map; x's memory format is kept.
+BACKENDS = ("auto", "plain")
 
-    Differentiable once.
+
+class Handover(threading.local):
+    """Where the gate's backward leaves x's gradient for `squeeze`'s, which adds to it in place.
+
+    What autograd passes can be kept by others: by hooks, or by a caller who asked for it. Nobody else sees
+    this gradient; autograd passes its number in `left`, from 1, or 0 for none. Each thread has its own list.
+    It is a list because a backward can run inside another.
+    """
+
+    def __init__(self) -> None:
+        self.left: list[Tensor] = []
+
+    def leave(self, gradient: Tensor) -> Tensor:
+        """The number to pass on, a tensor [1]."""
+        self.left.append(gradient)
+        return torch.tensor([len(self.left)], dtype=torch.float32, device="cpu")
+
+    def take(self, number: Tensor) -> Tensor | None:
+        """The gradient of this number, and away with any left later, by a backward that was broken off."""
+        place = int(number) - 1
+        if place < 0:
+            return None
+        gradient = self.left[place]
+        del self.left[place:]
+        return gradient
+
+
+def gate(
+    x: Tensor,
+    c: Tensor | None,
+    p: Tensor | None,
+    combine: str = "sum",
+    *,
+    backend: Literal["auto", "plain"] = "auto",
+) -> Tensor:
+    """x + x * sigmoid(combine(c, p)), the branches broadcast over the map; x's memory format is kept.
 
     Args:
         x: [B, C, H, W].
         c: channel logits [B, C], or None for the spatial branch alone.
         p: spatial logits [B, 1, H, W], or None for the channel branch alone.
         combine: "sum", "prod" or "max"; unused with one branch.
+        backend: "plain" is ordinary PyTorch, for every derivative and transform. "auto" is less memory and
+            time where the tensors are computed at once, and "plain" elsewhere; second derivatives are right
+            with both.
 
     Returns:
         [B, C, H, W], of the dtype that the three promote to.
 
     Raises:
-        ValueError: for shapes that do not fit, no branch at all, or an unknown `combine`.
+        ValueError: for shapes that do not fit, no branch at all, or an unknown `combine` or `backend`.
     """
     _check(x, c, p, combine)
-    if in_a_graph():
-        # x stands first: where operands disagree about the memory format, PyTorch follows the first.
-        return torch.addcmul(x, x, gate_weights(x, c, p, combine))  # [B, C, H, W]
-    out: Tensor = _Gate.apply(x, c, p, combine)
+    check_backend(backend)
+    if backend == "plain" or in_a_graph() or transformed() or x.numel() == 0:
+        return _plain(x, c, p, combine)
+    out: Tensor = _Gate.apply(x, c, p, combine, None, None)
     return out
+
+
+def gate_handing_over(
+    x: Tensor, c: Tensor | None, p: Tensor | None, combine: str, token: Tensor, handover: Handover
+) -> Tensor:
+    """`gate`, whose backward leaves x's gradient in `handover` for the node that made the token [1]."""
+    _check(x, c, p, combine)
+    out: Tensor = _Gate.apply(x, c, p, combine, token, handover)
+    return out
+
+
+def check_backend(backend: str) -> None:
+    """ValueError for an unknown one."""
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
 def gate_weights(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str = "sum") -> Tensor:
@@ -71,7 +125,7 @@ def _check(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> None:
         raise ValueError(f"c has shape {list(c.shape)}, wanted one logit a channel, [B, C] = [{B}, {C}]")
     if p is not None and p.shape != (B, 1, H, W):
         raise ValueError(
-            f"p has shape {list(p.shape)}, wanted one logit a place, [B, 1, H, W] = [{B}, 1, {H}, {W}]"
+            f"p has shape {list(p.shape)}, wanted one logit a position, [B, 1, H, W] = [{B}, 1, {H}, {W}]"
         )
     if combine not in COMBINES:
         raise ValueError(f"unknown combine {combine!r}; choose one of {', '.join(COMBINES)}")
@@ -90,24 +144,42 @@ def _sigmoid(a: Tensor | None, b: Tensor | None, combine: str) -> Tensor:
     return only.sigmoid()
 
 
+def _plain(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor:
+    """`gate` by ordinary PyTorch."""
+    # x stands first: where operands disagree about the memory format, PyTorch follows the first.
+    return torch.addcmul(x, x, gate_weights(x, c, p, combine))  # [B, C, H, W]
+
+
 class _Gate(torch.autograd.Function):
-    """`gate`, whose docstring has the arguments."""
+    """`gate`, whose docstring has the arguments; the last two are those of `gate_handing_over`, or None."""
 
     @staticmethod
-    def forward(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor:
+    def forward(
+        x: Tensor,
+        c: Tensor | None,
+        p: Tensor | None,
+        combine: str,
+        token: Tensor | None,
+        handover: Handover | None,
+    ) -> Tensor:
         return _forward(x, c, p, combine)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, c, p, ctx.combine = inputs
+        x, c, p, ctx.combine, _, ctx.handover = inputs
         ctx.save_for_backward(x, c, p)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, c, p), wanted = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        if twice.is_asked_twice():
+            of_all = twice.gradients(lambda x, c, p: _plain(x, c, p, ctx.combine), (x, c, p), grad, wanted)
+            return *of_all, None, None, None
         gradients = _backward(grad, x, c, p, ctx.combine, wanted)
-        return *(g if asked else None for g, asked in zip(gradients, wanted, strict=True)), None
+        dx, dc, dp = (g if asked else None for g, asked in zip(gradients, wanted, strict=True))
+        if dx is not None and ctx.needs_input_grad[4]:  # the token's node runs after this one
+            return None, dc, dp, None, ctx.handover.leave(dx), None
+        return dx, dc, dp, None, None, None
 
 
 def _forward(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor:

@@ -62,7 +62,7 @@ def relative_logits_2d(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[
 
 
 def absolute_logits_2d(q: Tensor, abs_h: Tensor, abs_w: Tensor, map_size: tuple[int, int]) -> Tensor:
-    """q (Eh[y'] + Ew[x'])^T with the key's place: -> [B, h, N, N] (BoTNet, Tables 4 and 19).
+    """q (Eh[y'] + Ew[x'])^T with the key's position: -> [B, h, N, N] (BoTNet, Tables 4 and 19).
 
     q [B, h, N, d]; abs_h [H, d]; abs_w [W, d].
     """
@@ -136,7 +136,7 @@ def batch_norm(
 
 
 def convolution_1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A matrix at every place: x [B, C, H, W], weight [O, C, 1, 1], bias [O] -> [B, O, H, W]."""
+    """A matrix at every position: x [B, C, H, W], weight [O, C, 1, 1], bias [O] -> [B, O, H, W]."""
     y = torch.einsum("bchw,oc->bohw", x, weight[:, :, 0, 0])  # [B, O, H, W]
     return y if bias is None else y + bias[None, :, None, None]
 

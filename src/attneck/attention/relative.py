@@ -3,8 +3,8 @@
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order (token y*W + x).
 
 The relative logits factor by axis: q.rel_h is N x (2H-1) and q.rel_w is N x (2W-1), so no N x N x d tensor
-ever exists. A table's row is an *offset*, key minus query, and a query at place y reads the L rows that
-start at L-1-y: `_skew` takes them all by slicing alone.
+ever exists. A table's row is an *offset*, key minus query, and a query at position y reads the L rows
+that start at L-1-y: `_skew` takes them all by slicing alone.
 """
 
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def relative_logits_2d(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[
 
 
 def resample_table(table: Tensor, length: int) -> Tensor:
-    """A relative table for a map side of `length` cells: [2L-1, d] -> [2*length-1, d].
+    """A relative table for a map side of `length` positions: [2L-1, d] -> [2*length-1, d].
 
     Linear along the offsets, differentiable, and the very same tensor when the length is unchanged. Both ends
     and the centre map onto each other ("align corners"): the centre is offset 0, where a token looks at
@@ -191,7 +191,7 @@ def _axis_logits(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[int, i
 
 
 def _skew(by_offset: Tensor) -> Tensor:
-    """From offsets to places, out[..., i, j] = x[..., i, j-i+L-1]: [..., L, 2L-1] -> [..., L, L].
+    """From offsets to positions, out[..., i, j] = x[..., i, j-i+L-1]: [..., L, 2L-1] -> [..., L, L].
 
     In the flattened L*(2L-1) entries, (i, j-i+L-1) stands at L-1 + i*(2L-2) + j: rows 2L-2 apart, from L-1
     on.

@@ -74,6 +74,7 @@ def bench(
 
     import torch
 
+    from attneck.attention.cpu.choice import float32_products
     from attneck.files import write_atomic
     from attneck.measure import contestants
     from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
@@ -124,7 +125,8 @@ def bench(
     }
     document = {
         "what": what,
-        "environment": environment() | {"torch_threads": torch.get_num_threads()},
+        "environment": environment()
+        | {"torch_threads": torch.get_num_threads(), "float32_products": float32_products()},
         "gemm_gflops": ceilings,
         "copy_gbytes": bandwidth_ceiling(device) / 1e9,
     }

@@ -88,7 +88,7 @@ def open_annotated(
 def read_annotations(
     name: str, split: str, root: str | os.PathLike[str] | None = None, masks: bool = False
 ) -> Annotations:
-    """What the files of a set say, with everything that does not fit; no image is opened.
+    """Reads the files of a set, with every problem in them; opens no image.
 
     `masks`: whether every object must have one.
     """

@@ -17,7 +17,7 @@ from attneck.data.table import open_data
 
 Item = tuple[Tensor, dict[str, Tensor]]
 SIDES = {"scale_jitter": 1024, "ssd": 300}
-"""Of the squares that these make, in pixels, where no other is asked for."""
+"""The default image_size of these augmentations, in pixels."""
 
 
 class DetectionDataset(Dataset[Item]):
@@ -34,8 +34,8 @@ class DetectionDataset(Dataset[Item]):
 
     augment "none": the image as it is; where `image_size` is given, its longer side resized to that, and
     padded to a square below and on the right. "flip": the same, and every second one mirrored.
-    "scale_jitter": every second one mirrored, the longer side resized to image_size times a draw from
-    `jitter`, cut or padded to the square (BoTNet section 4.1). "ssd": see `SSDAugment`.
+    "scale_jitter": every second one mirrored, then `resize_crop_pad` by a draw from `jitter` (BoTNet section
+    4.1). "ssd": see `SSDAugment`.
 
     A subclass gives `read`, `record`, `__len__` and `dropped`, the number of its objects that are
     left out of training because their box has no size.
@@ -66,11 +66,11 @@ class DetectionDataset(Dataset[Item]):
             self._ssd = SSDAugment(self.image_size)
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
-        """An image as it is in its file, uint8 [H, W, 3], and what is known of it."""
+        """An image as it is in its file, uint8 [H, W, 3], and its record."""
         raise NotImplementedError
 
     def record(self, index: int) -> Record:
-        """What is known of an image."""
+        """The record of an image: its file, its size and its objects."""
         raise NotImplementedError
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Where data sets lie on this machine."""
+"""Finds the folder of a data set on this machine."""
 
 import os
 from pathlib import Path

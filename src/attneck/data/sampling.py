@@ -1,6 +1,6 @@
 """Stateless order and augmentation: every random draw is a function of what it is for.
 
-No random state is kept, so none has to be saved: the order of an epoch is a function of (seed, epoch), the
+No random state is kept, so none has to be saved. The order of an epoch is a function of (seed, epoch), the
 augmentation of an image of (seed, epoch, index), and the randomness inside a step (dropout, drop path,
 mixup) of (seed, step, rank). Training that resumes at any step, with any number of workers, sees the same
 bits.
@@ -66,7 +66,7 @@ def order(seed: int, epoch: int, length: int) -> Tensor:
 
 
 def spread(count: int, size: int, name: str) -> NDArray[np.int64]:
-    """`size` indices evenly spread over 0 … count-1, int64; ValueError when there are not so many."""
+    """`size` indices evenly spread over 0 … count-1, int64; ValueError when size is over count."""
     if size > count:
         raise ValueError(f"{name}: size is {size} of {count} images: choose {count} or fewer")
     return np.arange(size) * count // size

@@ -41,7 +41,12 @@ class Kind:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A row: `source` says what must lie in the data folder ("" for a drawn set); `kinds` has a `Kind` a task."""
+    """A row.
+
+    Args:
+        source: what must lie in the data folder, and where it comes from; "" for a drawn set.
+        kinds: a `Kind` for each task that the set serves, "classification" or "detection".
+    """
 
     source: str
     kinds: Mapping[str, Kind]

@@ -1,4 +1,4 @@
-"""What all detectors have in common with torchvision's."""
+"""What all detectors share: the check of their classes, float32 results, and empty detections."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from torch import Tensor
 
 
 def check_classes(num_classes: int) -> None:
-    """ValueError unless there is a class beside the background."""
+    """ValueError unless there is a class besides the background."""
     if num_classes < 2:
-        raise ValueError(
-            f"num_classes={num_classes}: a detector wants the background and one class more, 2 at least"
-        )
+        raise ValueError(f"num_classes={num_classes}: wanted the background and one class more, 2 at least")
 
 
 def precise(x: Tensor) -> Tensor:
-    """What a head says, in float32 at least: in bfloat16 a coordinate near 1000 is four pixels coarse."""
+    """x in float32 at least: in bfloat16 a coordinate near 1000 is rounded to four pixels."""
     return x.to(at_least_float32(x.dtype))
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """float32 for what is coarser, as autocast makes it; float64 stays."""
+    """float32 in place of bfloat16 and float16, which autocast makes; float64 stays."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def nothing_found(batch: Tensor, masks: bool = False) -> list[dict[str, Tensor]]:
-    """A detection without boxes for each image of a batch [B, …], [B, C, H, W] where there are masks."""
+    """An empty detection for each image of a batch [B, …]; with `masks` the batch is [B, C, H, W]."""
     boxes = batch.new_empty(0, 4)
     empty = {"boxes": boxes, "labels": boxes[:, 0].long(), "scores": boxes[:, 0]}
     if masks:

@@ -1,9 +1,9 @@
-"""How good detections are: COCO's average precision and PASCAL VOC's.
+"""Average precision of detections, by COCO's rules and by PASCAL VOC's.
 
 Both take the ground truth in COCO's form (`images`, `annotations`, `categories`) and the detections as
 COCO's results: a list of `image_id`, `category_id`, `score`, and `bbox` (x, y, width, height in pixels of the
-image's file) or `segmentation` (run lengths) or both. Scores are fractions; -1 stands where there was nothing
-to find.
+image's file) or `segmentation` (run lengths) or both. Scores are fractions. A score is -1 where there are no
+objects.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def coco_scores(
 ) -> dict[str, dict[str, float]]:
     """COCO's twelve scores of boxes ("bbox") and of masks ("segm"), as pycocotools has them.
 
-    A detection that falls on a crowd counts neither way. For "segm" the area of a detection is its mask's.
-    Only the 100 best detections of an image and a class count.
+    A detection on a crowd counts as neither right nor wrong. For "segm" the area of a detection is its
+    mask's. Only the 100 best detections of an image and a class count.
 
-    Raises ValueError for detections of images or categories that the ground truth has not, for a score that
-    is no number, a box of other than four numbers, a mask of another size than the image's, and for boxes or
-    masks that are asked for and not everywhere.
+    Raises ValueError for detections of images or categories that the ground truth does not have, for a score
+    that is no finite number, a box that is not four numbers, a mask of another size than its image, and if
+    boxes or masks are asked for and some objects or detections have none.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -50,7 +50,7 @@ def coco_scores(
                 f"{len(lacking)} objects or detections have no {field}, the first of image "
                 f"{lacking[0]['image_id']}: score {kind} only where all have one"
             )
-        # The evaluator writes into what it is given, and takes an annotation of id 0 for no match.
+        # The evaluator writes into its arguments, and reads an annotation's id of 0 as "no match".
         objects = [annotation | {"id": i} for i, annotation in enumerate(ground_truth["annotations"], 1)]
         truth = COCO(ground_truth | {"annotations": objects})
         keys = ("image_id", "category_id", "score", field)
@@ -67,13 +67,13 @@ def voc_scores(
     """mAP at IoU 0.5 and each class's AP, by the rules of VOC's devkit.
 
     rule "11-point" is VOC 2007's: the mean over recall 0, 0.1 … 1 of the best precision at that recall or
-    more. "area" is that of 2010 and after: the area under that best precision.
+    more. "area" is that of 2010 and later: the area under that best precision.
 
-    Detections of a class are taken from the highest score down, equal ones as they come. Each belongs to the
-    object that it overlaps most, and is right if that is by half or more and no detection before it was; a
-    second one is wrong, and one of a `difficult` object counts neither way. The devkit's boxes hold their
-    last pixel, xmax - xmin + 1 wide: they are `width` wide here. The mean is over the classes that have
-    objects which are not difficult.
+    Detections of a class are taken from the highest score down, equal ones in the order given. Each belongs
+    to the object that it overlaps most. It is right if the IoU is 0.5 or more and no detection before it was
+    right for that object; a second one is wrong. One of a `difficult` object counts as neither. The devkit's
+    boxes include their last pixel, so they are xmax - xmin + 1 wide; that is `width` here. The mean is over
+    the classes that have objects which are not difficult.
 
     Raises ValueError as `coco_scores` does.
     """
@@ -88,7 +88,7 @@ def voc_scores(
 
 
 def check_detections(ground_truth: Truth, detections: Detections) -> None:
-    """ValueError unless the detections are of this ground truth, and well formed."""
+    """ValueError unless each detection belongs to the ground truth and is well formed; see `coco_scores`."""
     sizes = {image["id"]: [image["height"], image["width"]] for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}
     for detection in detections:
@@ -96,7 +96,7 @@ def check_detections(ground_truth: Truth, detections: Detections) -> None:
             if detection.get(key) not in known:
                 raise ValueError(
                     f"a detection has {key} {detection.get(key)!r}, which is none of the ground truth's "
-                    f"{len(known)}: give the detections of this ground truth"
+                    f"{len(known)}: give detections of the same images and categories"
                 )
         where, score = f"a detection of image {detection['image_id']}", detection.get("score")
         if not _finite(score):
@@ -123,7 +123,7 @@ def _by_category(rows: Detections) -> defaultdict[int, Detections]:
 
 
 def _voc_class(objects: Detections, found: Detections, rule: str) -> float:
-    """The AP of one class; -1 when all its objects are difficult, or there are none."""
+    """The AP of one class; -1 if it has no objects, or only difficult ones."""
     difficult = np.array([bool(row.get("difficult")) for row in objects], dtype=bool)
     total = int((~difficult).sum())
     if not total:
@@ -138,30 +138,30 @@ def _voc_class(objects: Detections, found: Detections, rule: str) -> float:
 
 
 def average_precision(right: NDArray[np.bool_], total: int, rule: str) -> float:
-    """AP of detections in falling order of their score, right or wrong, where there are `total` objects."""
+    """AP of detections, right or wrong, from the highest score down, where there are `total` objects."""
     hits = np.cumsum(right)
     precision = hits / np.arange(1, len(hits) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or more
     if rule == "area":
         return float(best[right].sum() / total)
     # Recall of k/10 or more, in whole numbers: 0.1 + 0.2 is not 0.3 in floating point.
-    places = np.searchsorted(10 * hits, np.arange(11) * total)
-    return float(np.append(best, 0.0)[places].sum() / 11)
+    indices = np.searchsorted(10 * hits, np.arange(11) * total)
+    return float(np.append(best, 0.0)[indices].sum() / 11)
 
 
 def _most_overlapped(objects: Detections, found: Detections) -> NDArray[np.int64]:
-    """For each detection the object that it overlaps most, if by half or more, or -1, int64 [len(found)]."""
+    """The object that each detection overlaps most, -1 where the IoU is below 0.5: int64 [len(found)]."""
     hit = np.full(len(found), -1, dtype=np.int64)
-    places: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for side, rows in enumerate((objects, found)):
+    by_image: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for kind, rows in enumerate((objects, found)):
         for i, row in enumerate(rows):
-            places[row["image_id"]][side].append(i)
-    for there, here in places.values():
-        if there and here:
-            overlap = _iou([found[i]["bbox"] for i in here], [objects[i]["bbox"] for i in there])
+            by_image[row["image_id"]][kind].append(i)
+    for of_objects, of_found in by_image.values():
+        if of_objects and of_found:
+            overlap = _iou([found[i]["bbox"] for i in of_found], [objects[i]["bbox"] for i in of_objects])
             most = overlap.argmax(axis=1)
             half = overlap.max(axis=1) >= 0.5
-            hit[here] = np.where(half, np.array(there)[most], -1)
+            hit[of_found] = np.where(half, np.array(of_objects)[most], -1)
     return hit
 
 

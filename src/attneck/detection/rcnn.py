@@ -38,14 +38,14 @@ class RCNN(detection.FasterRCNN):
     the backbone keep the weights and statistics that were loaded.
 
     Args:
-        backbone: see `FPN`; its BatchNorms get the momentum of `options`, and in BoTNet's variant the epsilon
-            of A.2.
+        backbone: see `FPN`; its BatchNorms, unless frozen, get the momentum of `options`, and in BoTNet's
+            variant the epsilon of A.2.
         num_classes: K, background counted, as in all of torchvision's detectors (COCO: 81).
         image_size: (height, width) in pixels that images are fitted into in evaluation.
         options: everything else.
 
     Raises:
-        ValueError: no class beside the background, a backbone that returns no maps, or `freeze_norms` and a
+        ValueError: no class besides the background, a backbone that returns no maps, or `freeze_norms` and a
             backbone without BatchNorm; in the first step, where a frozen BatchNorm has no statistics.
     """
 
@@ -72,17 +72,18 @@ class RCNN(detection.FasterRCNN):
             **parts,
         )
         self.transform = Transform(image_size, max(STEP, pyramid.reductions[-1]))
+        self._freeze_norms = options.freeze_norms
+        self._statistics_seen = not options.freeze_norms
+        frozen = list(self._frozen().values())
+        if options.freeze_norms and not frozen:
+            raise ValueError("freeze_norms=True would change nothing: this backbone has no BatchNorm")
+        for norm in frozen:
+            norm.requires_grad_(False)
         for module in self.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, _BatchNorm) and module not in frozen:
                 module.momentum = options.norm_momentum
                 if not plain:
                     module.eps = NORM_EPSILON
-        self._freeze_norms = options.freeze_norms
-        self._statistics_seen = not options.freeze_norms
-        if options.freeze_norms and not self._frozen():
-            raise ValueError("freeze_norms=True would change nothing: this backbone has no BatchNorm")
-        for norm in self._frozen().values():
-            norm.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> RCNN:

@@ -1,4 +1,4 @@
-"""What detectors give, as COCO's results: the standard JSON of detections."""
+"""Detections as COCO's results: the standard JSON."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def to_coco_detections(
     """Detections in pixels of the images' files, best first within an image.
 
     Each has `image_id`, `category_id`, `bbox` (x, y, width, height, to a hundredth of a pixel), `score`, and,
-    where the output has masks, `segmentation` (run lengths; a pixel belongs to it from a probability of 0.5).
+    where the output has masks, `segmentation` (run lengths of the pixels with a probability of 0.5 or more).
 
-    outputs: of each image, as torchvision's detectors have them: `boxes` [n, 4] (x0, y0, x1, y1), `labels`
-        [n] from 1, `scores` [n], and maybe `masks` [n, 1, H, W], probabilities.
-    targets: of the same images: `image_id`; and, where the image was not given to the detector as it is in
-        its file, `orig_size` [2], the file's height and width, and `size` [2], those of the image in the top
-        left corner of what the detector had, the rest being padding.
+    outputs: of each image, as torchvision's detectors return them: `boxes` [n, 4] (x0, y0, x1, y1), `labels`
+        [n] from 1, `scores` [n], and `masks` [n, 1, H, W], probabilities, if there are any.
+    targets: of the same images: `image_id`; and, if the detector had the image at another size than its file,
+        `orig_size` [2], height and width of the file, and `size` [2], height and width of the image in the
+        top left corner of the detector's input; the rest of that is padding.
     category_ids: of labels 1, 2, …
-    min_score: a detection with less is left out.
+    min_score: detections below it are left out.
     """
     from faster_coco_eval.core import mask as rle
 
@@ -65,14 +65,14 @@ def to_coco_detections(
 
 
 def _boxes_back(boxes: Tensor, size: Sequence[int], orig_size: Sequence[int]) -> Tensor:
-    """Boxes [n, 4] on an image of `size` (height, width), on one of `orig_size`, cut at its edges."""
+    """Boxes [n, 4] on an image of `size` (height, width) → on one of `orig_size`, cut at its edges."""
     (height, width), (orig_height, orig_width) = size, orig_size
     ratios = boxes.new_tensor([orig_width / width, orig_height / height] * 2)
     return (boxes * ratios).clamp(min=0).minimum(boxes.new_tensor([orig_width, orig_height] * 2))
 
 
 def _masks_back(masks: Tensor, size: Sequence[int], orig_size: Sequence[int]) -> Tensor:
-    """Probabilities [n, 1, H, W], whose top left corner is an image of `size`, at `orig_size`."""
+    """Probabilities [n, 1, H, W] with an image of `size` in the top left corner → [n, 1, *orig_size]."""
     masks = masks[..., : size[0], : size[1]].float()
     if not len(masks) or list(size) == list(orig_size):
         return masks

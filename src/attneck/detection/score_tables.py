@@ -1,4 +1,4 @@
-"""Scores as the papers print them: in per cent, to a tenth."""
+"""Scores as the papers print them: in per cent, with one decimal."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ KINDS = {"bbox": "bb", "segm": "mk"}
 def botnet_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]], sizes: bool = False) -> str:
     """Box and mask AP by detector, as BoTNet's Table 2 has them.
 
-    scores: of each detector, what `coco_scores` gives.
-    sizes: whether small, medium and large objects have columns of their own.
+    scores: what `coco_scores` returns, by detector.
+    sizes: with columns for small, medium and large objects.
     """
     columns = THRESHOLDS | SIZES if sizes else THRESHOLDS
     kinds = [kind for kind in KINDS if any(kind in row for row in scores.values())]
@@ -33,9 +33,9 @@ def bam_coco_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> s
 
 
 def voc_table(scores: Mapping[str, tuple[float, Mapping[str, float]]], classes: bool = False) -> str:
-    """mAP@.5 by detector, as BAM's Table 4b has it; with `classes`, each class's AP as well.
+    """mAP@.5 by detector, as BAM's Table 4b has it; with `classes`, the AP of each class as well.
 
-    scores: of each detector, what `voc_scores` gives.
+    scores: what `voc_scores` returns, by detector.
     """
     table = [["", *scores], ["mAP@.5", *(_percent(mean) for mean, _ in scores.values())]]
     names = dict.fromkeys(name for _, row in scores.values() for name in row) if classes else {}
@@ -45,12 +45,12 @@ def voc_table(scores: Mapping[str, tuple[float, Mapping[str, float]]], classes: 
 
 
 def _percent(score: float) -> str:
-    """To a tenth; a dash where there was nothing to find."""
+    """With one decimal; a dash where there are no objects."""
     return f"{100 * score:.1f}" if score >= 0 else "–"
 
 
 def _aligned(table: list[list[str]]) -> str:
-    """Names to the left, figures to the right."""
+    """Names aligned to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for name, *figures in table:

@@ -1,7 +1,7 @@
 """SSD300 (Liu et al. 2016) on VGG16 and MobileNet, as BAM's Table 4b has them.
 
-The loss, hard-negative mining, matching and non-maximum suppression are torchvision's `SSD`; the trunk with
-its six maps and the heads are here. Letters: B batch, C channels, H×W map, A boxes a cell, K classes.
+Loss, hard-negative mining, matching and non-maximum suppression are torchvision's `SSD`. The trunk with its
+six maps and the heads are here. Letters: B batch, C channels, H×W map, A boxes a position, K classes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from attneck.models.mobilenet import MobileNetOptions
 from attneck.models.mobilenet.network import build_mobilenet
 
 SIDE = 300
-"""Height and width that every image is resized to: maps and default boxes are made for it."""
+"""Height and width that every image is resized to; maps and default boxes are made for it."""
 
-# Six boxes a cell on the first map too, where Liu et al. have four: the parameters of Table 4b say so.
+# Six boxes at a position of the first map too, where Liu et al. have four: so the parameters of Table 4b.
 ASPECT_RATIOS = [[2, 3]] * 4 + [[2]] * 2
 
 
 class DefaultBoxes(DefaultBoxGenerator):
-    """torchvision's, in float32 also where the maps are bfloat16, in which 300 pixels are two apart."""
+    """torchvision's, in float32 also where the maps are bfloat16, which rounds to two pixels near 300."""
 
     def _grid_default_boxes(
         self, grid_sizes: list[Any], image_size: list[int], dtype: torch.dtype = torch.float32
@@ -42,8 +42,8 @@ class DefaultBoxes(DefaultBoxGenerator):
 class VGG16Trunk(nn.Module):
     """VGG16 to conv7, then the extra layers: x [B, 3, 300, 300] → six maps {"0": …, "5": …}, finest first.
 
-    `features` has torchvision's names, so `load_state_dict(vgg16.state_dict(), strict=False)` takes its
-    convolutions; the means and deviations that images are normalised with are torchvision's too.
+    `features` has torchvision's names, and images are normalised by torchvision's means and deviations.
+    `attneck.detection.load_weights` takes a VGG16's convolutions, and conv6 and conv7 from its fc6 and fc7.
     """
 
     out_channels = (512, 1024, 512, 256, 256, 256)
@@ -75,9 +75,7 @@ class VGG16Trunk(nn.Module):
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index == self.conv4_3:
-                maps.append(
-                    self.scale[:, None, None] * F.normalize(x, dim=1)
-                )  # each cell of length 1, scaled
+                maps.append(self.scale[:, None, None] * F.normalize(x, dim=1))  # of length 1 at each position
         x = F.relu(self.conv6(self.pool5(x)))
         x = F.relu(self.conv7(x))
         return _numbered(maps, x, self.extras)
@@ -95,7 +93,7 @@ class VGG16Trunk(nn.Module):
 class MobileNetTrunk(nn.Module):
     """MobileNet v1, then the extra layers: x [B, 3, 300, 300] → six maps {"0": …, "5": …}, finest first.
 
-    Its first map has stride 16. The paper prints nothing but the parameters; these fit them.
+    Its first map has stride 16. The paper prints only the number of parameters; these widths give it.
     """
 
     out_channels = (512, 1024, 512, 256, 256, 128)
@@ -120,7 +118,7 @@ class MobileNetTrunk(nn.Module):
 
     @staticmethod
     def default_boxes() -> DefaultBoxGenerator:
-        """Scales of 0.2 to 0.95, evenly: those of TensorFlow's SSD on MobileNet."""
+        """Scales from 0.2 to 0.95 in even steps: those of TensorFlow's SSD on MobileNet."""
         return DefaultBoxes(ASPECT_RATIOS, min_ratio=0.2, max_ratio=0.95)
 
 
@@ -167,7 +165,7 @@ class SSD300(SSD):
     Args:
         backbone: image [B, 3, 300, 300] → six maps by name, finest first.
         channels: C of each map.
-        default_boxes: what is laid over the maps.
+        default_boxes: the boxes at each position of the maps.
         num_classes: K, background counted, as in all of torchvision's detectors (VOC: 21).
         kernel_size: of each head's convolution.
     """
@@ -184,7 +182,7 @@ class SSD300(SSD):
         super().__init__(backbone, default_boxes, (SIDE, SIDE), num_classes, head=heads)
 
     def get_classifier(self) -> nn.Module:
-        """The classifiers of all maps, as timm calls the last layer of a network."""
+        """The classifiers of all maps, under the name that timm has for a network's last layer."""
         return self.head.classification_head
 
     def postprocess_detections(
@@ -193,7 +191,7 @@ class SSD300(SSD):
         image_anchors: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Detections of each image; none on the meta device, where there are no scores to choose by."""
+        """Detections of each image; none on the meta device, which has no scores to choose by."""
         if not head_outputs["cls_logits"].is_meta:
             return super().postprocess_detections(head_outputs, image_anchors, image_shapes)
         return nothing_found(head_outputs["bbox_regression"])
@@ -211,7 +209,7 @@ def build_ssd(options: SSDOptions, *, num_classes: int, image_size: tuple[int, i
     """An `SSD300`; `num_classes` counts the background.
 
     Raises:
-        ValueError: no class beside the background, or another image size than 300×300.
+        ValueError: no class besides the background, or another image size than 300×300.
     """
     check_ssd(num_classes, image_size)
     trunk = TRUNKS[options.trunk]()
@@ -219,17 +217,17 @@ def build_ssd(options: SSDOptions, *, num_classes: int, image_size: tuple[int, i
 
 
 def check_ssd(num_classes: int, image_size: tuple[int, int]) -> None:
-    """ValueError unless a detector of this family can be built so."""
+    """ValueError for an `image_size` or `num_classes` that SSD300 and StairNet do not take."""
     check_classes(num_classes)
     if image_size != (SIDE, SIDE):
         raise ValueError(
             f"image_size={image_size}: the maps and boxes of this detector are made for {SIDE}×{SIDE}; leave "
-            "it out, and give images of any size: the model resizes them"
+            "image_size out, and give images of any size: the model resizes them"
         )
 
 
 def _conv(channels: int, out: int, kernel_size: int, **options: Any) -> nn.Conv2d:
-    """A convolution with bias, begun as Liu et al. begin theirs (§3)."""
+    """A convolution with bias, initialised as by Liu et al. (§3)."""
     return _initialise(nn.Conv2d(channels, out, kernel_size, **options), nn.init.xavier_uniform_)
 
 
@@ -243,15 +241,15 @@ def _extra(channels: int, mid: int, out: int, *, stride: int = 1, padding: int =
     )
 
 
-def _initialise(conv: nn.Conv2d, how: Any, **options: str) -> nn.Conv2d:
-    how(conv.weight, **options)
+def _initialise(conv: nn.Conv2d, initialise: Any, **options: str) -> nn.Conv2d:
+    initialise(conv.weight, **options)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
 
 
 def _numbered(maps: list[Tensor], x: Tensor, extras: nn.ModuleList) -> dict[str, Tensor]:
-    """`maps`, x and what each extra layer makes of the one before, under "0", "1", …"""
+    """`maps`, x, and the result of each extra layer on the map before it, under "0", "1", …"""
     maps = [*maps, x]
     for extra in extras:
         maps.append(extra(maps[-1]))

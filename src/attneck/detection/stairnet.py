@@ -1,6 +1,6 @@
-"""StairNet (Woo et al. 2018): SSD300 whose maps are refined from the top down; and BAM's place in it (§4.6).
+"""StairNet (Woo et al. 2018): SSD300 with its maps refined from the top down, and BAM in it (BAM §4.6).
 
-What neither paper prints is chosen so that the parameters of BAM's Table 4b come out.
+Where neither paper prints a size, it is chosen so that the parameters are those of BAM's Table 4b.
 Letters: B batch, C channels, H×W map.
 """
 
@@ -23,7 +23,7 @@ class StepDown(nn.Module):
     Args:
         channels: C.
         padding: 0 where H' = 2·H + 1, else 1, which reaches 2·H - 1 and 2·H.
-        depthwise: a channel at a time, then a 1×1 convolution across them with BatchNorm.
+        depthwise: each channel by itself, then a 1×1 convolution across them with BatchNorm.
     """
 
     def __init__(self, channels: int, padding: int, *, depthwise: bool) -> None:
@@ -52,9 +52,9 @@ class StepDown(nn.Module):
 class Stairs(nn.Module):
     """Six maps of any widths → six of C = `channels`, of the same sizes, finest first.
 
-    Each map goes through a 1×1 convolution with BatchNorm; from the coarsest on, every sum is brought to
-    the next finer size and added to it (`StepDown`). A 3×3 convolution with BatchNorm and ReLU stands at
-    each end, with BAM the last thing before classifier and box regressor.
+    Each map goes through a 1×1 convolution with BatchNorm. From the coarsest map on, each sum is brought to
+    the next finer size and added to that map (`StepDown`). Then each map goes through a 3×3 convolution with
+    BatchNorm and ReLU, and last, right before classifier and box regressor, through BAM.
     """
 
     def __init__(self, widths: Sequence[int], sizes: Sequence[int], options: StairNetOptions) -> None:
@@ -85,15 +85,15 @@ class Stairs(nn.Module):
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """[B, widths[i], H, W] by name, finest first → [B, C, H, W] by the same names.
 
-        Raises ValueError for a batch of one in training: the coarsest map is one cell.
+        Raises ValueError for a batch of one in training: the coarsest map is 1×1.
         """
         *_, coarsest = maps.values()
-        # One that is synchronised sees the images of the other processes.
+        # A synchronised one has the images of the other processes as well.
         if self.training and coarsest[:, 0].numel() == 1 and type(self.laterals[-1].norm) is nn.BatchNorm2d:
             raise ValueError(
-                "StairNet got a batch of one image in training: its coarsest map is a single cell, of which "
-                "BatchNorm has no variance to learn from; give two images or more, or synchronise BatchNorm "
-                "over processes that have one each"
+                "StairNet got a batch of one image in training: its coarsest map is 1×1, so BatchNorm has "
+                "one value a channel and no variance; give two images or more, or synchronise BatchNorm "
+                "over several processes"
             )
         x = [lateral(features) for lateral, features in zip(self.laterals, maps.values(), strict=True)]
         for index in reversed(range(len(self.steps))):
@@ -105,7 +105,7 @@ def build_stairnet(options: StairNetOptions, *, num_classes: int, image_size: tu
     """An `SSD300` whose backbone is a trunk and `Stairs`; `num_classes` counts the background.
 
     Raises:
-        ValueError: no class beside the background, or another image size than 300×300.
+        ValueError: no class besides the background, or another image size than 300×300.
     """
     check_ssd(num_classes, image_size)
     trunk = TRUNKS[options.trunk]()

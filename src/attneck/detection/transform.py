@@ -1,4 +1,4 @@
-"""How images become a batch for R-CNN, and detections come back into their coordinates.
+"""Images → a batch for R-CNN; detections → the coordinates of their images.
 
 Letters: B batch, H×W of the batch in pixels, h×w of an image, n objects.
 """
@@ -14,24 +14,24 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from attneck.imagenet import MEAN, STD
 
 STEP = 64
-"""The pixels that a cell of p6 stands for: sides of a batch are multiples of it."""
+"""The stride of p6 in pixels; the sides of a batch are multiples of it."""
 
 
 class Transform(GeneralizedRCNNTransform):
     """Images [3, h, w] between 0 and 1 → a normalised batch [B, 3, H, W], zeros right of and below each.
 
-    - In training an image is taken as it comes, for the data have scaled, jittered and cropped it; scaled to
-      a fixed size here, as torchvision's own transform does, the jitter would be undone. The batch is as
-      large as its largest image.
-    - In evaluation an image is scaled, its sides in proportion, until it just fits into `size`, and the batch
-      is of that size whatever its images: the square (BoTNet A.2) that position tables are made for, so that
-      none is resampled. Boxes and masks come back in the image's own pixels.
+    - In training an image keeps its size: the data set has scaled, jittered and cropped it. torchvision's own
+      transform would scale it to a fixed size and so undo the jitter. The batch is as large as its largest
+      image.
+    - In evaluation an image is scaled, with its proportions, until it just fits into `size`. The batch always
+      has that size: the square (BoTNet A.2) that position tables are made for, so none is resampled. Boxes
+      and masks come back in the image's own pixels.
 
     H and W are rounded up to multiples of `step`, so that each map of the pyramid is exactly half the one
-    before, and to two of them at least, so that BatchNorm has more than one cell of the coarsest.
+    before, and to two steps at least, so that BatchNorm has more than one position on the coarsest map.
 
     Attributes:
-        size: (height, width) in pixels; it may be changed at any time.
+        size: (height, width) in pixels; it can be changed at any time.
     """
 
     def __init__(self, size: tuple[int, int], step: int) -> None:
@@ -39,7 +39,7 @@ class Transform(GeneralizedRCNNTransform):
         self.size = size
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
-        """image [3, h, w] → as it is in training, fitted into `size` in evaluation; no target is changed."""
+        """image [3, h, w] → the same in training, fitted into `size` in evaluation; the target stays."""
         if self.training:
             return image, target
         scale = min(side / of_image for side, of_image in zip(self.size, image.shape[1:], strict=True))
@@ -49,12 +49,12 @@ class Transform(GeneralizedRCNNTransform):
         return image, target
 
     def batch_images(self, images: list[Tensor], size_divisible: int | None = None) -> Tensor:
-        """[3, h, w] each → [B, 3, H, W]."""
+        """B images [3, h, w] → [B, 3, H, W]."""
         largest = [max(sides) for sides in zip(*(image.shape[1:] for image in images), strict=True)]
         H, W = canvas(largest if self.training else self.size, self.size_divisible)
         batch = images[0].new_zeros(len(images), 3, H, W)
-        for place, image in zip(batch, images, strict=True):
-            place[:, : image.shape[1], : image.shape[2]] = image
+        for padded, image in zip(batch, images, strict=True):
+            padded[:, : image.shape[1], : image.shape[2]] = image
         return batch
 
     def __repr__(self) -> str:
@@ -62,6 +62,6 @@ class Transform(GeneralizedRCNNTransform):
 
 
 def canvas(size: tuple[int, int] | list[int], step: int) -> tuple[int, int]:
-    """(height, width) rounded up to multiples of `step`, two of them at least."""
+    """(height, width) rounded up to multiples of `step`, to two steps at least."""
     height, width = (step * max(2, -(-side // step)) for side in size)
     return height, width

@@ -1,4 +1,4 @@
-"""What a detector found, drawn on its image; and two detectors' findings side by side (BoTNet Fig. 11)."""
+"""Detections drawn on their image, and pictures of several detectors side by side (BoTNet Fig. 11)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 LONGEST = 800
-"""Pixels that the longer side of a picture has at least, so that its labels can be read."""
+"""The longer side of a picture has this many pixels at least, so that its labels can be read."""
 
-# Okabe and Ito's, told apart by colour-blind readers too.
+# Okabe and Ito's: colour-blind readers can tell them apart.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
 def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
-    """Boxes, masks, labels and scores on an image, the best on top; a small image is drawn larger.
+    """Boxes, masks, labels and scores on an image, the best on top; a small image is enlarged.
 
-    detections: COCO's results or annotations on this image, each with `category`, the name of its class. The
-        latter have no score.
+    detections: COCO's results or annotations on this image, each with `category`, the name of its class.
+        Annotations have no score.
     """
     scale = max(1.0, LONGEST / max(image.size))
     width, height = (round(scale * side) for side in image.size)
@@ -38,7 +38,7 @@ def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
     if all("segmentation" in row for row in rows):
         masks = _masks(rows, image)
         masks = F.interpolate(masks[None].float(), size=(height, width))[0] > 0.5  # [n, height, width]
-        for mask, colour in zip(masks, colours, strict=True):  # all at once, it blackens where two overlap
+        for mask, colour in zip(masks, colours, strict=True):  # all at once they turn black where two overlap
             canvas = draw_segmentation_masks(canvas, mask, alpha=0.45, colors=colour)
     boxes = torch.tensor([row["bbox"] for row in rows]) * scale
     boxes[:, 2:] += boxes[:, :2]
@@ -72,6 +72,6 @@ def beside(pictures: list[Image.Image], titles: list[str]) -> Figure:
 
 
 def _masks(rows: list[dict[str, Any]], image: Image.Image) -> Tensor:
-    """0 and 1, [n, H, W]."""
+    """0 and 1, uint8 [n, H, W]."""
     runs = [rle.segmToRle(row["segmentation"], image.width, image.height) for row in rows]
     return torch.from_numpy(rle.decode(runs)).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Figures for paper or screen, drawn by matplotlib without a display."""
+"""Figures for paper or screen; matplotlib draws them without a display."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ SCORES = {
 
 
 def curves(runs: list[Path], path: Path) -> None:
-    """Draw each run's loss and top-1 error by epoch, training dashed and held-out solid, into `path`.
+    """Draw the loss and the top-1 error of each run by epoch into the file `path`.
 
-    Detectors' runs have their AP in the error's place: of boxes, or VOC's mean.
+    Training is dashed, held-out images are solid, and averaged weights (EMA) are dotted. For detectors AP
+    takes the place of the error: of boxes, or VOC's mean.
 
     Raises:
-        UserError: a folder without metrics.jsonl, runs that are not scored alike, or a kind of file that
+        UserError: a folder without metrics.jsonl, runs with different scores, or a kind of file that
             matplotlib does not write.
     """
     histories = [_records(run) for run in runs]
     scored = {next((key for key in SCORES if f"val_{key}" in records[0]), "top1") for records in histories}
     if len(scored) > 1:
-        raise UserError(f"these runs are scored by {' and '.join(sorted(scored))}: draw each kind by itself")
+        raise UserError(f"these runs are scored by {' and '.join(sorted(scored))}: draw each kind alone")
     score = scored.pop()
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -36,12 +37,12 @@ def curves(runs: list[Path], path: Path) -> None:
         epochs = [record["epoch"] for record in records]
         colour = f"C{number}"
         for axes, key in ((left, "loss"), (right, score)):
-            for part, style in (("train", "--"), ("val", "-"), ("ema", ":")):
-                if f"{part}_{key}" not in records[0]:
+            for split, style in (("train", "--"), ("val", "-"), ("ema", ":")):
+                if f"{split}_{key}" not in records[0]:
                     continue
-                values = [record[f"{part}_{key}"] for record in records]
+                values = [record[f"{split}_{key}"] for record in records]
                 shown = [100 - value for value in values] if key == "top1" else values
-                named = part == "val" or f"val_{key}" not in records[0]
+                named = split == "val" or f"val_{key}" not in records[0]
                 label = f"{run.name}: {shown[-1]:.2f}" if named else None
                 axes.plot(epochs, shown, style, color=colour, label=label, linewidth=1.4)
     left.set(xlabel="epoch", ylabel="loss", title="Loss")
@@ -59,5 +60,5 @@ def curves(runs: list[Path], path: Path) -> None:
 def _records(run: Path) -> list[dict[str, float]]:
     file = run / "metrics.jsonl"
     if not file.is_file():
-        raise UserError(f"{run}: no metrics.jsonl there: it needs a run with at least one whole epoch")
+        raise UserError(f"{run} has no metrics.jsonl there: give a run with at least one whole epoch")
     return [json.loads(line) for line in file.read_text().splitlines()]

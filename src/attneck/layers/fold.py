@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from attneck.layers.bam import BAM
 from attneck.layers.mhsa import MHSA2d
@@ -32,6 +33,8 @@ def fold(model: Module) -> Module:
       the module that holds both; where that cannot be traced, or either is used twice, it stays.
     - `BAM`: each BatchNorm of a branch goes into the linear layer or convolution right before it.
 
+    A layer that has forward hooks, or a parametrization, stays as it is.
+
     A folded norm leaves an `nn.Identity` under its name. What has been folded is not folded again. The copy's
     state dict is no checkpoint: its weights and names are those of the folded layers.
 
@@ -45,12 +48,12 @@ def fold(model: Module) -> Module:
             "the batch; call .eval() on the model first"
         )
     folded = copy.deepcopy(model)
-    places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
+    positions = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
     for parent in list(folded.modules()):
         if any(isinstance(child, MHSA2d) for child in parent.children()):
             for attention, name in _norms_after_attention(parent):
                 norm = parent.get_submodule(name)
-                if places[id(attention)] == places[id(norm)] == 1:
+                if positions[id(attention)] == positions[id(norm)] == 1:
                     _into_values(attention, norm)
                     parent.set_submodule(name, nn.Identity())
         if isinstance(parent, BAM):
@@ -58,8 +61,8 @@ def fold(model: Module) -> Module:
                 if isinstance(sequence, nn.Sequential):
                     _fold_sequence(sequence)
     for module in folded.modules():
-        if isinstance(module, MHSA2d):
-            _fold_scale(module)
+        if isinstance(module, MHSA2d) and _is_rewritable(module.qkv):
+            _fold_scale(module, module.qkv)
     return folded.eval()
 
 
@@ -85,14 +88,24 @@ def _norms_after_attention(parent: nn.Module) -> list[tuple[MHSA2d, str]]:
             continue
         norm = modules[users[0]]
         once = all(sum(other is module for other in modules.values()) == 1 for module in (attention, norm))
-        if once and _foldable(norm):
+        if once and _foldable(norm) and _is_rewritable(attention.qkv) and not _has_hooks(attention):
             found.append((attention, str(users[0].target)))
     return found
 
 
 def _foldable(norm: nn.Module) -> bool:
-    """Whether it is a BatchNorm with statistics of its own."""
-    return type(norm) in NORMS and getattr(norm, "running_mean", None) is not None
+    """Whether it is a BatchNorm with statistics of its own, whose result nobody else is told."""
+    return type(norm) in NORMS and getattr(norm, "running_mean", None) is not None and not _has_hooks(norm)
+
+
+def _is_rewritable(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Whether the layer's weights can be replaced: nothing computes them, and nobody is told its result."""
+    known = isinstance(layer, nn.Linear | nn.Conv2d)
+    return known and not is_parametrized(layer) and not _has_hooks(layer)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -120,7 +133,7 @@ def _into(layer: nn.Linear | nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
 def _fold_sequence(sequence: nn.Sequential) -> None:
     """Each BatchNorm into the layer right before it."""
     for (_, layer), (name, norm) in pairwise(list(sequence.named_children())):
-        if isinstance(layer, nn.Linear | nn.Conv2d) and _foldable(norm):
+        if _is_rewritable(layer) and _foldable(norm):
             _into(layer, *_affine(norm))
             sequence.set_submodule(name, nn.Identity())
 
@@ -136,10 +149,9 @@ def _into_values(attention: MHSA2d, norm: nn.Module) -> None:
     )
 
 
-def _fold_scale(attention: MHSA2d) -> None:
+def _fold_scale(attention: MHSA2d, qkv: nn.Linear | nn.Conv2d) -> None:
     """The queries' scale into their weights, and their bias if there is one."""
-    qkv = attention.qkv
-    factors = torch.ones(qkv.out_channels, dtype=torch.float64, device=qkv.weight.device)
+    factors = torch.ones(len(qkv.weight), dtype=torch.float64, device=qkv.weight.device)
     factors[: attention.channels] = attention.scale
     weight = qkv.weight.detach()
     qkv.weight = nn.Parameter(

@@ -31,7 +31,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 
 
 class MHSA2d(nn.Module):
-    """All-to-all attention in the place of a 3x3 convolution: [B, C, H, W] -> [B, C, H', W'].
+    """All-to-all attention where a 3x3 convolution was: [B, C, H, W] -> [B, C, H', W'].
 
     The parameters are `qkv.weight` [3C, C, 1, 1] (queries, keys, values; heads outermost in each; no bias and
     no output projection) and, shared by the heads, `rel_h` [2H-1, d] and `rel_w` [2W-1, d] (row y'-y+H-1 for
@@ -190,10 +190,8 @@ class MHSA2d(nn.Module):
                 f"the input has shape {list(x.shape)}, wanted [B, C, H, W] with C = {self.channels}; "
                 "build this layer with the channels of the map it stands on"
             )
-        tokens = self._tokens(x)  # [B, H, W, 3C or 2C]
-        parts = (
-            tokens.flatten(1, 2).unflatten(2, (-1, self.heads, self.head_width)).unbind(2)
-        )  # [B, N, h, d] each
+        tokens = self._tokens(x).flatten(1, 2)  # [B, N, 3C or 2C]
+        parts = tokens.unflatten(2, (-1, self.heads, self.head_width)).unbind(2)  # [B, N, h, d] each
         q, *k, v = (part.transpose(1, 2) for part in parts)  # [B, h, N, d] each
         return q, k[0] if k else None, v
 

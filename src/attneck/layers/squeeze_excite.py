@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attneck.layers.bam import check_start
+from attneck.layers.bam import check_integers, check_map, check_start
 
 
 class SqueezeExcite2d(nn.Module):
@@ -29,6 +29,7 @@ class SqueezeExcite2d(nn.Module):
 
     Raises:
         ValueError: for an unknown start, or a reduction that leaves no channel.
+        TypeError: for a number that is no integer.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class SqueezeExcite2d(nn.Module):
         start: Literal["paper", "identity"] = "paper",
     ) -> None:
         super().__init__()
+        check_integers(channels=channels, reduction=reduction)
         check_start(start)
         if reduction < 1 or channels // reduction == 0:
             raise ValueError(
@@ -53,6 +55,7 @@ class SqueezeExcite2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
+        check_map(x)
         pooled = x.mean(dim=(2, 3), keepdim=True)  # [B, C, 1, 1]
         weights = self.fc2(self.relu(self.fc1(pooled))).sigmoid()  # [B, C, 1, 1]
         if self.gain is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from attneck.errors import suggestion
 from attneck.models.cifar import CifarResNetOptions
@@ -34,7 +34,8 @@ class Entry:
     options: FamilyOptions
     image_size: int = 224
     num_classes: int = 1000
-    task: Literal["classification", "detection"] = "classification"
+    task: str = "classification"
+    """A name of `attneck.tasks.TASKS`."""
 
 
 def _imagenet_rows() -> dict[str, FamilyOptions]:
@@ -192,16 +193,17 @@ CATALOG = _classifier_rows() | _detector_rows()
 
 def list_models(pattern: str = "*") -> list[str]:
     """The classifiers' names that match `pattern` (as in a shell: `*`, `?`, `[…]`), sorted."""
-    return _names("classification", pattern)
+    return _names(pattern, detectors=False)
 
 
 def list_detectors(pattern: str = "*") -> list[str]:
     """The detectors' names that match `pattern`, sorted."""
-    return _names("detection", pattern)
+    return _names(pattern, detectors=True)
 
 
-def _names(task: str, pattern: str) -> list[str]:
-    return sorted(fnmatch.filter((name for name, entry in CATALOG.items() if entry.task == task), pattern))
+def _names(pattern: str, detectors: bool) -> list[str]:
+    names = (name for name, entry in CATALOG.items() if (entry.task == "detection") == detectors)
+    return sorted(fnmatch.filter(names, pattern))
 
 
 def find(name: str, options: dict[str, Any] | None = None) -> Entry:
@@ -258,7 +260,7 @@ def create_model(
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     model.origin = Origin(name, classes, (height, width), in_chans, options)
-    if entry.task == "classification":
+    if entry.task != "detection":
         model.pretrained_cfg = pretrained_cfg(model.origin, entry.options)
     built: nn.Module = model
     return built

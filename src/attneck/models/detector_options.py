@@ -16,8 +16,16 @@ class DetectorOptions(FamilyOptions):
 
     resizes: ClassVar[bool] = True
     """Whether it resizes images in training too, to its own size."""
-    least_images: ClassVar[int] = 1
-    """Images that a forward pass needs in training, if BatchNorm is not synchronised."""
+
+    @property
+    def least_images(self) -> int:
+        """Images that a forward pass needs in training, if BatchNorm is not synchronised."""
+        return 1
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether its training has to start from weights."""
+        return False
 
     @property
     def finds_masks(self) -> bool:
@@ -42,10 +50,14 @@ class StairNetOptions(DetectorOptions, BAMOptions):
     """StairNet (Woo et al. 2018) as BAM's Table 4b counts it."""
 
     builder: ClassVar[str] = "attneck.detection.stairnet:build_stairnet"
-    least_images: ClassVar[int] = 2  # its coarsest map has one position
 
     trunk: Trunk = "vgg16"
     bam: Literal["none", "stages"] = "none"  # one right before every classifier (§4.6)
+
+    @property
+    def least_images(self) -> int:
+        """Its coarsest map has one position."""
+        return 2
 
     @property
     def channels(self) -> int:
@@ -92,3 +104,14 @@ class RCNNOptions(DetectorOptions):
     def finds_masks(self) -> bool:
         """As asked for."""
         return self.masks
+
+    @property
+    def least_images(self) -> int:
+        """A BAM's channel branch has one value an image and channel, of which its BatchNorm learns."""
+        bam = isinstance(self.backbone, BAMOptions) and self.backbone.bam != "none"
+        return 2 if bam and not self.freeze_norms else 1
+
+    @property
+    def needs_weights(self) -> bool:
+        """A frozen norm that nothing was loaded into would stay as it was initialised."""
+        return self.freeze_norms

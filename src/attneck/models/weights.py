@@ -37,7 +37,8 @@ def load_matching(network: nn.Module, weights: Mapping[str, Tensor] | str | Path
     """Put into `network` every tensor of its name and shape; say which, and what is new.
 
     A ResNet's weights fill a BoTNet but for the layers that attention replaced, and any network that surgery
-    changed; what is new stays random. Position tables of another map size are resampled.
+    changed; what is new stays random. Position tables of another map size are resampled. They go with the
+    layer's projections: tables of another head width, or without `qkv.weight` of this shape, are not used.
 
     Args:
         network: any module.
@@ -51,17 +52,14 @@ def load_matching(network: nn.Module, weights: Mapping[str, Tensor] | str | Path
     """
     given = read_weights(weights)
     own = network.state_dict()
-    tables = {
-        f"{name}.{table}"
-        for name, module in network.named_modules()
-        if isinstance(module, MHSA2d)
-        for table in TABLES[module.position]
-    }
-    taken = {
-        name: tensor
-        for name, tensor in given.items()
-        if name in own and (tensor.shape == own[name].shape or name in tables)
-    }
+    fits = {name: name in own and tensor.shape == own[name].shape for name, tensor in given.items()}
+    for layer, module in network.named_modules():
+        if isinstance(module, MHSA2d):
+            prefix = f"{layer}." if layer else ""
+            for table in TABLES[module.position]:
+                if (name := prefix + table) in given:
+                    fits[name] = fits.get(f"{prefix}qkv.weight", False) and _fits(module, given[name])
+    taken = {name: tensor for name, tensor in given.items() if fits[name]}
     if not taken:
         raise ValueError(
             f"none of the {len(given)} tensors given ({', '.join([*given][:3])}, …) fits the network "
@@ -71,6 +69,12 @@ def load_matching(network: nn.Module, weights: Mapping[str, Tensor] | str | Path
     # A BatchNorm's count of batches, which is in no checkpoint of old, is no weight.
     new = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
     return Loaded(list(taken), new, [name for name in given if name not in taken])
+
+
+def _fits(layer: MHSA2d, table: Tensor) -> bool:
+    """Whether `layer` resamples this table into its own: [rows, d] of its d, 2H-1 rows where relative."""
+    rows = len(table) if table.ndim == 2 and table.shape[1] == layer.head_width else 0
+    return rows % 2 == 1 if layer.position == "relative" else rows > 0
 
 
 def read_weights(weights: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:

@@ -212,8 +212,8 @@ class Run:
         there, wanted = list(task.held_out.classes), self.facts["classes"]
         if there != wanted:
             raise UserError(
-                f"{self.folder} was trained on {len(wanted)} classes ({', '.join(wanted[:3])}, …), the data has "
-                f"{len(there)} ({', '.join(there[:3])}, …): give the data that it was trained on"
+                f"{self.folder} was trained on {len(wanted)} classes ({', '.join(wanted[:3])}, …), the data "
+                f"has {len(there)} ({', '.join(there[:3])}, …): give the data that it was trained on"
             )
         return task
 

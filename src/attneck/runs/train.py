@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from attneck.attention.cpu.choice import float32_products, set_float32_products
 from attneck.data import loader
 from attneck.data.sampling import TrainBatches
 from attneck.errors import UserError, user_mistakes
@@ -25,6 +26,8 @@ from attneck.training import checkpoint, loop
 from attneck.training.distributed import World, world
 from attneck.training.environment import environment
 from attneck.training.recipe import Recipe, differences, dump_recipe, parse_recipe
+
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
             if recipe.model.weights and not resume:
                 taken = task.start(model, weights_of(recipe.model.weights))
                 started = f"from {recipe.model.weights}: {taken}"
-        folder = _prepare_once(recipe, facts, out, resume, everyone)
+        folder, products = _prepare_once(recipe, facts, out, resume, everyone)
+        with user_mistakes():
+            set_float32_products(products)
         if everyone.rank == 0 and not resume:
             for said in (getattr(model, "surgery_report", None), started):
                 if said is not None:
@@ -109,9 +114,13 @@ def weights_of(source: str) -> Any:
     return Run(source).weights() if Path(source).is_dir() else read_weights(source)
 
 
-def _prepare(recipe: Recipe, facts: Facts, out: str | Path | None, resume: bool) -> Path:
-    """The run's folder, made and described; the run there, compared with this one, on resume."""
+def _prepare(recipe: Recipe, facts: Facts, out: str | Path | None, resume: bool) -> tuple[Path, str]:
+    """The run's folder, made and described, and the library for its float32 products.
+
+    On resume the run there is compared with this one, and its library is kept: another one rounds otherwise.
+    """
     folder = Path(out) if out is not None else next_folder(recipe.model.name)
+    products: str = float32_products()
     if resume:
         state, _, damaged = checkpoint.load_latest(folder / "checkpoints")
         for path in damaged:
@@ -129,20 +138,31 @@ def _prepare(recipe: Recipe, facts: Facts, out: str | Path | None, resume: bool)
                 f"{folder} was started on other data (its {', '.join(other)} differ): give it the data that "
                 "it was started on, or start a new run"
             )
+        products = _recorded(folder).get("float32_products", products)
     elif checkpoint.checkpoints(folder / "checkpoints"):
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "recipe.yaml", dump_recipe(recipe).encode())
-    for name, content in (("environment.json", environment()), ("data.json", facts)):
+    around = environment() | {"float32_products": products}
+    for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
         write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
-    return folder
+    return folder, products
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The run's environment.json; empty where it is missing or damaged."""
+    try:
+        found = json.loads((folder / ENVIRONMENT).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _prepare_once(
     recipe: Recipe, facts: Facts, out: str | Path | None, resume: bool, everyone: World
-) -> Path:
-    """`_prepare` by the first process; its folder, or its refusal, on every process."""
-    box: list[Path | UserError | None] = [None]
+) -> tuple[Path, str]:
+    """`_prepare` by the first process; its result, or its refusal, on every process."""
+    box: list[tuple[Path, str] | UserError | None] = [None]
     if everyone.rank == 0:
         try:
             box[0] = _prepare(recipe, facts, out, resume)

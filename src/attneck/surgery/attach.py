@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from attneck.measure.meta import without_global_hooks
 from attneck.surgery.places import Place
@@ -58,7 +59,7 @@ class _Slot:
 
 
 def attach(model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Module]], name: str) -> None:
-    """Put each module at its place in `model`, in place; `trace` is of the model as it is.
+    """Put each module at its place in `model`, which is changed; `trace` is of the model as it is.
 
     Args:
         modules: by the dotted name of the module that each comes after.
@@ -177,7 +178,7 @@ class _Followed:
         return self._follower(self._norm(*args, **kwargs))
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # so that isinstance(block.bn2, nn.BatchNorm2d) holds
+    def __class__(self) -> Any:  # isinstance(block.bn2, nn.BatchNorm2d) holds
         return type(self._norm)
 
     def __getattr__(self, name: str) -> Any:
@@ -213,6 +214,17 @@ class _Follows:
         if torch.compiler.is_dynamo_compiling():  # which takes no object that stands for another
             return functools.partial(_run_both, child, follower)
         return _Followed(child, follower)
+
+
+def _unwrap(_parent: nn.Module, _name: str, child: Any) -> Any:
+    """What a module registers as its child is the norm itself, as by fx, or by a wrapper around `block.bn2`.
+
+    Else that one would run the follower, and the norm's own parent would run it again.
+    """
+    return child._norm if type(child) is _Followed else None
+
+
+register_module_module_registration_hook(_unwrap)
 
 
 def _run_both(child: nn.Module, follower: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Attention in the place of the 3×3 convolutions of a network that is there already (BoTNet §3).
+"""Attention instead of the 3×3 convolutions of a network that is there already (BoTNet §3).
 
 Which networks it takes is a matter of their blocks, not of their names. Each chosen block must be residual,
 and the whole of its branch must go through a 3×3 convolution of as many channels in as out. So do those of
@@ -6,8 +6,8 @@ ResNet, ResNeXt, Wide ResNet, SE-ResNet, ResNet-D and anti-aliased ones, RegNet,
 and NFNet, CSPResNet, CSPDarkNet, TResNet, DPN, HRNet and DLA. Refused, with the reason:
 
 - VGG, DenseNet, Inception, GoogLeNet, SqueezeNet, ShuffleNet, VoVNet: no residual blocks.
-- MobileNet, EfficientNet, GhostNet and their kin: the 3×3 is depthwise; one weight a channel and place has no
-  equal among layers that mix all channels.
+- MobileNet, EfficientNet, GhostNet and their kin: the 3×3 is depthwise; it has one weight for each channel
+  and kernel position, and attention mixes all channels.
 - ConvNeXt, EdgeNeXt, Inception-ResNet: no 3×3.
 - DarkNet, ResNeSt, SKNet's bottlenecks: the 3×3 makes more channels than it is given.
 - Res2Net, RepVGG: part of the map goes past the 3×3.
@@ -40,11 +40,11 @@ def attend(
     content: bool = True,
     image_size: int | tuple[int, int] | None = None,
 ) -> Result:
-    """Replace the 3×3 convolutions of a stage by `MHSA2d`, in place; the norms behind them stay.
+    """Replace the 3×3 convolutions of a stage by `MHSA2d`, in place; the norms after them stay.
 
     Only the convolutions' own weights go; all other tensors keep their values and names. A new layer attends
     to the whole of its block's input, and its 2×2 average pool takes the block's stride (BoTNet A.4), be that
-    of the 3×3 or of the 1×1 before it. In a basic block it takes the place of the last 3×3, which does not
+    of the 3×3 or of the 1×1 before it. In a basic block it replaces the last 3×3, which does not
     stride; the first one, which widens the map, keeps its stride. A block that pools by a layer of its own,
     as anti-aliased ones do, goes on to do so.
 
@@ -84,7 +84,7 @@ def attend(
                 stride=target.stride,
             )
         except ValueError as error:
-            raise ValueError(f"in the place of {target.call.name!r}: {error}") from error
+            raise ValueError(f"instead of {target.call.name!r}: {error}") from error
         match_to(layer, model, seen, target.call)
         layers.append(layer)
     ledger, changes = Ledger(model, seen), []

@@ -33,7 +33,7 @@ def insert_attention_block(
     "bot" is BoTNet's block, C → C/4 → C around an `MHSA2d`; "non_local" a `NonLocal2d`. The last BatchNorm of
     either starts at zero, so that a trained network computes what it did. For that to hold in every network,
     a BoT block ends in a ReLU only where the block before it does, and in its addition elsewhere. All tensors
-    keep their values and names, and so do the blocks, though the last one's place in the row is another.
+    keep their values and names, and so do the blocks, though the last one is one further in the row.
 
     Args:
         model: a network whose stage runs its residual blocks in a row, of torchvision, timm or your own.

@@ -99,7 +99,7 @@ def stages(trace: Trace, blocks: list[Block]) -> list[list[Block]]:
 
 
 def stage_of(trace: Trace, stage: int | str) -> list[Block]:
-    """The residual blocks of a stage, by its place among the stages that have any, or by a module's name.
+    """The residual blocks of a stage, by its number among the stages that have any, or by a module's name.
 
     Raises:
         ValueError: a network without such blocks, or a stage that it does not have.
@@ -117,7 +117,7 @@ def stage_of(trace: Trace, stage: int | str) -> list[Block]:
     if not -len(known) <= stage < len(known):
         raise ValueError(
             f"stage={stage}: this {network} has {len(known)} stages of residual blocks, {listed}; choose one "
-            "by its place among them, or a module's name"
+            "by its number among them, or a module's name"
         )
     return known[stage]
 

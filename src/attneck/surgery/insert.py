@@ -1,4 +1,4 @@
-"""BAM and squeeze-excitation in a network that is there already, at the places that BAM's paper puts them."""
+"""BAM and squeeze-excitation in a network that is there already, where BAM's paper puts them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def insert_bam(
             already; options that `BAM` refuses. The model is as it was then.
     """
 
-    def build(channels: int) -> BAM:
+    def new(channels: int) -> BAM:
         return BAM(
             channels,
             reduction=reduction,
@@ -64,7 +64,7 @@ def insert_bam(
             start=start,
         )
 
-    return _insert(model, at, build, "bam", image_size)
+    return _insert(model, at, new, "bam", image_size)
 
 
 def insert_se(
@@ -81,20 +81,20 @@ def insert_se(
     Arguments and errors are those of `insert_bam`, and `bias` is `SqueezeExcite2d`'s: the table's have one.
     """
 
-    def build(channels: int) -> SqueezeExcite2d:
+    def new(channels: int) -> SqueezeExcite2d:
         return SqueezeExcite2d(channels, reduction=reduction, bias=bias, start=start)
 
-    return _insert(model, at, build, "se", image_size)
+    return _insert(model, at, new, "se", image_size)
 
 
 def _insert(
     model: nn.Module,
     at: str,
-    build: Callable[[int], BAM | SqueezeExcite2d],
+    new: Callable[[int], BAM | SqueezeExcite2d],
     name: str,
     image_size: int | tuple[int, int] | None,
 ) -> Result:
-    """Find the places, build a module for each, put them there, report."""
+    """Find the places, make a module for each, put them there, report."""
     finders = {"bottlenecks": bottlenecks, "blocks": branch_ends}
     if at not in finders:
         raise ValueError(f"unknown at={at!r}; choose one of {', '.join(finders)}")
@@ -104,7 +104,7 @@ def _insert(
     for place in finders[at](seen):
         where = place.call.name
         try:
-            module = build(place.channels)
+            module = new(place.channels)
         except ValueError as error:
             raise ValueError(f"after {where!r}: {error}") from error
         if _has(place.call.module, type(module)):

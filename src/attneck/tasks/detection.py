@@ -96,8 +96,14 @@ class Detection:
         synchronised = recipe.sync_bn and self.everyone.size > 1
         if share < self.options.least_images and not synchronised:
             raise ValueError(
-                "StairNet wants two images or more at a time, for its coarsest map is one cell, of which "
-                "BatchNorm has no variance: give a greater batch, or a smaller accumulate"
+                f"{recipe.model.name} wants {self.options.least_images} images or more at a time, since one "
+                "gives a BatchNorm one value a channel, which has no variance: give a greater batch, or a "
+                "smaller accumulate"
+            )
+        if self.options.needs_weights and recipe.model.weights is None:
+            raise ValueError(
+                "model.options freeze_norms keeps the backbone's BatchNorms as they were loaded, and nothing "
+                "is loaded: give model.weights, or freeze_norms False"
             )
 
     def describe(self) -> Facts:

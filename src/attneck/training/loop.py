@@ -86,7 +86,7 @@ def train_loop(
     average = average_of(model, recipe.ema) if recipe.ema else None
     progress = Progress()
     if resume:
-        progress = _restore(folder / "checkpoints", model, optimizer, average, world.device)
+        progress = _restore(folder / "checkpoints", model, optimizer, average, world)
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     steps = recipe.total_steps(steps_per_epoch)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
@@ -244,10 +244,11 @@ def _save(
 ) -> str | None:
     """Write the checkpoint, or say on the first process which of its tensors is not finite."""
     state: dict[str, Any] = {}
+    sums = world.joined([{name: float(total) for name, total in progress.sums.items()}])
     if world.rank == 0:
         state = {
             "step": progress.step,
-            "sums": {name: float(total) for name, total in progress.sums.items()},
+            "sums": sums,  # a process's own, for the record to come
             "history": progress.history,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -268,16 +269,18 @@ def _restore(
     model: nn.Module,
     optimizer: torch.optim.SGD,
     average: AveragedModel | None,
-    device: torch.device,
+    world: World,
 ) -> Progress:
     state, _, _ = checkpoint.load_latest(folder)
     model.load_state_dict(state["model"])
     restore_optimizer(optimizer, state["optimizer"])
     if average is not None:
         average.load_state_dict(state["average"])
-    sums = {
-        name: torch.tensor(total, dtype=torch.float64, device=device) for name, total in state["sums"].items()
-    }
+    parts = state["sums"]
+    if len(parts) != world.size:  # as many processes as before would have; now each has their mean
+        parts = [{name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}] * world.size
+    own = parts[world.rank].items()
+    sums = {name: torch.tensor(total, dtype=torch.float64, device=world.device) for name, total in own}
     return Progress(state["step"], sums, state["history"])
 
 

@@ -1,4 +1,4 @@
-"""A recipe: everything that a run is made from, typed and strict. YAML in, YAML out."""
+"""A recipe: everything that a run is made from, typed and strict, read from and written as YAML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Value = bool | int | float | str | list[int]
 
 
 class Part(BaseModel):
-    """A part of a recipe: unknown fields, infinite numbers and NaN are refused; nothing changes after reading."""
+    """A part of a recipe: unknown fields, infinite numbers and NaN are refused. It cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -29,14 +29,14 @@ class Model(Part):
     name: str = "cifar_resnet20"
     """A name of `attneck list`, or timm/NAME for a classifier of timm's."""
     options: dict[str, Value] = {}
-    """What the model is asked for beyond its name, such as bam_dilation 2; added to the recipe's own."""
+    """Options of the model, such as bam_dilation 2; added to the recipe's own."""
     weights: str | None = None
-    """What it starts from: safetensors, what torch saved, or the folder of a run; a detector from another, or
-    its backbone from a classifier. Taken is what fits by name and shape."""
+    """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run; a detector's
+    may be another detector's or a classifier's (its backbone). Tensors that fit by name and shape are taken."""
     surgery: Literal["none", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
-    """Classifiers: what `attneck.surgery` does to the model before it is trained."""
+    """Classifiers: the function of `attneck.surgery` that changes the model before training."""
     surgery_options: dict[str, Value] = {}
-    """What that is asked for, such as start paper, or stage -2."""
+    """Arguments of that function, such as start paper, or stage -2."""
 
 
 class Data(Part):
@@ -44,9 +44,9 @@ class Data(Part):
     """shapes: drawn by the program. cifar100: as published. folder: {train,val}/CLASS/*. Detectors have
     shapes (scenes with boxes and masks), coco, voc2007, voc2012 and voc0712, which is both."""
     train_split: TrainingSplit = "train"
-    """What is trained on."""
+    """The images that are trained on."""
     val_split: HeldOutSplit = "val"
-    """What is held out to be scored: test is VOC 2007's; train shows whether a network over-fits."""
+    """The images that are scored: test is VOC 2007's; train shows whether a network over-fits."""
     root: str | None = None
     """Where the data lies; ATTNECK_DATA where not given."""
     image_size: Annotated[int, Field(gt=0, le=1 << 14)] | None = None
@@ -138,12 +138,12 @@ class Recipe(Part):
     epochs: Annotated[int, Field(gt=0)] | None = None
     """1 where neither epochs nor steps are given."""
     steps: Annotated[int, Field(gt=0)] | None = None
-    """In place of epochs: optimiser steps for a batch of `steps_batch`; for another batch as many that the
-    images are as many, and the milestones with them (BoTNet A.2)."""
+    """In place of epochs: optimiser steps for a batch of `steps_batch`. For another batch, steps and
+    milestones are scaled so that the number of images is the same (BoTNet A.2)."""
     steps_batch: Annotated[int, Field(gt=0)] | None = None
-    """The batch that steps and milestones are meant for; the recipe's own where not given."""
+    """The batch that steps and milestones are given for; the recipe's own where not given."""
     eval_epochs: Annotated[int, Field(gt=0)] = 1
-    """Epochs from one scoring of the held-out images to the next; the last step is always followed by one."""
+    """Epochs between two scorings of the held-out images; the last step is always scored."""
     batch: Annotated[int, Field(gt=0)] = 128
     """Images in one optimiser step, over all processes and micro-batches."""
     accumulate: Annotated[int, Field(gt=0)] = 1
@@ -160,7 +160,7 @@ class Recipe(Part):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     """A checkpoint after every epoch, and this often within one."""
     checkpoint_steps: Annotated[int, Field(gt=0)] | None = None
-    """A checkpoint every so many steps as well."""
+    """A checkpoint also after every N steps."""
 
     @model_validator(mode="after")
     def _one_clock(self) -> Recipe:
@@ -212,10 +212,10 @@ def _too_long(unit: str, warmup: float, run: int) -> str:
     )
 
 
-# Fields that may change between a run and its continuation: they move no weight.
+# Fields that may change between a run and its continuation: they change no weight.
 FREE_ON_RESUME = {
     "reach",
-    "model.weights",  # the checkpoint has what came of them
+    "model.weights",  # the checkpoint has the weights by then
     "data.root",
     "data.workers",
     "data.md5",
@@ -274,13 +274,13 @@ def refusal(error: ValidationError, source: str) -> UserError:
 
 
 def _complaint(error: dict[str, Any]) -> str:
-    place = error["loc"]
-    field = ".".join(map(str, place[:3]))  # beyond: the member of a union that was tried
+    path = error["loc"]
+    field = ".".join(map(str, path[:3]))  # then comes the member of a union that was tried
     if error["type"] == "extra_forbidden":
         part: Any = Recipe
-        for step in place[:-1]:
+        for step in path[:-1]:
             part = part.model_fields[step].annotation
-        return f"there is no field {field!r}{suggestion(str(place[-1]), list(part.model_fields))}"
+        return f"there is no field {field!r}{suggestion(str(path[-1]), list(part.model_fields))}"
     if error["type"] == "value_error":  # fields that do not go together
         message: str = error["msg"].removeprefix("Value error, ")
         return message

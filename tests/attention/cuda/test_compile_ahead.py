@@ -48,7 +48,7 @@ def compile_kernel(
     # A number that is 1 and a pointer that is None are constants to Triton, as at a call.
     constants: dict[str, object] = {"HEAD": d, "D": d, "M": cut.queries, "PH": high, "PW": wide}
     constants |= {"SKEW": skew, "DOT": cuda.FLOAT32_DOT}
-    constants["bias_place" if skew else "bias_m"] = 1
+    constants["bias_key" if skew else "bias_m"] = 1
     constants |= {name: 1 for name, side in zip("HW", map_size, strict=True) if side == 1}
     if not content:
         constants["k_ptr"] = None

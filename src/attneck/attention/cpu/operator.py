@@ -3,10 +3,10 @@
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens, L = 2H-1 + 2W-1 rows of both tables. A
 tile is g heads of r whole rows of queries, n = r*W tokens, of which n' are left by `pool`.
 
-- The relative logits of a tile are one product with [rel_h; rel_w]. A key's offset is its place minus the
-  query's, so those of each axis are a strided view of it: nothing is padded, nothing moved.
+- The relative logits of a tile are one product with [rel_h; rel_w]. A key's offset is its position minus
+  the query's, so those of each axis are a strided view of it: nothing is padded, nothing moved.
 - They reach the logits by addition or, on narrow maps, inside the product q k^T, as H + W more columns of q
-  against one-hot rows and columns behind k (so does FlashBias, arXiv 2505.12044).
+  against one-hot rows and columns after k (so does FlashBias, arXiv 2505.12044).
 - A mean over queries is linear, so pool(P V) = pool(P) V: three products have a quarter of the rows.
 - Up to KEEP tokens the weights P are kept for backward; above they are computed again, tile by tile.
 """

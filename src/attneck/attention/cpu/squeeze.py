@@ -1,98 +1,124 @@
-"""What both of BAM's branches first take from a map: its channels' means, and its narrow projection.
+"""What both of BAM's branches first take from a map: its channels' means, and its reduced projection.
 
-Letters: B batch, C channels, m narrow channels, H x W map, N = H*W.
+Letters: B batch, C channels, m reduced channels, H x W map, N = H*W.
 
 Three operations read the map: the mean (eq. 3), the 1x1 convolution (eq. 4) and the gate. Left to autograd,
-their three gradients would each be written out, in formats that differ, and then added. Here the gate's
-gradient comes back through `squeeze`, which adds the other two into it, by one product with m + 1 columns.
+each of their three gradients would be written out, in formats that differ, and then added. Here the gate
+hands its gradient over, and `squeeze` adds the other two into it, by one product with m + 1 columns.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from attneck.attention import twice
 from attneck.attention.cpu.choice import float32_products
 from attneck.attention.cpu.products import inner_product, product
+from attneck.attention.gate import Handover, gate_handing_over
 
 
-def squeeze(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x itself, to be handed to `gate` and to nothing else, its means and its projection.
+@dataclass(frozen=True)
+class Squeezed:
+    """A map [B, C, H, W], its `mean` [B, C], and its projection `reduced` [B, m, H, W] in channels_last."""
 
-    On the CPU, differentiable once. Where autocast is on, means and projection are of its dtype.
+    x: Tensor
+    mean: Tensor
+    reduced: Tensor
+    token: Tensor
+    handover: Handover
+
+    def gate(self, c: Tensor | None, p: Tensor | None, combine: str = "sum") -> Tensor:
+        """`attention.gate` of the map; its backward hands x's gradient over to `squeeze`'s."""
+        return gate_handing_over(self.x, c, p, combine, self.token, self.handover)
+
+
+def squeeze(x: Tensor, weight: Tensor, bias: Tensor) -> Squeezed:
+    """The mean of a map and its projection, on the CPU.
+
+    The mean is of float32, or of float64 if x is. The projection is of the dtype that all promote to, or of
+    autocast's where that is on.
 
     Args:
-        x: [B, C, H, W], of either memory format.
+        x: [B, C, H, W], of either memory format, not empty.
         weight: [m, C, 1, 1], as a convolution has it.
         bias: [m].
-
-    Returns:
-        x, its mean over the map [B, C], and its projection [B, m, H, W] in channels_last.
     """
     dtype = torch.promote_types(x.dtype, weight.dtype)
     if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
-    same: Tensor
-    same, mean, narrow = _Squeeze.apply(x, weight.flatten(1).to(dtype), bias.to(dtype))
-    return same, mean, narrow.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    handover = Handover()
+    token, mean, reduced = _Squeeze.apply(x, weight.flatten(1).to(dtype), bias.to(dtype), handover)
+    reduced = reduced.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, m, H, W]
+    return Squeezed(x, mean, reduced, token, handover)
 
 
 class _Squeeze(torch.autograd.Function):
-    """`squeeze` with weight [m, C] and tokens for the projection, [B, N, m]."""
+    """`squeeze` with weight [m, C], and tokens [B, N, m] for the projection.
+
+    Its first result is a token [1] without meaning: the gate has it as an argument, so that the gate's
+    backward runs first and says by the token's gradient what it has handed over.
+    """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, handover: Handover) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast("cpu", enabled=False):
             tokens = _tokens(x, weight.dtype)  # [B, N, C]
             if tokens.is_contiguous():
                 flat = product(tokens.flatten(0, 1)[None], weight[None], _by_onednn(weight))
-                narrow = flat.view(*tokens.shape[:2], -1)  # [B, N, m]
+                reduced = flat.view(*tokens.shape[:2], -1)  # [B, N, m]
             else:
-                narrow = tokens @ weight.T  # [B, N, m]
-            if tokens.dtype in (torch.bfloat16, torch.float16):
-                # Sums of half precision run number by number; a product with equal shares does not.
-                shares = tokens.new_full((1, 1, tokens.shape[1]), 1 / tokens.shape[1])
-                mean = (shares @ tokens)[:, 0] if len(tokens) else tokens.new_empty(0, tokens.shape[2])
-            else:
-                mean = tokens.mean(1)  # [B, C]
-            return x.view_as(x), mean, narrow.add_(bias)
+                reduced = tokens @ weight.T  # [B, N, m]
+            token = torch.zeros(1, dtype=torch.float32, device="cpu")
+            return token, _mean(x), reduced.add_(bias)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:2])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.handover = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, of_mean: Tensor, of_narrow: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
+    def backward(ctx: Any, number: Tensor, of_mean: Tensor, of_reduced: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        for_x, for_weight, for_bias = wanted = ctx.needs_input_grad[:3]
         with torch.autocast("cpu", enabled=False):
-            of_narrow = of_narrow.contiguous()  # [B, N, m]
+            if twice.is_asked_twice():
+                return *twice.gradients(_plain, (x, weight, bias), (of_mean, of_reduced), wanted), None
+            of_reduced = of_reduced.contiguous()  # [B, N, m]
+            grad = None
             if for_x:
-                grad = _add(grad, of_mean, of_narrow, weight)
-            of_weight = _weight_gradient(of_narrow, _tokens(x, weight.dtype)) if for_weight else None
-            return grad if for_x else None, of_weight, of_narrow.sum((0, 1)) if for_bias else None
+                handed = ctx.handover.take(number)
+                grad = x.new_zeros(x.shape) if handed is None else handed
+                _add(grad, of_mean, of_reduced, weight)
+            of_weight = _weight_gradient(of_reduced, _tokens(x, weight.dtype)) if for_weight else None
+            return grad, of_weight, of_reduced.sum((0, 1)) if for_bias else None, None
 
 
-def _add(grad: Tensor, of_mean: Tensor, of_narrow: Tensor, weight: Tensor) -> Tensor:
-    """grad [B, C, H, W] plus the gradients that come by the mean [B, C] and by the projection [B, N, m]."""
-    (B, N, _), (m, C) = of_narrow.shape, weight.shape
-    columns = torch.cat((of_narrow, of_narrow.new_ones(B, N, 1)), 2)  # [B, N, m+1]
-    rows = torch.cat((weight.expand(B, m, C), (of_mean / N)[:, None]), 1)  # [B, m+1, C]
-    if grad.dtype != weight.dtype:
-        return grad + (columns @ rows).transpose(1, 2).unflatten(2, grad.shape[2:])
-    # The gate made its gradient for this node alone, so it may be added to in place.
+def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the projection by ordinary PyTorch."""
+    return _mean(x), _tokens(x, weight.dtype) @ weight.T + bias
+
+
+def _mean(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C], in float32 or float64: BatchNorm magnifies what rounding would take away."""
+    return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _add(grad: Tensor, of_mean: Tensor, of_reduced: Tensor, weight: Tensor) -> None:
+    """Add to grad [B, C, H, W] the gradients that come by the mean [B, C] and the projection [B, N, m]."""
+    (B, N, _), (m, C) = of_reduced.shape, weight.shape
+    columns = torch.cat((of_reduced.to(grad), grad.new_ones(B, N, 1)), 2)  # [B, N, m+1]
+    rows = torch.cat((weight.to(grad).expand(B, m, C), (of_mean / N).to(grad)[:, None]), 1)  # [B, m+1, C]
     grad.flatten(2).transpose(1, 2).baddbmm_(columns, rows)
-    return grad
 
 
-def _weight_gradient(of_narrow: Tensor, tokens: Tensor) -> Tensor:
+def _weight_gradient(of_reduced: Tensor, tokens: Tensor) -> Tensor:
     """[B, N, m], [B, N, C] -> [m, C]."""
     if not tokens.is_contiguous():
-        return (of_narrow.transpose(1, 2) @ tokens).sum(0)
-    all_tokens, narrow = tokens.flatten(0, 1)[None], of_narrow.flatten(0, 1)[None]  # [1, B*N, C], [1, B*N, m]
-    return inner_product(all_tokens, narrow, _by_onednn(tokens))[0].T
+        return (of_reduced.transpose(1, 2) @ tokens).sum(0)
+    all_tokens = tokens.flatten(0, 1)[None]  # [1, B*N, C]
+    return inner_product(all_tokens, of_reduced.flatten(0, 1)[None], _by_onednn(tokens))[0].T
 
 
 def _tokens(x: Tensor, dtype: torch.dtype) -> Tensor:

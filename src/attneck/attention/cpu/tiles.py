@@ -72,7 +72,7 @@ class Tiling:
             yield y, min(self.rows, self.H - y)
 
     def keys(self, k: Tensor | None, block: Block) -> Tensor | None:
-        """k of these heads [g, N, d], behind it the one-hot row and column of each key: [g, N, d + H + W]."""
+        """k of these heads [g, N, d], after it the one-hot row and column of each key: [g, N, d + H + W]."""
         if k is None:
             return None
         keys = heads_of(k, block)  # [g, N, d]
@@ -85,7 +85,7 @@ class Tiling:
     def logits(self, q: Tensor, keys: Tensor | None, table: Tensor, y: int) -> Tensor:
         """Of a tile from row y on: q [g, n, d], keys as above, table [L, d] -> [g, n, N]."""
         by_offset = product(q.flatten(0, 1)[None], table[None], self.onednn)  # [1, g*n, L]
-        rows, columns = self.by_place(by_offset.view(*q.shape[:2], -1), y)  # [g, r, W, H], [g, r, W, W]
+        rows, columns = self.by_position(by_offset.view(*q.shape[:2], -1), y)  # [g, r, W, H], [g, r, W, W]
         if keys is None:
             return (rows[..., :, None] + columns[..., None, :]).view(*q.shape[:2], -1)  # [g, n, N]
         if self.columns:
@@ -102,8 +102,8 @@ class Tiling:
         by_axis += columns[..., None, :]
         return logits
 
-    def by_place(self, by_offset: Tensor, y: int) -> tuple[Tensor, Tensor]:
-        """Views of what belongs to each key row and key column, in [g, n, L] by offset, dense, from row y on.
+    def by_position(self, by_offset: Tensor, y: int) -> tuple[Tensor, Tensor]:
+        """Views of the logits of each key row and key column in [g, n, L] by offset, dense, from row y on.
 
         Query (y+i, x) stands in row i*W + x, and finds key row y' in column y' - (y+i) + H-1 of the first
         2H-1, key column x' in column x' - x + W-1 of the other 2W-1. So one query further is one column less.
@@ -121,7 +121,7 @@ class Tiling:
         g, n, _ = dS.shape
         d, H, W = table.shape[1], self.H, self.W
         by_offset = dS.new_zeros(g, n, table.shape[0])  # [g, n, L]
-        rows, columns = self.by_place(by_offset, y)  # [g, r, W, H], [g, r, W, W]
+        rows, columns = self.by_position(by_offset, y)  # [g, r, W, H], [g, r, W, W]
         # [g, n, d], or [g, n, d + H + W] with columns
         dq = None if keys is None else product(dS, keys.transpose(1, 2), self.onednn)
         if self.columns and dq is not None:
@@ -152,7 +152,7 @@ def heads_of(tokens: Tensor, block: Block, scale: float = 1.0) -> Tensor:
 
 
 def pool_shares(H: int, W: int, like: Tensor) -> Tensor:
-    """One over the places of each 2x2 window that are inside the map: [N', 1]."""
+    """One over the positions of each 2x2 window that are inside the map: [N', 1]."""
     inside_h = (H - torch.arange(0, H, 2, device="cpu")).clamp(max=2)  # [H']
     inside_w = (W - torch.arange(0, W, 2, device="cpu")).clamp(max=2)  # [W']
     return (1 / (inside_h[:, None] * inside_w)).to(like.dtype).view(-1, 1)

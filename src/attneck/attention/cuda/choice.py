@@ -19,7 +19,7 @@ def choose(q: Tensor, map_size: tuple[int, int]) -> str:
     Expected, not measured; a GPU is to correct the two limits. Gradients keep to Triton all the same: SDPA's
     flash and memory-efficient backward add atomically and give other bits each time, unless
     `torch.use_deterministic_algorithms(True)` is set. float64 has no fused kernel and is always plain; where
-    Triton does not run (not installed, before compute capability 8.0, or d > 128) its place is SDPA's.
+    Triton does not run (not installed, before compute capability 8.0, or d > 128) SDPA serves instead.
     """
     H, W = map_size
     if q.dtype == torch.float64 or H * W < 100:

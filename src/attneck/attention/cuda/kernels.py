@@ -10,9 +10,9 @@ and their gradients are sums along the other side of the patch inside one progra
 nothing is added atomically: the same bits every time. Logits are in base 2, where the exponential is one
 instruction; `lse` is the logarithm to base 2 of each query's sum of exponentials.
 
-A bias lies at base + b*bias_b + head*bias_h + m*bias_m + place*bias_place. With SKEW, a query's entries
-stand by offset: its own row (column) of the map is taken from the place, so the product with the tables is
-read as it is.
+A bias lies at base + b*bias_b + head*bias_h + m*bias_m + key*bias_key, for the key's row (column) of the map.
+With SKEW, a query's entries are ordered by offset: the query's own row (column) is subtracted from the key's,
+so the product with the tables is read as it is.
 """
 # mypy: disable-error-code="no-untyped-def,import-untyped"
 
@@ -39,10 +39,10 @@ def _store(base, n, stride, valid, tokens, HEAD: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def _bias(queries, valid, place, length, bias_place):
-    """Bias of each query (pointers) towards rows or columns `place`, -inf off the map: [M, len(place)]."""
-    inside = (place < length)[None, :]
-    pointers = queries[:, None] + place[None, :] * bias_place
+def _bias(queries, valid, key, length, bias_key):
+    """Bias of each query (pointers) towards rows or columns `key` of keys, -inf off the map: [M, len(key)]."""
+    inside = (key < length)[None, :]
+    pointers = queries[:, None] + key[None, :] * bias_key
     bias = tl.load(pointers, mask=valid[:, None] & inside, other=0.0).to(tl.float32) * LOG2E
     return tl.where(inside, bias, float("-inf"))
 
@@ -58,7 +58,7 @@ def _patch(y, x, H, W, PH: tl.constexpr, PW: tl.constexpr):
 @triton.jit
 def forward(
     q_ptr, k_ptr, v_ptr, rows_ptr, columns_ptr, out_ptr, lse_ptr,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_m, bias_place, out_b, out_h, out_n,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_m, bias_key, out_b, out_h, out_n,
     heads, H, W,
     HEAD: tl.constexpr, D: tl.constexpr, M: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     SKEW: tl.constexpr, DOT: tl.constexpr,
@@ -69,17 +69,17 @@ def forward(
     valid = m < N
     b, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
     bias = b * bias_b + head * bias_h + m * bias_m
-    rows_m = rows_ptr + bias - SKEW * (m // W) * bias_place
-    columns_m = columns_ptr + bias - SKEW * (m % W) * bias_place
+    rows_m = rows_ptr + bias - SKEW * (m // W) * bias_key
+    columns_m = columns_ptr + bias - SKEW * (m % W) * bias_key
     if k_ptr is not None:
         q = _load(q_ptr + b * q_b + head * q_h, m, q_n, valid, HEAD, D)  # [M, D]
     largest = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     mean = tl.zeros((M, D), tl.float32)
     for x in range(0, W, PW):
-        columns = _bias(columns_m, valid, x + tl.arange(0, PW), W, bias_place)  # [M, PW]
+        columns = _bias(columns_m, valid, x + tl.arange(0, PW), W, bias_key)  # [M, PW]
         for y in range(0, H, PH):
-            rows = _bias(rows_m, valid, y + tl.arange(0, PH), H, bias_place)  # [M, PH]
+            rows = _bias(rows_m, valid, y + tl.arange(0, PH), H, bias_key)  # [M, PH]
             n, inside = _patch(y, x, H, W, PH, PW)
             logits = rows[:, :, None] + columns[:, None, :]  # [M, PH, PW]
             if k_ptr is not None:
@@ -102,7 +102,7 @@ def forward(
 def backward_queries(
     q_ptr, k_ptr, v_ptr, rows_ptr, columns_ptr, out_ptr, lse_ptr,
     d_out_ptr, d_q_ptr, d_rows_ptr, d_columns_ptr, delta_ptr,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_m, bias_place, out_b, out_h, out_n,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_m, bias_key, out_b, out_h, out_n,
     d_out_b, d_out_h, d_out_n,
     heads, H, W,
     HEAD: tl.constexpr, D: tl.constexpr, M: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
@@ -115,7 +115,7 @@ def backward_queries(
     valid = m < N
     b, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
     bias = b * bias_b + head * bias_h + m * bias_m
-    rows_at, columns_at = bias - SKEW * (m // W) * bias_place, bias - SKEW * (m % W) * bias_place
+    rows_at, columns_at = bias - SKEW * (m // W) * bias_key, bias - SKEW * (m % W) * bias_key
     d_out = _load(d_out_ptr + b * d_out_b + head * d_out_h, m, d_out_n, valid, HEAD, D)  # [M, D]
     out = _load(out_ptr + b * out_b + head * out_h, m, out_n, valid, HEAD, D)  # [M, D]
     delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)  # [M]
@@ -126,12 +126,12 @@ def backward_queries(
         d_q = tl.zeros((M, D), tl.float32)
     for x in range(0, W, PW):
         column = x + tl.arange(0, PW)
-        columns = _bias(columns_ptr + columns_at, valid, column, W, bias_place)  # [M, PW]
+        columns = _bias(columns_ptr + columns_at, valid, column, W, bias_key)  # [M, PW]
         columns -= lse[:, None]
         d_columns = tl.zeros((M, PW), tl.float32)
         for y in range(0, H, PH):
             row = y + tl.arange(0, PH)
-            rows = _bias(rows_ptr + rows_at, valid, row, H, bias_place)  # [M, PH]
+            rows = _bias(rows_ptr + rows_at, valid, row, H, bias_key)  # [M, PH]
             n, inside = _patch(y, x, H, W, PH, PW)
             logits = rows[:, :, None] + columns[:, None, :]  # [M, PH, PW]
             if k_ptr is not None:
@@ -143,14 +143,14 @@ def backward_queries(
             d_logits = tl.exp2(logits) * tl.reshape(d_weights, (M, PH, PW))  # [M, PH, PW]
             d_columns += tl.sum(d_logits, 1)
             # Patches beside each other share their rows: the same program adds to what it wrote before.
-            pointers = d_rows_ptr + rows_at[:, None] + row[None, :] * bias_place
+            pointers = d_rows_ptr + rows_at[:, None] + row[None, :] * bias_key
             mask = valid[:, None] & (row < H)[None, :]
             earlier = tl.load(pointers, mask=mask & (x > 0), other=0.0)
             tl.store(pointers, earlier + tl.sum(d_logits, 2), mask=mask)
             if k_ptr is not None:
                 d_logits = tl.reshape(d_logits, (M, PH * PW)).to(k.dtype)
                 d_q = tl.dot(d_logits, k, d_q, input_precision=DOT)
-        pointers = d_columns_ptr + columns_at[:, None] + column[None, :] * bias_place
+        pointers = d_columns_ptr + columns_at[:, None] + column[None, :] * bias_key
         tl.store(pointers, d_columns, mask=valid[:, None] & (column < W)[None, :])
         tl.debug_barrier()  # d_rows is read by other threads of the program than wrote it
     if k_ptr is not None:
@@ -160,7 +160,7 @@ def backward_queries(
 @triton.jit
 def backward_keys(
     q_ptr, k_ptr, v_ptr, rows_ptr, columns_ptr, lse_ptr, delta_ptr, d_out_ptr, d_k_ptr, d_v_ptr,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_m, bias_place, out_b, out_h, out_n,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_m, bias_key, out_b, out_h, out_n,
     d_out_b, d_out_h, d_out_n,
     heads, H, W,
     HEAD: tl.constexpr, D: tl.constexpr, M: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
@@ -184,12 +184,12 @@ def backward_keys(
         m = start + tl.arange(0, M)
         valid = m < N
         at = bias + m * bias_m
-        rows_m = rows_ptr + at - SKEW * (m // W) * bias_place
-        columns_m = columns_ptr + at - SKEW * (m % W) * bias_place
+        rows_m = rows_ptr + at - SKEW * (m // W) * bias_key
+        columns_m = columns_ptr + at - SKEW * (m % W) * bias_key
         lse = tl.load(lse_ptr + (b * heads + head) * N + m, mask=valid, other=0.0)  # [M]
         delta = tl.load(delta_ptr + (b * heads + head) * N + m, mask=valid, other=0.0)  # [M]
-        rows = tl.trans(_bias(rows_m, valid, row, H, bias_place))  # [PH, M]
-        columns = tl.trans(_bias(columns_m, valid, column, W, bias_place)) - lse[None, :]  # [PW, M]
+        rows = tl.trans(_bias(rows_m, valid, row, H, bias_key))  # [PH, M]
+        columns = tl.trans(_bias(columns_m, valid, column, W, bias_key)) - lse[None, :]  # [PW, M]
         logits = rows[:, None, :] + columns[None, :, :]  # [PH, PW, M]
         q = _load(q_ptr + b * q_b + head * q_h, m, q_n, valid, HEAD, D)  # [M, D]
         if k_ptr is not None:

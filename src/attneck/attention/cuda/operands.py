@@ -1,4 +1,4 @@
-"""What both ways on CUDA share: operands of one dtype, the relative logits by offset and by place.
+"""What the two CUDA backends share: operands of one dtype, relative logits by offset and by position.
 
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order, L = 2H-1 + 2W-1 rows
 in both tables. Results lie in memory as [B, N, h, d], so that joining the heads again is a view.
@@ -25,7 +25,7 @@ def by_offset(q: Tensor, table: Tensor) -> Tensor:
     return (q.transpose(1, 2).reshape(-1, d) @ table.T).view(B, N, h, -1)
 
 
-def by_place(x: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def by_position(x: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Views by key row [B, h, H, W, H] and key column [B, h, H, W, W] of logits by offset [B, N, h, L].
 
     A query one row (column) further down starts one entry earlier. No entry is in a view twice, so the

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attneck.attention.cuda.operands import by_offset, by_place, operands, pool_maps
+from attneck.attention.cuda.operands import by_offset, by_position, operands, pool_maps
 
 
 def augmented_attention_2d(
@@ -30,7 +30,7 @@ def augmented_attention_2d(
     q, k, v, table = operands(q, k, v, rel_h, rel_w)
     H, W = map_size
     B, h, N, d = q.shape
-    rows, columns = by_place(by_offset(q, table), map_size)  # [B, h, H, W, H], [B, h, H, W, W]
+    rows, columns = by_position(by_offset(q, table), map_size)  # [B, h, H, W, H], [B, h, H, W, W]
     bias = [rows.reshape(B, h, N, H), columns.reshape(B, h, N, W)]
     one_hot = [
         torch.eye(H, dtype=q.dtype, device=q.device).repeat_interleave(W, 0).expand(B, h, N, H),

@@ -1,6 +1,6 @@
 """Relative attention by Triton kernels (`kernels.py`): the N x N logits exist nowhere, forward or backward.
 
-What BoTNet's bias is, one number for the key's row plus one for its column, is added inside the kernel.
+BoTNet's bias is one number for the key's row plus one for its column; the kernel adds it.
 segment-anything-fast has such a kernel for its two decomposed biases, forward only, on maps whose width is
 its tile; here there are gradients, any map and three dtypes.
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order, L = 2H-1 + 2W-1 rows
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from attneck.attention.cuda.operands import (
     by_offset,
-    by_place,
+    by_position,
     capability,
     like_queries,
     operands,
@@ -80,7 +80,7 @@ def tile(kernel: str, d: int, dtype: torch.dtype, capability: tuple[int, int]) -
 
 
 def patch(keys: int, map_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a patch of `keys` keys, the powers of two that leave fewest places outside the map.
+    """Rows and columns of a patch of `keys` keys, the powers of two that cover the map with least beside it.
 
     Of equals, 16 columns or near it: a query then holds 16 + keys/16 numbers of bias, and as many of its
     gradient, in registers, where a row of 64 spills. (4, 16) on maps 64 and 80 wide, (8, 8) on 40.
@@ -172,10 +172,10 @@ def _attention_backward(
     if out.stride() != d_q.stride():  # saved by a hook that laid it anew; the kernels write where out lies
         out = like_queries(q).copy_(out)
     x = by_offset(q, table)  # [B, N, h, L], cheaper than to keep
-    # By place, queries innermost: `backward_keys` reads a tile of it for every step.
+    # By position, queries innermost: `backward_keys` reads a tile of it for every step.
     bias = x.new_empty(B, h, H + W, N)
-    for part, places in zip(bias.split((H, W), dim=2), by_place(x, (H, W)), strict=True):
-        part.unflatten(3, (H, W)).copy_(places.permute(0, 1, 4, 2, 3))  # [B, h, H or W, H, W]
+    for part, positions in zip(bias.split((H, W), dim=2), by_position(x, (H, W)), strict=True):
+        part.unflatten(3, (H, W)).copy_(positions.permute(0, 1, 4, 2, 3))  # [B, h, H or W, H, W]
     d_bias = torch.empty_like(bias, dtype=torch.float32)
     delta = torch.empty_like(lse)
     rows, columns = bias.split((H, W), dim=2)
@@ -200,8 +200,8 @@ def _attention_backward(
         skew=0,
     )
     d_x = torch.zeros_like(x)  # [B, N, h, L]
-    for part, places in zip((d_rows, d_columns), by_place(d_x, (H, W)), strict=True):
-        places.copy_(part.unflatten(3, (H, W)).permute(0, 1, 3, 4, 2))  # [B, h, H, W, H or W]
+    for part, positions in zip((d_rows, d_columns), by_position(d_x, (H, W)), strict=True):
+        positions.copy_(part.unflatten(3, (H, W)).permute(0, 1, 3, 4, 2))  # [B, h, H, W, H or W]
     d_x = d_x.flatten(0, 2)  # [B*N*h, L]
     d_q_flat = d_q.transpose(1, 2).view(-1, d)  # [B*N*h, d]
     if k is None:

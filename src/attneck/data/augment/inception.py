@@ -1,4 +1,4 @@
-"""ImageNet's training augmentation, by torchvision's and timm's transforms, which draw from global generators."""
+"""ImageNet's training augmentation by torchvision and timm, whose draws come from global generators."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,9 @@ Transform = Callable[[Any], Any]
 def inception(size: int, randaugment_layers: int = 0, randaugment_magnitude: int = 10) -> Transform:
     """A PIL image → one of size × size pixels: a random crop, resized, a flip, and RandAugment's operations.
 
-    The crop has 8 to 100 % of the area at an aspect of 3/4 to 4/3. RandAugment (BoTNet section 4.8) is timm's:
-    each layer draws one of its 15 operations and applies it. Magnitudes are on the scale that the paper's 10,
-    15 and 24 are meant on: 10 is 30 degrees of rotation (torchvision's 10 is 10).
+    The crop has 8 to 100 % of the area at an aspect of 3/4 to 4/3. RandAugment (BoTNet section 4.8) is
+    timm's: each layer draws one of its 15 operations and applies it. Magnitudes are on the paper's scale,
+    where 10 is 30 degrees of rotation (torchvision's 10 is 10 degrees).
 
     Raises ValueError for a number of layers under 0 or a magnitude outside 0 … 30.
     """

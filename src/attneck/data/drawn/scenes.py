@@ -35,9 +35,9 @@ class ShapeScenes(DetectionDataset):
     def read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        place = self.first + index
-        number = 1 + int(hash64(_COUNT, place)[0] % np.uint64(MOST))
-        scene = shapes.scene(0, place, self.side, number)
+        drawn = self.first + index
+        number = 1 + int(hash64(_COUNT, drawn)[0] % np.uint64(MOST))
+        scene = shapes.scene(0, drawn, self.side, number)
         runs = rle.encode(np.asfortranarray(scene.masks.transpose(1, 2, 0).astype(np.uint8)))
         objects = []
         for i in range(number):
@@ -52,7 +52,7 @@ class ShapeScenes(DetectionDataset):
                     segmentation=segmentation,
                 )
             )
-        return scene.image, Record(index + 1, f"scene-{place}", self.side, self.side, objects)
+        return scene.image, Record(index + 1, f"scene-{drawn}", self.side, self.side, objects)
 
 
 def open_scenes(
@@ -66,9 +66,13 @@ def open_scenes(
     size: int | None = None,
     masks: bool = True,
 ) -> ShapeScenes:
-    """Opens "shapes" for detection; drawn at `image_size`, 10,000 for training and 500 for validation.
+    """Opens "shapes" for detection.
 
-    The other options are those of `open_annotated`. Raises ValueError for an image too small for MOST objects.
+    image_size: side in pixels that the scenes are drawn at.
+    size: how many are drawn; 10,000 for training and 500 for validation unless given.
+    The other options are those of `open_annotated`.
+
+    Raises ValueError for an image too small for MOST objects.
     """
     smallest = shapes.SMALLEST_CELL * 3  # six objects take nine cells
     if image_size < smallest:

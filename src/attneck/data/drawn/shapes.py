@@ -28,7 +28,7 @@ FIRST_VALIDATION_INDEX = 1 << 40
 """Training images are 0, 1, ...; validation images start here."""
 
 CLUTTER = 8
-"""Lines and dots behind the objects."""
+"""Lines and dots under the objects."""
 SMALLEST_CELL = 24
 """The fewest pixels a side in which an object is drawn."""
 
@@ -183,11 +183,11 @@ def _draw(
     canvas, base = _ground(seed, indices, size, ground)
     for piece in np.split(clutter, CLUTTER, axis=1):
         _add_clutter(canvas, piece)
-    places = np.argsort(cells, axis=1, kind="stable").astype(np.int64)
+    positions = np.argsort(cells, axis=1, kind="stable").astype(np.int64)
     labels = np.empty((len(indices), objects), dtype=np.int64)
     masks = np.empty((len(indices), objects, size, size), dtype=np.bool_)
     for n, piece in enumerate(np.split(shapes, objects, axis=1)):
-        labels[:, n], masks[:, n] = _add_object(canvas, base, piece, places[:, n], grid)
+        labels[:, n], masks[:, n] = _add_object(canvas, base, piece, positions[:, n], grid)
         masks[:, :n] &= ~masks[:, n : n + 1]
     return (
         (np.clip(canvas, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1),

@@ -1,4 +1,4 @@
-"""The objects of an image, in one form for every source, and whether they fit it."""
+"""The objects of an image in one form for every source, and checks that they fit the image."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -45,7 +45,7 @@ class Record(NamedTuple):
         return boxes.clip(0, [self.width, self.height] * 2).astype(np.float32)
 
     def masks(self, chosen: Sequence[int]) -> NDArray[np.uint8]:
-        """0 and 1, uint8 [n, H, W], of the objects at these places."""
+        """0 and 1, uint8 [n, H, W], of the objects at these positions."""
         masks = np.zeros((len(chosen), self.height, self.width), dtype=np.uint8)
         for mask, i in zip(masks, chosen, strict=True):
             runs = rle.segmToRle(self.objects[i].segmentation, self.width, self.height)
@@ -53,7 +53,7 @@ class Record(NamedTuple):
         return masks
 
     def trained_on(self) -> list[int]:
-        """Places of the objects that a detector is trained on: no crowds, none difficult, none of no size."""
+        """Positions of the objects that a detector is trained on: no crowds, no difficult ones, no empty boxes."""
         boxes = self.boxes()
         sized = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
         return [i for i, object in enumerate(self.objects) if sized[i] and not _left(object)]
@@ -97,12 +97,12 @@ class Records(Sequence[Record]):
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a source says of its images, and what in it does not fit them.
+    """The annotations of a split, and their problems.
 
     Args:
         records: the images, in their order.
         classes: names of labels 1 … K.
-        category_ids: what the source itself calls labels 1 … K.
+        category_ids: the source's own numbers of labels 1 … K.
         problems: one line each, with the file and the image.
     """
 

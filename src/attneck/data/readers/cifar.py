@@ -1,4 +1,4 @@
-"""CIFAR-100 as published (https://www.cs.toronto.edu/~kriz/cifar.html): Python's pickles, or the binary files."""
+"""CIFAR-100 as published (https://www.cs.toronto.edu/~kriz/cifar.html): the pickles or the binary files."""
 
 import hashlib
 import os
@@ -106,7 +106,8 @@ def _read_binary(folder: Path, name: str) -> Arrays:
         or (np.bincount(fine, minlength=256)[:100] != count // 100).any()
     ):
         raise ValueError(
-            f"cifar100: {file} has not {count // 100} images of each of 100 classes in 20 groups: get {SOURCE}"
+            f"cifar100: {file} has not {count // 100} images of each of 100 classes in 20 groups: "
+            f"get {SOURCE}"
         )
     classes = tuple(names.read_text(encoding="latin1").split())
     if len(classes) != 100:

@@ -47,7 +47,7 @@ class Annotation(BaseModel):
 def find(root: Path, split: str) -> tuple[Path, Path]:
     """The annotation file and the folder of the images of a split, under `root` or `root`/coco.
 
-    A split is called as COCO does (train2017), or plainly (train).
+    A split has COCO's name (train2017) or the plain one (train).
 
     Raises FileNotFoundError when neither is there.
     """
@@ -62,7 +62,7 @@ def find(root: Path, split: str) -> tuple[Path, Path]:
 
 
 def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotations:
-    """What the JSON of a split says. Labels are the categories in the order of their ids, from 1.
+    """Reads the JSON of a split. Labels are the categories in the order of their ids, from 1.
 
     `masks`: whether every object must have one.
 
@@ -134,11 +134,11 @@ def _load(file: Path) -> dict[str, list[Any]]:
 
 def _rows(file: Path, content: dict[str, list[Any]], key: str, form: type[Any]) -> list[Any]:
     rows = []
-    for place, row in enumerate(content[key]):
+    for position, row in enumerate(content[key]):
         try:
             rows.append(form.model_validate(row))
         except ValidationError as error:
-            raise ValueError(f"coco: {file}: {key}[{place}]: {_reason(error)}") from None
+            raise ValueError(f"coco: {file}: {key}[{position}]: {_reason(error)}") from None
     if not rows:
         raise ValueError(f"coco: {file}: it lists no {key}: give COCO's instances JSON")
     _distinct(file, key, [row.id for row in rows])

@@ -56,7 +56,7 @@ def find(root: Path, year: str, split: str) -> Path:
 
 
 def read_annotations(name: str, split: str, root: Path, masks: bool = False) -> Annotations:
-    """What the XML files of a split say, of one year after the other. An image's id is its position, from 1.
+    """Reads the XML files of a split, one year after the other. An image's id is its position, from 1.
 
     The devkit counts pixels from 1 and its boxes hold their last pixel: xmin … xmax is here x0 = xmin - 1 to
     x1 = xmax.

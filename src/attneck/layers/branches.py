@@ -1,0 +1,161 @@
+"""BAM's two branches as modules, by the paper (eq. 3 and 4) and by the published code, and how they are run.
+
+Letters: B batch, C channels, H x W map, m = C // reduction.
+"""
+
+from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeGuard, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class SpatialBranch(nn.Sequential):
+    """Layers in sequence, all but the first in the precision of their own weights, whatever autocast says.
+
+    The first has nearly all of the work, and is autocast's. The branch ends in biased logits that vary little
+    and a BatchNorm that magnifies what varies. Rounded to bfloat16 between the two, the variation is lost;
+    and the bias, whose gradient is zero in exact arithmetic, takes a random walk that BatchNorm's running
+    mean follows too late, so that evaluation goes wrong.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, 1, H, W]."""
+        return self.after_first(self[0](x))
+
+    def after_first(self, x: Tensor) -> Tensor:
+        """The first layer's result [B, m, H, W] -> [B, 1, H, W]."""
+        _, *layers = self
+        with _without_autocast(x):
+            for layer in layers:
+                x = layer(x.to(_dtype(layer, x)))
+        return x
+
+
+def in_float32(branch: nn.Module, mean: Tensor) -> Tensor:
+    """The channel branch of means [B, C] -> [B, C], in float32 or more, whatever autocast and weights are.
+
+    It is a ten-thousandth of BAM's work, and its BatchNorm magnifies rounding as `SpatialBranch` says.
+    """
+    with _without_autocast(mean):
+        own = [*branch.named_parameters(), *branch.named_buffers()]
+        wide = {name: tensor.float() for name, tensor in own if tensor.dtype in HALVES}
+        if not wide or torch.jit.is_tracing():  # a trace takes a module's own weights only
+            result: Tensor = branch(mean.to(_dtype(branch, mean)))
+            return result
+        result = functional_call(branch, wide, (mean.float(),))
+        if any(layer.training for layer in branch.modules()):
+            for name, buffer in branch.named_buffers():  # BatchNorm's running statistics
+                if name in wide:
+                    buffer.copy_(wide[name])
+        return result
+
+
+def is_plain(layer: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Whether `layer(x)` is what `kind` computes and nobody is told: this very type, and no hook anywhere."""
+    return (
+        type(layer) is kind
+        and "forward" not in vars(layer)
+        and not (
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+            or nn.modules.module._has_any_global_hook()
+        )
+    )
+
+
+def check_batch(branch: nn.Module, values: int) -> None:
+    """ValueError if a BatchNorm of the branch is to learn from one value a channel; it sees `values`."""
+    if values != 1:
+        return
+    for layer in branch.modules():
+        if isinstance(layer, _BatchNorm) and layer.training and not _shares_statistics(layer):
+            raise ValueError(
+                "BAM's BatchNorm got one value a channel (a batch of one) in training, which has no "
+                "variance; use a larger batch, call .eval() on the model or on its BatchNorms, or, where "
+                "several processes train with one image each, convert the model by "
+                "torch.nn.SyncBatchNorm.convert_sync_batchnorm"
+            )
+
+
+def paper_channel(channels: int, hidden: int) -> nn.Sequential:
+    """Eq. 3 after the pooling: [B, C] -> [B, C]."""
+    return nn.Sequential(
+        OrderedDict(
+            reduce=nn.Linear(channels, hidden),
+            relu=nn.ReLU(),
+            expand=nn.Linear(hidden, channels),
+            norm=nn.BatchNorm1d(channels),
+        )
+    )
+
+
+def paper_spatial(channels: int, hidden: int, dilation: int) -> SpatialBranch:
+    """Eq. 4: [B, C, H, W] -> [B, 1, H, W]."""
+    return SpatialBranch(
+        OrderedDict(
+            reduce=nn.Conv2d(channels, hidden, kernel_size=1),
+            relu_0=nn.ReLU(),
+            context_1=nn.Conv2d(hidden, hidden, kernel_size=3, padding=dilation, dilation=dilation),
+            relu_1=nn.ReLU(),
+            context_2=nn.Conv2d(hidden, hidden, kernel_size=3, padding=dilation, dilation=dilation),
+            relu_2=nn.ReLU(),
+            project=nn.Conv2d(hidden, 1, kernel_size=1),
+            norm=nn.BatchNorm2d(1),
+        )
+    )
+
+
+def official_channel(channels: int, hidden: int) -> nn.Sequential:
+    """The published code's channel branch, by its names: [B, C] -> [B, C]."""
+    layers = OrderedDict(
+        gate_c_fc_0=nn.Linear(channels, hidden),
+        gate_c_bn_1=nn.BatchNorm1d(hidden),
+        gate_c_relu_1=nn.ReLU(),
+        gate_c_fc_final=nn.Linear(hidden, channels),
+    )
+    return nn.Sequential(OrderedDict(gate_c=nn.Sequential(layers)))
+
+
+def official_spatial(channels: int, hidden: int, dilation: int) -> nn.Sequential:
+    """The published code's spatial branch, by its names: [B, C, H, W] -> [B, 1, H, W]."""
+    layers = OrderedDict[str, nn.Module](
+        gate_s_conv_reduce0=nn.Conv2d(channels, hidden, kernel_size=1),
+        gate_s_bn_reduce0=nn.BatchNorm2d(hidden),
+        gate_s_relu_reduce0=nn.ReLU(),
+    )
+    for i in range(2):
+        layers[f"gate_s_conv_di_{i}"] = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation)
+        layers[f"gate_s_bn_di_{i}"] = nn.BatchNorm2d(hidden)
+        layers[f"gate_s_relu_di_{i}"] = nn.ReLU()
+    layers["gate_s_conv_final"] = nn.Conv2d(hidden, 1, kernel_size=1)
+    return nn.Sequential(OrderedDict(gate_s=SpatialBranch(layers)))
+
+
+def _dtype(module: nn.Module, x: Tensor) -> torch.dtype:
+    """That of its parameters, or x's where it has none."""
+    return next(module.parameters(), x).dtype
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    # Shapes alone (the meta device) have no autocast to leave.
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def _shares_statistics(layer: _BatchNorm) -> bool:
+    """Whether this BatchNorm takes its statistics over more processes than this one."""
+    distributed = torch.distributed
+    if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):  # anything else is some library's synchronised one
+        return False
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return distributed.get_world_size(getattr(layer, "process_group", None)) > 1

@@ -1,0 +1,39 @@
+"""A file is whole or not there, also after the machine stopped: what has to be on the disk is sent there."""
+
+import os
+import stat
+
+import pytest
+
+from attneck.files import write_atomic
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """fsync of files and folders, and renames, in their order."""
+    made, fsync, replace = [], os.fsync, os.replace
+
+    def sync(descriptor):
+        status = os.fstat(descriptor)
+        made.append(("folder" if stat.S_ISDIR(status.st_mode) else "file", status.st_ino))
+        fsync(descriptor)
+
+    def rename(old, new):
+        made.append(("renamed", os.stat(old).st_ino))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    return made
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_file_then_its_name_reach_the_disk(tmp_path, calls, there):
+    path = tmp_path / "sums.txt"
+    if there:
+        path.write_bytes(b"old")
+    write_atomic(path, b"new")
+    file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert calls == [("file", file), ("renamed", file), ("folder", folder)]
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
