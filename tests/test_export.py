@@ -189,7 +189,7 @@ def test_an_opset_other_than_the_one_asked_for_is_refused(
     monkeypatch.setattr(
         torch.onnx, "export", lambda *args, **named: whole(*args, **named | {"opset_version": 18})
     )
-    with pytest.raises(ValueError, match="asked for ONNX opset 20, and PyTorch's exporter left"):
+    with pytest.raises(ValueError, match="asked for ONNX opset 20, and PyTorch's exporter gave"):
         export.export(nn.Conv2d(3, 4, 3), tmp_path / "net.onnx", image_size=8, opset=20)
     assert not list(tmp_path.iterdir())
 
