@@ -52,7 +52,7 @@ class FamilyOptions(BaseModel):
         return {}
 
     def at_stride_16(self) -> dict[str, Any] | None:
-        """The options that give the last map a stride of 16 (timm's `output_stride`); None if there are none."""
+        """The options for a last map of stride 16 (timm's `output_stride`); None if there are none."""
         return None
 
     def as_dict(self) -> dict[str, Any]:
