@@ -16,7 +16,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from attneck.layers import BAM, SqueezeExcite2d
 from attneck.surgery import insert_bam, insert_se
-from attneck.training.distributed import synchronise_batchnorm
+from attneck.training.norms import synchronise_batchnorm
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -31,13 +31,19 @@ def frozen(module: nn.Module) -> nn.Module:
     return module
 
 
+def synchronised(model: nn.Module) -> nn.Module:
+    """Ours, which changes the norms in place."""
+    synchronise_batchnorm(model, torch.device("cpu"))
+    return model
+
+
 CONVERSIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "torch's": nn.SyncBatchNorm.convert_sync_batchnorm,
     "timm's": convert_sync_batchnorm,
     "timm's, frozen": freeze_batch_norm_2d,
     "timm's, frozen and back": lambda model: unfreeze_batch_norm_2d(freeze_batch_norm_2d(model)).eval(),
     "torchvision's, frozen": frozen,
-    "ours, on the CPU": lambda model: synchronise_batchnorm(model, torch.device("cpu")),
+    "ours, on the CPU": synchronised,
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from norm_families import FAMILIES, norms
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -143,6 +144,13 @@ class Through(nn.BatchNorm2d):
         return 2 * super().forward(x)
 
 
+class ThroughAct(BatchNormAct2d):
+    """Leaves the norm and the activation to timm."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_norm_that_cannot_be_synchronised_is_refused(device):
     replaced = nn.BatchNorm2d(3)
@@ -158,11 +166,16 @@ def test_a_norm_that_cannot_be_synchronised_is_refused(device):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_other_kind_is_synchronised_and_frozen_ones_are_none(device, alone):
-    model = nn.Sequential(Through(3), nn.BatchNorm3d(3), nn.BatchNorm1d(3), FrozenBatchNorm2d(3))
-    assert synchronise_batchnorm(model, torch.device(device)) == 3
-    assert type(model[3]) is FrozenBatchNorm2d
+    model = nn.Sequential(
+        Through(3), ThroughAct(3), nn.BatchNorm3d(3), nn.BatchNorm1d(3), FrozenBatchNorm2d(3)
+    )
+    assert synchronise_batchnorm(model, torch.device(device)) == 4
+    assert type(model[4]) is FrozenBatchNorm2d
     x = torch.randn(4, 3, 5, 5)
     plain = nn.BatchNorm2d(3)
     if device == "cpu":  # torch's own, in training, takes only what lies on a GPU
         torch.testing.assert_close(model[0](x), 2 * plain(x))
+        torch.testing.assert_close(model[1](x), 2 * nn.BatchNorm2d(3)(x).relu())
     torch.testing.assert_close(model[0].eval()(x), 2 * plain.eval()(x))
+    plain.load_state_dict(model[1].state_dict())
+    torch.testing.assert_close(model[1].eval()(x), 2 * plain(x).relu())
