@@ -216,27 +216,21 @@ def test_another_convolution_in_the_projection_s_place_is_called() -> None:
         torch.testing.assert_close(tokens, convolution(x).permute(0, 2, 3, 1))
 
 
-def test_hooks_on_the_projection_fire() -> None:
+HOOKS = ["forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook"]
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_hooks_on_the_projection_fire(kind: str, everywhere: bool) -> None:
     layer, x = MHSA2d(8, (3, 4), heads=2), torch.randn(1, 8, 3, 4, requires_grad=True)
-    seen: list[str] = []
-    handles = [
-        layer.qkv.register_forward_pre_hook(lambda *_: seen.append("before")),
-        layer.qkv.register_forward_hook(lambda *_: seen.append("after")),
-        layer.qkv.register_full_backward_hook(lambda *_: seen.append("backward")),
-    ]
-    layer(x).sum().backward()
-    assert seen == ["before", "after", "backward"]
-    for handle in handles:
-        handle.remove()
-    seen.clear()
-    everywhere = torch.nn.modules.module.register_module_forward_hook(
-        lambda module, *_: seen.append(type(module).__name__)
-    )
+    seen: list[torch.nn.Module] = []
+    target, prefix = (torch.nn.modules.module, "module_") if everywhere else (layer.qkv, "")
+    handle = getattr(target, f"register_{prefix}{kind}")(lambda module, *_: seen.append(module))
     try:
-        layer(x)
+        layer(x).sum().backward()
     finally:
-        everywhere.remove()
-    assert seen == ["Conv2d", "MHSA2d"]
+        handle.remove()
+    assert seen.count(layer.qkv) == 1
 
 
 def test_an_exported_graph_has_no_operator_of_ours() -> None:

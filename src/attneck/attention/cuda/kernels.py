@@ -40,7 +40,7 @@ def _store(base, n, stride, valid, tokens, HEAD: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def _bias(queries, valid, key, length, bias_key):
-    """Bias of each query (pointers) towards rows or columns `key` of keys, -inf off the map: [M, len(key)]."""
+    """Bias of each query (pointers) towards key rows or columns `key`, -inf off the map: [M, len(key)]."""
     inside = (key < length)[None, :]
     pointers = queries[:, None] + key[None, :] * bias_key
     bias = tl.load(pointers, mask=valid[:, None] & inside, other=0.0).to(tl.float32) * LOG2E
