@@ -23,6 +23,10 @@ from attneck.models.catalog import find
 assert Path(attneck.__file__).is_relative_to(Path.cwd()), attneck.__file__
 
 assert attneck.list_models("twostage*") == ["twostage", "twostage_32", "twostage_sigmoid"]
+assert not attneck.list_detectors("*twostage*")
+import timm
+features = timm.create_model("attneck_twostage", features_only=True, in_chans=1)(torch.zeros(1, 1, 32, 32))
+assert [tuple(x.shape) for x in features] == [(1, 16, 16, 16), (1, 32, 8, 8)]
 assert attneck.create_model("twostage_32", num_classes=7)(torch.zeros(2, 3, 40, 24)).shape == (2, 7)
 assert len(open_dataset("stripes", "val", size=12)) == 12
 plain, gain = (attneck.create_model("cifar_resnet20", gain=on).state_dict() for on in (False, True))
