@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from attneck.attention.cpu.squeeze import squeeze
 from attneck.attention.gate import COMBINES, check_backend, gate, gate_weights
 from attneck.attention.graph import in_a_graph, transformed
+from attneck.layers.bare import is_bare, is_bare_pointwise
 from attneck.layers.branches import (
     SpatialBranch,
     check_batch,
     in_float32,
-    is_plain,
     official_channel,
     official_spatial,
     paper_channel,
@@ -192,14 +192,13 @@ class BAM(nn.Module):
         if self.channel_att is None or layers is None or x.numel() == 0:
             return None
         if self.variant == "official":
-            if not is_plain(layers, nn.Sequential) or len(layers) != 1:
+            if not is_bare(layers, nn.Sequential) or len(layers) != 1:
                 return None
             layers = layers[0]
-        if not is_plain(layers, SpatialBranch) or len(layers) == 0 or not is_plain(layers[0], nn.Conv2d):
+        if not is_bare(layers, SpatialBranch) or len(layers) == 0 or not is_bare_pointwise(layers[0]):
             return None
         reduce = layers[0]
-        built = (reduce.kernel_size, reduce.stride, reduce.padding, reduce.groups)
-        if built != ((1, 1), (1, 1), (0, 0), 1) or reduce.in_channels != self.channels:
+        if reduce.in_channels != self.channels:
             return None
         weight, bias = reduce.weight, reduce.bias
         if type(weight) is not nn.Parameter or type(bias) is not nn.Parameter:

@@ -5,14 +5,11 @@ Letters: B batch, C channels, H x W map, m = C // reduction.
 
 from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-
-Kind = TypeVar("Kind", bound=nn.Module)
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -56,21 +53,6 @@ def in_float32(branch: nn.Module, mean: Tensor) -> Tensor:
                 if name in wide:
                     buffer.copy_(wide[name])
         return result
-
-
-def is_plain(layer: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Whether `layer(x)` is what `kind` computes and nobody is told: this very type, and no hook anywhere."""
-    return (
-        type(layer) is kind
-        and "forward" not in vars(layer)
-        and not (
-            layer._forward_hooks
-            or layer._forward_pre_hooks
-            or layer._backward_hooks
-            or layer._backward_pre_hooks
-            or nn.modules.module._has_any_global_hook()
-        )
-    )
 
 
 def check_batch(branch: nn.Module, values: int) -> None:

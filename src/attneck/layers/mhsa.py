@@ -20,7 +20,7 @@ from attneck.attention.relative import (
     resample_rows,
     resample_table,
 )
-from attneck.layers.pointwise import is_bare_pointwise
+from attneck.layers.bare import is_bare_pointwise
 
 TABLES: dict[str, tuple[str, ...]] = {
     "relative": ("rel_h", "rel_w"),

@@ -71,7 +71,11 @@ class Task(Protocol):
         """The loss to minimise (a mean over the batch) and the scores to show beside it, all scalars."""
 
     def evaluate(self, model: nn.Module, watch: Watch) -> dict[str, float]:
-        """The scores on the held-out images, the same on every process; `watch` sees the batches."""
+        """The scores on the held-out images, the same on every process.
+
+        The batches go through `watch`, to the last one, equally often on every process, and before anything
+        that the processes exchange.
+        """
 
     def report(self, model: nn.Module, watch: Watch) -> Evaluation:
         """`evaluate`, and all that there is to say beside."""

@@ -1,0 +1,31 @@
+"""Which layers may be computed without being called."""
+
+from typing import TypeGuard, TypeVar
+
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+def is_bare(layer: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
+    """True for a layer of this very type that nobody replaced, wrapped or listens to.
+
+    Its result may then be computed by other code from its weights. Anything else has to be called as the
+    module that it is: a quantized, parametrized or adapted layer, and a layer with hooks, those of counters
+    and FSDP among them.
+    """
+    return (
+        type(layer) is kind
+        and "forward" not in vars(layer)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
+        and not _has_any_global_hook()
+    )
+
+
+def is_bare_pointwise(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """`is_bare` for an ordinary 1x1 convolution."""
+    return is_bare(layer, nn.Conv2d) and (
+        (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    )
