@@ -62,6 +62,8 @@ def test_needs_no_torch(words):
         (["eval", "nowhere"], "is no run"),
         (["list", "botnte*"], "no model matches"),
         (["data", "check", "folder", "--root", "nowhere"], "nowhere is not a folder"),
+        (["data", "where", "shapes", "--root", "nowhere"], "drawn by the program"),
+        (["train", ".", "--epochs", "3"], "is no run"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -82,6 +84,18 @@ def test_a_misspelt_flag_or_value_exits_2(words, capsys):
         cli.main(["train", "demo", *words])
     assert end.value.code == 2
     assert words[0].split(".")[-1] in capsys.readouterr().err
+
+
+def test_a_folder_of_a_recipes_name_hides_no_recipe(tmp_path, monkeypatch):
+    """What `attneck train surgery` reads where data or results lie in surgery/."""
+    from attneck.training.recipe import load_recipe
+
+    monkeypatch.chdir(tmp_path)
+    wanted = load_recipe("surgery")
+    (tmp_path / "surgery").mkdir()
+    assert load_recipe("surgery") == wanted
+    (tmp_path / "surgery/recipe.yaml").write_text("epochs: 7")
+    assert load_recipe("surgery").epochs == 7
 
 
 def test_list_prints_names_or_json(capsys):

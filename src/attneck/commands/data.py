@@ -44,6 +44,8 @@ def inspect(
     from attneck.data.root import resolve
 
     try:
+        if root is not None and SETS[name].drawn:
+            raise ValueError(f"{name}: root is given, but it is drawn by the program: leave it out")
         if action == "where":
             place = (
                 "drawn by the program, nothing to download"

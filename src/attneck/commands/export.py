@@ -12,6 +12,7 @@ import tyro
 from attneck import export as exporting
 from attneck.errors import RunFailed, UserError, suggestion
 from attneck.models import catalog
+from attneck.training.recipe import is_run
 
 
 def write(
@@ -116,7 +117,7 @@ def _kind(model: str) -> Literal["run", "saved", "name"]:
         UserError: nothing, or a run that has saved nothing yet.
     """
     path = Path(model)
-    if (path / "recipe.yaml").is_file():
+    if is_run(path):
         if not any(path.glob("checkpoints/step-*.pt")):
             raise UserError(f"{model}: no checkpoint there yet (attneck train {model} makes them)")
         return "run"

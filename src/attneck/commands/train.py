@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
 from attneck.runs.folder import newest_folder, next_folder
-from attneck.training.recipe import TIMM, Recipe, load_recipe, refusal, shipped_recipes
+from attneck.training.recipe import TIMM, Recipe, is_run, load_recipe, refusal, shipped_recipes
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
 
@@ -52,7 +52,7 @@ def main(words: list[str]) -> None:
             catalog.find(recipe.model.name, dict(recipe.model.options))
     except ValueError as error:
         raise UserError(str(error)) from None
-    if out is None and Path(name).is_dir():
+    if out is None and is_run(Path(name)):
         out = Path(name)
     elif out is None:
         out = (newest_folder if arguments.resume else next_folder)(Path(name).stem)

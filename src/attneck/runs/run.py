@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import UserError, user_mistakes
-from attneck.training.recipe import Recipe, load_recipe
+from attneck.training.recipe import RECIPE, Recipe, is_run, load_recipe
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,12 +42,11 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """What it was made from."""
-        file = self.folder / "recipe.yaml"
-        if not file.is_file():
+        if not is_run(self.folder):
             raise UserError(
-                f"{self.folder} is no run: there is no recipe.yaml in it (attneck train says where a run is)"
+                f"{self.folder} is no run: there is no {RECIPE} in it (attneck train says where a run is)"
             )
-        return load_recipe(str(file))
+        return load_recipe(str(self.folder))
 
     @property
     def history(self) -> list[Record]:
@@ -185,7 +184,7 @@ class Run:
         state, path, _ = checkpoint.load_latest(self.folder / "checkpoints")
         if changed := differences(parse_recipe(state["recipe"], str(path)), self.recipe):
             raise UserError(
-                f"{self.folder / 'recipe.yaml'} is not what {path.name} was trained with "
+                f"{self.folder / RECIPE} is not what {path.name} was trained with "
                 f"({'; '.join(changed)}): take the change back"
             )
         return state

@@ -25,7 +25,7 @@ from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint, loop
 from attneck.training.distributed import World, world
 from attneck.training.environment import environment
-from attneck.training.recipe import Recipe, differences, dump_recipe, parse_recipe
+from attneck.training.recipe import RECIPE, Recipe, differences, dump_recipe, parse_recipe
 
 ENVIRONMENT = "environment.json"
 
@@ -142,7 +142,7 @@ def _prepare(recipe: Recipe, facts: Facts, out: str | Path | None, resume: bool)
     elif checkpoint.checkpoints(folder / "checkpoints"):
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "recipe.yaml", dump_recipe(recipe).encode())
+    write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
     around = environment() | {"float32_products": products}
     for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
         write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())

@@ -14,6 +14,8 @@ from attneck.data.table import ONLY_WITH, Augment, HeldOutSplit, Name, TrainingS
 from attneck.errors import UserError, suggestion
 
 SHIPPED = Path(__file__).parent / "recipes"
+RECIPE = "recipe.yaml"
+"""The file in a run's folder that says what it was made from."""
 TIMM = "timm/"
 """What a name of timm's begins with."""
 Value = bool | int | float | str | list[int]
@@ -232,16 +234,20 @@ def shipped_recipes() -> list[str]:
 def load_recipe(name: str) -> Recipe:
     """The recipe of that name, of that YAML file, or of that run folder.
 
+    A folder without a recipe.yaml is no run, so it hides no shipped recipe of its name.
+
     Raises:
         UserError: nothing of that name, YAML that does not parse, or a field that a recipe does not have.
     """
     path = Path(name)
-    if path.is_dir():
-        path = path / "recipe.yaml"
+    known = shipped_recipes()
+    if is_run(path):
+        path = path / RECIPE
+    elif path.is_dir() and name not in known:
+        raise UserError(f"{path} is no run: there is no {RECIPE} in it (attneck train says where a run is)")
     elif path.suffix not in {".yaml", ".yml"}:
         path = SHIPPED / f"{name}.yaml"
     if not path.is_file():
-        known = shipped_recipes()
         raise UserError(
             f"no recipe {name!r}{suggestion(name, known)} (there are {', '.join(known)}; or a file, or a run)"
         )
@@ -250,6 +256,11 @@ def load_recipe(name: str) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return parse_recipe(content or {}, str(path))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (folder / RECIPE).is_file()
 
 
 def parse_recipe(content: Any, source: str) -> Recipe:
