@@ -37,10 +37,10 @@ def bench(
     out: Path | None = None,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Times against other implementations: interleaved calls, medians, and the ratios of one run.
+    """Time layers and networks against other implementations: interleaved calls, medians, ratios of one run.
 
-    Without --size, the project's own list of cases. attention: MHSA with its projections, against the plain
-    form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
+    Without --size the project's own list of cases is timed. attention: MHSA with its projections, against the
+    plain form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
     torch.compile. bam: the gate and the module, against the form that expands both branches. step: a whole
     training step of a classifier or a detector, against the same with plain attention and the one without.
 
