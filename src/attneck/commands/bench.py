@@ -37,7 +37,7 @@ def bench(
     out: Path | None = None,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Time layers and networks against other implementations: interleaved calls, medians, ratios of one run.
+    """Time layers and networks against other implementations: interleaved, medians, ratios of one run.
 
     Without --size the project's own list of cases is timed. attention: MHSA with its projections, against the
     plain form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
