@@ -40,8 +40,8 @@ def bench(
     """Time layers and networks against other implementations: interleaved, medians, ratios of one run.
 
     Without --size the project's own list of cases is timed. attention: MHSA with its projections, against the
-    plain form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
-    torch.compile. bam: the gate and the module, against the form that expands both branches. step: a whole
+    Without --size the project's own cases are timed. attention: MHSA with its projections, against the plain
+    form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
     training step of a classifier or a detector, against the same with plain attention and the one without.
 
     Args:
