@@ -39,9 +39,9 @@ def bench(
 ) -> None:
     """Time layers and networks against other implementations: interleaved, medians, ratios of one run.
 
-    Without --size the project's own list of cases is timed. attention: MHSA with its projections, against the
     Without --size the project's own cases are timed. attention: MHSA with its projections, against the plain
     form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
+    torch.compile. bam: the gate and the module, against the form that expands both branches. step: a whole
     training step of a classifier or a detector, against the same with plain attention and the one without.
 
     Args:
