@@ -82,6 +82,9 @@ SETS: Mapping[str, DataSet] = {
             ),
         },
     ),
+    "clear_shapes": DataSet(
+        "", {"classification": Kind("attneck.data.drawn.shapes:open_shapes", HALVES, SMALL)}
+    ),
     "cifar100": DataSet(
         "cifar-100-python or cifar-100-binary, from https://www.cs.toronto.edu/~kriz/cifar.html",
         {"classification": Kind("attneck.data.readers.cifar:open_cifar", HALVES, SMALL)},

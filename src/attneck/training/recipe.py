@@ -43,8 +43,9 @@ class Model(Part):
 
 class Data(Part):
     name: Name = "shapes"
-    """shapes: drawn by the program. cifar100: as published. folder: {train,val}/CLASS/*. Detectors have
-    shapes (scenes with boxes and masks), coco, voc2007, voc2012 and voc0712, which is both."""
+    """shapes: drawn by the program; clear_shapes: easier ones. cifar100: as published. folder:
+    {train,val}/CLASS/*. Detectors have shapes (scenes with boxes and masks), coco, voc2007, voc2012 and
+    voc0712, which is both."""
     train_split: TrainingSplit = "train"
     """The images that are trained on."""
     val_split: HeldOutSplit = "val"

@@ -32,6 +32,23 @@ def test_scenes_are_pinned(arguments: tuple[int, int, int, int]) -> None:
     assert digest == PINNED[arguments]
 
 
+def test_clear_shapes_are_the_same_shapes_and_easy_to_see() -> None:
+    """Of the same kinds, without clutter; each stands out from its ground."""
+    clear, plain = (open_dataset(name, "val", size=200) for name in ("clear_shapes", "shapes"))
+    assert clear.classes == plain.classes
+    np.testing.assert_array_equal(clear.labels, plain.labels)
+    pixels = clear.pixels([(0, index) for index in range(200)])
+    digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    assert digest == "263ac051e26d3e065f6659953dc53f4e2bf597acf96ddcca4c6e8c6d19881721"
+    assert not np.array_equal(pixels, plain.pixels([(0, index) for index in range(200)]))
+    for index in range(200):
+        masks = shapes._draw(0, np.array([shapes.FIRST_VALIDATION_INDEX + index]), 32, 1, clear=True)[2]
+        mask, image = masks[0, 0], pixels[index].astype(np.float64)
+        assert mask.sum() > 40
+        inside, outside = image[mask].mean(axis=0), image[~mask].mean(axis=0)
+        assert np.abs(inside - outside).max() > 15
+
+
 def test_a_scene_alone_is_the_scene_in_a_batch() -> None:
     indices = np.array([5, 0, 10**9, *range(20, 300)])
     pixels, labels = shapes.images(3, indices)

@@ -124,13 +124,16 @@ def open_shapes(
     seed: int = 0,
     size: int | None = None,
 ) -> ArrayDataset:
-    """Opens "shapes" for classification: images of one object, the same for every `seed`.
+    """Opens "shapes" or "clear_shapes" for classification: images of one object, the same for every `seed`.
+
+    Those of "clear_shapes" are easy: large, of strong contrast, with little noise and no clutter.
 
     `size`: how many are drawn; 10,000 for training and 2,000 for validation unless given. `augment`: see
     `ArrayDataset`.
     """
     first, count = part(split, size, held_out=2_000)
-    drawn, labels = images(0, np.arange(first, first + count), image_size)
+    clear = name == "clear_shapes"
+    drawn, labels = images(0, np.arange(first, first + count), image_size, clear=clear)
     return ArrayDataset(drawn, labels, classes=CLASSES, mean=MEAN, std=STD, augment=augment, seed=seed)
 
 
@@ -150,21 +153,24 @@ def scene(seed: int, index: int, image_size: int = 32, objects: int = 1) -> Scen
 
 
 def images(
-    seed: int, indices: ArrayLike, image_size: int = 32
+    seed: int, indices: ArrayLike, image_size: int = 32, *, clear: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """One-object images uint8 [B, S, S, 3] and labels int64 [B]: those of `scene`, a batch at a time."""
+    """One-object images uint8 [B, S, S, 3] and labels int64 [B]: those of `scene`, a batch at a time.
+
+    `clear`: without clutter, and with the upper half of all sizes and contrasts and the least noise.
+    """
     indices = np.asarray(indices, dtype=np.int64)
     pixels = np.empty((len(indices), image_size, image_size, 3), dtype=np.uint8)
     labels = np.empty(len(indices), dtype=np.int64)
     for first in range(0, len(indices), _CHUNK):
         part = slice(first, first + _CHUNK)
-        pixels[part], drawn, _ = _draw(seed, indices[part], image_size, 1)
+        pixels[part], drawn, _ = _draw(seed, indices[part], image_size, 1, clear)
         labels[part] = drawn[:, 0]
     return pixels, labels
 
 
 def _draw(
-    seed: int, indices: NDArray[np.int64], size: int, objects: int
+    seed: int, indices: NDArray[np.int64], size: int, objects: int, clear: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], Mask]:
     """Images uint8 [B, S, S, 3], labels int64 [B, n] and masks bool [B, n, S, S]."""
     grid = 1
@@ -180,8 +186,11 @@ def _draw(
     ground, clutter, cells, shapes = np.split(
         draws, np.cumsum([_PER_SCENE, CLUTTER * _PER_CLUTTER, grid * grid]), axis=1
     )
+    if clear:
+        ground[:, 8] = 0  # noise
+        shapes[:, [1, 7]] = 0.5 + 0.5 * shapes[:, [1, 7]]  # radius and contrast of the only object
     canvas, base = _ground(seed, indices, size, ground)
-    for piece in np.split(clutter, CLUTTER, axis=1):
+    for piece in np.split(clutter, CLUTTER, axis=1) if not clear else ():
         _add_clutter(canvas, piece)
     positions = np.argsort(cells, axis=1, kind="stable").astype(np.int64)
     labels = np.empty((len(indices), objects), dtype=np.int64)
