@@ -366,8 +366,8 @@ def test_size_spreads_over_the_set(tree: Path, tiny_cifar: tuple[Path, dict[str,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cifar10", "train", {}), "data set is 'cifar10': choose shapes, cifar100, folder"),
-        (("coco", "train", {}), "data set is 'coco': choose shapes, cifar100, folder"),
+        (("cifar10", "train", {}), "data set is 'cifar10': choose shapes, clear_shapes"),
+        (("coco", "train", {}), "data set is 'coco': choose shapes, clear_shapes"),
         (("shapes", "test", {}), "split of shapes is 'test': choose train, val"),
         (("shapes", "val", {"augment": "inception"}), "for shapes is 'inception': choose none, crop_flip"),
         (("folder", "val", {"augment": "crop_flip"}), "choose none, inception, randaugment"),
