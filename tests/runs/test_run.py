@@ -106,6 +106,18 @@ def test_a_resumed_run_keeps_its_library_of_products(tmp_path, monkeypatch):
         runs.train(recipe, tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("precision", "emulated"), [("bfloat16", True), ("bfloat16", False), ("float32", True)]
+)
+def test_emulated_bfloat16_is_said(tmp_path, monkeypatch, capsys, precision, emulated):
+    monkeypatch.setattr(runs, "emulates_bfloat16", lambda device: emulated)
+    small = {"train_size": 4, "val_size": 4, "image_size": 24}
+    data = TINY["data"] | small
+    runs.train(Recipe.model_validate(TINY | {"precision": precision, "batch": 4, "data": data}), tmp_path)
+    said = "emulates bfloat16" in capsys.readouterr().err
+    assert said == (precision == "bfloat16" and emulated)
+
+
 def test_a_run_without_a_checkpoint_has_no_model(tmp_path):
     (tmp_path / "recipe.yaml").write_text("{}")
     with pytest.raises(UserError, match="no checkpoint there"):

@@ -24,7 +24,7 @@ from attneck.tasks import open_task
 from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint, loop
 from attneck.training.distributed import World, world
-from attneck.training.environment import environment
+from attneck.training.environment import emulates_bfloat16, environment
 from attneck.training.recipe import RECIPE, Recipe, differences, dump_recipe, parse_recipe
 
 ENVIRONMENT = "environment.json"
@@ -69,6 +69,11 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
         folder, products = _prepare_once(recipe, facts, out, resume, everyone)
         with user_mistakes():
             set_float32_products(products)
+        if recipe.precision == "bfloat16" and everyone.rank == 0 and emulates_bfloat16(everyone.device):
+            print(
+                "attneck: this processor emulates bfloat16, far slower than float32: --precision float32",
+                file=sys.stderr,
+            )
         if everyone.rank == 0 and not resume:
             for said in (getattr(model, "surgery_report", None), started):
                 if said is not None:

@@ -45,3 +45,9 @@ def _processor() -> str:
         else []
     )
     return names[0].partition(":")[2].strip() if names else platform.processor()
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are emulated: on x86 without AVX-512, far slower than float32."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return device.type == "cpu" and supported is not None and not supported()
