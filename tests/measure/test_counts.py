@@ -295,7 +295,7 @@ def test_the_command_says_which_count_it_shows(capsys):
         (["botnet50", "--options", "head", "8"], "perhaps you meant 'heads'"),
         (["botnet50", "--image-size", "0"], "image-size 0"),
         (["botnet50", "--num-classes", "-1"], "num-classes -1"),
-        (["botnet50", "--options", "heads", "7"], "heads=7"),
+        (["botnet50", "--options", "heads", "7"], "do not split into 7 heads"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(words, said, capsys):

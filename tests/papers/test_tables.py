@@ -226,7 +226,7 @@ def test_a_base_is_counted_in_the_convention_of_the_row_that_names_it():
 @pytest.fixture(scope="module")
 def sections():
     """Every table with every network counted on the meta device, and no runs."""
-    return command.check(command.choose(None, None), [], quiet=True)
+    return command.compare_all(command.choose(None, None), [], quiet=True)
 
 
 @needs_counts
@@ -262,7 +262,9 @@ def test_78_of_97_rows_come_out(sections):
 @pytest.mark.slow
 def test_the_page_is_current():
     runs = read_runs(ROOT / "results") if (ROOT / "results").is_dir() else []
-    page = markdown(command.check(command.choose(None, None), runs, quiet=True), "attneck papers --markdown")
+    page = markdown(
+        command.compare_all(command.choose(None, None), runs, quiet=True), "attneck papers --markdown"
+    )
     assert (ROOT / "docs" / "papers.md").read_text() == page, (
         "run: attneck papers --markdown > docs/papers.md"
     )

@@ -1,10 +1,9 @@
 """Checkpoints are whole or not there, and cannot run code."""
 
+import itertools
+import multiprocessing
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -118,28 +117,28 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert checkpoint.load_latest(tmp_path)[0]["step"] == 1
 
 
-@pytest.mark.slow
+def write_for_ever(folder, step, pipe):
+    """Checkpoints from `step` on; each one's number goes into the pipe once it is saved."""
+    for number in itertools.count(step):
+        checkpoint.save(folder, number, {"step": number, "w": torch.full((300_000,), float(number))})
+        os.write(pipe, f"{number}\n".encode())
+
+
 def test_kill_while_writing_loses_nothing(tmp_path):
     """A process that does nothing but write checkpoints, killed 12 times at any moment."""
-    program = (
-        "import sys, itertools, torch\n"
-        "from pathlib import Path\n"
-        "from attneck.training import checkpoint\n"
-        "for step in itertools.count(int(sys.argv[2])):\n"
-        "    state = {'step': step, 'w': torch.full((300_000,), float(step))}\n"
-        "    checkpoint.save(Path(sys.argv[1]), step, state)\n"
-        "    print(step, flush=True)\n"
-    )
+    processes = multiprocessing.get_context("fork")  # which have torch already
     step = 0
     for round_ in range(12):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path), str(step + 1)], stdout=subprocess.PIPE, text=True
-        )
-        process.stdout.readline()  # it is writing now
-        time.sleep(0.013 * round_)
-        process.send_signal(signal.SIGKILL)
-        said = [int(line) for line in process.stdout.read().split()]
-        process.wait()
+        reader, writer = os.pipe()
+        process = processes.Process(target=write_for_ever, args=(tmp_path, step + 1, writer))
+        process.start()
+        os.close(writer)
+        with open(reader) as lines:
+            lines.readline()  # it is writing now
+            time.sleep(0.013 * round_)
+            process.kill()
+            said = [int(line) for line in lines.read().split()]
+        process.join()
         loaded, _, damaged = checkpoint.load_latest(tmp_path)
         assert not damaged
         assert loaded["step"] >= max(said, default=step + 1)

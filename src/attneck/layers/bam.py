@@ -238,7 +238,8 @@ def check_integers(**numbers: object) -> None:
 
 def check_map(x: Tensor) -> None:
     """ValueError for maps [B, C, H, W] without positions; a batch without maps is welcome."""
-    if x.shape[2] == 0 or x.shape[3] == 0:
+    # A tracer of torch.fx hands in a proxy, which has no shape yet.
+    if isinstance(x, Tensor) and (x.shape[2] == 0 or x.shape[3] == 0):
         raise ValueError(
             f"the input has shape {list(x.shape)}: a map without positions has no mean; "
             "give H and W of 1 or more"

@@ -93,7 +93,8 @@ class ExpandedBAM(BAM):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]."""
-        return expanded_gate(x, self.channel_attention(x), self.spatial_attention(x), self.combine)
+        c = self.channel_attention(x).to(x.dtype)  # that branch is float32
+        return expanded_gate(x, c, self.spatial_attention(x), self.combine)
 
 
 def expanded_gate(x: Tensor, c: Tensor, p: Tensor, combine: str = "sum") -> Tensor:

@@ -28,6 +28,8 @@ class Times(dict[str, list[float]]):
 
 SAMPLE = 0.02
 """Least seconds of a sample: shorter calls are repeated within it."""
+SLOW = 0.2
+"""Seconds of one product after which no larger one is timed: half precision may be emulated."""
 WARM_UP = 1
 """Calls before the first sample: compilation, and libraries that set themselves up."""
 
@@ -86,7 +88,10 @@ def gemm_ceiling(dtype: torch.dtype, device: str = "cpu") -> float:
             if float32_products() == "onednn":
                 calls["onednn"] = lambda a=a, b=b: product(a[None], b[None], True)  # type: ignore[misc]
         times = interleave(calls, seconds=0.3, device=device)
-        best = max(best, 2 * size**3 / min(map(times.median, calls)))
+        fastest = min(map(times.median, calls))
+        best = max(best, 2 * size**3 / fastest)
+        if fastest > SLOW:
+            break
     return best
 
 
