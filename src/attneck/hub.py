@@ -125,9 +125,8 @@ def push(model: nn.Module, repo_id: str, **options: Any) -> str:
     from huggingface_hub import ModelHubMixin
 
     data = {key: options.pop(key) for key in DATA if key in options}
-    task = {"classification": "image-classification", "detection": "object-detection"}[
-        find(_name(describe(model))).task
-    ]
+    detects = find(_name(describe(model))).task == "detection"
+    task = "object-detection" if detects else "image-classification"
 
     class Published(ModelHubMixin, library_name="attneck", pipeline_tag=task, model_card_template=CARD):
         def _save_pretrained(self, save_directory: Path) -> None:
