@@ -54,7 +54,7 @@ def test_predictions_are_the_networks_own_probabilities(folder):
 
 def test_the_predict_command_takes_classifiers(folder, tmp_path, capsys):
     Image.effect_noise((40, 30), 60).convert("L").save(tmp_path / "noise.png")
-    words = ["predict", str(folder), str(tmp_path / "noise.png"), "--held-out", "1", "--min-score", "0"]
+    words = ["predict", str(folder), str(tmp_path / "noise.png"), "--held-out", "1"]
     assert cli.main([*words, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{tmp_path / 'noise.png'}  ")

@@ -22,7 +22,7 @@ def predict(
     /,
     held_out: int = 0,
     out: Path | None = None,
-    min_score: float = 0.5,
+    min_score: float | None = None,
     beside: Path | None = None,
 ) -> None:
     """Find what is in images with a run's model: their class, or objects, with masks where it has them.
@@ -36,14 +36,14 @@ def predict(
         held_out: so many of the run's own held-out images as well, evenly spread; a picture then has what is
             in the image, beside what was found.
         out: the folder to write into; predictions in the run's if not given.
-        min_score: what is less sure is left out, 0 to 1.
+        min_score: what is less sure is left out, 0 to 1; if not given 0.5 of objects, 0 of classes.
         beside: another run of the same kind: both are shown, side by side.
     """
     if not images and held_out == 0:
         raise UserError(f"no image given: attneck predict {run} IMAGE…, or --held-out 4 for some of its own")
     if held_out < 0:
         raise UserError(f"--held-out {held_out}: give how many, 0 or more")
-    if not 0 <= min_score <= 1:
+    if min_score is not None and not 0 <= min_score <= 1:
         raise UserError(f"--min-score {min_score}: give 0 to 1")
 
     from attneck.runs.run import Run
@@ -66,7 +66,8 @@ def predict(
     if held_out > 0:
         samples += runs[0].samples(held_out)
     pictures = [sample.image for sample in samples]
-    found = [one.predict(shown(pictures, one.recipe.model.name), min_score=min_score) for one in runs]
+    least = min_score if min_score is not None else 0.5 if runs[0].finds_objects else 0.0
+    found = [one.predict(shown(pictures, one.recipe.model.name), min_score=least) for one in runs]
     folder = out if out is not None else run / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
     titles = [one.recipe.model.name for one in runs]
