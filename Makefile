@@ -1,10 +1,10 @@
-# make demo, make test, make check, make bench, make lint: each sets the project up by itself in .venv the first time.
+# make demo, make test, make check, make faults, make bench, make lint: each sets the project up by itself in .venv the first time.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a test process: small steps are many times slower when processes fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test lint check bench format
+.PHONY: demo test lint check faults bench format
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml constraints.txt
@@ -25,6 +25,9 @@ lint: .venv/installed  ## format, lint, types
 
 check: lint  ## format, lint, types, fast tests
 	$(PYTEST) -m 'not slow and not data'
+
+faults: .venv/installed  ## every fault injected, in the long form: results/faults
+	ATTNECK_FAULTS=long $(PYTEST) tests/faults
 
 bench: .venv/installed  ## against the peers, about half an hour of an idle machine: results/bench
 	benchmarks/run

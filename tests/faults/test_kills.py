@@ -114,7 +114,7 @@ def test_many_processes_refuse_in_one_voice(start, tmp_path):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_end_with_the_weights_of_one(tmp_path, accumulate):
     """In float64, so that nothing but rounding may differ: SyncBatchNorm, DDP, the split of the data."""
-    program = os.path.join(os.path.dirname(__file__), "train_in_float64.py")
+    program = os.path.join(os.path.dirname(__file__), "../training/train_in_float64.py")
     ends = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
