@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a test process: small steps are many times slower when processes fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test lint check faults bench format
+.PHONY: demo test lint check faults soak bench format
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml constraints.txt
@@ -28,6 +28,9 @@ check: lint  ## format, lint, types, fast tests
 
 faults: .venv/installed  ## every fault injected, in the long form: results/faults
 	ATTNECK_FAULTS=long $(PYTEST) tests/faults
+
+soak: .venv/installed  ## two hours of a run that is disturbed every few minutes
+	$(BIN)/python tests/faults/soak.py
 
 bench: .venv/installed  ## against the peers, about half an hour of an idle machine: results/bench
 	benchmarks/run
