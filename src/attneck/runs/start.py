@@ -69,7 +69,8 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
     if goes_on and not (wish.resume or restarted):
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     products: str = float32_products()
-    step, changed = 0, []
+    step = 0
+    changed: list[str] = []
     if goes_on:
         step, changed = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
         products = before.get("float32_products", products)
@@ -101,10 +102,10 @@ def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:
     with _writing(folder or Path("runs")):
         if folder is None:
             folder = take_folder(wish.name)
-        elif wish.resume:
-            checkpoint.load_latest(folder / "checkpoints")  # where there is none, nothing is made
-        else:
+        elif not wish.resume:
             folder.mkdir(parents=True, exist_ok=True)
+        elif not checkpoint.checkpoints(folder / "checkpoints"):
+            checkpoint.load_latest(folder / "checkpoints")  # says so, and nothing is made
         held.enter_context(only_one(folder))
     return folder
 
