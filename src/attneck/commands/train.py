@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
-from attneck.runs.folder import newest_folder, next_folder
+from attneck.runs.folder import newest_folder
+from attneck.runs.lock import LOCK, only_one
 from attneck.training.recipe import TIMM, Recipe, is_run, load_recipe, refusal, shipped_recipes
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
@@ -33,6 +34,8 @@ class Arguments:
     """Processes on this machine that share each batch, one a GPU where there are GPUs."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the newest whole checkpoint of the run in --out (or of the run named as RECIPE)."""
+    accept_changes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --resume: go on with data that has changed, and say how; otherwise it is refused."""
 
 
 def main(words: list[str]) -> None:
@@ -54,16 +57,26 @@ def main(words: list[str]) -> None:
         raise UserError(str(error)) from None
     if out is None and is_run(Path(name)):
         out = Path(name)
-    elif out is None:
-        out = (newest_folder if arguments.resume else next_folder)(Path(name).stem)
+    elif out is None and arguments.resume:
+        out = newest_folder(Path(name).stem)
 
-    if arguments.processes > 1 and "WORLD_SIZE" not in os.environ:
-        launch(["train", name, "--out", str(out), *words[1:]], arguments.processes)
-        return
+    if "WORLD_SIZE" not in os.environ:
+        if out is not None and (out / LOCK).is_file():
+            with only_one(out):  # if it is taken, that is said before torch is imported
+                pass
+        if arguments.processes > 1:
+            launch(["train", *words], arguments.processes)
+            return
 
     from attneck.runs.train import train
 
-    summary = train(recipe, out, resume=arguments.resume)
+    summary = train(
+        recipe,
+        out,
+        name=Path(name).stem,
+        resume=arguments.resume,
+        accept_changes=arguments.accept_changes,
+    )
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         print(f"next    attneck eval {summary.folder}")

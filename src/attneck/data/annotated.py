@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attneck.data.detection import DetectionDataset
+from attneck.data.fingerprint import Fingerprint, of_annotated
 from attneck.data.readers.annotations import Annotations, Record, Records
 from attneck.data.readers.decode import decode
 from attneck.data.root import resolve
@@ -24,6 +25,9 @@ class AnnotatedImages(DetectionDataset):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def fingerprint(self) -> Fingerprint:
+        return of_annotated(*self.records.files())
 
     def record(self, index: int) -> Record:
         found: Record = self.records[index]

@@ -9,27 +9,40 @@ from pathlib import Path
 from attneck.errors import UserError
 
 
-def next_folder(name: str) -> Path:
-    """The first of runs/NAME, runs/NAME-2, … that is not there."""
-    return next(folder for folder in _folders(name) if not folder.exists())
+def take_folder(name: str) -> Path:
+    """Make the first of runs/NAME, runs/NAME-2, … that is not there: who asks at the same time gets another.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for folder in _folders(name):
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError("there is no end of numbers")
+
+
+def present(name: str) -> list[Path]:
+    """Those of runs/NAME, runs/NAME-2, … that are there, the newest last."""
+    found = []
+    for folder in _folders(name):
+        if not folder.exists():
+            break
+        found.append(folder)
+    return found
 
 
 def newest_folder(name: str) -> Path:
-    """The last of runs/NAME, runs/NAME-2, … that is there.
+    """The last of `present`.
 
     Raises:
         UserError: there is none.
     """
-    newest = None
-    for folder in _folders(name):
-        if not folder.exists():
-            break
-        newest = folder
-    if newest is None:
-        raise UserError(
-            f"there is no run runs/{name}: say where it is with --out, or start it without --resume"
-        )
-    return newest
+    if found := present(name):
+        return found[-1]
+    raise UserError(f"there is no run runs/{name}: say where it is with --out, or start it without --resume")
 
 
 def _folders(name: str) -> Iterator[Path]:

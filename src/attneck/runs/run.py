@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -208,13 +210,31 @@ class Run:
             recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
         with user_mistakes():
             task = open_task(recipe, everyone or World(0, 1, torch.device("cpu")))
-        there, wanted = list(task.held_out.classes), self.facts["classes"]
-        if there != wanted:
-            raise UserError(
-                f"{self.folder} was trained on {len(wanted)} classes ({', '.join(wanted[:3])}, …), the data "
-                f"has {len(there)} ({', '.join(there[:3])}, …): give the data that it was trained on"
-            )
+        self._compare(task)
         return task
+
+    def _compare(self, task: Task) -> None:
+        """Refuses other classes, and classes that have each other's images; says what else has changed."""
+        from attneck.data.fingerprint import changes, relabelled, shortened
+
+        part = "held-out"
+        with user_mistakes():
+            rows = task.held_out.fingerprint()
+        wanted, classes = self.facts["classes"], list(task.held_out.classes)
+        words = changes(self.facts, {"classes": classes, "data": {part: rows}})
+        if classes != wanted:
+            raise UserError(
+                f"{self.folder} was trained on other classes ({len(wanted)} for the data's {len(classes)}: "
+                f"{shortened(words)}): give the data that it was trained on"
+            )
+        before = self.facts.get("data", {}).get(part, {})
+        if moved := relabelled(before, rows):
+            raise UserError(
+                f"{self.folder}: classes have changed places ({shortened(moved)}), their scores would be "
+                "wrong: give the data that it was trained on"
+            )
+        if words and os.environ.get("RANK", "0") == "0":
+            print(f"attneck: {self.folder}: the data has changed: {shortened(words)}", file=sys.stderr)
 
     def _placed(self, model: nn.Module, everyone: World) -> nn.Module:
         """On this process's device, in the memory format that it was trained in."""

@@ -118,8 +118,8 @@ def train_loop(
         watch = until_stopped(report.watch, stop, world, stopped_by)
         saved = began = time.monotonic()
         while True:
-            done = progress.step % period or period  # steps since the last record
-            if (done == period or progress.step == steps) and not _recorded(progress):
+            done = progress.step - _last_record(progress)
+            if done and (progress.step % period == 0 or progress.step == steps):
                 # The step itself is saved: whatever happens in the evaluation, it is done again on resume.
                 means = _means(progress.sums, done, world)
                 held_out = evaluate(objective, model, average, recipe, world.device, watch)
@@ -170,10 +170,9 @@ def train_loop(
                 average.update_parameters(model)
 
             progress.step += 1
-            done = (progress.step - 1) % period + 1
             for name, score in scores.items():
                 progress.sums[name] = progress.sums[name] + score if name in progress.sums else score
-            report.step(progress.step, partial(_read, progress.sums, done))
+            report.step(progress.step, partial(_read, progress.sums, progress.step - _last_record(progress)))
             if due:
                 save()
                 saved = time.monotonic()
@@ -194,9 +193,9 @@ def _rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return peak * lr_factor(recipe.schedule, step, steps, unit)
 
 
-def _recorded(progress: Progress) -> bool:
-    """True where the step has its record; the beginning needs none."""
-    return progress.step == 0 or any(record["step"] == progress.step for record in progress.history[-1:])
+def _last_record(progress: Progress) -> int:
+    """The step of the last record, 0 before the first; another number of images moves the ends of epochs."""
+    return int(progress.history[-1]["step"]) if progress.history else 0
 
 
 def _read(sums: dict[str, Tensor], steps: int) -> dict[str, float]:

@@ -1,8 +1,10 @@
 """The objects of an image in one form for every source, and checks that they fit the image."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 
 SLACK = 1.0
 """Pixels by which rounding may take a box or a polygon past the image's edge, where it is then cut."""
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+"""One in JSON."""
 
 
 class Object(NamedTuple):
@@ -93,6 +97,17 @@ class Records(Sequence[Record]):
             raise IndexError(f"record {index} of {len(self)}")
         record = Record(*json.loads(self._bytes[self._ends[index] : self._ends[index + 1]]))
         return record._replace(objects=[Object(*row) for row in record.objects])
+
+    def files(self) -> tuple[list[str], list[bytes]]:
+        """The file of each record, and the rest of it: its size and its objects, as JSON."""
+        paths, rests = [], []
+        for first, last in pairwise(self._ends):
+            row = self._bytes[first:last].decode()
+            path = _STRING.search(row)  # the first; to parse the rest of COCO would take seconds
+            assert path
+            paths.append(json.loads(path[0]))
+            rests.append(row[path.end() :].encode())
+        return paths, rests
 
 
 @dataclass(frozen=True)
