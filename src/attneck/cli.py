@@ -6,6 +6,7 @@ import os
 import sys
 from importlib import import_module
 
+from attneck import signals
 from attneck.errors import RunFailed, UserError, suggestion
 
 # Each command is `main(arguments) -> None` in the module of its name under attneck.commands.
@@ -33,8 +34,10 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command: 0 done, 2 the user's mistake, 143 stopped by SIGTERM with the work saved, 1 the rest."""
+    """Run a command: 0 done, 2 the user's mistake, 128 + N stopped by signal N, 1 the rest."""
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        signals.watch(" before the first step" if words[:1] == ["train"] else "")
     if not words or words[0] in {"-h", "--help", "help"}:
         print(usage())
         return 0
@@ -51,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # of many processes that say the same, one does
             print(f"attneck: {error}", file=sys.stderr)
         return error.code if isinstance(error, RunFailed) else 2
+    except KeyboardInterrupt:  # of a program that calls this one
+        print("attneck: stopped by SIGINT", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader, head say, had enough
         sys.stderr.close()
     return 0

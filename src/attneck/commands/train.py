@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from pydantic import ValidationError
 
+from attneck import signals
 from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
 from attneck.runs.folder import newest_folder
@@ -119,12 +121,17 @@ def launch(words: list[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    def pass_on(number: int, frame: Any) -> None:
+        raise SignalException("", signal.Signals(number))  # torch's launcher sends it to the processes
+
+    # torch's own handlers also raise on a second signal, and then leave the processes behind.
+    alone = ["--standalone", "--nproc-per-node", str(processes), "--signals-to-handle", "SIGQUIT"]
     try:
-        torchrun(["--standalone", "--nproc-per-node", str(processes), "-m", "attneck.cli", *words])
+        with signals.noted(pass_on):
+            torchrun([*alone, "-m", "attneck.cli", *words])
     except SignalException as stop:
         raise RunFailed(f"{processes} processes stopped by {stop.sigval.name}", 128 + stop.sigval) from None
     except ChildFailedError as failed:
         rank, first = failed.get_first_failure()
-        raise RunFailed(
-            f"process {rank} of {processes} ended with code {first.exitcode}", first.exitcode
-        ) from None
+        code = first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        raise RunFailed(f"process {rank} of {processes} ended with code {code}", code) from None

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,7 @@ class Run:
         from attneck.training.loop import scored
         from attneck.training.report import unseen
 
-        with world() as everyone:
+        with world() as everyone, self._enough_memory():
             task = self._open(root, everyone)
             networks = {"val": self.model(average=False)}
             if self._state["average"]:
@@ -163,7 +164,7 @@ class Run:
         from attneck.training.distributed import world
         from attneck.training.loop import scored
 
-        with world() as everyone:
+        with world() as everyone, self._enough_memory():
             model = self._placed(self.model(), everyone)
             return [
                 scored(
@@ -182,8 +183,20 @@ class Run:
         """The newest whole checkpoint, of the recipe that is in the folder."""
         from attneck.training import checkpoint
         from attneck.training.recipe import differences, parse_recipe
+        from attneck.training.state import check_fits
 
-        state, path, _ = checkpoint.load_latest(self.folder / "checkpoints")
+        def fits(state: dict[str, Any]) -> None:
+            recipe = parse_recipe(state["recipe"], "its recipe")
+            try:
+                model = self._task.build(recipe, state["facts"])
+            except (KeyError, TypeError, AttributeError) as error:  # facts that no task wrote
+                raise ValueError(f"its facts are not those of this task: {error!r}") from error
+            check_fits(state, model, recipe)
+
+        state, path, passed = checkpoint.load_latest(self.folder / "checkpoints", fits)
+        if os.environ.get("RANK", "0") == "0":
+            for said in passed:
+                print(f"attneck: {said}; taking step {state['step']}", file=sys.stderr)
         if changed := differences(parse_recipe(state["recipe"], str(path)), self.recipe):
             raise UserError(
                 f"{self.folder / RECIPE} is not what {path.name} was trained with "
@@ -242,6 +255,13 @@ class Run:
 
         model.to(everyone.device)
         return model.to(memory_format=torch.channels_last) if self.recipe.channels_last else model
+
+    def _enough_memory(self) -> AbstractContextManager[None]:
+        """Where it isn't so, that ends in a line."""
+        from attneck.training.memory import memory_errors
+
+        doing = f"{self.folder}, images of {self.facts.get('image_size')} pixels"
+        return memory_errors(lambda: doing, "free some, or take a machine with more")
 
     def _text(self, name: str) -> str:
         """A file that the run writes when it gets so far."""

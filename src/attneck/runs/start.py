@@ -114,10 +114,8 @@ def _compared(
     folder: Path, task: Task, recipe: Recipe, facts: Facts, *, accept: bool
 ) -> tuple[int, list[str]]:
     """The step that the run there has come to, and how its data has changed, where that is accepted."""
-    state, _, damaged = checkpoint.load_latest(folder / "checkpoints")
+    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
     step, old = int(state["step"]), state["facts"]
-    for path in damaged:
-        _say(f"{path} does not match its SHA-256; going on from step {step}")
     if other := differences(parse_recipe(state["recipe"], str(folder)), recipe):
         raise UserError(f"{folder} was started otherwise ({shortened(other)}): drop the change or --resume")
     changed = changes(old, facts)
