@@ -33,11 +33,12 @@ class NotWritten(RunFailed, OSError):  # noqa: N818 - a run's end, as its base i
     def __init__(self, path: Path, cause: OSError | ValueError) -> None:
         why, advice = str(cause), "choose another name"  # a NUL in it
         if isinstance(cause, OSError):
-            self.errno, self.strerror, self.filename = cause.errno, cause.strerror, str(path)
             why, advice = cause.strerror or why, _ADVICE.get(cause.errno or 0, "choose another place")
         shown = ascii(str(path))[1:-1] if "\0" in str(path) else str(path)
         shown = shown if len(shown) <= 150 else f"{shown[:60]}…{shown[-60:]}"
         super().__init__(f"{shown} could not be written: {why}; {advice}")
+        if isinstance(cause, OSError):
+            self.errno, self.strerror, self.filename = cause.errno, cause.strerror, str(path)
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from attneck.errors import RunFailed
+from attneck.errors import RunFailed, UserError
 from attneck.files import NotWritten
 from attneck.signals import noted
 from attneck.training import checkpoint, state
@@ -103,21 +103,23 @@ def train_loop(
             128 + number,
         )
 
-    report = Report(
-        folder if world.rank == 0 else None,
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        batch=recipe.batch,
-        start=progress.step,
-    )
-
     def doing() -> str:
         who = f"process {world.rank}, " if world.size > 1 else ""
         at = f"evaluation after step {progress.step}" if stop.saved else f"step {progress.step + 1}"
         shares = f"batch {recipe.batch} (accumulate {recipe.accumulate})"
         return f"{who}{at}, {shares}, images of {facts.get('image_size')} pixels"
 
-    with noted() as stop, _lacks(folder, doing, recipe, world), report:
+    with (
+        noted() as stop,
+        _lacks(folder, doing, recipe, world),
+        Report(
+            folder if world.rank == 0 else None,
+            steps=steps,
+            steps_per_epoch=steps_per_epoch,
+            batch=recipe.batch,
+            start=progress.step,
+        ) as report,
+    ):
         loader = batches(progress.step)
         watch = until_stopped(report.watch, stop, world, stopped_by)
         saved = began = time.monotonic()
@@ -254,7 +256,9 @@ def _restored(
 
 def _left(folder: Path) -> str:
     """What a run that fails leaves behind."""
-    there = checkpoint.checkpoints(folder / "checkpoints")
+    there: list[Path] = []
+    with suppress(UserError):  # the folder itself can't be read
+        there = checkpoint.checkpoints(folder / "checkpoints")
     return f"{there[0].name} is whole" if there else "there is no checkpoint yet"
 
 
