@@ -76,9 +76,9 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
         products = before.get("float32_products", products)
         if (processes := before.get("processes", everyone.size)) != everyone.size:
             _say(
-                f"{folder} goes on with {everyone.size} processes for {processes}: each step has the same "
-                f"{recipe.batch} images, {recipe.batch // everyone.size} a process; rounding differs, and so "
-                "will the last bits of its weights"
+                f"{folder} goes on with another number of processes, {everyone.size} for {processes}: each step "
+                f"has the same {recipe.batch} images, {recipe.batch // everyone.size} a process; rounding "
+                "differs, and so will the last bits of its weights"
             )
     if restarted:
         whence = f"going on from step {step}" if goes_on else "from the beginning"
