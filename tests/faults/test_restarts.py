@@ -167,46 +167,60 @@ def test_without_torchrun_nothing_changes(place, monkeypatch, capsys, whole, wor
 MOMENTS = {
     "the first, before a checkpoint": (0, 0),
     "the second, before a checkpoint": (1, 0),
-    "the first, after some": (0, 2),
-    "the second, after some": (1, 2),
+    "the first, after some": (0, 4),
+    "the second, after some": (1, 4),
 }
+
+
+def command(recipe):
+    """torchrun of two workers that may start again twice, and what it runs."""
+    with socket.socket() as free:  # two torchruns on one machine must not meet at the default's port
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--max-restarts=2",
+        "--master-port",
+        port,
+    ]
+    return [sys.executable, *torchrun, "-m", "attneck.cli", "train", str(recipe)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A recipe for two processes, and the digest of a run of it that was left alone."""
+    folder = tmp_path_factory.mktemp("two")
+    content = TINY | {"checkpoint_steps": 4, "sync_bn": False, "data": TINY["data"] | {"train_size": 48}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
+    words = [*command(folder / "tiny.yaml"), "--out", str(folder / "alone")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "tiny.yaml", json.loads((folder / "alone/summary.json").read_text())["weights"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("out", some(OUTS, 1))
 @pytest.mark.parametrize("moment", MOMENTS if LONG else ["the second, before a checkpoint"])
-def test_torchrun_starts_a_killed_worker_again(place, moment, out):
+def test_torchrun_starts_a_killed_worker_again(place, two, moment, out):
     """kill -9 to one of two workers; the command ends with the digest of one that was left alone."""
     rank, step = MOMENTS[moment]
-    slow = TINY | {"checkpoint_steps": 4, "sync_bn": False, "data": TINY["data"] | {"train_size": 48}}
-    (place / "tiny.yaml").write_text(yaml.safe_dump(slow))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2"]
-    with socket.socket() as free:  # two torchruns on one machine must not meet at the default's port
-        free.bind(("localhost", 0))
-        torchrun += ["--master-port", str(free.getsockname()[1])]
-    train = [*torchrun, "-m", "attneck.cli", "train", "tiny.yaml"]
-    process = subprocess.Popen(
-        [*train, *OUTS[out]], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    recipe, digest = two
+    words = [*command(recipe), *OUTS[out]]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     folder = place / ("run" if out == "named" else "runs/tiny")
-    found = None
     try:
-        while found is None or len(found) < 2 or not begun(folder, step):
+        while not begun(folder, step):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.02)
-            found = workers(process.pid)
-        os.kill(found[rank], signal.SIGKILL)
+        os.kill(workers(process.pid)[rank], signal.SIGKILL)
         said = process.communicate()[1]
     finally:
         process.kill()
     assert process.returncode == 0, said
     assert re.search(r"started again by torchrun, (from the beginning|going on from step \d+)", said)
-    left_alone = subprocess.run([*train, "--out", "alone"], capture_output=True, text=True)
-    assert left_alone.returncode == 0, left_alone.stderr
-    ends = [
-        json.loads((where / "summary.json").read_text())["weights"] for where in (folder, place / "alone")
-    ]
-    assert ends[0] == ends[1]
+    assert json.loads((folder / "summary.json").read_text())["weights"] == digest
     assert len(list((place / "runs").glob("*"))) == (out == "numbered")
 
 
