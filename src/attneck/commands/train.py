@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from attneck import signals
 from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
-from attneck.runs.folder import newest_folder
+from attneck.runs.folder import newest_folder, writing
 from attneck.runs.lock import LOCK, only_one
 from attneck.training.recipe import TIMM, Recipe, is_run, load_recipe, refusal, shipped_recipes
 
@@ -63,9 +63,8 @@ def main(words: list[str]) -> None:
         out = newest_folder(Path(name).stem)
 
     if "WORLD_SIZE" not in os.environ:
-        if out is not None and (out / LOCK).is_file():
-            with only_one(out):  # if it is taken, that is said before torch is imported
-                pass
+        if out is not None:
+            _free(out)
         if arguments.processes > 1:
             launch(["train", *words], arguments.processes)
             return
@@ -83,6 +82,14 @@ def main(words: list[str]) -> None:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         print(f"next    attneck eval {summary.folder}")
         print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
+
+
+def _free(folder: Path) -> None:
+    """Refuse a folder that another program trains in, before torch is imported."""
+    with writing(folder):
+        if (folder / LOCK).is_file():
+            with only_one(folder):
+                pass
 
 
 def parse(name: str, words: list[str]) -> Arguments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def newest_folder(name: str) -> Path:
     if found := present(name):
         return found[-1]
     raise UserError(f"there is no run runs/{name}: say where it is with --out, or start it without --resume")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What goes wrong in making or writing the folder is the user's to mend: UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: {error.strerror}: give --out a folder that can be made and written"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"--out {str(folder)!r}: {error}: give the name of a folder") from error
 
 
 def _folders(name: str) -> Iterator[Path]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from attneck.attention.cpu.choice import float32_products
 from attneck.data.fingerprint import changes, shortened
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
-from attneck.runs.folder import newest_folder, present, take_folder
+from attneck.runs.folder import newest_folder, present, take_folder, writing
 from attneck.runs.lock import only_one
 from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint
@@ -76,9 +75,9 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
         products = before.get("float32_products", products)
         if (processes := before.get("processes", everyone.size)) != everyone.size:
             _say(
-                f"{folder} goes on with {everyone.size} processes for {processes}: each step has the same "
-                f"{recipe.batch} images, {recipe.batch // everyone.size} a process; rounding differs, and so "
-                "will the last bits of its weights"
+                f"{folder} goes on with another number of processes, {everyone.size} for {processes}: each "
+                f"step has the same {recipe.batch} images, {recipe.batch // everyone.size} a process; "
+                "rounding differs, and so will the last bits of its weights"
             )
     if restarted:
         whence = f"going on from step {step}" if goes_on else "from the beginning"
@@ -87,7 +86,7 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
     at = datetime.now(UTC).isoformat(timespec="seconds")
     this = now | {"at": at, "step": step, "data_changes": changed, "launch": launch}
     around = now | {"starts": [*(starts if goes_on else []), this]}
-    with _writing(folder):
+    with writing(folder):
         write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
         for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
             write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
@@ -99,7 +98,7 @@ def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:
     folder = wish.out if wish.out is not None else _begun_by(launch, wish.name)
     if folder is None and wish.resume:
         folder = newest_folder(wish.name)
-    with _writing(folder or Path("runs")):
+    with writing(folder or Path("runs")):
         if folder is None:
             folder = take_folder(wish.name)
         elif not wish.resume:
@@ -189,16 +188,3 @@ def _recorded(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """A folder that cannot be made or written, or whose name cannot be one, is the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder}: {error.strerror}: give --out a folder that can be made and written"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"--out {str(folder)!r}: {error}: give the name of a folder") from error
