@@ -157,11 +157,11 @@ def check_fits(state: dict[str, Any], model: nn.Module, recipe: Recipe) -> None:
     wanted = model.state_dict()
     _compare("model", state["model"], wanted)
     averages = {"n_averaged": torch.tensor(0)} | {f"module.{name}": one for name, one in wanted.items()}
-    if (state["average"] is None) != (recipe.ema is None):
+    if (state["average"] is not None) != (recipe.ema > 0):
         raise ValueError(
-            f"it has {'no' if recipe.ema else 'an'} average, and its recipe says ema {recipe.ema}"
+            f"it has {'no' if recipe.ema else 'an'} average, with ema {recipe.ema} in its recipe"
         )
-    if recipe.ema is not None:
+    if recipe.ema > 0:
         _compare("average", state["average"], averages)
     _check_optimizer(state["optimizer"], make_optimizer(model, recipe.optimizer), state["step"])
 
