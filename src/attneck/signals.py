@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from attneck.files import remove_unfinished
@@ -45,7 +46,7 @@ def watch(when: str = "") -> None:
     """From here on a signal ends this process, with a line that says so; `when` belongs to that line.
 
     A SIGHUP that was ignored at the start, as under nohup, stays ignored. Where torchrun started this process
-    it gets SIGINT when torchrun dies, so that it doesn't outlive it.
+    it gets SIGTERM when torchrun dies, so that it doesn't outlive it.
     """
     global _watched, _when
     if _watched or not hasattr(signal, "SIGHUP"):  # Windows
@@ -62,7 +63,7 @@ def watch(when: str = "") -> None:
         import ctypes
 
         parent_death_signal = 1
-        ctypes.CDLL(None).prctl(parent_death_signal, int(signal.SIGINT))
+        ctypes.CDLL(None).prctl(parent_death_signal, int(signal.SIGTERM))
 
 
 def heard() -> list[signal.Signals]:
@@ -126,6 +127,11 @@ def _end(number: int, line: str) -> None:
     with suppress(Exception):
         for child in sys.modules["multiprocessing"].active_children():
             child.kill()
+    for stat in Path("/proc").glob("[0-9]*/stat"):  # on Linux; those that torchrun started
+        with suppress(OSError):
+            parent = stat.read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid():
+                os.kill(int(stat.parent.name), signal.SIGINT)
     remove_unfinished()
     flush = threading.Thread(target=_flush, daemon=True)
     flush.start()

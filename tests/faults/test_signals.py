@@ -39,6 +39,17 @@ LONG_TIME, A_WHILE = 60, 3
 """Seconds: of what may be broken off, and of what must come to its end."""
 
 
+def busy():
+    """How many programs share a core of this machine, 1 at least: all that long everything takes."""
+    return max(1, os.getloadavg()[0] / os.cpu_count())
+
+
+def named(value):
+    """SIGTERM-SIGINT for a case's signals; others as they are."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    return "-".join(getattr(number, "name", str(number)) for number in numbers)
+
+
 def slow(holder, name, seconds, at, when=lambda *given: True):
     """`holder.name` says that it has begun, and takes so long."""
     plain = getattr(holder, name)
@@ -171,7 +182,7 @@ SAVED = {"step": (2, 2), "evaluation": (3, 6), "scores": (3, 6), "saving": (3, 6
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("numbers", [(INT,), (TERM,), (HUP,), (TERM, TERM), (HUP, TERM)], ids=str)
+@pytest.mark.parametrize("numbers", [(INT,), (TERM,), (HUP,), (TERM, TERM), (HUP, TERM)], ids=named)
 @pytest.mark.parametrize("phase", SAVED)
 def test_the_step_is_saved(forked, tmp_path, phase, numbers, workers):
     if not LONG and (workers, numbers) not in {("2", (HUP,)), ("0", (TERM, TERM))}:
@@ -181,11 +192,11 @@ def test_the_step_is_saved(forked, tmp_path, phase, numbers, workers):
     for number in numbers:
         process.send(number)
         time.sleep(0.3)
-    code, took = process.ends(20)
+    code, took = process.ends(20 * busy())
     said = process.said.read_text()
     step = SAVED[phase][0]
     assert code == 128 + numbers[0], said
-    assert took < 10
+    assert took < 10 * busy()
     stopped = (
         f"attneck: stopped by {numbers[0].name} at step {step} of 6, saved; go on with: attneck train run "
     )
@@ -195,21 +206,21 @@ def test_the_step_is_saved(forked, tmp_path, phase, numbers, workers):
     assert checkpoint.load_latest(tmp_path / "run/checkpoints")[0]["step"] == step
 
 
-@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=str)
+@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=named)
 @pytest.mark.parametrize("phase", START)
 def test_at_the_start_there_is_nothing_to_save(forked, tmp_path, phase, number):
     process = forked(phase, *TRAIN)
     process.wait_for_phase()
     process.send(number)
-    code, took = process.ends(20)
+    code, took = process.ends(20 * busy())
     assert code == 128 + number
-    assert took < 10
+    assert took < 10 * busy()
     assert lines(process) == [f"attneck: stopped by {number.name} before the first step"]
     assert process.said.read_text().count("\n") == 1
     assert process.left() == []
 
 
-@pytest.mark.parametrize("numbers", [(INT, INT), (TERM, INT), (HUP, INT)], ids=str)
+@pytest.mark.parametrize("numbers", [(INT, INT), (TERM, INT), (HUP, INT)], ids=named)
 @pytest.mark.parametrize("phase", some(SAVED, 2))
 def test_a_ctrl_c_after_the_first_signal_ends_at_once(forked, tmp_path, phase, numbers):
     process = forked(phase, *TRAIN, "--data.workers", "2")
@@ -217,10 +228,10 @@ def test_a_ctrl_c_after_the_first_signal_ends_at_once(forked, tmp_path, phase, n
     for number in numbers:
         process.send(number)
         time.sleep(0.3)
-    code, took = process.ends(20)
+    code, took = process.ends(20 * busy())
     said = process.said.read_text()
     assert code == 130, said
-    assert took < 2
+    assert took < 2 * busy()
     assert lines(process) == ["attneck: stopped by a second SIGINT"]
     assert "Traceback" not in said
     assert process.left() == []
@@ -236,21 +247,21 @@ def test_a_hangup_that_was_ignored_stays_so(forked, phase):
     with pytest.raises(AssertionError, match="it goes on"):
         process.ends(1)
     process.send(TERM)
-    assert process.ends(20)[0] == 143
+    assert process.ends(20 * busy())[0] == 143
     assert len(lines(process)) == 1
 
 
-@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=str)
+@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=named)
 def test_after_the_last_step(forked, tmp_path, number):
     process = forked("end", *TRAIN)
     process.wait_for_phase()
     process.send(number)
-    assert process.ends(20)[0] == 128 + number
+    assert process.ends(20 * busy())[0] == 128 + number
     assert lines(process) == [f"attneck: stopped by {number.name}"]
     assert checkpoint.load_latest(tmp_path / "run/checkpoints")[0]["step"] == 6
 
 
-@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=str)
+@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=named)
 @pytest.mark.parametrize("command", ["eval", "predict"])
 def test_other_commands(forked, tmp_path, command, number):
     runs.train(Recipe.model_validate(TINY | {"epochs": 1}), tmp_path / "run")
@@ -258,9 +269,9 @@ def test_other_commands(forked, tmp_path, command, number):
     process = forked(phase, command, "run", *more)
     process.wait_for_phase()
     process.send(number)
-    code, took = process.ends(20)
+    code, took = process.ends(20 * busy())
     assert code == 128 + number
-    assert took < 2
+    assert took < 2 * busy()
     assert lines(process) == [f"attneck: stopped by {number.name}"]
     assert "Traceback" not in process.said.read_text()
     assert process.left() == []
@@ -306,8 +317,8 @@ class Started:
             assert time.monotonic() < end, self.said.read_text()
             time.sleep(0.05)
 
-    def nothing_is_left(self, within=10):
-        end = time.monotonic() + within
+    def nothing_is_left(self):
+        end = time.monotonic() + 10 * busy()
         while self.processes():
             assert time.monotonic() < end, self.processes()
             time.sleep(0.1)
@@ -338,13 +349,13 @@ DELAYS = [0.15 * number for number in range(40)]
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LONG, reason="the phases of the start are tried above, without the imports")
-@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=str)
+@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=named)
 @pytest.mark.parametrize("delay", DELAYS)
 def test_at_any_moment_of_the_start(started, number, delay):
     run = started()
     time.sleep(0.2 + delay)
     run.process.send_signal(number)
-    code = run.process.wait(20)
+    code = run.process.wait(20 * busy())
     said = run.said.read_text()
     assert "Traceback" not in said
     assert code == 128 + number, said
@@ -360,7 +371,7 @@ TWO = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("to", "numbers", "when"), some(TWO, 2), ids=str)
+@pytest.mark.parametrize(("to", "numbers", "when"), some(TWO, 2), ids=named)
 def test_two_processes(started, tmp_path, to, numbers, when):
     run = started("--processes", "2", "--data.workers", "1")
     if when == "training":
@@ -372,7 +383,7 @@ def test_two_processes(started, tmp_path, to, numbers, when):
         os.kill(target, number)
         time.sleep(0.3)
     began = time.monotonic()
-    code = run.process.wait(40)
+    code = run.process.wait(40 * busy())
     took = time.monotonic() - began
     run.nothing_is_left()
     said = run.said.read_text()
@@ -382,7 +393,7 @@ def test_two_processes(started, tmp_path, to, numbers, when):
         assert code == -signal.SIGKILL
     else:
         assert code == (130 if at_once else 128 + numbers[0]), said
-        assert took < (3 if at_once else 10)
+        assert took < (3 if at_once else 10) * busy()
     if when == "training" and not at_once:
         assert said.count("saved; go on with: attneck train run --resume") == 1, said
         step = checkpoint.load_latest(tmp_path / "run/checkpoints")[0]["step"]
