@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from attneck.data.sampling import Key
+from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
 
 Batch = tuple[Tensor, Tensor]
@@ -28,6 +29,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     """
 
     crop_pct = 1.0
+    skipped: Skipped | None = None
 
     def __init__(
         self,

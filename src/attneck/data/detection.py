@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from attneck.data.augment.geometry import Sample, mirror, resize_crop_pad, resized, visible
 from attneck.data.readers.annotations import Record
 from attneck.data.sampling import Key, item_seed, uniforms
+from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
 
 Item = tuple[Tensor, dict[str, Tensor]]
@@ -42,6 +43,7 @@ class DetectionDataset(Dataset[Item]):
     """
 
     dropped: int
+    skipped: Skipped | None = None
 
     def __init__(
         self,
