@@ -1,7 +1,6 @@
-"""Files with an image's name that are none: a line with the path, wherever they are met; odd ones are read right."""
+"""Files that only have an image's name: a line with the path, wherever met; odd images are read right."""
 
 import os
-import random
 import shutil
 import signal
 import tempfile
@@ -10,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from bad_images import BAD, FORMATS, GOOD, NOISE, SMOOTH, whole
+from bad_images import BAD, FORMATS, GOOD, SMOOTH, whole
 from fault_cases import flips, some
-from PIL import Image
 
 from attneck import cli
 from attneck.data.readers.decode import decode
@@ -154,15 +152,21 @@ def test_flipped_bits_are_read_or_refused(form, tmp_path, recwarn):
         flipped = bytearray(data)
         flipped[byte] ^= 1 << bit
         path.write_bytes(flipped)
-        try:
-            image = decode(str(path), "test")
-        except ValueError as error:
-            assert "\n" not in str(error)
-            assert len(str(error)) <= 300
+        found = read_or_refusal(path)
+        if isinstance(found, str):
+            assert "\n" not in found
+            assert len(found) <= 300
         else:
-            assert image.mode == "RGB"
-            assert min(image.size) > 0
+            assert found.mode == "RGB"
+            assert min(found.size) > 0
     assert not recwarn.list
+
+
+def read_or_refusal(path):
+    try:
+        return decode(str(path), "test")
+    except ValueError as error:
+        return str(error)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")

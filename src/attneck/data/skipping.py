@@ -53,7 +53,7 @@ class Skipped:
                 found, count = int(self._marks.sum()), len(self._marks)
                 if found > max(1, int(SHARE * count)):
                     raise UnreadableImage(
-                        f"{error} ({found} of {count} images cannot be read: over {SHARE:.0%} none is skipped)"
+                        f"{error} ({found} of {count} images cannot be read: over {SHARE:.0%} is not skipped)"
                     ) from None
                 print(f"attneck: skipped: {error}", file=sys.stderr)
         raise UnreadableImage(f"{self.file(index)}: neither it nor any that could take its place can be read")

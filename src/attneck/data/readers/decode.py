@@ -25,7 +25,7 @@ SHOWN = 120
 """Characters of a path, and of a reason, that a message has at most."""
 
 
-class UnreadableImage(UserError, ValueError):
+class UnreadableImage(UserError, ValueError):  # noqa: N818 - what the image is
     """A file that is missing, damaged, too large or no image: one line with its path.
 
     A DataLoader hands a worker's error on as its type and the text of its traceback, whose last line is what
@@ -96,7 +96,7 @@ def _opened(path: str, name: str, max_pixels: int | None) -> Iterator[Image.Imag
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     try:
         _check_regular(path)
-        if Image.MAX_IMAGE_PIXELS is not None and 2 * Image.MAX_IMAGE_PIXELS < limit:
+        if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow warns over it, and refuses over twice as many
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's of oddities: the image is read, or refused here

@@ -105,9 +105,10 @@ def open_folder(
     """
     paths, labels, names, others = scan(resolve(root, name, LAYOUT), split, classes, skip_bad)
     if others and os.environ.get("RANK", "0") == "0":
+        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
         print(
-            f"attneck: folder: not read in {split}: {said(others[0])}{f' and {len(others) - 1:,} more' * (len(others) > 1)}"
-            f" (images lie in a class's folder and end in {' '.join(SUFFIXES)})",
+            f"attneck: folder: not read in {split}: {said(others[0])}{more} (images lie in a class's folder "
+            f"and end in {' '.join(SUFFIXES)})",
             file=sys.stderr,
         )
     if size is not None:
