@@ -12,7 +12,7 @@ from attneck.data.readers.annotations import Annotations, Record, Records
 from attneck.data.readers.decode import UnreadableImage, decode
 from attneck.data.root import resolve
 from attneck.data.sampling import spread
-from attneck.data.skipping import Skipped
+from attneck.data.skipping import Skipped, skips
 from attneck.data.table import SETS, load
 
 
@@ -73,7 +73,7 @@ def open_annotated(
     size: int | None = None,
     masks: bool | None = None,
     max_pixels: int | None = None,
-    skip_bad: bool = False,
+    on_bad_image: str = "stop",
 ) -> DetectionDataset:
     """Opens a set that has annotations in files.
 
@@ -83,7 +83,7 @@ def open_annotated(
     jitter: scale_jitter's least and greatest factor; (0.8, 1.25), (0.5, 2.0) and (0.1, 2.0) are BoTNet's.
     masks: whether targets have masks; None where the set has some.
     max_pixels: see `decode`.
-    skip_bad: an image that cannot be read is left out, and the next one takes its place: see `Skipped`.
+    on_bad_image: "stop" with UnreadableImage, or "skip": the next one takes its place, see `Skipped`.
 
     Raises ValueError for the first annotation that does not fit its image (`read_annotations` has all).
     """
@@ -104,7 +104,7 @@ def open_annotated(
         name,
         annotations,
         max_pixels,
-        skip_bad,
+        skips(on_bad_image),
         image_size=image_size,
         augment=augment,
         jitter=jitter,

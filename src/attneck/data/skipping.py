@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 import torch
 
-from attneck.data.readers.decode import ImageTooLarge, UnreadableImage
+from attneck.data.readers.decode import ImageTooLarge, UnreadableImage, said
 
 T = TypeVar("T")
 
 SHARE = 0.01
 """Of a set's images that may be left out; one always may."""
+
+
+def skips(on_bad_image: str) -> bool:
+    """True for "skip", False for "stop"; ValueError for anything else."""
+    if on_bad_image not in ("stop", "skip"):
+        raise ValueError(f"on_bad_image is {on_bad_image!r}: choose stop or skip")
+    return on_bad_image == "skip"
 
 
 class Skipped:
@@ -57,3 +64,9 @@ class Skipped:
                     ) from None
                 print(f"attneck: skipped: {error}", file=sys.stderr)
         raise UnreadableImage(f"{self.file(index)}: neither it nor any that could take its place can be read")
+
+
+def summary_of(files: Collection[str]) -> str:
+    """How many were left out, and which first."""
+    first = ", ".join(map(said, sorted(files)[:3]))
+    return f"images skipped in training: {len(files)} ({first}{', …' * (len(files) > 3)})"

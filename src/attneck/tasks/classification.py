@@ -44,8 +44,12 @@ class Classification:
     def training(self) -> ClassificationDataset:
         """The data set that is trained on."""
         data = self.recipe.data
-        skip = data.on_bad_image == "skip" or None
-        return self._open(data.train_split, size=data.train_size, skip_bad=skip, **data.augmentation())
+        return self._open(
+            data.train_split,
+            size=data.train_size,
+            on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
+            **data.augmentation(),
+        )
 
     def _open(self, split: str, **options: Any) -> ClassificationDataset:
         data = self.recipe.data

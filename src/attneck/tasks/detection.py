@@ -81,7 +81,7 @@ class Detection:
             seed=self.recipe.seed,
             size=data.train_size,
             max_pixels=data.max_pixels,
-            skip_bad=data.on_bad_image == "skip" or None,
+            on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
             **data.augmentation(),
         )
 

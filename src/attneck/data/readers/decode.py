@@ -32,7 +32,7 @@ class UnreadableImage(UserError, ValueError):  # noqa: N818 - what the image is
     the error says.
     """
 
-    anywhere = True
+    of_one = True
 
     def __init__(self, said: str) -> None:
         super().__init__(said.rstrip("\n").rpartition("\n")[2].rpartition(f"{type(self).__name__}: ")[2])

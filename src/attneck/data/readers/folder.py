@@ -15,7 +15,7 @@ from attneck.data.classification import ClassificationDataset
 from attneck.data.readers.decode import decode, said
 from attneck.data.root import resolve
 from attneck.data.sampling import Key, item_seed, seeded, spread
-from attneck.data.skipping import Skipped
+from attneck.data.skipping import Skipped, skips
 from attneck.data.table import SETS
 from attneck.imagenet import MEAN, STD
 
@@ -91,18 +91,19 @@ def open_folder(
     randaugment_magnitude: int = 10,
     classes: Sequence[str] | None = None,
     max_pixels: int | None = None,
-    skip_bad: bool = False,
+    on_bad_image: str = "stop",
 ) -> FolderDataset:
     """Opens root/{train,val}/<class>/<image>.
 
     augment: see `FolderDataset`; RandAugment's layers and magnitude are BoTNet section 4.8's unless given.
     classes: the class names expected, in the order of the labels; else these follow the sorted names.
     max_pixels: see `decode`.
-    skip_bad: an image that cannot be read is left out, and another one of its class takes its place: see
+    on_bad_image: "stop" with UnreadableImage, or "skip": another one of its class takes its place, see
         `Skipped`.
 
     Says on stderr which files it leaves out because they are no images, or not in a class's folder.
     """
+    skip_bad = skips(on_bad_image)
     paths, labels, names, others = scan(resolve(root, name, LAYOUT), split, classes, skip_bad)
     if others and os.environ.get("RANK", "0") == "0":
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
