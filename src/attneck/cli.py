@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"no command {words[0]!r}{suggestion(words[0], list(COMMANDS))} (attneck --help)")
         import_module(f"attneck.commands.{words[0]}").main(words[1:])
     except (UserError, RunFailed) as error:
-        if os.environ.get("RANK", "0") == "0":  # of many processes that say the same, one does
+        # Of many processes that say the same, one does.
+        if os.environ.get("RANK", "0") == "0" or getattr(error, "of_one", False):
             print(f"attneck: {error}", file=sys.stderr)
         return error.code if isinstance(error, RunFailed) else 2
     except KeyboardInterrupt:  # of a program that calls this one

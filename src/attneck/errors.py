@@ -8,7 +8,13 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """The user's mistake: one line that says what was given, what is wanted and what to do. Exit code 2."""
+    """The user's mistake: one line that says what was given, what is wanted and what to do. Exit code 2.
+
+    Attributes:
+        of_one: True where one process of many may be the only one that finds it: that one says it.
+    """
+
+    of_one = False
 
 
 class RunFailed(Exception):  # noqa: N818 - a run's end, with its own exit code
@@ -35,5 +41,7 @@ def user_mistakes() -> Iterator[None]:
     """What layers and data sets refuse as a value becomes a UserError: it is the user's to mend."""
     try:
         yield
+    except UserError:
+        raise
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         raise UserError(str(error)) from error

@@ -28,6 +28,7 @@ def inspect(
     /,
     root: str | None = None,
     md5: tuple[str, ...] = (),
+    max_pixels: int | None = None,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Find a data set and check it.
@@ -38,6 +39,7 @@ def inspect(
         name: the data set.
         root: where it lies; ATTNECK_DATA if not given.
         md5: sums of downloaded files to accept beside the official ones.
+        max_pixels: of a set of image files: a larger image is a problem; 178,956,970 if not given.
         json_: print one JSON document and nothing else.
     """
     from attneck.data.classification import open_dataset
@@ -57,11 +59,11 @@ def inspect(
         if "classification" not in SETS[name].kinds:
             if md5:
                 raise ValueError(f"{name}: md5 is given, but only cifar100's files are checked: leave it out")
-            _check_detection(name, root, json_)
+            _check_detection(name, root, max_pixels, json_)
             return
         found = {}
         for split in ("train", "val"):
-            dataset = open_dataset(name, split, root=root, md5=md5 or None)
+            dataset = open_dataset(name, split, root=root, md5=md5 or None, max_pixels=max_pixels)
             for index in shown(range(len(dataset)), f"{name} {split}", quiet=json_):
                 dataset[0, index]
             found[split] = {
@@ -78,12 +80,12 @@ def inspect(
             print(f"{name} {split}: {facts['images']:,} images, {facts['classes']} classes, all readable")
 
 
-def _check_detection(name: str, root: str | None, quiet: bool) -> None:
+def _check_detection(name: str, root: str | None, max_pixels: int | None, quiet: bool) -> None:
     """Every annotation against its image; prints what does not fit, and refuses the set."""
     from attneck.data.check import check_annotations
 
     found, problems = check_annotations(
-        name, root, lambda records, split: shown(records, f"{name} {split}", quiet=quiet)
+        name, root, lambda records, split: shown(records, f"{name} {split}", quiet=quiet), max_pixels
     )
     if quiet:
         print(json.dumps({"name": name, **found, "problems": problems}))

@@ -11,7 +11,7 @@ Progress = Callable[[Iterable[Record], str], Iterable[Record]]
 
 
 def check_annotations(
-    name: str, root: str | os.PathLike[str] | None, progress: Progress
+    name: str, root: str | os.PathLike[str] | None, progress: Progress, max_pixels: int | None = None
 ) -> tuple[dict[str, dict[str, int]], list[str]]:
     """Counts by split, and a line for each problem; every image is read.
 
@@ -37,7 +37,7 @@ def check_annotations(
         for record in progress(annotations.records, split):
             try:
                 if os.path.isfile(record.file):  # else the annotations have said it
-                    read_pixels(record, name)
+                    read_pixels(record, name, max_pixels)
             except ValueError as error:
                 problems.append(str(error))
     if missing and not found:

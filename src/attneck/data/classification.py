@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from attneck.data.fingerprint import Fingerprint
 from attneck.data.sampling import Key
+from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
 
 Batch = tuple[Tensor, Tensor]
@@ -29,6 +30,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     """
 
     crop_pct = 1.0
+    skipped: Skipped | None = None
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from attneck.data.augment.geometry import Sample, mirror, resize_crop_pad, resiz
 from attneck.data.fingerprint import Fingerprint
 from attneck.data.readers.annotations import Record
 from attneck.data.sampling import Key, item_seed, uniforms
+from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
 
 Item = tuple[Tensor, dict[str, Tensor]]
@@ -43,6 +44,7 @@ class DetectionDataset(Dataset[Item]):
     """
 
     dropped: int
+    skipped: Skipped | None = None
 
     def __init__(
         self,

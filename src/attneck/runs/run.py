@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from attneck.tasks.task import Evaluation, Found, Sample, Task
+    from attneck.tasks.task import Evaluation, Found, Samples, Task
     from attneck.training.distributed import World
     from attneck.training.report import Record, Watch
 
@@ -115,8 +115,8 @@ class Run:
         with user_mistakes():
             return task.training if split == "train" else task.held_out
 
-    def samples(self, count: int, *, root: str | None = None) -> list[Sample]:
-        """So many held-out images, evenly spread, with what is in them."""
+    def samples(self, count: int, *, root: str | None = None) -> Samples:
+        """So many held-out images, evenly spread, with what is in them; each is read when it is taken."""
         task = self._open(root)
         with user_mistakes():
             return task.samples(count)
@@ -161,22 +161,20 @@ class Run:
             images: of any size.
             min_score: what is less sure is left out, 0 to 1.
         """
+        return list(self.predict_each(images, min_score=min_score))
+
+    def predict_each(self, images: Iterable[Image.Image], *, min_score: float = 0.0) -> Iterator[Found]:
+        """As `predict`, one image after the other: none is taken before the one before was asked for."""
+        from functools import partial
+
         from attneck.training.distributed import world
         from attneck.training.loop import scored
 
         with world() as everyone, self._enough_memory():
             model = self._placed(self.model(), everyone)
-            return [
-                scored(
-                    lambda network, image=image: self._task.predict(  # type: ignore[misc]
-                        network, image, self.facts, min_score
-                    ),
-                    model,
-                    self.recipe,
-                    everyone.device,
-                )
-                for image in images
-            ]
+            for image in images:
+                find = partial(self._task.predict, image=image, facts=self.facts, min_score=min_score)
+                yield scored(find, model, self.recipe, everyone.device)
 
     @cached_property
     def _state(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from attneck.attention.cpu.choice import set_float32_products
 from attneck.data import loader
 from attneck.data.sampling import TrainBatches
+from attneck.data.skipping import summary_of
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
 from attneck.models.weights import read_weights
@@ -109,6 +110,10 @@ def train(
             resume=begun.resume,
             facts=begun.facts,
         )
+        if task.training.skipped is not None:
+            left_out = set(everyone.joined(task.training.skipped.files()))
+            if left_out and everyone.rank == 0:
+                print(f"attneck: {summary_of(left_out)}", file=sys.stderr)
         best = average.module if average is not None else model
         summary = Summary(folder, progress.step, progress.history[-1], checkpoint.digest(best.state_dict()))
         if everyone.rank == 0:

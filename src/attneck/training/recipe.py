@@ -69,6 +69,11 @@ class Data(Part):
     """The same of those that are held out."""
     md5: list[str] = []
     """Sums of downloaded files to accept beside the official ones."""
+    max_pixels: Annotated[int, Field(gt=0, le=1 << 40)] | None = None
+    """Sets of image files: a larger image is refused; 178,956,970, Pillow's own limit, where not given."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """Sets of image files: what training does at an image that cannot be read. skip: another one takes its
+    place, of its class where it has one; over 1 % of them stop. Held-out images always stop."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load images; 0 loads in the training process. The result is the same."""
 
@@ -222,6 +227,8 @@ FREE_ON_RESUME = {
     "data.root",
     "data.workers",
     "data.md5",
+    "data.max_pixels",
+    "data.on_bad_image",  # until a bad image is met both train the same
     "checkpoint_minutes",
     "checkpoint_steps",
 }
