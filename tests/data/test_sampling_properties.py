@@ -11,8 +11,6 @@ from torch.utils.data import Dataset
 from attneck.data import loader
 from attneck.data.sampling import EvalBatches, Key, TrainBatches, spread
 
-repeatable = settings(max_examples=100, deadline=None, derandomize=True)
-
 
 @st.composite
 def plans(draw: Any) -> dict[str, int]:
@@ -33,7 +31,6 @@ def of_ranks(plan: dict[str, int], start: int = 0) -> list[list[list[Key]]]:
     return [list(TrainBatches(**plan, rank=rank, start=start)) for rank in range(plan["world"])]  # type: ignore[arg-type]
 
 
-@repeatable
 @given(plans())
 def test_an_epoch_has_every_index_once(plan: dict[str, int]) -> None:
     """Over all ranks and micro-batches; of the last, incomplete batch each image is in none."""
@@ -55,7 +52,6 @@ def test_an_epoch_has_every_index_once(plan: dict[str, int]) -> None:
             assert plan["length"] - len(indices) < plan["batch"]
 
 
-@repeatable
 @given(plans(), st.data())
 def test_another_world_and_accumulation_take_the_same_steps(
     plan: dict[str, int], data: st.DataObject
@@ -70,7 +66,6 @@ def test_another_world_and_accumulation_take_the_same_steps(
         assert sorted(keys) == sorted(whole[step])
 
 
-@repeatable
 @given(plans(), st.data())
 def test_resuming_at_any_step_takes_the_rest(plan: dict[str, int], data: st.DataObject) -> None:
     start = data.draw(st.integers(0, plan["steps"]), label="start")
@@ -78,7 +73,6 @@ def test_resuming_at_any_step_takes_the_rest(plan: dict[str, int], data: st.Data
         assert rest == rank[start * plan["accumulate"] :]
 
 
-@repeatable
 @given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 9))
 def test_evaluation_counts_each_image_once(length: int, batch: int, world: int) -> None:
     ranks = [EvalBatches(length, batch, rank=rank, world=world) for rank in range(world)]
@@ -89,7 +83,6 @@ def test_evaluation_counts_each_image_once(length: int, batch: int, world: int) 
     assert max(shares) - min(shares) <= 1
 
 
-@repeatable
 @given(st.integers(1, 500), st.data())
 def test_a_part_of_a_set_is_spread_over_it(count: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(1, count), label="size")
@@ -108,7 +101,7 @@ class Keys(Dataset[Tensor]):
         return torch.tensor(keys)
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5)
 @given(plans(), st.integers(1, 2))
 def test_workers_change_nothing(plan: dict[str, int], workers: int) -> None:
     for rank in range(min(2, plan["world"])):

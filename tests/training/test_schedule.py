@@ -62,7 +62,7 @@ def schedules(draw):
     return Recipe(epochs=epochs, schedule=schedule), draw(st.integers(1, 40))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(schedules())
 def test_any_schedule_rises_in_its_warm_up_and_falls_after_it(drawn):
     """Never under 0 or over 1; no jump but at a milestone; at its end as low as it should be."""

@@ -20,10 +20,6 @@ HALF = (int(FILL[2]) + 255) / 2
 shares = st.floats(0, 1, exclude_max=True)
 
 
-def repeatable(examples: int) -> Any:
-    return settings(max_examples=examples, deadline=None, derandomize=True)
-
-
 @st.composite
 def rectangles(draw: Any, least: int = 1, most: int = 90) -> Sample:
     """A white rectangle in an image of the colour that is also put around it."""
@@ -59,7 +55,7 @@ def agree(after: Sample) -> None:
             np.testing.assert_allclose(box_of(seen), box, rtol=0, atol=1)
 
 
-@repeatable(40)
+@settings(max_examples=40)
 @given(rectangles())
 def test_mirrored_twice_it_is_itself(before: Sample) -> None:
     once = mirror(before)
@@ -71,7 +67,7 @@ def test_mirrored_twice_it_is_itself(before: Sample) -> None:
         np.testing.assert_array_equal(part, other)
 
 
-@repeatable(200)
+@settings(max_examples=200)
 @given(rectangles(), st.integers(1, 64), st.floats(0.1, 4), shares, shares, st.booleans())
 def test_resized_cut_and_padded(
     before: Sample, side: int, factor: float, top: float, left: float, flip: bool
@@ -82,13 +78,13 @@ def test_resized_cut_and_padded(
     agree(visible(after, smallest=1.0))
 
 
-@repeatable(40)
+@settings(max_examples=40)
 @given(rectangles(most=300), st.floats(0.001, 0.1) | st.floats(4, 50), shares, shares)
 def test_scaled_beyond_reason(before: Sample, factor: float, top: float, left: float) -> None:
     agree(visible(resize_crop_pad(before, 32, factor, (top, left)), smallest=1.0))
 
 
-@repeatable(60)
+@settings(max_examples=60)
 @given(rectangles(least=8), st.floats(0.5, 2), shares, shares)
 def test_no_box_is_lost_whose_pixels_are_seen(before: Sample, factor: float, top: float, left: float) -> None:
     after = visible(resize_crop_pad(before, SIDE, factor, (top, left)), smallest=1.0)
@@ -104,7 +100,7 @@ plain = SSDAugment(SIDE)
 plain._transform = v2.Compose(plain._transform.transforms[1:])
 
 
-@repeatable(60)
+@settings(max_examples=60)
 @given(rectangles(least=8), st.integers(0, 2**62))
 def test_ssds_zoom_cut_and_resizing(before: Sample, seed: int) -> None:
     after = visible(plain(before, seed))
@@ -112,7 +108,7 @@ def test_ssds_zoom_cut_and_resizing(before: Sample, seed: int) -> None:
     agree(after)
 
 
-@repeatable(30)
+@settings(max_examples=30)
 @given(rectangles(most=8), st.integers(0, 2**62))
 def test_ssds_takes_the_smallest_images(before: Sample, seed: int) -> None:
     after = visible(whole(before, seed))
@@ -120,7 +116,7 @@ def test_ssds_takes_the_smallest_images(before: Sample, seed: int) -> None:
     assert len(after.boxes) == len(after.kept)
 
 
-@repeatable(30)
+@settings(max_examples=30)
 @given(rectangles(least=8), st.integers(0, 2**62))
 def test_ssds_parts_one_by_one(before: Sample, seed: int) -> None:
     """Of torchvision's zoom-out and cut alone, whose edges are whole pixels: the pixels' box is exact."""
@@ -137,7 +133,7 @@ def test_ssds_parts_one_by_one(before: Sample, seed: int) -> None:
             assert box_of(seen) == [x0, y0, x1, y1]
 
 
-@repeatable(40)
+@settings(max_examples=40)
 @given(st.integers(1, 6), st.integers(1, 40), st.integers(0, 2**32))
 def test_crop_and_flip_are_padding_slicing_and_mirroring(count: int, side: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -189,7 +189,7 @@ def test_boxes_may_reach_a_pixel_over() -> None:
         assert (object_problem(Object(1, 1, box, 1), 10, 5) is None) == fits
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32), st.integers(1, 90), st.integers(1, 90), st.floats(0, 1))
 def test_run_lengths_as_text_are_those_of_the_mask(seed: int, height: int, width: int, share: float) -> None:
     """Of any mask that pycocotools' successor encodes; a piece of the text is not enough."""
