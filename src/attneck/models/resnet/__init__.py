@@ -11,13 +11,15 @@ from attneck.models.options import (
     AttentionOptions,
     BAMOptions,
     BlockKind,
+    Depths,
+    Numbers,
     Positive,
     Probability,
     StrideOn,
+    residual_parameters,
 )
 
-Four = Annotated[tuple[Positive, ...], AsTuple, Field(min_length=4, max_length=4)]
-"""One number a stage, c2 to c5."""
+EachStage = Field(min_length=4, max_length=4)  # c2 to c5
 Stride = Annotated[int, Field(ge=1, le=2)]
 Inserted = Literal["none", "bot", "non_local"]
 
@@ -27,9 +29,9 @@ class ResNetOptions(AttentionOptions, BAMOptions):
 
     builder: ClassVar[str] = "attneck.models.resnet.network:build_resnet"
 
-    depths: Four = (3, 4, 6, 3)
+    depths: Annotated[Depths, EachStage] = (3, 4, 6, 3)
     block: BlockKind = "bottleneck"
-    widths: Four = (64, 128, 256, 512)
+    widths: Annotated[Numbers, EachStage] = (64, 128, 256, 512)
     groups: Positive = 1
     base_width: Positive = 64
     stride_on: StrideOn = "3x3"
@@ -69,6 +71,16 @@ class ResNetOptions(AttentionOptions, BAMOptions):
                     f"insert_c{stage + 2} wants two blocks to stand between: depths={self.depths}"
                 )
         return self
+
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the blocks, and the classifier."""
+        basic = self.block == "basic"
+        mids = tuple(width * self.base_width // 64 * self.groups for width in self.widths)
+        outs = tuple(width * (1 if basic else 4) for width in self.widths)
+        blocks = residual_parameters(self.depths, mids, outs, 64, basic, self.groups)
+        return blocks + num_classes * outs[-1]
 
     @property
     def attends(self) -> bool:
