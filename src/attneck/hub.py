@@ -295,12 +295,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if len(text) > LONGEST_CONFIG:
             raise ValueError(f"more than {LONGEST_CONFIG} characters")
         config = json.loads(text)
-        if not isinstance(config, dict) or "sha256" not in config or header != {"format": "pt"}:
-            raise ValueError("not what attneck.hub.save writes")
-        together = config["sha256"] == digest(state, config) and inside in (None, text)
+        found = digest(state, config) if isinstance(config, dict) else None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{shown(path)}: its config is damaged ({one_line(error)}); get it anew") from error
-    if not together:
+    if not isinstance(config, dict) or "sha256" not in config or header != {"format": "pt"}:
+        raise ValueError(f"{shown(path)}: not what attneck.hub.save wrote; get it anew")
+    if config["sha256"] != found or inside not in (None, text):
         raise ValueError(
             f"{shown(path)}: config and weights are not as they were saved together (SHA-256): damaged, "
             "changed, or of two models; get them anew, or save the model anew"
