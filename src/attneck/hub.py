@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-LONGEST_CONFIG = 2**22  # characters; the names of 20,000 classes are a tenth of it
 TIMEOUT = 10.0  # seconds for the Hub's answer
 
 DATA = ("mean", "std", "interpolation", "crop_pct", "label_names")
@@ -273,7 +272,14 @@ def _least_parameters(config: dict[str, Any]) -> int:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the weights of a folder or a file, as they were saved together."""
-    from attneck.models.weight_files import check_regular, digest, read_safetensors, readable, shown
+    from attneck.models.weight_files import (
+        LONGEST_CONFIG,
+        check_regular,
+        digest,
+        read_safetensors,
+        readable,
+        shown,
+    )
 
     try:
         state, header = read_safetensors(path / WEIGHTS if path.is_dir() else path)
