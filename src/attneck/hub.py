@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from attneck.errors import one_line
 from attneck.files import write_atomic
 from attneck.models.catalog import create_model, find
-from attneck.models.options import AsTuple, first_fault, image_side
+from attneck.models.options import MAX_CLASSES, MAX_SIDE, AsTuple, first_fault, image_side, whole_number
 from attneck.models.origin import PREFIX, Origin, bare
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     architecture: Annotated[str, Field(max_length=100)]
-    num_classes: int
+    num_classes: Annotated[int, Field(ge=0, le=MAX_CLASSES)]
     label_names: list[str] | None = None
     model_args: dict[str, Any]
     pretrained_cfg: _Images
@@ -259,7 +259,8 @@ def _least_parameters(config: dict[str, Any]) -> int:
     except ValidationError as error:
         raise ValueError(first_fault(error)) from error
     arguments = dict(checked.model_args)
-    size, chans = image_side(arguments.pop("img_size")), arguments.pop("in_chans")
+    size = image_side(arguments.pop("img_size"))
+    chans = whole_number("in_chans", arguments.pop("in_chans"), 1, MAX_SIDE)
     labels, images = checked.label_names, checked.pretrained_cfg
     if labels is not None and len(labels) != checked.num_classes:
         raise ValueError(f"it has {len(labels)} label_names for {checked.num_classes} classes")

@@ -1,8 +1,8 @@
 """A file's own SHA-256 as its last 64 bytes, where its format has room for it.
 
 ONNX has it as an entry of the model's metadata, called sha256; a .pt2, which is a zip, as the zip's comment.
-Other programs read such files as any. Without this library: `head -c -64 FILE | sha256sum` prints the sum that
-`tail -c 64 FILE` shows.
+Other programs read such files as any. Without this library, `head -c -64 FILE | sha256sum` prints the sum
+that `tail -c 64 FILE` shows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files with weights and configs that are damaged, forged, or something else: one line, or exactly what was saved.
+"""Files with weights and configs, damaged, forged, or something else: one line, or exactly what was saved.
 
 `load_matching` stands for `load_weights` and --model.weights, which read files with it.
 """
@@ -745,7 +745,7 @@ ANSWERS: dict[str, Any] = {
 @pytest.mark.parametrize("answer", some([*ANSWERS, "nobody listens", "no address", "offline"], 9))
 def test_the_hub_does_not_give_it(answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, at once: within seconds, and not asked again and again."""
-    import huggingface_hub
+    from huggingface_hub import constants
 
     class Server(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -759,7 +759,7 @@ def test_the_hub_does_not_give_it(answer: str, tmp_path: Path, monkeypatch: pyte
                 self.end_headers()
                 self.wfile.write(does[2])
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
         log_message = lambda *_: None  # noqa: E731
 
     done = threading.Event()
@@ -769,8 +769,8 @@ def test_the_hub_does_not_give_it(answer: str, tmp_path: Path, monkeypatch: pyte
             "nobody listens": "http://127.0.0.1:9",
             "no address": "ftp://nothing",
         }.get(answer, f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", answer == "offline")
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", answer == "offline")
         monkeypatch.setattr(hub, "TIMEOUT", 0.5)
         said = refused(lambda: hub.load("someone/net", cache_dir=tmp_path))
         assert isinstance(said, str)
