@@ -121,7 +121,9 @@ def load(
             {name: cast(name, state[name], own[name].dtype) if name in own else state[name] for name in state}
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{shown(path)}: not a model that this version makes ({one_line(error)})") from error
+        raise ValueError(
+            f"{shown(path)}: not a model that this version makes ({one_line(error)[:150]})"
+        ) from error
     return model.eval()
 
 

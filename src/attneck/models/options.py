@@ -20,8 +20,8 @@ from attneck.errors import suggestion
 MAX_SIDE = 2**16
 """Of images in pixels; and of every other number that is a size, such as a width."""
 MAX_CLASSES = 10**7
-MAX_PARAMETERS = 2 * 10**9
-"""What asks for more is refused before it is built: at this size the weights take 8 GB."""
+MAX_PARAMETERS = 10**9
+"""What asks for more is refused before it is built: at this size the weights alone take 4 GB."""
 
 Positive = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Depth = Annotated[int, Field(ge=1, le=512)]
@@ -29,9 +29,9 @@ Depth = Annotated[int, Field(ge=1, le=512)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 # YAML, JSON and the command line have lists, and an option must not change after it was checked.
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-Numbers = Annotated[tuple[Positive, ...], AsTuple]
+Numbers = Annotated[tuple[Positive, ...], AsTuple, Field(max_length=16)]
 """One number a stage."""
-Depths = Annotated[tuple[Depth, ...], AsTuple]
+Depths = Annotated[tuple[Depth, ...], AsTuple, Field(max_length=16)]
 
 BlockKind = Literal["basic", "bottleneck"]
 StrideOn = Literal["3x3", "1x1"]
@@ -154,8 +154,8 @@ def refuse_absurd(parameters: int) -> None:
     """ValueError for more than MAX_PARAMETERS."""
     if parameters > MAX_PARAMETERS:
         raise ValueError(
-            f"this network would have {parameters / 1e9:.3g} thousand million parameters or more, wanted "
-            f"{MAX_PARAMETERS / 1e9:g} at most: lower depths, widths, num_classes or image_size"
+            f"this network would have {parameters / 1e6:,.0f} million parameters or more, wanted "
+            f"{MAX_PARAMETERS / 1e6:,.0f} million at most: lower depths, widths, num_classes or image_size"
         )
 
 
@@ -194,10 +194,8 @@ def override(options: Options, given: dict[str, Any], name: str) -> Options:
     for key in given:
         if key not in known:
             names = sorted(known)
-            raise ValueError(
-                f"{name} has no option {reprlib.repr(key)}{suggestion(key, names)} "
-                f"(its options: {', '.join(names)})"
-            )
+            near = suggestion(key, names) or f" (its options: {', '.join(names)})"
+            raise ValueError(f"{name} has no option {reprlib.repr(key)}{near}")
     changes = {key: value for key, value in given.items() if key in own}
     inner = {key: value for key, value in given.items() if key not in own}
     try:

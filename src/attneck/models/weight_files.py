@@ -116,8 +116,8 @@ def check_plain(found: Any, source: str) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ValueError(
-                f"{shown(source)} holds no state dict: {shown(name)} is a {type(tensor).__name__}, "
-                "wanted tensors by name (its part with the weights, if it has more)"
+                f"{shown(source)} holds no state dict: {shown(name)} is of type "
+                f"{type(tensor).__name__}, wanted tensors by name (its part with the weights, if it has more)"
             )
         kinds = {
             "sparse": tensor.layout != torch.strided,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -36,13 +37,13 @@ class ResNetOptions(AttentionOptions, BAMOptions):
     base_width: Positive = 64
     stride_on: StrideOn = "3x3"
     # A 1 or 0 for each c5 block; a single one stands for all of them.
-    attend: Annotated[tuple[Annotated[int, Field(ge=0, le=1)], ...], AsTuple] = ()
+    attend: Annotated[tuple[Annotated[int, Field(ge=0, le=1)], ...], AsTuple, Field(max_length=512)] = ()
     c5_stride: Stride = 2
     c5_dilation: Stride = 1  # of the 3×3 convs that saw a map of half the size before c5_stride=1
     insert_c4: Inserted = "none"  # between the last two blocks of the stage (BoTNet Table 8)
     insert_c5: Inserted = "none"
     # Stages that have squeeze-excitation.
-    se: Annotated[tuple[Annotated[int, Field(ge=2, le=5)], ...], AsTuple] = ()
+    se: Annotated[tuple[Annotated[int, Field(ge=2, le=5)], ...], AsTuple, Field(max_length=4)] = ()
     se_in_bot: bool = False  # and whether c5's attention blocks are among them
     activation: Literal["relu", "silu"] = "relu"
     drop_path: Probability = 0.0
@@ -55,7 +56,7 @@ class ResNetOptions(AttentionOptions, BAMOptions):
                 raise ValueError("a 'bot' block is inserted among bottlenecks only: block='bottleneck'")
         if len(self.attend) not in (0, 1, self.depths[3]):
             raise ValueError(
-                f"attend={self.attend}: wanted a 1 or 0, or one for each of {self.depths[3]} c5 blocks"
+                f"attend={reprlib.repr(self.attend)}: wanted a 1 or 0, or one for each of {self.depths[3]} c5 blocks"
             )
         if self.se_in_bot and (5 not in self.se or not any(self.attend)):
             raise ValueError("se_in_bot=True would change nothing: wanted attend, and 5 among se")
