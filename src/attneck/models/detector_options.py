@@ -48,8 +48,8 @@ class SSDOptions(DetectorOptions):
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
     ) -> int:
-        """Those of the classifier on the first map."""
-        return 9 * 512 * 4 * num_classes
+        """Those of the classifiers of the first two maps: 3×3 convs on VGG16, 1×1 on MobileNet."""
+        return (9 if self.trunk == "vgg16" else 1) * 6 * (512 + 1024) * num_classes
 
 
 class StairNetOptions(DetectorOptions, BAMOptions):
@@ -63,8 +63,8 @@ class StairNetOptions(DetectorOptions, BAMOptions):
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
     ) -> int:
-        """Those of the classifiers."""
-        return 6 * self.channels * num_classes
+        """Those of the classifiers of six maps: 3×3 convs on VGG16, 1×1 on MobileNet."""
+        return (9 if self.trunk == "vgg16" else 1) * 6 * 4 * self.channels * num_classes
 
     @property
     def least_images(self) -> int:

@@ -56,7 +56,8 @@ class ResNetOptions(AttentionOptions, BAMOptions):
                 raise ValueError("a 'bot' block is inserted among bottlenecks only: block='bottleneck'")
         if len(self.attend) not in (0, 1, self.depths[3]):
             raise ValueError(
-                f"attend={reprlib.repr(self.attend)}: wanted a 1 or 0, or one for each of {self.depths[3]} c5 blocks"
+                f"attend={reprlib.repr(self.attend)}: wanted a 1 or 0, or one for each of "
+                f"{self.depths[3]} c5 blocks"
             )
         if self.se_in_bot and (5 not in self.se or not any(self.attend)):
             raise ValueError("se_in_bot=True would change nothing: wanted attend, and 5 among se")
