@@ -36,6 +36,6 @@ def verify(file: str | Path) -> None:
     data = path.read_bytes()
     mark = MARKS.get(path.suffix, b"?")
     if not data[:-DIGITS].endswith(mark):
-        raise ValueError(f"{path} does not end with a sum: damaged, or not written by attneck.export")
+        raise ValueError(f"{path} has no sum at its end: damaged, or not written by attneck.export")
     if data[-DIGITS:] != hashlib.sha256(data[:-DIGITS]).hexdigest().encode():
         raise ValueError(f"{path} does not match its SHA-256: damaged; export it or get it anew")
