@@ -25,8 +25,10 @@ class RunFailed(Exception):  # noqa: N818 - a run's end, with its own exit code
         self.code = code
 
 
-def suggestion(given: str, known: list[str]) -> str:
+def suggestion(given: object, known: list[str]) -> str:
     """'; perhaps you meant X' when something known is close to what was given, else ''."""
+    if not isinstance(given, str) or len(given) > 100:  # no name, and slow to compare
+        return ""
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
     return f"; perhaps you meant {close[0]!r}" if close else ""
 
