@@ -268,6 +268,13 @@ def test_a_layers_own_mode_and_what_is_frozen_stay() -> None:
     assert "1.qkv.weight" in before
 
 
+def test_a_model_in_eval_mode_is_in_eval_mode_throughout() -> None:
+    odd = BottleneckAttn(32, feat_size=(5, 5), stride=2)
+    narrow = BottleneckAttn(32, feat_size=(5, 5), dim_head=4)
+    net = nn.Sequential(BAM(32), odd, narrow, Attention(dim=32, fmap_size=5, dim_head=8)).eval()
+    assert not any(module.training for module in adopt(net).model.modules())
+
+
 def test_what_is_filled_up_with_zeros_trains_as_theirs() -> None:
     torch.manual_seed(0)
     layer = BottleneckAttn(16, feat_size=(4, 3), num_heads=2, dim_head=3, qkv_bias=True, scale_pos_embed=True)
