@@ -35,7 +35,7 @@ class Model(Part):
     weights: str | None = None
     """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run. A detector
     may start from another detector, or from a classifier. Tensors that fit by name and shape are taken."""
-    surgery: Literal["none", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
+    surgery: Literal["none", "adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
     """Classifiers: the function of `attneck.surgery` that changes the model before training."""
     surgery_options: dict[str, Value] = {}
     """Arguments of that function, such as start paper, or stage -2."""
