@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from attneck.checks import sides, whole
 from attneck.errors import one_line
 from attneck.files import write_atomic
 from attneck.models.catalog import create_model, find
-from attneck.models.options import MAX_CLASSES, MAX_SIDE, AsTuple, first_fault, image_side, whole_number
+from attneck.models.options import MAX_CLASSES, AsTuple, first_fault
 from attneck.models.origin import PREFIX, Origin, bare
 
 if TYPE_CHECKING:
@@ -80,13 +81,13 @@ def save(model: nn.Module, path: str | Path, **data: Any) -> Path:
         cast(name, tensor, tensor.dtype)
     config["sha256"] = digest(state, config)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    data = to_bytes(state, {"format": "pt", "config": text})
+    weights = to_bytes(state, {"format": "pt", "config": text})
     if path.suffix == ".safetensors":
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
+        write_atomic(path, weights)
     else:
         path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / WEIGHTS, data)
+        write_atomic(path / WEIGHTS, weights)
         write_atomic(path / CONFIG, text.encode())
     return path
 
@@ -261,8 +262,8 @@ def _least_parameters(config: dict[str, Any]) -> int:
     except ValidationError as error:
         raise ValueError(first_fault(error)) from error
     arguments = dict(checked.model_args)
-    size = image_side(arguments.pop("img_size"))
-    chans = whole_number("in_chans", arguments.pop("in_chans"), 1, MAX_SIDE)
+    size = sides("image_size", arguments.pop("img_size"))
+    chans = whole("in_chans", arguments.pop("in_chans"))
     labels, images = checked.label_names, checked.pretrained_cfg
     if labels is not None and len(labels) != checked.num_classes:
         raise ValueError(f"it has {len(labels)} label_names for {checked.num_classes} classes")

@@ -10,20 +10,18 @@ nothing is refused, never ignored.
 from __future__ import annotations
 
 import re
-import reprlib
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from attneck.errors import suggestion
+from attneck.checks import MOST
+from attneck.errors import brief, suggestion
 
-MAX_SIDE = 2**16
-"""Of images in pixels; and of every other number that is a size, such as a width."""
 MAX_CLASSES = 10**7
 MAX_PARAMETERS = 10**9
 """What asks for more is refused before it is built: at this size the weights alone take 4 GB."""
 
-Positive = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 Depth = Annotated[int, Field(ge=1, le=512)]
 """Blocks, or layers, in a row."""
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -159,25 +157,6 @@ def refuse_absurd(parameters: int) -> None:
         )
 
 
-def whole_number(name: str, value: Any, least: int, most: int) -> int:
-    """`value`, if it is a whole number from `least` to `most`; ValueError for all else, also True and 2.0."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= int(value) <= most:
-        raise ValueError(f"{name}={reprlib.repr(value)}: wanted a whole number from {least} to {most}")
-    return int(value)
-
-
-def image_side(size: Any) -> tuple[int, int]:
-    """(height, width) of a side or a pair, each a whole number; ValueError for anything else."""
-    sides = tuple(size) if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
-    try:
-        return tuple(whole_number("image_size", side, 1, MAX_SIDE) for side in sides)  # type: ignore[return-value]
-    except ValueError:
-        raise ValueError(
-            f"image_size={reprlib.repr(size)}: wanted a positive side, or (height, width), "
-            f"of {MAX_SIDE} pixels at most"
-        ) from None
-
-
 Options = TypeVar("Options", bound=FamilyOptions)
 
 
@@ -195,7 +174,7 @@ def override(options: Options, given: dict[str, Any], name: str) -> Options:
         if key not in known:
             names = sorted(known)
             near = suggestion(key, names) or f" (its options: {', '.join(names)})"
-            raise ValueError(f"{name} has no option {reprlib.repr(key)}{near}")
+            raise ValueError(f"{name} has no option {brief(key)}{near}")
     changes = {key: value for key, value in given.items() if key in own}
     inner = {key: value for key, value in given.items() if key not in own}
     try:
@@ -238,4 +217,4 @@ def first_fault(error: ValidationError) -> str:
         near = suggestion(value, choices)
     name, *place = fault["loc"]
     where = f"{name}{''.join(f'[{index}]' for index in place)}"
-    return f"{where}={reprlib.repr(value)}: wanted {wanted}{near}"
+    return f"{where}={brief(value)}: wanted {wanted}{near}"

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from attneck.checks import MOST
 from attneck.layers.mhsa import TABLES, MHSA2d
-from attneck.models.options import MAX_SIDE
 from attneck.models.weight_files import check_plain, read_tensors, shown
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -76,7 +76,7 @@ def load_matching(network: nn.Module, weights: Mapping[str, Tensor] | str | Path
 def _fits(layer: MHSA2d, table: Tensor) -> bool:
     """Whether `layer` resamples this table into its own: [rows, d] of its d, 2H-1 rows where relative."""
     rows = len(table) if table.ndim == 2 and table.shape[1] == layer.head_width else 0
-    if rows >= 2 * MAX_SIDE:  # of no map; one expanded from a single number would fill the memory
+    if rows >= 2 * MOST:  # of no map; one expanded from a single number would fill the memory
         return False
     return rows % 2 == 1 if layer.position == "relative" else rows > 0
 

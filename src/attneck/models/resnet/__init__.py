@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import reprlib
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from attneck.errors import brief
 from attneck.models.options import (
     AsTuple,
     AttentionOptions,
@@ -56,8 +56,7 @@ class ResNetOptions(AttentionOptions, BAMOptions):
                 raise ValueError("a 'bot' block is inserted among bottlenecks only: block='bottleneck'")
         if len(self.attend) not in (0, 1, self.depths[3]):
             raise ValueError(
-                f"attend={reprlib.repr(self.attend)}: wanted a 1 or 0, or one for each of "
-                f"{self.depths[3]} c5 blocks"
+                f"attend={brief(self.attend)}: wanted a 1 or 0, or one for each of {self.depths[3]} c5 blocks"
             )
         if self.se_in_bot and (5 not in self.se or not any(self.attend)):
             raise ValueError("se_in_bot=True would change nothing: wanted attend, and 5 among se")
