@@ -401,9 +401,9 @@ def many(count: int, side: int, **change: Any) -> Any:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Of this process, the least of three times."""
+    """Of this process, the lesser of two times."""
     times = []
-    for _ in range(3):
+    for _ in range(2):
         begin = time.process_time()
         work()
         times.append(time.process_time() - begin)
