@@ -156,7 +156,11 @@ IMAGES = {
         "training images: 'cat' has those that 'owl' had, 'owl' has those that 'cat' had",
         "refused",
     ),
-    "three classes in a ring": (in_both(rotate), "'cat' has those that 'dog' had", "refused"),
+    "three classes in a ring": (
+        in_both(rotate),
+        "training images: 'cat' has those that 'dog' had, 'dog' has those that 'owl' had",
+        "refused",
+    ),
     "everything else": (
         lambda p: [photo(path, 300 + i) for i, path in enumerate(sorted(p.rglob("*.png")))],
         "training images: other sizes in 'cat'",
@@ -213,7 +217,7 @@ COUNTS = {
     ),
     "a hundred classes more": (
         in_both(lambda split: [photo(split / f"more-{n:03}/0.png", n) for n in range(100)]),
-        r"class 'more-000' is new; class 'more-001' is new",
+        "class 'more-000' is new; class 'more-001' is new",
     ),
 }
 

@@ -93,7 +93,7 @@ def relabelled(old: Fingerprint, new: Fingerprint) -> list[str]:
     return [f"{_name(name)} has those that {_name(was)} had" for name, was in found.items() if was != name]
 
 
-def shortened(words: list[str], limit: int = 150) -> str:
+def shortened(words: list[str], limit: int = 110) -> str:
     """As many of them as fit into so many characters, one at least, and how many more there are."""
     count = min(1, len(words))
     while count < len(words) and len("; ".join(words[: count + 1])) <= limit:
