@@ -66,8 +66,9 @@ def _flag(word: str) -> str:
 
 def _line(box: str, words: list[str]) -> str:
     """What tyro's box of many lines is about."""
-    rows = [row.strip("╭╮╰╯│─ ") for row in box.splitlines()]
-    _, first, *rest = [row for row in rows if row and not row.startswith("For full")]  # without the title
+    rows = [row.strip("╭╮╰╯│─|+ ") for row in box.splitlines()]  # drawn with +, - and | where it must be
+    rows = [row for row in rows if row.strip("-") and not row.startswith("For full")]
+    _, first, *rest = rows  # without the title
     if first.startswith("Unrecognized options: "):
         word = next((word for word in words if word in first), first)
         near = [row.split()[0] for row in rest if row.startswith("--")]
