@@ -130,9 +130,8 @@ def adopt(model: nn.Module) -> Adopted:
             block.net[4] = nn.Identity()
     for module in modules.values():
         if is_of_bottle(module, "BottleStack"):
-            module.__class__ = (
-                nn.Sequential
-            )  # of its one child, `net`: the same without the check of the size
+            # Of its one child, `net`: what is left without the check of the map's size.
+            module.__class__ = nn.Sequential
     after = state_tensors(model)
     kept = dict.fromkeys(name for name, tensor in before.items() if after.get(name) is tensor)
     report = Adoption(
