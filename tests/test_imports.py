@@ -7,7 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "attneck"
 
-# What each part may import of the package, beside itself, `errors`, `files` and `imagenet`.
+COMMON = {"checks", "errors", "files", "imagenet", "signals", "__version__"}
+"""What every part may import."""
+
+# What each part may import of the package, beside itself and `COMMON`.
 MAY = {
     "attention": set(),
     "layers": {"attention"},
@@ -41,9 +44,11 @@ MAY = {
     },
     "cli": {"commands"},
     "timm_hook": {"models"},
+    "checks": {"errors"},
     "errors": set(),
     "files": set(),
     "imagenet": set(),
+    "signals": set(),
 }
 
 
@@ -94,9 +99,15 @@ def test_imports_run_one_way(path, target):
             "timm_hook",
         }
     else:
-        assert target in MAY[part] | {part, "errors", "files", "imagenet", "__version__"}, (
-            f"{path.name} ({part}) must not import attneck.{target}"
-        )
+        assert target in MAY[part] | {
+            part,
+            "checks",
+            "errors",
+            "files",
+            "imagenet",
+            "signals",
+            "__version__",
+        }, f"{path.name} ({part}) must not import attneck.{target}"
 
 
 def test_every_part_has_its_rule():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
+from attneck.commands.arguments import call
 from attneck.commands.progress import shown
 from attneck.errors import RunFailed, UserError
 
@@ -272,4 +273,4 @@ def free_name(stem: str, taken: dict[str, int]) -> str:
 
 def main(words: list[str]) -> None:
     """Parse and run."""
-    tyro.cli(predict, prog="attneck predict", args=words)
+    call(predict, "attneck predict", words)

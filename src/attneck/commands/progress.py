@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -10,9 +9,9 @@ T = TypeVar("T")
 
 
 def shown(items: Iterable[T], what: str, quiet: bool = False) -> Iterable[T]:
-    """The items, with a bar on stderr, where that is a terminal, that goes when they have."""
+    """The items, with a bar on stderr that goes when they have, where stderr is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
-    quiet = quiet or not sys.stderr.isatty()  # elsewhere it would leave an empty line
-    return track(items, what, disable=quiet, transient=True, console=Console(stderr=True))
+    console = Console(stderr=True)
+    return track(items, what, disable=quiet or not console.is_terminal, transient=True, console=console)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from pydantic import ValidationError
 
+from attneck import signals
+from attneck.checks import whole
+from attneck.commands.arguments import parse as arguments_of
 from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
-from attneck.runs.folder import newest_folder, next_folder
+from attneck.runs.folder import newest_folder, writing
+from attneck.runs.lock import LOCK, only_one
 from attneck.training.recipe import TIMM, Recipe, is_run, load_recipe, refusal, shipped_recipes
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
@@ -33,6 +38,8 @@ class Arguments:
     """Processes on this machine that share each batch, one a GPU where there are GPUs."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the newest whole checkpoint of the run in --out (or of the run named as RECIPE)."""
+    accept_changes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --resume: go on with data that has changed, and say how; otherwise it is refused."""
 
 
 def main(words: list[str]) -> None:
@@ -45,29 +52,45 @@ def main(words: list[str]) -> None:
     name = words[0]
     arguments = parse(name, words[1:])
     recipe, out = arguments.recipe, arguments.out
-    if arguments.processes < 1:
-        raise UserError(f"--processes {arguments.processes}: wanted 1 or more")
     try:
+        whole("--processes", arguments.processes, most=max(16, os.cpu_count() or 1))
         if not recipe.model.name.startswith(TIMM):
             catalog.find(recipe.model.name, dict(recipe.model.options))
     except ValueError as error:
         raise UserError(str(error)) from None
     if out is None and is_run(Path(name)):
         out = Path(name)
-    elif out is None:
-        out = (newest_folder if arguments.resume else next_folder)(Path(name).stem)
+    elif out is None and arguments.resume:
+        out = newest_folder(Path(name).stem)
 
-    if arguments.processes > 1 and "WORLD_SIZE" not in os.environ:
-        launch(["train", name, "--out", str(out), *words[1:]], arguments.processes)
-        return
+    if "WORLD_SIZE" not in os.environ:
+        if out is not None:
+            _free(out)
+        if arguments.processes > 1:
+            launch(["train", *words], arguments.processes)
+            return
 
     from attneck.runs.train import train
 
-    summary = train(recipe, out, resume=arguments.resume)
+    summary = train(
+        recipe,
+        out,
+        name=Path(name).stem,
+        resume=arguments.resume,
+        accept_changes=arguments.accept_changes,
+    )
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         print(f"next    attneck eval {summary.folder}")
         print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
+
+
+def _free(folder: Path) -> None:
+    """Refuse a folder that another program trains in, before torch is imported."""
+    with writing(folder):
+        if (folder / LOCK).is_file():
+            with only_one(folder):
+                pass
 
 
 def parse(name: str, words: list[str]) -> Arguments:
@@ -82,9 +105,7 @@ def parse(name: str, words: list[str]) -> Arguments:
     own = {"options": whole.model.options, "surgery_options": whole.model.surgery_options}
     bare = whole.model_copy(update={"model": whole.model.model_copy(update={part: {} for part in own})})
     try:
-        arguments = tyro.cli(
-            Arguments, prog=f"attneck train {name}", args=words, default=Arguments(recipe=bare)
-        )
+        arguments = arguments_of(Arguments, f"attneck train {name}", words, default=Arguments(recipe=bare))
     except ValidationError as error:  # a value that is out of range, or two fields that do not go together
         raise refusal(error, name) from None
     model = arguments.recipe.model
@@ -106,12 +127,17 @@ def launch(words: list[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    def pass_on(number: int, frame: Any) -> None:
+        raise SignalException("", signal.Signals(number))  # torch's launcher sends it to the processes
+
+    # torch's own handlers also raise on a second signal, and then leave the processes behind.
+    alone = ["--standalone", "--nproc-per-node", str(processes), "--signals-to-handle", "SIGQUIT"]
     try:
-        torchrun(["--standalone", "--nproc-per-node", str(processes), "-m", "attneck.cli", *words])
+        with signals.noted(pass_on):
+            torchrun([*alone, "-m", "attneck.cli", *words])
     except SignalException as stop:
         raise RunFailed(f"{processes} processes stopped by {stop.sigval.name}", 128 + stop.sigval) from None
     except ChildFailedError as failed:
         rank, first = failed.get_first_failure()
-        raise RunFailed(
-            f"process {rank} of {processes} ended with code {first.exitcode}", first.exitcode
-        ) from None
+        code = first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        raise RunFailed(f"process {rank} of {processes} ended with code {code}", code) from None

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attneck.data.detection import DetectionDataset
-from attneck.data.readers.annotations import Annotations, Record, Records
+from attneck.data.fingerprint import Fingerprint, of_annotated
+from attneck.data.readers.annotations import LINE, Annotations, Record, Records, cut
 from attneck.data.readers.decode import UnreadableImage, decode
 from attneck.data.root import resolve
 from attneck.data.sampling import spread
@@ -34,6 +35,9 @@ class AnnotatedImages(DetectionDataset):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def fingerprint(self) -> Fingerprint:
+        return of_annotated(*self.records.files())
 
     def record(self, index: int) -> Record:
         found: Record = self.records[index]
@@ -95,7 +99,9 @@ def open_annotated(
     if annotations.problems:
         first, count = annotations.problems[0], len(annotations.problems)
         more = f" ({count} problems; attneck data check {name} lists them)" if count > 1 else ""
-        raise ValueError(f"{name}: {first}: mend it or remove it{more}")
+        what = f": mend it or remove it{more}"
+        room = LINE - len(f"attneck: {name}: {what}")
+        raise ValueError(f"{name}: {cut(first, room)}{what}")
     if size is not None:
         records = annotations.records
         records = Records(records[i] for i in spread(len(records), size, name))

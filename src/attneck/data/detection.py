@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from attneck.data.augment.geometry import Sample, mirror, resize_crop_pad, resized, visible
+from attneck.data.fingerprint import Fingerprint
 from attneck.data.readers.annotations import Record
 from attneck.data.sampling import Key, item_seed, uniforms
 from attneck.data.skipping import Skipped
@@ -38,8 +39,8 @@ class DetectionDataset(Dataset[Item]):
     "scale_jitter": every second one mirrored, then `resize_crop_pad` by a draw from `jitter` (BoTNet section
     4.1). "ssd": see `SSDAugment`.
 
-    A subclass gives `read`, `record`, `__len__` and `dropped`, the number of its objects that are
-    left out of training because their box has no size.
+    A subclass gives `read`, `record`, `__len__`, `fingerprint` and `dropped`, the number of its objects that
+    are left out of training because their box has no size.
     """
 
     dropped: int
@@ -76,6 +77,10 @@ class DetectionDataset(Dataset[Item]):
         raise NotImplementedError
 
     def __len__(self) -> int:
+        raise NotImplementedError
+
+    def fingerprint(self) -> Fingerprint:
+        """What shows that another set is in its place: see `attneck.data.fingerprint`."""
         raise NotImplementedError
 
     def __getitem__(self, key: Key) -> Item:

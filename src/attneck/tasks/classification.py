@@ -139,7 +139,10 @@ class Classification:
 
     @staticmethod
     def start(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
-        """Put in what fits by name and shape."""
+        """Put in what fits by name and shape; what surgery adopted has its old names too."""
+        report: Any = getattr(model, "surgery_report", None)
+        if isinstance(report, surgery.Adoption):
+            weights = report.converted(weights)
         return load_matching(model, weights)
 
     @staticmethod
@@ -190,14 +193,16 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
         plain: nn.Module = network
         return plain
     operate: Any = getattr(surgery, recipe.surgery)
-    wanted = inspect.signature(operate).parameters.keys() - {"model", "image_size"}
+    arguments = inspect.signature(operate).parameters.keys()
+    wanted = sorted(arguments - {"model", "image_size"})
     for name in recipe.surgery_options:
         if name not in wanted:
             raise ValueError(
-                f"{recipe.surgery} has no option {name!r}{suggestion(name, sorted(wanted))} "
-                f"(there are {', '.join(sorted(wanted))})"
+                f"{recipe.surgery} has no option {name!r}{suggestion(name, wanted)} "
+                f"(there are {', '.join(wanted) or 'none'})"
             )
-    network, report = operate(network, image_size=image_size, **recipe.surgery_options)
+    size = {"image_size": image_size} if "image_size" in arguments else {}
+    network, report = operate(network, **size, **recipe.surgery_options)
     network.surgery_report = report
     changed: nn.Module = network
     return changed

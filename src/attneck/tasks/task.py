@@ -15,7 +15,9 @@ from attneck.training.recipe import Recipe
 from attneck.training.report import Watch
 
 Facts = dict[str, Any]
-"""What `describe` says of the data that a model is for, as JSON has it: `classes` is always there."""
+"""What `describe` says of the data that a model is for, as JSON has it: `classes` is always there.
+
+A run adds `data`, the fingerprints of its data sets."""
 
 Found = list[dict[str, Any]]
 """What is in one image, best first: a `category` and a `score` each; of detectors also COCO's fields."""

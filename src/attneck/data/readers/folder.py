@@ -12,6 +12,7 @@ from PIL import Image
 
 from attneck.data.augment.inception import inception
 from attneck.data.classification import ClassificationDataset
+from attneck.data.fingerprint import Fingerprint, of_files
 from attneck.data.readers.decode import decode, said
 from attneck.data.root import resolve
 from attneck.data.sampling import Key, item_seed, seeded, spread
@@ -62,6 +63,9 @@ class FolderDataset(ClassificationDataset):
             return np.array(resize_and_centre(image, self.image_size, self.crop_pct))
         with seeded(item_seed(self.seed, epoch, index)):
             return np.array(self._transform(image))
+
+    def fingerprint(self) -> Fingerprint:
+        return of_files(self.paths, self.labels, self.classes)
 
     def _image(self, index: int) -> Image.Image:
         if self.skipped is None:
