@@ -94,7 +94,7 @@ def test_other_floats_are_cast_and_other_kinds_refused() -> None:
     for wrong in (weight.long(), weight.to(torch.complex64), weight.bool(), weight * torch.nan):
         with pytest.raises(ValueError, match=r"tensor conv\.weight is "):
             load_matching(Net(), {"conv.weight": wrong})
-    with pytest.raises(ValueError, match="conv.weight is of type list, wanted tensors by name"):
+    with pytest.raises(ValueError, match=r"conv\.weight is of type list, wanted tensors by name"):
         load_matching(Net(), {"conv.weight": [1.0]})
 
 
