@@ -81,13 +81,13 @@ def save(model: nn.Module, path: str | Path, **data: Any) -> Path:
         cast(name, tensor, tensor.dtype)
     config["sha256"] = digest(state, config)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    weights = to_bytes(state, {"format": "pt", "config": text})
+    content = to_bytes(state, {"format": "pt", "config": text})
     if path.suffix == ".safetensors":
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, weights)
+        write_atomic(path, content)
     else:
         path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / WEIGHTS, weights)
+        write_atomic(path / WEIGHTS, content)
         write_atomic(path / CONFIG, text.encode())
     return path
 
