@@ -14,6 +14,7 @@ from attneck.training.recipe import Recipe
 
 RECIPE = Recipe().model_dump(mode="json")
 
+
 def state(step, size=1000):
     return {
         "format": 1,
