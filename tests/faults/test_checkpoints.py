@@ -123,6 +123,7 @@ KINDS = {
     "loop": replaced(lambda path: path.symlink_to(path.name)),
     "dangling": replaced(lambda path: path.symlink_to("nowhere")),
     "link": replaced(lambda path: path.symlink_to(BEFORE)),
+    "moved": lambda path: (path.rename(path.with_name("elsewhere")), path.symlink_to("elsewhere")),
     "device": replaced(lambda path: path.symlink_to("/dev/zero")),
     "pipe": replaced(lambda path: os.mkfifo(path)),
     "socket": replaced(bind),
@@ -361,6 +362,17 @@ def test_files_of_others(tmp_path, name, sort):
     assert len(list(other.parent.iterdir())) == 5
     state, path, _ = checkpoint.load_latest(tmp_path / "checkpoints", FITS)
     assert (state["step"], path.name) == (6, NEWEST)
+
+
+@pytest.mark.parametrize("step", [7, 99, 99_999_999])
+def test_a_newer_one_that_was_passed_over_is_not_counted(tmp_path, step):
+    """Else of the whole ones only one would be kept beside it."""
+    other = tmp_path / f"checkpoints/step-{step:08d}.pt"
+    other.parent.mkdir()
+    put(other, b"of somebody else")
+    run(tmp_path, WANTED, Task(ALONE))
+    assert [path.name for path in checkpoint.checkpoints(other.parent)] == [other.name, NEWEST, BEFORE]
+    assert checkpoint.load_latest(other.parent, FITS)[1].name == NEWEST
 
 
 def test_a_killed_write_s_rest_goes_with_the_next(tmp_path):

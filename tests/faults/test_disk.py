@@ -56,6 +56,7 @@ def said_in_a_line(error, folder):
     assert len(said.splitlines()) == 1
     assert len(said) <= 300
     assert "RUN" in said
+    assert not list(folder.rglob("*.tmp"))
     there = []
     with suppress(UserError):  # the folder is no folder
         there = checkpoint.checkpoints(folder / "checkpoints")
