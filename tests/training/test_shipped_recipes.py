@@ -27,7 +27,7 @@ def small(name: str) -> Recipe:
     if model["name"] in catalog.list_detectors():
         data["val_size"] = 2
         if isinstance(catalog.find(model["name"]).options, RCNNOptions):
-            data["image_size"] = 96
+            data["image_size"] = 128
             model["options"] |= SMALL
             if "freeze_norms" in model["options"]:  # of trained weights, which there are none of here
                 model["options"]["freeze_norms"] = False

@@ -61,8 +61,8 @@ FAST = [
     Case((6, 20), d=16, dtype="float16"),
     Case((3, 34), d=16),
 ]
-# With the patches of the papers' larger maps, several each way: 32 wide as 64 and 80, which a GPU runs
-# below, and 24 as 40. The interpreter's time grows with the square of a map.
+# With the patches of the papers' larger maps, several each way: 32 wide as 64 and 80, which a GPU runs below,
+# and 24 as 40. The interpreter's time grows with the square of a map.
 LARGER = [(14, 14), (20, 20), (24, 24), (16, 32)]
 SLOW = [
     *(Case(map_size, d=16) for map_size in LARGER),
