@@ -73,8 +73,8 @@ def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "says"),
     [
         (["attention", "--batch", "2"], "give its --size too"),
-        (["attention", "--size", "0"], "--size 0: wanted 1 or more"),
-        (["bam", "--threads", "0"], "--threads 0: wanted 1 or more"),
+        (["attention", "--size", "0"], "--size=0: wanted a whole number from 1"),
+        (["bam", "--threads", "0"], "--threads=0: wanted a whole number from 1"),
         (["step", "--size", "32", "--model", "botnet5"], "perhaps you meant 'botnet50'"),
         (["step", "--size", "32", "--model", "ssd300_vgg16"], "give two of a kind"),
         (["attention", "--size", "4", "--channels", "10"], "do not split into 4 heads"),

@@ -1,12 +1,20 @@
-"""The command line: imports the command that was asked for, and turns its end into an exit code."""
+"""The command line: imports the command that was asked for, and turns its end into an exit code.
+
+This is the one place where errors become lines. What is the user's to mend, or the machine's, is one line; a
+fault of the program is a traceback, and a line that asks to report it.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
+import shlex
 import sys
+import traceback
+from contextlib import suppress
 from importlib import import_module
 
-from attneck.errors import RunFailed, UserError, suggestion
+from attneck.errors import EXPECTED, LONGEST, UserError, brief, ending, one_line, suggestion
 
 # Each command is `main(arguments) -> None` in the module of its name under attneck.commands.
 COMMANDS = {
@@ -23,6 +31,10 @@ COMMANDS = {
 }
 
 
+LONGEST_WORD = 4096
+"""As long as a path may be."""
+
+
 def usage() -> str:
     """What `attneck --help` prints."""
     width = max(map(len, COMMANDS))
@@ -35,25 +47,72 @@ def usage() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command: 0 done, 2 the user's mistake, 143 stopped by SIGTERM with the work saved, 1 the rest."""
     words = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a path of any bytes, and × on any terminal, can be printed
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        run(words)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk is heard of here, not at Python's end
+    except BrokenPipeError:  # the reader, head say, had enough
+        drop_stdout()
+    except EXPECTED as error:
+        code, line = ending(error)
+        drop_stdout()
+        if os.environ.get("RANK", "0") == "0":  # of many processes that say the same, one does
+            print(f"attneck: {line}", file=sys.stderr)
+        return code
+    except Exception:
+        traceback.print_exc()
+        print(f"attneck: {report(words)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(words: list[str]) -> None:
+    """What the words ask for.
+
+    Raises UserError when there is no such command, and what the command raises.
+    """
+    if any(not word or "\0" in word for word in words):  # an empty path would be the current folder
+        raise UserError("an empty word, or one with a NUL character: give a value, or leave the option out")
+    if longest := next((word for word in words if len(word) > LONGEST_WORD), None):
+        raise UserError(f"{brief(longest)} has {len(longest):,} characters: {LONGEST_WORD:,} at most")
     if not words or words[0] in {"-h", "--help", "help"}:
         print(usage())
-        return 0
-    if words[0] in {"-V", "--version"}:
+    elif words[0] in {"-V", "--version"}:
         from attneck import __version__
 
         print(f"attneck {__version__}")
-        return 0
-    try:
-        if words[0] not in COMMANDS:
-            raise UserError(f"no command {words[0]!r}{suggestion(words[0], list(COMMANDS))} (attneck --help)")
+    elif words[0] not in COMMANDS:
+        raise UserError(f"no command {words[0]!r}{suggestion(words[0], list(COMMANDS))} (attneck --help)")
+    else:
         import_module(f"attneck.commands.{words[0]}").main(words[1:])
-    except (UserError, RunFailed) as error:
-        if os.environ.get("RANK", "0") == "0":  # of many processes that say the same, one does
-            print(f"attneck: {error}", file=sys.stderr)
-        return error.code if isinstance(error, RunFailed) else 2
-    except BrokenPipeError:  # the reader, head say, had enough
-        sys.stderr.close()
-    return 0
+
+
+def report(words: list[str]) -> str:
+    """The line under a traceback: that it is no mistake of the user's, and what a report needs."""
+    from attneck import __version__
+
+    torch = sys.modules.get("torch")
+    versions = [f"attneck {__version__}", f"Python {platform.python_version()}"]
+    versions += [f"torch {torch.__version__}"] if torch is not None else []
+    asked = one_line(shlex.join(["attneck", *words]), LONGEST // 2)
+    return (
+        "this is a fault of the program, not yours: please report it with the lines above and this one; "
+        f"{', '.join(versions)}, {platform.platform()}; command: {asked}"
+    )
+
+
+def drop_stdout() -> None:
+    """Write what stdout still holds, or throw it away: else Python tries at its end, and complains."""
+    with suppress(AttributeError, ValueError):  # there is no stdout, or it is no file
+        try:
+            sys.stdout.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
 
 if __name__ == "__main__":

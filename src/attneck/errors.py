@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+LONGEST = 500
+"""Characters of a line; what is longer is cut in its middle, where what was given stands."""
+
+USERS = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EILSEQ,
+}
+"""Faults of the system that come from the path that it was given; the rest, a full disk say, are its own."""
 
 
 class UserError(Exception):
@@ -19,15 +39,46 @@ class RunFailed(Exception):  # noqa: N818 - a run's end, with its own exit code
         self.code = code
 
 
+EXPECTED = (UserError, RunFailed, OSError, MemoryError)
+"""What `ending` has a line for. Any other exception is a fault of the program."""
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+    """The exit code, and the line, of one of `EXPECTED`: 2 where it is the user's to mend, else 1."""
+    if isinstance(error, RunFailed):
+        return error.code, one_line(error, LONGEST)
+    if isinstance(error, UserError):
+        return 2, one_line(error, LONGEST)
+    if isinstance(error, MemoryError):
+        return 1, "out of memory: give smaller sizes, or a machine with more"
+    assert isinstance(error, OSError)
+    if error.strerror is None:  # a download, say
+        return 1, one_line(f"{type(error).__name__}: {error}", LONGEST)
+    where = "" if error.filename is None else f"{os.fsdecode(str(error.filename))}: "
+    advice = "give another path" if error.errno in USERS else "mend that, and run the command again"
+    return 2 if error.errno in USERS else 1, one_line(f"{where}{error.strerror}; {advice}", LONGEST)
+
+
 def suggestion(given: str, known: list[str]) -> str:
     """'; perhaps you meant X' when something known is close to what was given, else ''."""
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(given[:100], known, n=1, cutoff=0.6)
     return f"; perhaps you meant {close[0]!r}" if close else ""
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, as the start of one line."""
-    return " ".join(str(error).split())[:200]
+def one_line(said: object, longest: int = 200) -> str:
+    """What an error says, in one line that any terminal can show; cut in its middle where it is longer."""
+    # No terminal's control sequences, and no lone surrogates, which cannot be printed.
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(said).split()))
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[: half - 1]} … {line[-half + 2 :]}"
+
+
+def brief(value: object) -> str:
+    """A value as Python writes it, in one short line."""
+    try:
+        return one_line(repr(value), 80)
+    except Exception:  # an integer of too many digits, or somebody's own __repr__
+        return f"a value of type {type(value).__name__}"
 
 
 @contextmanager

@@ -162,7 +162,7 @@ def test_at_output_stride_16_a_botnet_is_of_the_s1_kind() -> None:
         ("botnet50", {"head": 8}, "no option 'head'; perhaps you meant 'heads'"),
         ("botnet50", {"head": 8, "output_stride": 16}, "^botnet50 has no option 'head'"),
         ("cifar_resnet20", {"drop_path_rate": 0.1}, "no option 'drop_path'"),
-        ("cifar_resnet20", {"in_chans": 0}, "in_chans=0: wanted 1 or more"),
+        ("cifar_resnet20", {"in_chans": 0}, "in_chans=0: wanted a whole number from 1"),
     ],
 )
 def test_what_it_does_not_have_is_refused(name: str, arguments: dict[str, Any], says: str) -> None:

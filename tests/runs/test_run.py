@@ -185,4 +185,4 @@ def test_a_run_of_a_timm_network_loads_and_leaves(photos, surgery, capsys):
 
 def test_processes_are_one_or_more(capsys):
     assert cli.main(["train", "demo", "--processes", "0"]) == 2
-    assert "--processes 0: wanted 1 or more" in capsys.readouterr().err
+    assert "--processes=0: wanted a whole number from 1" in capsys.readouterr().err

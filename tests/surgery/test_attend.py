@@ -161,7 +161,7 @@ def test_what_has_no_place_says_why(name: str, stage: int | str, reason: str) ->
         ({"heads": 5}, "instead of 'layer4.0.conv2': 32 channels do not split into 5 heads"),
         ({"position": "sine"}, "unknown position 'sine'"),
         ({"position": "none", "content": False}, "leaves no logits"),
-        ({"image_size": 0}, "image_size=0: wanted a positive side"),
+        ({"image_size": 0}, "image_size=0: wanted .height, width., or one number"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_nothing_is_changed(options: dict[str, Any], message: str) -> None:

@@ -118,6 +118,13 @@ def gate_weights(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str = "
 
 
 def _check(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> None:
+    for name, tensor in (("x", x), ("c", c), ("p", p)):
+        if tensor is None and name != "x":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}: wanted a tensor")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device} and x on {x.device}: put all on one device")
     if x.ndim != 4:
         raise ValueError(f"x has shape {list(x.shape)}, wanted a batch of maps [B, C, H, W]")
     B, C, H, W = x.shape
@@ -127,7 +134,7 @@ def _check(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> None:
         raise ValueError(
             f"p has shape {list(p.shape)}, wanted one logit a position, [B, 1, H, W] = [{B}, 1, {H}, {W}]"
         )
-    if combine not in COMBINES:
+    if combine not in tuple(COMBINES):
         raise ValueError(f"unknown combine {combine!r}; choose one of {', '.join(COMBINES)}")
     if c is None and p is None:
         raise ValueError(

@@ -63,8 +63,12 @@ def relative_attention_2d(
         NotImplementedError: for a derivative that the backend does not have, or a transform of `torch.func`.
     """
     _check(q, k, v, rel_h, rel_w, map_size)
+    if v is None:
+        raise ValueError("v is None: wanted the values, [B, h, N, d]; k alone may be left out")
+    if not isinstance(pool, bool) or isinstance(scale, str | None):
+        raise ValueError(f"pool={pool!r}, scale={scale!r}: wanted True or False, and a number")
     name = _choose(q) if backend == "auto" else backend
-    if name not in BACKENDS:
+    if name not in tuple(BACKENDS):
         raise ValueError(
             f"unknown attention backend {backend!r}; choose one of {', '.join(('auto', *BACKENDS))}"
         )
@@ -205,6 +209,11 @@ def _skew(by_offset: Tensor) -> Tensor:
     return rows[..., :L]  # [..., L, L]
 
 
+def _no_side(side: object) -> bool:
+    """Whether it is no side of a map. A tracer's side may be a tensor, or a symbol, and is taken as it is."""
+    return isinstance(side, bool | float | str | None) or (isinstance(side, int) and side < 1)
+
+
 def _check(
     q: Tensor,
     k: Tensor | None,
@@ -214,6 +223,17 @@ def _check(
     map_size: tuple[int, int],
 ) -> None:
     """ValueError, with what was given, what is wanted and what to do, unless the shapes fit together."""
+    given = (("q", q), ("k", k), ("v", v), ("rel_h", rel_h), ("rel_w", rel_w))
+    for name, tensor in given:
+        if tensor is None and name in ("k", "v"):
+            continue
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{name} is of {kind}: wanted a tensor of floating-point numbers")
+        if tensor.device != q.device:
+            raise ValueError(f"{name} is on {tensor.device} and q on {q.device}: put all on one device")
+    if not isinstance(map_size, tuple | list) or len(map_size) != 2 or any(map(_no_side, map_size)):
+        raise ValueError(f"map_size={map_size!r}: wanted the map's (H, W), two whole numbers from 1 on")
     H, W = map_size
     if q.ndim != 4 or q.shape[2] != H * W:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from attneck.errors import UserError
+from attneck.checks import memory, whole
+from attneck.commands.arguments import call
+from attneck.errors import UserError, user_mistakes
 
 if TYPE_CHECKING:
     from attneck.measure.steps import StepCase
@@ -65,12 +68,20 @@ def bench(
         raise UserError(
             "--batch, --stride, --channels, --model and --plain are of one case: give its --size too"
         )
-    numbers = {"--size": size, "--batch": batch, "--threads": threads, "--channels": channels}
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise UserError(f"{name} {value}: wanted 1 or more")
+    with user_mistakes():
+        for name, value in {"--size": size, "--batch": batch, "--channels": channels}.items():
+            if value is not None:
+                whole(name, value)
+        if threads is not None:  # torch ends in a segmentation fault where there are too many
+            whole("--threads", threads, most=8 * (os.cpu_count() or 1))
+    if not 0 < seconds <= 3600:
+        raise UserError(f"--seconds {seconds}: wanted more than 0, 3600 at most")
+    if size is not None:
+        _refuse_too_large(what, size, batch or 1, channels, device)
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file, such as {out / 'bench.json'}")
 
     import torch
 
@@ -144,6 +155,21 @@ def bench(
         if out is not None:  # after each row: an interrupted benchmark leaves what it has
             write_atomic(out, (text + "\n").encode())
     print(text if json_ else _table(document, rows))
+
+
+def _refuse_too_large(what: What, size: int, batch: int, channels: int, device: str) -> None:
+    """UserError where the tensors of a case, at the least, are more than the memory."""
+    positions = size**2
+    # Of a network its first maps: 64 channels at stride 2.
+    least = 64 * batch * positions if what == "step" else 4 * batch * channels * positions
+    if what == "attention":  # the plain form has all logits, of 4 heads
+        least += 4 * 4 * batch * positions**2
+    there = memory() if device == "cpu" else 1 << 40
+    if least > there:
+        raise UserError(
+            f"--size {size}, --batch {batch}, --channels {channels}: takes {least / 2**30:,.0f} GiB or more, "
+            f"of {there / 2**30:,.0f}: give smaller ones"
+        )
 
 
 def _attention_cases(device: str) -> list[Any]:
@@ -292,4 +318,4 @@ def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 def main(words: list[str]) -> None:
     """Parse and run."""
-    tyro.cli(bench, prog="attneck bench", args=words)
+    call(bench, "attneck bench", words)

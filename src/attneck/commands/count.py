@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from attneck.checks import whole
+from attneck.commands.arguments import call
 from attneck.errors import UserError
 from attneck.models import catalog
 
@@ -34,10 +36,9 @@ def show(
     try:
         entry = catalog.find(model, dict(options))
         size = entry.image_size if image_size is None else image_size
-        if size < 1 or (num_classes or 0) < 0:
-            raise ValueError(
-                f"--image-size {size}, --num-classes {num_classes}: wanted a positive side, 0 or more"
-            )
+        whole("--image-size", size)
+        if num_classes is not None:
+            whole("--num-classes", num_classes, least=0, most=catalog.MOST_CLASSES)
 
         import torch
 
@@ -72,4 +73,4 @@ def show(
 
 def main(words: list[str]) -> None:
     """Parse and run."""
-    tyro.cli(show, prog="attneck count", args=words)
+    call(show, "attneck count", words)

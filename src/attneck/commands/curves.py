@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from attneck.commands.arguments import call
 from attneck.errors import UserError
 
 
@@ -23,6 +24,10 @@ def draw(
     """
     if not runs:
         raise UserError("no run given: attneck curves RUN…")
+    if out.suffix.lower() not in {".png", ".svg", ".pdf"} or out.is_dir():
+        raise UserError(f"--out {out}: wanted a file that ends in .png, .svg or .pdf")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
 
     from attneck.explain.figures import curves
 
@@ -32,4 +37,4 @@ def draw(
 
 def main(words: list[str]) -> None:
     """Parse and run."""
-    tyro.cli(draw, prog="attneck curves", args=words)
+    call(draw, "attneck curves", words)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from attneck.commands.arguments import call
 from attneck.commands.progress import shown
 from attneck.data.table import SETS, Name
 from attneck.errors import UserError
@@ -102,4 +103,4 @@ def _check_detection(name: str, root: str | None, quiet: bool) -> None:
 
 def main(words: list[str]) -> None:
     """Parse and run."""
-    tyro.cli(inspect, prog="attneck data", args=words)
+    call(inspect, "attneck data", words)

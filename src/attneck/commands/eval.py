@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from attneck.commands.arguments import call
 from attneck.commands.progress import shown
 from attneck.files import write_atomic
 
@@ -63,4 +64,4 @@ def score(
 
 def main(words: list[str]) -> None:
     """Parse and run."""
-    tyro.cli(score, prog="attneck eval", args=words)
+    call(score, "attneck eval", words)

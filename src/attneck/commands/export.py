@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from attneck import export as exporting
+from attneck.commands.arguments import call
 from attneck.errors import RunFailed, UserError, suggestion
 from attneck.models import catalog
 from attneck.training.recipe import is_run
@@ -160,4 +161,4 @@ def _load(kind: str, model: str, image_size: int | None, raw: bool) -> tuple[Any
 
 def main(words: list[str]) -> None:
     """Parse and run."""
-    tyro.cli(write, prog="attneck export", args=words)
+    call(write, "attneck export", words)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from attneck.commands.arguments import call
 from attneck.errors import UserError, suggestion
 from attneck.models.catalog import CATALOG, list_detectors, list_models
 
@@ -31,4 +32,4 @@ def show(
 
 def main(words: list[str]) -> None:
     """Parse and run."""
-    tyro.cli(show, prog="attneck list", args=words)
+    call(show, "attneck list", words)

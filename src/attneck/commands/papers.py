@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from attneck.commands.arguments import call
 from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.papers.layout import Checked, Section, Sheet, document, markdown, sheet, tally, tally_sentence
@@ -190,4 +191,4 @@ def _train(table: Table, row: Row, trainers: dict[str, Trainer]) -> str | None:
 
 def main(words: list[str]) -> None:
     """Parse and run."""
-    tyro.cli(show, prog="attneck papers", args=words)
+    call(show, "attneck papers", words)

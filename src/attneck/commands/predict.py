@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from attneck.commands.arguments import call
 from attneck.commands.progress import shown
 from attneck.errors import UserError, user_mistakes
 
@@ -138,4 +139,4 @@ def names(samples: list[Sample]) -> list[str]:
 
 def main(words: list[str]) -> None:
     """Parse and run."""
-    tyro.cli(predict, prog="attneck predict", args=words)
+    call(predict, "attneck predict", words)

@@ -10,6 +10,8 @@ from typing import Annotated
 import tyro
 from pydantic import ValidationError
 
+from attneck.checks import whole
+from attneck.commands.arguments import parse as arguments_of
 from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
 from attneck.runs.folder import newest_folder, next_folder
@@ -45,9 +47,8 @@ def main(words: list[str]) -> None:
     name = words[0]
     arguments = parse(name, words[1:])
     recipe, out = arguments.recipe, arguments.out
-    if arguments.processes < 1:
-        raise UserError(f"--processes {arguments.processes}: wanted 1 or more")
     try:
+        whole("--processes", arguments.processes, most=max(16, os.cpu_count() or 1))
         if not recipe.model.name.startswith(TIMM):
             catalog.find(recipe.model.name, dict(recipe.model.options))
     except ValueError as error:
@@ -58,7 +59,8 @@ def main(words: list[str]) -> None:
         out = (newest_folder if arguments.resume else next_folder)(Path(name).stem)
 
     if arguments.processes > 1 and "WORLD_SIZE" not in os.environ:
-        launch(["train", name, "--out", str(out), *words[1:]], arguments.processes)
+        place = ["--out", str(out)] if arguments.out is None else []
+        launch(["train", name, *place, *words[1:]], arguments.processes)
         return
 
     from attneck.runs.train import train
@@ -82,9 +84,7 @@ def parse(name: str, words: list[str]) -> Arguments:
     own = {"options": whole.model.options, "surgery_options": whole.model.surgery_options}
     bare = whole.model_copy(update={"model": whole.model.model_copy(update={part: {} for part in own})})
     try:
-        arguments = tyro.cli(
-            Arguments, prog=f"attneck train {name}", args=words, default=Arguments(recipe=bare)
-        )
+        arguments = arguments_of(Arguments, f"attneck train {name}", words, default=Arguments(recipe=bare))
     except ValidationError as error:  # a value that is out of range, or two fields that do not go together
         raise refusal(error, name) from None
     model = arguments.recipe.model

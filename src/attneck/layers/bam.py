@@ -3,7 +3,6 @@
 Letters: B batch, C channels, H x W map, m = C // reduction.
 """
 
-from operator import index
 from typing import Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from attneck.attention.cpu.squeeze import squeeze
 from attneck.attention.gate import COMBINES, check_backend, gate, gate_weights
 from attneck.attention.graph import in_a_graph, transformed
+from attneck.checks import whole
 from attneck.layers.bare import is_bare, is_bare_pointwise
 from attneck.layers.branches import (
     SpatialBranch,
@@ -22,6 +22,7 @@ from attneck.layers.branches import (
     paper_channel,
     paper_spatial,
 )
+from attneck.layers.input import check_input
 
 BRANCHES = ("both", "channel", "spatial")
 VARIANTS = ("paper", "official")
@@ -62,9 +63,8 @@ class BAM(nn.Module):
             or a forward-mode derivative is at work. Derivatives of any order are right with both.
 
     Raises:
-        ValueError: for an unknown choice, one that the official variant lacks, or a reduction that leaves no
-            channel.
-        TypeError: for a number that is no integer.
+        ValueError: for an unknown choice, one that the official variant lacks, a number that is no whole one,
+            or a reduction that leaves no channel.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class BAM(nn.Module):
         backend: Literal["auto", "plain"] = "auto",
     ) -> None:
         super().__init__()
-        check_integers(channels=channels, reduction=reduction, dilation=dilation)
+        whole("dilation", dilation)
+        hidden = hidden_channels(channels, reduction)
         check_start(start)
         check_backend(backend)
         if variant not in VARIANTS:
@@ -94,18 +95,10 @@ class BAM(nn.Module):
                 f"variant 'official' multiplies both branches, but combine={combine!r} and "
                 f"branches={branches!r} were given; leave them out, or choose variant='paper'"
             )
-        if reduction < 1 or channels // reduction == 0:
-            raise ValueError(
-                f"{channels} channels at reduction {reduction} leave no hidden channel; choose a reduction "
-                f"from 1 to {channels}"
-            )
-        if dilation < 1:
-            raise ValueError(f"dilation {dilation} is not possible; choose 1 or more (the paper has 4)")
 
         self.channels, self.reduction, self.dilation = channels, reduction, dilation
         self.combine = combine or ("sum" if variant == "paper" else "prod")
         self.branches, self.variant, self.backend = branches, variant, backend
-        hidden = channels // reduction
         channel, spatial = {
             "paper": (paper_channel, paper_spatial),
             "official": (official_channel, official_spatial),
@@ -213,11 +206,7 @@ class BAM(nn.Module):
         check_batch(self.spatial_att, x.shape[0] * x.shape[2] * x.shape[3])
 
     def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"the input has shape {list(x.shape)}, wanted [B, C, H, W] with C = {self.channels}; "
-                "build this BAM with the channels of the stage it follows"
-            )
+        check_input(x, self.channels, self)
         check_map(x)
 
 
@@ -227,13 +216,15 @@ def check_start(start: str) -> None:
         raise ValueError(f"unknown start {start!r}; choose one of {', '.join(STARTS)}")
 
 
-def check_integers(**numbers: object) -> None:
-    """TypeError for one that is no integer, by its name."""
-    for name, number in numbers.items():
-        try:
-            index(number)  # type: ignore[arg-type]
-        except TypeError:
-            raise TypeError(f"{name} is {number!r}, wanted an integer") from None
+def hidden_channels(channels: int, reduction: int) -> int:
+    """C // r; ValueError if that leaves none, or the two are no whole numbers."""
+    hidden = whole("channels", channels) // whole("reduction", reduction)
+    if hidden == 0:
+        raise ValueError(
+            f"{channels} channels at reduction {reduction} leave no hidden channel; choose a reduction "
+            f"from 1 to {channels}"
+        )
+    return hidden
 
 
 def check_map(x: Tensor) -> None:

@@ -3,7 +3,6 @@
 Letters: B batch, C channels, H x W map, N = H*W tokens, h heads, d = C/h head width.
 """
 
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,10 @@ from attneck.attention.relative import (
     resample_rows,
     resample_table,
 )
+from attneck.checks import sides, whole
+from attneck.errors import brief
 from attneck.layers.bare import is_bare_pointwise
+from attneck.layers.input import check_input
 
 TABLES: dict[str, tuple[str, ...]] = {
     "relative": ("rel_h", "rel_w"),
@@ -75,17 +77,15 @@ class MHSA2d(nn.Module):
     ) -> None:
         super().__init__()
         for name, number in (("channels", channels), ("heads", heads), ("stride", stride)):
-            _check_whole(name, number, "a whole number")
-        sides = map_size if isinstance(map_size, tuple | list) else (map_size, map_size)
-        for side in sides:
-            _check_whole("map_size", side, "the map's (H, W), or one whole number for a square")
-        if heads < 1 or channels < 1 or channels % heads:
+            whole(name, number)
+        H, W = sides("map_size", map_size)
+        if channels % heads:
             raise ValueError(
                 f"{channels} channels do not split into {heads} heads; choose a divisor of {channels}"
             )
         position = "none" if position is None else position
         if position not in tuple(TABLES):
-            raise ValueError(f"unknown position {position!r}; choose one of {', '.join(TABLES)}")
+            raise ValueError(f"unknown position {brief(position)}; choose one of {', '.join(TABLES)}")
         if not isinstance(content, bool):
             raise ValueError(f"content={content!r}: wanted True or False")
         if position == "none" and not content:
@@ -94,11 +94,6 @@ class MHSA2d(nn.Module):
             )
         if stride not in (1, 2):
             raise ValueError(f"stride {stride} is not supported; choose 1, or 2 for the 2x2 average pool")
-        if len(sides) != 2 or min(sides) < 1:
-            raise ValueError(
-                f"map_size {map_size} is not the size of a map; give the (H, W) that this layer will see"
-            )
-        H, W = sides
 
         self.channels, self.heads, self.head_width = channels, heads, channels // heads
         self.map_size = (H, W)
@@ -185,11 +180,7 @@ class MHSA2d(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """x [B, C, H, W] -> queries, keys (None without content) and values, views [B, h, N, d] each."""
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"the input has shape {list(x.shape)}, wanted [B, C, H, W] with C = {self.channels}; "
-                "build this layer with the channels of the map it stands on"
-            )
+        check_input(x, self.channels, self)
         tokens = self._tokens(x).flatten(1, 2)  # [B, N, 3C or 2C]
         parts = tokens.unflatten(2, (-1, self.heads, self.head_width)).unbind(2)  # [B, N, h, d] each
         q, *k, v = (part.transpose(1, 2) for part in parts)  # [B, h, N, d] each
@@ -229,12 +220,6 @@ class MHSA2d(nn.Module):
                 with torch.no_grad():
                     state_dict[prefix + name] = resample_rows(given, rows)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _check_whole(name: str, value: object, wanted: str) -> None:
-    """ValueError unless it is a whole number; True and False are none."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name}={value!r}: wanted {wanted}")
 
 
 def _in_channels_last(x: Tensor) -> bool:

@@ -6,6 +6,9 @@ Letters: B batch, C channels, H x W map, N = H*W tokens.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attneck.checks import whole
+from attneck.layers.input import check_input
+
 
 class NonLocal2d(nn.Module):
     """x + BN(W softmax(theta(x) phi(x)^T / sqrt(C/2)) x): [B, C, H, W] -> [B, C, H, W].
@@ -23,7 +26,7 @@ class NonLocal2d(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        if channels < 2:
+        if whole("channels", channels) < 2:
             raise ValueError(
                 f"a Non-Local block halves its channels and was given {channels}; it needs 2 or more"
             )
@@ -36,6 +39,7 @@ class NonLocal2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
+        check_input(x, self.channels, self)
         H, W = x.shape[2:]
         q, k, v = (maps.flatten(2).transpose(1, 2)[:, None] for maps in (self.theta(x), self.phi(x), x))
         # q and k [B, 1, N, C/2], v [B, 1, N, C]; the default scale is one over the root of q's width.

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attneck.layers.bam import check_integers, check_map, check_start
+from attneck.layers.bam import check_map, check_start, hidden_channels
+from attneck.layers.input import check_input
 
 
 class SqueezeExcite2d(nn.Module):
@@ -28,8 +29,7 @@ class SqueezeExcite2d(nn.Module):
         start: "paper", or "identity" for a gain that starts at zero.
 
     Raises:
-        ValueError: for an unknown start, or a reduction that leaves no channel.
-        TypeError: for a number that is no integer.
+        ValueError: for an unknown start, what is no whole number, or a reduction that leaves no channel.
     """
 
     def __init__(
@@ -41,20 +41,16 @@ class SqueezeExcite2d(nn.Module):
         start: Literal["paper", "identity"] = "paper",
     ) -> None:
         super().__init__()
-        check_integers(channels=channels, reduction=reduction)
+        hidden = hidden_channels(channels, reduction)
         check_start(start)
-        if reduction < 1 or channels // reduction == 0:
-            raise ValueError(
-                f"{channels} channels at reduction {reduction} leave no hidden channel; choose a reduction "
-                f"from 1 to {channels}"
-            )
-        self.fc1 = nn.Conv2d(channels, channels // reduction, kernel_size=1, bias=bias)
+        self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1, bias=bias)
         self.relu = nn.ReLU()
-        self.fc2 = nn.Conv2d(channels // reduction, channels, kernel_size=1, bias=bias)
+        self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1, bias=bias)
         self.gain = nn.Parameter(torch.zeros(channels)) if start == "identity" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
+        check_input(x, self.fc1.in_channels, self)
         check_map(x)
         pooled = x.mean(dim=(2, 3), keepdim=True)  # [B, C, 1, 1]
         weights = self.fc2(self.relu(self.fc1(pooled))).sigmoid()  # [B, C, 1, 1]

@@ -18,8 +18,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from attneck.checks import sides, whole
+from attneck.errors import one_line
 from attneck.layers.mhsa import TABLES, MHSA2d
-from attneck.measure.meta import meta_copy, without_global_hooks
+from attneck.measure.meta import check_module, meta_copy, without_global_hooks
 
 REST = "(rest)"
 """The stage that holds what belongs to no child of the model."""
@@ -69,11 +71,12 @@ def count(
     is counted too; build the model for `image_size` to have the papers' figures.
 
     Raises:
-        ValueError: an `image_size` that is not positive.
+        ValueError: what is no model, or an `image_size` that is none or that the model does not run on.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size={image_size!r}: wanted a positive side, or (height, width)")
+    check_module(model)
+    height, width = sides("image_size", image_size)
+    if image_channels is not None:
+        whole("image_channels", image_channels)
     model = meta_copy(model).eval()
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     origin = getattr(model, "origin", None)
@@ -86,7 +89,13 @@ def count(
         _WithoutNorms(),
         _biases(model) as adds,
     ):
-        model(image)
+        try:
+            model(image)
+        except RuntimeError as error:  # a map that has become too small, say
+            raise ValueError(
+                f"{type(model).__name__} does not run on an image of {height}×{width}: {one_line(error)}; "
+                "give the image_size that it takes"
+            ) from error
     by_name = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
     madds = by_name.get("Global", 0)
     root = type(model).__name__  # how the counter calls the model itself

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_torch
 
+from attneck.errors import brief
+
 HOOKS = [name for name, value in vars(nn.Module()).items() if "_hooks" in name and isinstance(value, dict)]
 """The attributes of a module that hold its hooks, and flags by hook."""
 
@@ -21,6 +23,14 @@ GLOBAL_HOOKS: list[dict[int, Any]] = [
     if name.startswith("_global_") and "_hooks" in name and isinstance(value, dict)
 ]
 """The tables of those that torch calls for all modules."""
+
+
+def check_module(model: object) -> None:
+    """ValueError unless it is a network; a name of one is none."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model={brief(model)}: wanted a torch.nn.Module, such as attneck.create_model('botnet50')"
+        )
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

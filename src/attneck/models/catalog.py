@@ -7,7 +7,8 @@ import fnmatch
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from attneck.errors import suggestion
+from attneck.checks import sides, whole
+from attneck.errors import brief, suggestion
 from attneck.models.cifar import CifarResNetOptions
 from attneck.models.densenet import DenseNetOptions
 from attneck.models.detector_options import RCNNOptions, SSDOptions, StairNetOptions
@@ -21,6 +22,10 @@ from attneck.models.vit import ViTOptions
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+MOST_CLASSES = 1 << 20
+"""The widest classifier that is built."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +218,9 @@ def find(name: str, options: dict[str, Any] | None = None) -> Entry:
         ValueError: no such model, no such option, or a value that the option does not take (what only a layer
             knows, `create_model` refuses).
     """
-    if name not in CATALOG:
-        raise ValueError(
-            f"no model is called {name!r}{suggestion(name, list(CATALOG))} (attneck list shows them all)"
-        )
+    if not isinstance(name, str) or name not in CATALOG:
+        near = suggestion(name, list(CATALOG)) if isinstance(name, str) else ""
+        raise ValueError(f"no model is called {brief(name)}{near} (attneck list shows them all)")
     entry = CATALOG[name]
     return dataclasses.replace(entry, options=override(entry.options, options or {}, name))
 
@@ -246,15 +250,11 @@ def create_model(
         ValueError: an unknown name or option (with the nearest known one), or a value out of range.
     """
     entry = find(name, options)
-    size = entry.image_size if image_size is None else image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size={image_size!r}: wanted a positive side, or (height, width)")
+    height, width = sides("image_size", entry.image_size if image_size is None else image_size)
     classes = entry.num_classes if num_classes is None else num_classes
-    if classes < 0:
-        raise ValueError(f"num_classes={num_classes}: wanted 0 (no classifier) or more")
-    if in_chans < 1 or (in_chans != 3 and entry.task == "detection"):
-        raise ValueError(f"in_chans={in_chans}: wanted 1 or more; a detector takes RGB, in_chans=3")
+    classes = whole("num_classes", classes, least=0, most=MOST_CLASSES)  # 0: no classifier
+    if whole("in_chans", in_chans) != 3 and entry.task == "detection":
+        raise ValueError(f"in_chans={in_chans}: a detector takes RGB, in_chans=3")
     try:
         model: Any = build_family(entry.options, classes, (height, width), in_chans)
     except ValueError as error:

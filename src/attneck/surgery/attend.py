@@ -21,9 +21,10 @@ from typing import Literal
 
 from torch import nn
 
+from attneck.errors import brief
 from attneck.layers import MHSA2d
 from attneck.surgery.attach import match_to
-from attneck.surgery.blocks import Block, goes_past, stage_of
+from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.trace import Step, Trace, trace
 
@@ -66,9 +67,9 @@ def attend(
     seen = trace(model, image_size)
     those = stage_of(seen, stage)
     chosen = range(len(those)) if isinstance(blocks, str) and blocks == "all" else blocks
-    if isinstance(chosen, str) or not chosen or not all(-len(those) <= i < len(those) for i in chosen):
+    if not isinstance(chosen, Sequence) or not chosen or not all(is_index(i, len(those)) for i in chosen):
         raise ValueError(
-            f"blocks={blocks!r}: wanted 'all', or numbers of the {len(those)} blocks, "
+            f"blocks={brief(blocks)}: wanted 'all', or numbers of the {len(those)} blocks, "
             f"{', '.join(block.name for block in those)}"
         )
     targets = [_target(seen, those[index]) for index in sorted({index % len(those) for index in chosen})]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attneck.errors import suggestion
+from attneck.errors import brief, suggestion
 from attneck.surgery.trace import Step, Trace
 
 ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
@@ -98,6 +98,11 @@ def stages(trace: Trace, blocks: list[Block]) -> list[list[Block]]:
     return list(found.values())
 
 
+def is_index(value: object, length: int) -> bool:
+    """Whether it is the number of one of so many, from the front or, negative, from the back."""
+    return isinstance(value, int) and not isinstance(value, bool) and -length <= value < length
+
+
 def stage_of(trace: Trace, stage: int | str) -> list[Block]:
     """The residual blocks of a stage, by its number among the stages that have any, or by a module's name.
 
@@ -114,10 +119,10 @@ def stage_of(trace: Trace, stage: int | str) -> list[Block]:
             near = suggestion(stage, [block.parent for block in blocks])
             raise ValueError(f"stage={stage!r} has no residual block{near}; this {network} has {listed}")
         return chosen
-    if not -len(known) <= stage < len(known):
+    if not is_index(stage, len(known)):
         raise ValueError(
-            f"stage={stage}: this {network} has {len(known)} stages of residual blocks, {listed}; choose one "
-            "by its number among them, or a module's name"
+            f"stage={brief(stage)}: this {network} has {len(known)} stages of residual blocks, {listed}; "
+            "choose one by its number among them, or a module's name"
         )
     return known[stage]
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from attneck.errors import brief
 from attneck.layers import BAM, SqueezeExcite2d
 from attneck.surgery.attach import OnPart, attach, match_to
 from attneck.surgery.blocks import residual_blocks
@@ -96,8 +97,8 @@ def _insert(
 ) -> Result:
     """Find the places, make a module for each, put them there, report."""
     finders = {"bottlenecks": bottlenecks, "blocks": branch_ends}
-    if at not in finders:
-        raise ValueError(f"unknown at={at!r}; choose one of {', '.join(finders)}")
+    if at not in tuple(finders):
+        raise ValueError(f"unknown at={brief(at)}; choose one of {', '.join(finders)}")
     seen = trace(model, image_size)
     modules: dict[str, tuple[Place, nn.Module]] = {}
     changes = []

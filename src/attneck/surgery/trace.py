@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from attneck.measure.meta import meta_copy, without_global_hooks
+from attneck.checks import sides
+from attneck.measure.meta import check_module, meta_copy, without_global_hooks
 
 
 @dataclass(eq=False)
@@ -107,9 +108,10 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
             else 224.
 
     Raises:
-        ValueError: an `image_size` that is not positive, a model in a wrapper, or one that does not run on
-            such an image on the meta device.
+        ValueError: what is no model, an `image_size` that is none, a model in a wrapper, or one that does not
+            run on such an image on the meta device.
     """
+    check_module(model)
     parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
     if parallel or hasattr(model, "_orig_mod"):  # torch.compile's wrapper
         raise ValueError(
@@ -144,10 +146,7 @@ def _image_size(model: nn.Module, image_size: int | tuple[int, int] | None) -> t
     if image_size is None:
         config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
         image_size = tuple(config.get("input_size", (3, 224, 224))[1:])
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size={image_size!r}: wanted a positive side, or (height, width)")
-    return height, width
+    return sides("image_size", image_size)
 
 
 def _image_channels(model: nn.Module) -> list[int]:

@@ -8,17 +8,54 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from attneck.data.table import ONLY_WITH, Augment, HeldOutSplit, Name, TrainingSplit
-from attneck.errors import UserError, suggestion
+from attneck.checks import MOST
+from attneck.data.table import ONLY_WITH, SETS, Augment, HeldOutSplit, Name, TrainingSplit
+from attneck.errors import UserError, brief, one_line, suggestion
+from attneck.training.recipe_file import read_yaml
 
 SHIPPED = Path(__file__).parent / "recipes"
 RECIPE = "recipe.yaml"
 """The file in a run's folder that says what it was made from."""
 TIMM = "timm/"
 """What a name of timm's begins with."""
-Value = bool | int | float | str | list[int]
+DRAWN = 1 << 36
+"""Bytes that the images of a drawn set may take."""
+COMPLAINTS = 4
+"""What is said of a recipe at most; more are counted."""
+
+
+def _word(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("leave the NUL character out")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
+# Counts are whole numbers, not words or True. The bounds are far above any use: what is more is refused
+# before memory is asked for.
+Count = Annotated[int, Field(gt=0, le=10**9, strict=True)]
+Images = Annotated[int, Field(gt=0, le=1 << 17, strict=True)]
+"""In one batch."""
+Number = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1e9)]
+Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e6)]
+Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+Text = Annotated[str, Field(max_length=4000), AfterValidator(_word)]
+Value = bool | int | float | Text | list[int]
 
 
 class Part(BaseModel):
@@ -28,16 +65,16 @@ class Part(BaseModel):
 
 
 class Model(Part):
-    name: str = "cifar_resnet20"
+    name: Text = "cifar_resnet20"
     """A name of `attneck list`, or timm/NAME for a classifier of timm's."""
-    options: dict[str, Value] = {}
+    options: dict[Text, Value] = {}
     """Options of the model, such as bam_dilation 2; added to the recipe's own."""
-    weights: str | None = None
+    weights: Text | None = None
     """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run. A detector
     may start from another detector, or from a classifier. Tensors that fit by name and shape are taken."""
     surgery: Literal["none", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
     """Classifiers: the function of `attneck.surgery` that changes the model before training."""
-    surgery_options: dict[str, Value] = {}
+    surgery_options: dict[Text, Value] = {}
     """Arguments of that function, such as start paper, or stage -2."""
 
 
@@ -50,26 +87,26 @@ class Data(Part):
     """The images that are trained on."""
     val_split: HeldOutSplit = "val"
     """The images that are scored: test is VOC 2007's; train shows whether a network over-fits."""
-    root: str | None = None
+    root: Text | None = None
     """Where the data lies; ATTNECK_DATA where not given."""
-    image_size: Annotated[int, Field(gt=0, le=1 << 14)] | None = None
+    image_size: Annotated[int, Field(gt=0, le=MOST, strict=True)] | None = None
     """Side in pixels; the data set's own where not given, a detector's where it is one."""
     augment: Augment = "none"
     """crop_flip: 4-pixel padding, random crop, flip. inception: random resized crop, flip. Detectors: flip;
     scale_jitter: scaled at random, cut or padded, flip; ssd: colours, zoom, crops around objects, flip."""
-    jitter: tuple[float, float] | None = None
+    jitter: tuple[Rate, Rate] | None = None
     """scale_jitter: the least and the greatest factor; 0.8 and 1.25 where not given."""
-    randaugment_layers: Annotated[int, Field(ge=0)] = 2
+    randaugment_layers: Annotated[int, Field(ge=0, le=100, strict=True)] = 2
     """randaugment: operations on each image, each one always applied."""
-    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 10
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30, strict=True)] = 10
     """randaugment: how strong they are; 10 is 30 degrees of rotation."""
-    train_size: Annotated[int, Field(gt=0)] | None = None
+    train_size: Count | None = None
     """This many training images, evenly spread over the set; of shapes, how many are drawn."""
-    val_size: Annotated[int, Field(gt=0)] | None = None
+    val_size: Count | None = None
     """The same of those that are held out."""
-    md5: list[str] = []
+    md5: list[Text] = []
     """Sums of downloaded files to accept beside the official ones."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=256, strict=True)] = 0
     """Processes that load images; 0 loads in the training process. The result is the same."""
 
     @model_validator(mode="after")
@@ -82,6 +119,17 @@ class Data(Part):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _drawn_images_fit(self) -> Data:
+        """The images of a drawn set are all held in memory."""
+        count, side = max(self.train_size or 0, self.val_size or 0, 2000), self.image_size or 32
+        if SETS[self.name].drawn and (size := count * side**2 * 3) > DRAWN:
+            raise ValueError(
+                f"{count:,} drawn images of {side}×{side} take {size / 2**30:,.0f} GiB: give a smaller "
+                "data.image_size, or fewer by data.train_size and val_size"
+            )
+        return self
+
     def augmentation(self) -> dict[str, Any]:
         """The augmentation and its own options, as `open_data` takes them."""
         own = [option for option, augment in ONLY_WITH.items() if augment == self.augment]
@@ -91,29 +139,29 @@ class Data(Part):
 class Optimizer(Part):
     """SGD, as both papers use it."""
 
-    lr: Annotated[float, Field(gt=0)] = 0.1
+    lr: Rate = 0.1
     """Peak learning rate for a batch of `lr_batch`; scaled linearly to the recipe's own batch."""
-    lr_batch: Annotated[int, Field(gt=0)] | None = None
+    lr_batch: Images | None = None
     """The batch that `lr` is meant for; the recipe's own where not given."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Share = 0.9
     nesterov: bool = True
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Number = 1e-4
     decay_all: bool = False
     """Decay biases, BatchNorm and position tables too; else only weights with two or more dimensions."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_norm: Rate | None = None
     """Greatest norm of the whole gradient; no clipping where not given."""
 
 
 class Schedule(Part):
     kind: Literal["cosine", "step"] = "cosine"
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: Number = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9, strict=True)] = 0
     """In place of warmup_epochs; the same for every batch."""
-    warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup_start: Annotated[Number, Field(le=1)] = 0.0
     """Where the linear warm-up begins, as a share of the peak."""
-    milestones: list[float] = []
+    milestones: list[Annotated[float, BeforeValidator(_number), Field(le=1e9)]] = []
     """step: the epochs, or the steps where a recipe has `steps`, after which the rate is times `gamma`."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gamma: Annotated[Rate, Field(le=1)] = 0.1
 
     @model_validator(mode="after")
     def _milestones_of_steps(self) -> Schedule:
@@ -132,37 +180,37 @@ class Schedule(Part):
 
 
 class Recipe(Part):
-    reach: str = ""
+    reach: Text = ""
     """What this recipe should reach, on what, and where that figure is from."""
     model: Model = Model()
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    epochs: Annotated[int, Field(gt=0)] | None = None
+    epochs: Count | None = None
     """1 where neither epochs nor steps are given."""
-    steps: Annotated[int, Field(gt=0)] | None = None
+    steps: Count | None = None
     """In place of epochs: optimiser steps for a batch of `steps_batch`. For another batch, steps and
     milestones are scaled so that the number of images is the same (BoTNet A.2)."""
-    steps_batch: Annotated[int, Field(gt=0)] | None = None
+    steps_batch: Images | None = None
     """The batch that steps and milestones are given for; the recipe's own where not given."""
-    eval_epochs: Annotated[int, Field(gt=0)] = 1
+    eval_epochs: Count = 1
     """Epochs between two scorings of the held-out images; the last step is always scored."""
-    batch: Annotated[int, Field(gt=0)] = 128
+    batch: Images = 128
     """Images in one optimiser step, over all processes and micro-batches."""
-    accumulate: Annotated[int, Field(gt=0)] = 1
+    accumulate: Count = 1
     """Micro-batches that a step's batch is run in, one after the other."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Share = 0.0
+    ema: Share = 0.0
     """Decay of the moving average of the weights a step; 0 keeps none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast; weights, BatchNorm statistics and the loss stay float32."""
     channels_last: bool = True
     sync_bn: bool = True
     """BatchNorm over all processes of a distributed run."""
-    seed: int = 0
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, strict=True)] = 0
+    checkpoint_minutes: Rate = 5.0
     """A checkpoint after every epoch, and this often within one."""
-    checkpoint_steps: Annotated[int, Field(gt=0)] | None = None
+    checkpoint_steps: Count | None = None
     """A checkpoint also after every N steps."""
 
     @model_validator(mode="after")
@@ -240,6 +288,8 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         UserError: nothing of that name, YAML that does not parse, or a field that a recipe does not have.
     """
+    if not str(name):  # Path("") would be the current folder
+        raise UserError("the recipe has an empty name: give one of `attneck train`, a file or a run")
     path = Path(name)
     known = shipped_recipes()
     if is_run(path):
@@ -252,11 +302,8 @@ def load_recipe(name: str) -> Recipe:
         raise UserError(
             f"no recipe {name!r}{suggestion(name, known)} (there are {', '.join(known)}; or a file, or a run)"
         )
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return parse_recipe(content or {}, str(path))
+    content = read_yaml(path)
+    return parse_recipe({} if content is None else content, str(path))
 
 
 def is_run(folder: Path) -> bool:
@@ -282,23 +329,24 @@ def refusal(error: ValidationError, source: str) -> UserError:
     # A number that is infinite is refused by each member of a union; one of them says why.
     infinite = {item["loc"][:3] for item in items if item["type"] == "finite_number"}
     told = [item for item in items if item["type"] == "finite_number" or item["loc"][:3] not in infinite]
-    return UserError(f"{source}: {'; '.join(dict.fromkeys(map(_complaint, told)))}")
+    said = list(dict.fromkeys(map(_complaint, told)))
+    more = [f"and {len(said) - COMPLAINTS} more"] if len(said) > COMPLAINTS else []
+    return UserError(f"{source}: {'; '.join([*said[:COMPLAINTS], *more])}")
 
 
 def _complaint(error: dict[str, Any]) -> str:
     path = error["loc"]
-    field = ".".join(map(str, path[:3]))  # then comes the member of a union that was tried
+    field = one_line(".".join(map(str, path[:3])))  # then comes the member of a union that was tried
     if error["type"] == "extra_forbidden":
         part: Any = Recipe
         for step in path[:-1]:
             part = part.model_fields[step].annotation
         return f"there is no field {field!r}{suggestion(str(path[-1]), list(part.model_fields))}"
-    if error["type"] == "value_error":  # fields that do not go together
-        message: str = error["msg"].removeprefix("Value error, ")
-        return message
-    said = (
-        f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}" if field else error["msg"]
-    )
+    wanted: str = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" and isinstance(error["input"], dict | Part):
+        return wanted  # fields that do not go together
+    wanted = wanted[0].lower() + wanted[1:]
+    said = f"{field}={brief(error['input'])}: {wanted}" if field else wanted
     choices = re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", "")))
     return said + suggestion(str(error["input"]), choices)
 

@@ -1,0 +1,83 @@
+"""A command's words become its arguments; words that do not fit are refused in one line."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from itertools import takewhile
+from typing import Any, TypeVar
+
+import tyro
+
+from attneck.errors import UserError, brief
+
+T = TypeVar("T")
+
+
+def call(command: Callable[..., None], prog: str, words: list[str]) -> None:
+    """Call `command` with what `words` say.
+
+    Raises:
+        UserError: words that it does not take; and what `command` raises.
+    """
+
+    @functools.wraps(command)
+    def later(*args: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(command, *args, **options)
+
+    parse(later, prog, words)()
+
+
+def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -> T:
+    """What `words` make of `kind`, a function or a dataclass; `options` are `tyro.cli`'s.
+
+    Raises:
+        UserError: an unknown option, a value that is missing or does not fit, an option that is given twice.
+    """
+    flags = Counter(map(_flag, (word for word in words if word.startswith("--"))))
+    if twice := [flag for flag, count in flags.items() if count > 1]:
+        raise UserError(f"{twice[0]} is given more than once: leave all but one out")
+    told, columns = io.StringIO(), os.environ.get("COLUMNS")
+    try:
+        if not {"-h", "--help"} & set(words):
+            os.environ["COLUMNS"] = "10000"  # what is told is read below, and lines would be broken
+        with redirect_stderr(told):
+            return tyro.cli(kind, prog=prog, args=words, **options)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{_line(told.getvalue(), words)} ({prog} --help)") from None
+    finally:
+        if columns is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = columns
+
+
+def _flag(word: str) -> str:
+    """The option that a word names: --a.no-b and --a.b are one."""
+    return re.sub(r"(^--|\.)no-", r"\1", word.partition("=")[0].replace("_", "-"))
+
+
+def _line(box: str, words: list[str]) -> str:
+    """What tyro's box of many lines is about."""
+    rows = [row.strip("╭╮╰╯│─ ") for row in box.splitlines()]
+    _, first, *rest = [row for row in rows if row and not row.startswith("For full")]  # without the title
+    if first.startswith("Unrecognized options: "):
+        word = next((word for word in words if word in first), first)
+        near = [row.split()[0] for row in rest if row.startswith("--")]
+        kind = "unknown option" if word.startswith("-") else "unexpected word"
+        return f"{kind} {word}{f'; perhaps you meant {near[0]}' if near else ''}"
+    if first.startswith("Error parsing ") and "Argument helptext:" in rest:
+        name, _, wanted = rest[rest.index("Argument helptext:") + 1].partition(" ")  # --epochs {None}|INT
+        after = words[words.index(name) + 1 :] if name in words else []
+        given = takewhile(lambda word: not word.startswith("--"), after)
+        return f"{' '.join([name, *map(brief, given)])}: wanted {wanted}"
+    if first.startswith("Missing from "):
+        return f"missing {': '.join(rest[:2])}".replace(". (required)", "")
+    return " ".join([first, *rest])
