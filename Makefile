@@ -1,10 +1,11 @@
-# make demo, make test, make check, make faults, make bench, make lint: each sets the project up by itself in .venv the first time.
+# make demo, test, check, faults, bench, lint: each sets the project up by itself in .venv the first time.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a test process: small steps are many times slower when processes fight over the cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+# A process that has done its share takes half of what the other has left.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: demo test lint check faults bench format
+.PHONY: demo test test-oldest lint check faults soak bench format
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml constraints.txt
@@ -18,6 +19,16 @@ demo: .venv/installed  ## train a small network with BAM and BoT on the embedded
 test: .venv/installed  ## everything
 	$(PYTEST)
 
+# In an environment of its own. What constraints.txt pins is not what is there, so the test of that stays out.
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	grep -oE '"[A-Za-z_-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/' > .venv-oldest/oldest.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/oldest.txt -e '.[dev]'
+	touch $@
+
+test-oldest: .venv-oldest/installed  ## the fast tests, with the oldest versions that pyproject.toml admits
+	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest -n 2 -m 'not slow and not data' --ignore tests/test_dependencies.py
+
 lint: .venv/installed  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -28,6 +39,9 @@ check: lint  ## format, lint, types, fast tests
 
 faults: .venv/installed  ## every fault injected, in the long form: results/faults
 	ATTNECK_FAULTS=long $(PYTEST) tests/faults
+
+soak: .venv/installed  ## two hours of a run that is disturbed every few minutes
+	$(BIN)/python tests/faults/soak.py
 
 bench: .venv/installed  ## against the peers, about half an hour of an idle machine: results/bench
 	benchmarks/run

@@ -5,6 +5,10 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: small steps are many times slower when threads fight
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)  # the same examples in every run
+settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,6 +34,7 @@ def _same_threads() -> object:
                 "--size",
                 "128",
                 *("--model", "maskrcnn_botnet26_thin", "--plain", "maskrcnn_resnet26_thin"),
+                "--no-memory",  # which a classifier's step is enough for: it starts Python once a contestant
             ],
             1,
             marks=pytest.mark.slow,

@@ -39,6 +39,9 @@ for name in ("twostage", "twostage_sigmoid"):
     assert summary.scores["val_top1"] == 100, summary.scores
     (rows,) = attneck.Run(name).predict([attneck.Run(name).samples(1)[0].image])
     assert rows[0]["category"] == "upright"
+
+import pytest
+assert pytest.main(["-q", "-p", "no:cacheprovider", "tests/layers/test_gain.py"]) == 0
 """
 
 
@@ -78,11 +81,8 @@ def run(copy: Path, *words: str) -> None:
 
 
 def test_the_examples_work(extended: Path) -> None:
+    """All of them in one process, the layer's own test too."""
     run(extended, "-c", USE)
-
-
-def test_the_layer_s_test_passes(extended: Path) -> None:
-    run(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/layers/test_gain.py")
 
 
 def test_the_examples_are_formatted(extended: Path) -> None:

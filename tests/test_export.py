@@ -88,6 +88,7 @@ def test_onnx_says_what_the_network_says(
     done = export.export(model, tmp_path / "net.onnx", opset=opset, dynamic=dynamic)
     assert model.training  # as it was
     model.eval()
+    export.verify(done.file)
     graph = onnx.load(done.file)
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", opset)]
     assert {node.domain for node in graph.graph.node} == {""}
@@ -111,6 +112,7 @@ def test_a_program_says_what_the_network_says(dynamic: tuple[str, ...], tmp_path
     model = bot_bam()
     done = export.export(model, tmp_path / "net.pt2", batch=2, dynamic=dynamic)
     assert done.opset is None
+    export.verify(done.file)
     program = torch.export.load(done.file)
     operators = {node.target for node in program.graph.nodes if node.op == "call_function"}
     names = {operator.namespace for operator in operators if isinstance(operator, torch._ops.OpOverload)}
@@ -162,6 +164,14 @@ def test_a_network_of_others(tmp_path: Path) -> None:
         export.export(net, tmp_path / "net.pt2")
     done = export.export(net, tmp_path / "net.pt2", image_size=(16, 24), in_chans=4)
     assert done.input == (1, 4, 16, 24)
+    whole = done.file.read_bytes()
+    for other, says in (
+        (whole[:99] + b"?" + whole[100:], "does not match its SHA-256"),
+        (whole[:-1], "no sum"),
+    ):
+        done.file.write_bytes(other)
+        with pytest.raises(ValueError, match=says):
+            export.verify(done.file)
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import traceback
 from contextlib import suppress
 from importlib import import_module
 
+from attneck import signals
 from attneck.errors import EXPECTED, LONGEST, UserError, brief, ending, one_line, suggestion
 
 # Each command is `main(arguments) -> None` in the module of its name under attneck.commands.
@@ -45,8 +46,10 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command: 0 done, 2 the user's mistake, 143 stopped by SIGTERM with the work saved, 1 the rest."""
+    """Run a command: 0 done, 2 the user's mistake, 128 + N stopped by signal N, 1 the rest."""
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        signals.watch(" before the first step" if words[:1] == ["train"] else "")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a path of any bytes, and × on any terminal, can be printed
             stream.reconfigure(errors="backslashreplace")
@@ -59,9 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
     except EXPECTED as error:
         code, line = ending(error)
         drop_stdout()
-        if os.environ.get("RANK", "0") == "0":  # of many processes that say the same, one does
+        # Of many processes that say the same, one does.
+        if os.environ.get("RANK", "0") == "0" or getattr(error, "of_one", False):
             print(f"attneck: {line}", file=sys.stderr)
         return code
+    except KeyboardInterrupt:  # of a program that calls this one
+        print("attneck: stopped by SIGINT", file=sys.stderr)
+        return 130
     except Exception:
         traceback.print_exc()
         print(f"attneck: {report(words)}", file=sys.stderr)

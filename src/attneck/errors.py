@@ -28,7 +28,13 @@ USERS = {
 
 
 class UserError(Exception):
-    """The user's mistake: one line that says what was given, what is wanted and what to do. Exit code 2."""
+    """The user's mistake: one line that says what was given, what is wanted and what to do. Exit code 2.
+
+    Attributes:
+        of_one: True where one process of many may be the only one that finds it: that one says it.
+    """
+
+    of_one = False
 
 
 class RunFailed(Exception):  # noqa: N818 - a run's end, with its own exit code
@@ -59,9 +65,11 @@ def ending(error: BaseException) -> tuple[int, str]:
     return 2 if error.errno in USERS else 1, one_line(f"{where}{error.strerror}; {advice}", LONGEST)
 
 
-def suggestion(given: str, known: list[str]) -> str:
+def suggestion(given: object, known: list[str]) -> str:
     """'; perhaps you meant X' when something known is close to what was given, else ''."""
-    close = difflib.get_close_matches(given[:100], known, n=1, cutoff=0.6)
+    if not isinstance(given, str) or len(given) > 100:  # no name, and slow to compare
+        return ""
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
     return f"; perhaps you meant {close[0]!r}" if close else ""
 
 
@@ -86,5 +94,7 @@ def user_mistakes() -> Iterator[None]:
     """What layers and data sets refuse as a value becomes a UserError: it is the user's to mend."""
     try:
         yield
+    except UserError:
+        raise
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         raise UserError(str(error)) from error

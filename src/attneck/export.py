@@ -1,7 +1,7 @@
 """Exports a network as ONNX, or as PyTorch's exported program (.pt2).
 
 Both graphs have standard operators only. Before a file is written, its results are compared with the
-network's, at the one input shape or at several.
+network's, at the one input shape or at several. A file ends with a SHA-256 of all before it (`seal`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING, Any
 from attneck.errors import one_line
 from attneck.files import write_atomic
 from attneck.models.origin import Origin, bare
+from attneck.seal import seal, verify
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
+
+__all__ = ["DisagreementError", "Exported", "check_request", "check_writable", "export", "verify"]
 
 FORMATS = (".onnx", ".pt2")
 OPSETS = (18, 20, 23)
@@ -114,10 +117,10 @@ def export(
         shapes = _shapes(batch, channels, (height, width), dynamic, lowest)
         if file.suffix == ".onnx":
             opset = opset or OPSETS[0]
-            data = _onnx(program, example, dynamic, opset)
+            data = seal(_onnx(program, example, dynamic, opset), file.suffix)
             exported = _onnxruntime(data)
         else:
-            data = _pt2(program)
+            data = seal(_pt2(program), file.suffix)
             exported = _loaded(data)
         eager: Function = lambda images: _tensors(network(images))  # noqa: E731
         checks = [_compare(eager, exported, shape) for shape in shapes]

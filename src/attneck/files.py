@@ -1,24 +1,88 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all; what can't be written ends in one line."""
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from attneck.errors import RunFailed
+
+_ADVICE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room or ask for a larger quota",
+    errno.EFBIG: "raise the limit on a file's size (ulimit -f)",
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "choose a place that can be written",
+    errno.EPERM: "choose a place that can be written",
+    errno.EIO: "look after the disk",
+    errno.ENOENT: "its folder is gone; choose one that stays",
+    errno.EISDIR: "move that folder away",
+    errno.EEXIST: "what is there was not written by this program: move it away",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+_unfinished: set[Path] = set()
+
+
+class NotWritten(RunFailed, OSError):  # noqa: N818 - a run's end, as its base is
+    """A file could not be written: one line with its path and what to do. Exit code 1."""
+
+    def __init__(self, path: Path, cause: OSError | ValueError) -> None:
+        why, advice = str(cause), "choose another name"  # a NUL in it
+        if isinstance(cause, OSError):
+            why, advice = cause.strerror or why, _ADVICE.get(cause.errno or 0, "choose another place")
+        shown = ascii(str(path))[1:-1] if "\0" in str(path) else str(path)
+        shown = shown if len(shown) <= 150 else f"{shown[:60]}…{shown[-60:]}"
+        super().__init__(f"{shown} could not be written: {why}; {advice}")
+        if isinstance(cause, OSError):
+            self.errno, self.strerror, self.filename = cause.errno, cause.strerror, str(path)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong as `path` is written, as `NotWritten`."""
+    try:
+        yield
+    except NotWritten:
+        raise
+    except (OSError, ValueError) as error:
+        raise NotWritten(path, error) from error
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`, whole or not at all, even if the machine stops meanwhile."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
+    """Write `data` to `path`, whole or not at all, even if the machine stops meanwhile.
+
+    Raises:
+        NotWritten: what was there stays as it was.
+    """
+    with writing(path):
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        _unfinished.add(aside)
         try:
-            os.fsync(folder)  # the rename itself
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the rename itself
+            finally:
+                os.close(folder)
         finally:
-            os.close(folder)
-    finally:
-        aside.unlink(missing_ok=True)
+            with suppress(OSError, ValueError):  # what broke the write may break this; it is said already
+                aside.unlink(missing_ok=True)
+            _unfinished.discard(aside)
+
+
+def remove_unfinished() -> None:
+    """Removes what this process is writing just now; for one that ends at once, from another thread."""
+    for path in tuple(_unfinished):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 """Models as files: safetensors weights, and a config from which the model is made.
 
-A folder holds config.json and model.safetensors, as on the Hugging Face Hub; a single .safetensors file has
-the config in its header. The config is laid out as timm's, so `timm.create_model("local-dir:FOLDER",
-pretrained=True)` takes a classifier's folder too. A SHA-256 over config and weights shows damage and
-changes. Nothing that is read can run code.
+A .safetensors file has the config in its header; a folder has it as config.json too, as on the Hugging Face
+Hub. The config is laid out as timm's, so `timm.create_model("local-dir:FOLDER", pretrained=True)` takes a
+classifier's folder as well. A SHA-256 over config and weights shows damage and changes. Nothing that is read
+can run code, and a config is bounded before its model is built: its weights hold that model's parameters.
 
 timm's `save_for_hf` is not used: it does not write atomically, has no checksum, takes no detector, and
 needs huggingface_hub.
@@ -11,21 +11,26 @@ needs huggingface_hub.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attneck.errors import one_line
 from attneck.files import write_atomic
 from attneck.models.catalog import create_model, find
+from attneck.models.options import MAX_CLASSES, MAX_SIDE, AsTuple, first_fault, image_side, whole_number
 from attneck.models.origin import PREFIX, Origin, bare
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+TIMEOUT = 10.0  # seconds for the Hub's answer
 
 DATA = ("mean", "std", "interpolation", "crop_pct", "label_names")
 """The arguments of `describe` about the images."""
@@ -50,12 +55,15 @@ def save(model: nn.Module, path: str | Path, **data: Any) -> Path:
         data: the preprocessing of its images, as `describe` takes it.
 
     Raises:
-        ValueError: a model whose tensors are not those that the catalog makes (after surgery, for example);
-            what `describe` refuses.
+        ValueError: a model whose tensors are not finite, or not those that the catalog makes (after surgery,
+            for example); what `describe` refuses.
         OSError: the file could not be written.
     """
     import torch
     from safetensors.torch import save as to_bytes
+
+    from attneck.models.weight_files import digest
+    from attneck.models.weights import cast
 
     config, path = describe(model, **data), Path(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in bare(model).state_dict().items()}
@@ -68,14 +76,17 @@ def save(model: nn.Module, path: str | Path, **data: Any) -> Path:
             f"{len(other)} tensors ({other[0]} first) are not those of {_name(config)} any more, and the "
             "model could not be loaded: keep its state_dict() with safetensors.torch.save_file"
         )
-    config["sha256"] = _digest(config, state)
+    for name, tensor in state.items():
+        cast(name, tensor, tensor.dtype)
+    config["sha256"] = digest(state, config)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    data = to_bytes(state, {"format": "pt", "config": text})
     if path.suffix == ".safetensors":
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, to_bytes(state, {"format": "pt", "config": text}))
+        write_atomic(path, data)
     else:
         path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / WEIGHTS, to_bytes(state, {"format": "pt"}))
+        write_atomic(path / WEIGHTS, data)
         write_atomic(path / CONFIG, text.encode())
     return path
 
@@ -93,20 +104,26 @@ def load(
     Raises:
         ValueError: no files, or files that are damaged, of two models, or not written by this library.
     """
+    from attneck.models.weight_files import shown
+    from attneck.models.weights import cast
+
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):
         path = _download(str(source), **download)
     config, state = _read(path)
-    if config.get("sha256") != _digest(config, state):
-        raise ValueError(
-            f"{path}: config and weights are not as they were saved together (SHA-256): damaged, changed, or "
-            "of two models; get them anew, or save the model anew"
-        )
     try:
+        has, wants = sum(tensor.numel() for tensor in state.values()), _least_parameters(config)
+        if wants > has:
+            raise ValueError(f"its config wants {wants} parameters or more, and its weights are {has}")
         model = from_config(config, image_size)
-        model.load_state_dict(state)
+        own = model.state_dict()
+        model.load_state_dict(
+            {name: cast(name, state[name], own[name].dtype) if name in own else state[name] for name in state}
+        )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a model that this version makes ({one_line(error)})") from error
+        raise ValueError(
+            f"{shown(path)}: not a model that this version makes ({one_line(error)[:150]})"
+        ) from error
     return model.eval()
 
 
@@ -210,45 +227,115 @@ def from_config(config: dict[str, Any], image_size: int | tuple[int, int] | None
     return built
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the weights of a folder or a file."""
-    from safetensors import SafetensorError, safe_open
+class _Images(BaseModel):
+    """What a config says of the images, and of the names of two layers."""
 
-    weights = path / WEIGHTS if path.is_dir() else path
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    input_size: Annotated[tuple[int, int, int], AsTuple]
+    mean: Annotated[tuple[float, ...], AsTuple]
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AsTuple]
+    interpolation: Annotated[str, Field(max_length=20)] | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    first_conv: str | None = None
+    classifier: str | None = None
+
+
+class _Config(BaseModel):
+    """What `describe` writes, and its sum."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    architecture: Annotated[str, Field(max_length=100)]
+    num_classes: Annotated[int, Field(ge=0, le=MAX_CLASSES)]
+    label_names: list[str] | None = None
+    model_args: dict[str, Any]
+    pretrained_cfg: _Images
+    sha256: str
+
+
+def _least_parameters(config: dict[str, Any]) -> int:
+    """By arithmetic, of the model of this config; ValueError for a config that `describe` does not write."""
     try:
-        with safe_open(weights, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        inside = metadata.pop("config", None)
-        text = (path / CONFIG).read_text("utf-8") if path.is_dir() else inside
+        checked = _Config(**config)
+    except ValidationError as error:
+        raise ValueError(first_fault(error)) from error
+    arguments = dict(checked.model_args)
+    size = image_side(arguments.pop("img_size"))
+    chans = whole_number("in_chans", arguments.pop("in_chans"), 1, MAX_SIDE)
+    labels, images = checked.label_names, checked.pretrained_cfg
+    if labels is not None and len(labels) != checked.num_classes:
+        raise ValueError(f"it has {len(labels)} label_names for {checked.num_classes} classes")
+    if not chans == len(images.mean) == len(images.std):
+        raise ValueError(
+            f"mean and std are of {len(images.mean)} and {len(images.std)} channels, not {chans}"
+        )
+    return find(_name(config), arguments).options.least_parameters(checked.num_classes, size, chans)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the weights of a folder or a file, as they were saved together."""
+    from attneck.models.weight_files import (
+        LONGEST_CONFIG,
+        check_regular,
+        digest,
+        read_safetensors,
+        readable,
+        shown,
+    )
+
+    try:
+        state, header = read_safetensors(path / WEIGHTS if path.is_dir() else path)
+        text = inside = header.pop("config", None)
+        if path.is_dir():
+            check_regular(path / CONFIG)
+            with readable(path / CONFIG), (path / CONFIG).open(encoding="utf-8", newline="") as file:
+                text = file.read(LONGEST_CONFIG + 1)
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is no saved model: wanted {CONFIG} and {WEIGHTS} in it") from error
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cut short or damaged ({one_line(error)}); get it anew") from error
+        raise ValueError(f"{shown(path)} is no saved model: wanted {CONFIG} and {WEIGHTS} in it") from error
+    except ValueError as error:
+        raise ValueError(f"{error}; if it was one, it is damaged: get it anew") from error
     if text is None:
         raise ValueError(
-            f"{path} holds weights without a config: make their model and give it "
+            f"{shown(path)} holds weights without a config: make their model and give it "
             "safetensors.torch.load_file(…) as a state dict"
         )
     try:
+        if len(text) > LONGEST_CONFIG:
+            raise ValueError(f"more than {LONGEST_CONFIG} characters")
         config = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: its config is damaged ({error}); get it anew") from error
-    if not isinstance(config, dict) or metadata != {"format": "pt"}:
-        raise ValueError(f"{path}: not what attneck.hub.save wrote; get it anew")
+        found = digest(state, config) if isinstance(config, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shown(path)}: its config is damaged ({one_line(error)}); get it anew") from error
+    if not isinstance(config, dict) or "sha256" not in config or header != {"format": "pt"}:
+        raise ValueError(f"{shown(path)}: not what attneck.hub.save wrote; get it anew")
+    if config["sha256"] != found or inside not in (None, text):
+        raise ValueError(
+            f"{shown(path)}: config and weights are not as they were saved together (SHA-256): damaged, "
+            "changed, or of two models; get them anew, or save the model anew"
+        )
     return config, state
 
 
 def _download(repo_id: str, **options: Any) -> Path:
     """Downloads a repository of the Hub; returns its folder."""
+    from attneck.models.weight_files import shown
+
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
-        raise ValueError(f"{repo_id} is not there, and no repository of the Hub either (OWNER/NAME)")
-    fetch = _huggingface_hub().snapshot_download
+        raise ValueError(f"{shown(repo_id)} is not there, and no repository of the Hub either (OWNER/NAME)")
+    hub, unanswered = _huggingface_hub(), None
+    if not options.get("local_files_only"):
+        asked = {key: options[key] for key in ("revision", "token") if key in options}
+        try:  # first, because snapshot_download waits for an answer for ever
+            hub.HfApi().repo_info(repo_id, timeout=TIMEOUT, **asked)
+        except Exception as error:  # the Hub's, or its HTTP library's: they have no base in common
+            unanswered = error
+            options["local_files_only"] = True  # it may have been downloaded before
     try:
-        return Path(fetch(repo_id, allow_patterns=[CONFIG, WEIGHTS], **options))
-    except (OSError, ValueError) as error:  # all of the Hub's errors are one of these
+        return Path(hub.snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS], **options))
+    except Exception as error:
         raise ValueError(
-            f"{repo_id} is not there, and the Hub did not give it ({one_line(error)})"
+            f"{shown(repo_id)} is not there, and the Hub did not give it ({one_line(unanswered or error)})"
         ) from error
 
 
@@ -258,20 +345,6 @@ def _huggingface_hub() -> Any:
     except ModuleNotFoundError as error:
         raise ValueError("the Hub needs huggingface_hub: pip install 'attneck[hub]'") from error
     return huggingface_hub
-
-
-def _digest(config: dict[str, Any], state: dict[str, Tensor]) -> str:
-    """SHA-256 of the config without its sum, and of every tensor: name, type, shape and bytes."""
-    import torch
-
-    said = {key: value for key, value in config.items() if key != "sha256"}
-    sums = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for name in sorted(state):
-        tensor = state[name]
-        sums.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-        sums.update(array)
-    return sums.hexdigest()
 
 
 def _name(config: dict[str, Any]) -> str:

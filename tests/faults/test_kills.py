@@ -1,4 +1,4 @@
-"""A run as a process of its own: killed, stopped, resumed; alone and under torchrun."""
+"""A run as a process of its own, killed and resumed; and the same run in two processes."""
 
 import json
 import os
@@ -69,36 +69,6 @@ def test_kill_9_and_resume_end_with_the_same_weights(start, tmp_path, workers):
     last = start("--out", "killed", "--data.workers", workers, "--resume")
     assert last.wait() == 0, last.stdout.read()
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_at_the_step(start, tmp_path, number, code):
-    process = start("--out", "run", "--checkpoint-steps", "1000", "--data.workers", "1", "--epochs", "50")
-    while "epoch 1/" not in process.stdout.readline():
-        assert process.poll() is None
-    wait_for_step(tmp_path / "run", 1, process)
-    before = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
-    process.send_signal(number)
-    said = process.communicate()[0]
-    assert process.returncode == code, said
-    assert "saved; go on with: attneck train run --resume" in said
-    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} - before
-
-
-@pytest.mark.slow
-def test_sigterm_to_many_processes_saves_and_exits_143(start, tmp_path):
-    words = ["--out", "run", "--epochs", "50", "--checkpoint-steps", "1000", "--data.workers", "1"]
-    process = start(*words, "--processes", "2")
-    while "epoch 1/" not in process.stdout.readline():
-        assert process.poll() is None
-    wait_for_step(tmp_path / "run", 1, process)
-    saved = max((tmp_path / "run/checkpoints").glob("*.pt"))
-    process.send_signal(signal.SIGTERM)  # the launcher passes it on to both
-    said = process.communicate()[0]
-    assert process.returncode == 143, said
-    assert said.count("saved; go on with: attneck train run --resume") == 1
-    assert max((tmp_path / "run/checkpoints").glob("*.pt")) > saved
 
 
 @pytest.mark.slow

@@ -39,6 +39,31 @@ def test_one_graph_and_the_same_numbers(name: str, memory_format: torch.memory_f
 
 
 @pytest.mark.slow
+def test_one_graph_for_sizes_that_change() -> None:
+    """In training, behind a stride. Of whole networks, the backward pass takes minutes to compile."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    attention = MHSA2d(16, (6, 5), stride=2)
+    block = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), BAM(16), attention).double()
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=True)
+    state = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    for stance, size in [
+        ("default", (13, 18)),
+        ("fail_on_recompile", (12, 10)),
+        ("fail_on_recompile", (20, 11)),
+    ]:
+        x, results = torch.randn(4, 3, *size, dtype=torch.float64), []
+        for network in (block, compiled):
+            block.load_state_dict(state)
+            with torch.compiler.set_stance(stance):
+                out = network(x)
+            gradients = torch.autograd.grad(out.square().mean(), list(block.parameters()))
+            results.append([out, *gradients, *(buffer.clone() for buffer in block.buffers())])
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
 def test_inductor_makes_code_of_a_block_with_both() -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()

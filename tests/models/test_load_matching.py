@@ -87,6 +87,17 @@ def test_what_is_no_table_is_not_taken(table: Tensor) -> None:
     assert load(Net(), source)[1:] == ({"attention.rel_h"}, {"attention.rel_h"})
 
 
+def test_other_floats_are_cast_and_other_kinds_refused() -> None:
+    weight = torch.ones(16, 3, 1, 1)
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        assert load(Net(), {"conv.weight": weight.to(dtype)})[0] == {"conv.weight"}
+    for wrong in (weight.long(), weight.to(torch.complex64), weight.bool(), weight * torch.nan):
+        with pytest.raises(ValueError, match=r"tensor conv\.weight is "):
+            load_matching(Net(), {"conv.weight": wrong})
+    with pytest.raises(ValueError, match="conv.weight is of type list, wanted tensors by name"):
+        load_matching(Net(), {"conv.weight": [1.0]})
+
+
 def test_a_layer_by_itself() -> None:
     source, layer = MHSA2d(16, 4), MHSA2d(16, 6)
     assert load_matching(layer, source.state_dict()).new == []

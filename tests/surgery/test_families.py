@@ -216,7 +216,7 @@ def build(case: Case, **options: object) -> nn.Module:
     return model
 
 
-def images(case: Case, batch: int = 4) -> Tensor:
+def images(case: Case, batch: int = 2) -> Tensor:
     torch.manual_seed(1)
     return torch.randn(batch, 3, case.side, case.side)
 

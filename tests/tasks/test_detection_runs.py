@@ -161,14 +161,14 @@ def test_predict_draws_and_tells(trained, tmp_path, monkeypatch):
         assert row["category"] in Run(trained).facts["classes"]
         assert row["segmentation"]["size"] == [120, 160]
     # Two images of one name; each picture in the proportions of its image.
-    for name in ("1-noise", "2-noise"):
+    for name in ("noise", "noise-2"):
         with Image.open(tmp_path / f"out/{name}.png") as picture:
             assert picture.size == size
 
-    alone = (tmp_path / "out/1-noise.png").read_bytes()
+    words[words.index(str(tmp_path / "out"))] = str(tmp_path / "both")
     assert cli.main([*words, "--beside", str(trained)]) == 0
-    assert (tmp_path / "out/1-noise.png").read_bytes() != alone
-    assert len(json.loads((tmp_path / "out/predictions.json").read_text())["runs"]) == 2
+    assert (tmp_path / "both/noise.png").read_bytes() != (tmp_path / "out/noise.png").read_bytes()
+    assert len(json.loads((tmp_path / "both/predictions.json").read_text())["runs"]) == 2
 
 
 def test_predict_shows_what_is_in_held_out_images(trained, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import itertools
 import multiprocessing
 import os
-import pickle
 import time
 
 import pytest
@@ -11,10 +10,23 @@ import torch
 
 from attneck.errors import UserError
 from attneck.training import checkpoint
+from attneck.training.recipe import Recipe
+
+RECIPE = Recipe().model_dump(mode="json")
 
 
-def state(step):
-    return {"step": step, "model": {"weight": torch.full((1000,), float(step))}}
+def state(step, size=1000):
+    return {
+        "format": 1,
+        "step": step,
+        "sums": [{}],
+        "history": [],
+        "model": {"weight": torch.full((size,), float(step))},
+        "optimizer": {"state": {}, "param_groups": []},
+        "average": None,
+        "recipe": RECIPE,
+        "facts": {"classes": ["one"]},
+    }
 
 
 def test_the_newest_two_are_kept(tmp_path):
@@ -44,7 +56,8 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, harm):
         newest.with_name(f"{newest.name}.sha256").unlink()
     newest.write_bytes(data)
     loaded, _, damaged = checkpoint.load_latest(tmp_path)
-    assert (loaded["step"], damaged) == (1, [newest])
+    assert (loaded["step"], len(damaged)) == (1, 1)
+    assert damaged[0].startswith(f"{newest} cannot be used: ")
 
 
 @pytest.mark.parametrize("writes", [0, 1])
@@ -62,12 +75,12 @@ def test_a_step_is_saved_again_without_a_moment_of_none(tmp_path, monkeypatch, w
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_atomic", write)
         with pytest.raises(OSError, match="No space"):
-            checkpoint.save(tmp_path, 1, state(1) | {"history": ["a record"]})
+            checkpoint.save(tmp_path, 1, state(1) | {"history": [{"step": 1}]})
     loaded, path, damaged = checkpoint.load_latest(tmp_path)
-    assert (path, damaged, "history" in loaded) == (newest, [], False)
-    checkpoint.save(tmp_path, 1, state(1) | {"history": ["a record"]})
+    assert (path, damaged, loaded["history"]) == (newest, [], [])
+    checkpoint.save(tmp_path, 1, state(1) | {"history": [{"step": 1}]})
     loaded, path, damaged = checkpoint.load_latest(tmp_path)
-    assert (path, damaged, loaded["history"]) == (newest, [], ["a record"])
+    assert (path, damaged, loaded["history"]) == (newest, [], [{"step": 1}])
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -97,7 +110,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     import hashlib
 
     path.with_name(f"{path.name}.sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(UserError, match="it is no file of torch's: UnpicklingError"):
         checkpoint.load_latest(tmp_path)
     assert not (tmp_path / "made").exists()
 
@@ -120,7 +133,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 def write_for_ever(folder, step, pipe):
     """Checkpoints from `step` on; each one's number goes into the pipe once it is saved."""
     for number in itertools.count(step):
-        checkpoint.save(folder, number, {"step": number, "w": torch.full((300_000,), float(number))})
+        checkpoint.save(folder, number, state(number, 300_000))
         os.write(pipe, f"{number}\n".encode())
 
 
@@ -142,7 +155,7 @@ def test_kill_while_writing_loses_nothing(tmp_path):
         loaded, _, damaged = checkpoint.load_latest(tmp_path)
         assert not damaged
         assert loaded["step"] >= max(said, default=step + 1)
-        assert bool((loaded["w"] == loaded["step"]).all())
+        assert bool((loaded["model"]["weight"] == loaded["step"]).all())
         step = loaded["step"]
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from attneck import cli, hub
 from attneck.data import open_dataset
-from attneck.errors import RunFailed, UserError
+from attneck.errors import UserError
 from attneck.models import create_model
 from attneck.runs import train as runs
 from attneck.runs.run import Run
@@ -140,23 +140,6 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path):
         runs.train(recipe(epochs=1), tmp_path / "run")
     with pytest.raises(UserError, match="epochs: 1 → 3"):
         runs.train(recipe(epochs=3), tmp_path / "run", resume=True)
-
-
-def test_a_full_disk_ends_the_run_in_a_line(tmp_path, monkeypatch):
-    whole, written = checkpoint.save, []
-
-    def full(folder, step, state):
-        if written:
-            raise OSError(28, "No space left on device")
-        written.append(step)
-        return whole(folder, step, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", full)
-        with pytest.raises(RunFailed, match="No space left on device; the last checkpoint is whole"):
-            runs.train(recipe(checkpoint_steps=1), tmp_path / "run")
-    straight = runs.train(recipe(checkpoint_steps=1), tmp_path / "straight")
-    assert runs.train(recipe(checkpoint_steps=1), tmp_path / "run", resume=True).weights == straight.weights
 
 
 def test_accumulated_gradients_are_the_whole_batchs():

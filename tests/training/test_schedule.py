@@ -4,10 +4,10 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attneck.training.recipe import Schedule, load_recipe
+from attneck.training.recipe import Recipe, Schedule, load_recipe
 from attneck.training.schedule import lr_factor
 
 
@@ -45,3 +45,49 @@ def test_cosine_falls_from_one_towards_zero(steps, per_epoch, warmup):
         assert rates[0] == 1
         expected = 0.5 * (1 + math.cos(math.pi * (len(rates) - 1) / (steps - begin)))
         assert rates[-1] == pytest.approx(expected)
+
+
+@st.composite
+def schedules(draw):
+    """A recipe with any schedule that it takes, and its steps per epoch."""
+    epochs = draw(st.integers(1, 12))
+    warmup = draw(st.one_of(st.just(0.0), st.floats(0, epochs), st.floats(0, min(1, epochs))))
+    schedule = {"warmup_epochs": warmup, "warmup_start": draw(st.floats(0, 1))}
+    if draw(st.booleans()):
+        marks = draw(st.lists(st.floats(0.01, 14), min_size=1, max_size=4, unique=True))
+        schedule |= {"kind": "step", "milestones": sorted(marks), "gamma": draw(st.floats(0.01, 1))}
+    if draw(st.booleans()):
+        del schedule["warmup_epochs"]
+        schedule["warmup_steps"] = draw(st.integers(0, epochs))
+    return Recipe(epochs=epochs, schedule=schedule), draw(st.integers(1, 40))
+
+
+@settings(max_examples=150)
+@given(schedules())
+def test_any_schedule_rises_in_its_warm_up_and_falls_after_it(drawn):
+    """Never under 0 or over 1; no jump but at a milestone; at its end as low as it should be."""
+    recipe, per_epoch = drawn
+    schedule, unit = recipe.schedule, recipe.unit(per_epoch)
+    steps = recipe.total_steps(per_epoch)
+    rates = [lr_factor(schedule, step, steps, unit) for step in range(steps + 1)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    warmup = schedule.warmup_steps or round(schedule.warmup_epochs * unit)
+    assert 0 <= warmup <= steps
+    drops = {round(mark * unit) for mark in schedule.milestones}
+    slope = (1 - schedule.warmup_start) / warmup if warmup else 0.0
+    for step in range(1, warmup + 1):
+        if step in drops:
+            assert rates[step] <= (rates[step - 1] + slope) * schedule.gamma + 1e-9
+        else:
+            assert rates[step - 1] - 1e-9 <= rates[step] <= rates[step - 1] + slope + 1e-9
+    assert all(later <= sooner for sooner, later in itertools.pairwise(rates[warmup:]))
+    if schedule.kind == "cosine":
+        assert rates[warmup] == 1
+        assert rates[-1] == (0 if warmup < steps else 1)
+        fall = math.pi / 2 / max(1, steps - warmup)
+        assert all(sooner - later <= fall for sooner, later in itertools.pairwise(rates[warmup:]))
+    else:
+        passed = sum(round(mark * unit) <= steps for mark in schedule.milestones)
+        assert rates[-1] == pytest.approx(schedule.gamma**passed)
+        for step in set(range(warmup + 1, steps + 1)) - drops:
+            assert rates[step] == rates[step - 1]

@@ -19,16 +19,15 @@ def small(name: str) -> Recipe:
     recipe = load_recipe(name)
     content = recipe.model_dump()
     data, model = content["data"], content["model"]
-    data |= {"train_size": 16, "val_size": 16, "workers": 0}
-    content |= {"batch": 8, "epochs": 1, "steps": None, "steps_batch": None}
+    data |= {"train_size": 4, "val_size": 4, "workers": 0}
+    content |= {"batch": 2, "epochs": 1, "steps": None, "steps_batch": None}
     content["schedule"] |= {"warmup_epochs": 0, "warmup_steps": 0}
     if data["name"] == "folder":
         data |= {"root": "tiny-imagenet-20", "image_size": 64}
     if model["name"] in catalog.list_detectors():
-        data |= {"train_size": 4, "val_size": 4}
-        content["batch"] = 2
+        data["val_size"] = 2
         if isinstance(catalog.find(model["name"]).options, RCNNOptions):
-            data["image_size"] = 128
+            data["image_size"] = 96
             model["options"] |= SMALL
             if "freeze_norms" in model["options"]:  # of trained weights, which there are none of here
                 model["options"]["freeze_norms"] = False

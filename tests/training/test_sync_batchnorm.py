@@ -18,11 +18,12 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from attneck.training.norms import SyncBatchNorm, synchronise_batchnorm
 
 
-def two_processes(program):
-    """What both processes of a program under torchrun report."""
+@pytest.fixture(scope="module")
+def two_processes():
+    """What both processes of the program report, under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = subprocess.run(
-        [*command, str(Path(__file__).with_name(program))],
+        [*command, str(Path(__file__).with_name("sync_in_two_processes.py"))],
         capture_output=True,
         text=True,
         timeout=300,
@@ -72,22 +73,6 @@ def test_a_single_process_is_as_plain_batchnorm(alone, shape):
         torch.testing.assert_close(ours.get_buffer(name), buffer)
 
 
-@pytest.mark.slow
-def test_two_processes_of_which_one_has_nothing():
-    """The layer, and a Mask R-CNN of which one process sees images without objects, under torchrun."""
-    found = two_processes("sync_with_an_empty_batch.py")
-    for process in found:
-        # The layer in float64 against torch's own on all that there is.
-        assert process["outputs"] < 1e-12
-        assert process["gradients"] < 1e-12
-        assert process["statistics"] < 1e-12
-        # The detector: every gradient there and finite, and the same in both processes.
-        assert process["without_gradient"] == []
-        assert process["finite"]
-    assert found[0]["sum_of_gradients"] == pytest.approx(found[1]["sum_of_gradients"], rel=1e-6)
-    assert found[0]["sum_of_gradients"] > 0
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_network_stays_the_same_function(family, device):
@@ -122,12 +107,28 @@ def test_a_network_stays_the_same_function(family, device):
 
 
 @pytest.mark.slow
-def test_two_processes_are_as_one_with_the_whole_batch():
-    """Every family under torchrun, in float64: outputs, gradients and running statistics."""
-    for process in two_processes("sync_families.py"):
-        assert list(process) == list(FAMILIES)
-        for family, errors in process.items():
+def test_two_processes_are_as_one_with_the_whole_batch(two_processes):
+    """Every family, in float64: outputs, gradients and running statistics."""
+    for process in two_processes:
+        assert list(process["families"]) == list(FAMILIES)
+        for family, errors in process["families"].items():
             assert max(errors.values()) < 1e-9, (family, errors)
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_has_nothing(two_processes):
+    """The layer, and a Mask R-CNN of which one process sees images without objects."""
+    found = [process["nothing"] for process in two_processes]
+    for process in found:
+        # The layer in float64 against torch's own on all that there is.
+        assert process["outputs"] < 1e-12
+        assert process["gradients"] < 1e-12
+        assert process["statistics"] < 1e-12
+        # The detector: every gradient there and finite, and the same in both processes.
+        assert process["without_gradient"] == []
+        assert process["finite"]
+    assert found[0]["sum_of_gradients"] == pytest.approx(found[1]["sum_of_gradients"], rel=1e-6)
+    assert found[0]["sum_of_gradients"] > 0
 
 
 class Own(nn.BatchNorm2d):

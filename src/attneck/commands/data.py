@@ -29,6 +29,8 @@ def inspect(
     /,
     root: str | None = None,
     md5: tuple[str, ...] = (),
+    max_pixels: int | None = None,
+    no_masks: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Find a data set and check it.
@@ -39,6 +41,8 @@ def inspect(
         name: the data set.
         root: where it lies; ATTNECK_DATA if not given.
         md5: sums of downloaded files to accept beside the official ones.
+        max_pixels: of a set of image files: a larger image is a problem; 178,956,970 if not given.
+        no_masks: of coco, pass objects that have no mask: what detectors of boxes alone train on.
         json_: print one JSON document and nothing else.
     """
     from attneck.data.classification import open_dataset
@@ -55,14 +59,18 @@ def inspect(
             )
             print(json.dumps({"name": name, "where": place}) if json_ else place)
             return
+        detection = SETS[name].kinds.get("detection")
+        if no_masks and not (detection and detection.masks and not SETS[name].drawn):
+            raise ValueError(f"{name}: no-masks is given, but only coco's objects have masks: leave it out")
         if "classification" not in SETS[name].kinds:
             if md5:
                 raise ValueError(f"{name}: md5 is given, but only cifar100's files are checked: leave it out")
-            _check_detection(name, root, json_)
+            masked = bool(detection and detection.masks) and not no_masks
+            _check_detection(name, root, max_pixels, masked, json_)
             return
         found = {}
         for split in ("train", "val"):
-            dataset = open_dataset(name, split, root=root, md5=md5 or None)
+            dataset = open_dataset(name, split, root=root, md5=md5 or None, max_pixels=max_pixels)
             for index in shown(range(len(dataset)), f"{name} {split}", quiet=json_):
                 dataset[0, index]
             found[split] = {
@@ -79,12 +87,16 @@ def inspect(
             print(f"{name} {split}: {facts['images']:,} images, {facts['classes']} classes, all readable")
 
 
-def _check_detection(name: str, root: str | None, quiet: bool) -> None:
+def _check_detection(name: str, root: str | None, max_pixels: int | None, masks: bool, quiet: bool) -> None:
     """Every annotation against its image; prints what does not fit, and refuses the set."""
     from attneck.data.check import check_annotations
 
     found, problems = check_annotations(
-        name, root, lambda records, split: shown(records, f"{name} {split}", quiet=quiet)
+        name,
+        root,
+        lambda records, split: shown(records, f"{name} {split}", quiet=quiet),
+        max_pixels,
+        masks=masks,
     )
     if quiet:
         print(json.dumps({"name": name, **found, "problems": problems}))

@@ -9,8 +9,9 @@ T = TypeVar("T")
 
 
 def shown(items: Iterable[T], what: str, quiet: bool = False) -> Iterable[T]:
-    """The items, with a bar on stderr that goes when they have."""
+    """The items, with a bar on stderr that goes when they have, where stderr is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
-    return track(items, what, disable=quiet, transient=True, console=Console(stderr=True))
+    console = Console(stderr=True)
+    return track(items, what, disable=quiet or not console.is_terminal, transient=True, console=console)

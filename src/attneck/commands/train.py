@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from pydantic import ValidationError
 
+from attneck import signals
 from attneck.checks import whole
 from attneck.commands.arguments import parse as arguments_of
 from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
-from attneck.runs.folder import newest_folder, next_folder
+from attneck.runs.folder import newest_folder, writing
+from attneck.runs.lock import LOCK, only_one
 from attneck.training.recipe import TIMM, Recipe, is_run, load_recipe, refusal, shipped_recipes
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
@@ -35,6 +38,8 @@ class Arguments:
     """Processes on this machine that share each batch, one a GPU where there are GPUs."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the newest whole checkpoint of the run in --out (or of the run named as RECIPE)."""
+    accept_changes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --resume: go on with data that has changed, and say how; otherwise it is refused."""
 
 
 def main(words: list[str]) -> None:
@@ -55,21 +60,37 @@ def main(words: list[str]) -> None:
         raise UserError(str(error)) from None
     if out is None and is_run(Path(name)):
         out = Path(name)
-    elif out is None:
-        out = (newest_folder if arguments.resume else next_folder)(Path(name).stem)
+    elif out is None and arguments.resume:
+        out = newest_folder(Path(name).stem)
 
-    if arguments.processes > 1 and "WORLD_SIZE" not in os.environ:
-        place = ["--out", str(out)] if arguments.out is None else []
-        launch(["train", name, *place, *words[1:]], arguments.processes)
-        return
+    if "WORLD_SIZE" not in os.environ:
+        if out is not None:
+            _free(out)
+        if arguments.processes > 1:
+            launch(["train", *words], arguments.processes)
+            return
 
     from attneck.runs.train import train
 
-    summary = train(recipe, out, resume=arguments.resume)
+    summary = train(
+        recipe,
+        out,
+        name=Path(name).stem,
+        resume=arguments.resume,
+        accept_changes=arguments.accept_changes,
+    )
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         print(f"next    attneck eval {summary.folder}")
         print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
+
+
+def _free(folder: Path) -> None:
+    """Refuse a folder that another program trains in, before torch is imported."""
+    with writing(folder):
+        if (folder / LOCK).is_file():
+            with only_one(folder):
+                pass
 
 
 def parse(name: str, words: list[str]) -> Arguments:
@@ -106,12 +127,17 @@ def launch(words: list[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    def pass_on(number: int, frame: Any) -> None:
+        raise SignalException("", signal.Signals(number))  # torch's launcher sends it to the processes
+
+    # torch's own handlers also raise on a second signal, and then leave the processes behind.
+    alone = ["--standalone", "--nproc-per-node", str(processes), "--signals-to-handle", "SIGQUIT"]
     try:
-        torchrun(["--standalone", "--nproc-per-node", str(processes), "-m", "attneck.cli", *words])
+        with signals.noted(pass_on):
+            torchrun([*alone, "-m", "attneck.cli", *words])
     except SignalException as stop:
         raise RunFailed(f"{processes} processes stopped by {stop.sigval.name}", 128 + stop.sigval) from None
     except ChildFailedError as failed:
         rank, first = failed.get_first_failure()
-        raise RunFailed(
-            f"process {rank} of {processes} ended with code {first.exitcode}", first.exitcode
-        ) from None
+        code = first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        raise RunFailed(f"process {rank} of {processes} ended with code {code}", code) from None

@@ -1,44 +1,64 @@
 """Detection sets of image files with annotations: COCO, VOC."""
 
 import os
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attneck.data.detection import DetectionDataset
-from attneck.data.readers.annotations import Annotations, Record, Records
-from attneck.data.readers.decode import decode
+from attneck.data.fingerprint import Fingerprint, of_annotated
+from attneck.data.readers.annotations import LINE, Annotations, Record, Records, cut
+from attneck.data.readers.decode import UnreadableImage, decode
 from attneck.data.root import resolve
 from attneck.data.sampling import spread
+from attneck.data.skipping import Skipped, skips
 from attneck.data.table import SETS, load
 
 
 class AnnotatedImages(DetectionDataset):
-    """Image files with annotations."""
+    """Image files with annotations. In training one that cannot be read may be left out: see `Skipped`."""
 
-    def __init__(self, name: str, annotations: Annotations, **options: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        annotations: Annotations,
+        max_pixels: int | None = None,
+        skip_bad: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(classes=annotations.classes, category_ids=annotations.category_ids, **options)
-        self.name, self.records = name, annotations.records
+        self.name, self.records, self.max_pixels = name, annotations.records, max_pixels
+        self.skipped = Skipped(len(self), lambda index: self.record(index).file) if skip_bad else None
         self.dropped = annotations.records.counts["degenerate"]
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def fingerprint(self) -> Fingerprint:
+        return of_annotated(*self.records.files())
 
     def record(self, index: int) -> Record:
         found: Record = self.records[index]
         return found
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
+        if self.skipped is None:
+            return self._read(index)
+        in_turn = chain(range(index, len(self)), range(index))
+        return self.skipped.first(in_turn, self._read)
+
+    def _read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
         record = self.record(index)
-        return read_pixels(record, self.name), record
+        return read_pixels(record, self.name, self.max_pixels), record
 
 
-def read_pixels(record: Record, name: str) -> NDArray[np.uint8]:
-    """The image of a record, uint8 [H, W, 3]; ValueError when it cannot be read or has another size."""
-    image = decode(record.file, name)
+def read_pixels(record: Record, name: str, max_pixels: int | None = None) -> NDArray[np.uint8]:
+    """The image of a record, uint8 [H, W, 3]; UnreadableImage when it is none or has another size."""
+    image = decode(record.file, name, max_pixels)
     if image.size != (record.width, record.height):
-        raise ValueError(
+        raise UnreadableImage(
             f"{name}: image {record.id} ({record.file}) is of {image.width} x {image.height} pixels, its "
             f"annotation says {record.width} x {record.height}: give the annotation of this image"
         )
@@ -56,6 +76,8 @@ def open_annotated(
     seed: int = 0,
     size: int | None = None,
     masks: bool | None = None,
+    max_pixels: int | None = None,
+    on_bad_image: str = "stop",
 ) -> DetectionDataset:
     """Opens a set that has annotations in files.
 
@@ -64,6 +86,8 @@ def open_annotated(
     augment: see `DetectionDataset`.
     jitter: scale_jitter's least and greatest factor; (0.8, 1.25), (0.5, 2.0) and (0.1, 2.0) are BoTNet's.
     masks: whether targets have masks; None where the set has some.
+    max_pixels: see `decode`.
+    on_bad_image: "stop" with UnreadableImage, or "skip": the next one takes its place, see `Skipped`.
 
     Raises ValueError for the first annotation that does not fit its image (`read_annotations` has all).
     """
@@ -75,13 +99,23 @@ def open_annotated(
     if annotations.problems:
         first, count = annotations.problems[0], len(annotations.problems)
         more = f" ({count} problems; attneck data check {name} lists them)" if count > 1 else ""
-        raise ValueError(f"{name}: {first}: mend it or remove it{more}")
+        what = f": mend it or remove it{more}"
+        room = LINE - len(f"attneck: {name}: {what}")
+        raise ValueError(f"{name}: {cut(first, room)}{what}")
     if size is not None:
         records = annotations.records
         records = Records(records[i] for i in spread(len(records), size, name))
         annotations = Annotations(records, annotations.classes, annotations.category_ids, [])
     return AnnotatedImages(
-        name, annotations, image_size=image_size, augment=augment, jitter=jitter, seed=seed, masks=masks
+        name,
+        annotations,
+        max_pixels,
+        skips(on_bad_image),
+        image_size=image_size,
+        augment=augment,
+        jitter=jitter,
+        seed=seed,
+        masks=masks,
     )
 
 

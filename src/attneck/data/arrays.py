@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from attneck.data.augment.crop_flip import crop_flip
 from attneck.data.classification import ClassificationDataset
+from attneck.data.fingerprint import Fingerprint, of_arrays
 from attneck.data.sampling import Key, split_keys, uniforms
 
 
@@ -38,3 +39,6 @@ class ArrayDataset(ClassificationDataset):
         if self.augment == "none":
             return images
         return crop_flip(images, uniforms(self.seed, epochs, indices, 3))
+
+    def fingerprint(self) -> Fingerprint:
+        return of_arrays(self.images, self.labels, self.classes)

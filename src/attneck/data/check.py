@@ -4,18 +4,24 @@ import os
 from collections.abc import Callable, Iterable
 
 from attneck.data.annotated import read_annotations, read_pixels
-from attneck.data.readers.annotations import Record
+from attneck.data.readers.annotations import Record, cut
 from attneck.data.table import SETS
 
 Progress = Callable[[Iterable[Record], str], Iterable[Record]]
 
 
 def check_annotations(
-    name: str, root: str | os.PathLike[str] | None, progress: Progress
+    name: str,
+    root: str | os.PathLike[str] | None,
+    progress: Progress,
+    max_pixels: int | None = None,
+    *,
+    masks: bool,
 ) -> tuple[dict[str, dict[str, int]], list[str]]:
     """Counts by split, and a line for each problem; every image is read.
 
     Goes over the splits of "coco" or a VOC that are there; `progress(records, split)` hands on the records.
+    `masks`: whether every object must have one. A file that cannot be read is a problem of its split.
 
     Raises FileNotFoundError when no split is there, ValueError when the folder is not known.
     """
@@ -27,9 +33,12 @@ def check_annotations(
         if split == "trainval":  # train and val
             continue
         try:
-            annotations = read_annotations(name, split, root)
+            annotations = read_annotations(name, split, root, masks)
         except FileNotFoundError as error:
             missing = missing or error
+            continue
+        except ValueError as error:
+            problems.append(cut(str(error)))
             continue
         found[split] = {**annotations.records.counts, "classes": len(annotations.classes)}
         problems += annotations.problems
@@ -37,10 +46,10 @@ def check_annotations(
         for record in progress(annotations.records, split):
             try:
                 if os.path.isfile(record.file):  # else the annotations have said it
-                    read_pixels(record, name)
+                    read_pixels(record, name, max_pixels)
             except ValueError as error:
-                problems.append(str(error))
-    if missing and not found:
+                problems.append(cut(str(error)))
+    if missing and not found and not problems:
         raise missing
     if len(classes) > 1:
         problems.append(f"{name}: the classes of {' and '.join(classes.values())} are not the same")

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from attneck.data.fingerprint import Fingerprint
 from attneck.data.sampling import Key
+from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
 
 Batch = tuple[Tensor, Tensor]
@@ -23,11 +25,12 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     `dataset.__getitems__(keys)`, which DataLoader calls, is the whole batch at once (see `Batch`); its
     images are the same bits. Both lie in memory channels last.
 
-    A subclass gives `pixels` and `labels`; and `crop_pct`, the share of a resized image's side that is cut
-    out of its centre in evaluation.
+    A subclass gives `pixels`, `labels` and `fingerprint`; and `crop_pct`, the share of a resized image's side
+    that is cut out of its centre in evaluation.
     """
 
     crop_pct = 1.0
+    skipped: Skipped | None = None
 
     def __init__(
         self,
@@ -48,6 +51,10 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
 
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         """The images as they are after augmentation, in [0, 255], uint8 [B, H, W, 3]."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> Fingerprint:
+        """What shows that another set is in its place: see `attneck.data.fingerprint`."""
         raise NotImplementedError
 
     def __len__(self) -> int:

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from attneck.data.augment.geometry import Sample, mirror, resize_crop_pad, resized, visible
+from attneck.data.fingerprint import Fingerprint
 from attneck.data.readers.annotations import Record
 from attneck.data.sampling import Key, item_seed, uniforms
+from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
 
 Item = tuple[Tensor, dict[str, Tensor]]
@@ -37,11 +39,12 @@ class DetectionDataset(Dataset[Item]):
     "scale_jitter": every second one mirrored, then `resize_crop_pad` by a draw from `jitter` (BoTNet section
     4.1). "ssd": see `SSDAugment`.
 
-    A subclass gives `read`, `record`, `__len__` and `dropped`, the number of its objects that are
-    left out of training because their box has no size.
+    A subclass gives `read`, `record`, `__len__`, `fingerprint` and `dropped`, the number of its objects that
+    are left out of training because their box has no size.
     """
 
     dropped: int
+    skipped: Skipped | None = None
 
     def __init__(
         self,
@@ -74,6 +77,10 @@ class DetectionDataset(Dataset[Item]):
         raise NotImplementedError
 
     def __len__(self) -> int:
+        raise NotImplementedError
+
+    def fingerprint(self) -> Fingerprint:
+        """What shows that another set is in its place: see `attneck.data.fingerprint`."""
         raise NotImplementedError
 
     def __getitem__(self, key: Key) -> Item:

@@ -13,12 +13,12 @@ from attneck.data.sampling import Key
 
 # Windows has neither process groups nor signal masks.
 _POSIX = hasattr(os, "setpgid")
-_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+_SIGNALS = {signal.SIGTERM, signal.SIGINT} | ({signal.SIGHUP} if _POSIX else set())
 
 
 @contextmanager
 def _held() -> Iterator[None]:
-    """Holds SIGTERM and SIGINT back from this thread, and from processes that it starts, for a while."""
+    """Holds the signals that end a program back from this thread, and from processes that it starts."""
     if not _POSIX:
         yield
         return
@@ -54,7 +54,7 @@ def worker_init(worker_id: int) -> None:
     if _POSIX:
         os.setpgid(0, 0)
         # What was meant for the group while this worker was still in it is taken and dropped.
-        while signal.sigtimedwait([signal.SIGTERM], 0):
+        while signal.sigtimedwait([signal.SIGTERM, signal.SIGHUP], 0):
             pass
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     torch.set_num_threads(1)

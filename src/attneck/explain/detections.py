@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
@@ -36,9 +37,9 @@ def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
         return to_pil_image(canvas)
     colours = [COLOURS[row["category_id"] % len(COLOURS)] for row in rows]
     if all("segmentation" in row for row in rows):
-        masks = _masks(rows, image)
-        masks = F.interpolate(masks[None].float(), size=(height, width))[0] > 0.5  # [n, height, width]
-        for mask, colour in zip(masks, colours, strict=True):  # all at once they turn black where two overlap
+        for row, colour in zip(rows, colours, strict=True):  # all at once they turn black where two overlap
+            mask = torch.from_numpy(_mask(row, image.size))[None, None].float()
+            mask = F.interpolate(mask, size=(height, width))[0, 0] > 0.5  # [height, width]
             canvas = draw_segmentation_masks(canvas, mask, alpha=0.45, colors=colour)
     boxes = torch.tensor([row["bbox"] for row in rows]) * scale
     boxes[:, 2:] += boxes[:, :2]
@@ -71,7 +72,38 @@ def beside(pictures: list[Image.Image], titles: list[str]) -> Figure:
     return figure
 
 
-def _masks(rows: list[dict[str, Any]], image: Image.Image) -> Tensor:
-    """0 and 1, uint8 [n, H, W]."""
-    runs = [rle.segmToRle(row["segmentation"], image.width, image.height) for row in rows]
-    return torch.from_numpy(rle.decode(runs)).permute(2, 0, 1)
+def enlarged(
+    detections: list[dict[str, Any]], small: tuple[int, int], size: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """Detections on a smaller copy of an image → in the image's own pixels; masks by their nearest pixel.
+
+    small, size: (width, height) of the copy and of the image.
+    """
+    if small == size:
+        return detections
+    ratios = [size[0] / small[0], size[1] / small[1]] * 2
+    rows = []
+    for row in detections:
+        box = [round(side * ratio, 2) for side, ratio in zip(row["bbox"], ratios, strict=True)]
+        mask = {}
+        if "segmentation" in row:
+            mask = {"segmentation": _runs(_mask(row, small), size)}
+        rows.append(row | {"bbox": box} | mask)
+    return rows
+
+
+def _runs(mask: NDArray[np.uint8], size: tuple[int, int]) -> dict[str, Any]:
+    """A mask [h, w] → COCO's run lengths of it at `size`, made without a mask of that size."""
+    (height, width), (W, H) = mask.shape, size
+    ends = -(-np.arange(1, height + 1) * H // height)  # the rows of the image end where a row of mask does
+    columns = mask.T[np.arange(W) * width // W].ravel()  # [W · h], a column of the image after the other
+    last = np.flatnonzero(np.diff(columns))  # the last of each run of equals
+    counts = np.diff([0, *(last // height * H + ends[last % height]).tolist(), W * H]).tolist()
+    runs = rle.frPyObjects({"size": [H, W], "counts": [0] * int(columns[0]) + counts}, H, W)
+    return {"size": [H, W], "counts": runs["counts"].decode()}
+
+
+def _mask(row: dict[str, Any], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """0 and 1, [height, width] of the (width, height) that the row is in."""
+    mask: NDArray[np.uint8] = rle.decode(rle.segmToRle(row["segmentation"], *size))
+    return mask

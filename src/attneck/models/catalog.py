@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import reprlib
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from attneck.checks import sides, whole
-from attneck.errors import brief, suggestion
+from attneck.errors import suggestion
 from attneck.models.cifar import CifarResNetOptions
 from attneck.models.densenet import DenseNetOptions
 from attneck.models.detector_options import RCNNOptions, SSDOptions, StairNetOptions
 from attneck.models.efficientnet import EfficientNetOptions
 from attneck.models.mobilenet import MobileNetOptions
-from attneck.models.options import FamilyOptions, override
+from attneck.models.options import (
+    MAX_CLASSES,
+    MAX_SIDE,
+    FamilyOptions,
+    image_side,
+    override,
+    refuse_absurd,
+    whole_number,
+)
 from attneck.models.origin import Origin, pretrained_cfg
 from attneck.models.resnet import ResNetOptions
 from attneck.models.squeezenet import SqueezeNetOptions
@@ -22,10 +30,6 @@ from attneck.models.vit import ViTOptions
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-MOST_CLASSES = 1 << 20
-"""The widest classifier that is built."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +223,10 @@ def find(name: str, options: dict[str, Any] | None = None) -> Entry:
             knows, `create_model` refuses).
     """
     if not isinstance(name, str) or name not in CATALOG:
-        near = suggestion(name, list(CATALOG)) if isinstance(name, str) else ""
-        raise ValueError(f"no model is called {brief(name)}{near} (attneck list shows them all)")
+        raise ValueError(
+            f"no model is called {reprlib.repr(name)}{suggestion(name, list(CATALOG))} "
+            "(attneck list shows them all)"
+        )
     entry = CATALOG[name]
     return dataclasses.replace(entry, options=override(entry.options, options or {}, name))
 
@@ -250,16 +256,19 @@ def create_model(
         ValueError: an unknown name or option (with the nearest known one), or a value out of range.
     """
     entry = find(name, options)
-    height, width = sides("image_size", entry.image_size if image_size is None else image_size)
-    classes = entry.num_classes if num_classes is None else num_classes
-    classes = whole("num_classes", classes, least=0, most=MOST_CLASSES)  # 0: no classifier
-    if whole("in_chans", in_chans) != 3 and entry.task == "detection":
+    size = image_side(entry.image_size if image_size is None else image_size)
+    classes = whole_number(
+        "num_classes", entry.num_classes if num_classes is None else num_classes, 0, MAX_CLASSES
+    )
+    in_chans = whole_number("in_chans", in_chans, 1, MAX_SIDE)
+    if in_chans != 3 and entry.task == "detection":
         raise ValueError(f"in_chans={in_chans}: a detector takes RGB, in_chans=3")
     try:
-        model: Any = build_family(entry.options, classes, (height, width), in_chans)
+        refuse_absurd(entry.options.least_parameters(classes, size, in_chans))
+        model: Any = build_family(entry.options, classes, size, in_chans)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    model.origin = Origin(name, classes, (height, width), in_chans, options)
+    model.origin = Origin(name, classes, size, in_chans, options)
     if entry.task != "detection":
         model.pretrained_cfg = pretrained_cfg(model.origin, entry.options)
     built: nn.Module = model

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from attneck.models.options import BAMOptions, FamilyOptions, Positive
+from attneck.models.options import BAMOptions, Depth, FamilyOptions, Positive
 
 Trunk = Literal["vgg16", "mobilenet"]
 
@@ -45,6 +45,12 @@ class SSDOptions(DetectorOptions):
 
     trunk: Trunk = "vgg16"
 
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the classifiers of the first two maps: 3×3 convs on VGG16, 1×1 on MobileNet."""
+        return (9 if self.trunk == "vgg16" else 1) * 6 * (512 + 1024) * num_classes
+
 
 class StairNetOptions(DetectorOptions, BAMOptions):
     """StairNet (Woo et al. 2018) as BAM's Table 4b counts it."""
@@ -53,6 +59,12 @@ class StairNetOptions(DetectorOptions, BAMOptions):
 
     trunk: Trunk = "vgg16"
     bam: Literal["none", "stages"] = "none"  # one right before every classifier (§4.6)
+
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the classifiers of six maps: 3×3 convs on VGG16, 1×1 on MobileNet."""
+        return (9 if self.trunk == "vgg16" else 1) * 6 * 4 * self.channels * num_classes
 
     @property
     def least_images(self) -> int:
@@ -77,10 +89,10 @@ class RCNNOptions(DetectorOptions):
     # no norms there, one convolution in the RPN, two fully connected layers for boxes.
     variant: Literal["botnet", "torchvision"] = "botnet"
     channels: Positive = 256  # of the pyramid, and of every convolution after it
-    rpn_convs: Positive = 2
-    box_convs: Positive = 4
+    rpn_convs: Depth = 2
+    box_convs: Depth = 4
     box_features: Positive = 1024  # of each fully connected layer
-    mask_convs: Positive = 4  # 8 for the paper's best model
+    mask_convs: Depth = 4  # 8 for the paper's best model
     # Of an image, given to the heads; torchvision's variant trains with twice as many.
     proposals: Positive = 1000
     rois: Positive = 512  # sampled from these for the losses of the heads
@@ -99,6 +111,16 @@ class RCNNOptions(DetectorOptions):
                     ("norm_momentum",), "a BatchNorm that learns: variant='botnet', or freeze_norms=False"
                 )
         return self
+
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the backbone's blocks, the heads and the classifier of boxes."""
+        body = self.backbone.least_parameters(0, image_size) if self.backbone is not None else 0
+        convs = self.rpn_convs if self.variant == "torchvision" else self.rpn_convs + self.box_convs
+        convs += self.mask_convs if self.masks else 0
+        boxes = self.box_features * (49 * self.channels + 5 * num_classes)
+        return body + 9 * self.channels**2 * convs + boxes
 
     @property
     def finds_masks(self) -> bool:

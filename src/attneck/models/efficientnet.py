@@ -20,6 +20,12 @@ class EfficientNetOptions(FamilyOptions):
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"] = "b0"
     drop_path: Probability = 0.0
 
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the classifier."""
+        return 1280 * num_classes
+
     @property
     def feature_cfg(self) -> dict[str, Any]:
         """Its maps come out of one Sequential, so timm's getter reads them."""

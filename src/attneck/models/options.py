@@ -10,18 +10,28 @@ nothing is refused, never ignored.
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from attneck.errors import suggestion
 
-Positive = Annotated[int, Field(ge=1)]
+MAX_SIDE = 2**16
+"""Of images in pixels; and of every other number that is a size, such as a width."""
+MAX_CLASSES = 10**7
+MAX_PARAMETERS = 10**9
+"""What asks for more is refused before it is built: at this size the weights alone take 4 GB."""
+
+Positive = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Depth = Annotated[int, Field(ge=1, le=512)]
+"""Blocks, or layers, in a row."""
 Probability = Annotated[float, Field(ge=0, lt=1)]
 # YAML, JSON and the command line have lists, and an option must not change after it was checked.
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-Numbers = Annotated[tuple[Positive, ...], AsTuple]
+Numbers = Annotated[tuple[Positive, ...], AsTuple, Field(max_length=16)]
 """One number a stage."""
+Depths = Annotated[tuple[Depth, ...], AsTuple, Field(max_length=16)]
 
 BlockKind = Literal["basic", "bottleneck"]
 StrideOn = Literal["3x3", "1x1"]
@@ -54,6 +64,17 @@ class FamilyOptions(BaseModel):
     def at_stride_16(self) -> dict[str, Any] | None:
         """The options for a last map of stride 16 (timm's `output_stride`); None if there are none."""
         return None
+
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """The network has so many or more, by arithmetic on its largest layers alone."""
+        return num_classes
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Self:
+        refuse_absurd(self.least_parameters())
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Every option by its name, those of a detector's backbone among them."""
@@ -116,6 +137,47 @@ class BAMOptions(FamilyOptions):
         return self
 
 
+def residual_parameters(
+    depths: tuple[int, ...], mids: tuple[int, ...], outs: tuple[int, ...], stem: int, basic: bool, groups: int
+) -> int:
+    """What residual stages have at least: a third of each 3×3 conv that attention may replace."""
+    total, ins = 0, stem
+    for depth, mid, out in zip(depths, mids, outs, strict=False):
+        around = 9 * mid if basic else mid  # a bottleneck's two 1×1 convs; a basic block's first 3×3
+        inner = 3 * mid * out if basic else mid * out + 9 * mid * mid // max(groups, 3)
+        total += around * (ins + (depth - 1) * out) + depth * inner
+        ins = out
+    return total
+
+
+def refuse_absurd(parameters: int) -> None:
+    """ValueError for more than MAX_PARAMETERS."""
+    if parameters > MAX_PARAMETERS:
+        raise ValueError(
+            f"this network would have {parameters / 1e6:,.0f} million parameters or more, wanted "
+            f"{MAX_PARAMETERS / 1e6:,.0f} million at most: lower depths, widths, num_classes or image_size"
+        )
+
+
+def whole_number(name: str, value: Any, least: int, most: int) -> int:
+    """`value`, if it is a whole number from `least` to `most`; ValueError for all else, also True and 2.0."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= int(value) <= most:
+        raise ValueError(f"{name}={reprlib.repr(value)}: wanted a whole number from {least} to {most}")
+    return int(value)
+
+
+def image_side(size: Any) -> tuple[int, int]:
+    """(height, width) of a side or a pair, each a whole number; ValueError for anything else."""
+    sides = tuple(size) if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
+    try:
+        return tuple(whole_number("image_size", side, 1, MAX_SIDE) for side in sides)  # type: ignore[return-value]
+    except ValueError:
+        raise ValueError(
+            f"image_size={reprlib.repr(size)}: wanted a positive side, or (height, width), "
+            f"of {MAX_SIDE} pixels at most"
+        ) from None
+
+
 Options = TypeVar("Options", bound=FamilyOptions)
 
 
@@ -132,9 +194,8 @@ def override(options: Options, given: dict[str, Any], name: str) -> Options:
     for key in given:
         if key not in known:
             names = sorted(known)
-            raise ValueError(
-                f"{name} has no option {key!r}{suggestion(key, names)} (its options: {', '.join(names)})"
-            )
+            near = suggestion(key, names) or f" (its options: {', '.join(names)})"
+            raise ValueError(f"{name} has no option {reprlib.repr(key)}{near}")
     changes = {key: value for key, value in given.items() if key in own}
     inner = {key: value for key, value in given.items() if key not in own}
     try:
@@ -142,7 +203,7 @@ def override(options: Options, given: dict[str, Any], name: str) -> Options:
             changes["backbone"] = backbone.replace(**inner)
         return options.replace(**changes)
     except ValidationError as error:
-        raise ValueError(f"{name}: {_first_fault(error)}") from error
+        raise ValueError(f"{name}: {first_fault(error)}") from error
 
 
 # pydantic's kinds of fault, in words.
@@ -162,7 +223,7 @@ _WANTED = {
 }
 
 
-def _first_fault(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """What is wrong, in one line: the value that was given, and what is wanted."""
     fault = error.errors(include_url=False)[0]
     kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
@@ -174,6 +235,7 @@ def _first_fault(error: ValidationError) -> str:
     elif kind == "literal_error":
         choices = re.findall("'([^']*)'", context["expected"])
         wanted = f"one of {', '.join(map(repr, choices))}"
-        near = suggestion(value, choices) if isinstance(value, str) else ""
+        near = suggestion(value, choices)
     name, *place = fault["loc"]
-    return f"{name}{''.join(f'[{index}]' for index in place)}={value!r}: wanted {wanted}{near}"
+    where = f"{name}{''.join(f'[{index}]' for index in place)}"
+    return f"{where}={reprlib.repr(value)}: wanted {wanted}{near}"

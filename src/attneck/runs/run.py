@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from attneck.tasks.task import Evaluation, Found, Sample, Task
+    from attneck.tasks.task import Evaluation, Found, Samples, Task
     from attneck.training.distributed import World
     from attneck.training.report import Record, Watch
 
@@ -112,8 +115,8 @@ class Run:
         with user_mistakes():
             return task.training if split == "train" else task.held_out
 
-    def samples(self, count: int, *, root: str | None = None) -> list[Sample]:
-        """So many held-out images, evenly spread, with what is in them."""
+    def samples(self, count: int, *, root: str | None = None) -> Samples:
+        """So many held-out images, evenly spread, with what is in them; each is read when it is taken."""
         task = self._open(root)
         with user_mistakes():
             return task.samples(count)
@@ -133,7 +136,7 @@ class Run:
         from attneck.training.loop import scored
         from attneck.training.report import unseen
 
-        with world() as everyone:
+        with world() as everyone, self._enough_memory():
             task = self._open(root, everyone)
             networks = {"val": self.model(average=False)}
             if self._state["average"]:
@@ -158,30 +161,40 @@ class Run:
             images: of any size.
             min_score: what is less sure is left out, 0 to 1.
         """
+        return list(self.predict_each(images, min_score=min_score))
+
+    def predict_each(self, images: Iterable[Image.Image], *, min_score: float = 0.0) -> Iterator[Found]:
+        """As `predict`, one image after the other: none is taken before the one before was asked for."""
+        from functools import partial
+
         from attneck.training.distributed import world
         from attneck.training.loop import scored
 
-        with world() as everyone:
+        with world() as everyone, self._enough_memory():
             model = self._placed(self.model(), everyone)
-            return [
-                scored(
-                    lambda network, image=image: self._task.predict(  # type: ignore[misc]
-                        network, image, self.facts, min_score
-                    ),
-                    model,
-                    self.recipe,
-                    everyone.device,
-                )
-                for image in images
-            ]
+            for image in images:
+                find = partial(self._task.predict, image=image, facts=self.facts, min_score=min_score)
+                yield scored(find, model, self.recipe, everyone.device)
 
     @cached_property
     def _state(self) -> dict[str, Any]:
         """The newest whole checkpoint, of the recipe that is in the folder."""
         from attneck.training import checkpoint
         from attneck.training.recipe import differences, parse_recipe
+        from attneck.training.state import check_fits
 
-        state, path, _ = checkpoint.load_latest(self.folder / "checkpoints")
+        def fits(state: dict[str, Any]) -> None:
+            recipe = parse_recipe(state["recipe"], "its recipe")
+            try:
+                model = self._task.build(recipe, state["facts"])
+            except (KeyError, TypeError, AttributeError) as error:  # facts that no task wrote
+                raise ValueError(f"its facts are not those of this task: {error!r}") from error
+            check_fits(state, model, recipe)
+
+        state, path, passed = checkpoint.load_latest(self.folder / "checkpoints", fits)
+        if os.environ.get("RANK", "0") == "0":
+            for said in passed:
+                print(f"attneck: {said}; taking step {state['step']}", file=sys.stderr)
         if changed := differences(parse_recipe(state["recipe"], str(path)), self.recipe):
             raise UserError(
                 f"{self.folder / RECIPE} is not what {path.name} was trained with "
@@ -208,13 +221,31 @@ class Run:
             recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
         with user_mistakes():
             task = open_task(recipe, everyone or World(0, 1, torch.device("cpu")))
-        there, wanted = list(task.held_out.classes), self.facts["classes"]
-        if there != wanted:
-            raise UserError(
-                f"{self.folder} was trained on {len(wanted)} classes ({', '.join(wanted[:3])}, …), the data "
-                f"has {len(there)} ({', '.join(there[:3])}, …): give the data that it was trained on"
-            )
+        self._compare(task)
         return task
+
+    def _compare(self, task: Task) -> None:
+        """Refuses other classes, and classes that have each other's images; says what else has changed."""
+        from attneck.data.fingerprint import changes, relabelled, shortened
+
+        part = "held-out"
+        with user_mistakes():
+            rows = task.held_out.fingerprint()
+        wanted, classes = self.facts["classes"], list(task.held_out.classes)
+        words = changes(self.facts, {"classes": classes, "data": {part: rows}})
+        if classes != wanted:
+            raise UserError(
+                f"{self.folder} was trained on other classes ({len(wanted)} for the data's {len(classes)}: "
+                f"{shortened(words)}): give the data that it was trained on"
+            )
+        before = self.facts.get("data", {}).get(part, {})
+        if moved := relabelled(before, rows):
+            raise UserError(
+                f"{self.folder}: classes have changed places ({shortened(moved)}), their scores would be "
+                "wrong: give the data that it was trained on"
+            )
+        if words and os.environ.get("RANK", "0") == "0":
+            print(f"attneck: {self.folder}: the data has changed: {shortened(words)}", file=sys.stderr)
 
     def _placed(self, model: nn.Module, everyone: World) -> nn.Module:
         """On this process's device, in the memory format that it was trained in."""
@@ -222,6 +253,13 @@ class Run:
 
         model.to(everyone.device)
         return model.to(memory_format=torch.channels_last) if self.recipe.channels_last else model
+
+    def _enough_memory(self) -> AbstractContextManager[None]:
+        """Where it isn't so, that ends in a line."""
+        from attneck.training.memory import memory_errors
+
+        doing = f"{self.folder}, images of {self.facts.get('image_size')} pixels"
+        return memory_errors(lambda: doing, "free some, or take a machine with more")
 
     def _text(self, name: str) -> str:
         """A file that the run writes when it gets so far."""

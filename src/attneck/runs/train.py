@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,21 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from attneck.attention.cpu.choice import float32_products, set_float32_products
+from attneck.attention.cpu.choice import set_float32_products
 from attneck.data import loader
 from attneck.data.sampling import TrainBatches
+from attneck.data.skipping import summary_of
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
 from attneck.models.weights import read_weights
-from attneck.runs.folder import next_folder
 from attneck.runs.run import Run
+from attneck.runs.start import Start, Wish, start
 from attneck.tasks import open_task
 from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint, loop
 from attneck.training.distributed import World, world
-from attneck.training.environment import emulates_bfloat16, environment
-from attneck.training.recipe import RECIPE, Recipe, differences, dump_recipe, parse_recipe
-
-ENVIRONMENT = "environment.json"
+from attneck.training.environment import emulates_bfloat16
+from attneck.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,36 @@ class Summary:
     weights: str  # digest of the state dict
 
 
-def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False) -> Summary:
-    """Train what `recipe` says, into the run folder `out` (a new one under runs/ where None).
+def train(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    name: str | None = None,
+    resume: bool = False,
+    accept_changes: bool = False,
+) -> Summary:
+    """Train what `recipe` says, into a run folder that no other program trains in meanwhile.
 
-    Under torchrun every process calls this; the first one writes.
+    Under torchrun every process calls this; the first one writes. After a restart by torchrun the run goes on
+    by itself.
+
+    Args:
+        out: the folder; a new one, runs/NAME or runs/NAME-2 and so on, where None.
+        name: the NAME of a new folder; the model's where None.
+        resume: go on with the run that is there.
+        accept_changes: on resume, take data that is not what the run was started on; its difference is said,
+            and the data as it is now is kept from then on.
 
     Raises:
-        UserError: a model, option or data set that is not there or does not fit; a folder that holds a run
-            already, or none to resume; a recipe or classes other than the run was started with.
+        UserError: a model, option or data set that is not there or does not fit; a folder that another
+            program trains in, that holds a run already, or none to resume; a recipe or data other than the
+            run was started with.
         RunFailed: see `attneck.training.loop.train_loop`.
     """
-    with world() as everyone:
+    if accept_changes and not resume:
+        raise UserError("--accept-changes goes with --resume: a new run takes the data as it is")
+    wish = Wish(None if out is None else Path(out), name or recipe.model.name, resume, accept_changes)
+    with world() as everyone, ExitStack() as held:
         with user_mistakes():
             task = open_task(recipe, everyone)
             if task.training.classes != task.held_out.classes:
@@ -66,15 +85,16 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
             if recipe.model.weights and not resume:
                 taken = task.start(model, weights_of(recipe.model.weights))
                 started = f"from {recipe.model.weights}: {taken}"
-        folder, products = _prepare_once(recipe, facts, out, resume, everyone)
+        begun = _start_once(task, recipe, facts, wish, everyone, held)
+        folder = begun.folder
         with user_mistakes():
-            set_float32_products(products)
+            set_float32_products(begun.products)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and emulates_bfloat16(everyone.device):
             print(
                 "attneck: this processor emulates bfloat16, far slower than float32: --precision float32",
                 file=sys.stderr,
             )
-        if everyone.rank == 0 and not resume:
+        if everyone.rank == 0 and not begun.resume:
             for said in (getattr(model, "surgery_report", None), started):
                 if said is not None:
                     print(f"attneck: {said}", file=sys.stderr)
@@ -87,9 +107,13 @@ def train(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False
             folder,
             everyone,
             steps_per_epoch=len(task.training) // recipe.batch,
-            resume=resume,
-            facts=facts,
+            resume=begun.resume,
+            facts=begun.facts,
         )
+        if task.training.skipped is not None:
+            left_out = set(everyone.joined(task.training.skipped.files()))
+            if left_out and everyone.rank == 0:
+                print(f"attneck: {summary_of(left_out)}", file=sys.stderr)
         best = average.module if average is not None else model
         summary = Summary(folder, progress.step, progress.history[-1], checkpoint.digest(best.state_dict()))
         if everyone.rank == 0:
@@ -119,58 +143,14 @@ def weights_of(source: str) -> Any:
     return Run(source).weights() if Path(source).is_dir() else read_weights(source)
 
 
-def _prepare(recipe: Recipe, facts: Facts, out: str | Path | None, resume: bool) -> tuple[Path, str]:
-    """The run's folder, made and described, and the library for its float32 products.
-
-    On resume the run there is compared with this one, and its library is kept: another one rounds otherwise.
-    """
-    folder = Path(out) if out is not None else next_folder(recipe.model.name)
-    products: str = float32_products()
-    if resume:
-        state, _, damaged = checkpoint.load_latest(folder / "checkpoints")
-        for path in damaged:
-            print(
-                f"attneck: {path} does not match its SHA-256; going on from step {state['step']}",
-                file=sys.stderr,
-            )
-        changed = differences(parse_recipe(state["recipe"], str(folder)), recipe)
-        if changed:
-            raise UserError(
-                f"{folder} was started otherwise ({'; '.join(changed)}): drop the change or --resume"
-            )
-        if other := [name for name, value in facts.items() if state["facts"].get(name) != value]:
-            raise UserError(
-                f"{folder} was started on other data (its {', '.join(other)} differ): give it the data that "
-                "it was started on, or start a new run"
-            )
-        products = _recorded(folder).get("float32_products", products)
-    elif checkpoint.checkpoints(folder / "checkpoints"):
-        raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
-    around = environment() | {"float32_products": products}
-    for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
-        write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
-    return folder, products
-
-
-def _recorded(folder: Path) -> dict[str, Any]:
-    """The run's environment.json; empty where it is missing or damaged."""
-    try:
-        found = json.loads((folder / ENVIRONMENT).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _prepare_once(
-    recipe: Recipe, facts: Facts, out: str | Path | None, resume: bool, everyone: World
-) -> tuple[Path, str]:
-    """`_prepare` by the first process; its result, or its refusal, on every process."""
-    box: list[tuple[Path, str] | UserError | None] = [None]
+def _start_once(
+    task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World, held: ExitStack
+) -> Start:
+    """`start` by the first process; its result, or its refusal, on every process."""
+    box: list[Start | UserError | None] = [None]
     if everyone.rank == 0:
         try:
-            box[0] = _prepare(recipe, facts, out, resume)
+            box[0] = start(task, recipe, facts, wish, everyone, held)
         except UserError as error:
             box[0] = error
     if everyone.size > 1:

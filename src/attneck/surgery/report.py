@@ -20,17 +20,17 @@ class Change:
     kind: str
     """What it is: "BAM", "MHSA2d" …"""
     channels: int
-    map_size: tuple[int, int]
-    """Of the map that it sees, on the report's image size."""
+    map_size: tuple[int, int] | None
+    """Of the map that it sees, on the report's image size; None where it is the same for all maps."""
     stride: int = 1
     replaced: str = ""
     """What stood there before, if anything did."""
 
     def __str__(self) -> str:
-        H, W = self.map_size
+        where = f" on {self.map_size[0]}×{self.map_size[1]}" if self.map_size else ""
         stride = f", stride {self.stride}" if self.stride > 1 else ""
         before = f" instead of {self.replaced}" if self.replaced else ""
-        return f"{self.name}: {self.kind} of {self.channels} channels on {H}×{W}{stride}{before}"
+        return f"{self.name}: {self.kind} of {self.channels} channels{where}{stride}{before}"
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class Ledger:
 
     def __init__(self, model: nn.Module, trace: Trace) -> None:
         self.model, self.trace = model, trace
-        self.tensors, self.before = _tensors(model), self._count()
+        self.tensors, self.before = state_tensors(model), self._count()
 
     def close(self, changes: list[Change]) -> Result:
         """The model, changed by now, and the report."""
-        tensors = _tensors(self.model)
+        tensors = state_tensors(self.model)
         kept = dict.fromkeys(n for n, tensor in self.tensors.items() if tensors.get(n) is tensor)
         report = Report(
             type(self.trace.skeleton).__name__,
@@ -96,7 +96,7 @@ class Ledger:
         return count(self.model, self.trace.image_size, image_channels=self.trace.image_channels)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of its state dict; hooks on that, which are the user's, are not called."""
     return {
         f"{prefix}.{name}" if prefix else name: tensor

@@ -20,7 +20,7 @@ from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
 from attneck.models import catalog, create_model
 from attneck.models.weights import Loaded, load_matching
-from attneck.tasks.task import Evaluation, Facts, Found, Sample
+from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
@@ -44,7 +44,12 @@ class Classification:
     def training(self) -> ClassificationDataset:
         """The data set that is trained on."""
         data = self.recipe.data
-        return self._open(data.train_split, size=data.train_size, **data.augmentation())
+        return self._open(
+            data.train_split,
+            size=data.train_size,
+            on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
+            **data.augmentation(),
+        )
 
     def _open(self, split: str, **options: Any) -> ClassificationDataset:
         data = self.recipe.data
@@ -55,6 +60,7 @@ class Classification:
             image_size=data.image_size,
             seed=self.recipe.seed,
             md5=data.md5 or None,
+            max_pixels=data.max_pixels,
             **options,
         )
 
@@ -101,17 +107,17 @@ class Classification:
         scores = self.evaluate(model, watch)
         return Evaluation(len(self.held_out), scores | {"error": 100 - scores["top1"]})
 
-    def samples(self, count: int) -> list[Sample]:
+    def samples(self, count: int) -> Samples:
         """Held-out images as the network sees them, with their class."""
+        return Samples(spread(len(self.held_out), count, "the held-out images").tolist(), self._sample)
+
+    def _sample(self, index: int) -> Sample:
         images = self.held_out
-        return [
-            Sample(
-                f"{self.recipe.data.val_split}-{index}",
-                Image.fromarray(images.pixels([(0, index)])[0]),
-                [{"category": images.classes[int(images.labels[index])]}],
-            )
-            for index in spread(len(images), count, "the held-out images").tolist()
-        ]
+        return Sample(
+            f"{self.recipe.data.val_split}-{index}",
+            Image.fromarray(images.pixels([(0, index)])[0]),
+            [{"category": images.classes[int(images.labels[index])]}],
+        )
 
     @staticmethod
     def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
@@ -133,7 +139,10 @@ class Classification:
 
     @staticmethod
     def start(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
-        """Put in what fits by name and shape."""
+        """Put in what fits by name and shape; what surgery adopted has its old names too."""
+        report: Any = getattr(model, "surgery_report", None)
+        if isinstance(report, surgery.Adoption):
+            weights = report.converted(weights)
         return load_matching(model, weights)
 
     @staticmethod
@@ -184,14 +193,16 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
         plain: nn.Module = network
         return plain
     operate: Any = getattr(surgery, recipe.surgery)
-    wanted = inspect.signature(operate).parameters.keys() - {"model", "image_size"}
+    arguments = inspect.signature(operate).parameters.keys()
+    wanted = sorted(arguments - {"model", "image_size"})
     for name in recipe.surgery_options:
         if name not in wanted:
             raise ValueError(
-                f"{recipe.surgery} has no option {name!r}{suggestion(name, sorted(wanted))} "
-                f"(there are {', '.join(sorted(wanted))})"
+                f"{recipe.surgery} has no option {name!r}{suggestion(name, wanted)} "
+                f"(there are {', '.join(wanted) or 'none'})"
             )
-    network, report = operate(network, image_size=image_size, **recipe.surgery_options)
+    size = {"image_size": image_size} if "image_size" in arguments else {}
+    network, report = operate(network, **size, **recipe.surgery_options)
     network.surgery_report = report
     changed: nn.Module = network
     return changed

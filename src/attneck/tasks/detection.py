@@ -22,7 +22,7 @@ from attneck.detection.weights import load_weights
 from attneck.models import catalog, create_model
 from attneck.models.detector_options import DetectorOptions
 from attneck.models.weights import Loaded
-from attneck.tasks.task import Evaluation, Facts, Found, Sample
+from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
 from attneck.training.report import Watch, unseen
@@ -63,6 +63,7 @@ class Detection:
             masks=self.masks,
             size=data.val_size,
             md5=data.md5 or None,
+            max_pixels=data.max_pixels,
         )
 
     @cached_property
@@ -79,6 +80,8 @@ class Detection:
             masks=self.masks,
             seed=self.recipe.seed,
             size=data.train_size,
+            max_pixels=data.max_pixels,
+            on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
             **data.augmentation(),
         )
 
@@ -160,17 +163,16 @@ class Detection:
         scores = self.scores(found)
         return Evaluation(len(self.held_out), headline(scores), scores, found)
 
-    def samples(self, count: int) -> list[Sample]:
+    def samples(self, count: int) -> Samples:
         """Held-out images as they are in their files, with their objects."""
+        return Samples(spread(len(self.held_out), count, "the held-out images").tolist(), self._sample)
+
+    def _sample(self, index: int) -> Sample:
         names = dict(zip(self.held_out.category_ids, self.held_out.classes, strict=True))
-        found = []
-        for index in spread(len(self.held_out), count, "the held-out images").tolist():
-            pixels, record = self.held_out.read(index)
-            truth = [
-                row | {"category": names[row["category_id"]]} for row in self.held_out.annotations(record)
-            ]
-            found.append(Sample(record.file, Image.fromarray(pixels), truth))
-        return found
+        pixels, record = self.held_out.read(index)
+        rows = self.held_out.annotations(record)
+        truth = [row | {"category": names[row["category_id"]]} for row in rows]
+        return Sample(record.file, Image.fromarray(pixels), truth)
 
     @staticmethod
     def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -15,7 +15,9 @@ from attneck.training.recipe import Recipe
 from attneck.training.report import Watch
 
 Facts = dict[str, Any]
-"""What `describe` says of the data that a model is for, as JSON has it: `classes` is always there."""
+"""What `describe` says of the data that a model is for, as JSON has it: `classes` is always there.
+
+A run adds `data`, the fingerprints of its data sets."""
 
 Found = list[dict[str, Any]]
 """What is in one image, best first: a `category` and a `score` each; of detectors also COCO's fields."""
@@ -37,6 +39,22 @@ class Sample(NamedTuple):
     file: str
     image: Image.Image
     truth: Found | None
+
+
+class Samples:
+    """Samples that are read when they are asked for, so that one at a time is in memory."""
+
+    def __init__(self, indices: list[int], read: Callable[[int], Sample]) -> None:
+        self._indices, self._read = indices, read
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, number: int) -> Sample:
+        return self._read(self._indices[number])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self._read, self._indices)
 
 
 class Task(Protocol):
@@ -80,7 +98,7 @@ class Task(Protocol):
     def report(self, model: nn.Module, watch: Watch) -> Evaluation:
         """`evaluate`, and all that there is to say beside."""
 
-    def samples(self, count: int) -> list[Sample]:
+    def samples(self, count: int) -> Samples:
         """So many held-out images, evenly spread; ValueError if there are fewer."""
 
     # What a run that is read back needs: no data.

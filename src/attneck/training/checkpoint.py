@@ -3,69 +3,101 @@
 A run's `checkpoints/` holds `step-00000042.pt` and `step-00000042.pt.sha256`. The sum is written first, and
 the checkpoint is renamed last. So whoever finds a checkpoint finds its sum, and a write that is cut short
 leaves the checkpoint before. Where a step is saved again, the file has both sums, the new one first.
-Checkpoints are read with `weights_only=True` alone: they cannot run code.
+Checkpoints are read with `weights_only=True` alone: they cannot run code. What else lies in the folder is
+nobody's business here: it is neither removed nor counted.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
+import re
+import stat
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attneck.errors import UserError
-from attneck.files import write_atomic
+from attneck.errors import UserError, one_line
+from attneck.files import write_atomic, writing
+from attneck.training.memory import is_out_of_memory
+from attneck.training.state import check
 
 KEPT = 2
+NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})\.pt")
+LEFT = re.compile(r"\.step-[0-9]{8,18}\.pt(\.sha256)?\.[0-9]+\.tmp")
+"""What a process that was killed in a write has left."""
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write `state` as the checkpoint of `step`, in place of one that is there; keep the newest two.
 
+    One that is newer than `step` was not to be used: it is left, and not counted.
+
     Raises:
-        OSError: the disk is full or read-only: what was there stays as it was.
+        NotWritten: what was there stays as it was.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}.pt"
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
-    path = folder / f"step-{step:08d}.pt"
     sums = [hashlib.sha256(data).hexdigest()]
-    if path.is_file():  # it is whole until the new one is in its place
-        sums.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    with writing(path):
+        folder.mkdir(exist_ok=True)  # not its parents: a run's folder that is gone does not come again
+        for file in (path, _sum_of(path)):
+            if os.path.lexists(file) and not _is_file(file):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if path.is_file():  # it is whole until the new one is in its place
+            sums.append(_digest(path))
     write_atomic(_sum_of(path), ("\n".join(sums) + "\n").encode())
     write_atomic(path, data)
-    for old in checkpoints(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
-        _sum_of(old).unlink(missing_ok=True)
+    older = [old for old in checkpoints(folder) if _step(old) <= step]
+    left = [file for file in folder.iterdir() if LEFT.fullmatch(file.name)]
+    for file in [*left, *(part for old in older[KEPT:] for part in (old, _sum_of(old)))]:
+        with suppress(OSError):  # it is in nobody's way
+            file.unlink(missing_ok=True)
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, newest step first."""
-    return sorted(folder.glob("step-*.pt"), reverse=True)
+    """The checkpoints in `folder` that have their sum, newest step first."""
+    return [path for path in _named(folder) if _is_file(path) and _is_file(_sum_of(path))]
 
 
-def load_latest(folder: Path) -> tuple[dict[str, Any], Path, list[Path]]:
-    """The newest whole checkpoint: its state, where it lies, and the newer ones that were passed over.
+def load_latest(
+    folder: Path, fits: Callable[[dict[str, Any]], None] | None = None
+) -> tuple[dict[str, Any], Path, list[str]]:
+    """The newest whole checkpoint: its state, where it lies, and why newer ones were passed over, in lines.
+
+    Args:
+        fits: raises ValueError, with the reason, for a state that can't be used here.
 
     Raises:
-        UserError: there is none, or none whose bytes are those that were written.
+        UserError: there is none that is whole and can be used.
     """
-    damaged: list[Path] = []
-    for path in checkpoints(folder):
-        data = path.read_bytes()
-        wanted = _sum_of(path)
-        if wanted.is_file() and hashlib.sha256(data).hexdigest() in wanted.read_text().split():
-            state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-            return state, path, damaged
-        damaged.append(path)
-    if damaged:
+    passed: list[str] = []
+    for path in _named(folder):
+        try:
+            with _opened(path) as file:
+                _compare(file, path)
+                state = _read(file)
+            check(state, _step(path))
+            if fits is not None:
+                fits(state)
+            return state, path, passed
+        except OSError as error:
+            passed.append(f"{path} cannot be read: {error.strerror or one_line(error)}")
+        except ValueError as error:
+            passed.append(f"{path} cannot be used: {one_line(error)[:150]}")
+    if passed:
         raise UserError(
-            f"{folder}: none of its {len(damaged)} checkpoints matches its SHA-256; start the run anew"
+            f"{folder}: none of its {len(passed)} checkpoints can be used; start the run anew "
+            f"({passed[0].removeprefix(f'{folder}/')})"
         )
     raise UserError(f"{folder}: no checkpoint there; start the run without --resume")
 
@@ -86,6 +118,67 @@ def digest(state: dict[str, Tensor]) -> str:
         sums.update(name.encode())
         sums.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sums.hexdigest()[:16]
+
+
+def _named(folder: Path) -> list[Path]:
+    """What has a checkpoint's name, newest step first."""
+    try:
+        found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:  # a loop, a folder that may not be read, a NUL in its name
+        raise UserError(
+            f"{str(folder)[:150]!r} cannot be read: {getattr(error, 'strerror', error)}"
+        ) from None
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name[5:-3])
+
+
+def _is_file(path: Path) -> bool:
+    """A file itself, not a link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """A file to be read; nothing else is opened, and a pipe would be waited for."""
+    if os.path.lexists(path) and not _is_file(path):
+        raise ValueError(f"{path.name} is a link, a folder or a pipe")
+    return path.open("rb")
+
+
+def _digest(path: Path) -> str:
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _compare(file: io.BufferedReader, path: Path) -> None:
+    """Raises ValueError where a checkpoint's bytes are not those that were written."""
+    try:
+        with _opened(_sum_of(path)) as known:
+            sums = known.read(1000).split()
+    except FileNotFoundError:
+        raise ValueError("its SHA-256 is not beside it") from None
+    if hashlib.file_digest(file, "sha256").hexdigest().encode() not in sums:
+        raise ValueError("it does not match its SHA-256")
+    file.seek(0)
+
+
+def _read(file: io.BufferedReader) -> Any:
+    """What a whole checkpoint holds."""
+    try:
+        return torch.load(file, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception as error:  # whatever torch's reader makes of a file that it did not write
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"it is no file of torch's: {type(error).__name__}") from error
 
 
 def _sum_of(path: Path) -> Path:

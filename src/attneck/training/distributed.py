@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from attneck.errors import RunFailed
+
+_LOST = re.compile(r"gloo|NCCL|connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE)
+"""What the libraries say when another process is gone."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,11 @@ class World:
 
 @contextmanager
 def world() -> Iterator[World]:
-    """Join torchrun's process group for the length of the block; without torchrun this process is alone."""
+    """Join torchrun's process group for the length of the block; without torchrun this process is alone.
+
+    Raises:
+        RunFailed: another process has gone.
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -60,6 +70,13 @@ def world() -> Iterator[World]:
         yield World(rank, size, device)
         if size > 1:
             dist.barrier()  # nobody takes the group down while another still talks to it
+    except RuntimeError as error:
+        if size == 1 or not _LOST.search(str(error)):
+            raise
+        raise RunFailed(
+            f"process {rank} of {size}: another process has ended, and what it said is above; "
+            "the last checkpoint stays: go on with --resume"
+        ) from error
     finally:
         if size > 1:
             gc.collect()  # DistributedDataParallel lives in cycles, and holds on to the group's threads

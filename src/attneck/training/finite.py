@@ -77,7 +77,7 @@ def explain(
         where += f", micro-batch {fault.part + 1} of {recipe.accumulate}" if recipe.accumulate > 1 else ""
     full = ", or precision float32" if recipe.precision == "bfloat16" else ""
     return (
-        f"step {step} ({where}): {said}; nothing of this step was kept, the last checkpoint is from before. "
+        f"step {step} ({where}): {said}. Nothing of this step was kept. "
         f"Try a lower optimizer.lr, a longer warm-up in schedule, or an optimizer.clip_norm{full}"
     )
 

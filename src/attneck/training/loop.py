@@ -6,13 +6,11 @@ resumed ends with the same bits as one that was not.
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,31 +20,25 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from attneck.errors import RunFailed
-from attneck.training import checkpoint
+from attneck.errors import RunFailed, UserError
+from attneck.files import NotWritten
+from attneck.signals import noted
+from attneck.training import checkpoint, state
 from attneck.training.allocator import keep_freed_memory
 from attneck.training.distributed import World
 from attneck.training.environment import peak_memory
 from attneck.training.finite import Guard, explain
+from attneck.training.memory import OutOfMemory, memory_errors
 from attneck.training.norms import synchronise_batchnorm
-from attneck.training.optimizer import average_of, make_optimizer, restore_optimizer
+from attneck.training.optimizer import average_of, make_optimizer
 from attneck.training.recipe import Recipe
 from attneck.training.report import Record, Report, Watch
 from attneck.training.schedule import lr_factor
+from attneck.training.state import Progress
 from attneck.training.step import Objective, clip, gradients, precision
-from attneck.training.stop import stop_signals, until_stopped
+from attneck.training.stop import until_stopped
 
 T = TypeVar("T")
-
-
-@dataclass
-class Progress:
-    """Where a run is: optimiser steps done, the sums since the last record, and the records so far."""
-
-    step: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    """float64 [], on the device."""
-    history: list[Record] = field(default_factory=list)
 
 
 def train_loop(
@@ -86,18 +78,23 @@ def train_loop(
     average = average_of(model, recipe.ema) if recipe.ema else None
     progress = Progress()
     if resume:
-        progress = _restore(folder / "checkpoints", model, optimizer, average, world)
+        progress = _restored(folder / "checkpoints", model, optimizer, average, recipe, world)
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     steps = recipe.total_steps(steps_per_epoch)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
     guard = Guard(world.device)
 
     def save() -> None:
-        if fault := _save(folder, progress, model, optimizer, average, recipe, facts, world):
+        content = state.taken(progress, model, optimizer, average, recipe, facts, world)
+        fault = checkpoint.not_finite(content)
+        if world.maximum([float(fault is not None)])[0]:  # all processes end together
+            fault = fault or "a value on the first process"
             raise RunFailed(
                 f"step {progress.step} (epoch {(progress.step - 1) // steps_per_epoch + 1}): {fault} is not "
-                "finite; it was not saved, the last checkpoint is from before. Try a lower optimizer.lr"
+                f"finite, and was not saved. Try a lower optimizer.lr; {_left(folder)}"
             )
+        if world.rank == 0:
+            checkpoint.save(folder / "checkpoints", progress.step, content)
 
     def stopped_by(number: int) -> RunFailed:
         return RunFailed(
@@ -106,23 +103,34 @@ def train_loop(
             128 + number,
         )
 
-    report = Report(
-        folder if world.rank == 0 else None,
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        batch=recipe.batch,
-        start=progress.step,
-    )
-    with stop_signals() as stop, _disk_errors(folder), report:
+    def doing() -> str:
+        who = f"process {world.rank}, " if world.size > 1 else ""
+        at = f"evaluation after step {progress.step}" if stop.saved else f"step {progress.step + 1}"
+        shares = f"batch {recipe.batch} (accumulate {recipe.accumulate})"
+        return f"{who}{at}, {shares}, images of {facts.get('image_size')} pixels"
+
+    with (
+        noted() as stop,
+        _lacks(folder, doing, recipe, world),
+        Report(
+            folder if world.rank == 0 else None,
+            steps=steps,
+            steps_per_epoch=steps_per_epoch,
+            batch=recipe.batch,
+            start=progress.step,
+        ) as report,
+    ):
         loader = batches(progress.step)
         watch = until_stopped(report.watch, stop, world, stopped_by)
         saved = began = time.monotonic()
         while True:
-            done = progress.step % period or period  # steps since the last record
-            if (done == period or progress.step == steps) and not _recorded(progress):
+            done = progress.step - _last_record(progress)
+            if done and (progress.step % period == 0 or progress.step == steps):
                 # The step itself is saved: whatever happens in the evaluation, it is done again on resume.
                 means = _means(progress.sums, done, world)
+                stop.saved = lambda number: str(stopped_by(number))
                 held_out = evaluate(objective, model, average, recipe, world.device, watch)
+                stop.saved = None
                 epoch, part = divmod(progress.step, steps_per_epoch)
                 position: Record = {
                     "epoch": epoch + round(part / steps_per_epoch, 3) if part else epoch,
@@ -150,18 +158,17 @@ def train_loop(
             stopped, late_somewhere = world.maximum([float(stop.signal), float(late)])
             due |= bool(stopped or late_somewhere)
             if (at_once or due) and (first := guard.first()) is not None:
-                raise RunFailed(
-                    explain(
-                        first,
-                        model,
-                        parallel,
-                        objective,
-                        batches,
-                        recipe,
-                        world,
-                        steps_per_epoch=steps_per_epoch,
-                    )
+                said = explain(
+                    first,
+                    model,
+                    parallel,
+                    objective,
+                    batches,
+                    recipe,
+                    world,
+                    steps_per_epoch=steps_per_epoch,
                 )
+                raise RunFailed(f"{said}; {_left(folder)}")
             if not at_once:
                 optimizer.found_inf = guard.found_inf  # type: ignore[attr-defined]
             optimizer.step()
@@ -170,10 +177,9 @@ def train_loop(
                 average.update_parameters(model)
 
             progress.step += 1
-            done = (progress.step - 1) % period + 1
             for name, score in scores.items():
                 progress.sums[name] = progress.sums[name] + score if name in progress.sums else score
-            report.step(progress.step, partial(_read, progress.sums, done))
+            report.step(progress.step, partial(_read, progress.sums, progress.step - _last_record(progress)))
             if due:
                 save()
                 saved = time.monotonic()
@@ -194,9 +200,9 @@ def _rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return peak * lr_factor(recipe.schedule, step, steps, unit)
 
 
-def _recorded(progress: Progress) -> bool:
-    """True where the step has its record; the beginning needs none."""
-    return progress.step == 0 or any(record["step"] == progress.step for record in progress.history[-1:])
+def _last_record(progress: Progress) -> int:
+    """The step of the last record, 0 before the first; another number of images moves the ends of epochs."""
+    return int(progress.history[-1]["step"]) if progress.history else 0
 
 
 def _read(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
@@ -232,66 +238,41 @@ def scored(score: Callable[[nn.Module], T], network: nn.Module, recipe: Recipe, 
         return score(network)
 
 
-def _save(
-    folder: Path,
-    progress: Progress,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    recipe: Recipe,
-    facts: dict[str, Any],
-    world: World,
-) -> str | None:
-    """Write the checkpoint, or say on the first process which of its tensors is not finite."""
-    state: dict[str, Any] = {}
-    sums = world.joined([{name: float(total) for name, total in progress.sums.items()}])
-    if world.rank == 0:
-        state = {
-            "step": progress.step,
-            "sums": sums,  # a process's own, for the record to come
-            "history": progress.history,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": average.state_dict() if average is not None else None,
-            "recipe": recipe.model_dump(mode="json"),
-            "facts": facts,
-        }
-    fault = checkpoint.not_finite(state)
-    if world.maximum([float(fault is not None)])[0]:  # all processes end together
-        return fault or "a value on the first process"
-    if world.rank == 0:
-        checkpoint.save(folder / "checkpoints", progress.step, state)
-    return None
-
-
-def _restore(
+def _restored(
     folder: Path,
     model: nn.Module,
     optimizer: torch.optim.SGD,
     average: AveragedModel | None,
+    recipe: Recipe,
     world: World,
 ) -> Progress:
-    state, _, _ = checkpoint.load_latest(folder)
-    model.load_state_dict(state["model"])
-    restore_optimizer(optimizer, state["optimizer"])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    parts = state["sums"]
-    if len(parts) != world.size:  # as many processes as before would have; now each has their mean
-        parts = [{name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}] * world.size
-    own = parts[world.rank].items()
-    sums = {name: torch.tensor(total, dtype=torch.float64, device=world.device) for name, total in own}
-    return Progress(state["step"], sums, state["history"])
+    """Go on from the newest checkpoint that is whole and fits; say which ones were passed over."""
+    found, _, passed = checkpoint.load_latest(folder, partial(state.check_fits, model=model, recipe=recipe))
+    if world.rank == 0:
+        for said in passed:
+            print(f"attneck: {said}; going on from step {found['step']}", file=sys.stderr)
+    return state.put_back(found, model, optimizer, average, world)
+
+
+def _left(folder: Path) -> str:
+    """What a run that fails leaves behind."""
+    there: list[Path] = []
+    with suppress(UserError):  # the folder itself can't be read
+        there = checkpoint.checkpoints(folder / "checkpoints")
+    return f"{there[0].name} is whole" if there else "there is no checkpoint yet"
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def _lacks(folder: Path, doing: Callable[[], str], recipe: Recipe, world: World) -> Iterator[None]:
+    """Room on the disk, or memory, that is missing ends the run in a line, with what is left of it."""
+    advice = f"free some, or start anew with accumulate {2 * recipe.accumulate} or smaller images"
     try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        raise RunFailed(
-            f"{folder}: {error.strerror}; the last checkpoint is whole: make room, then go on with: "
-            f"attneck train {folder} --resume"
-        ) from error
+        with memory_errors(doing, advice):
+            yield
+    except (NotWritten, OutOfMemory) as error:
+        left = _left(folder)
+        resume = f": go on with: attneck train {folder} --resume" if "whole" in left else ""
+        said = f"{error}; {left}{resume}"
+        if world.rank > 0:  # of what all say alike the first one speaks, and this the first doesn't know
+            print(f"attneck: {said}", file=sys.stderr)
+        raise RunFailed(said) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -34,12 +36,11 @@ def make_optimizer(model: nn.Module, options: Optimizer, *, fused: bool = False)
     )
 
 
-def restore_optimizer(optimizer: torch.optim.SGD, state: dict[str, object]) -> None:
-    """Load a checkpoint's state; the kernel stays this optimiser's, not the checkpoint's."""
-    kernels = [group["fused"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, fused in zip(optimizer.param_groups, kernels, strict=True):
-        group["fused"] = fused
+def restore_optimizer(optimizer: torch.optim.SGD, state: dict[str, Any]) -> None:
+    """Load a checkpoint's momentum; rates, decay and kernel stay this optimiser's, not the checkpoint's."""
+    optimizer.load_state_dict(
+        {"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def average_of(model: nn.Module, decay: float) -> AveragedModel:

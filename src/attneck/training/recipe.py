@@ -72,7 +72,7 @@ class Model(Part):
     weights: Text | None = None
     """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run. A detector
     may start from another detector, or from a classifier. Tensors that fit by name and shape are taken."""
-    surgery: Literal["none", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
+    surgery: Literal["none", "adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
     """Classifiers: the function of `attneck.surgery` that changes the model before training."""
     surgery_options: dict[Text, Value] = {}
     """Arguments of that function, such as start paper, or stage -2."""
@@ -106,6 +106,11 @@ class Data(Part):
     """The same of those that are held out."""
     md5: list[Text] = []
     """Sums of downloaded files to accept beside the official ones."""
+    max_pixels: Annotated[int, Field(gt=0, le=1 << 40, strict=True)] | None = None
+    """Sets of image files: a larger image is refused; 178,956,970, Pillow's own limit, where not given."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """Sets of image files: what training does at an image that cannot be read. skip: another one takes its
+    place, of its class where it has one; over 1 % of them stop. Held-out images always stop."""
     workers: Annotated[int, Field(ge=0, le=256, strict=True)] = 0
     """Processes that load images; 0 loads in the training process. The result is the same."""
 
@@ -270,6 +275,8 @@ FREE_ON_RESUME = {
     "data.root",
     "data.workers",
     "data.md5",
+    "data.max_pixels",
+    "data.on_bad_image",  # until a bad image is met both train the same
     "checkpoint_minutes",
     "checkpoint_steps",
 }

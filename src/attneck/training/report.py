@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from attneck.files import write_atomic
+from attneck.training.events import Events
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -30,6 +31,8 @@ DRAWN = 0.5
 class Report:
     """Shows and writes the progress of a run; on every process but the first (`folder` None) does neither.
 
+    What can't be written is raised as NotWritten.
+
     `metrics.jsonl` is written whole from the run's history each epoch, so that it always agrees with the
     checkpoint that the history came from.
     """
@@ -43,14 +46,12 @@ class Report:
         self.console = Console()
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.writer: Any = None
+        self.events: Events | None = None
         self.began, self.first = time.monotonic(), start  # the speed is measured from here
         self.spoke = self.began
         if folder is None:
             return
-        from torch.utils.tensorboard import SummaryWriter  # a second of imports, for the first process alone
-
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self.events = Events(folder / "tensorboard", start)
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.description}"),
@@ -73,8 +74,6 @@ class Report:
     ) -> None:
         if self.bar:
             self.bar.stop()
-        if self.writer:
-            self.writer.close()
 
     def step(self, step: int, means: Callable[[], dict[str, float]]) -> None:
         """After step number `step` (1-based): the bar or, without a terminal, a line now and then.
@@ -106,15 +105,13 @@ class Report:
 
     def epoch(self, history: list[Record]) -> None:
         """After an epoch: its line, its events, and the whole history on disk."""
-        if self.folder is None:
+        if self.folder is None or self.events is None:
             return
         record = history[-1]
         scores = {key: value for key, value in record.items() if key not in {"epoch", "step"}}
         self._print(f"epoch {record['epoch']}/{self.epochs}  {say(scores)}")
         self.began, self.first = time.monotonic(), record["step"]
-        for key, value in scores.items():
-            self.writer.add_scalar(key.replace("_", "/", 1), value, record["step"])
-        self.writer.flush()
+        self.events.add(record["step"], {key.replace("_", "/", 1): value for key, value in scores.items()})
         write_atomic(
             self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode()
         )

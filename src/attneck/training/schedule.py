@@ -11,14 +11,17 @@ from attneck.training.recipe import Schedule
 def lr_factor(schedule: Schedule, step: int, steps: int, unit: float) -> float:
     """The share of the peak rate at `step` (0-based) of `steps`.
 
-    Linear warm-up from `warmup_start` to 1, then cosine to 0 at `steps`, or ×gamma at each milestone.
+    Linear warm-up from `warmup_start` to 1, then cosine to 0 at `steps`; or the warm-up, and ×gamma at each
+    milestone, also at one that lies within it.
 
     `unit`: the steps that a milestone's number, or a warm-up epoch, stands for (`Recipe.unit`).
     """
     warmup = schedule.warmup_steps or round(schedule.warmup_epochs * unit)
+    rising = 1.0
     if step < warmup:
-        return schedule.warmup_start + (1 - schedule.warmup_start) * step / warmup
-    if schedule.kind == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-    passed = bisect_right([round(milestone * unit) for milestone in schedule.milestones], step)
-    return float(schedule.gamma**passed)
+        rising = schedule.warmup_start + (1 - schedule.warmup_start) * step / warmup
+    if schedule.kind == "step":
+        passed = bisect_right([round(milestone * unit) for milestone in schedule.milestones], step)
+        return float(rising * schedule.gamma**passed)
+    share = max(0, step - warmup) / max(1, steps - warmup)
+    return rising * 0.5 * (1 + math.cos(math.pi * share))

@@ -61,13 +61,16 @@ FAST = [
     Case((6, 20), d=16, dtype="float16"),
     Case((3, 34), d=16),
 ]
+# With the patches of the papers' larger maps, several each way: 32 wide as 64 and 80, which a GPU runs below, and
+# 24 as 40. The interpreter's time grows with the square of a map.
+LARGER = [(14, 14), (20, 20), (24, 24), (16, 32)]
 SLOW = [
-    *(Case((n, n), d=16) for n in (14, 20, 24, 32)),
-    *(Case((n, n), d=16, dtype="float16", pool=True) for n in (14, 20, 24, 32)),
+    *(Case(map_size, d=16) for map_size in LARGER),
+    *(Case(map_size, d=16, dtype="float16", pool=True) for map_size in LARGER),
     Case((14, 14), d=128, h=2, strided=True, pool=True),
     Case((15, 15), d=64, content=False, pool=True),
     Case((7, 7), B=2, h=3, content=False),
-    Case((40, 40), d=16, dtype="float16"),
+    Case((16, 24), d=16, dtype="float16"),
 ]
 FAR_OUT = [Case((7, 7), dtype=dtype, scale=3e3) for dtype in ("float32", "float16")]
 
@@ -127,8 +130,9 @@ def interpreted_errors(cases: list[Case]) -> dict[str, list[float]]:
 
 
 def assert_near(found: dict[str, list[float]], cases: list[Case]) -> None:
-    for case in cases:
-        assert all(error <= case.tolerance for error in found[str(case)]), (str(case), found[str(case)])
+    assert list(found) == [str(case) for case in cases]
+    near = {str(case): all(error <= case.tolerance for error in found[str(case)]) for case in cases}
+    assert all(near.values()), {name: found[name] for name in near if not near[name]}
 
 
 needs_triton = pytest.mark.skipif(not cuda.HAS_TRITON, reason="triton is not installed")
@@ -141,9 +145,8 @@ def test_kernels_in_the_interpreter_are_the_oracle_s() -> None:
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("case", SLOW, ids=str)
-def test_kernels_in_the_interpreter_are_the_oracle_s_on_larger_maps(case: Case) -> None:
-    assert_near(interpreted_errors([case]), [case])
+def test_kernels_in_the_interpreter_are_the_oracle_s_on_larger_maps() -> None:
+    assert_near(interpreted_errors(SLOW), SLOW)
 
 
 @needs_triton

@@ -5,14 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from detection_files import CATEGORIES, coco_content, polygon, voc_xml, write_coco, write_voc
+from faster_coco_eval.core import mask as rle
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from attneck import cli
 from attneck.data.annotated import read_annotations
 from attneck.data.detection import open_detection
-from attneck.data.readers.annotations import Object, object_problem
+from attneck.data.readers.annotations import Object, Record, object_problem
 
 RUNS = {"size": [60, 80], "counts": [600, 60 * 20, 60 * 60 - 600]}
 GOOD = voc_xml(40, 30, [("dog", 0, [3, 4, 20, 30])])
@@ -47,11 +51,11 @@ def first(**change: Any) -> Callable[[Any], None]:
         ),
         (
             first(segmentation=RUNS | {"counts": [10, 10]}),
-            "run lengths of its mask are damaged, or do not add up",
+            "run lengths of its mask add up to 20 pixels, not to its 4800",
         ),
         (
             first(segmentation=RUNS | {"counts": "zzz"}),
-            "run lengths of its mask are damaged, or do not add up",
+            "run lengths of its mask are damaged",
         ),
         (first(segmentation={"size": [60, 80]}), "run lengths of its mask are damaged"),
         (
@@ -183,6 +187,21 @@ def test_vocs_missing_files_are_named(tmp_path: Path) -> None:
 def test_boxes_may_reach_a_pixel_over() -> None:
     for box, fits in (([-1, -1, 12, 7], True), ([-1.1, 0, 5, 5], False), ([0, 0, 10, 6.1], False)):
         assert (object_problem(Object(1, 1, box, 1), 10, 5) is None) == fits
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32), st.integers(1, 90), st.integers(1, 90), st.floats(0, 1))
+def test_run_lengths_as_text_are_those_of_the_mask(seed: int, height: int, width: int, share: float) -> None:
+    """Of any mask that pycocotools' successor encodes; a piece of the text is not enough."""
+    mask = np.asfortranarray(np.random.default_rng(seed).random((height, width)) < share, dtype=np.uint8)
+    text = rle.encode(mask)["counts"].decode()
+    box = [0, 0, width, height]
+    runs = {"size": [height, width], "counts": text}
+    assert object_problem(Object(1, 1, box, 1, segmentation=runs), width, height) is None
+    record = Record(1, "", width, height, [Object(1, 1, box, 1, segmentation=runs)])
+    np.testing.assert_array_equal(record.masks([0])[0], mask)
+    runs = runs | {"counts": text[:-1]}
+    assert object_problem(Object(1, 1, box, 1, segmentation=runs), width, height)
 
 
 def test_check_lists_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

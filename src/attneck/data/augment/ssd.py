@@ -9,26 +9,29 @@ from torchvision.transforms import v2
 from attneck.data.augment.geometry import FILL, Sample
 from attneck.data.sampling import seeded
 
+LEAST = 4
+"""Pixels of a side, from which on a cut of 0.3 of it leaves one."""
+
 
 class SSDAugment:
     """Colours distorted, zoomed out, cut so that an object stays in it, resized to side × side, mirrored.
 
     The draws' ranges are torchvision's, which are those of the authors' code (a cut of 0.3 to 1 of each side,
-    where the paper's text has 0.1 to 1).
+    where the paper's text has 0.1 to 1). An image of under 4 pixels a side is not cut.
     """
 
     def __init__(self, side: int) -> None:
-        self._transform = v2.Compose(
-            [
-                v2.RandomPhotometricDistort(),
-                v2.RandomZoomOut(fill={tv_tensors.Image: FILL.tolist(), "others": 0}),
-                v2.RandomIoUCrop(),
-                v2.Resize((side, side), antialias=True),
-                v2.RandomHorizontalFlip(),
-                v2.ClampBoundingBoxes(),  # rounding puts some 1e-6 outside, which the next would take out
-                v2.SanitizeBoundingBoxes(labels_getter=itemgetter("kept")),
-            ]
-        )
+        steps = [
+            v2.RandomPhotometricDistort(),
+            v2.RandomZoomOut(fill={tv_tensors.Image: FILL.tolist(), "others": 0}),
+            v2.RandomIoUCrop(),
+            v2.Resize((side, side), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ClampBoundingBoxes(),  # rounding puts some 1e-6 outside, which the next would take out
+            v2.SanitizeBoundingBoxes(labels_getter=itemgetter("kept")),
+        ]
+        self._transform = v2.Compose(steps)
+        self._uncut = v2.Compose([step for step in steps if not isinstance(step, v2.RandomIoUCrop)])
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """The sample at side × side pixels; the same for the same `seed`."""
@@ -39,8 +42,9 @@ class SSDAugment:
         before = {"image": image, "boxes": boxes, "kept": torch.from_numpy(sample.kept)}
         if sample.masks is not None:
             before["masks"] = tv_tensors.Mask(torch.from_numpy(sample.masks))
+        transform = self._transform if min(image.shape[1:]) >= LEAST else self._uncut
         with seeded(seed):
-            after = self._transform(before)
+            after = transform(before)
         masks = None if sample.masks is None else after["masks"].numpy()
         return Sample(
             after["image"].permute(1, 2, 0).numpy(), after["boxes"].numpy(), masks, after["kept"].numpy()

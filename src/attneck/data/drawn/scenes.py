@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from attneck.data.detection import DetectionDataset
 from attneck.data.drawn import shapes
+from attneck.data.fingerprint import Fingerprint, of_options
 from attneck.data.readers.annotations import Object, Record
 from attneck.data.sampling import hash64
 
@@ -28,6 +29,9 @@ class ShapeScenes(DetectionDataset):
 
     def __len__(self) -> int:
         return self.count
+
+    def fingerprint(self) -> Fingerprint:
+        return of_options(self.count, first=self.first, side=self.side)
 
     def record(self, index: int) -> Record:
         return self.read(index)[1]

@@ -1,16 +1,27 @@
 """The objects of an image in one form for every source, and checks that they fit the image."""
 
 import json
+import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
+LINE = 300
+"""Characters of a line that says what is wrong, at most."""
+
+MASK_BYTES = 4 << 30
+"""Bytes that the masks of one image may take together, at most: each is as large as the image."""
+
 SLACK = 1.0
 """Pixels by which rounding may take a box or a polygon past the image's edge, where it is then cut."""
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+"""One in JSON."""
 
 
 class Object(NamedTuple):
@@ -94,6 +105,17 @@ class Records(Sequence[Record]):
         record = Record(*json.loads(self._bytes[self._ends[index] : self._ends[index + 1]]))
         return record._replace(objects=[Object(*row) for row in record.objects])
 
+    def files(self) -> tuple[list[str], list[bytes]]:
+        """The file of each record, and the rest of it: its size and its objects, as JSON."""
+        paths, rests = [], []
+        for first, last in pairwise(self._ends):
+            row = self._bytes[first:last].decode()
+            path = _STRING.search(row)  # the first; to parse the rest of COCO would take seconds
+            assert path
+            paths.append(json.loads(path[0]))
+            rests.append(row[path.end() :].encode())
+        return paths, rests
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -112,6 +134,28 @@ class Annotations:
     problems: list[str]
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def shown(value: Any) -> str:
+    """A value from a file as a part of one line: quoted, and shortened where it is long or nested."""
+    return _SHORT.repr(value)
+
+
+def cut(line: str, most: int = LINE) -> str:
+    """The line, without its middle where it is over `most` characters: its end says what is wrong."""
+    return line if len(line) <= most else f"{line[:60]}…{line[61 - most :]}"
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with the name of a class or of a file, or None."""
+    if not name.strip() or len(name) > 1000 or _CONTROLS.search(name):
+        return f"{shown(name)} is no name: give 1 to 1,000 characters, none of them a control character"
+    return None
+
+
 def object_problem(object: Object, width: int, height: int) -> str | None:
     """What is wrong with an object's box or mask in an image of this size in pixels, or None."""
     x, y, w, h = object.bbox
@@ -127,18 +171,60 @@ def object_problem(object: Object, width: int, height: int) -> str | None:
     return _polygons_problem(object.segmentation, width, height)
 
 
+def masks_problem(objects: Sequence[Object], width: int, height: int) -> str | None:
+    """Whether the masks of an image of this size in pixels are too many to be held at once."""
+    count = sum(not _left(object) for object in objects)
+    if count * width * height <= MASK_BYTES:
+        return None
+    return (
+        f"its {count:,} masks of {width} x {height} take {count * width * height / 2**30:.0f} GiB, over the "
+        f"{MASK_BYTES >> 30} of an image: cut it into smaller ones"
+    )
+
+
 def _outside(x: float, y: float, width: int, height: int) -> bool:
     return not (-SLACK <= x <= width + SLACK and -SLACK <= y <= height + SLACK)
 
 
 def _runs_problem(runs: dict[str, Any], width: int, height: int) -> str | None:
+    """By arithmetic alone: nothing of the mask's size is made before the image is known to have it."""
     if runs.get("size") != [height, width]:
-        return f"its mask is of size {runs.get('size')}, the image of [{height}, {width}] (height, width)"
-    try:
-        rle.decode(rle.segmToRle(runs, width, height))
-    except Exception:  # of many kinds, from compiled code
-        return "the run lengths of its mask are damaged, or do not add up to its size"
+        return (
+            f"its mask is of size {shown(runs.get('size'))}, the image of [{height}, {width}] (height, width)"
+        )
+    counts = runs.get("counts")
+    if isinstance(counts, str):
+        counts = _unpacked(counts)
+    if not isinstance(counts, list) or set(map(type, counts)) != {int} or min(counts) < 0:
+        return "the run lengths of its mask are damaged"
+    if sum(counts) != width * height:
+        return (
+            f"the run lengths of its mask add up to {shown(sum(counts))} pixels, not to its {width * height}"
+        )
     return None
+
+
+def _unpacked(text: str) -> list[int] | None:
+    """The numbers in COCO's text of run lengths, or None for no such text.
+
+    A character holds five bits, the lowest first, and whether another follows; from the fourth on, a number
+    is the difference to the last but one.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return None if shift else counts
 
 
 def _polygons_problem(polygons: Any, width: int, height: int) -> str | None:
@@ -146,10 +232,11 @@ def _polygons_problem(polygons: Any, width: int, height: int) -> str | None:
         return "its segmentation is neither polygons nor run lengths"
     for polygon in polygons:
         try:
-            points = np.array(polygon)
-        except ValueError:
+            flat = isinstance(polygon, list) and set(map(type, polygon)) <= {int, float}
+            points = np.array(polygon if flat else (), dtype=np.float64)
+        except OverflowError:  # whole numbers of hundreds of digits
             points = np.empty(0)
-        if points.dtype.kind not in "if" or points.ndim != 1 or len(points) < 6 or len(points) % 2:
+        if len(points) < 6 or len(points) % 2:
             return "a polygon of its mask is not x, y of three points or more"
         points = points.reshape(-1, 2)
         for x, y in (points.min(axis=0), points.max(axis=0)):

@@ -60,11 +60,16 @@ def read(
     Raises FileNotFoundError for a missing file; ValueError for another sum or content.
     """
     file = "train" if split == "train" else "test"
-    binary = root / "cifar-100-binary"
-    if binary.is_dir() and not (root / "cifar-100-python").is_dir():
-        return _read_binary(binary, file)
+    binary, pickled = root / "cifar-100-binary", root / "cifar-100-python"
     extra = dict(md5) if isinstance(md5, Mapping) else dict.fromkeys(MD5, md5 or ())
-    return _read_pickles(root / "cifar-100-python", file, extra)
+    try:
+        if binary.is_dir() and not pickled.is_dir():
+            return _read_binary(binary, file)
+        return _read_pickles(pickled, file, extra)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"cifar100: {error.filename}: {error.strerror}: make it readable") from error
 
 
 def _read_pickles(folder: Path, name: str, extra: Mapping[str, str | Sequence[str]]) -> Arrays:
@@ -72,18 +77,25 @@ def _read_pickles(folder: Path, name: str, extra: Mapping[str, str | Sequence[st
         raise ValueError(f"cifar100: md5 names {', '.join(unknown)}: its files are train, test and meta")
     file, meta = folder / name, folder / "meta"
     content = pickles.loads(_checked(file, extra), str(file))
-    names = pickles.loads(_checked(meta, extra), str(meta)).get("fine_label_names", [])
-    classes = tuple(name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names)
-    data, labels = content.get("data"), np.array(content.get("fine_labels", []), dtype=np.int64)
+    names = pickles.loads(_checked(meta, extra), str(meta)).get("fine_label_names")
+    if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
+        names = []
+    classes = tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
+    if len(set(classes)) != 100:
+        raise ValueError(f"{meta}: not the names of CIFAR-100's 100 classes (fine_label_names): get {SOURCE}")
+    data, labels = content.get("data"), content.get("fine_labels")
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
     if (
         not isinstance(data, np.ndarray)
         or data.dtype != np.uint8
+        or not isinstance(labels, list)
+        or not all(type(label) is int and 0 <= label < 100 for label in labels)
+        or not labels
         or data.shape != (len(labels), 3 * 32 * 32)
-        or len(classes) != 100
-        or not ((labels >= 0) & (labels < 100)).all()
     ):
         raise ValueError(f"{file}: not CIFAR-100's data (uint8 [N, 3072]) and fine_labels: get {SOURCE}")
-    return _images(data), labels, classes
+    return _images(data), np.array(labels, dtype=np.int64), classes
 
 
 def _read_binary(folder: Path, name: str) -> Arrays:

@@ -7,14 +7,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from attneck.data.readers.annotations import Annotations, Object, Record, Records, object_problem
+from attneck.data.readers.annotations import (
+    Annotations,
+    Object,
+    Record,
+    Records,
+    cut,
+    masks_problem,
+    name_problem,
+    object_problem,
+    shown,
+)
 from attneck.data.table import SETS
 
 SOURCE = SETS["coco"].source
 
+
+def _named(name: str) -> str:
+    if problem := name_problem(name):
+        raise ValueError(problem)
+    return name
+
+
+def _inside(name: str) -> str:
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise ValueError(f"{shown(name)} leads out of the images' folder: give a file in it")
+    return name
+
+
 _STRICT = ConfigDict(strict=True)
+Name = Annotated[str, AfterValidator(_named)]
 Id = Annotated[int, Field(ge=0, lt=1 << 63)]
 Side = Annotated[int, Field(gt=0, lt=1 << 16)]
 
@@ -22,13 +46,13 @@ Side = Annotated[int, Field(gt=0, lt=1 << 16)]
 class Category(BaseModel):
     model_config = _STRICT
     id: Id
-    name: str
+    name: Name
 
 
 class Image(BaseModel):
     model_config = _STRICT
     id: Id
-    file_name: str
+    file_name: Annotated[Name, AfterValidator(_inside)]
     width: Side
     height: Side
 
@@ -39,7 +63,7 @@ class Annotation(BaseModel):
     image_id: Id
     category_id: Id
     bbox: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
-    area: FiniteFloat
+    area: Annotated[FiniteFloat, Field(ge=0)]
     iscrowd: Annotated[int, Field(ge=0, le=1, strict=False)] = 0
     segmentation: Any = None
 
@@ -73,6 +97,7 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
     categories = sorted(_rows(file, content, "categories", Category), key=lambda category: category.id)
     _distinct(file, "categories", [category.name for category in categories])
     images = {image.id: image for image in _rows(file, content, "images", Image)}
+    _distinct(file, "images", [image.file_name for image in images.values()])
     labels = {category.id: label for label, category in enumerate(categories, 1)}
     objects: dict[int, list[Object]] = {image: [] for image in images}
     problems, seen = [], set()
@@ -81,8 +106,8 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
             found = Annotation.model_validate(row)
         except ValidationError as error:
             about = row if isinstance(row, dict) else {}
-            where = f"image {about.get('image_id')}: annotation {about.get('id')}"
-            problems.append(f"{file}: {where}: {_reason(error)}")
+            where = f"image {shown(about.get('image_id'))}: annotation {shown(about.get('id'))}"
+            problems.append(cut(f"{file}: {where}: {_reason(error)}"))
             continue
         image = images.get(found.image_id)
         object = Object(
@@ -91,7 +116,7 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
             found.bbox,
             found.area,
             bool(found.iscrowd),
-            segmentation=found.segmentation or None,
+            segmentation=None if found.segmentation == [] else found.segmentation,
         )
         if found.id in seen:
             problem: str | None = "another annotation has its id"
@@ -100,21 +125,27 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
         elif not object.label:
             problem = f"its category_id {found.category_id} is none of the file's {len(labels)} categories"
         elif masks and object.segmentation is None:
-            problem = "it has no mask"
+            problem = "it has no mask, which a detector of boxes alone can do without"
         else:
             problem = object_problem(object, image.width, image.height)
         seen.add(found.id)
-        if problem is None:
+        if problem is None and image:
+            if isinstance(object.segmentation, dict):  # without whatever else is in it
+                runs = {"size": [image.height, image.width], "counts": object.segmentation["counts"]}
+                object = object._replace(segmentation=runs)
             objects[found.image_id].append(object)
         else:
             name = f" ({image.file_name})" if image else ""
-            problems.append(f"{file}: image {found.image_id}{name}: annotation {found.id}: {problem}")
+            problems.append(cut(f"{file}: image {found.image_id}{name}: annotation {found.id}: {problem}"))
 
     def records() -> Iterator[Record]:
         for image in images.values():
             path = os.path.join(folder, image.file_name)
+            where = f"{file}: image {image.id} ({image.file_name})"
             if not os.path.isfile(path):
-                problems.append(f"{file}: image {image.id} ({image.file_name}): {path} is missing")
+                problems.append(cut(f"{where}: {path} is missing"))
+            elif masks and (problem := masks_problem(objects[image.id], image.width, image.height)):
+                problems.append(cut(f"{where}: {problem}"))
             yield Record(image.id, path, image.width, image.height, objects.pop(image.id))
 
     names = tuple(category.name for category in categories)
@@ -123,13 +154,22 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
 
 def _load(file: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = json.loads(file.read_bytes(), object_pairs_hook=_once)
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"coco: {file}: not JSON, or cut short ({error}): get it again") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"coco: {file}: no list of {key} in it: give COCO's instances JSON")
     return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the JSON; ValueError for a key given twice, of which Python would take the last."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        key, times = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{shown(key)} is given {times} times in one object")
+    return row
 
 
 def _rows(file: Path, content: dict[str, list[Any]], key: str, form: type[Any]) -> list[Any]:
@@ -148,10 +188,11 @@ def _rows(file: Path, content: dict[str, list[Any]], key: str, form: type[Any]) 
 def _distinct(file: Path, key: str, values: list[Any]) -> None:
     value, times = Counter(values).most_common(1)[0]
     if times > 1:
-        raise ValueError(f"coco: {file}: {times} {key} are called {value!r}: rename all but one")
+        raise ValueError(f"coco: {file}: {times} {key} are called {shown(value)}: rename all but one")
 
 
 def _reason(error: ValidationError) -> str:
     details = error.errors()[0]
     field = ".".join(map(str, details["loc"]))
-    return f"{field}: {details['msg']}" if field else details["msg"]
+    reason = details["msg"].removeprefix("Value error, ")
+    return f"{field}: {reason}" if field else reason

@@ -1,16 +1,162 @@
-"""Image files as pixels."""
+"""Image files as pixels: the one place that opens them."""
 
-from PIL import Image
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from attneck.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What Pillow may try: its other readers start programs (Ghostscript), or are seldom looked at."""
+
+MAX_PIXELS = 178_956_970
+"""Of an image where no other limit is given: what Pillow itself refuses as a bomb lies above."""
+
+SHOWN = 120
+"""Characters of a path, and of a reason, that a message has at most."""
 
 
-def decode(path: str, name: str) -> Image.Image:
-    """The image in RGB, by Pillow, as it lies in the file: an EXIF rotation is not followed.
+class UnreadableImage(UserError, ValueError):  # noqa: N818 - what the image is
+    """A file that is missing, damaged, too large or no image: one line with its path.
 
-    Raises ValueError with the data set's `name` for a file that is missing, damaged or no image.
+    A DataLoader hands a worker's error on as its type and the text of its traceback, whose last line is what
+    the error says.
     """
+
+    of_one = True
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said.rstrip("\n").rpartition("\n")[2].rpartition(f"{type(self).__name__}: ")[2])
+
+
+class ImageTooLarge(UnreadableImage):
+    """More pixels than the limit."""
+
+
+def decode(path: str, name: str, max_pixels: int | None = None) -> Image.Image:
+    """The image in RGB, as it lies in the file: an EXIF rotation is not followed, an alpha not applied.
+
+    Of many frames it is the first. 16 bits of grey are brought to 8.
+
+    Args:
+        path: a regular file of one of FORMATS, whatever its name ends in.
+        name: the data set's, for the message.
+        max_pixels: the limit; MAX_PIXELS if not given.
+
+    Raises:
+        UnreadableImage: a ValueError, with the path; nothing but a regular file is opened.
+    """
+    with _opened(path, name, max_pixels) as image:
+        return _eight_bits(image).convert("RGB")
+
+
+def decode_small(
+    path: str, name: str, most: int, max_pixels: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """As `decode`, but of `most` pixels at most, and the (width, height) that the file has.
+
+    A larger image is made smaller with its proportions. A JPEG is decoded smaller from the beginning, others
+    take four bytes a pixel of the file for a moment, one if they are grey.
+    """
+    with _opened(path, name, max_pixels) as image:
+        size = image.size
+        scale = (most / (size[0] * size[1])) ** 0.5
+        if scale >= 1:
+            return _eight_bits(image).convert("RGB"), size
+        small = max(1, int(scale * size[0])), max(1, int(scale * size[1]))
+        image.draft(None, small)
+        grey_or_rgb = _eight_bits(image)
+        return grey_or_rgb.resize(small, Image.Resampling.BILINEAR).convert("RGB"), size
+
+
+def look_at(path: str, name: str, max_pixels: int | None = None) -> None:
+    """Raises UnreadableImage for what `decode` refuses before it has decoded a pixel."""
+    with _opened(path, name, max_pixels):
+        pass
+
+
+def said(path: str | os.PathLike[str]) -> str:
+    """A path for a line: what would break it is escaped, of a long one the end is left."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(path))
+    return shown if len(shown) <= SHOWN else f"…{shown[1 - SHOWN :]}"
+
+
+@contextmanager
+def _opened(path: str, name: str, max_pixels: int | None) -> Iterator[Image.Image]:
+    """An image of the right kind and size, none of it decoded; whatever fails inside becomes a line."""
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        _check_regular(path)
+        if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow warns over it, and refuses over twice as many
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's of oddities: the image is read, or refused here
+            with Image.open(path, formats=FORMATS) as image:
+                pixels = image.width * image.height
+                if pixels == 0:
+                    raise ValueError(f"it is {image.width} x {image.height} pixels")
+                if pixels > limit:
+                    raise Image.DecompressionBombError
+                yield image
+    except Image.DecompressionBombError:
+        raise ImageTooLarge(
+            f"{name}: {said(path)} has over {limit:,} pixels: give a smaller image, or a higher max_pixels "
+            "(train: --data.max-pixels)"
+        ) from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken files.
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name}: cannot read {path} ({reason}): replace it or remove it") from error
+        raise UnreadableImage(
+            f"{name}: cannot read {said(path)} ({_reason(error)}): replace it or remove it"
+        ) from error
+
+
+def _check_regular(path: str) -> None:
+    """A FIFO would be waited for without end, a device may never end: neither is opened."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is a folder" if stat.S_ISDIR(found.st_mode) else "it is no regular file")
+    if not found.st_size:
+        raise ValueError("it is empty")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image decoded, in RGB or grey; Pillow would cut 16 bits off at 255, not scale them."""
+    image.load()
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return Image.fromarray(_scaled(np.asarray(image), *_bits(image)))
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits a pixel, and nothing says which value is white: save it with 8 or 16")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")  # Pillow warns of the short way
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _bits(image: Image.Image) -> tuple[int, bool]:
+    """Bits a pixel of grey, and whether 0 is white, which Pillow does not look at where there are 16."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return int(tags.get(258, (16,))[0]), tags.get(262) == 0
+
+
+def _scaled(wide: NDArray[Any], bits: int, inverted: bool) -> NDArray[np.uint8]:
+    """[H, W] of so many bits → 8 bits, rounded; some rows at a time, so that no wide copy is made."""
+    white = (1 << bits) - 1
+    grey = np.empty(wide.shape, dtype=np.uint8)
+    for top in range(0, len(wide), 256):
+        rows = np.minimum(wide[top : top + 256].astype(np.uint32), white)
+        grey[top : top + 256] = (rows * 255 + white // 2) // white
+    return 255 - grey if inverted else grey
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(FORMATS)}"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:SHOWN] or type(error).__name__

@@ -75,7 +75,9 @@ _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own, as fast here as C's, whose list of what was seen grows to any index that a file names."""
+
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         try:
             return _ADMITTED[module, name]

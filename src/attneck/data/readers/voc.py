@@ -2,11 +2,21 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from attneck.data.readers.annotations import Annotations, Object, Record, Records, object_problem
+from attneck.data.readers.annotations import (
+    Annotations,
+    Object,
+    Record,
+    Records,
+    cut,
+    name_problem,
+    object_problem,
+    shown,
+)
 from attneck.data.table import SETS
 
 YEARS = {"voc2007": ("2007",), "voc2012": ("2012",), "voc0712": ("2007", "2012")}
@@ -61,7 +71,7 @@ def read_annotations(name: str, split: str, root: Path, masks: bool = False) -> 
     The devkit counts pixels from 1 and its boxes hold their last pixel: xmin … xmax is here x0 = xmin - 1 to
     x1 = xmax.
 
-    Raises FileNotFoundError for a missing list, ValueError for an empty one.
+    Raises FileNotFoundError for a missing list, ValueError for one that is not names of images, each once.
     """
     problems: list[str] = []
 
@@ -74,16 +84,16 @@ def read_annotations(name: str, split: str, root: Path, masks: bool = False) -> 
             path = folder / "JPEGImages" / f"{image}.jpg"
             where = f"{xml}: image {image}"
             if not os.path.isfile(path):
-                problems.append(f"{where}: {path} is missing")
+                problems.append(cut(f"{where}: {path} is missing"))
                 continue
             try:
                 width, height, objects = _parse(xml)
             except (ValueError, OSError) as error:
-                problems.append(f"{where}: {error}")
+                problems.append(cut(f"{where}: {error}"))
                 continue
             for object in objects:
                 if problem := object_problem(object, width, height):
-                    problems.append(f"{where}: {CLASSES[object.label - 1]}: {problem}")
+                    problems.append(cut(f"{where}: {CLASSES[object.label - 1]}: {problem}"))
             numbered = [object._replace(id=object_id + i) for i, object in enumerate(objects, 1)]
             object_id += len(objects)
             yield Record(image_id, str(path), width, height, numbered)
@@ -93,9 +103,19 @@ def read_annotations(name: str, split: str, root: Path, masks: bool = False) -> 
 
 def _names(file: Path) -> list[tuple[Path, str]]:
     """The year's folder, and the name of each image of a list."""
-    names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{file}: not a list of names in UTF-8 ({error}): get it anew") from error
+    names = [line.split()[0] for line in lines if line.strip()]
     if not names:
         raise ValueError(f"{file} lists no images: get it anew")
+    for name in names:
+        if name_problem(name) or len(name) > 250 or not {"/", "\\"}.isdisjoint(name):
+            raise ValueError(f"{file} lists {shown(name)}: give names of images, without their folder")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{file} lists {name} {times} times: take out all but one")
     return [(file.parents[2], name) for name in names]
 
 
@@ -107,34 +127,49 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 
 def _parse(file: Path) -> tuple[int, int, list[Object]]:
-    """Width, height and objects; ValueError for what cannot be read."""
+    """Width, height and objects; ValueError for what cannot be read, or read in two ways."""
     if not file.is_file():
         raise ValueError("it is missing")
     try:
         root = ElementTree.fromstring(file.read_bytes(), ElementTree.XMLParser(target=_NoDoctype()))
     except ElementTree.ParseError as error:
         raise ValueError(f"not XML ({error})") from error
-    width, height = int(_number(root, "size/width")), int(_number(root, "size/height"))
-    if width < 1 or height < 1:
-        raise ValueError(f"its size is {width} x {height}")
+    except LookupError as error:
+        raise ValueError(f"it is in an encoding that XML cannot have ({cut(str(error), 80)})") from error
+    width, height = _number(root, "size/width"), _number(root, "size/height")
+    if not all(side.is_integer() and 0 < side < 1 << 16 for side in (width, height)):
+        raise ValueError(f"its size is {width:g} x {height:g}: give whole pixels, 1 to 65,535")
+    nodes = root.findall("object")
+    if len(nodes) != sum(1 for _ in root.iter("object")):
+        raise ValueError("an object of it lies inside another element: put it into the outermost one")
     objects = []
-    for node in root.findall("object"):
-        name = (node.findtext("name") or "").strip()
+    for node in nodes:
+        name = _text(node, "name").strip()
         if name not in _LABELS:
-            raise ValueError(f"its class {name!r} is none of VOC's {len(CLASSES)}")
+            raise ValueError(f"its class {shown(name)} is none of VOC's {len(CLASSES)}")
         x0, y0, x1, y1 = (_number(node, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
         w, h = x1 - x0 + 1, y1 - y0 + 1
-        difficult = node.find("difficult") is not None and _number(node, "difficult") != 0
-        objects.append(Object(0, _LABELS[name], [x0 - 1, y0 - 1, w, h], w * h, difficult=difficult))
-    return width, height, objects
+        difficult = 0.0 if node.find("difficult") is None else _number(node, "difficult")
+        if difficult not in (0, 1):
+            raise ValueError(f"its difficult is {difficult:g}: give 0 or 1")
+        objects.append(Object(0, _LABELS[name], [x0 - 1, y0 - 1, w, h], w * h, difficult=bool(difficult)))
+    return int(width), int(height), objects
+
+
+def _text(node: ElementTree.Element, path: str) -> str:
+    """The text at a path, "" where there is none; ValueError where there are two."""
+    found = node.findall(path)
+    if len(found) > 1:
+        raise ValueError(f"its {path} is given {len(found)} times: leave one")
+    return (found[0].text if found else None) or ""
 
 
 def _number(node: ElementTree.Element, path: str) -> float:
-    text = node.findtext(path) or ""
+    text = _text(node, path)
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"its {path} is {text!r}, not a number")
+        raise ValueError(f"its {path} is {shown(text)}, not a number")
     return number

@@ -6,7 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from attneck.models.options import AttentionOptions, BAMOptions, BlockKind, Numbers, Positive, StrideOn
+from attneck.models.options import (
+    AttentionOptions,
+    BAMOptions,
+    BlockKind,
+    Depths,
+    Numbers,
+    Positive,
+    StrideOn,
+    residual_parameters,
+)
 
 
 class CifarResNetOptions(AttentionOptions, BAMOptions):
@@ -14,7 +23,7 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
 
     builder: ClassVar[str] = "attneck.models.cifar.network:build_cifar_resnet"
 
-    depths: Annotated[Numbers, Field(min_length=2, max_length=5)] = (3, 3, 3)
+    depths: Annotated[Depths, Field(min_length=2, max_length=5)] = (3, 3, 3)
     block: BlockKind = "basic"
     order: Literal["post", "pre"] = "post"  # the activation stands after the addition, or before each conv
     stem: Positive = 16
@@ -44,6 +53,14 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
                 f"{self.mids[-1]}, {self.outs[-1]}: attention does not change the width"
             )
         return self
+
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the stem, the blocks and the classifier."""
+        basic = self.block == "basic"
+        blocks = residual_parameters(self.depths, self.mids, self.outs, self.stem, basic, self.groups)
+        return blocks + 9 * in_chans * self.stem + num_classes * sum(self.outs[-1:])
 
     @property
     def attends(self) -> bool:

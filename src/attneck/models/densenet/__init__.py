@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from attneck.models.options import BAMOptions, Numbers, Positive
+from attneck.models.options import BAMOptions, Depths, Positive
 
 
 class DenseNetOptions(BAMOptions):
@@ -14,9 +14,21 @@ class DenseNetOptions(BAMOptions):
 
     builder: ClassVar[str] = "attneck.models.densenet.network:build_densenet"
 
-    depths: Annotated[Numbers, Field(min_length=2, max_length=4)] = (16, 16, 16)
+    depths: Annotated[Depths, Field(min_length=2, max_length=4)] = (16, 16, 16)
     growth: Positive = 12
     bam: Literal["none", "stages"] = "none"
+
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the stem, the dense layers and the classifier."""
+        k, channels = self.growth, 2 * self.growth
+        total = 9 * in_chans * channels
+        for index, depth in enumerate(self.depths):
+            channels //= 1 if index == 0 else 2  # a transition
+            total += sum((channels + layer * k) * 4 * k + 9 * 4 * k * k for layer in range(depth))
+            channels += depth * k
+        return total + num_classes * channels
 
     @property
     def feature_cfg(self) -> dict[str, Any]:

@@ -16,3 +16,10 @@ class MobileNetOptions(BAMOptions):
 
     alpha: Annotated[float, Field(gt=0, le=8)] = 1.0  # every width is ⌊width · alpha⌋
     bam: Literal["none", "stages"] = "none"
+
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the last 1×1 conv and the classifier."""
+        width = int(1024 * self.alpha)
+        return width * (width + num_classes)

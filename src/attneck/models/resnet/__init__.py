@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,13 +12,15 @@ from attneck.models.options import (
     AttentionOptions,
     BAMOptions,
     BlockKind,
+    Depths,
+    Numbers,
     Positive,
     Probability,
     StrideOn,
+    residual_parameters,
 )
 
-Four = Annotated[tuple[Positive, ...], AsTuple, Field(min_length=4, max_length=4)]
-"""One number a stage, c2 to c5."""
+EachStage = Field(min_length=4, max_length=4)  # c2 to c5
 Stride = Annotated[int, Field(ge=1, le=2)]
 Inserted = Literal["none", "bot", "non_local"]
 
@@ -27,20 +30,20 @@ class ResNetOptions(AttentionOptions, BAMOptions):
 
     builder: ClassVar[str] = "attneck.models.resnet.network:build_resnet"
 
-    depths: Four = (3, 4, 6, 3)
+    depths: Annotated[Depths, EachStage] = (3, 4, 6, 3)
     block: BlockKind = "bottleneck"
-    widths: Four = (64, 128, 256, 512)
+    widths: Annotated[Numbers, EachStage] = (64, 128, 256, 512)
     groups: Positive = 1
     base_width: Positive = 64
     stride_on: StrideOn = "3x3"
     # A 1 or 0 for each c5 block; a single one stands for all of them.
-    attend: Annotated[tuple[Annotated[int, Field(ge=0, le=1)], ...], AsTuple] = ()
+    attend: Annotated[tuple[Annotated[int, Field(ge=0, le=1)], ...], AsTuple, Field(max_length=512)] = ()
     c5_stride: Stride = 2
     c5_dilation: Stride = 1  # of the 3×3 convs that saw a map of half the size before c5_stride=1
     insert_c4: Inserted = "none"  # between the last two blocks of the stage (BoTNet Table 8)
     insert_c5: Inserted = "none"
     # Stages that have squeeze-excitation.
-    se: Annotated[tuple[Annotated[int, Field(ge=2, le=5)], ...], AsTuple] = ()
+    se: Annotated[tuple[Annotated[int, Field(ge=2, le=5)], ...], AsTuple, Field(max_length=4)] = ()
     se_in_bot: bool = False  # and whether c5's attention blocks are among them
     activation: Literal["relu", "silu"] = "relu"
     drop_path: Probability = 0.0
@@ -53,7 +56,8 @@ class ResNetOptions(AttentionOptions, BAMOptions):
                 raise ValueError("a 'bot' block is inserted among bottlenecks only: block='bottleneck'")
         if len(self.attend) not in (0, 1, self.depths[3]):
             raise ValueError(
-                f"attend={self.attend}: wanted a 1 or 0, or one for each of {self.depths[3]} c5 blocks"
+                f"attend={reprlib.repr(self.attend)}: wanted a 1 or 0, or one for each of "
+                f"{self.depths[3]} c5 blocks"
             )
         if self.se_in_bot and (5 not in self.se or not any(self.attend)):
             raise ValueError("se_in_bot=True would change nothing: wanted attend, and 5 among se")
@@ -69,6 +73,16 @@ class ResNetOptions(AttentionOptions, BAMOptions):
                     f"insert_c{stage + 2} wants two blocks to stand between: depths={self.depths}"
                 )
         return self
+
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the blocks, and the classifier."""
+        basic = self.block == "basic"
+        mids = tuple(width * self.base_width // 64 * self.groups for width in self.widths)
+        outs = tuple(width * (1 if basic else 4) for width in self.widths)
+        blocks = residual_parameters(self.depths, mids, outs, 64, basic, self.groups)
+        return blocks + num_classes * outs[-1]
 
     @property
     def attends(self) -> bool:

@@ -23,6 +23,12 @@ class SqueezeNetOptions(BAMOptions):
     pool: Literal["logits", "features"] = "logits"  # what the global pool averages; BAM's figure: features
     bam: Literal["none", "stages"] = "none"
 
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the classifier, a 1×1 conv."""
+        return 512 * num_classes
+
     @property
     def feature_cfg(self) -> dict[str, Any]:
         """Its four maps, each inside the one Sequential."""

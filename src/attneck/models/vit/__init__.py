@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
-from attneck.models.options import FamilyOptions, Positive, Probability
+from attneck.models.options import Depth, FamilyOptions, Positive, Probability
 
 
 class ViTOptions(FamilyOptions):
@@ -18,7 +18,7 @@ class ViTOptions(FamilyOptions):
     global_pool: ClassVar[str] = "token"
 
     width: Positive = 768
-    depth: Positive = 12
+    depth: Depth = 12
     heads: Positive = 12
     patch: Positive = 16
     drop_path: Probability = 0.0
@@ -28,6 +28,14 @@ class ViTOptions(FamilyOptions):
         if self.width % self.heads:  # timm only asserts it
             raise ValueError(f"heads={self.heads}, width={self.width}: wanted heads that divide the width")
         return self
+
+    def least_parameters(
+        self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
+    ) -> int:
+        """Those of the blocks, the patches' projection and positions, and the classifier."""
+        positions = (image_size[0] // self.patch) * (image_size[1] // self.patch)
+        pixels = in_chans * self.patch**2
+        return self.width * (12 * self.width * self.depth + pixels + positions + num_classes)
 
     @property
     def feature_cfg(self) -> dict[str, Any]:

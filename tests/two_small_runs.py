@@ -1,10 +1,11 @@
 """Not a test: a program that torchrun starts in two processes.
 
-Usage: two_small_runs.py FOLDER faults|stops
+Usage: two_small_runs.py FOLDER faults|grid|stops
 """
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 from small_run import At, Task, digest, history, recipe, run, tensors
@@ -29,7 +30,8 @@ def broken_off(folder: Path, wanted, task: Task, everyone: World) -> dict:
     except RunFailed as failed:
         messages = everyone.joined([str(failed)])
         codes = everyone.joined([failed.code])
-    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
+    begun = bool(checkpoint.checkpoints(folder / "checkpoints"))
+    state = checkpoint.load_latest(folder / "checkpoints")[0] if begun else {"step": None, "history": []}
     report = {
         "messages": messages,
         "codes": codes,
@@ -39,7 +41,7 @@ def broken_off(folder: Path, wanted, task: Task, everyone: World) -> dict:
         "finite": all(bool(tensor.isfinite().all()) for tensor in tensors(state).values()),
     }
     everyone.maximum([0.0])
-    run(folder, wanted, Task(everyone), resume=True, world=everyone)
+    run(folder, wanted, Task(everyone), resume=begun, world=everyone)
     everyone.maximum([0.0])
     return report | {"same_end": end(folder) == end(folder.parent / "whole")}
 
@@ -54,6 +56,12 @@ def main(folder: Path, kind: str) -> None:
             for how in ("nan", "output", "constant"):
                 task = Task(everyone, how, At(3, part=1, rank=1))
                 found[how] = broken_off(folder / how, wanted, task, everyone)
+        elif kind == "grid":
+            for how in ("nan", "inf"):
+                for rank, part, step in product((0, 1), (0, 1), (0, 3, 5)):
+                    name = f"{how}-rank{rank}-part{part}-step{step}"
+                    task = Task(everyone, how, At(step, part, rank))
+                    found[name] = broken_off(folder / name, wanted, task, everyone)
         else:
             for name, ranks in (("one", [1]), ("both", [0, 1])):
                 task = Task(everyone)

@@ -134,7 +134,7 @@ def run(folder: Any, recipe: Recipe, task: Task, *, resume: bool = False, world:
         world,
         steps_per_epoch=STEPS_PER_EPOCH,
         resume=resume,
-        facts={},
+        facts={"classes": []},
     )
     return net, progress, average
 

@@ -1,0 +1,190 @@
+"""How a run starts: its folder is taken, and compared with what is there; then it is described."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from attneck.attention.cpu.choice import float32_products
+from attneck.data.fingerprint import changes, shortened
+from attneck.errors import UserError, user_mistakes
+from attneck.files import write_atomic
+from attneck.runs.folder import newest_folder, present, take_folder, writing
+from attneck.runs.lock import only_one
+from attneck.tasks.task import Facts, Task
+from attneck.training import checkpoint
+from attneck.training.distributed import World
+from attneck.training.environment import environment
+from attneck.training.recipe import RECIPE, Recipe, differences, dump_recipe, parse_recipe
+
+ENVIRONMENT = "environment.json"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for: the folder, or the name of a new one, and how it may go on."""
+
+    out: Path | None
+    name: str
+    resume: bool
+    accept_changes: bool
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run lies, what it knows of its data, its library of products, and whether it goes on."""
+
+    folder: Path
+    facts: Facts
+    products: str
+    resume: bool
+
+
+def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World, held: ExitStack) -> Start:
+    """Take the run's folder until `held` ends, and write what the run is made from.
+
+    On resume the run there is compared with this one, and its library of products is kept: another one rounds
+    otherwise. A worker that torchrun starts anew finds the folder that it took, and goes on by itself.
+
+    Raises:
+        UserError: a folder that cannot be made or is taken, that holds a run already or none to resume, or
+            whose run was started otherwise.
+    """
+    with user_mistakes():
+        sets = {"training": task.training, "held-out": task.held_out}
+        facts = facts | {"data": {name: images.fingerprint() for name, images in sets.items()}}
+    launch = _launch()
+    folder = _taken(wish, launch, held)
+    before = _recorded(folder)
+    goes_on = bool(checkpoint.checkpoints(folder / "checkpoints"))
+    starts: list[dict[str, Any]] = before.get("starts", [])
+    restarted = bool(starts) and _same(starts[-1].get("launch"), launch)
+    if goes_on and not (wish.resume or restarted):
+        raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
+    products: str = float32_products()
+    step = 0
+    changed: list[str] = []
+    if goes_on:
+        step, changed = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
+        products = before.get("float32_products", products)
+        if (processes := before.get("processes", everyone.size)) != everyone.size:
+            _say(
+                f"{folder} goes on with another number of processes, {everyone.size} for {processes}: each "
+                f"step has the same {recipe.batch} images, {recipe.batch // everyone.size} a process; "
+                "rounding differs, and so will the last bits of its weights"
+            )
+    if restarted:
+        whence = f"going on from step {step}" if goes_on else "from the beginning"
+        _say(f"{folder}: started again by torchrun, {whence}")
+    now = environment() | {"float32_products": products}
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    this = now | {"at": at, "step": step, "data_changes": changed, "launch": launch}
+    around = now | {"starts": [*(starts if goes_on else []), this]}
+    with writing(folder):
+        write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
+        for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
+            write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
+    return Start(folder, facts, products, goes_on)
+
+
+def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:
+    """The run's folder, made where it is to be a new one, and locked."""
+    folder = wish.out if wish.out is not None else _begun_by(launch, wish.name)
+    if folder is None and wish.resume:
+        folder = newest_folder(wish.name)
+    with writing(folder or Path("runs")):
+        if folder is None:
+            folder = take_folder(wish.name)
+        elif not wish.resume:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif not checkpoint.checkpoints(folder / "checkpoints"):
+            checkpoint.load_latest(folder / "checkpoints")  # says so, and nothing is made
+        held.enter_context(only_one(folder))
+    return folder
+
+
+def _compared(
+    folder: Path, task: Task, recipe: Recipe, facts: Facts, *, accept: bool
+) -> tuple[int, list[str]]:
+    """The step that the run there has come to, and how its data has changed, where that is accepted."""
+    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
+    step, old = int(state["step"]), state["facts"]
+    if other := differences(parse_recipe(state["recipe"], str(folder)), recipe):
+        raise UserError(f"{folder} was started otherwise ({shortened(other)}): drop the change or --resume")
+    changed = changes(old, facts)
+    if not changed and old.get("category_ids") != facts.get("category_ids"):
+        changed = ["its classes have other ids"]
+    said, back = shortened(changed), "give it the data that it was started on"
+    if len(old["classes"]) != len(facts["classes"]):
+        raise UserError(
+            f"{folder} was started on {len(old['classes'])} classes, the data has {len(facts['classes'])} "
+            f"({said}): its model does not fit; {back}, or start a new run"
+        )
+    compared = facts.keys() - {"classes", "category_ids", "data"}
+    if other := sorted(name for name in compared if old.get(name) != facts[name]):
+        raise UserError(
+            f"{folder} was started on other data (its {', '.join(other)} differ): {back}, or start a new run"
+        )
+    if changed and not accept:
+        raise UserError(
+            f"{folder} was started on other data ({said}): {back}, or take it as it is now with "
+            "--accept-changes"
+        )
+    if step > (steps := recipe.total_steps(len(task.training) // recipe.batch)):
+        raise UserError(
+            f"{folder} has done {step} steps, and with the data as it is now ({said}) it would have {steps}: "
+            f"{back}, or start a new run"
+        )
+    if changed:
+        _say(f"{folder} goes on with other data: {said}")
+    return step, changed
+
+
+def _say(words: str) -> None:
+    print(f"attneck: {words}", file=sys.stderr)
+
+
+def _launch() -> list[str] | None:
+    """The torchrun that started this process, the same after a restart: its run id, and its folder of errors.
+
+    None without torchrun. The folder has a random name, so another torchrun has another one.
+    """
+    file = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))  # FOLDER/attempt_0/0/error.json
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    return [os.environ["TORCHELASTIC_RUN_ID"], file.parents[2].name if len(file.parents) > 2 else ""]
+
+
+def _same(before: Any, now: list[str] | None) -> bool:
+    """True where `now` starts again what `before` started.
+
+    On many machines the first process may come to another one: its folder differs, a run id of one's own does
+    not. torchrun's default id is "none".
+    """
+    if now is None or not isinstance(before, list) or len(before) != 2:
+        return False
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return (before == now and now[1] != "") or (again and before[0] == now[0] != "none")
+
+
+def _begun_by(launch: list[str] | None, name: str) -> Path | None:
+    """The folder that this torchrun took for `name` before a restart."""
+    for folder in reversed(present(name) if launch else []):
+        if (starts := _recorded(folder).get("starts")) and _same(starts[-1].get("launch"), launch):
+            return folder
+    return None
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The run's environment.json; empty where it is missing or damaged."""
+    try:
+        found = json.loads((folder / ENVIRONMENT).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,203 @@
+"""Files that only have an image's name: a line with the path, wherever met; odd images are read right."""
+
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from bad_images import BAD, FORMATS, GOOD, SMOOTH, whole
+from fault_cases import flips, some
+
+from attneck import cli
+from attneck.data.readers.decode import decode
+
+TINY = {
+    "model": {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}},
+    "data": {"name": "folder", "image_size": 24},
+    "batch": 8,
+    "epochs": 1,
+}
+SIDES = {split: [(split, kind, number) for kind in "ab" for number in range(4)] for split in ("train", "val")}
+
+
+class Hangs(BaseException):
+    """Not an Exception: it must not be taken for what a decoder raised."""
+
+
+@pytest.fixture(autouse=True)
+def limit():
+    """Half a minute for each case: a FIFO that is opened hangs for ever."""
+
+    def late(number, frame):
+        raise Hangs
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of two classes; do not change it."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, kind, number in SIDES["train"] + SIDES["val"]:
+        (root / split / kind).mkdir(parents=True, exist_ok=True)
+        (root / split / kind / f"{number}.png").write_bytes(whole("PNG"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """A run on it."""
+    place = tmp_path_factory.mktemp("runs")
+    (place / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    words = ["train", str(place / "tiny.yaml"), "--out", str(place / "run"), "--data.root", str(photos)]
+    assert cli.main(words) == 0
+    return place
+
+
+@pytest.fixture
+def spoilt(photos, tmp_path):
+    """A copy, and a function that puts a bad file into it."""
+    shutil.copytree(photos, tmp_path / "photos")
+
+    def spoil(write, split):
+        path = tmp_path / "photos" / split / "b" / "0.png"
+        path.unlink()
+        write(path)
+        return path
+
+    return tmp_path / "photos", spoil
+
+
+def refused(words, capsys, path):
+    """Exit code 2, and one line on stderr that names the file."""
+    capsys.readouterr()
+    code = cli.main([*map(str, words)])
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert said.count("\n") == 1, said
+    assert len(said) <= 300 + len(str(path)), said
+    assert path.name in said, said
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_no_image(case, tmp_path):
+    path = tmp_path / "a.png"
+    BAD[case](path)
+    with pytest.raises(ValueError, match=r"^test: .*a\.png") as error:
+        decode(str(path), "test")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) <= 300
+
+
+@pytest.mark.parametrize("case", some(BAD, 9))
+def test_training(case, trained, spoilt, tmp_path, capsys):
+    root, spoil = spoilt
+    path = spoil(BAD[case], "train")
+    refused(["train", trained / "tiny.yaml", "--out", tmp_path / "run", "--data.root", root], capsys, path)
+
+
+@pytest.mark.parametrize("case", some(BAD, 3))
+def test_training_with_workers(case, trained, spoilt, tmp_path, capsys):
+    root, spoil = spoilt
+    path = spoil(BAD[case], "train")
+    words = ["train", trained / "tiny.yaml", "--out", tmp_path / "run", "--data.root", root]
+    refused([*words, "--data.workers", "1"], capsys, path)
+
+
+@pytest.mark.parametrize("case", some(BAD, 5))
+def test_evaluation(case, trained, spoilt, capsys):
+    root, spoil = spoilt
+    refused(["eval", trained / "run", "--data.root", root], capsys, spoil(BAD[case], "val"))
+
+
+@pytest.mark.parametrize("case", some(BAD, 5))
+def test_data_check_refuses_what_train_refuses(case, spoilt, capsys):
+    root, spoil = spoilt
+    refused(["data", "check", "folder", "--root", root], capsys, spoil(BAD[case], "val"))
+
+
+@pytest.mark.parametrize("case", some(BAD, 9))
+def test_prediction(case, trained, tmp_path, capsys):
+    path = tmp_path / "a.png"
+    BAD[case](path)
+    refused(["predict", trained / "run", path, "--out", tmp_path / "out"], capsys, path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_odd_images_are_read_as_they_are(case, tmp_path, recwarn):
+    data, wanted = GOOD[case]
+    (tmp_path / "a.png").write_bytes(data)
+    found = np.asarray(decode(str(tmp_path / "a.png"), "test")).astype(int)
+    if wanted is None:  # a palette of 256 colours
+        assert np.abs(found - SMOOTH).mean() < 8
+    else:
+        np.testing.assert_array_equal(found, wanted)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_flipped_bits_are_read_or_refused(form, tmp_path, recwarn):
+    path = tmp_path / "a.png"
+    data = whole(form)
+    for byte, bit in some(flips(len(data), 150), 25) + [(byte, bit) for byte in range(20) for bit in (0, 6)]:
+        flipped = bytearray(data)
+        flipped[byte] ^= 1 << bit
+        path.write_bytes(flipped)
+        found = read_or_refusal(path)
+        if isinstance(found, str):
+            assert "\n" not in found
+            assert len(found) <= 300
+        else:
+            assert found.mode == "RGB"
+            assert min(found.size) > 0
+    assert not recwarn.list
+
+
+def read_or_refusal(path):
+    try:
+        return decode(str(path), "test")
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_no_permission():
+    """Root may read everything: this is tried as nobody."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        folder.chmod(0o755)
+        (folder / "a.png").write_bytes(whole("PNG"))
+        (folder / "a.png").chmod(0)
+        os.seteuid(65_534)
+        try:
+            with pytest.raises(ValueError, match=r"^test: cannot read .*a\.png \(Permission denied\)"):
+                decode(str(folder / "a.png"), "test")
+        finally:
+            os.seteuid(0)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "\x1b[31m.png", os.fsdecode(b"\xff.png"), "é" * 100 + ".png"])
+def test_names_that_break_a_line(name, trained, tmp_path, capsys):
+    path = tmp_path / name
+    path.write_bytes(b"no picture")
+    assert cli.main(["predict", str(trained / "run"), str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "\x1b" not in said
+    path.write_bytes(whole("PNG"))
+    assert cli.main(["predict", str(trained / "run"), str(path), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    said.encode()
+    assert said.count("\n") == 2
+    assert "\x1b" not in said
