@@ -12,6 +12,7 @@ from attneck.checks import whole
 from attneck.commands.arguments import call
 from attneck.errors import UserError
 from attneck.models import catalog
+from attneck.models.options import MAX_CLASSES
 
 
 def show(
@@ -38,7 +39,7 @@ def show(
         size = entry.image_size if image_size is None else image_size
         whole("--image-size", size)
         if num_classes is not None:
-            whole("--num-classes", num_classes, least=0, most=catalog.MAX_CLASSES)
+            whole("--num-classes", num_classes, least=0, most=MAX_CLASSES)
 
         import torch
 

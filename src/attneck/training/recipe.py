@@ -106,7 +106,7 @@ class Data(Part):
     """The same of those that are held out."""
     md5: list[Text] = []
     """Sums of downloaded files to accept beside the official ones."""
-    max_pixels: Annotated[int, Field(gt=0, le=1 << 40)] | None = None
+    max_pixels: Annotated[int, Field(gt=0, le=1 << 40, strict=True)] | None = None
     """Sets of image files: a larger image is refused; 178,956,970, Pillow's own limit, where not given."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """Sets of image files: what training does at an image that cannot be read. skip: another one takes its
