@@ -61,4 +61,10 @@ def _records(run: Path) -> list[dict[str, float]]:
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise UserError(f"{run} has no metrics.jsonl there: give a run with at least one whole epoch")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    try:
+        records = [json.loads(line) for line in file.read_bytes().splitlines()]
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): it is written anew when the run goes on") from None
+    if not records or not all(isinstance(record, dict) and "epoch" in record for record in records):
+        raise UserError(f"{file} holds no records of epochs: it is written anew when the run goes on")
+    return records

@@ -37,6 +37,8 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
+        if not str(folder):  # Path("") is the current folder
+            raise UserError("'' is no run: give the folder of one (attneck train says where it is)")
         self.folder = Path(folder)
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
 
 def weights_of(source: str) -> Any:
     """The tensors by name in a file, or of the run in a folder: its averaged weights where it keeps them."""
-    return Run(source).weights() if Path(source).is_dir() else read_weights(source)
+    return Run(source).weights() if os.path.isdir(source) else read_weights(source)
 
 
 def _start_once(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from attneck.layers import BAM, MHSA2d
+from attneck.measure.meta import check_module
 from attneck.surgery.others import Form, Ours, halves, is_of_bottle, kind_of
 from attneck.surgery.report import Change, state_tensors
 
@@ -92,8 +93,7 @@ def adopt(model: nn.Module) -> Adopted:
         ValueError: nothing to adopt, and no attention of ours either; attention that ours cannot stand for
             exactly, by its name and with the reason; a model in a wrapper. The model is as it was then.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}, wanted a torch.nn.Module")
+    check_module(model)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(
         model, "_orig_mod"
     ):

@@ -65,7 +65,13 @@ def world() -> Iterator[World]:
     else:
         device = torch.device("cpu")
     if size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        # torchrun's store outlives its workers: without a prefix a restart meets the addresses of the dead.
+        store = next(dist.rendezvous("env://"))[0]
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            backend, store=dist.PrefixStore(f"attempt_{attempt}", store), rank=rank, world_size=size
+        )
     try:
         yield World(rank, size, device)
         if size > 1:
@@ -75,7 +81,7 @@ def world() -> Iterator[World]:
             raise
         raise RunFailed(
             f"process {rank} of {size}: another process has ended, and what it said is above; "
-            "the last checkpoint stays: go on with --resume"
+            "go on from the last checkpoint, where there is one, with --resume"
         ) from error
     finally:
         if size > 1:
