@@ -23,7 +23,6 @@ EXTRA_OF = {"export.py": "export", "hub.py": "hub", "measure/contestants.py": "d
 # Used, but by no import of ours: the place that uses it, and how.
 USED_BY = {
     "onnxscript": ("src/attneck/export.py", "torch.onnx.export("),
-    "tensorboard": ("src/attneck/training/report.py", "from torch.utils.tensorboard import"),
     "ruff": ("Makefile", "$(BIN)/ruff check"),
     "mypy": ("Makefile", "$(BIN)/mypy"),
     "pytest-xdist": ("Makefile", "pytest -n"),
