@@ -53,4 +53,4 @@ def test_nothing_to_draw_is_one_line(words, says, capsys):
 
 def test_a_picture_of_a_kind_that_there_is_not(run, capsys):
     assert cli.main(["curves", str(run), "--out", "curves.doc"]) == 2
-    assert "'doc' is not supported" in capsys.readouterr().err
+    assert "wanted a file that ends in .png, .svg or .pdf" in capsys.readouterr().err
