@@ -23,7 +23,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write one file a family in the long form; with xdist, the process that started the rest does."""
-    if not LONG or session.config.option.keyword or session.config.option.markexpr or hasattr(session.config, "workerinput"):
+    chosen = session.config.option.keyword or session.config.option.markexpr
+    if not LONG or chosen or hasattr(session.config, "workerinput"):
         return  # a selection of cases is no count
     RESULTS.mkdir(parents=True, exist_ok=True)
     for family, cases in outcomes.items():
