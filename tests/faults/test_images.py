@@ -76,11 +76,14 @@ def spoilt(photos, tmp_path):
     return tmp_path / "photos", spoil
 
 
-def refused(words, capsys, path):
-    """Exit code 2, and one line on stderr that names the file."""
+def refused(words, capsys, path, after=""):
+    """Exit code 2, and one line on stderr that names the file, after a line that has `after`."""
     capsys.readouterr()
     code = cli.main([*map(str, words)])
     said = capsys.readouterr().err
+    if after:
+        first, said = said.split("\n", 1)
+        assert after in first
     assert code == 2, said
     assert said.count("\n") == 1, said
     assert len(said) <= 300 + len(str(path)), said
@@ -115,7 +118,10 @@ def test_training_with_workers(case, trained, spoilt, tmp_path, capsys):
 @pytest.mark.parametrize("case", some(BAD, 5))
 def test_evaluation(case, trained, spoilt, capsys):
     root, spoil = spoilt
-    refused(["eval", trained / "run", "--data.root", root], capsys, spoil(BAD[case], "val"))
+    words = ["eval", trained / "run", "--data.root", root]
+    refused(
+        words, capsys, spoil(BAD[case], "val"), after="the data has changed: held-out images: other sizes"
+    )
 
 
 @pytest.mark.parametrize("case", some(BAD, 5))

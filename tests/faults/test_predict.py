@@ -206,7 +206,7 @@ REFUSED = {
     "nothing": ([], "no image given"),
     "one twice": (["a.png", "a.png"], "a.png is given twice"),
     "one twice by its path": (["a.png", "../here/a.png"], "is given twice"),
-    "a NUL": (["a\0.png"], "cannot read a\\x00.png"),
+    "a NUL": (["a\0.png"], "a NUL character"),
     "too large": (["a.png", "--max-pixels", "3071"], "a.png has over 3,071 pixels"),
     "no pixels": (["a.png", "--max-pixels", "0"], "--max-pixels 0"),
     "a good one and a bad one": (["a.png", "bad.png"], "cannot read bad.png"),
