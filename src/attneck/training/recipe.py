@@ -54,7 +54,7 @@ Images = Annotated[int, Field(gt=0, le=1 << 17, strict=True)]
 Number = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1e9)]
 Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e6)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-Text = Annotated[str, Field(max_length=4000), AfterValidator(_word)]
+Text = Annotated[str, Field(max_length=4000, strict=True), AfterValidator(_word)]
 Value = bool | int | float | Text | list[int]
 
 
