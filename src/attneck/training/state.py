@@ -117,6 +117,8 @@ def check(state: Any, step: int) -> None:
     classes = state["facts"].get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its facts name no classes")
+    if not state["recipe"]:  # its fields have defaults, so nothing would be a recipe too
+        raise ValueError("its recipe is empty")
     try:
         parse_recipe(state["recipe"], "its recipe")
     except UserError as error:
