@@ -196,10 +196,6 @@ NAMES = {
         in_both(lambda split: (split / "cat").rename(split / ("x" * 200))),
         "class 'cat' is now 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…'",
     ),
-    "a name of two lines": (
-        in_both(lambda split: (split / "cat").rename(split / "a\nb")),
-        r"class 'cat' is now 'a\nb'",
-    ),
 }
 COUNTS = {
     "a class more": (in_both(lambda split: photo(split / "emu/0.png", 250)), "class 'emu' is new"),
