@@ -8,7 +8,7 @@ import torch
 
 from attneck import cli
 
-QUICK = ["--seconds", "0", "--no-compiled"]
+QUICK = ["--seconds", "0.001", "--no-compiled"]
 
 
 @pytest.fixture(autouse=True)

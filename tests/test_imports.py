@@ -25,7 +25,7 @@ MAY = {
     "tasks": {"data", "detection", "models", "surgery", "training"},
     "runs": {"attention", "data", "models", "tasks", "training"},
     "hub": {"layers", "models"},
-    "export": {"layers", "models"},
+    "export": {"layers", "models", "seal"},
     "commands": {
         "attention",
         "data",
@@ -49,6 +49,7 @@ MAY = {
     "files": set(),
     "imagenet": set(),
     "signals": set(),
+    "seal": set(),
 }
 
 

@@ -262,7 +262,7 @@ def test_options_of_the_backbone():
         ("maskrcnn_botnet5", {}, "perhaps you meant 'maskrcnn_botnet50'"),
         ("maskrcnn_squeezenet1_1", {}, "no model is called"),
         ("maskrcnn_botnet50", {"num_classes": 1}, "the background"),
-        ("maskrcnn_botnet50", {"image_size": 0}, "positive side"),
+        ("maskrcnn_botnet50", {"image_size": 0}, r"wanted \(height, width\)"),
         ("maskrcnn_botnet50", {"mask_conv": 8}, "perhaps you meant 'mask_convs'"),
         ("maskrcnn_botnet50", {"head": 8}, "perhaps you meant 'heads'"),
         ("maskrcnn_botnet50", {"backbone": "resnet50"}, "no option 'backbone'"),

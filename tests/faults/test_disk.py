@@ -44,7 +44,8 @@ class Doing(Task):
         return super().loss(model, batch)
 
     def evaluate(self, model, watch):
-        if self.done == self.step and self.evaluating and not self.evaluated:
+        if self.done == self.step and self.evaluating:
+            self.evaluating = False  # once: an average is evaluated after the weights
             self.what()
         return super().evaluate(model, watch)
 

@@ -39,6 +39,14 @@ LONG_TIME, A_WHILE = 60, 2
 """Seconds: of what may be broken off, and of what must come to its end."""
 
 
+@pytest.fixture(autouse=True)
+def hearing():
+    """SIGHUP as it is in a terminal: under nohup it is ignored, and what is started here ignores it too."""
+    before = signal.signal(HUP, signal.SIG_DFL)
+    yield
+    signal.signal(HUP, before)
+
+
 def busy():
     """How many programs share a core of this machine, 1 at least: all that long everything takes."""
     return max(1, os.getloadavg()[0] / os.cpu_count())

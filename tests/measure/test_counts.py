@@ -293,8 +293,8 @@ def test_the_command_says_which_count_it_shows(capsys):
     [
         (["botnet5"], "perhaps you meant 'botnet50'"),
         (["botnet50", "--options", "head", "8"], "perhaps you meant 'heads'"),
-        (["botnet50", "--image-size", "0"], "image-size 0"),
-        (["botnet50", "--num-classes", "-1"], "num-classes -1"),
+        (["botnet50", "--image-size", "0"], "image-size=0"),
+        (["botnet50", "--num-classes", "-1"], "num-classes=-1"),
         (["botnet50", "--options", "heads", "7"], "do not split into 7 heads"),
     ],
 )

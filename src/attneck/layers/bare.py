@@ -3,7 +3,7 @@
 from typing import TypeGuard, TypeVar
 
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -20,7 +20,20 @@ def is_bare(layer: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
         and "forward" not in vars(layer)
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not (layer._backward_hooks or layer._backward_pre_hooks)
-        and not _has_any_global_hook()
+        and not _heard_everywhere()
+    )
+
+
+def _heard_everywhere() -> bool:
+    """True while a hook listens to all modules.
+
+    torch's own `_has_any_global_hook` stays True for ever after one that was given keywords is removed.
+    """
+    return bool(
+        torch_module._global_forward_pre_hooks
+        or torch_module._global_forward_hooks
+        or torch_module._global_backward_pre_hooks
+        or torch_module._global_backward_hooks
     )
 
 

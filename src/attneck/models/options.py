@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from attneck.checks import MOST
-from attneck.errors import brief, suggestion
+from attneck.errors import brief, one_line, suggestion
 
 MAX_CLASSES = 10**7
 MAX_PARAMETERS = 10**9
@@ -174,7 +174,7 @@ def override(options: Options, given: dict[str, Any], name: str) -> Options:
         if key not in known:
             names = sorted(known)
             near = suggestion(key, names) or f" (its options: {', '.join(names)})"
-            raise ValueError(f"{name} has no option {brief(key)}{near}")
+            raise ValueError(f"{name} has no option {one_line(repr(key), 40)}{near}")
     changes = {key: value for key, value in given.items() if key in own}
     inner = {key: value for key, value in given.items() if key not in own}
     try:
