@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from fault_cases import some
+from fault_cases import LONG, some
 from torch import nn
 
 import attneck
@@ -209,7 +209,7 @@ def test_an_argument_that_does_not_fit(case):
     if not case.startswith("Recipe "):  # pydantic has lines of its own
         assert len(said.splitlines()) == 1
     assert 0 < len(said) <= 700
-    assert time.process_time() - started < 2
+    assert not LONG or time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

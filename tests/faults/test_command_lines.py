@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from fault_cases import some
+from fault_cases import LONG, some
 
 from attneck import cli
 from attneck.training.recipe import Recipe
@@ -374,7 +374,7 @@ def say(capsys, tmp_path, monkeypatch):
         assert len(said.err) <= 510
         assert said.err.rstrip("\n").isprintable()
         assert [*tmp_path.iterdir()] == []
-        assert took < SECONDS
+        assert not LONG or took < SECONDS
         return said.err
 
     return run
@@ -602,7 +602,7 @@ def test_a_random_command_line_is_refused_in_a_line_or_means_something(seed, cap
         assert len(said.err.splitlines()) == 1, said.err
         assert len(said.err) <= 510
         assert said.err.rstrip("\n").isprintable()
-        assert took < SECONDS
+        assert not LONG or took < SECONDS
     assert [*tmp_path.iterdir()] == []
 
 

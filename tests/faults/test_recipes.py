@@ -204,7 +204,7 @@ def refused(path: str) -> str:
     assert len(line.splitlines()) == 1
     assert len(line) <= 500
     assert line.isprintable()
-    assert time.process_time() - started < SECONDS
+    assert not LONG or time.process_time() - started < SECONDS
     return line
 
 
@@ -365,7 +365,7 @@ def test_a_random_mutation_is_refused_in_a_line_or_is_a_recipe(seed, tmp_path):
     else:
         file.write_text(dump_recipe(recipe))
         assert load_recipe(str(file)) == recipe
-    assert time.process_time() - started < SECONDS
+    assert not LONG or time.process_time() - started < SECONDS
 
 
 # Properties: any recipe round-trips; a change of one field changes that field alone, or is refused.
