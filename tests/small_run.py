@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +104,27 @@ class Task:
         return {"mean": total / count}
 
 
+class Doing(Task):
+    """Does something in the loss of one step, or in the first evaluation after it."""
+
+    def __init__(self, step: int, what: Callable[[], object], *, evaluating: bool = False) -> None:
+        super().__init__(ALONE)
+        self.step, self.what, self.evaluating = step, what, evaluating
+        self.done = 0
+
+    def loss(self, model: nn.Module, batch: tuple[At, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        self.done = batch[0].step
+        if self.done == self.step and not self.evaluating:
+            self.what()
+        return super().loss(model, batch)
+
+    def evaluate(self, model: nn.Module, watch: Any) -> dict[str, float]:
+        if self.done == self.step and self.evaluating:
+            self.evaluating = False  # once: an average is evaluated after the weights
+            self.what()
+        return super().evaluate(model, watch)
+
+
 def recipe(**changes: Any) -> Recipe:
     """Two epochs of three steps."""
     options = {"batch": 8, "epochs": 2, "checkpoint_steps": 1, "optimizer": {"lr": 0.1}}
@@ -158,6 +179,13 @@ def digest(state: Any) -> str:
 def history(state: Any) -> list[dict[str, Any]]:
     """A checkpoint's records, without what differs from one run of the same to the next."""
     return [{key: value for key, value in one.items() if key not in CLOCKS} for one in state["history"]]
+
+
+def ending(folder: Path, recipe: Recipe) -> tuple[str, list[dict[str, Any]]]:
+    """The digest and the records of a run that nothing disturbs."""
+    run(folder, recipe, Task(ALONE))
+    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
+    return digest(state), history(state)
 
 
 def two_processes(folder: Path, kind: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from fault_cases import some
-from small_run import ALONE, Task, digest, history, recipe, run
+from small_run import ALONE, Doing, Task, digest, ending, history, recipe, run
 
 from attneck import cli
 from attneck.errors import RunFailed, UserError
@@ -22,32 +22,7 @@ WANTED = recipe(ema=0.5)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The end of a run that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder, WANTED, Task(ALONE))
-    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
-    return digest(state), history(state)
-
-
-class Doing(Task):
-    """Does something in the loss of one step, or in the evaluation after it."""
-
-    def __init__(self, step, what, *, evaluating=False):
-        super().__init__(ALONE)
-        self.step, self.what, self.evaluating = step, what, evaluating
-        self.done = 0
-
-    def loss(self, model, batch):
-        self.done = batch[0].step
-        if self.done == self.step and not self.evaluating:
-            self.what()
-        return super().loss(model, batch)
-
-    def evaluate(self, model, watch):
-        if self.done == self.step and self.evaluating:
-            self.evaluating = False  # once: an average is evaluated after the weights
-            self.what()
-        return super().evaluate(model, watch)
+    return ending(tmp_path_factory.mktemp("whole"), WANTED)
 
 
 def said_in_a_line(error, folder):

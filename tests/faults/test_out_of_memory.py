@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from fault_cases import some
-from small_run import ALONE, Task, digest, history, recipe, run
+from small_run import ALONE, Doing, Task, digest, ending, history, recipe, run
 from torch import nn
 
 from attneck import cli
@@ -45,30 +45,16 @@ KILLED = {"worker killed": "Killed", "worker gone": "exited unexpectedly"}
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder, WANTED, Task(ALONE))
-    state, _, _ = checkpoint.load_latest(folder / "checkpoints")
-    return digest(state), history(state)
+    return ending(tmp_path_factory.mktemp("whole"), WANTED)
 
 
-class Short(Task):
-    """Runs out of memory in a step, or in the evaluation after it."""
+def short(error, step, evaluating):
+    """A task that runs out of memory in a step, or in the evaluation after it."""
 
-    def __init__(self, error, step, evaluating):
-        super().__init__(ALONE)
-        self.error, self.step, self.evaluating = error, step, evaluating
-        self.done = 0
+    def fail():
+        raise error
 
-    def loss(self, model, batch):
-        self.done = batch[0].step
-        if self.done == self.step and not self.evaluating:
-            raise self.error
-        return super().loss(model, batch)
-
-    def evaluate(self, model, watch):
-        if self.done == self.step and self.evaluating:
-            raise self.error
-        return super().evaluate(model, watch)
+    return Doing(step, fail, evaluating=evaluating)
 
 
 GRID = [
@@ -79,7 +65,7 @@ GRID = [
 @pytest.mark.parametrize(("name", "step", "evaluating"), some(GRID, 18))
 def test_in_training(tmp_path, whole, name, step, evaluating):
     with pytest.raises(RunFailed) as end:
-        run(tmp_path, WANTED, Short(ERRORS[name], step, bool(evaluating)))
+        run(tmp_path, WANTED, short(ERRORS[name], step, bool(evaluating)))
     said = str(end.value).replace(str(tmp_path), "RUN")
     assert end.value.code == 1
     assert len(said.splitlines()) == 1
@@ -102,7 +88,7 @@ def test_in_training(tmp_path, whole, name, step, evaluating):
 
 def test_another_mistake_is_not_taken_for_it(tmp_path):
     with pytest.raises(RuntimeError, match="a mistake"):
-        run(tmp_path, WANTED, Short(RuntimeError("a mistake"), 1, False))
+        run(tmp_path, WANTED, short(RuntimeError("a mistake"), 1, False))
 
 
 TINY = Recipe.model_validate(

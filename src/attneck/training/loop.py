@@ -118,6 +118,7 @@ def train_loop(
             steps_per_epoch=steps_per_epoch,
             batch=recipe.batch,
             start=progress.step,
+            recorded=_last_record(progress),
         ) as report,
     ):
         loader = batches(progress.step)

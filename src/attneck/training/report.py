@@ -38,7 +38,7 @@ class Report:
     """
 
     def __init__(
-        self, folder: Path | None, *, steps: int, steps_per_epoch: int, batch: int, start: int
+        self, folder: Path | None, *, steps: int, steps_per_epoch: int, batch: int, start: int, recorded: int
     ) -> None:
         self.folder, self.batch = folder, batch
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
@@ -51,7 +51,7 @@ class Report:
         self.spoke = self.began
         if folder is None:
             return
-        self.events = Events(folder / "tensorboard", start)
+        self.events = Events(folder / "tensorboard", recorded + 1)
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.description}"),
