@@ -85,14 +85,14 @@ def answered(words: list[str]) -> int:
         code, line = ending(error)
         # Of many processes that say the same, one does.
         if os.environ.get("RANK", "0") == "0" or getattr(error, "of_one", False):
-            print(f"attneck: {line}", file=sys.stderr)
+            print(f"attneck: {line}", file=sys.stderr, flush=True)
         return code
     except KeyboardInterrupt:  # of a program that calls this one
-        print("attneck: stopped by SIGINT", file=sys.stderr)
+        print("attneck: stopped by SIGINT", file=sys.stderr, flush=True)
         return 130
     except Exception:
         traceback.print_exc()
-        print(f"attneck: {report(words)}", file=sys.stderr)
+        print(f"attneck: {report(words)}", file=sys.stderr, flush=True)
         return 1
     return 0
 

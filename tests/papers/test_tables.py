@@ -41,7 +41,6 @@ NUMERIC = re.compile(
 every_table = pytest.mark.parametrize(
     ("paper", "table"), TABLES, ids=[f"{paper.name} {table.id}" for paper, table in TABLES]
 )
-needs_counts = pytest.mark.xdist_group("papers")
 
 
 # What is transcribed
@@ -225,12 +224,10 @@ def test_a_base_is_counted_in_the_convention_of_the_row_that_names_it():
 
 @pytest.fixture(scope="module")
 def sections():
-    """Every table with every network counted on the meta device, and no runs."""
+    """Every table with every network's counts, and no runs."""
     return command.compare_all(command.choose(None, None), [], quiet=True)
 
 
-@needs_counts
-@pytest.mark.slow
 def test_computed_verdicts_are_the_expected_ones(sections):
     mismatches = [
         f"{section.paper.name} {section.table.id}: {checked.row.label}: {key} {found.printed} printed, "
@@ -249,8 +246,6 @@ def test_computed_verdicts_are_the_expected_ones(sections):
                 assert checked.counts.keys() >= checked.row.expect.keys(), checked.row.label
 
 
-@needs_counts
-@pytest.mark.slow
 def test_78_of_97_rows_come_out(sections):
     found = tally(sections)
     assert found["rows"] == 97
@@ -258,8 +253,6 @@ def test_78_of_97_rows_come_out(sections):
     assert found["same"] + found["not_built"] == 78
 
 
-@needs_counts
-@pytest.mark.slow
 def test_the_page_is_current():
     runs = read_runs(ROOT / "results") if (ROOT / "results").is_dir() else []
     page = markdown(
@@ -270,8 +263,6 @@ def test_the_page_is_current():
     )
 
 
-@needs_counts
-@pytest.mark.slow
 def test_every_sheet_is_a_rectangle_whose_differences_have_reasons(sections):
     for section in sections:
         laid = sheet(section)
@@ -284,13 +275,14 @@ def test_every_sheet_is_a_rectangle_whose_differences_have_reasons(sections):
 
 # Training
 
+TRAINERS = command._trainers(TABLES)
 
 def test_every_train_command_makes_the_rows_network():
     from attneck.commands.train import parse
 
-    found, trainers = set(), command._trainers()
-    for _, table, row in ROWS:
-        said = command._train(table, row, trainers)
+    found = set()
+    commands = {(command._train(table, row, TRAINERS), row.image_size): row for _, table, row in ROWS}
+    for (said, _), row in commands.items():
         if said is None:
             continue
         program, verb, recipe, *words = said.split()
@@ -327,12 +319,12 @@ def test_a_command_says_what_its_recipe_does_not():
     assert heads == command.architecture("maskrcnn_resnet50", {"attend": [1]})
     assert heads != command.architecture("fasterrcnn_botnet50", {})
     without = dataclasses.replace(LOADED["bam"].table("4b"), recipe="")
-    assert all(command._train(without, row, command._trainers()) is None for row in without.rows)
+    assert all(command._train(without, row, TRAINERS) is None for row in without.rows)
 
 
 def test_a_row_may_have_a_recipe_and_detector_options_of_its_own():
     said = {
-        (table.id, row.label): command._train(table, row, command._trainers())
+        (table.id, row.label): command._train(table, row, TRAINERS)
         for table in map(LOADED["botnet"].table, ("3", "7", "9"))
         for row in table.rows
     }
@@ -346,7 +338,7 @@ def test_a_row_may_have_a_recipe_and_detector_options_of_its_own():
 
 def test_a_quoted_network_that_the_recipe_does_not_fit_has_no_command():
     table = LOADED["botnet"].table("14")
-    said = {row.label: command._train(table, row, command._trainers()) for row in table.rows}
+    said = {row.label: command._train(table, row, TRAINERS) for row in table.rows}
     assert said["B0 EfficientNet"] is None
     assert said["T7 BoTNet-S1-128"] == (
         "attneck train imagenet-350 --model.name botnet_s1_128 --data.image-size 384"

@@ -66,7 +66,8 @@ def _flag(word: str) -> str:
 
 def _line(box: str, words: list[str]) -> str:
     """What tyro's box of many lines is about."""
-    rows = [row.strip("╭╮╰╯│─|+ ") for row in box.splitlines()]  # drawn with +, - and | where it must be
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # where stdout is a terminal it has colours
+    rows = [row.strip("╭╮╰╯│─|+ ") for row in plain.splitlines()]  # drawn with +, - and | where it must be
     rows = [row for row in rows if row.strip("-") and not row.startswith("For full")]
     _, first, *rest = rows  # without the title
     if first.startswith("Unrecognized options: "):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from attneck.commands.arguments import call
+from attneck.commands.counted import counts_of, of_paper
 from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.papers.layout import Checked, Section, Sheet, document, markdown, sheet, tally, tally_sentence
@@ -20,6 +21,7 @@ from attneck.papers.tables import (
     Cost,
     Network,
     Paper,
+    ParamsConvention,
     Row,
     Table,
     Trainer,
@@ -82,7 +84,7 @@ def compare_all(chosen: list[tuple[Paper, Table]], runs: list[FinishedRun], *, q
     from rich.console import Console
     from rich.progress import Progress
 
-    recipes = _trainers()
+    recipes = _trainers(chosen)
     terminal = Console(stderr=True)
     sections = []
     with Progress(console=terminal, transient=True, disable=quiet or not terminal.is_terminal) as progress:
@@ -104,25 +106,16 @@ def cost(network: Network) -> Cost | None:
     if network.model not in catalog.CATALOG:
         return None
 
-    import torch
-
-    from attneck.measure import count, count_parameters
-
-    options = dict(network.options)
-    if network.convention == "squeezenet":
-        options |= {"stem_padding": 1, "pool": "features"}
-    with torch.device("meta"):
-        model = catalog.create_model(network.model, network.classes, network.image_size, **options)
+    counts = counts_of(of_paper(network))
+    params: dict[ParamsConvention, int] = {
+        "all": counts.params,
+        "paper": counts.params_paper,
+        "weights": counts.params_weights,
+    }
     if network.parameters_only:
-        params, params_paper, params_weights = count_parameters(model)
-        return Cost({"all": params, "paper": params_paper, "weights": params_weights})
-    counts = count(model, network.image_size)
+        return Cost(params)
     biases = counts.bias_adds if network.convention == "squeezenet" else 0
-    return Cost(
-        {"all": counts.params, "paper": counts.params_paper, "weights": counts.params_weights},
-        counts.madds + biases,
-        counts.madds_no_classifier + biases,
-    )
+    return Cost(params, counts.madds + biases, counts.madds_no_classifier + biases)
 
 
 def render(sections: list[Section]) -> None:
@@ -169,8 +162,10 @@ def trained(run: FinishedRun, row: Row) -> bool:
     return network is not None and network == architecture(row.trained, row.trained_options)
 
 
-def _trainers() -> dict[str, Trainer]:
-    recipes = {name: load_recipe(name) for name in shipped_recipes()}
+def _trainers(chosen: list[tuple[Paper, Table]]) -> dict[str, Trainer]:
+    """The shipped recipes that the tables name."""
+    named = {_recipe(table, row) for _, table in chosen for row in table.rows}
+    recipes = {name: load_recipe(name) for name in shipped_recipes() if name in named}
     return {
         name: Trainer(dict(recipe.model.options), recipe.data.image_size) for name, recipe in recipes.items()
     }
@@ -178,7 +173,7 @@ def _trainers() -> dict[str, Trainer]:
 
 def _train(table: Table, row: Row, trainers: dict[str, Trainer]) -> str | None:
     """`train_command`, where the recipe's own options leave the network as it is."""
-    recipe = trainers.get(((row.recipe or table.recipe).split() or [""])[0])
+    recipe = trainers.get(_recipe(table, row))
     if recipe is None:
         return None
     network = architecture(row.trained, recipe.options | row.trained_options)
@@ -187,6 +182,11 @@ def _train(table: Table, row: Row, trainers: dict[str, Trainer]) -> str | None:
         if network and network == architecture(row.trained, row.trained_options)
         else None
     )
+
+
+def _recipe(table: Table, row: Row) -> str:
+    """The name of the recipe that trains the row, or nothing."""
+    return ((row.recipe or table.recipe).split() or [""])[0]
 
 
 def main(words: list[str]) -> None:
