@@ -16,7 +16,8 @@ from attneck.models import catalog
 def test_help_names_every_command(capsys):
     assert cli.main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in cli.COMMANDS)
+    assert all(name in said for name in [*cli.COMMANDS, "--version", "--completion", "ATTNECK_DATA"])
+    assert max(map(len, said.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,9 @@ def test_help_names_every_command(capsys):
     [
         ["--help"],
         ["--version"],
+        ["--completion", "bash"],
         ["list"],
+        ["list", "botnet50", "--options"],
         ["train"],
         ["train", "demo", "--help"],
         ["eval", "--help"],

@@ -39,14 +39,21 @@ LONGEST_WORD = 4096
 BROKEN_PIPE = 141
 """The exit code of a program whose reader, head say, had enough: 128 and SIGPIPE's number."""
 
+ENDING = """attneck COMMAND --help shows its options.
+
+  --version           the version of attneck
+  --completion SHELL  a script that completes commands in bash, zsh or fish:
+                      attneck --completion bash >> ~/.bashrc
+
+ATTNECK_DATA is the folder with the data sets, where a command is given none;
+attneck data where NAME says where a set is looked for."""
+
 
 def usage() -> str:
     """What `attneck --help` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        ["usage: attneck COMMAND …", "", *lines, "", "attneck COMMAND --help shows its options."]
-    )
+    return "\n".join(["usage: attneck COMMAND …", "", *lines, "", ENDING])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,6 +119,10 @@ def run(words: list[str]) -> None:
         from attneck import __version__
 
         print(f"attneck {__version__}")
+    elif words[0] == "--completion":
+        from attneck.commands.completion import main as print_script
+
+        print_script(words[1:], COMMANDS)
     elif words[0] not in COMMANDS:
         raise UserError(f"no command {words[0]!r}{suggestion(words[0], list(COMMANDS))} (attneck --help)")
     else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import io
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from contextvars import ContextVar
 from itertools import takewhile
 from typing import Any, TypeVar
 
@@ -39,6 +42,10 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
     Raises:
         UserError: an unknown option, a value that is missing or does not fit, an option that is given twice.
     """
+    if _asking.get():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of tyro 1, until there is a tyro 2
+            raise _Answer(tyro.extras.get_parser(kind, prog=prog, **options))
     flags = Counter(map(_flag, (word for word in words if word.startswith("--"))))
     if twice := [flag for flag, count in flags.items() if count > 1]:
         raise UserError(f"{twice[0]} is given more than once: leave all but one out")
@@ -57,6 +64,27 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = columns
+
+
+def parser_of(main: Callable[[list[str]], None], words: list[str]) -> argparse.ArgumentParser:
+    """The parser that a command reads its words with, after `words`, those that choose it."""
+    token = _asking.set(True)
+    try:
+        main(words)
+    except _Answer as answer:
+        return answer.parser
+    finally:
+        _asking.reset(token)
+    raise AssertionError("the command read its words otherwise")
+
+
+class _Answer(Exception):  # noqa: N818 - how `parse` gives it to `parser_of`, whatever is between them
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+_asking: ContextVar[bool] = ContextVar("_asking", default=False)
 
 
 def _flag(word: str) -> str:
