@@ -118,7 +118,10 @@ def test_list_shows_the_options_of_a_model(name, capsys):
     assert cli.main(["list", name, "--options", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     entry = catalog.find(name)
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in entry.options.as_dict().items()}
+    values = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in entry.options.as_dict().items()
+    }
     if entry.task == "detection":
         del values["dropout"]
     assert {row["name"]: row["value"] for row in rows} == values
@@ -147,8 +150,8 @@ def test_on_a_terminal_a_mistake_is_plain_text(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     assert cli.main(["train", "demo", "--modle.name", "x"]) == 2
-    said = capsys.readouterr().err
-    assert said == "attneck: unknown option --modle.name; perhaps you meant --model.name (attneck train demo --help)\n"
+    near = "perhaps you meant --model.name (attneck train demo --help)"
+    assert capsys.readouterr().err == f"attneck: unknown option --modle.name; {near}\n"
 
 
 COMMANDS_WITH_OUTPUT = [
@@ -190,9 +193,10 @@ def test_a_broken_pipe_that_is_not_the_reader_s_is_told(monkeypatch, capsys):
 
 
 def test_python_itself_does_not_complain_of_the_pipe():
-    """`attneck --help 2>&1 | true`, and of a line to stderr alone: what Python says at its end is heard too."""
+    """Of a process of its own, what is said at its very end is heard too."""
     attneck = f"{shlex.quote(sys.executable)} -m attneck.cli"
-    script = f"{attneck} train demo --help | true; echo ${{PIPESTATUS[0]}}; {attneck} list --jsn 2>&1 | true; echo ${{PIPESTATUS[0]}}"
+    commands = ["train demo --help | true", "list --jsn 2>&1 | true"]
+    script = "".join(f"{attneck} {command}; echo ${{PIPESTATUS[0]}}\n" for command in commands)
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stdout.split() == ["141", "141"]
     assert done.stderr == ""

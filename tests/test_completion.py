@@ -69,10 +69,14 @@ def test_fish(tmp_path, capsys):
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
 def test_zsh_takes_the_script_of_bash(tmp_path, capsys):
-    """Through its emulation, which alone offers words at the press of a key: here, that it reads the script."""
+    """Through its emulation, which offers words only at the press of a key: here it reads the script."""
     ends = "whence -w _attneck compgen; print $_comps[attneck]"
     done = subprocess.run(
-        ["zsh", "-fc", f"{script('zsh', capsys)}\n{ends}"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        ["zsh", "-fc", f"{script('zsh', capsys)}\n{ends}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stderr == ""
     assert done.stdout.split("\n")[:3] == [

@@ -46,6 +46,9 @@ def test_what_is_not_kept_is_counted(monkeypatch):
 
 @pytest.mark.parametrize("words", [["count", "maskrcnn_botnet50", "--json"], ["papers"]], ids=" ".join)
 def test_no_torch_for_what_is_kept(words):
-    program = f"import sys\nfrom attneck.cli import main\ncode = main({words!r})\nassert 'torch' not in sys.modules\nsys.exit(code)"
+    program = (
+        f"import sys\nfrom attneck.cli import main\ncode = main({words!r})\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import io
 import os
@@ -66,8 +65,8 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
             os.environ["COLUMNS"] = columns
 
 
-def parser_of(main: Callable[[list[str]], None], words: list[str]) -> argparse.ArgumentParser:
-    """The parser that a command reads its words with, after `words`, those that choose it."""
+def parser_of(main: Callable[[list[str]], None], words: list[str]) -> Any:
+    """tyro's parser for a command, much as argparse's; `words` are those that choose it."""
     token = _asking.set(True)
     try:
         main(words)
@@ -79,7 +78,7 @@ def parser_of(main: Callable[[list[str]], None], words: list[str]) -> argparse.A
 
 
 class _Answer(Exception):  # noqa: N818 - how `parse` gives it to `parser_of`, whatever is between them
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
+    def __init__(self, parser: Any) -> None:
         super().__init__()
         self.parser = parser
 

@@ -5,11 +5,10 @@ The script is whole: no program runs at the press of a key. bash's also serves z
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attneck.commands.arguments import parser_of
 from attneck.errors import UserError, suggestion
@@ -81,7 +80,7 @@ def command(name: str, what: str) -> Command:
     return Command(what, words, any(action.nargs in ("*", "+") for action in places), options)
 
 
-def _value(action: argparse.Action) -> Value:
+def _value(action: Any) -> Value:
     choices = [] if action.choices is None else [str(choice) for choice in action.choices]
     return Value(choices, not choices and bool(re.search("PATH|STR", str(action.metavar))))
 
@@ -170,7 +169,9 @@ def fish(commands: dict[str, Command]) -> str:
             more = " more" if place == len(known.words) + 1 and known.many else ""
             lines.append(f"complete -c attneck -n '__attneck_in {name} {place}{more}' {_fish_value(value)}")
         for option in known.options:
-            flags = " ".join(f"-l {flag[2:]}" if flag[:2] == "--" else f"-s {flag[1:]}" for flag in option.flags)
+            flags = " ".join(
+                f"-l {flag[2:]}" if flag[:2] == "--" else f"-s {flag[1:]}" for flag in option.flags
+            )
             takes = "" if option.value is None else f" -r {_fish_value(option.value)}"
             said = _quoted(option.help)
             lines.append(f"complete -c attneck -n '__attneck_in {name}' {flags}{takes} -d {said}")

@@ -1,4 +1,4 @@
-"""A network's counts: those that are kept with the package, else counted now. `make counts` writes the former.
+"""A network's counts: those that are kept with the package, or counted now. `make counts` writes the kept.
 
 Run as a module it counts every network that is to be kept, and writes the file.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from attneck.files import write_atomic
-from attneck.measure.kept import FILE, Counts, kept
+from attneck.measure.kept import FILE, Counts, Key, kept
 from attneck.models import catalog
 from attneck.papers.tables import PAPERS, Network, load_paper
 
@@ -58,7 +58,7 @@ def of_paper(network: Network) -> Asked:
 
 def to_be_kept() -> list[Asked]:
     """The papers' networks, and as published the classifiers, and the detectors that the papers train."""
-    found = {}
+    found: dict[Key, Asked] = {}
     for asked in _networks():
         options = catalog.find(asked.model, asked.options).options
         found.setdefault((options, asked.image_size, asked.num_classes), asked)

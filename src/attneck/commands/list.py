@@ -80,7 +80,12 @@ def _rows(options: FamilyOptions, skip: set[str]) -> list[dict[str, Any]]:
     schema = type(options).model_json_schema()["properties"]
     values = dict(options)
     return [
-        {"name": key, "type": _type(about), "value": values[key], "help": " ".join(about["description"].split())}
+        {
+            "name": key,
+            "type": _type(about),
+            "value": values[key],
+            "help": " ".join(about["description"].split()),
+        }
         for key, about in schema.items()
         if key not in skip
     ]

@@ -64,7 +64,9 @@ class Pace:
         if self.speed is None:
             return None
         scored = self.since[1]
-        evaluations = (self.steps - 1) // self.period - scored // self.period + 1 if scored < self.steps else 0
+        evaluations = (
+            (self.steps - 1) // self.period - scored // self.period + 1 if scored < self.steps else 0
+        )
         return (self.steps - self.done) / self.speed + evaluations * self._evaluation(self.speed)
 
     def _evaluation(self, speed: float) -> float:

@@ -151,7 +151,11 @@ class Report:
         if self.console.is_terminal:
             whole = "  ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in items)
             lines = textwrap.wrap(
-                whole, self.console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+                whole,
+                self.console.width,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
             )
             line = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
