@@ -394,7 +394,7 @@ def test_runs_of_a_rows_recipe_stand_beside_it_and_no_others(tmp_path):
     _write_run(results / "deep" / "b", *wrn, {"val_top1": 1.0, "ema_top1": 80.0}, seed=1)
     _write_run(results / "tried", *wrn, error, data__workers=2, data__root="/disk", checkpoint_minutes=1.0)
     _write_run(results / "long", *wrn, error, precision="bfloat16", accumulate=2)
-    # A default that is written out is the row's network; a recipe of its own, and less data, are not the row's.
+    # A default that is written out is the row's network; less data, and another recipe, are not.
     _write_run(results / "named", "5", "ResNet50 + BAM", error, model__options={"bam_dilation": 4})
     _write_run(results / "toy", *wrn, error, images=256, data__train_size=256)
     _write_run(results / "cut", *wrn, error, images=40_000)
