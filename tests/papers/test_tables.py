@@ -13,7 +13,7 @@ from attneck.commands import papers as command
 from attneck.commands.measured import Results, recipe_of
 from attneck.errors import UserError
 from attneck.models import catalog
-from attneck.papers.layout import Checked, Section, document, sheet, tally
+from attneck.papers.layout import Checked, Section, document, sheet, stacked, tally
 from attneck.papers.results import DATA, read_runs
 from attneck.papers.tables import (
     PAPERS,
@@ -227,7 +227,7 @@ def test_a_base_is_counted_in_the_convention_of_the_row_that_names_it():
 @pytest.fixture(scope="module")
 def sections():
     """Every table with every network's counts, and no runs."""
-    return command.compare_all(command.choose(None, None), Results([]), quiet=True)
+    return command.compare_all(command.choose(None, None), Results([]))
 
 
 def test_computed_verdicts_are_the_expected_ones(sections):
@@ -382,7 +382,7 @@ def _write_run(
 
 def _beside(folder: Path, number: str) -> dict[str, list[str]]:
     """The runs beside each row of a table that has any."""
-    sections = command.compare_all(command.choose(None, number), Results([folder]), quiet=True)
+    sections = command.compare_all(command.choose(None, number), Results([folder]))
     rows = [checked for section in sections for checked in section.rows]
     return {checked.row.label: [run.folder for run in checked.runs] for checked in rows if checked.runs}
 
@@ -418,7 +418,7 @@ def test_runs_of_a_rows_recipe_stand_beside_it_and_no_others(tmp_path):
     }
     assert list(_beside(results, "1a")) == ["d = 4", "r = 16"]
 
-    (section,) = command.compare_all(command.choose("bam", "5"), Results([results]), quiet=True)
+    (section,) = command.compare_all(command.choose("bam", "5"), Results([results]))
     laid = sheet(section)
     column = laid.header.index("Error measured")
     assert {cells[0].split(" ")[0]: cells[column] for cells in laid.rows if cells[column]} == {
@@ -489,7 +489,7 @@ def test_the_committed_results_are_read():
     """None of them is a paper's row: they are short, or small."""
     found = Results([ROOT / "results"])
     assert len(found.runs) >= 10
-    sections = command.compare_all(command.choose(None, None), found, quiet=True)
+    sections = command.compare_all(command.choose(None, None), found)
     assert not [run for section in sections for checked in section.rows for run in checked.runs]
 
 
@@ -539,6 +539,17 @@ def test_one_table_as_text_as_markdown_and_as_json(capsys, monkeypatch, tmp_path
     row = found["papers"][0]["tables"][0]["rows"][1]
     assert row["computed"]["madds_g"] == {"count": 102_989_037_568, "verdict": "same, truncated"}
     assert row["printed"]["madds_g"] == "102.98"
+
+
+def test_a_narrow_terminal_has_every_cell(sections):
+    for section in sections:
+        laid = sheet(section)
+        told = stacked(laid, 80)
+        for cells in laid.rows:
+            for name, cell in zip(laid.header[1:], cells[1:], strict=True):
+                assert not cell or f"{name} {cell}" in told
+    told = stacked(sheet(next(one for one in sections if one.table.id == "9")), 80).splitlines()
+    assert max(map(len, told)) <= 80
 
 
 def test_a_network_that_is_not_here_is_said_not_guessed():

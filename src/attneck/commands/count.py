@@ -56,8 +56,8 @@ def show(
     print(f"{model}, one image of {size}×{size}, {classes} classes")
     for name, what, value in (
         ("parameters", "all", counts.params),
-        ("", "without BatchNorm and position tables, as BoTNet counts", counts.params_paper),
-        ("", "without biases, as two rows of BAM's Table 1 count", counts.params_weights),
+        ("", "without BatchNorm and position tables (BoTNet)", counts.params_paper),
+        ("", "without biases (two rows of BAM's Table 1)", counts.params_weights),
         ("M.Adds", "convolutions and matrix products", counts.madds),
         ("", "without the classifier", counts.madds_no_classifier),
     ):

@@ -24,6 +24,7 @@ from attneck.papers.layout import (
     markdown,
     sheet,
     source_sentence,
+    stacked,
     tally,
     tally_sentence,
 )
@@ -66,7 +67,7 @@ def show(
         if not folder.is_dir():
             raise UserError(f"--results {folder}: there is no such folder (attneck train makes runs)")
     measured = Results(list(results) or [folder for folder in FOLDERS if folder.is_dir()])
-    sections = compare_all(chosen, measured, quiet=json_)
+    sections = compare_all(chosen, measured)
     source = source_sentence([folder.as_posix() for folder in measured.folders], len(measured.runs), sections)
     if json_:
         print(json.dumps(document(sections, source), ensure_ascii=False))
@@ -93,25 +94,18 @@ def choose(paper: str | None, table: str | None) -> list[tuple[Paper, Table]]:
     return found
 
 
-def compare_all(chosen: list[tuple[Paper, Table]], measured: Results, *, quiet: bool) -> list[Section]:
-    """Count and look up every row of the tables; a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+def compare_all(chosen: list[tuple[Paper, Table]], measured: Results) -> list[Section]:
+    """Look up every row of the tables, and count what is not kept."""
     recipes = _recipes(chosen)
-    terminal = Console(stderr=True)
     sections = []
-    with Progress(console=terminal, transient=True, disable=quiet or not terminal.is_terminal) as progress:
-        task = progress.add_task("counting", total=sum(len(table.rows) for _, table in chosen))
-        for paper, table in chosen:
-            rows = []
-            for row in table.rows:
-                command = _train(table, row, recipes)
-                recipe = recipe_of(table, row, recipes) if command and measured.runs else None
-                same = measured.of(table, row, recipe)
-                rows.append(Checked(row, compare(table, row, cost), same, command))
-                progress.advance(task)
-            sections.append(Section(paper, table, rows))
+    for paper, table in chosen:
+        rows = []
+        for row in table.rows:
+            command = _train(table, row, recipes)
+            recipe = recipe_of(table, row, recipes) if command and measured.runs else None
+            same = measured.of(table, row, recipe)
+            rows.append(Checked(row, compare(table, row, cost), same, command))
+        sections.append(Section(paper, table, rows))
     return sections
 
 
@@ -134,7 +128,7 @@ def cost(network: Network) -> Cost | None:
 
 
 def render(sections: list[Section], source: str) -> None:
-    """Print the tables: as wide as they are where nobody's terminal sets a width."""
+    """Print the tables: as wide as they are, or row by row on a terminal that is narrower."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -152,11 +146,14 @@ def render(sections: list[Section], source: str) -> None:
         for cells in laid.rows:
             styles = {"same": "green", "differs": "red"}
             grid.add_row(*(Text(cell, styles.get(cell.split(",")[0].split(" ")[0], "")) for cell in cells))
-        console.print(grid)
+        if console.measure(grid, options=console.options.update(width=1000)).maximum > console.width:
+            print(stacked(laid, console.width))
+        else:
+            console.print(grid)
         for mark, text in enumerate(laid.footnotes, start=1):
             console.print(Text(f"  {mark}. {text}"))
         for label, command in laid.commands:
-            console.print(Text(f"  {label}: {command}"))
+            console.print(Text(f"  {label}: {command}"), soft_wrap=True)  # to be copied
         console.print()
     if tally(sections)["rows"]:
         console.print(Text(tally_sentence(sections)))

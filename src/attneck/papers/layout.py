@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -95,6 +96,20 @@ def sheet(section: Section) -> Sheet:
     commands = [(checked.row.label, checked.train) for checked in rows if checked.train]
     setup = "; ".join(filter(None, (table.task, table.setup)))
     return Sheet(f"{_number(table)}: {table.title}", setup, header, cells, footnotes, commands)
+
+
+def stacked(laid: Sheet, width: int) -> str:
+    """A table for a narrow terminal: under each row's label its cells by name, in lines that break between them."""
+    lines = [
+        f"  {laid.title}",
+        *textwrap.wrap(laid.setup, width, initial_indent="  ", subsequent_indent="  "),
+    ]
+    for label, *cells in laid.rows:
+        named = [f"{name} {cell}" for name, cell in zip(laid.header[1:], cells, strict=True) if cell]
+        whole = "  ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in named)
+        told = textwrap.wrap(whole, width - 6, break_long_words=False, break_on_hyphens=False)
+        lines += [f"  {label}", *(f"      {line}".replace("\N{NO-BREAK SPACE}", " ") for line in told)]
+    return "\n".join(lines)
 
 
 def tally(sections: Iterable[Section]) -> dict[str, int]:
