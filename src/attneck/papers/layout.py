@@ -99,7 +99,7 @@ def sheet(section: Section) -> Sheet:
 
 
 def stacked(laid: Sheet, width: int) -> str:
-    """A table for a narrow terminal: under each row's label its cells by name, in lines that break between them."""
+    """A table for a narrow terminal: under each row's label its cells by name, and lines break between them."""
     lines = [
         f"  {laid.title}",
         *textwrap.wrap(laid.setup, width, initial_indent="  ", subsequent_indent="  "),

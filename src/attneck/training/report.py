@@ -129,7 +129,7 @@ class Report:
         scores = {key: value for key, value in record.items() if key not in {"epoch", "step"}}
         speed = self._speed(self.pace.record(record["step"]))
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=record["step"])
+            self.bar.update(self.task, completed=record["step"], said=self._left())
         left = [] if record["step"] == self.steps else [self._left()]
         self._print([f"epoch {record['epoch']}/{self.epochs}", *_said(scores), *speed, *left])
         self.events.add(record["step"], {key.replace("_", "/", 1): value for key, value in scores.items()})
