@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import os
 import re
+import shutil
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -50,7 +53,9 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
         raise UserError(f"{twice[0]} is given more than once: leave all but one out")
     told, columns = io.StringIO(), os.environ.get("COLUMNS")
     try:
-        if not {"-h", "--help"} & set(words):
+        if {"-h", "--help"} & set(words):
+            options.setdefault("description", _description(kind))
+        else:
             os.environ["COLUMNS"] = "10000"  # what is told is read below, and lines would be broken
         with redirect_stderr(told):
             return tyro.cli(kind, prog=prog, args=words, **options)
@@ -63,6 +68,13 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = columns
+
+
+def _description(kind: Callable[..., Any]) -> str:
+    """The docstring up to its list of arguments, in lines that fit: tyro prints a paragraph as one."""
+    text = (inspect.getdoc(kind) or "").partition("\nArgs:")[0]
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.strip().split("\n\n"))
 
 
 def parser_of(main: Callable[[list[str]], None], words: list[str]) -> Any:

@@ -96,7 +96,7 @@ def _draw(axes: Any, key: str, name: str, records: list[dict[str, float]], colou
             continue
         epochs, values = zip(*points, strict=True)
         shown = [100 - value for value in values] if key == "top1" else values
-        marked = slice(None) if len(points) <= FEW else []
+        marked: slice | list[int] = slice(None) if len(points) <= FEW else []
         axes.plot(epochs, shown, color=colour, linewidth=1.4, markersize=4, markevery=marked, **style)
         lasts.append((split, what, significant(shown[-1])))
     told = [

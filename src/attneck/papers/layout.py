@@ -99,11 +99,8 @@ def sheet(section: Section) -> Sheet:
 
 
 def stacked(laid: Sheet, width: int) -> str:
-    """A table for a narrow terminal: under each row's label its cells by name, and lines break between them."""
-    lines = [
-        f"  {laid.title}",
-        *textwrap.wrap(laid.setup, width, initial_indent="  ", subsequent_indent="  "),
-    ]
+    """A table for a narrow terminal: under each row's label its cells by name, a few a line."""
+    lines = [laid.title, *textwrap.wrap(laid.setup, width), ""]
     for label, *cells in laid.rows:
         named = [f"{name} {cell}" for name, cell in zip(laid.header[1:], cells, strict=True) if cell]
         whole = "  ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in named)
