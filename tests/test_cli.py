@@ -140,6 +140,13 @@ def test_every_option_of_every_family_has_a_help_text():
             assert field.description, f"{family.__name__}.{name}"
 
 
+@pytest.mark.parametrize("command", ["list", "eval", "predict", "export", "bench"])
+def test_help_breaks_between_words(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([command, "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_options_are_of_one_model(capsys):
     assert cli.main(["list", "botnet5*", "--options"]) == 2
     assert "matches 4 models, wanted one" in capsys.readouterr().err

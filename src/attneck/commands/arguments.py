@@ -71,10 +71,14 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
 
 
 def _description(kind: Callable[..., Any]) -> str:
-    """The docstring up to its list of arguments, in lines that fit: tyro prints a paragraph as one."""
+    """The docstring up to its list of arguments, in lines that fit: tyro makes one of a paragraph's.
+
+    It leaves those alone that are indented.
+    """
     text = (inspect.getdoc(kind) or "").partition("\nArgs:")[0]
     width = shutil.get_terminal_size().columns
-    return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.strip().split("\n\n"))
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(textwrap.fill(one, width, subsequent_indent="  ") for one in paragraphs)
 
 
 def parser_of(main: Callable[[list[str]], None], words: list[str]) -> Any:
