@@ -84,7 +84,7 @@ def _rows(options: FamilyOptions, skip: set[str]) -> list[dict[str, Any]]:
             "name": key,
             "type": _type(about),
             "value": values[key],
-            "help": " ".join(about["description"].split()),
+            "help": " ".join(about.get("description", "").split()),
         }
         for key, about in schema.items()
         if key not in skip
