@@ -86,6 +86,7 @@ def answered(words: list[str]) -> int:
             if stream is not None:
                 stream.flush()  # a full disk is heard of here, not at Python's end
     except EXPECTED as error:
+        signals.let_end()
         unread = drop_unread()
         if unread and isinstance(error, BrokenPipeError):
             return BROKEN_PIPE
@@ -98,6 +99,7 @@ def answered(words: list[str]) -> int:
         print("attneck: stopped by SIGINT", file=sys.stderr, flush=True)
         return 130
     except Exception:
+        signals.let_end()
         traceback.print_exc()
         print(f"attneck: {report(words)}", file=sys.stderr, flush=True)
         return 1
