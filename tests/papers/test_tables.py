@@ -430,6 +430,14 @@ def test_runs_of_a_rows_recipe_stand_beside_it_and_no_others(tmp_path):
     json.loads(json.dumps(document([section], "")))
 
 
+def test_a_run_of_another_version_is_passed_over_with_a_word(tmp_path, capsys):
+    _write_run(tmp_path / "a", "5", "WideResNet28 (w=8)", {"val_top1": 79.0})
+    with (tmp_path / "a" / "recipe.yaml").open("a") as recipe:
+        recipe.write("of_the_future: 1\n")
+    assert _beside(tmp_path, "5") == {}
+    assert "there is no field 'of_the_future'; passed over" in capsys.readouterr().err
+
+
 def test_copies_of_a_run_count_once(tmp_path):
     for place in ("results", "runs"):
         _write_run(tmp_path / place / "a", "5", "WideResNet28 (w=8)", {"val_top1": 79.0})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.papers.results import FinishedRun, each_once, read_runs, whole_data
 from attneck.papers.tables import Row, Table
@@ -36,9 +38,12 @@ class Results:
     def __init__(self, folders: list[Path]) -> None:
         self.folders = folders
         self.runs = each_once([run for folder in folders for run in read_runs(folder)])
-        self.recipes = {
-            run.folder: parse_recipe(run.recipe, f"{run.folder}/recipe.yaml") for run in self.runs
-        }
+        self.recipes: dict[str, Recipe] = {}
+        for run in self.runs:
+            try:
+                self.recipes[run.folder] = parse_recipe(run.recipe, f"{run.folder}/recipe.yaml")
+            except UserError as error:  # of another version: no row's recipe as it is here
+                print(f"attneck: {error}; passed over", file=sys.stderr)
 
     def of(self, table: Table, row: Row, recipe: Recipe | None) -> list[FinishedRun]:
         """The runs of the row's network on all of its data by `recipe`, from the start that the paper has.
@@ -49,8 +54,10 @@ class Results:
             return []
         found = []
         for run in self.runs:
-            own = self.recipes[run.folder]
-            if not (whole_data(run, table) and _same_network(recipe, own) and _same_folder(recipe, own)):
+            own = self.recipes.get(run.folder)
+            if own is None or not (
+                whole_data(run, table) and _same_network(recipe, own) and _same_folder(recipe, own)
+            ):
                 continue
             if _started(own) != (row.detector is not None):  # detectors start from ImageNet, classifiers anew
                 continue
