@@ -10,7 +10,9 @@ from contextlib import contextmanager
 import pytest
 
 from attneck import cli
+from attneck.commands import list as list_command
 from attneck.models import catalog
+from attneck.models.options import FamilyOptions
 
 
 def test_help_names_every_command(capsys):
@@ -123,7 +125,7 @@ def test_list_shows_the_options_of_a_model(name, capsys):
         for key, value in entry.options.as_dict().items()
     }
     if entry.task == "detection":
-        del values["dropout"]
+        values = {key: value for key, value in values.items() if key not in FamilyOptions.model_fields}
     assert {row["name"]: row["value"] for row in rows} == values
     assert catalog.find(name, values) == entry
     assert cli.main(["list", name, "--options"]) == 0
@@ -145,6 +147,27 @@ def test_help_breaks_between_words(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main([command, "--help"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        (
+            {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "null"}]},
+            "number ≥ 0, ≤ 1 or None",
+        ),
+        ({"enum": [8, 16, 32]}, "8, 16, 32"),
+        ({"const": "avg"}, "avg"),
+        (
+            {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 4, "maxItems": 4},
+            "4 numbers ≥ 1",
+        ),
+        ({"type": "array", "items": {"type": "integer", "minimum": 1}, "maxItems": 4}, "numbers ≥ 1"),
+        ({"type": "boolean"}, "True, False"),
+    ],
+)
+def test_an_option_s_type_in_words(about, said):
+    assert list_command._type(about) == said
 
 
 def test_options_are_of_one_model(capsys):

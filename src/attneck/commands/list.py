@@ -53,8 +53,9 @@ def options_of(name: str) -> dict[str, list[dict[str, Any]]]:
     """
     own = CATALOG[name].options
     backbone = getattr(own, "backbone", None)
-    of_classifiers = {"dropout"} if CATALOG[name].task == "detection" else set()
-    parts = {_what(own): _rows(own, skip={"backbone"} | of_classifiers)}
+    # What every family has is of a classifier of whole images: detectors refuse it.
+    refused = set(FamilyOptions.model_fields) if CATALOG[name].task == "detection" else set()
+    parts = {_what(own): _rows(own, skip={"backbone"} | refused)}
     if backbone is not None:
         parts[f"Its backbone: {_what(backbone)}"] = _rows(backbone, skip={*dict(own)})
     return parts
@@ -93,8 +94,12 @@ def _rows(options: FamilyOptions, skip: set[str]) -> list[dict[str, Any]]:
 
 def _type(about: dict[str, Any]) -> str:
     """A field of a JSON schema in words: its choices, or its kind and range."""
-    if "enum" in about:
-        return ", ".join(map(str, about["enum"]))
+    if "anyOf" in about:
+        return " or ".join(map(_type, about["anyOf"]))
+    if "enum" in about or "const" in about:
+        return ", ".join(map(str, about.get("enum", [about.get("const")])))
+    if about["type"] == "null":
+        return "None"
     if about["type"] == "boolean":
         return "True, False"
     if about["type"] == "array":
