@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,9 +23,11 @@ from attneck.training.recipe import TIMM, Recipe, is_run, load_recipe, refusal, 
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
 
-RECIPE is one of the shipped recipes ({shipped}), a YAML file, or the folder of a run.
+RECIPE is a YAML file, the folder of a run, or one of the shipped recipes:
+{shipped}
 attneck train RECIPE --help shows every field with its value there.
-Several processes on this machine: --processes N. On many machines: torchrun … -m attneck.cli train …"""
+Several processes on this machine: --processes N.
+On many machines: torchrun … -m attneck.cli train …"""
 
 
 @dataclass
@@ -47,7 +50,10 @@ def main(words: list[str]) -> None:
     if not words or words[0].startswith("-"):
         if words and words[0] not in {"-h", "--help"}:
             raise UserError(f"the recipe comes first: attneck train RECIPE {' '.join(words)}")
-        print(USAGE.format(shipped=", ".join(shipped_recipes())))
+        shipped = textwrap.indent(
+            textwrap.fill(", ".join(shipped_recipes()), 76, break_on_hyphens=False), "  "
+        )
+        print(USAGE.format(shipped=shipped))
         return
     name = words[0]
     arguments = parse(name, words[1:])

@@ -18,7 +18,9 @@ class EfficientNetOptions(FamilyOptions):
     classifier: ClassVar[str] = "classifier"
 
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"] = "b0"
+    """Which of the family."""
     drop_path: Probability = 0.0
+    """Probability of leaving the last block out in training; it rises linearly to there."""
 
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1

@@ -24,16 +24,27 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
     builder: ClassVar[str] = "attneck.models.cifar.network:build_cifar_resnet"
 
     depths: Annotated[Depths, Field(min_length=2, max_length=5)] = (3, 3, 3)
+    """Blocks a stage."""
     block: BlockKind = "basic"
-    order: Literal["post", "pre"] = "post"  # the activation stands after the addition, or before each conv
+    """basic: two 3×3 convs; bottleneck: 1×1, 3×3, 1×1."""
+    order: Literal["post", "pre"] = "post"
+    """The activation stands after the addition (post), or before each conv (pre)."""
     stem: Positive = 16
+    """Channels of the first conv."""
     mids: Numbers = (16, 32, 64)
+    """Channels of the 3×3 convs, a number a stage."""
     outs: Numbers = (16, 32, 64)
+    """Channels of the blocks' results, a number a stage."""
     groups: Positive = 1
+    """Groups of a bottleneck's 3×3 convs (ResNeXt)."""
     stride_on: StrideOn = "3x3"
-    shortcut: Literal["raw", "activated"] = "raw"  # what the projection of a pre-activation block sees
-    attend: bool = False  # MHSA for the last 3×3 of each block of the last stage
-    se: bool = False  # after every block's branch, reduction 16, with biases (BAM Table 5)
+    """The conv of a bottleneck that strides."""
+    shortcut: Literal["raw", "activated"] = "raw"
+    """What the projection of a pre-activation block sees."""
+    attend: bool = False
+    """MHSA for the last 3×3 of each block of the last stage."""
+    se: bool = False
+    """Squeeze-excitation after every block's branch, reduction 16, with biases (BAM Table 5)."""
 
     @model_validator(mode="after")
     def _options_fit_each_other(self) -> Self:

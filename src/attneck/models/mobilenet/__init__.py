@@ -14,8 +14,10 @@ class MobileNetOptions(BAMOptions):
 
     builder: ClassVar[str] = "attneck.models.mobilenet.network:build_mobilenet"
 
-    alpha: Annotated[float, Field(gt=0, le=8)] = 1.0  # every width is ⌊width · alpha⌋
+    alpha: Annotated[float, Field(gt=0, le=8)] = 1.0
+    """Every width is ⌊width · alpha⌋."""
     bam: Literal["none", "stages"] = "none"
+    """stages: a BAM at the end of the stages of 128, 256 and 512 channels."""
 
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1

@@ -18,10 +18,15 @@ class ViTOptions(FamilyOptions):
     global_pool: ClassVar[str] = "token"
 
     width: Positive = 768
+    """Channels of a token."""
     depth: Depth = 12
+    """Blocks."""
     heads: Positive = 12
+    """Attention heads of each block."""
     patch: Positive = 16
+    """Side of a patch in pixels."""
     drop_path: Probability = 0.0
+    """Probability of leaving the last block out in training; it rises linearly to there."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
