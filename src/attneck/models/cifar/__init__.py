@@ -31,7 +31,10 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
     outs: Numbers = (16, 32, 64)
     groups: Positive = 1
     stride_on: StrideOn = "3x3"
-    shortcut: Literal["raw", "activated"] = "raw"  # what the projection of a pre-activation block sees
+    # Where a block changes the shape: "raw" projects its input, "activated" a pre-activation block's first
+    # BatchNorm and ReLU of it; "A", without weights, leaves out every second row and column and adds channels
+    # of zeros, half before and half after (He et al. 2016, option A).
+    shortcut: Literal["raw", "activated", "A"] = "raw"
     attend: bool = False  # MHSA for the last 3×3 of each block of the last stage
     se: bool = False  # after every block's branch, reduction 16, with biases (BAM Table 5)
 
@@ -43,8 +46,14 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
             )
         if self.block == "basic":
             self._refuse_idle(("groups", "stride_on"), "block='bottleneck'")
-        if self.order == "post":
+        if self.order == "post" and self.shortcut == "activated":
             self._refuse_idle(("shortcut",), "order='pre'")
+        widths = [self.stem, *self.outs]
+        if self.shortcut == "A" and widths != sorted(widths):
+            raise ValueError(
+                f"stem={self.stem}, outs={self.outs}: shortcut='A' takes no channels away, wanted widths that "
+                "never fall"
+            )
         if self.bam == "blocks" and self.se:
             raise ValueError("bam='blocks' and se want the same slot in the block: choose one")
         if self.attend and self.block == "basic" and self.mids[-1] != self.outs[-1]:
