@@ -35,7 +35,7 @@ def load_weights(detector: Any, weights: Mapping[str, Any] | str | Path) -> Load
     subsampled = subsample_fc(given)
     if subsampled is None or not _has_all(backbone, given):
         return load_matching(backbone, given, new=EXTRA)
-    return LoadedVGG(**vars(load_matching(backbone, subsampled, new=EXTRA)))
+    return LoadedVGG(**vars(load_matching(backbone, given.named(subsampled), new=EXTRA)))
 
 
 LAST = ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits", "head.classification_head")

@@ -34,8 +34,10 @@ def check_name(name: Any) -> str:
         raise ValueError(f"pretrained={brief(name)}: wanted a name of timm's weights, 'resnet50.a1_in1k' say")
     bare = name.removeprefix("timm/")
     if not timm.is_model_pretrained(bare):
-        near = suggestion(bare, timm.list_pretrained()) or suggestion(bare, timm.list_models(pretrained=True))
-        raise ValueError(f"timm has no pretrained weights {brief(name)}{near} (timm.list_pretrained() has all)")
+        near = suggestion(bare, timm.list_pretrained() if "." in bare else timm.list_models())
+        raise ValueError(
+            f"timm has no pretrained weights {brief(name)}{near} (timm.list_pretrained() has all)"
+        )
     return bare
 
 
@@ -58,6 +60,7 @@ def fetch(name: str, in_chans: int = 3) -> Weights:
     import torch
 
     from attneck.models.weight_files import Weights
+    from attneck.models.weights import settings
 
     bare = check_name(name)
     found: Any = timm.get_pretrained_cfg(bare)
@@ -76,6 +79,7 @@ def fetch(name: str, in_chans: int = 3) -> Weights:
             f"({type(error).__name__}: {one_line(error, 150)}): try again, or give a file by weights"
         ) from error
     weights = Weights(network.state_dict())
+    weights.settings = settings(network)
     weights.part = f"{found.architecture}.{found.tag}" if found.tag else found.architecture
     return weights
 
@@ -103,7 +107,7 @@ def check_filled(loaded: Loaded, name: str) -> None:
     if len(loaded.unexpected) > len(loaded.taken):
         raise ValueError(
             f"timm's weights {name} fill {len(loaded.taken)} tensors of this network and leave "
-            f"{len(loaded.unexpected)} random beside attention and the classifier: take those of its own family"
+            f"{len(loaded.unexpected)} random beside attention and the classifier: take some of its family"
         )
 
 
@@ -148,6 +152,6 @@ def _check_network(name: str, found: Any) -> None:
     except Exception as error:  # of the hub's HTTP client, which is another one from version to version
         raise ValueError(
             f"timm's weights {name} are not in the cache, and {url.split('/')[2]} cannot be reached "
-            f"({type(error).__name__}: {one_line(error, 80)}): mend the connection, or fetch the file elsewhere "
-            "and give it by weights"
+            f"({type(error).__name__}: {one_line(error, 80)}): mend the connection, or fetch the file "
+            "elsewhere and give it by weights"
         ) from None

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,9 +54,17 @@ class Weights(dict[str, Tensor]):
 
     Attributes:
         part: the entry of a file that they were in, such as "state_dict_ema"; "" where they are all of it.
+        settings: what the layers that they are from compute, by name, where that is known.
     """
 
     part: str = ""
+    settings: Mapping[str, str] = MappingProxyType({})
+
+    def named(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """The same by other names."""
+        weights = Weights(tensors)
+        weights.part, weights.settings = self.part, self.settings
+        return weights
 
 
 def read_tensors(path: Path) -> Weights:
@@ -82,14 +91,14 @@ def read_tensors(path: Path) -> Weights:
 
 def unwrapped(found: Any, source: str) -> Weights:
     """`found`, or that of its PARTS that comes first, by names without WRAPPERS; raises as `check_plain`."""
-    parts = [
-        part for part in PARTS if isinstance(found, Mapping) and isinstance(found.get(part), Mapping)
-    ]
+    parts = [part for part in PARTS if isinstance(found, Mapping) and isinstance(found.get(part), Mapping)]
     tensors = check_plain(found[parts[0]] if parts else found, source)
     weights = Weights((_bare(name), tensor) for name, tensor in tensors.items())
     if len(weights) < len(tensors):
-        raise ValueError(f"{shown(source)} has tensors that differ only in 'module.' or '_orig_mod.': "
-                         "take one network's out of it")
+        raise ValueError(
+            f"{shown(source)} has tensors that differ only in 'module.' or '_orig_mod.': "
+            "take one network's out of it"
+        )
     weights.part = parts[0] if parts else ""
     return weights
 
@@ -137,8 +146,8 @@ def readable(path: Path) -> Iterator[None]:
         if found is None:
             raise ValueError(f"{shown(path)} cannot be read ({type(error).__name__}): {WANTED}") from error
         raise ValueError(
-            f"{shown(path)} needs {shown(found[1])} to be read: {WANTED}. If you trust it, write its weights "
-            "alone with torch.save, from torch.load(…, weights_only=False)"
+            f"{shown(path)} needs {shown(found[1])} to be read: wanted tensors by name and nothing that "
+            "would run code; if you trust it, torch.load(…, weights_only=False) it and torch.save its weights"
         ) from error
     except Exception as error:  # damaged bytes make the readers raise any kind
         raise ValueError(f"{shown(path)} cannot be read ({type(error).__name__}): {WANTED}") from error

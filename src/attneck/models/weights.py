@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class Loaded:
     """How many tensors of `new` are in which layer; attention counts as one layer, with its kind."""
     unexpected: list[str] = field(default_factory=list)
     """Of `new`: in neither attention nor the classifier."""
+    changed: list[str] = field(default_factory=list)
+    """Layers that were filled and compute otherwise than where the weights are from, if that is known."""
     part: str = ""
     """The entry of a file that they were in, such as "state_dict_ema"; "" where they were all of it."""
 
@@ -70,38 +73,59 @@ class Loaded:
         return "; ".join(lines)
 
     def _shapes(self) -> list[str]:
-        return [
-            f"{shown(name)} {given}, wanted {wanted}" for name, (given, wanted) in self.shapes.items()
-        ]
+        return [f"{shown(name)} {given}, wanted {wanted}" for name, (given, wanted) in self.shapes.items()]
 
     @property
     def listing(self) -> str:
         """Every name that was not simply taken, a line each."""
-        said = {"new": map(shown, self.new), "not used": map(shown, self.unused), "shape": self._shapes()}
+        said = {
+            "new": map(shown, self.new),
+            "not used": map(shown, self.unused),
+            "shape": self._shapes(),
+            "changed": self.changed,
+        }
         return "\n".join(f"{kind:9} {name}" for kind, names in said.items() for name in names)
 
     @property
     def warning(self) -> str | None:
-        """One line, if more stays random than attention and the classifier, or what the file calls BAM."""
+        """One line, if more stays random than attention and the classifier, or a layer was filled in part."""
+        taken = {name.rpartition(".")[0] for name in self.taken}
+        cut = [
+            name
+            for name in self.unused
+            if name.rpartition(".")[0] in taken
+            and name not in self.shapes
+            and not name.endswith("num_batches_tracked")
+        ]
         if self.unexpected:
             layers = dict.fromkeys(name.rpartition(".")[0] or name for name in self.unexpected)
             return (
-                f"more stays random than attention and the classifier ({len(self.unexpected)} of "
-                f"{len(self.taken) + len(self.new)} tensors), in {_first(map(shown, layers), len(layers))}: are "
-                "these the weights of another network?"
+                f"more stays random than attention and the classifier ({len(self.unexpected)} "
+                f"of {len(self.taken) + len(self.new)} tensors), in {_first(map(shown, layers), len(layers), 3)}: "
+                "are these the weights of another network?"
             )
         if any(".gate_c." in name for name in self.unused) and any("BAM" in name for name in self.modules):
             return (
-                "the BAMs stay random, as those given are of the authors' code and the network's of the paper: "
-                "build it with bam_variant official"
+                "the BAMs stay random, as those given are of the authors' code and the network's of the "
+                "paper: build it with bam_variant official"
+            )
+        if self.changed:
+            return (
+                "layers compute otherwise than where the weights are from: "
+                f"{_first(self.changed, len(self.changed), 3)}; train on before you use it"
+            )
+        if cut:
+            return (
+                f"layers were filled in part, and compute something else than they did: the network has no "
+                f"place for {_first(map(shown, cut), len(cut), 3)}"
             )
         return None
 
 
-def _first(words: Any, count: int) -> str:
-    """The first few words, and how many more there are."""
-    some = [word for _, word in zip(range(SHOWN), words, strict=False)]
-    return ", ".join([*some, f"{count - SHOWN} more"] if count > SHOWN else some)
+def _first(words: Iterable[str], count: int, most: int = SHOWN) -> str:
+    """The first few of `count` words, and how many more there are."""
+    some = list(islice(words, most))
+    return ", ".join([*some, f"{count - most} more"] if count > most else some)
 
 
 def load_matching(
@@ -173,16 +197,35 @@ def load_matching(
         },
         modules=dict(
             Counter(
-                name.rpartition(".")[0] or name if layer is None else f"{layer} ({attention[layer]})"
+                name.rpartition(".")[0] or name if layer is None else f"{layer or '.'} ({attention[layer]})"
                 for name, layer in layers.items()
             )
         ),
         unexpected=[name for name in left if not any(_inside(name, module) for module in expected)],
+        changed=[
+            f"{name} {now}, was {given.settings[name]}"
+            for name, now in settings(network).items()
+            if given.settings.get(name, now) != now
+        ],
         part=given.part,
     )
     if loaded.warning is not None:
         warnings.warn(loaded.warning, StaysRandomWarning, stacklevel=2)
     return loaded
+
+
+def settings(network: nn.Module) -> dict[str, str]:
+    """What shapes do not show of its convolutions and activations, by their names."""
+    found = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            # timm's Conv2dSame pads by the size of the map.
+            padding = module.padding if type(module) is nn.Conv2d else type(module).__name__
+            said = {"stride": module.stride, "padding": padding, "dilation": module.dilation}
+            found.update({f"{name} {key}": str(value) for key, value in said.items()})
+        elif type(module).__module__ == "torch.nn.modules.activation":
+            found[name] = type(module).__name__
+    return found
 
 
 def _inside(name: str, module: str) -> bool:

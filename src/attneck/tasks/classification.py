@@ -20,7 +20,6 @@ from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
 from attneck.models import catalog, create_model, pretrained
 from attneck.models.renamed import renamed
-from attneck.models.weight_files import Weights
 from attneck.models.weights import Loaded, load_matching, read_weights
 from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
@@ -148,8 +147,7 @@ class Classification:
         report: Any = getattr(model, "surgery_report", None)
         if isinstance(report, surgery.Adoption):
             given = renamed(read_weights(weights), model)
-            weights = Weights(report.converted(given))
-            weights.part = given.part
+            weights = given.named(report.converted(given))
         return load_matching(model, weights)
 
     @staticmethod

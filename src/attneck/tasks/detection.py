@@ -116,7 +116,9 @@ class Detection:
         The normalisation too, where it is that of pretrained weights.
         """
         images, name = self.held_out, self.recipe.model.pretrained
-        means = {} if name is None else dict(zip(("mean", "std"), map(list, normalisation(name)), strict=True))
+        means = (
+            {} if name is None else dict(zip(("mean", "std"), map(list, normalisation(name)), strict=True))
+        )
         return {
             "classes": list(images.classes),
             "category_ids": list(images.category_ids),

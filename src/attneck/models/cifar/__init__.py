@@ -51,8 +51,8 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
         widths = [self.stem, *self.outs]
         if self.shortcut == "A" and widths != sorted(widths):
             raise ValueError(
-                f"stem={self.stem}, outs={self.outs}: shortcut='A' takes no channels away, wanted widths that "
-                "never fall"
+                f"stem={self.stem}, outs={self.outs}: shortcut='A' takes no channels away, wanted widths "
+                "that never fall"
             )
         if self.bam == "blocks" and self.se:
             raise ValueError("bam='blocks' and se want the same slot in the block: choose one")
