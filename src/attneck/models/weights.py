@@ -99,10 +99,10 @@ class Loaded:
         ]
         if self.unexpected:
             layers = dict.fromkeys(name.rpartition(".")[0] or name for name in self.unexpected)
+            count = f"{len(self.unexpected)} of {len(self.taken) + len(self.new)} tensors"
             return (
-                f"more stays random than attention and the classifier ({len(self.unexpected)} "
-                f"of {len(self.taken) + len(self.new)} tensors), in {_first(map(shown, layers), len(layers), 3)}: "
-                "are these the weights of another network?"
+                f"more stays random than attention and the classifier ({count}), in "
+                f"{_first(map(shown, layers), len(layers), 3)}: are these the weights of another network?"
             )
         if any(".gate_c." in name for name in self.unused) and any("BAM" in name for name in self.modules):
             return (
