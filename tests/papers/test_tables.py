@@ -325,7 +325,8 @@ def test_a_command_says_what_its_recipe_does_not():
     row = next(row for row in table.rows if row.label == "BoT50, 1280")
     detection = dataclasses.replace(table, recipe="coco-6x")
     assert train_command(detection, row, {"coco-6x": Trainer({}, 1024)}) == (
-        "attneck train coco-6x --model.name maskrcnn_botnet50 --data.image-size 1280"
+        "attneck train coco-6x --model.name maskrcnn_botnet50 --data.image-size 1280 "
+        "--model.pretrained resnet50.tv_in1k"
     )
     heads = command.architecture("maskrcnn_botnet50", {"drop_path": 0.1})
     assert heads == command.architecture("maskrcnn_resnet50", {"attend": [1]})
@@ -340,12 +341,36 @@ def test_a_row_may_have_a_recipe_and_detector_options_of_its_own():
         for table in map(LOADED["botnet"].table, ("3", "7", "9"))
         for row in table.rows
     }
-    assert said["3", "BoT50, [0.8, 1.25]"] == "attneck train coco-6x --model.name maskrcnn_botnet50"
-    jittered = "attneck train coco-6x --data.jitter 0.1 2.0 --model.name maskrcnn_botnet50"
+    network = "--model.name maskrcnn_botnet50 --model.pretrained resnet50.tv_in1k"  # footnote 6
+    assert said["3", "BoT50, [0.8, 1.25]"] == f"attneck train coco-6x {network}"
+    jittered = f"attneck train coco-6x --data.jitter 0.1 2.0 {network}"
     assert said["3", "BoT50, [0.1, 2.0]"] == said["7", "BoT50, 1024"] == jittered
     assert said["9", "BoT200"] == (
         "attneck train coco-1280 --model.name maskrcnn_botnet200 --model.options mask_convs 8"
     )
+
+
+def test_what_the_detectors_of_each_table_start_from():
+    """ImageNet (BoTNet footnote 6; BAM Table 4), by weights of timm's that there are, as far as there are."""
+    from timm import is_model_pretrained
+
+    said: dict[str, set[str]] = {}
+    for _, table, row in ROWS:
+        command_said = command._train(table, row, command._trainers()) if row.detector else None
+        if command_said is not None:
+            start = re.search(r"--model\.(pretrained|weights) \S+", command_said)
+            said.setdefault(start[0] if start else "nothing", set()).add(row.trained.partition("_")[2])
+    r50, r101, r152, vgg = (
+        f"--model.pretrained {name}.tv_in1k" for name in ("resnet50", "resnet101", "resnet152", "vgg16")
+    )
+    assert said.keys() == {r50, r101, r152, vgg, "--model.weights runs/imagenet-bam", "nothing"}
+    assert said[r101] == {"resnet101", "botnet101"}
+    assert said[r152] == {"resnet152", "botnet152"}
+    assert said[vgg] == {"vgg16", "vgg16_bam"}
+    assert said["--model.weights runs/imagenet-bam"] == {"resnet101_bam"}  # with BAM from its own training
+    assert said["nothing"] == {"botnet200", "mobilenet", "mobilenet_bam"}
+    assert said[r50] >= {"resnet50", "botnet50", "botnet50_011", "resnet50_se_c5", "resnet50_nl_c4"}
+    assert all(is_model_pretrained(start.split()[1]) for start in (r50, r101, r152, vgg))
 
 
 def test_a_quoted_network_that_the_recipe_does_not_fit_has_no_command():

@@ -41,6 +41,8 @@ class Arguments:
     """Processes on this machine that share each batch, one a GPU where there are GPUs."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the newest whole checkpoint of the run in --out (or of the run named as RECIPE)."""
+    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Name every tensor of model.weights or model.pretrained that was not simply taken."""
     accept_changes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """With --resume: go on with data that has changed, and say how; otherwise it is refused."""
 
@@ -84,6 +86,7 @@ def main(words: list[str]) -> None:
         name=Path(name).stem,
         resume=arguments.resume,
         accept_changes=arguments.accept_changes,
+        verbose=arguments.verbose,
     )
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")

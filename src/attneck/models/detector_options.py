@@ -14,6 +14,8 @@ Trunk = Literal["vgg16", "mobilenet"]
 class DetectorOptions(FamilyOptions):
     """The options of every detector, and what its training needs to know."""
 
+    loader: ClassVar[str] = "attneck.detection.weights:load_weights"
+
     resizes: ClassVar[bool] = True
     """Whether it resizes images in training too, to its own size."""
 

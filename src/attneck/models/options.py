@@ -46,6 +46,8 @@ class FamilyOptions(BaseModel):
     builder: ClassVar[str]
     """MODULE:FUNCTION, imported when a network is built: function(options, num_classes=…, image_size=(H, W));
     a classifier's takes in_chans too."""
+    loader: ClassVar[str] = "attneck.models.weights:load_matching"
+    """MODULE:FUNCTION that loads weights into such a network: function(network, weights)."""
     first_conv: ClassVar[str] = "conv1"
     """Name of the first convolution in a classifier."""
     classifier: ClassVar[str] = "fc"

@@ -39,8 +39,10 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
     """Groups of a bottleneck's 3×3 convs (ResNeXt)."""
     stride_on: StrideOn = "3x3"
     """The conv of a bottleneck that strides."""
-    shortcut: Literal["raw", "activated"] = "raw"
-    """What the projection of a pre-activation block sees."""
+    shortcut: Literal["raw", "activated", "A"] = "raw"
+    """Where a block changes the shape. raw projects its input; activated a pre-activation block's first BatchNorm
+    and ReLU of it; A, without weights, leaves out every second row and column and adds channels of zeros, half
+    before and half after (He et al. 2016, option A)."""
     attend: bool = False
     """MHSA for the last 3×3 of each block of the last stage."""
     se: bool = False
@@ -54,8 +56,14 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
             )
         if self.block == "basic":
             self._refuse_idle(("groups", "stride_on"), "block='bottleneck'")
-        if self.order == "post":
+        if self.order == "post" and self.shortcut == "activated":
             self._refuse_idle(("shortcut",), "order='pre'")
+        widths = [self.stem, *self.outs]
+        if self.shortcut == "A" and widths != sorted(widths):
+            raise ValueError(
+                f"stem={self.stem}, outs={self.outs}: shortcut='A' takes no channels away, wanted widths "
+                "that never fall"
+            )
         if self.bam == "blocks" and self.se:
             raise ValueError("bam='blocks' and se want the same slot in the block: choose one")
         if self.attend and self.block == "basic" and self.mids[-1] != self.outs[-1]:
