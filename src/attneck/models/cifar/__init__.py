@@ -13,6 +13,7 @@ from attneck.models.options import (
     Depths,
     Numbers,
     Positive,
+    Probability,
     StrideOn,
     residual_parameters,
 )
@@ -33,6 +34,7 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
     stride_on: StrideOn = "3x3"
     shortcut: Literal["raw", "activated"] = "raw"  # what the projection of a pre-activation block sees
     attend: bool = False  # MHSA for the last 3×3 of each block of the last stage
+    drop_path: Probability = 0.0
     se: bool = False  # after every block's branch, reduction 16, with biases (BAM Table 5)
 
     @model_validator(mode="after")
@@ -66,6 +68,11 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
     def attends(self) -> bool:
         """Whether the last stage does."""
         return self.attend
+
+    @property
+    def last_stride(self) -> int:
+        """Every stage but the first strides by 2."""
+        return 2 ** (len(self.depths) - 1)
 
     @property
     def feature_cfg(self) -> dict[str, Any]:
