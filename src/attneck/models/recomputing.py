@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 
@@ -49,16 +49,20 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Norms use the batch's statistics and do not learn from them."""
-    learning: list[Any] = [
-        module
+    """Norms use the batch's statistics and do not learn from them; all else is as in the first run.
+
+    So they run as they did, but with a momentum of 0. Without `track_running_stats` autograd would be given
+    other tensors than in the first run, which the checkpoint refuses.
+    """
+    kept = [
+        (module, module.momentum, module.num_batches_tracked)
         for module in block.modules()
-        if module.training and getattr(module, "track_running_stats", False)
+        if isinstance(module, _NormBase) and module.training and module.num_batches_tracked is not None
     ]
-    for module in learning:
-        module.track_running_stats = False
+    for module, _, count in kept:
+        module.momentum, module.num_batches_tracked = 0.0, count.clone()
     try:
         yield
     finally:
-        for module in learning:
-            module.track_running_stats = True
+        for module, momentum, count in kept:
+            module.momentum, module.num_batches_tracked = momentum, count

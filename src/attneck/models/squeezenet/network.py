@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.squeezenet import Fire
 
+from attneck.layers import BAM
 from attneck.models import parts
 from attneck.models.pooling import check_head
 from attneck.models.recomputing import recomputed
@@ -95,9 +96,10 @@ class SqueezeNet(StagedNet):
         self.classifier.train(self.training)
 
     def run(self, name: str, x: Tensor) -> Tensor:
-        """As the base's; the modules of the one Sequential are checkpointed one by one."""
-        if self.grad_checkpointing:
-            return recomputed(self.get_submodule(name), x)
+        """As the base's; the blocks of the one Sequential are checkpointed one by one."""
+        module = self.get_submodule(name)
+        if self.grad_checkpointing and isinstance(module, Fire | BAM):
+            return recomputed(module, x)
         return super().run(name, x)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
