@@ -40,7 +40,7 @@ def test_an_encoder_of_a_segmentation_model(kind: str, encoder: str, options: di
 @pytest.mark.parametrize("encoder", ["botnet50", "resnet50_bam"])
 @pytest.mark.parametrize(("kind", "stride"), [("DeepLabV3", 8), ("DeepLabV3", 16), ("DeepLabV3Plus", 16)])
 def test_deeplab_at_its_output_strides(encoder: str, kind: str, stride: int) -> None:
-    """Forward and backward; then images of an odd size, which smp wants cut or padded for its Plus alone."""
+    """Forward and backward; an odd map; and the encoder on odd images, which smp pads for the decoder."""
     smp = pytest.importorskip("segmentation_models_pytorch")
     torch.manual_seed(0)
     model = getattr(smp, kind)(
@@ -57,8 +57,11 @@ def test_deeplab_at_its_output_strides(encoder: str, kind: str, stride: int) -> 
     masks = model(torch.randn(2, 3, 64, 96))
     assert masks.shape == (2, 3, 64, 96)
     assert_learns(model, masks.square().mean())
-    odd = model.eval()(torch.randn(1, 3, 65, 71))
-    assert odd.shape[:2] == (1, 3)
+    sides = 5 * stride, 7 * stride
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, *sides)).shape == (1, 3, *sides)
+        maps = model.encoder(torch.randn(1, 3, 65, 71))
+    assert maps[-1].shape[-2:] == (-(-65 // stride), -(-71 // stride))
 
 
 def test_the_backbone_of_a_transformers_model() -> None:
