@@ -35,8 +35,9 @@ class DetectorOptions(FamilyOptions):
         return False
 
     @model_validator(mode="after")
-    def _no_dropout(self) -> Self:
-        self._refuse_idle(("dropout",), "a classifier of whole images")
+    def _no_head_of_whole_images(self) -> Self:
+        self._refuse_idle(("dropout", "global_pool"), "a classifier of whole images")
+        self._refuse_idle(("bn_momentum", "bn_eps"), "a classifier: an R-CNN has norm_momentum")
         return self
 
 

@@ -18,6 +18,7 @@ from attneck.checks import MOST
 from attneck.errors import brief, one_line, suggestion
 
 MAX_CLASSES = 10**7
+MAP_TO_CLASSIFIER = "global_pool='' hands on a map, which no classifier takes: give num_classes=0"
 MAX_PARAMETERS = 10**9
 """What asks for more is refused before it is built: at this size the weights alone take 4 GB."""
 
@@ -33,10 +34,13 @@ Depths = Annotated[tuple[Depth, ...], AsTuple, Field(max_length=16)]
 
 BlockKind = Literal["basic", "bottleneck"]
 StrideOn = Literal["3x3", "1x1"]
+Pool = Literal["avg", "max", "avgmax", "catavgmax", ""]
+"""timm's words: mean, maximum, the average of both, both side by side, and none."""
+OutputStride = Literal[32, 16, 8]
 
 
 class FamilyOptions(BaseModel):
-    """What every family has: `dropout`, and, as attributes of the class, what others need to know of it."""
+    """What every family has for head and norms, and, as attributes of the class, what others need to know."""
 
     # The string under an option is its help text (attneck list MODEL --options).
     model_config = ConfigDict(
@@ -52,22 +56,31 @@ class FamilyOptions(BaseModel):
     """Name of the first convolution in a classifier."""
     classifier: ClassVar[str] = "fc"
     """Name of its last layer."""
-    global_pool: ClassVar[str] = "avg"
-    """How it pools, by timm's word."""
     fits_fpn: ClassVar[bool] = True
     """Whether detectors can have their feature pyramid on its last four maps."""
 
     dropout: Probability = 0.0
     """Probability of it before the classifier."""
+    global_pool: Pool = "avg"
+    """What pools the last map, as timm names it."""
+    bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of every BatchNorm; TensorFlow calls a momentum of 0.1 here 0.9."""
+    bn_eps: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of every BatchNorm; the family's own where None."""
 
     @property
     def feature_cfg(self) -> dict[str, Any]:
         """How timm makes its `features_only` model: which maps if none are asked for, and by which class."""
         return {}
 
-    def at_stride_16(self) -> dict[str, Any] | None:
-        """The options for a last map of stride 16 (timm's `output_stride`); None if there are none."""
-        return None
+    @property
+    def last_stride(self) -> int:
+        """Pixels of a position of the last map, along each side."""
+        return 32
+
+    def last_map(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
+        """The last map's (H, W) for an image; None for a network of tokens."""
+        return -(-image_size[0] // self.last_stride), -(-image_size[1] // self.last_stride)
 
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
@@ -226,7 +239,8 @@ def first_fault(error: ValidationError) -> str:
         wanted = _WANTED[kind].format(**context)
     elif kind == "literal_error":
         choices = re.findall("'([^']*)'", context["expected"])
-        wanted = f"one of {', '.join(map(repr, choices))}"
+        # pydantic quotes words and nothing else
+        wanted = f"one of {', '.join(map(repr, choices)) or context['expected']}"
         near = suggestion(value, choices)
     name, *place = fault["loc"]
     where = f"{name}{''.join(f'[{index}]' for index in place)}"

@@ -41,6 +41,7 @@ def pretrained_cfg(origin: Origin, options: FamilyOptions) -> dict[str, Any]:
         "architecture": PREFIX + origin.name,
         "input_size": (origin.in_chans, *origin.image_size),
         "num_classes": origin.num_classes,
+        "pool_size": options.last_map(origin.image_size),
         "mean": MEAN if rgb else (round(sum(MEAN) / 3, 3),) * origin.in_chans,
         "std": STD if rgb else (round(sum(STD) / 3, 3),) * origin.in_chans,
         "interpolation": "bilinear",

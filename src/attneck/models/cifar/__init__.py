@@ -13,6 +13,7 @@ from attneck.models.options import (
     Depths,
     Numbers,
     Positive,
+    Probability,
     StrideOn,
     residual_parameters,
 )
@@ -40,11 +41,13 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
     stride_on: StrideOn = "3x3"
     """The conv of a bottleneck that strides."""
     shortcut: Literal["raw", "activated", "A"] = "raw"
-    """Where a block changes the shape. raw projects its input; activated a pre-activation block's first BatchNorm
-    and ReLU of it; A, without weights, leaves out every second row and column and adds channels of zeros, half
-    before and half after (He et al. 2016, option A)."""
+    """Where a block changes the shape. raw projects its input; activated a pre-activation block's first
+    BatchNorm and ReLU of it; A, without weights, leaves out every second row and column and adds channels of
+    zeros, half before and half after (He et al. 2016, option A)."""
     attend: bool = False
     """MHSA for the last 3×3 of each block of the last stage."""
+    drop_path: Probability = 0.0
+    """Probability of leaving the last block out in training; it rises linearly to there."""
     se: bool = False
     """Squeeze-excitation after every block's branch, reduction 16, with biases (BAM Table 5)."""
 
@@ -85,6 +88,11 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
     def attends(self) -> bool:
         """Whether the last stage does."""
         return self.attend
+
+    @property
+    def last_stride(self) -> int:
+        """Every stage but the first strides by 2."""
+        return 2 ** (len(self.depths) - 1)
 
     @property
     def feature_cfg(self) -> dict[str, Any]:

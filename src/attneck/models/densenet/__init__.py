@@ -34,6 +34,11 @@ class DenseNetOptions(BAMOptions):
         return total + num_classes * channels
 
     @property
+    def last_stride(self) -> int:
+        """Every stage but the first strides by 2."""
+        return 2 ** (len(self.depths) - 1)
+
+    @property
     def feature_cfg(self) -> dict[str, Any]:
         """Every stage's map: timm's own default is five."""
         return {"out_indices": tuple(range(len(self.depths)))}
