@@ -189,7 +189,7 @@ class Run:
 
     @cached_property
     def _state(self) -> dict[str, Any]:
-        """The newest whole checkpoint, or the best one by its records, of the recipe that is in the folder."""
+        """The newest whole checkpoint, or the best by its records, of the recipe that is in the folder."""
         from attneck.training import checkpoint
         from attneck.training.best import best_of, key_of
         from attneck.training.recipe import differences, parse_recipe
@@ -212,8 +212,8 @@ class Run:
                 found = best_of(state["history"], key_of(self.recipe, self._task.metrics(self.recipe)))
             if found is None:
                 raise UserError(
-                    f"{self.folder} has no best checkpoint yet, its held-out images were not scored: take the "
-                    "newest (--checkpoint newest)"
+                    f"{self.folder} has no best checkpoint yet, for its held-out images were not scored: take "
+                    "the newest (--checkpoint newest)"
                 )
             if found.step != state["step"]:
                 state, path = checkpoint.load_best(self.folder / "checkpoints", found.step, fits)

@@ -163,7 +163,10 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
 
 
 def _frozen(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
-    """A copy of the weights that the recipe freezes, as they were drawn; ValueError where there are no stages."""
+    """A copy of the weights that the recipe freezes, as they were drawn.
+
+    Raises ValueError where there are no such stages.
+    """
     if recipe.optimizer.freeze is None or recipe.model.options.get("pretrained"):  # timm's own option
         return {}
     names = layers.frozen_by(model, recipe.optimizer.freeze)

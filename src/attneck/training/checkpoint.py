@@ -1,9 +1,9 @@
 """Checkpoints that are whole or not there: written to another name, hashed, renamed; the newest two kept.
 
 A run's `checkpoints/` holds `step-00000042.pt` and `step-00000042.pt.sha256`, and the best one as
-`best-00000021.pt` with its sum: the same file as that of its step, as long as that is kept. The sum is written first, and
-the checkpoint is renamed last. So whoever finds a checkpoint finds its sum, and a write that is cut short
-leaves the checkpoint before. Where a step is saved again, the file has both sums, the new one first.
+`best-00000021.pt` with its sum: the same file as that of its step, as long as that is kept. The sum is
+written first, and the checkpoint is renamed last. So whoever finds a checkpoint finds its sum, and a write
+that is cut short leaves the checkpoint before. Where a step is saved again, the file has both sums, the new one first.
 Checkpoints are read with `weights_only=True` alone: they cannot run code. What else lies in the folder is
 nobody's business here: it is neither removed nor counted.
 """
@@ -121,7 +121,8 @@ def load_best(
         path = folder / f"step-{step:08d}.pt"
     if not os.path.lexists(path):
         raise UserError(
-            f"{folder}: its best checkpoint, of step {step}, is not there; take the newest (--checkpoint newest)"
+            f"{folder}: its best checkpoint, of step {step}, is not there; take the newest "
+            "(--checkpoint newest)"
         )
     try:
         return _whole(path, fits), path

@@ -55,8 +55,8 @@ def freeze(model: nn.Module, stages: int) -> str:
                 norms += 1
     frozen, total = sum(sizes[name] for name in names), sum(sizes.values())
     return (
-        f"frozen: the stem and {stages} stages, {frozen:,} of {total:,} parameters ({100 * frozen / total:.1f} "
-        f"%), {norms} norms in evaluation mode"
+        f"frozen: the stem and {stages} stages, {frozen:,} of {total:,} parameters "
+        f"({100 * frozen / total:.1f} %), {norms} norms in evaluation mode"
     )
 
 

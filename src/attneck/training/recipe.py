@@ -168,8 +168,8 @@ class Optimizer(Part):
     eps: Rate | None = None
     """Added to what a step is divided by, where the optimiser divides; timm's where not given."""
     weight_decay: Number = 1e-4
-    """As the optimiser has it: SGD and adam add the decay to the gradient, adamw, lion and the like take it off
-    the weights themselves."""
+    """As the optimiser has it: SGD and adam add the decay to the gradient, adamw, lion and the like take it
+    off the weights themselves."""
     decay_all: bool = False
     """Decay biases, BatchNorm and position tables too; else only weights with two or more dimensions."""
     clip_norm: Rate | None = None

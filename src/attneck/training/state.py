@@ -194,7 +194,7 @@ def _check_optimizer(given: dict[Any, Any], groups: list[dict[str, Any]], option
 def _compare_kept(
     where: str, given: dict[str, Any], kept: dict[str, Any], weight: Tensor | None, shape: torch.Size
 ) -> None:
-    """The same names as in an example; a tensor is like the weight, or like the example's, a number finite."""
+    """The example's names; a tensor is like the weight's or the example's, and a number is finite."""
     if given.keys() != kept.keys():
         strange = min(map(repr, given.keys() ^ kept.keys()))
         raise ValueError(f"its optimizer is another one: {strange[:60]} of its {where}")
