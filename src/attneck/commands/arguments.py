@@ -85,5 +85,5 @@ def _line(box: str, words: list[str]) -> str:
     if found := re.search(r"validation error for \w+ Value error, (.*?) \[type=value_error", said):
         return found[1]  # fields that do not go together, in the recipe's own words
     if found := re.match(r"invalid choice '(.*)' for argument '\S+'\. Expected one of (.*)", said):
-        return f"{said.rstrip('.')}{suggestion(found[1], re.findall(r"'([^']+)'", found[2]))}"
+        return said.rstrip(".") + suggestion(found[1], re.findall(r"'([^']+)'", found[2]))
     return said

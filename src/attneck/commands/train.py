@@ -123,7 +123,11 @@ def parse(name: str, words: list[str]) -> Arguments:
     bare = whole.model_copy(update={"model": whole.model.model_copy(update={part: {} for part in own})})
     try:
         arguments = arguments_of(
-            Arguments, f"attneck train {name}", gathered(words), default=Arguments(recipe=bare)
+            Arguments,
+            f"attneck train {name}",
+            gathered(words),
+            default=Arguments(recipe=bare),
+            description=" ".join(["Train what a recipe says.", *map(_has, own, own.values())]),
         )
     except ValidationError as error:  # a value that is out of range, or two fields that do not go together
         raise refusal(error, name) from None
@@ -141,6 +145,12 @@ def parse(name: str, words: list[str]) -> Arguments:
     if now not in ("sgd", whole.optimizer.name) and not with_rate:
         raise UserError(f"attneck train {name}: {no_rate(now)}")
     return arguments
+
+
+def _has(part: str, values: dict[str, Any]) -> str:
+    """What the help says of the recipe's own options, which are no defaults."""
+    said = ", ".join(f"{name} {value}" for name, value in values.items())
+    return f"Its model.{part}: {said}." if said else ""
 
 
 def gathered(words: list[str]) -> list[str]:

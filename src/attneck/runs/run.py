@@ -212,7 +212,7 @@ class Run:
                 found = best_of(state["history"], key_of(self.recipe, self._task.metrics(self.recipe)))
             if found is None:
                 raise UserError(
-                    f"{self.folder} has no best checkpoint yet, for its held-out images were not scored: take "
+                    f"{self.folder} has no best checkpoint yet, its held-out images were not scored: take "
                     "the newest (--checkpoint newest)"
                 )
             if found.step != state["step"]:

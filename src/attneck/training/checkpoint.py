@@ -3,9 +3,9 @@
 A run's `checkpoints/` holds `step-00000042.pt` and `step-00000042.pt.sha256`, and the best one as
 `best-00000021.pt` with its sum: the same file as that of its step, as long as that is kept. The sum is
 written first, and the checkpoint is renamed last. So whoever finds a checkpoint finds its sum, and a write
-that is cut short leaves the checkpoint before. Where a step is saved again, the file has both sums, the new one first.
-Checkpoints are read with `weights_only=True` alone: they cannot run code. What else lies in the folder is
-nobody's business here: it is neither removed nor counted.
+that is cut short leaves the checkpoint before. Where a step is saved again, the file has both sums, the new
+one first. Checkpoints are read with `weights_only=True` alone: they cannot run code. What else lies in the
+folder is nobody's business here: it is neither removed nor counted.
 """
 
 from __future__ import annotations

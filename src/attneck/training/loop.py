@@ -139,6 +139,7 @@ def train_loop(
     ):
         if keeper is not None and progress.step:
             keeper.saved(progress.history, progress.step)
+        trackers.send(progress.history)  # what was saved and not sent
         loader = batches(progress.step)
         watch = until_stopped(report.watch, stop, world, stopped_by)
         saved = began = time.monotonic()

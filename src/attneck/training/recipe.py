@@ -63,7 +63,13 @@ Tracker = Literal["wandb", "mlflow", "trackio"]
 class Part(BaseModel):
     """A part of a recipe: unknown fields, infinite numbers and NaN are refused. It cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """The line breaks of a help text are the terminal's, not those of the docstring."""
+        for field in cls.model_fields.values():
+            field.description = " ".join((field.description or "").split())
 
 
 class Model(Part):

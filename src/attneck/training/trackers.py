@@ -152,7 +152,6 @@ class Trackers:
                 _gone(name, error)
             else:
                 self.known[name] = {"id": tracker.id, "sent": before.get("sent", 0)}
-        self._write()
 
     def send(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Send what each was not told yet, under the tags that TensorBoard has."""
