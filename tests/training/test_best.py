@@ -13,6 +13,7 @@ from attneck.errors import UserError
 from attneck.files import NotWritten
 from attneck.runs import train as runs
 from attneck.runs.run import Run
+from attneck.tasks.detection import Detection, headline
 from attneck.training import checkpoint
 from attneck.training.best import Best, best_of, gives_up, key_of
 from attneck.training.loop import train_loop
@@ -20,6 +21,8 @@ from attneck.training.recipe import Recipe
 
 SCORES = [3.0, 5.0, 4.0, 5.0, 4.5, 6.0]
 """Of the records at steps 3, 6, …: the best is at step 6, then at 18."""
+
+COCO = {"AP": 0.1, "AP50": 0.2, "AP75": 0.1}
 
 
 class Scripted(Task):
@@ -93,6 +96,19 @@ def test_which_score_decides():
     assert key_of(Recipe(metric="loss", ema=0.5), ("top1", "loss")) == "ema_loss"
     with pytest.raises(ValueError, match=r"metric 'top2' is no score of this task; perhaps you meant 'top1'"):
         key_of(Recipe(metric="top2"), ("top1", "loss"))
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "scores"),
+    [
+        ("maskrcnn_resnet50", {"name": "coco"}, {"bbox": COCO, "segm": COCO}),
+        ("ssd300_vgg16", {"name": "shapes"}, {"bbox": COCO}),
+        ("ssd300_vgg16", {"name": "voc0712", "val_split": "test"}, {"mAP": 0.5}),
+    ],
+)
+def test_a_detectors_scores_are_those_of_its_records(model, data, scores):
+    wanted = Recipe.model_validate({"model": {"name": model}, "data": data})
+    assert Detection.metrics(wanted) == tuple(headline(scores))
 
 
 def test_it_is_the_checkpoint_of_its_step(undisturbed):

@@ -166,7 +166,7 @@ def train_loop(
                 save()
                 trackers.send(progress.history)
                 saved = began = time.monotonic()
-            if progress.step == steps or ended_early(progress, recipe, decides):
+            if progress.step == steps or ended_early(progress, recipe, decides, world):
                 return progress, average
 
             layers.to_training(parallel)
@@ -210,10 +210,11 @@ def train_loop(
                 raise stopped_by(int(stopped))
 
 
-def ended_early(progress: Progress, recipe: Recipe, decides: str | None) -> bool:
-    """True where the run's patience has come to its end with the last record."""
-    at_record = progress.step == _last_record(progress)
-    return decides is not None and at_record and gives_up(progress.history, decides, recipe.patience)
+def ended_early(progress: Progress, recipe: Recipe, decides: str | None, world: World) -> bool:
+    """True where the run's patience has come to its end with the last record, on all processes alike."""
+    if decides is None or recipe.patience is None or progress.step != _last_record(progress):
+        return False
+    return bool(world.maximum([float(gives_up(progress.history, decides, recipe.patience))])[0])
 
 
 def reads_at_once(device: torch.device) -> bool:
