@@ -6,7 +6,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -19,9 +19,10 @@ def score(
     run: Annotated[Path, tyro.conf.Positional],
     /,
     root: Annotated[str | None, tyro.conf.arg(name="data.root")] = None,
+    checkpoint: Literal["newest", "best"] = "newest",
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Scores of a run's newest checkpoint, for its weights (val) and their average (ema).
+    """Scores of a run's newest or best checkpoint, for its weights (val) and their average (ema).
 
     Of a classifier top-1, top-5 and error; of a detector the papers' tables of AP, and what it found, in the
     run's detections.json as COCO's results.
@@ -29,11 +30,12 @@ def score(
     Args:
         run: the run's folder.
         root: where the data lies now; as in the run's recipe if not given.
+        checkpoint: the newest, or the best by the recipe's metric.
         json_: print one JSON document and nothing else.
     """
     from attneck.runs.run import Run
 
-    known = Run(run)
+    known = Run(run, checkpoint)
     recipe = known.recipe  # refuses what is no run, before torch is imported
     found = known.evaluate(root=root, watch=partial(shown, what="held out", quiet=json_))
     best = [*found.values()][-1]
@@ -45,6 +47,7 @@ def score(
             "run": str(run),
             "model": recipe.model.name,
             "step": known.step,
+            "checkpoint": checkpoint,
             "images": best.images,
         }
         for name, one in found.items():

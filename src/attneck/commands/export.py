@@ -25,6 +25,7 @@ def write(
     dynamic: tuple[Literal["batch", "size"], ...] | None = None,
     opset: Literal[18, 20, 23] | None = None,
     raw: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    checkpoint: Literal["newest", "best"] = "newest",
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """A model as a file for elsewhere: ONNX, a torch.export program, or weights.
@@ -40,6 +41,7 @@ def write(
         dynamic: what a graph leaves open: batch, size; both if neither is named.
         opset: of ONNX; 18 if not given.
         raw: a run's weights themselves, where it keeps their moving average too.
+        checkpoint: a run's newest, or its best by the recipe's metric.
         json_: print one JSON document and nothing else.
     """
     graph = file.suffix in exporting.FORMATS
@@ -55,11 +57,13 @@ def write(
         kind = _kind(model)
         if raw and kind != "run":
             raise UserError(f"--raw is about runs, and {model} is none: leave it out")
+        if checkpoint != "newest" and kind != "run":
+            raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
         if graph:
             exporting.check_request(file, is_open or (), opset)
         else:
             exporting.check_writable(file / "config.json" if file.is_dir() else file)
-        network, size = _load(kind, model, image_size, raw)
+        network, size = _load(kind, model, image_size, raw, checkpoint)
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
             if _detects(network):
@@ -142,12 +146,14 @@ def _detects(network: Any) -> bool:
     return origin is not None and catalog.find(origin.name).task == "detection"
 
 
-def _load(kind: str, model: str, image_size: int | None, raw: bool) -> tuple[Any, int | None]:
+def _load(
+    kind: str, model: str, image_size: int | None, raw: bool, checkpoint: Literal["newest", "best"]
+) -> tuple[Any, int | None]:
     """The network, and the image side that its graph is made for; None for the network's own."""
     if kind == "run":
         from attneck.runs.run import Run
 
-        run = Run(model)
+        run = Run(model, checkpoint)
         size = image_size or run.facts["image_size"]
         return run.model(size, average=not raw), size
     if kind == "saved":

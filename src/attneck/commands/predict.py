@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -37,6 +37,7 @@ def predict(
     min_score: float | None = None,
     beside: Path | None = None,
     max_pixels: int | None = None,
+    checkpoint: Literal["newest", "best"] = "newest",
 ) -> None:
     """Find what is in images with a run's model: their class, or objects, with masks where it has them.
 
@@ -57,6 +58,7 @@ def predict(
         min_score: what is less sure is left out, 0 to 1; if not given 0.5 of objects, 0 of classes.
         beside: another run of the same kind: both are shown, side by side.
         max_pixels: a larger image is refused; 178,956,970 if not given.
+        checkpoint: the newest of each run, or the best by its recipe's metric.
     """
     if not images and held_out == 0:
         raise UserError(f"no image given: attneck predict {run} IMAGE…, or --held-out 4 for some of its own")
@@ -69,7 +71,7 @@ def predict(
 
     from attneck.runs.run import Run
 
-    runs = [Run(folder) for folder in ([run] if beside is None else [run, beside])]
+    runs = [Run(folder, checkpoint) for folder in ([run] if beside is None else [run, beside])]
     for one in runs:
         one.recipe  # noqa: B018 - refuses what is no run, before anything heavy is imported
     check_images(images, max_pixels)

@@ -124,6 +124,11 @@ class Classification:
         )
 
     @staticmethod
+    def metrics(recipe: Recipe) -> tuple[str, ...]:
+        """Of `evaluate`."""
+        return "top1", "top5", "loss"
+
+    @staticmethod
     def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
         """The recipe's model; what it is told of its images is in its `pretrained_cfg`, as timm has it.
 

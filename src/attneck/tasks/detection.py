@@ -183,6 +183,15 @@ class Detection:
         return Sample(record.file, Image.fromarray(pixels), truth)
 
     @staticmethod
+    def metrics(recipe: Recipe) -> tuple[str, ...]:
+        """Of `headline`; masks' only where the detector has a mask head."""
+        if SETS[recipe.data.name].kinds["detection"].ap[recipe.data.val_split] != "coco":
+            return ("mAP",)
+        options = catalog.find(recipe.model.name, dict(recipe.model.options)).options
+        kinds = ("box", "mask") if isinstance(options, DetectorOptions) and options.finds_masks else ("box",)
+        return tuple(f"{kind}_{score}" for kind in kinds for score in ("AP", "AP50", "AP75"))
+
+    @staticmethod
     def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
         """The recipe's model, for the classes of its data beside the background.
 

@@ -104,6 +104,10 @@ class Task(Protocol):
     # What a run that is read back needs: no data.
 
     @staticmethod
+    def metrics(recipe: Recipe) -> tuple[str, ...]:
+        """The names of `evaluate`'s scores; the first one says which checkpoint is best."""
+
+    @staticmethod
     def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
         """The recipe's model for the data that `facts` describe; `image_size` in place of the data's."""
 
