@@ -45,7 +45,7 @@ def eager(model: nn.Module, images: Tensor) -> Tensor:
 
 def in_onnxruntime(file: Path, images: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
 
 
 @pytest.mark.parametrize(

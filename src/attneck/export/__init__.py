@@ -138,9 +138,10 @@ def export(
             data = seal(_onnx(made, opset, about), file.suffix)
         else:
             data = seal(_pt2(made.program, about), file.suffix)
-        checks = made.compare(data, file.suffix)
+        exported = _runner(data, file.suffix)
+        checks = made.compare(exported, data, file.suffix)
         rounds = DETECTOR_ROUNDS if detects else ROUNDS
-        eager_ms, exported_ms = race([made.eager, _runner(data, file.suffix)], made.images[0], rounds)
+        eager_ms, exported_ms = race([made.eager, exported], made.images[0], rounds)
     write_atomic(file, data)
     return Exported(
         file=file,
@@ -168,8 +169,8 @@ class _Made:
     eager: Function
     images: list[Tensor]
 
-    def compare(self, data: bytes, suffix: str) -> list[Check]:
-        exported = _runner(data, suffix)
+    def compare(self, exported: Function, data: bytes, suffix: str) -> list[Check]:
+        """`exported` with the network; `data` is the file that it runs."""
         return [compare(images, self.eager, exported) for images in self.images]
 
 
@@ -179,7 +180,7 @@ class _MadeDetector(_Made):
     thresholds: Any
     """What has the detector's `score_thresh`."""
 
-    def compare(self, data: bytes, suffix: str) -> list[Check]:
+    def compare(self, exported: Function, data: bytes, suffix: str) -> list[Check]:
         """Both with a threshold so low that there is something to compare."""
         own = self.thresholds.score_thresh
         best = [self.graph.class_scores(image).flatten() for image in self.images]
@@ -358,6 +359,8 @@ def _onnx(made: _Made, opset: int, about: Mapping[str, str]) -> bytes:
             output_names=made.outputs,
             dynamic_shapes=(made.axes,) if made.axes else None,
             external_data=False,
+            # On a detector's thousands of operators that takes minutes; onnxruntime does it as it loads.
+            optimize=not isinstance(made, _MadeDetector),
             verbose=False,
         )
     model = converted.model_proto

@@ -109,7 +109,7 @@ class RCNNGraph(Graph):
         if not heads.has_mask():
             return found, labels, scores
         logits = heads.mask_predictor(heads.mask_head(cut_out(heads.mask_roi_pool, maps, boxes)))
-        masks = logits.sigmoid()[torch.arange(labels.shape[0]), labels]  # [n, M, M]
+        masks = logits[:-1].sigmoid()[torch.arange(labels.shape[0]), labels]  # [n, M, M]
         return found, labels, scores, pasted(masks, found, image.shape[2], image.shape[3])
 
     def class_scores(self, image: Tensor) -> Tensor:
@@ -124,6 +124,7 @@ class RCNNGraph(Graph):
         proposals = self._proposals(batch, maps, size)
         heads = detector.roi_heads
         logits, offsets = heads.box_predictor(heads.box_head(cut_out(heads.box_roi_pool, maps, proposals)))
+        logits, offsets = logits[:-1], offsets[:-1]
         boxes = heads.box_coder.decode_single(offsets, proposals).reshape(-1, logits.shape[1], 4)
         return maps, logits.softmax(-1)[:, 1:], _clipped(boxes[:, 1:], size), size
 
@@ -211,7 +212,11 @@ def apart(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float, most: i
 
 
 def cut_out(pool: Any, maps: dict[str, Tensor], boxes: Tensor) -> Tensor:
-    """`attneck.detection.heads.RoIAlign` of one image: boxes [R, 4] → [R, C, bins, bins]."""
+    """`attneck.detection.heads.RoIAlign` of one image: boxes [R, 4] → [R + 1, C, bins, bins].
+
+    The last one is beside what was asked for: a convolution of no regions is nothing that a graph can hold.
+    """
+    boxes = torch.cat([boxes, boxes.new_tensor([[0, 0, 1, 1]])])
     levels = pool.map_levels([boxes])
     regions = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)  # of image 0
     finest = maps[pool.featmap_names[0]]

@@ -59,7 +59,7 @@ def describe(
     origin: Origin | None = getattr(model, "origin", None)
     if origin is None:
         raise ValueError(
-            f"this {type(model).__name__} was not made by attneck.create_model, nor by a run, so no config can "
+            f"this {type(model).__name__} was not made by attneck.create_model or a run, so no config can "
             "say how to make it: keep its state_dict() with safetensors.torch.save_file"
         )
     classes = getattr(model, "num_classes", origin.num_classes)
