@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import one_line
-from attneck.export.compare import (
+from attneck.export.agreement import (
     CANDIDATES,
     Check,
     DisagreementError,
@@ -181,10 +181,10 @@ class _MadeDetector(_Made):
     """What has the detector's `score_thresh`."""
 
     def compare(self, exported: Function, data: bytes, suffix: str) -> list[Check]:
-        """Both with a threshold so low that there is something to compare."""
+        """Both with a threshold that leaves the same number of boxes whatever the detector is sure of."""
         own = self.thresholds.score_thresh
         best = [self.graph.class_scores(image).flatten() for image in self.images]
-        least = min(own, *(float(each.topk(min(CANDIDATES, len(each))).values[-1]) for each in best))
+        least = min(float(each.topk(min(CANDIDATES, len(each))).values[-1]) for each in best)
         exported = _runner(data, suffix, least)
         self.thresholds.score_thresh = least
         try:

@@ -30,9 +30,6 @@ from attneck.detection.rcnn import RCNN
 from attneck.detection.ssd import SIDE, SSD300
 from attneck.detection.transform import canvas
 
-LEAST_SIDE = 1e-2
-"""Pixels; torchvision leaves out smaller boxes."""
-
 
 def is_detector(model: nn.Module) -> bool:
     """True for torchvision's detectors, of which all of this project's are."""
@@ -62,10 +59,12 @@ class Graph(nn.Module):
         overlap: of two boxes of a class that overlap by more (IoU), the less sure one is not found.
         most: objects in an image.
         beyond: pixels, more than the sides of the images that the detector sees.
+        least_side: pixels; smaller boxes are left out.
         outputs: their names.
     """
 
     outputs: tuple[str, ...] = ("boxes", "labels", "scores")
+    least_side = 0.0
 
     least_score: Tensor
 
@@ -82,8 +81,7 @@ class Graph(nn.Module):
 
     def _chosen(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best of the boxes [m, 4] without those that overlap a better one of their class."""
-        sure = (scores > self.least_score) & _is_wide(boxes, LEAST_SIDE)
-        index = torch.where(sure)[0]
+        index = torch.where((scores > self.least_score) & _is_wide(boxes, self.least_side))[0]
         boxes, scores, labels = boxes[index], scores[index], labels[index]
         keep = apart(boxes, scores, labels, self.overlap, self.most, self.beyond)
         return boxes[keep], labels[keep], scores[keep]
@@ -91,6 +89,8 @@ class Graph(nn.Module):
 
 class RCNNGraph(Graph):
     """Faster R-CNN, and Mask R-CNN, which has `masks` too."""
+
+    least_side = 1e-2
 
     def __init__(self, detector: RCNN) -> None:
         heads: Any = detector.roi_heads
@@ -174,8 +174,10 @@ class SSDGraph(Graph):
         # The best of each class, as torchvision's SSD.
         sure = torch.where(scores > self.least_score, scores, -1)
         top, index = sure.topk(min(len(scores), self.detector.topk_candidates), dim=0)
-        labels = torch.arange(1, scores.shape[1] + 1).expand_as(top).reshape(-1)
-        boxes, labels, scores = self._chosen(boxes[index.reshape(-1)], top.reshape(-1), labels)
+        labels = torch.arange(1, scores.shape[1] + 1).expand_as(top)
+        # One class after the other: of equal scores the first is taken, here as there.
+        index, top, labels = (each.T.reshape(-1) for each in (index, top, labels))
+        boxes, labels, scores = self._chosen(boxes[index], top, labels)
         ratio = _sides(image).to(boxes) / SIDE
         return boxes * torch.stack([ratio[1], ratio[0], ratio[1], ratio[0]]), labels, scores
 

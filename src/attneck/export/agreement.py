@@ -16,10 +16,10 @@ TOLERANCE = 1e-4
 
 FLIPPED = 0.02
 """Share of the objects found that may have no counterpart: where scores or overlaps are equal but for
-rounding, a choice between them falls otherwise. A graph that is wrong loses nearly all."""
+rounding, a choice between them falls otherwise, and others with it. A graph that is wrong loses nearly all."""
 
 CANDIDATES = 500
-"""Boxes that a detector's choice is compared on, at least: its own threshold leaves too few on noise."""
+"""Boxes that a detector's choice is compared on: on noise its own threshold leaves none, or far too many."""
 
 Function = Callable[["Tensor"], "list[Tensor]"]
 
