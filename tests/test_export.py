@@ -344,11 +344,12 @@ def test_a_detector_s_graph_finds_what_the_detector_finds(kind: str) -> None:
     for size in ((100, 150), (200, 90), (16, 300)):
         image = agreement.clouds((1, 3, *size))
         with torch.no_grad():
-            least = float(graph.class_scores(image).flatten().topk(500).values[-1])
+            every = graph.class_scores(image).flatten()
+            least = float(every.topk(min(500, len(every) // 2)).values[-1])
             graph.least_score.fill_(least)
             getattr(model, "roi_heads", model).score_thresh = least
             wanted, given = found(model, image), graph(image)
-        assert len(wanted[0]) > 50
+        assert len(wanted[0]) > 20
         check = agreement.compare_objects(image, lambda _, it=wanted: it, lambda _, it=given: list(it))
         assert check.unmatched == 0
         assert check.max_rel < 1e-5
@@ -387,7 +388,8 @@ def test_a_detector_as_a_program_finds_nothing_too(tmp_path: Path) -> None:
     program: Any = torch.export.load(done.file, extra_files=files).module()
     assert json.loads(files["metadata.json"])["task"] == "detection"
     image = agreement.clouds((1, 3, 80, 90))
-    boxes, _, scores = program(image)
+    with torch.no_grad():
+        boxes, _, scores = program(image)
     assert len(boxes) == model.detections_per_img
     for count in (1, 0):
         program.get_buffer("least_score").fill_(float(scores[count]))

@@ -16,7 +16,7 @@ TOLERANCE = 1e-4
 
 FLIPPED = 0.02
 """Share of the objects found that may have no counterpart: where scores or overlaps are equal but for
-rounding, a choice between them falls otherwise, and others with it. A graph that is wrong loses nearly all."""
+rounding, a choice between them falls otherwise, and others with it. A wrong graph loses nearly all."""
 
 CANDIDATES = 500
 """Boxes that a detector's choice is compared on: on noise its own threshold leaves none, or far too many."""
@@ -50,11 +50,11 @@ def noise(shape: tuple[int, ...]) -> Tensor:
 
 
 def clouds(shape: tuple[int, ...]) -> Tensor:
-    """The same each time, smooth over 16 pixels, between 0 and 1."""
+    """The same each time, smooth over 4 pixels, between 0 and 1."""
     from torch.nn import functional as F
 
     B, C, H, W = shape
-    coarse = noise((B, C, 1 + H // 16, 1 + W // 16)).mul(0.25).add(0.5).clamp(0, 1)
+    coarse = noise((B, C, 1 + H // 4, 1 + W // 4)).mul(0.25).add(0.5).clamp(0, 1)
     return F.interpolate(coarse, size=(H, W), mode="bilinear")
 
 

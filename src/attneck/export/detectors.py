@@ -58,7 +58,6 @@ class Graph(nn.Module):
         least_score: what is less sure is not found; a tensor, so that it can be changed in a graph.
         overlap: of two boxes of a class that overlap by more (IoU), the less sure one is not found.
         most: objects in an image.
-        beyond: pixels, more than the sides of the images that the detector sees.
         least_side: pixels; smaller boxes are left out.
         outputs: their names.
     """
@@ -68,12 +67,11 @@ class Graph(nn.Module):
 
     least_score: Tensor
 
-    def __init__(self, detector: Any, thresholds: Any, image_size: tuple[int, int]) -> None:
+    def __init__(self, detector: Any, thresholds: Any) -> None:
         super().__init__()
         self.detector = detector
         self.register_buffer("least_score", torch.tensor(float(thresholds.score_thresh)))
         self.overlap, self.most = thresholds.nms_thresh, thresholds.detections_per_img
-        self.beyond = max(image_size) + 1
 
     def class_scores(self, image: Tensor) -> Tensor:
         """The scores that `least_score` chooses among, of all boxes and classes: any shape."""
@@ -83,7 +81,7 @@ class Graph(nn.Module):
         """The best of the boxes [m, 4] without those that overlap a better one of their class."""
         index = torch.where((scores > self.least_score) & _is_wide(boxes, self.least_side))[0]
         boxes, scores, labels = boxes[index], scores[index], labels[index]
-        keep = apart(boxes, scores, labels, self.overlap, self.most, self.beyond)
+        keep = apart(boxes, scores, labels, self.overlap, self.most)
         return boxes[keep], labels[keep], scores[keep]
 
 
@@ -94,7 +92,7 @@ class RCNNGraph(Graph):
 
     def __init__(self, detector: RCNN) -> None:
         heads: Any = detector.roi_heads
-        super().__init__(detector, heads, canvas(detector.transform.size, detector.transform.size_divisible))
+        super().__init__(detector, heads)
         if heads.has_mask():
             self.outputs = (*self.outputs, "masks")
 
@@ -160,14 +158,14 @@ class RCNNGraph(Graph):
         index = torch.where(_is_wide(boxes, rpn.min_size) & (scores >= rpn.score_thresh))[0]
         boxes = boxes[index]
         most = rpn.post_nms_top_n()
-        return boxes[apart(boxes, scores[index], of_level[index], rpn.nms_thresh, most, self.beyond)]
+        return boxes[apart(boxes, scores[index], of_level[index], rpn.nms_thresh, most)]
 
 
 class SSDGraph(Graph):
     """SSD300 and StairNet."""
 
     def __init__(self, detector: SSD300) -> None:
-        super().__init__(detector, detector, (SIDE, SIDE))
+        super().__init__(detector, detector)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         boxes, scores = self._boxes(image)
@@ -198,19 +196,21 @@ class SSDGraph(Graph):
         return _clipped(boxes, size), found["cls_logits"][0].softmax(-1)[:, 1:]
 
 
-def apart(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float, most: int, beyond: int) -> Tensor:
+def apart(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float, most: int) -> Tensor:
     """The numbers of the boxes [m, 4] that non-maximum suppression keeps in each group [m], best first.
+
+    As torchvision's batched_nms does it for few boxes: each group is moved beyond all others. For many boxes
+    torchvision takes group by group; then an overlap that is the greatest allowed but for rounding may fall
+    otherwise here.
 
     Two boxes apart from all others go in, as the least sure, and out again: torchvision tells torch.export
     that two at least are kept, so a program would refuse an image with less in it.
-
-    Args:
-        beyond: more than any coordinate; groups are that far from each other.
     """
-    moved = boxes + (groups * beyond).to(boxes)[:, None]
-    others = boxes.new_tensor([[-3, -3, -2, -2], [-6, -6, -5, -5]])
-    kept = nms(torch.cat([moved, others]), torch.cat([scores, scores.new_tensor([-2, -3])]), overlap)
-    return kept[:-2][:most]
+    boxes = torch.cat([boxes, boxes.new_tensor([[-3, -3, -2, -2], [-6, -6, -5, -5]])])
+    scores = torch.cat([scores, scores.new_tensor([-2, -3])])
+    groups = torch.cat([groups, groups.new_zeros(2)])
+    moved = boxes + (groups.to(boxes) * (boxes.amax() + 1))[:, None]
+    return nms(moved, scores, overlap)[:-2][:most]
 
 
 def cut_out(pool: Any, maps: dict[str, Tensor], boxes: Tensor) -> Tensor:

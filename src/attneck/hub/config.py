@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from attneck.checks import sides, whole
 from attneck.models.catalog import create_model, find
@@ -162,6 +162,14 @@ class _Images(_Part):
     classifier: Name | Names | None = None
 
 
+Number = Annotated[int, Field(ge=-(10**5), le=10**5)]
+Options = TypeAdapter(
+    dict[Name, bool | Number | float | Name | Annotated[list[Number], Field(max_length=100)]],
+    config=ConfigDict(strict=True, allow_inf_nan=False),
+)
+"""Of networks whose builders check nothing: no number so great that a list of as many fills the memory."""
+
+
 class _Surgery(_Part):
     base: Name
     name: Name
@@ -196,7 +204,7 @@ def check_bounds(config: dict[str, Any], state: dict[str, Tensor]) -> None:
     if not name.startswith(TIMM):
         size = sides("image_size", arguments.pop("img_size"))
         chans = whole("in_chans", arguments.pop("in_chans"))
-    elif NOT_FROM_A_FILE & arguments.keys():
+    elif NOT_FROM_A_FILE & arguments.keys():  # which reads other files
         raise ValueError(f"its model_args have {', '.join(sorted(NOT_FROM_A_FILE & arguments.keys()))}")
     if labels is not None and len(labels) != checked.num_classes:
         raise ValueError(f"it has {len(labels)} label_names for {checked.num_classes} classes")
@@ -212,6 +220,11 @@ def check_bounds(config: dict[str, Any], state: dict[str, Tensor]) -> None:
         return
     import torch
 
+    for options in (arguments, {} if checked.surgery is None else checked.surgery.options):
+        try:
+            Options.validate_python(options)
+        except ValidationError as error:
+            raise ValueError(first_fault(error)) from error
     # Surgery takes the 3×3 convolutions out, which may have been two thirds of the whole.
     with torch.device("meta"), _no_larger(4 * has + 10_000, 10 * len(state) + 1000):
         from_config(config)
