@@ -349,20 +349,23 @@ def _onnx(made: _Made, opset: int, about: Mapping[str, str]) -> bytes:
     import onnx
     import torch
 
-    with _without_theirs():
-        converted: Any = torch.onnx.export(
-            made.program,
-            (made.example,),
-            dynamo=True,
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=made.outputs,
-            dynamic_shapes=(made.axes,) if made.axes else None,
-            external_data=False,
-            # On a detector's thousands of operators that takes minutes; onnxruntime does it as it loads.
-            optimize=not isinstance(made, _MadeDetector),
-            verbose=False,
-        )
+    try:
+        with _without_theirs():
+            converted: Any = torch.onnx.export(
+                made.program,
+                (made.example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=made.outputs,
+                dynamic_shapes=(made.axes,) if made.axes else None,
+                external_data=False,
+                # On a detector's thousands of operators that takes minutes; onnxruntime does it as it loads.
+                optimize=not isinstance(made, _MadeDetector),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ValueError(f"PyTorch's exporter makes no ONNX of this network: {one_line(error)}") from error
     model = converted.model_proto
     # If the exporter cannot convert to an opset, it keeps another without a word.
     found = {entry.domain: entry.version for entry in model.opset_import}

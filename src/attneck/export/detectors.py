@@ -209,7 +209,7 @@ def apart(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float, most: i
     boxes = torch.cat([boxes, boxes.new_tensor([[-3, -3, -2, -2], [-6, -6, -5, -5]])])
     scores = torch.cat([scores, scores.new_tensor([-2, -3])])
     groups = torch.cat([groups, groups.new_zeros(2)])
-    moved = boxes + (groups.to(boxes) * (boxes.amax() + 1))[:, None]
+    moved = boxes + (groups.to(boxes) * (boxes.max() + 1))[:, None]
     return nms(moved, scores, overlap)[:-2][:most]
 
 
