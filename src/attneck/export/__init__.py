@@ -364,7 +364,7 @@ def _onnx(made: _Made, opset: int, about: Mapping[str, str]) -> bytes:
                 optimize=not isinstance(made, _MadeDetector),
                 verbose=False,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
+    except torch.onnx.OnnxExporterError as error:
         raise ValueError(f"PyTorch's exporter makes no ONNX of this network: {one_line(error)}") from error
     model = converted.model_proto
     # If the exporter cannot convert to an opset, it keeps another without a word.
