@@ -24,8 +24,8 @@ MAY = {
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
     "runs": {"attention", "data", "models", "tasks", "training"},
-    "hub": {"layers", "models"},
-    "export": {"layers", "models", "seal"},
+    "hub": {"explain", "models", "runs", "tasks", "training"},
+    "export": {"detection", "models", "runs", "seal"},
     "commands": {
         "attention",
         "data",

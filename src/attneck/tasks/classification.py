@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attneck import surgery
+from attneck.checks import sides
 from attneck.data import ClassificationDataset, collate, loader, open_dataset
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
 from attneck.models import catalog, create_model, pretrained
+from attneck.models.origin import Origin
 from attneck.models.renamed import renamed
 from attneck.models.weights import Loaded, load_matching, read_weights
 from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
@@ -135,14 +138,15 @@ class Classification:
         Raises ValueError for a name, an option or a surgery that does not exist or does not fit.
         """
         model: Any = build_classifier(recipe.model, len(facts["classes"]), image_size or facts["image_size"])
-        if hasattr(model, "origin"):  # of the catalog: what attneck.hub and the exports write
-            model.pretrained_cfg |= {
-                "mean": tuple(facts["mean"]),
-                "std": tuple(facts["std"]),
-                "interpolation": "bilinear",
-                "crop_pct": facts["crop_pct"],
-                "label_names": tuple(facts["classes"]),
-            }
+        # What attneck.hub and the exports write.
+        model.pretrained_cfg = dict(model.pretrained_cfg) | {
+            "input_size": (model.origin.in_chans, *model.origin.image_size),
+            "mean": tuple(facts["mean"]),
+            "std": tuple(facts["std"]),
+            "interpolation": "bilinear",
+            "crop_pct": facts["crop_pct"],
+            "label_names": tuple(facts["classes"]),
+        }
         built: nn.Module = model
         return built
 
@@ -186,12 +190,15 @@ class Classification:
 def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[int, int]) -> nn.Module:
     """The model that a recipe names, changed as it says; what was changed is its `surgery_report`.
 
+    Its `origin` says what it was made from.
+
     Raises ValueError for a name, an option or a surgery that does not exist or does not fit.
     """
     options: dict[str, Any] = dict(recipe.options)
     network: Any
     if recipe.name.startswith(TIMM):
         network = _of_timm(recipe.name.removeprefix(TIMM), num_classes, options)
+        network.origin = Origin(recipe.name, num_classes, sides("image_size", image_size), 3, options)
     else:
         catalog.find(recipe.name, options)  # refuses what is no option of the family
         network = create_model(recipe.name, num_classes=num_classes, image_size=image_size, **options)
@@ -214,6 +221,9 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
     size = {"image_size": image_size} if "image_size" in arguments else {}
     network, report = operate(network, **size, **recipe.surgery_options)
     network.surgery_report = report
+    network.origin = dataclasses.replace(
+        network.origin, surgery=recipe.surgery, surgery_options=dict(recipe.surgery_options)
+    )
     changed: nn.Module = network
     return changed
 

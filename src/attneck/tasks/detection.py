@@ -193,17 +193,20 @@ class Detection:
 
     @staticmethod
     def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
-        """The recipe's model, for the classes of its data beside the background.
+        """The recipe's model, for the classes of its data beside the background; their names stay with it.
 
         Raises ValueError for a name or an option that does not exist or does not fit.
         """
         name, options = recipe.model.name, dict[str, Any](recipe.model.options)
         catalog.find(name, options)  # refuses what is no option of the family
         size = image_size or facts["image_size"]
-        model = create_model(name, num_classes=len(facts["classes"]) + 1, image_size=size, **options)
+        model: Any = create_model(name, num_classes=len(facts["classes"]) + 1, image_size=size, **options)
+        # What attneck.hub and the exports write.
+        model.pretrained_cfg = {"label_names": ("background", *facts["classes"])}
         if "mean" in facts:
             follow(model, facts["mean"], facts["std"])
-        return model
+        built: nn.Module = model
+        return built
 
     @staticmethod
     def start(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
