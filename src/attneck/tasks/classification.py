@@ -56,6 +56,7 @@ class Classification:
         return open_dataset(
             data.name,
             split,
+            problem=data.problem,
             root=data.root,
             image_size=data.image_size,
             seed=self.recipe.seed,
