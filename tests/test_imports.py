@@ -24,6 +24,7 @@ MAY = {
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
     "runs": {"attention", "data", "models", "tasks", "training"},
+    "studies": {"explain", "measure", "papers", "runs", "training"},
     "hub": {"explain", "models", "runs", "tasks", "training"},
     "export": {"detection", "models", "runs", "seal"},
     "commands": {
@@ -38,6 +39,7 @@ MAY = {
         "models",
         "papers",
         "runs",
+        "studies",
         "surgery",
         "tasks",
         "training",

@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train what a recipe says",
     "eval": "top-1, top-5 and error of a run, or a detector's AP",
     "predict": "what a run's detector finds in images",
+    "study": "train a table of runs, variants and seeds, and say what differs",
     "curves": "loss and error or AP of runs, side by side, as a picture",
     "data": "find a data set and check it",
     "bench": "time layers and networks against other implementations",

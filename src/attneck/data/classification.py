@@ -58,6 +58,10 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         """The images as they are after augmentation, in [0, 255], uint8 [B, H, W, 3]."""
         raise NotImplementedError
 
+    def targets(self, keys: Sequence[Key]) -> NDArray[np.int64]:
+        """The label of each key's image, [B]."""
+        return self.labels[[index for _, index in keys]]
+
     def fingerprint(self) -> Fingerprint:
         """What shows that another set is in its place: see `attneck.data.fingerprint`."""
         raise NotImplementedError
@@ -70,8 +74,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         rows = pixels.reshape(*pixels.shape[:2], -1) - self._offset
         rows *= self._scale
         images = rows.reshape(pixels.shape)
-        labels = self.labels[[index for _, index in keys]]
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
+        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.targets(keys))
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         images, labels = self.__getitems__([key])

@@ -60,6 +60,7 @@ class Classification:
         opened = open_dataset(
             data.name,
             split,
+            problem=data.problem,
             root=data.root,
             image_size=data.image_size,
             seed=self.recipe.seed,

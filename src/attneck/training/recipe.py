@@ -104,9 +104,12 @@ class Data(Part):
     """The images, for training and held out."""
 
     name: Name = "shapes"
-    """shapes: drawn by the program; clear_shapes: easier ones. cifar100: as published. folder:
-    {train,val}/CLASS/*. Detectors have shapes (scenes with boxes and masks), coco, voc2007, voc2012 and
-    voc0712, which is both."""
+    """shapes: drawn by the program; clear_shapes: easier ones; relations: a problem that no single part of
+    an image answers, other images in each epoch. cifar100: as published. folder: {train,val}/CLASS/*.
+    Detectors have shapes (scenes with boxes and masks), coco, voc2007, voc2012 and voc0712, which is both."""
+    problem: Literal["same", "twins", "identity", "left_of", "inside", "nearest", "path"] | None = None
+    """relations: are two glyphs equal (same), any two of four (twins), half of eight (identity); is the disc
+    left of a cross, a dot inside a curve, the disc nearest; does a path join two dots. same if not given."""
     train_split: TrainingSplit = "train"
     """The images that are trained on."""
     val_split: HeldOutSplit = "val"
@@ -149,10 +152,17 @@ class Data(Part):
         return self
 
     @model_validator(mode="after")
+    def _problem_of_relations(self) -> Data:
+        if self.problem is not None and self.name != "relations":
+            raise ValueError(f"data.problem goes with data.name relations, not {self.name}: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _drawn_images_fit(self) -> Data:
-        """The images of a drawn set are all held in memory."""
+        """The images of a drawn set are all held in memory, or their labels where it is endless."""
         count, side = max(self.train_size or 0, self.val_size or 0, 2000), self.image_size or 32
-        if SETS[self.name].drawn and (size := count * side**2 * 3) > DRAWN:
+        size = count * (8 if SETS[self.name].endless else side**2 * 3)
+        if SETS[self.name].drawn and size > DRAWN:
             raise ValueError(
                 f"{count:,} drawn images of {side}×{side} take {size / 2**30:,.0f} GiB: give a smaller "
                 "data.image_size, or fewer by data.train_size and val_size"
