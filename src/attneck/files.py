@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -79,6 +81,17 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             with suppress(OSError, ValueError):  # what broke the write may break this; it is said already
                 aside.unlink(missing_ok=True)
             _unfinished.discard(aside)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as `write_atomic` does: UTF-8, what is no text of a file's name escaped.
+
+    Raises:
+        NotWritten: what was there stays as it was.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomic(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def remove_unfinished() -> None:

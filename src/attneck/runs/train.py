@@ -22,6 +22,7 @@ from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
 from attneck.models.weights import read_weights
 from attneck.runs.run import Run
+from attneck.runs.split import write_split
 from attneck.runs.start import Start, Wish, start
 from attneck.tasks import open_task
 from attneck.tasks.task import Facts, Task
@@ -88,6 +89,8 @@ def train(
                 started = f"from {recipe.model.weights}: {taken}"
         begun = _start_once(task, recipe, facts, wish, everyone, held)
         folder = begun.folder
+        if everyone.rank == 0:
+            write_split(folder, task)
         with user_mistakes():
             set_float32_products(begun.products)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and emulates_bfloat16(everyone.device):

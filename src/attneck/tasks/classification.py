@@ -61,6 +61,7 @@ class Classification:
             seed=self.recipe.seed,
             md5=data.md5 or None,
             max_pixels=data.max_pixels,
+            val_share=data.val_share,
             **options,
         )
 

@@ -64,6 +64,7 @@ class Detection:
             size=data.val_size,
             md5=data.md5 or None,
             max_pixels=data.max_pixels,
+            val_share=data.val_share,
         )
 
     @cached_property
@@ -81,6 +82,7 @@ class Detection:
             seed=self.recipe.seed,
             size=data.train_size,
             max_pixels=data.max_pixels,
+            val_share=data.val_share,
             on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
             **data.augmentation(),
         )

@@ -81,14 +81,17 @@ class Model(Part):
 class Data(Part):
     name: Name = "shapes"
     """shapes: drawn by the program; clear_shapes: easier ones. cifar100: as published. folder:
-    {train,val}/CLASS/*. Detectors have shapes (scenes with boxes and masks), coco, voc2007, voc2012 and
-    voc0712, which is both."""
+    {train,val}/CLASS/*, or CLASS/* with val_share. Detectors have shapes (scenes with boxes and masks), coco,
+    voc2007, voc2012 and voc0712, which is both."""
     train_split: TrainingSplit = "train"
     """The images that are trained on."""
     val_split: HeldOutSplit = "val"
     """The images that are scored: test is VOC 2007's; train shows whether a network over-fits."""
     root: Text | None = None
     """Where the data lies; ATTNECK_DATA where not given."""
+    val_share: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)] | None = None
+    """folder: this share of ROOT/CLASS/* is held out, each image by the hash of its name, where there are no
+    folders train and val. The run's split.csv lists them."""
     image_size: Annotated[int, Field(gt=0, le=MOST, strict=True)] | None = None
     """Side in pixels; the data set's own where not given, a detector's where it is one."""
     augment: Augment = "none"
