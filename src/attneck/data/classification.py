@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -52,6 +53,10 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         """The images as they are after augmentation, in [0, 255], uint8 [B, H, W, 3]."""
         raise NotImplementedError
+
+    def whole(self, index: int) -> Image.Image:
+        """An image as it is before an evaluation resizes and cuts it."""
+        return Image.fromarray(self.pixels([(0, index)])[0])
 
     def fingerprint(self) -> Fingerprint:
         """What shows that another set is in its place: see `attneck.data.fingerprint`."""

@@ -15,7 +15,8 @@ from attneck.data import loader
 from attneck.data.detection import DetectionDataset, collate, open_detection
 from attneck.data.sampling import EvalBatches, spread
 from attneck.data.table import SETS
-from attneck.detection.metrics import Detections, coco_scores, voc_scores
+from attneck.detection.metrics import Detections, coco_evaluators, coco_stats, voc_scores
+from attneck.detection.precision_recall import Curve, coco_curves, voc_curves
 from attneck.detection.results import to_coco_detections
 from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
 from attneck.detection.weights import load_weights
@@ -45,6 +46,7 @@ class Detection:
 
     finds_objects = True
     collate = staticmethod(collate)
+    last: Evaluation | None = None
 
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
@@ -147,29 +149,37 @@ class Detection:
 
     def scores(self, detections: Detections) -> dict[str, Any]:
         """All scores, fractions: of COCO and shapes `coco_scores`; of VOC "mAP" and "classes"."""
+        return self._scored(detections)[0]
+
+    def _scored(self, detections: Detections) -> tuple[dict[str, Any], dict[str, list[Curve]]]:
+        """All scores, and the precision by recall of each class."""
         truth = self.held_out.ground_truth()
         data = self.recipe.data
         rule = SETS[data.name].kinds["detection"].ap[data.val_split]
         if rule == "coco":
-            return dict(coco_scores(truth, detections, ("bbox", "segm") if self.masks else ("bbox",)))
+            evaluators = coco_evaluators(truth, detections, ("bbox", "segm") if self.masks else ("bbox",))
+            scores = {kind: coco_stats(evaluator) for kind, evaluator in evaluators.items()}
+            return scores, coco_curves(truth, evaluators)
         mean, classes = voc_scores(truth, detections, rule)
-        return {"mAP": mean, "classes": classes}
+        return {"mAP": mean, "classes": classes}, voc_curves(truth, detections, rule)
 
     def evaluate(self, model: nn.Module, watch: Watch = unseen) -> dict[str, float]:
         """`headline` of what `model` finds."""
-        return headline(self.scores(self.detect(model, watch)))
+        return self.report(model, watch).scores
 
     def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
         """`headline`, all scores, and what `model` finds."""
         found = self.detect(model, watch)
-        scores = self.scores(found)
-        return Evaluation(len(self.held_out), headline(scores), scores, found)
+        scores, curves = self._scored(found)
+        self.last = Evaluation(len(self.held_out), headline(scores), scores, found, curves=curves)
+        return self.last
 
     def samples(self, count: int) -> Samples:
         """Held-out images as they are in their files, with their objects."""
-        return Samples(spread(len(self.held_out), count, "the held-out images").tolist(), self._sample)
+        return Samples(spread(len(self.held_out), count, "the held-out images").tolist(), self.sample)
 
-    def _sample(self, index: int) -> Sample:
+    def sample(self, index: int) -> Sample:
+        """A held-out image as it is in its file, with its objects."""
         names = dict(zip(self.held_out.category_ids, self.held_out.classes, strict=True))
         pixels, record = self.held_out.read(index)
         rows = self.held_out.annotations(record)

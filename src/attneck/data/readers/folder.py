@@ -64,6 +64,9 @@ class FolderDataset(ClassificationDataset):
         with seeded(item_seed(self.seed, epoch, index)):
             return np.array(self._transform(image))
 
+    def whole(self, index: int) -> Image.Image:
+        return self._decoded(index)
+
     def fingerprint(self) -> Fingerprint:
         inside = [name.partition("/")[2] for name in self.names]
         return of_files(self.paths, self.labels, self.classes, inside)

@@ -23,15 +23,12 @@ class Left:
     others: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
 
-    def line(self) -> str:
-        """How many, and which first; "" where nothing is left out."""
+    def line(self, where: str = "images") -> str:
+        """How many, and which first; "" where nothing is left out. `where`: where images would lie."""
         parts = []
         if self.others:
             more = f" and {len(self.others) - 1:,} more" if len(self.others) > 1 else ""
-            parts.append(
-                f"{said(self.others[0])}{more} (images lie in a class's folder "
-                f"and end in {' '.join(SUFFIXES)})"
-            )
+            parts.append(f"{said(self.others[0])}{more} ({where} end in {' '.join(SUFFIXES)})")
         if self.hidden:
             more = ", …" * (len(self.hidden) > 1)
             parts.append(f"{len(self.hidden):,} hidden ({said(self.hidden[0])}{more})")
@@ -121,7 +118,7 @@ def files_under(folder: Path) -> tuple[list[str], Left]:
 
 def tell_left(left: Left, where: str) -> None:
     """A line on stderr, of the first of many processes, about what is not read."""
-    if (line := left.line()) and os.environ.get("RANK", "0") == "0":
+    if (line := left.line("images lie in a class's folder and")) and os.environ.get("RANK", "0") == "0":
         print(f"attneck: folder: not read in {where}: {line}", file=sys.stderr)
 
 
