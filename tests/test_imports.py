@@ -23,7 +23,7 @@ MAY = {
     "explain": {"attention", "layers"},
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
-    "runs": {"attention", "data", "models", "tasks", "training"},
+    "runs": {"attention", "data", "explain", "models", "tasks", "training"},
     "hub": {"layers", "models"},
     "export": {"layers", "models", "seal"},
     "commands": {

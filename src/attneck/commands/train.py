@@ -18,6 +18,7 @@ from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
 from attneck.runs.folder import newest_folder, writing
 from attneck.runs.lock import LOCK, only_one
+from attneck.runs.pictures import PICTURES
 from attneck.training.recipe import TIMM, Recipe, is_run, load_recipe, refusal, shipped_recipes
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
@@ -82,6 +83,8 @@ def main(words: list[str]) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         print(f"next    attneck eval {summary.folder}")
+        if recipe.pictures:
+            print(f"see     {summary.folder / PICTURES}")
         print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
 
 

@@ -58,33 +58,34 @@ class Best:
         return (*(-part for part in key), -self.count)
 
 
-def small(image: Image.Image) -> Image.Image:
-    """A copy with a longer side of SIDE pixels; tiny images are enlarged, their pixels left to be seen."""
-    scale = SIDE / max(image.size)
+def small(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """A copy with a longer side of `side` pixels; tiny images are enlarged, their pixels left to be seen."""
+    scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
     return image.convert("RGB").resize(size, how, reducing_gap=2.0)
 
 
-def pages(tiles: Sequence[Tile], title: str) -> Iterator[bytes]:
-    """PNGs of COLUMNS × ROWS tiles each, with a title on every one."""
-    size = COLUMNS * ROWS
+def pages(tiles: Sequence[Tile], title: str, side: int = SIDE, columns: int = COLUMNS) -> Iterator[bytes]:
+    """PNGs of `columns` × ROWS tiles, whose images are `small(image, side)`, with a title on every one."""
+    size = columns * ROWS
     for first in range(0, len(tiles), size):
-        yield _page(tiles[first : first + size], title)
+        yield _page(tiles[first : first + size], title, side, columns)
 
 
-def _page(tiles: Sequence[Tile], title: str) -> bytes:
+def _page(tiles: Sequence[Tile], title: str, side: int, columns: int) -> bytes:
     lines = max(len(tile.lines) for tile in tiles)
-    columns, rows = min(COLUMNS, len(tiles)), -(-len(tiles) // COLUMNS)
-    wide, high = SIDE + 2 * _MARGIN, SIDE + lines * _LINE + 2 * _MARGIN
-    width = max(columns * wide, 3 * wide)
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    wide, high = side + 2 * _MARGIN, side + lines * _LINE + 2 * _MARGIN
+    width = max(columns * wide, 480)
     page = Image.new("RGB", (width, rows * high + 2 * _LINE), "white")
     pen = ImageDraw.Draw(page)
     pen.text((_MARGIN, _LINE // 2), _cut(title, width - 2 * _MARGIN), "black", _font())
     for number, tile in enumerate(tiles):
         left = number % columns * wide + _MARGIN
         top = number // columns * high + 2 * _LINE
-        x, y = left + (SIDE - tile.image.width) // 2, top + (SIDE - tile.image.height) // 2
+        x, y = left + (side - tile.image.width) // 2, top + (side - tile.image.height) // 2
         frame = (
             x - _FRAME,
             y - _FRAME,
@@ -94,8 +95,8 @@ def _page(tiles: Sequence[Tile], title: str) -> bytes:
         pen.rectangle(frame, _COLOURS[tile.right])
         page.paste(tile.image, (x, y))
         for line, words in enumerate(tile.lines):
-            place = (left, top + SIDE + _FRAME + 2 + line * _LINE)
-            pen.text(place, _cut(words, SIDE), _COLOURS[False] if tile.right is False else "black", _font())
+            place = (left, top + side + _FRAME + 2 + line * _LINE)
+            pen.text(place, _cut(words, side), _COLOURS[False] if tile.right is False else "black", _font())
     file = io.BytesIO()
     page.save(file, "PNG")
     return file.getvalue()

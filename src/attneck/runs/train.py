@@ -21,6 +21,7 @@ from attneck.data.skipping import summary_of
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
 from attneck.models.weights import read_weights
+from attneck.runs import pictures
 from attneck.runs.run import Run
 from attneck.runs.split import write_split
 from attneck.runs.start import Start, Wish, start
@@ -123,6 +124,8 @@ def train(
         if everyone.rank == 0:
             document = {"steps": summary.steps, **summary.scores, "weights": summary.weights}
             write_atomic(folder / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
+            if recipe.pictures:
+                pictures.draw_pictures(folder, task, begun.facts)
         return summary
 
 

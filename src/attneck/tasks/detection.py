@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +29,8 @@ from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
 from attneck.training.report import Watch, unseen
 
+PICTURED = 4
+"""Held-out images that a run draws at its end."""
 EVAL_BATCH = 4  # masks of a hundred objects an image come at its full size
 
 Targets = list[dict[str, Tensor]]
@@ -165,7 +168,14 @@ class Detection:
 
     def evaluate(self, model: nn.Module, watch: Watch = unseen) -> dict[str, float]:
         """`headline` of what `model` finds."""
-        return self.report(model, watch).scores
+        found = self.report(model, watch)
+        # What is kept from one evaluation to the next is what the run's pictures need.
+        chosen = spread(len(self.held_out), min(PICTURED, len(self.held_out)), "the held-out images")
+        ids = {self.held_out.record(index).id for index in chosen.tolist()}
+        self.last = replace(
+            found, detections=[row for row in found.detections or [] if row["image_id"] in ids]
+        )
+        return found.scores
 
     def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
         """`headline`, all scores, and what `model` finds."""

@@ -220,6 +220,8 @@ class Recipe(Part):
     """A checkpoint after every epoch, and this often within one."""
     checkpoint_steps: Count | None = None
     """A checkpoint also after every N steps."""
+    pictures: bool = True
+    """At the end, draw curves, held-out images, and what is confused or missed, into pictures/."""
 
     @model_validator(mode="after")
     def _one_clock(self) -> Recipe:
@@ -282,6 +284,7 @@ FREE_ON_RESUME = {
     "data.on_bad_image",  # until a bad image is met both train the same
     "checkpoint_minutes",
     "checkpoint_steps",
+    "pictures",
 }
 
 
