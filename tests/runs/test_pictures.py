@@ -87,8 +87,8 @@ def test_the_page_shows_what_eval_finds(drawn):
     assert "held-out images" in title
     assert tiles["detector"][1].endswith("images that it was trained on")
     assert [tile.lines[0].partition(": ")[2] for tile in tiles["detector"][0]] == [
-        "what is there",
-        "what was found",
+        "there",
+        "found, 0.5 or surer",
     ] * 4
 
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -28,7 +29,8 @@ def confusion_picture(counts: NDArray[np.int64], classes: Sequence[str], title: 
     side = min(12.0, 4.0 + 0.22 * min(number, LABELS))  # inches
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    # By the root of the share: a few mistakes of many images would not be seen.
+    drawn = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     every = -(-number // LABELS)
     ticks = range(0, number, every)
     names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in classes]
@@ -39,7 +41,7 @@ def confusion_picture(counts: NDArray[np.int64], classes: Sequence[str], title: 
     axes.set_title(title if every == 1 else f"{title} (every {_nth(every)} class named)", parse_math=False)
     if number <= NUMBERED:
         for row, column in zip(*counts.nonzero(), strict=True):
-            dark = shares[row, column] > 0.5
+            dark = shares[row, column] > 0.3
             axes.text(
                 column,
                 row,
@@ -49,7 +51,9 @@ def confusion_picture(counts: NDArray[np.int64], classes: Sequence[str], title: 
                 fontsize=8,
                 color="white" if dark else "black",
             )
-    figure.colorbar(drawn, ax=axes, label="share of the class's images", shrink=0.8)
+    figure.colorbar(
+        drawn, ax=axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1], label="share of the class's images", shrink=0.8
+    )
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()

@@ -123,7 +123,7 @@ def _detected(task: Task, evaluation: Evaluation, title: str) -> bytes:
             for row in evaluation.detections or []
             if row["image_id"] == record.id and row["score"] >= LEAST
         ]
-        for rows, what in ((sample.truth or [], "what is there"), (found, "what was found")):
+        for rows, what in ((sample.truth or [], "there"), (found, f"found, {LEAST:g} or surer")):
             picture = draw(*_bounded(sample.image, rows))
             tiles.append(Tile(small(picture, SIDE), (f"{Path(sample.file).name}: {what}",)))
     return next(pages(tiles, title, SIDE, 4))
