@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +72,14 @@ def main(words: list[str]) -> None:
         if arguments.processes > 1:
             launch(["train", *words], arguments.processes)
             return
+    schedule = recipe.schedule
+    if os.environ.get("RANK", "0") == "0" and recipe.steps is None and load_recipe(name).steps is not None:
+        marks = ", ".join(f"{mark:.3g}" for mark in schedule.milestones)
+        print(
+            f"attneck: {name} counts in epochs here: {recipe.epochs or 1}, "
+            f"{schedule.warmup_epochs:.3g} of warm-up{f', milestones {marks}' * bool(marks)}",
+            file=sys.stderr,
+        )
 
     from attneck.runs.train import train
 
@@ -99,12 +109,16 @@ def _free(folder: Path) -> None:
 def parse(name: str, words: list[str]) -> Arguments:
     """The recipe called `name` with the fields that `words` give, such as `--epochs 3`.
 
-    Options of the model and of its surgery are added to the recipe's own, or put in their place.
+    Options of the model and of its surgery are added to the recipe's own, or put in their place. With epochs
+    a recipe of steps is counted in these.
 
     Raises:
         UserError: no such recipe, or values that it cannot have.
     """
     whole = load_recipe(name)
+    epochs = _given(words, "epochs") or ""
+    if _given(words, "steps") in (None, "None") and re.fullmatch("[1-9][0-9]{0,8}", epochs):
+        whole = whole.in_epochs(int(epochs))
     own = {"options": whole.model.options, "surgery_options": whole.model.surgery_options}
     bare = whole.model_copy(update={"model": whole.model.model_copy(update={part: {} for part in own})})
     try:
@@ -117,6 +131,16 @@ def parse(name: str, words: list[str]) -> Arguments:
     )
     arguments.recipe = arguments.recipe.model_copy(update={"model": model})
     return arguments
+
+
+def _given(words: list[str], option: str) -> str | None:
+    """The value that the words give to an option; None where they don't."""
+    for word, value in zip(words, [*words[1:], ""], strict=False):
+        if word == f"--{option}":
+            return value
+        if word.startswith(f"--{option}="):
+            return word.partition("=")[2]
+    return None
 
 
 def launch(words: list[str], processes: int) -> None:

@@ -32,6 +32,9 @@ from attneck.training.distributed import World, world
 from attneck.training.environment import emulates_bfloat16
 from attneck.training.recipe import Recipe
 
+MANY = 1000
+"""Epochs of a run at most; steps that are more were meant for a larger data set."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -100,7 +103,11 @@ def train(
                 file=sys.stderr,
             )
         if everyone.rank == 0 and not begun.resume:
-            for said in (getattr(model, "surgery_report", None), started):
+            for said in (
+                getattr(model, "surgery_report", None),
+                started,
+                many_epochs(recipe, len(task.training)),
+            ):
                 if said is not None:
                     print(f"attneck: {said}", file=sys.stderr)
 
@@ -127,6 +134,20 @@ def train(
             if recipe.pictures:
                 pictures.draw_pictures(folder, task, begun.facts)
         return summary
+
+
+def many_epochs(recipe: Recipe, images: int) -> str | None:
+    """What is to be said of steps that are more than MANY epochs of so many training images; else None."""
+    if recipe.steps is None or images < recipe.batch:
+        return None
+    steps = recipe.total_steps(images // recipe.batch)
+    epochs = steps * recipe.batch / images
+    if epochs <= MANY:
+        return None
+    return (
+        f"{steps:,} steps of {recipe.batch} are {epochs:,.0f} epochs of the {images:,} training images: "
+        "give --epochs for a schedule by the data (its warm-up and milestones keep their share)"
+    )
 
 
 def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> DataLoader[Any]:

@@ -251,6 +251,28 @@ class Recipe(Part):
             self.total_steps(0)
         return self
 
+    def in_epochs(self, epochs: int) -> Recipe:
+        """A recipe of `steps`, counted in epochs instead: warm-up and milestones keep their share of the run.
+
+        What is counted in epochs already stays as it is.
+        """
+        if self.steps is None:
+            return self
+        ratio, schedule = epochs / self.steps, self.schedule
+        shares = {
+            "warmup_epochs": schedule.warmup_steps * ratio,
+            "warmup_steps": 0,
+            "milestones": [mark * ratio for mark in schedule.milestones],
+        }
+        return self.model_copy(
+            update={
+                "steps": None,
+                "steps_batch": None,
+                "epochs": epochs,
+                "schedule": schedule.model_copy(update=shares),
+            }
+        )
+
     def unit(self, steps_per_epoch: int) -> float:
         """The optimiser steps that one of `epochs`, or of `steps`, and of the milestones stands for."""
         return steps_per_epoch if self.steps is None else (self.steps_batch or self.batch) / self.batch
