@@ -40,7 +40,7 @@ def score(
             evaluation-2 and so on where that is taken.
         json_: print one JSON document and nothing else.
     """
-    from attneck.runs.run import Run
+    from attneck.runs.run import NAMES, Run
 
     known = Run(run)
     recipe = known.recipe  # refuses what is no run, before torch is imported
@@ -86,7 +86,7 @@ def score(
     print(title)
     print(known.tables(found))
     if words := told(best):
-        print(f"\n{words}\n")
+        print(f"\nclass by class, {NAMES[[*found][-1]]}\n{words}\n")
     if best.detections is not None:
         print(f"detections  {detections}")
     if files:
