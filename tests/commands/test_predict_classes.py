@@ -72,6 +72,7 @@ def test_a_folder_of_class_folders_is_scored(place, tmp_path, capsys):
 def test_held_out_images_are_scored_as_eval_scores_them(place, tmp_path, capsys):
     """They are resized and cut once, not twice."""
     held_out = Run(place / "run").data("val")
+    assert [sample.image.size for sample in Run(place / "run").samples(2)] == [(40, 30)] * 2
     _, rows = predicted(place, tmp_path / "out", "--held-out", len(held_out))
     right = sum(row["class_1"] == row["label"] for row in rows)
     capsys.readouterr()
