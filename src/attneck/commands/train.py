@@ -94,7 +94,7 @@ def main(words: list[str]) -> None:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         print(f"next    attneck eval {summary.folder}")
         if recipe.pictures:
-            print(f"see     {summary.folder / PICTURES}")
+            print(f"see     {summary.folder}/{PICTURES}")
         print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
 
 
