@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, head say, had enough
         drop_stdout()
     except EXPECTED as error:
+        signals.let_end()
         code, line = ending(error)
         drop_stdout()
         # Of many processes that say the same, one does.
@@ -70,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("attneck: stopped by SIGINT", file=sys.stderr)
         return 130
     except Exception:
+        signals.let_end()
         traceback.print_exc()
         print(f"attneck: {report(words)}", file=sys.stderr)
         return 1

@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ class Stop:
 _stop: Stop | None = None
 _watched = False
 _when = ""
+_ending = False
 
 
 def watch(when: str = "") -> None:
@@ -122,8 +124,16 @@ def _wait(reader: int) -> None:
             _end(first, _stop.saved(first))
 
 
+def let_end() -> None:
+    """Does not return once a signal ends the process: what fails then, a killed worker say, is no news."""
+    while _ending:
+        time.sleep(1)
+
+
 def _end(number: int, line: str) -> None:
     """Ends the process, whatever its main thread is doing; leaves no child and no half file."""
+    global _ending
+    _ending = True
     with suppress(Exception):
         for child in sys.modules["multiprocessing"].active_children():
             child.kill()
@@ -153,9 +163,9 @@ def _flush() -> None:
 
 def _forget() -> None:
     """A process that was forked hears for itself, and in torch's way."""
-    global _stop, _watched
+    global _stop, _watched, _ending
     with suppress(ValueError):
         signal.set_wakeup_fd(-1)
         for number in heard():
             signal.signal(number, signal.SIG_DFL)
-    _stop, _watched = None, False
+    _stop, _watched, _ending = None, False, False

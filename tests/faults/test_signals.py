@@ -22,7 +22,7 @@ import yaml
 from fault_cases import LONG, some
 from test_kills import TINY as LARGER
 
-from attneck import cli
+from attneck import cli, signals
 from attneck.runs import train as runs
 from attneck.tasks.classification import Classification
 from attneck.training import checkpoint, loop
@@ -251,6 +251,23 @@ def test_a_ctrl_c_after_the_first_signal_ends_at_once(forked, tmp_path, phase, n
     assert "Traceback" not in said
     assert process.left() == []
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_what_the_end_itself_breaks_is_not_told(forked):
+    """The training process sees its killed workers before it ends, and has nothing to say of them."""
+    process = forked(
+        "evaluation",
+        *TRAIN,
+        "--data.workers",
+        "2",
+        prepare=lambda: setattr(signals, "remove_unfinished", lambda: time.sleep(3)),
+    )
+    process.wait_for_phase()
+    for number in (TERM, INT):
+        process.send(number)
+        time.sleep(0.3)
+    assert process.ends(40 * busy())[0] == 130
+    assert lines(process) == ["attneck: stopped by a second SIGINT"]
 
 
 @pytest.mark.parametrize("phase", some(["data", "step", "evaluation", "saving"], 2))
