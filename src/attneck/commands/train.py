@@ -100,7 +100,7 @@ def main(words: list[str]) -> None:
         )
 
     from attneck.runs.train import train
-    from attneck.training.report import said
+    from attneck.training.report import in_words
 
     summary = train(
         recipe,
@@ -115,7 +115,7 @@ def main(words: list[str]) -> None:
             print(f"ended   early: {recipe.patience} scorings in a row were no better (patience)")
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         if (best := summary.best) is not None:
-            print(f"best    step {best.step}, {said({best.key: best.score})[0]}  (--checkpoint best)")
+            print(f"best    step {best.step}, {in_words({best.key: best.score})[0]}  (--checkpoint best)")
         print(f"next    attneck eval {summary.folder}")
         if recipe.pictures:
             print(f"see     {summary.folder}/{PICTURES}")
