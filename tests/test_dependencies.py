@@ -29,8 +29,8 @@ USED_BY = {
     "types-pyyaml": ("src/attneck/training/recipe.py", "import yaml"),  # mypy reads its types
 }
 
-# Imported where it is there; torch brings it, on the systems that have it.
-BROUGHT_BY = {"triton": "torch"}
+# A dependency brings it: torch on the systems that have it, and timm to download weights with.
+BROUGHT_BY = {"triton": "torch", "huggingface-hub": "timm"}
 
 
 def group(name: str) -> list[Requirement]:

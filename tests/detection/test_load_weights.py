@@ -12,6 +12,7 @@ from attneck.detection.fpn import FPN
 from attneck.detection.rcnn import mask_rcnn
 from attneck.detection.weights import load_weights
 from attneck.models.catalog import create_model
+from attneck.models.weights import StaysRandomWarning
 
 THIN = {"depths": [1, 1, 1, 2], "widths": [4, 4, 4, 8]}
 SMALL = {"channels": 8, "box_features": 8}
@@ -40,8 +41,11 @@ def test_all_but_what_attention_replaced():
         wanted = weights[inner] if name.startswith(prefix) and inner in report.taken else before[name]
         assert torch.equal(tensor, wanted), name
     assert len(report.taken) == len(weights) - 4
-    assert str(report).startswith(f"{len(report.taken)} tensors taken; new: layer4.0.conv2.")
-    assert str(report).endswith("fc.weight, fc.bias")
+    assert str(report) == (
+        f"{len(report.taken)} tensors taken; 6 new (layer4.0.conv2 (MHSA2d): 3, layer4.1.conv2 (MHSA2d): 3); "
+        "4 not used (layer4.0.conv2, layer4.1.conv2, fc)"
+    )
+    assert report.warning is None
 
 
 def test_position_tables_follow_the_map():
@@ -103,9 +107,11 @@ def test_from_a_file(kind, tmp_path):
 def test_a_shape_that_does_not_fit_is_told():
     source, model = resnet().state_dict(), detector("maskrcnn_resnet50")
     source["layer1.0.conv1.weight"] = torch.zeros(7, 7, 1, 1)
-    report = load_weights(model, source)
+    with pytest.warns(StaysRandomWarning, match=r"more stays random .* in layer1\.0\.conv1: are"):
+        report = load_weights(model, source)
     assert report.new == ["layer1.0.conv1.weight"]
     assert "layer1.0.conv1.weight" in report.unused
+    assert str(report).endswith("another shape: layer1.0.conv1.weight [7, 7, 1, 1], wanted [4, 64, 1, 1]")
 
 
 def test_a_backbone_of_one_s_own():
@@ -221,7 +227,8 @@ def test_conv6_and_conv7_are_fc6_and_fc7_subsampled(name, names, vgg16):
     assert {"conv6.weight", "conv6.bias", "conv7.weight", "conv7.bias"} <= set(report.taken)
     assert {name.split(".")[0] for name in report.new} == {"scale", "extras"}
     assert set(report.unused) == {f"{last}.weight", f"{last}.bias"}
-    assert str(report).startswith("30 tensors taken; new: scale, extras.0")
+    assert str(report).startswith("30 tensors taken; 17 new (scale: 1, extras.0.0: 2, ")
+    assert report.warning is None
     assert str(report).endswith("conv6 and conv7 are fc6 and fc7, subsampled")
 
 
@@ -262,7 +269,8 @@ def test_without_fitting_fc6_and_fc7_conv6_and_conv7_are_new(kind, vgg16):
     torch.manual_seed(0)
     model = create_model("ssd300_vgg16")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = load_weights(model, OTHERS[kind](vgg16))
+    with pytest.warns(StaysRandomWarning, match=r"conv6, conv7"):
+        report = load_weights(model, OTHERS[kind](vgg16))
     new = {"conv6.weight", "conv6.bias", "conv7.weight", "conv7.bias"}
     assert new <= set(report.new)
     assert "subsampled" not in str(report)

@@ -42,6 +42,7 @@ NAMES = {
     *(f"cifar_{name}_bam_c" for name in ("resnet50", "preresnet110", "wrn28_8", "resnext29_8x64d")),
     *(f"cifar_{name}_se" for name in ("resnet50", "preresnet110", "wrn28_8", "resnext29_16x64d")),
     *(f"cifar_{name}_block" for name in ("resnet50", "wrn28_8", "resnext29_8x64d")),
+    *(f"cifar_resnet{depth}" for depth in (32, 44, 56, 110)),
     *(f"cifar_resnet20{end}" for end in ("", "_bam", "_se", "_bot", "_bot_bam")),
     *(f"efficientnet_b{number}" for number in range(8)),
     *["vit_base_patch16_384", "vit_large_patch16_384"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,9 +23,11 @@ from attneck.training.recipe import TIMM, Recipe, is_run, load_recipe, refusal, 
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
 
-RECIPE is one of the shipped recipes ({shipped}), a YAML file, or the folder of a run.
+RECIPE is a YAML file, the folder of a run, or one of the shipped recipes:
+{shipped}
 attneck train RECIPE --help shows every field with its value there.
-Several processes on this machine: --processes N. On many machines: torchrun … -m attneck.cli train …"""
+Several processes on this machine: --processes N.
+On many machines: torchrun … -m attneck.cli train …"""
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Arguments:
     """Processes on this machine that share each batch, one a GPU where there are GPUs."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the newest whole checkpoint of the run in --out (or of the run named as RECIPE)."""
+    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Name every tensor of model.weights or model.pretrained that was not simply taken."""
     accept_changes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """With --resume: go on with data that has changed, and say how; otherwise it is refused."""
 
@@ -47,7 +52,10 @@ def main(words: list[str]) -> None:
     if not words or words[0].startswith("-"):
         if words and words[0] not in {"-h", "--help"}:
             raise UserError(f"the recipe comes first: attneck train RECIPE {' '.join(words)}")
-        print(USAGE.format(shipped=", ".join(shipped_recipes())))
+        shipped = textwrap.indent(
+            textwrap.fill(", ".join(shipped_recipes()), 76, break_on_hyphens=False), "  "
+        )
+        print(USAGE.format(shipped=shipped))
         return
     name = words[0]
     arguments = parse(name, words[1:])
@@ -78,6 +86,7 @@ def main(words: list[str]) -> None:
         name=Path(name).stem,
         resume=arguments.resume,
         accept_changes=arguments.accept_changes,
+        verbose=arguments.verbose,
     )
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")

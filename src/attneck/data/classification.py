@@ -41,13 +41,18 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         image_size: int,
         labels: NDArray[np.int64],
     ) -> None:
-        self.classes, self.mean, self.std, self.image_size = classes, mean, std, image_size
+        self.classes, self.image_size = classes, image_size
         self.labels = labels
+        self.normalise(mean, std)
+
+    def normalise(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Take these in place of the set's own, a number a channel: weights may want others."""
+        self.mean, self.std = mean, std
         # (x / 255 - mean) / std as one subtraction and one multiplication, each rounded by itself: the
         # result of an image does not depend on the batch it comes in. A row of pixels at a time, because
         # numpy is slow over a last dimension of 3.
-        self._offset = np.tile(np.array(mean) * 255, image_size).astype(np.float32)
-        self._scale = np.tile(1 / (np.array(std) * 255), image_size).astype(np.float32)
+        self._offset = np.tile(np.array(mean) * 255, self.image_size).astype(np.float32)
+        self._scale = np.tile(1 / (np.array(std) * 255), self.image_size).astype(np.float32)
 
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         """The images as they are after augmentation, in [0, 255], uint8 [B, H, W, 3]."""

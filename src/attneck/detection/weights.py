@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from attneck.detection.ssd import VGG16Trunk
 from attneck.models.features import Pyramid
+from attneck.models.renamed import without_first_part
 from attneck.models.weights import Loaded, load_matching, read_weights
 
 
-def load_weights(detector: Any, weights: Mapping[str, Tensor] | str | Path) -> Loaded:
+def load_weights(detector: Any, weights: Mapping[str, Any] | str | Path) -> Loaded:
     """`load_matching` into the backbone of `detector`, or into all of it.
 
     Args:
@@ -24,15 +25,23 @@ def load_weights(detector: Any, weights: Mapping[str, Tensor] | str | Path) -> L
             fc6 and fc7 start conv6 and conv7 (see `subsample_fc`). Those of a detector fill pyramid and heads
             too, except for the last layers if the number of classes differs.
     """
-    given = read_weights(weights)
-    if any(name.startswith("backbone.") for name in given):
-        return load_matching(detector, given)
+    own = {name: tensor.shape for name, tensor in detector.state_dict().items()}
+    given = without_first_part(read_weights(weights), own)
+    if any(name.startswith("backbone.") and name in own for name in given):
+        return load_matching(detector, given, new=LAST)
     backbone = _backbone(detector)
-    subsampled = subsample_fc(given) if isinstance(backbone, VGG16Trunk) else None
-    if subsampled is None or not _has_all(backbone, given):
+    if not isinstance(backbone, VGG16Trunk):
         return load_matching(backbone, given)
-    report = load_matching(backbone, subsampled)
-    return LoadedVGG(report.taken, report.new, report.unused)
+    subsampled = subsample_fc(given)
+    if subsampled is None or not _has_all(backbone, given):
+        return load_matching(backbone, given, new=EXTRA)
+    return LoadedVGG(**vars(load_matching(backbone, given.named(subsampled), new=EXTRA)))
+
+
+LAST = ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits", "head.classification_head")
+"""Layers that the number of classes shapes."""
+EXTRA = ("scale", "extras")
+"""Of an SSD's trunk, that VGG16 does not have."""
 
 
 @dataclass(frozen=True)

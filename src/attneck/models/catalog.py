@@ -107,6 +107,7 @@ def _imagenet_rows() -> dict[str, FamilyOptions]:
 
 def _cifar_rows() -> dict[str, FamilyOptions]:
     """BAM's CIFAR-100 networks (§4.2), and the lab family."""
+    plain_resnet = CifarResNetOptions()
     # Bottlenecks stride on their first 1×1: the printed multiply-adds of each such network say so.
     bottleneck = CifarResNetOptions(block="bottleneck", stride_on="1x1")
     resnet = bottleneck.replace(
@@ -118,7 +119,7 @@ def _cifar_rows() -> dict[str, FamilyOptions]:
     wrn = CifarResNetOptions(depths=(4, 4, 4), order="pre", shortcut="activated")
     resnext = bottleneck.replace(stem=64, outs=(256, 512, 1024))
     plain: dict[str, CifarResNetOptions | DenseNetOptions] = {
-        "resnet20": CifarResNetOptions(),  # the lab family, small enough for a CPU
+        "resnet20": plain_resnet,  # the lab family, small enough for a CPU
         "resnet50": resnet,
         "resnet101": resnet.replace(depths=(3, 4, 23, 3)),
         # Its printed figures are those of a network of 164 layers: 18 bottlenecks a stage.
@@ -145,6 +146,9 @@ def _cifar_rows() -> dict[str, FamilyOptions]:
     for suffix, (names, changes) in variants.items():
         for name in names:
             rows[f"cifar_{name}{suffix}"] = plain[name].replace(**changes)
+    # He et al. 2016, Table 6, the deeper ones.
+    for depth in (32, 44, 56, 110):
+        rows[f"cifar_resnet{depth}"] = plain_resnet.replace(depths=((depth - 2) // 6,) * 3)
     # Table 1c: one more block of the same shape wherever a BAM would stand: after every stage but the last.
     for name in ("resnet50", "wrn28_8", "resnext29_8x64d"):
         options = plain[name]
@@ -233,9 +237,11 @@ def create_model(
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     in_chans: int = 3,
+    *,
+    pretrained: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build the model called `name`, freshly initialised.
+    """Build the model called `name`, freshly initialised, or started from weights of timm's.
 
     `model.origin` says what it was made from; a classifier has timm's `pretrained_cfg` too.
 
@@ -247,12 +253,21 @@ def create_model(
             published one. Any other size works at run time: the tables are resampled. A detector takes images
             of any size and resizes them to this one in evaluation; SSD300 and StairNet do so always, to 300.
         in_chans: channels of the images; a detector's have 3.
+        pretrained: timm's weights to start from, by timm's name, such as "resnet50.a1_in1k": of a
+            classifier, or for a detector's backbone. They are downloaded once. What fits is taken, see
+            `attneck.models.weights.load_matching`; mean and std in `pretrained_cfg`, or in a detector's
+            `transform`, become those of the weights.
         options: the family's own, by name (see its options class), and a detector's (`detector_options`).
 
     Raises:
-        ValueError: an unknown name or option (with the nearest known one), or a value out of range.
+        ValueError: an unknown name or option (with the nearest known one), or a value out of range; weights
+            that timm does not have, that cannot be fetched, or of which none fits.
     """
     entry = find(name, options)
+    if pretrained is not None:
+        from attneck.models import pretrained as timms
+
+        timms.check_name(pretrained)
     size = sides("image_size", entry.image_size if image_size is None else image_size)
     classes = entry.num_classes if num_classes is None else num_classes
     classes = whole("num_classes", classes, least=0, most=MAX_CLASSES)  # 0: no classifier
@@ -269,6 +284,8 @@ def create_model(
     if entry.task != "detection":
         model.in_chans = in_chans
         model.pretrained_cfg = pretrained_cfg(model.origin, entry.options)
+    if pretrained is not None:
+        timms.start(model, pretrained, entry.options.loader)
     built: nn.Module = model
     return built
 

@@ -18,8 +18,11 @@ class EfficientNetOptions(FamilyOptions):
     classifier: ClassVar[str] = "classifier"
 
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"] = "b0"
+    """Which of the family."""
     drop_path: Probability = 0.0
-    output_stride: OutputStride = 32  # later stages do not stride: their convs are dilated
+    """Probability of leaving the last block out in training; it rises linearly to there."""
+    output_stride: OutputStride = 32
+    """Less: later stages do not stride, their convs are dilated."""
 
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1

@@ -42,11 +42,16 @@ OutputStride = Literal[32, 16, 8]
 class FamilyOptions(BaseModel):
     """What every family has for head and norms, and, as attributes of the class, what others need to know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # The string under an option is its help text (attneck list MODEL --options).
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     builder: ClassVar[str]
     """MODULE:FUNCTION, imported when a network is built: function(options, num_classes=…, image_size=(H, W));
     a classifier's takes in_chans too."""
+    loader: ClassVar[str] = "attneck.models.weights:load_matching"
+    """MODULE:FUNCTION that loads weights into such a network: function(network, weights)."""
     first_conv: ClassVar[str] = "conv1"
     """Name of the first convolution in a classifier."""
     classifier: ClassVar[str] = "fc"
@@ -54,11 +59,14 @@ class FamilyOptions(BaseModel):
     fits_fpn: ClassVar[bool] = True
     """Whether detectors can have their feature pyramid on its last four maps."""
 
-    dropout: Probability = 0.0  # before the classifier
+    dropout: Probability = 0.0
+    """Probability of it before the classifier."""
     global_pool: Pool = "avg"
-    # Of every BatchNorm; TensorFlow calls a momentum of 0.1 here 0.9.
+    """What pools the last map, as timm names it."""
     bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of every BatchNorm; TensorFlow calls a momentum of 0.1 here 0.9."""
     bn_eps: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of every BatchNorm; the family's own where None."""
 
     @property
     def feature_cfg(self) -> dict[str, Any]:
@@ -106,9 +114,12 @@ class FamilyOptions(BaseModel):
 class AttentionOptions(FamilyOptions):
     """How MHSA is built wherever a network has it (BoTNet Fig. 4, Tables 4 and 19)."""
 
-    heads: Positive = 4  # Fig. 4
+    heads: Positive = 4
+    """Attention heads of each MHSA layer (BoTNet Fig. 4)."""
     position: Literal["relative", "absolute", "none"] = "relative"
+    """What MHSA knows of positions (BoTNet Table 4)."""
     content: bool = True
+    """Whether MHSA has its term of content, q·k (BoTNet Table 4)."""
 
     @property
     def attends(self) -> bool:
@@ -125,14 +136,18 @@ class AttentionOptions(FamilyOptions):
 class BAMOptions(FamilyOptions):
     """How BAM is built wherever a network has it (BAM §3, Table 1)."""
 
-    # Table 2: a BAM at each bottleneck, or BAM-C, one in every block.
     bam: Literal["none", "stages", "blocks"] = "none"
-    bam_reduction: Positive = 16  # Table 1a
-    bam_dilation: Positive = 4  # Table 1a
-    # Table 1b. The default is the variant's own: the paper's sum, the official code's product.
+    """stages: a BAM at each bottleneck of the network; blocks: BAM-C, one in every block (BAM Table 2)."""
+    bam_reduction: Positive = 16
+    """Channels over those inside each BAM, r (BAM Table 1a)."""
+    bam_dilation: Positive = 4
+    """Dilation of the spatial branch's 3×3 convs, d (BAM Table 1a)."""
     bam_combine: Literal["default", "sum", "prod", "max"] = "default"
-    bam_branches: Literal["both", "channel", "spatial"] = "both"  # Table 1b
+    """How the branches are joined (BAM Table 1b); default: paper's sum, official's product."""
+    bam_branches: Literal["both", "channel", "spatial"] = "both"
+    """Which branches there are (BAM Table 1b)."""
     bam_variant: Literal["paper", "official"] = "paper"
+    """As the paper's equations have it, or as the authors' code."""
 
     @model_validator(mode="after")
     def _bam_is_used(self) -> Self:

@@ -7,8 +7,10 @@ sum is checked wherever there is one: a SHA-256 in the file's header (`attneck.h
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import pickle
 import re
 import stat
 import warnings
@@ -17,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +33,12 @@ WANTED = (
 CONFIG = "config"
 """The header's entry with the config of `attneck.hub`, and in that the SHA-256 of itself and the weights."""
 
+PARTS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Where training programs keep weights in their files, in timm's order: a moving average comes first."""
+
+WRAPPERS = re.compile(r"(^(module|_orig_mod)\.|(?<=\.)_orig_mod\.)")
+"""What DataParallel puts before each name, and torch.compile before those of what it compiled."""
+
 LONGEST_CONFIG = 2**22  # characters; the names of 20,000 classes are a tenth of it
 
 ZIP = b"PK\x03\x04"
@@ -40,8 +49,26 @@ LEGACY = (
 GROWING = re.compile(rb"c(builtins|__builtin__|_codecs)\n(bytearray|encode)\n")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file; a run's checkpoint has it under "model".
+class Weights(dict[str, Tensor]):
+    """Tensors by name.
+
+    Attributes:
+        part: the entry of a file that they were in, such as "state_dict_ema"; "" where they are all of it.
+        settings: what the layers that they are from compute, by name, where that is known.
+    """
+
+    part: str = ""
+    settings: Mapping[str, str] = MappingProxyType({})
+
+    def named(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """The same by other names."""
+        weights = Weights(tensors)
+        weights.part, weights.settings = self.part, self.settings
+        return weights
+
+
+def read_tensors(path: Path) -> Weights:
+    """The state dict in a file, or in that of its PARTS that comes first, without the names' WRAPPERS.
 
     Raises:
         ValueError: no regular file, damaged, not of these kinds, or its tensors are not plain ones by name.
@@ -59,7 +86,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         else:
             found, header = _from_safetensors(path)
             _check_sum_inside(found, header)
-    return check_plain(found.get("model", found) if isinstance(found, Mapping) else found, str(path))
+    return unwrapped(found, str(path))
+
+
+def unwrapped(found: Any, source: str) -> Weights:
+    """`found`, or that of its PARTS that comes first, by names without WRAPPERS; raises as `check_plain`."""
+    parts = [part for part in PARTS if isinstance(found, Mapping) and isinstance(found.get(part), Mapping)]
+    tensors = check_plain(found[parts[0]] if parts else found, source)
+    weights = Weights((_bare(name), tensor) for name, tensor in tensors.items())
+    if len(weights) < len(tensors):
+        raise ValueError(
+            f"{shown(source)} has tensors that differ only in 'module.' or '_orig_mod.': "
+            "take one network's out of it"
+        )
+    weights.part = parts[0] if parts else ""
+    return weights
+
+
+def _bare(name: str) -> str:
+    while (shorter := WRAPPERS.sub("", name)) != name:
+        name = shorter
+    return name
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -94,6 +141,14 @@ def readable(path: Path) -> Iterator[None]:
         raise ValueError(f"{shown(path)} {error}") from None
     except OSError as error:
         raise ValueError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise ValueError(f"{shown(path)} cannot be read ({type(error).__name__}): {WANTED}") from error
+        raise ValueError(
+            f"{shown(path)} needs {shown(found[1])} to be read: wanted tensors by name and nothing that "
+            "would run code; if you trust it, torch.load(…, weights_only=False) it and torch.save its weights"
+        ) from error
     except Exception as error:  # damaged bytes make the readers raise any kind
         raise ValueError(f"{shown(path)} cannot be read ({type(error).__name__}): {WANTED}") from error
 
@@ -166,14 +221,20 @@ def _from_zip(path: Path) -> Any:
         for record in records:
             if record.filename.endswith("data.pkl"):
                 _refuse_growing(archive.read(record))
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return _load(path)
 
 
 def _from_legacy(path: Path) -> Any:
     """What torch.save wrote before torch 1.6."""
     data = path.read_bytes()
     _refuse_growing(data)
-    return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    return _load(BytesIO(data))
+
+
+def _load(file: Path | BytesIO) -> Any:
+    """What torch.save wrote, of plain kinds alone; timm's files keep their arguments in a Namespace."""
+    with torch.serialization.safe_globals([argparse.Namespace]):  # it has attributes, and runs nothing
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _refuse_growing(pickled: bytes) -> None:

@@ -2,57 +2,164 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attneck.checks import MOST
-from attneck.layers.mhsa import TABLES, MHSA2d
-from attneck.models.weight_files import check_plain, read_tensors, shown
+from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
+from attneck.layers.mhsa import TABLES
+from attneck.models.origin import bare
+from attneck.models.renamed import renamed
+from attneck.models.weight_files import Weights, read_tensors, shown, unwrapped
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+ATTENTION = (MHSA2d, BAM, SqueezeExcite2d, NonLocal2d)
+THEIRS = {"SEModule", "SqueezeExcite", "SqueezeExcitation", "BottleneckAttn"}
+"""Names of timm's and torchvision's classes of the same."""
+INSERTED = "bot"
+"""The name of a whole block with attention that stands between two others."""
+CLASSIFIERS = ("fc", "head", "classifier")
+"""What a last layer is called, where the network does not say."""
+SHOWN = 6
+"""Modules and shapes that a summary names."""
+
+
+class StaysRandomWarning(UserWarning):
+    """More stays random than attention and the classifier."""
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """Names of tensors, as the network calls them."""
+    """Names of tensors, as the network calls them. As a string it is a summary; `listing` has every name."""
 
     taken: list[str]
     new: list[str]
     """Of the network, that it was given nothing for: they stay as they were initialised."""
     unused: list[str]
     """Given, that the network has no place for: the classifier, the convolutions that were replaced."""
+    shapes: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+    """Of those that are given in another shape: that shape, and the network's."""
+    modules: dict[str, int] = field(default_factory=dict)
+    """How many tensors of `new` are in which layer; attention counts as one layer, with its kind."""
+    unexpected: list[str] = field(default_factory=list)
+    """Of `new`: in neither attention nor the classifier."""
+    changed: list[str] = field(default_factory=list)
+    """Layers that were filled and compute otherwise than where the weights are from, if that is known."""
+    part: str = ""
+    """The entry of a file that they were in, such as "state_dict_ema"; "" where they were all of it."""
 
     def __str__(self) -> str:
-        lines = [f"{len(self.taken)} tensors taken"]
-        lines += [f"new: {', '.join(map(shown, self.new))}"] if self.new else []
-        lines += [f"not used: {', '.join(map(shown, self.unused))}"] if self.unused else []
+        source = f" of its {self.part}" if self.part else ""
+        lines = [f"{len(self.taken)} tensors taken{source}"]
+        if self.new:
+            counts = (f"{shown(name)}: {count}" for name, count in self.modules.items())
+            lines.append(f"{len(self.new)} new ({_first(counts, len(self.modules))})")
+        if self.unused:
+            layers = dict.fromkeys(name.rpartition(".")[0] or name for name in self.unused)
+            lines.append(f"{len(self.unused)} not used ({_first(map(shown, layers), len(layers))})")
+        if self.shapes:
+            lines.append(f"another shape: {_first(self._shapes(), len(self.shapes))}")
         return "; ".join(lines)
 
+    def _shapes(self) -> list[str]:
+        return [f"{shown(name)} {given}, wanted {wanted}" for name, (given, wanted) in self.shapes.items()]
 
-def load_matching(network: nn.Module, weights: Mapping[str, Tensor] | str | Path) -> Loaded:
+    @property
+    def listing(self) -> str:
+        """Every name that was not simply taken, a line each."""
+        said = {
+            "new": map(shown, self.new),
+            "not used": map(shown, self.unused),
+            "shape": self._shapes(),
+            "changed": self.changed,
+        }
+        return "\n".join(f"{kind:9} {name}" for kind, names in said.items() for name in names)
+
+    @property
+    def warning(self) -> str | None:
+        """One line, if more stays random than attention and the classifier, or a layer was filled in part."""
+        taken = {name.rpartition(".")[0] for name in self.taken}
+        cut = [
+            name
+            for name in self.unused
+            if name.rpartition(".")[0] in taken
+            and name not in self.shapes
+            and not name.endswith("num_batches_tracked")
+        ]
+        if self.unexpected:
+            layers = dict.fromkeys(name.rpartition(".")[0] or name for name in self.unexpected)
+            count = f"{len(self.unexpected)} of {len(self.taken) + len(self.new)} tensors"
+            return (
+                f"more stays random than attention and the classifier ({count}), in "
+                f"{_first(map(shown, layers), len(layers), 3)}: are these the weights of another network?"
+            )
+        if any(".gate_c." in name for name in self.unused) and any("BAM" in name for name in self.modules):
+            return (
+                "the BAMs stay random, as those given are of the authors' code and the network's of the "
+                "paper: build it with bam_variant official"
+            )
+        if self.changed:
+            return (
+                "layers compute otherwise than where the weights are from: "
+                f"{_first(self.changed, len(self.changed), 3)}; train on before you use it"
+            )
+        if cut:
+            return (
+                f"layers were filled in part, and compute something else than they did: the network has no "
+                f"place for {_first(map(shown, cut), len(cut), 3)}"
+            )
+        return None
+
+
+def _first(words: Iterable[str], count: int, most: int = SHOWN) -> str:
+    """The first few of `count` words, and how many more there are."""
+    some = list(islice(words, most))
+    return ", ".join([*some, f"{count - most} more"] if count > most else some)
+
+
+def load_matching(
+    network: nn.Module, weights: Mapping[str, Any] | str | Path, *, new: Collection[str] = ()
+) -> Loaded:
     """Put into `network` every tensor of its name and shape; say which, and what is new.
 
     A ResNet's weights fill a BoTNet but for the layers that attention replaced, and any network that surgery
     changed; what is new stays random. Position tables of another map size are resampled. They go with the
-    layer's projections: tables of another head width, or without `qkv.weight` of this shape, are not used.
+    layer's projections: tables of another head width, or without `qkv.weight` of this shape, are not used. A
+    ViT's position embeddings of another square image are resampled too.
+
+    Names may be those of other programs, see `attneck.models.renamed`.
 
     Args:
         network: any module.
         weights: a state dict (of timm's names for a ResNet of the catalog, such as timm's own with
-            `pretrained=True`), or a file with one: safetensors, or what torch saved, such as a checkpoint of
-            a run. Nothing in a file is run. Numbers of another float type are cast.
+            `pretrained=True`), or a file with one: safetensors, or what torch saved. There it may be an entry
+            of a checkpoint, in this order: "state_dict_ema", "model_ema", "state_dict", "model". Nothing in a
+            file is run. Numbers of another float type are cast.
+        new: names of further modules that may stay new, beside attention and the classifier.
 
     Raises:
         ValueError: a file that is damaged or holds no weights (see `weight_files`), none that fits, or one
             with NaN, with infinities, or of no float type where the network has floats.
         FileNotFoundError: no such file.
+
+    Warns:
+        StaysRandomWarning: `Loaded.warning`.
     """
-    given = read_weights(weights)
+    network = bare(network)
+    given = renamed(read_weights(weights), network)
     own = network.state_dict()
+    given.update(_position_embeddings(network, given))
     fits = {name: name in own and tensor.shape == own[name].shape for name, tensor in given.items()}
     for layer, module in network.named_modules():
         if isinstance(module, MHSA2d):
@@ -69,8 +176,84 @@ def load_matching(network: nn.Module, weights: Mapping[str, Tensor] | str | Path
         )
     network.load_state_dict(taken, strict=False)
     # A BatchNorm's count of batches, which is in no checkpoint of old, is no weight.
-    new = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
-    return Loaded(list(taken), new, [name for name in given if name not in taken])
+    left = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
+    attention = {
+        name: type(module).__name__
+        for name, module in network.named_modules()
+        if isinstance(module, ATTENTION)
+        or type(module).__name__ in THEIRS
+        or name.rpartition(".")[2] == INSERTED
+    }
+    expected = (*attention, *_classifiers(network), *new)
+    layers = {name: next((layer for layer in attention if _inside(name, layer)), None) for name in left}
+    loaded = Loaded(
+        list(taken),
+        left,
+        [name for name in given if name not in taken],
+        shapes={
+            name: ([*tensor.shape], [*own[name].shape])
+            for name, tensor in given.items()
+            if name in own and name not in taken and tensor.shape != own[name].shape
+        },
+        modules=dict(
+            Counter(
+                name.rpartition(".")[0] or name if layer is None else f"{layer or '.'} ({attention[layer]})"
+                for name, layer in layers.items()
+            )
+        ),
+        unexpected=[name for name in left if not any(_inside(name, module) for module in expected)],
+        changed=[
+            f"{name} {now}, was {given.settings[name]}"
+            for name, now in settings(network).items()
+            if given.settings.get(name, now) != now
+        ],
+        part=given.part,
+    )
+    if loaded.warning is not None:
+        warnings.warn(loaded.warning, StaysRandomWarning, stacklevel=2)
+    return loaded
+
+
+def settings(network: nn.Module) -> dict[str, str]:
+    """What shapes do not show of its convolutions and activations, by their names."""
+    found = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            # timm's Conv2dSame pads by the size of the map.
+            padding = module.padding if type(module) is nn.Conv2d else type(module).__name__
+            said = {"stride": module.stride, "padding": padding, "dilation": module.dilation}
+            found.update({f"{name} {key}": str(value) for key, value in said.items()})
+        elif type(module).__module__ == "torch.nn.modules.activation":
+            found[name] = type(module).__name__
+    return found
+
+
+def _inside(name: str, module: str) -> bool:
+    return module == "" or name.startswith(f"{module}.") or name == module
+
+
+def _classifiers(network: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that the number of classes shapes."""
+    said = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or CLASSIFIERS
+    return (said,) if isinstance(said, str) else tuple(said)
+
+
+def _position_embeddings(network: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """ViTs' embeddings [1, N, C] that are given for another square of patches, resampled to the network's."""
+    found = {}
+    for layer, module in network.named_modules():
+        own: Any = getattr(module, "pos_embed", None)
+        grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
+        tensor = given.get(name := f"{layer}.pos_embed" if layer else "pos_embed")
+        if not isinstance(own, Tensor) or own.ndim != 3 or grid is None or tensor is None:
+            continue
+        extra = own.shape[1] - grid[0] * grid[1]  # the class's own
+        side = math.isqrt(max(0, tensor.shape[1] - extra)) if tensor.ndim == 3 else 0
+        if side and tensor.shape == (1, side**2 + extra, own.shape[2]) and tensor.shape != own.shape:
+            from timm.layers import resample_abs_pos_embed
+
+            found[name] = resample_abs_pos_embed(tensor, [*grid], [side, side], extra)
+    return found
 
 
 def _fits(layer: MHSA2d, table: Tensor) -> bool:
@@ -99,11 +282,13 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
-def read_weights(weights: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
-    """The state dict in a file, or the one given.
+def read_weights(weights: Mapping[str, Any] | str | Path) -> Weights:
+    """The state dict in a file, or the one given, itself or as an entry of what a training program saved.
 
     Raises: as `weight_files.read_tensors`.
     """
+    if isinstance(weights, Weights):
+        return weights
     if isinstance(weights, Mapping):
-        return check_plain(weights, "weights")
+        return unwrapped(weights, "weights")
     return read_tensors(Path(weights))

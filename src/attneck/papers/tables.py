@@ -6,6 +6,7 @@ Nothing of ours is known here: who counts a network is handed in (`compare`).
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -281,7 +282,23 @@ def train_command(table: Table, row: Row, recipes: Mapping[str, Trainer]) -> str
         words += [key, *map(str, value if isinstance(value, list) else [value])]
     if recipe.image_size is not None and row.image_size != recipe.image_size:
         words.append(f"--data.image-size {row.image_size}")
-    return " ".join(words)
+    return " ".join([*words, *_start(row)])
+
+
+def _start(row: Row) -> list[str]:
+    """What a detector's backbone starts from: ImageNet (BoTNet footnote 6; BAM Table 4, by §4.5 and by SSD).
+
+    Weights of torchvision's, whose training is the usual one, by timm's names. timm has none of ResNet-200
+    and of this MobileNet. BoTNet's replaced layers start at random; a backbone with BAM is trained with it.
+    """
+    trunk = re.fullmatch(r"(?:res|bot|se)net(50|101|152)(_.*)?", row.model)
+    if row.detector is None:
+        return []
+    if row.model.endswith("_vgg16") or row.model.endswith("_vgg16_bam"):
+        return ["--model.pretrained vgg16.tv_in1k"]
+    if trunk and row.model.endswith("_bam"):
+        return ["--model.weights runs/imagenet-bam"]
+    return [f"--model.pretrained resnet{trunk[1]}.tv_in1k"] if trunk else []
 
 
 def _table(entry: dict[str, Any], about: dict[str, Any], where: str) -> Table:

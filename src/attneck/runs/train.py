@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.utils.data import DataLoader
 
 from attneck.attention.cpu.choice import set_float32_products
@@ -20,7 +22,8 @@ from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
-from attneck.models.weights import read_weights
+from attneck.models.pretrained import check_filled, fetch
+from attneck.models.weights import StaysRandomWarning, read_weights
 from attneck.runs.run import Run
 from attneck.runs.start import Start, Wish, start
 from attneck.tasks import open_task
@@ -28,7 +31,7 @@ from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint, loop
 from attneck.training.distributed import World, world
 from attneck.training.environment import emulates_bfloat16
-from attneck.training.recipe import Recipe
+from attneck.training.recipe import Model, Recipe
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def train(
     name: str | None = None,
     resume: bool = False,
     accept_changes: bool = False,
+    verbose: bool = False,
 ) -> Summary:
     """Train what `recipe` says, into a run folder that no other program trains in meanwhile.
 
@@ -60,6 +64,7 @@ def train(
         resume: go on with the run that is there.
         accept_changes: on resume, take data that is not what the run was started on; its difference is said,
             and the data as it is now is kept from then on.
+        verbose: say of every tensor of `model.weights` or `model.pretrained` what became of it.
 
     Raises:
         UserError: a model, option or data set that is not there or does not fit; a folder that another
@@ -82,10 +87,7 @@ def train(
             facts = task.describe()
             torch.manual_seed(recipe.seed)
             model = task.build(recipe, facts)
-            started = None
-            if recipe.model.weights and not resume:
-                taken = task.start(model, weights_of(recipe.model.weights))
-                started = f"from {recipe.model.weights}: {taken}"
+            started = [] if resume else start_from(recipe.model, task, model, verbose)
         begun = _start_once(task, recipe, facts, wish, everyone, held)
         folder = begun.folder
         with user_mistakes():
@@ -96,7 +98,7 @@ def train(
                 file=sys.stderr,
             )
         if everyone.rank == 0 and not begun.resume:
-            for said in (getattr(model, "surgery_report", None), started):
+            for said in (getattr(model, "surgery_report", None), *started):
                 if said is not None:
                     print(f"attneck: {said}", file=sys.stderr)
 
@@ -137,6 +139,24 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
         steps=recipe.total_steps(length // recipe.batch),
     )
     return loader(task.training, batches, recipe.data.workers, task.collate)
+
+
+def start_from(recipe: Model, task: Task, model: nn.Module, verbose: bool) -> list[str]:
+    """Fill the model from the weights that its recipe names, if any; what is to be said of that."""
+    if recipe.pretrained is not None:
+        weights = fetch(recipe.pretrained)
+    elif recipe.weights is not None:
+        weights = weights_of(recipe.weights)
+    else:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StaysRandomWarning)  # said below
+        loaded = task.start(model, weights)
+    if recipe.pretrained is not None:
+        check_filled(loaded, recipe.pretrained)
+    said = [f"from {recipe.pretrained or recipe.weights}: {loaded}"]
+    said += [loaded.listing] if verbose and loaded.listing else []
+    return said + ([f"warning: {loaded.warning}"] if loaded.warning else [])
 
 
 def weights_of(source: str) -> Any:

@@ -18,8 +18,9 @@ from attneck.data import ClassificationDataset, collate, loader, open_dataset
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
-from attneck.models import catalog, create_model
-from attneck.models.weights import Loaded, load_matching
+from attneck.models import catalog, create_model, pretrained
+from attneck.models.renamed import renamed
+from attneck.models.weights import Loaded, load_matching, read_weights
 from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
@@ -53,7 +54,7 @@ class Classification:
 
     def _open(self, split: str, **options: Any) -> ClassificationDataset:
         data = self.recipe.data
-        return open_dataset(
+        opened = open_dataset(
             data.name,
             split,
             root=data.root,
@@ -63,6 +64,9 @@ class Classification:
             max_pixels=data.max_pixels,
             **options,
         )
+        if (name := self.recipe.model.pretrained) is not None:
+            opened.normalise(*pretrained.normalisation(name))
+        return opened
 
     def describe(self) -> Facts:
         """Classes, size, normalisation and evaluation crop of the held-out images."""
@@ -142,7 +146,8 @@ class Classification:
         """Put in what fits by name and shape; what surgery adopted has its old names too."""
         report: Any = getattr(model, "surgery_report", None)
         if isinstance(report, surgery.Adoption):
-            weights = report.converted(weights)
+            given = renamed(read_weights(weights), model)
+            weights = given.named(report.converted(given))
         return load_matching(model, weights)
 
     @staticmethod

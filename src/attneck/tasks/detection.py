@@ -21,6 +21,7 @@ from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_tab
 from attneck.detection.weights import load_weights
 from attneck.models import catalog, create_model
 from attneck.models.detector_options import DetectorOptions
+from attneck.models.pretrained import follow, normalisation
 from attneck.models.weights import Loaded
 from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
@@ -103,19 +104,26 @@ class Detection:
                 "gives a BatchNorm one value a channel, which has no variance: give a greater batch, or a "
                 "smaller accumulate"
             )
-        if self.options.needs_weights and recipe.model.weights is None:
+        if self.options.needs_weights and (recipe.model.weights or recipe.model.pretrained) is None:
             raise ValueError(
                 "model.options freeze_norms keeps the backbone's BatchNorms as they were loaded, and nothing "
-                "is loaded: give model.weights, or freeze_norms False"
+                "is loaded: give model.weights or model.pretrained, or freeze_norms False"
             )
 
     def describe(self) -> Facts:
-        """Classes of the held-out images, and what the source itself calls them; the side of training's."""
-        images = self.held_out
+        """Classes of the held-out images, and what the source itself calls them; the side of training's.
+
+        The normalisation too, where it is that of pretrained weights.
+        """
+        images, name = self.held_out, self.recipe.model.pretrained
+        means = (
+            {} if name is None else dict(zip(("mean", "std"), map(list, normalisation(name)), strict=True))
+        )
         return {
             "classes": list(images.classes),
             "category_ids": list(images.category_ids),
             "image_size": self.image_size,
+            **means,
         }
 
     def _here(self, batch: tuple[list[Tensor], Targets]) -> tuple[list[Tensor], Targets]:
@@ -183,7 +191,10 @@ class Detection:
         name, options = recipe.model.name, dict[str, Any](recipe.model.options)
         catalog.find(name, options)  # refuses what is no option of the family
         size = image_size or facts["image_size"]
-        return create_model(name, num_classes=len(facts["classes"]) + 1, image_size=size, **options)
+        model = create_model(name, num_classes=len(facts["classes"]) + 1, image_size=size, **options)
+        if "mean" in facts:
+            follow(model, facts["mean"], facts["std"])
+        return model
 
     @staticmethod
     def start(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:

@@ -116,9 +116,10 @@ def train_loop(
             folder if world.rank == 0 else None,
             steps=steps,
             steps_per_epoch=steps_per_epoch,
+            period=period,
             batch=recipe.batch,
             start=progress.step,
-            recorded=_last_record(progress),
+            history=progress.history,
         ) as report,
     ):
         loader = batches(progress.step)

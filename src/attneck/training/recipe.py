@@ -72,10 +72,21 @@ class Model(Part):
     weights: Text | None = None
     """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run. A detector
     may start from another detector, or from a classifier. Tensors that fit by name and shape are taken."""
+    pretrained: Text | None = None
+    """timm's weights that it starts from, by timm's name, such as resnet50.a1_in1k: downloaded once, then in
+    the run's checkpoint. They fill what fits, a detector's backbone say; images are normalised for them."""
     surgery: Literal["none", "adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
     """Classifiers: the function of `attneck.surgery` that changes the model before training."""
     surgery_options: dict[Text, Value] = {}
     """Arguments of that function, such as start paper, or stage -2."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Model:
+        if self.weights is not None and self.pretrained is not None:
+            raise ValueError(
+                "model.weights and model.pretrained are given: leave one out (on the command line: None)"
+            )
+        return self
 
 
 class Data(Part):

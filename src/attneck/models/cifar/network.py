@@ -30,7 +30,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.pre = options.order == "pre"
-        self.raw_shortcut = options.shortcut == "raw"
+        self.raw_shortcut = options.shortcut != "activated"
         on_1x1 = options.stride_on == "1x1"
         if options.block == "basic":
             shapes = [(in_channels, mid, 3, stride, 1), (mid, out, 3, 1, 1)]
@@ -48,7 +48,9 @@ class Block(nn.Module):
         self.se: nn.Module | None = None
         self.drop_path: nn.Module | None = None
         self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != out:
+        if (stride != 1 or in_channels != out) and options.shortcut == "A":
+            self.downsample = Padded(stride, out - in_channels)
+        elif stride != 1 or in_channels != out:
             projection = nn.Conv2d(in_channels, out, 1, stride, bias=False)
             self.downsample = projection if self.pre else nn.Sequential(projection, nn.BatchNorm2d(out))
 
@@ -73,6 +75,18 @@ class Block(nn.Module):
             shortcut = self.downsample(shortcut)
         y = y + shortcut
         return y if self.pre else F.relu(y, inplace=True)
+
+
+class Padded(nn.Module):
+    """He et al.'s option A: every stride-th position, and channels of zeros, half before and half after."""
+
+    def __init__(self, stride: int, more: int) -> None:
+        super().__init__()
+        self.stride, self.before, self.after = stride, more // 2, more - more // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] → [B, before + C + after, ceil(H / stride), ceil(W / stride)]."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
 class CifarResNet(StagedNet):

@@ -14,9 +14,12 @@ class MobileNetOptions(BAMOptions):
 
     builder: ClassVar[str] = "attneck.models.mobilenet.network:build_mobilenet"
 
-    alpha: Annotated[float, Field(gt=0, le=8)] = 1.0  # every width is ⌊width · alpha⌋
-    output_stride: OutputStride = 32  # later stages do not stride: their 3×3 convs are dilated
+    alpha: Annotated[float, Field(gt=0, le=8)] = 1.0
+    """Every width is ⌊width · alpha⌋."""
+    output_stride: OutputStride = 32
+    """Less: later stages do not stride, their 3×3 convs are dilated."""
     bam: Literal["none", "stages"] = "none"
+    """stages: a BAM at the end of the stages of 128, 256 and 512 channels."""
 
     @property
     def last_stride(self) -> int:

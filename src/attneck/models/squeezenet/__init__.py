@@ -17,12 +17,16 @@ class SqueezeNetOptions(BAMOptions):
     classifier: ClassVar[str] = "classifier.1"
     fits_fpn: ClassVar[bool] = False  # its last map stands for 16 pixels
 
-    dropout: Probability = 0.5  # Iandola et al. 2016
-    # 1: maps of 112, 56, 28, 14 at 224; BAM's figure needs it.
+    dropout: Probability = 0.5
+    """Probability of it before the classifier (Iandola et al. 2016)."""
     stem_padding: Annotated[int, Field(ge=0, le=1)] = 0
-    pool: Literal["logits", "features"] = "logits"  # what the global pool averages; BAM's figure: features
-    global_pool: Literal["avg", "max", "avgmax", ""] = "avg"  # both side by side would double the logits
+    """1: maps of 112, 56, 28, 14 at 224; BAM's figure needs it."""
+    pool: Literal["logits", "features"] = "logits"
+    """What the global pool averages; BAM's figure needs features."""
+    global_pool: Literal["avg", "max", "avgmax", ""] = "avg"
+    """What pools the last map; avg and max side by side (catavgmax) would double the logits."""
     bam: Literal["none", "stages"] = "none"
+    """stages: a BAM after fire3 and fire5."""
 
     @model_validator(mode="after")
     def _norms_are_bam_s(self) -> Self:

@@ -17,11 +17,17 @@ class ViTOptions(FamilyOptions):
     classifier: ClassVar[str] = "head"
 
     global_pool: Literal["token", "avg", "max", "avgmax", ""] = "token"  # type: ignore[assignment]
+    """What becomes the classifier's input: the class token, or what pools the others."""
     width: Positive = 768
+    """Channels of a token."""
     depth: Depth = 12
+    """Blocks."""
     heads: Positive = 12
+    """Attention heads of each block."""
     patch: Positive = 16
+    """Side of a patch in pixels."""
     drop_path: Probability = 0.0
+    """Probability of leaving the last block out in training; it rises linearly to there."""
 
     @model_validator(mode="after")
     def _has_no_batch_norm(self) -> Self:
