@@ -61,7 +61,7 @@ def test_needs_no_torch(words):
     [
         (["trian", "demo"], "perhaps you meant 'train'"),
         (["train", "dmeo"], "perhaps you meant 'demo'"),
-        (["train", "demo", "--model.name", "cifar_resnet21"], "perhaps you meant 'cifar_resnet20'"),
+        (["train", "demo", "--model.name", "cifar_resnet20_bm"], "perhaps you meant 'cifar_resnet20_bam'"),
         (
             ["train", "demo", "--modle.name", "x"],
             "unknown option --modle.name; perhaps you meant --model.name",

@@ -18,11 +18,11 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 CONSTRAINTS = ROOT / "constraints.txt"
 
 # Where the package may import what an extra brings: inside functions, so that all else works without.
-EXTRA_OF = {"export.py": "export", "hub.py": "hub", "measure/contestants.py": "dev"}
+EXTRA_OF = {"export/": "export", "hub/": "hub", "measure/contestants.py": "dev"}
 
 # Used, but by no import of ours: the place that uses it, and how.
 USED_BY = {
-    "onnxscript": ("src/attneck/export.py", "torch.onnx.export("),
+    "onnxscript": ("src/attneck/export/__init__.py", "torch.onnx.export("),
     "ruff": ("Makefile", "$(BIN)/ruff check"),
     "mypy": ("Makefile", "$(BIN)/mypy"),
     "pytest-xdist": ("Makefile", "pytest -n"),
@@ -78,7 +78,9 @@ def missing(found: Iterator[tuple[Path, str, bool]]) -> list[str]:
     wrong = []
     for path, distribution, lazy in found:
         file = str(path.relative_to(ROOT))
-        extra = EXTRA_OF.get(file.removeprefix("src/attneck/")) if file.startswith("src/") else "dev"
+        inside = file.removeprefix("src/attneck/")
+        extra = next((extra for start, extra in EXTRA_OF.items() if inside.startswith(start)), None)
+        extra = extra if file.startswith("src/") else "dev"
         if distribution in DECLARED["package"]:
             continue
         if not file.startswith("src/"):
