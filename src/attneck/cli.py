@@ -24,7 +24,7 @@ COMMANDS = {
     "count": "parameters and multiply-adds of a model",
     "papers": "the papers' figures beside what is computed and measured here",
     "train": "train what a recipe says",
-    "eval": "scores of a run, whole and class by class",
+    "eval": "top-1, top-5 and error, or AP, of a run, whole and by class",
     "predict": "what a run's model finds in images: their classes, or objects",
     "study": "train variants of a network by several seeds, and compare",
     "curves": "loss and error or AP of runs, side by side, as a picture",

@@ -356,7 +356,7 @@ def test_what_the_detectors_of_each_table_start_from():
 
     said: dict[str, set[str]] = {}
     for _, table, row in ROWS:
-        command_said = command._train(table, row, command._trainers()) if row.detector else None
+        command_said = command._train(table, row, RECIPES) if row.detector else None
         if command_said is not None:
             start = re.search(r"--model\.(pretrained|weights) \S+", command_said)
             said.setdefault(start[0] if start else "nothing", set()).add(row.trained.partition("_")[2])

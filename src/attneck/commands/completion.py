@@ -14,6 +14,7 @@ from attneck.commands.arguments import parser_of
 from attneck.errors import UserError, suggestion
 from attneck.models.catalog import CATALOG
 from attneck.papers.tables import PAPERS
+from attneck.studies.study import shipped_studies
 from attneck.training.recipe import shipped_recipes
 
 SHELLS = ("bash", "zsh", "fish")
@@ -55,7 +56,9 @@ def main(words: list[str], commands: Mapping[str, str]) -> None:
 
 def command(name: str, what: str) -> Command:
     """What a command takes, by its own parser; no torch is imported."""
-    models, recipes = list(CATALOG), shipped_recipes()
+    models = list(CATALOG)
+    # Of these the first word chooses what the others are read by, and is read by itself.
+    chosen = {"train": shipped_recipes(), "study": shipped_studies()}.get(name, [])
     # What a parser does not know: the words of a place that are more than a kind.
     first = {
         "list": Value(models, False),
@@ -63,11 +66,11 @@ def command(name: str, what: str) -> Command:
         "export": Value(models, True),
         "papers": Value(list(PAPERS), False),
     }
-    parser = parser_of(import_module(f"attneck.commands.{name}").main, recipes[:1] if name == "train" else [])
+    parser = parser_of(import_module(f"attneck.commands.{name}").main, chosen[:1])
     places = [action for action in parser._actions if not action.option_strings]
     words = [_value(action) for action in places]
-    if name == "train":  # its recipe is read by itself
-        words = [Value(recipes, True)]
+    if chosen:
+        words.insert(0, Value(chosen, True))
     elif name in first:
         words[:1] = [first[name]]
     options = []

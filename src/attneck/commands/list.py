@@ -97,7 +97,7 @@ def _type(about: dict[str, Any]) -> str:
     if "anyOf" in about:
         return " or ".join(map(_type, about["anyOf"]))
     if "enum" in about or "const" in about:
-        return ", ".join(map(str, about.get("enum", [about.get("const")])))
+        return ", ".join(map(_as_typed, about.get("enum", [about.get("const")])))
     if about["type"] == "null":
         return "None"
     if about["type"] == "boolean":
@@ -117,7 +117,7 @@ def _range(about: dict[str, Any]) -> str:
 
 def _as_typed(value: Any) -> str:
     """A value as the command line takes it."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value) or "''"
 
 
 def main(words: list[str]) -> None:
