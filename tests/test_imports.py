@@ -23,7 +23,7 @@ MAY = {
     "explain": {"attention", "layers"},
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
-    "runs": {"attention", "data", "models", "tasks", "training"},
+    "runs": {"attention", "data", "explain", "models", "tasks", "training"},
     "studies": {"explain", "measure", "papers", "runs", "training"},
     "hub": {"explain", "models", "runs", "tasks", "training"},
     "export": {"detection", "models", "runs", "seal"},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -98,6 +100,17 @@ def link_atomic(source: Path, path: Path) -> None:
             with suppress(OSError, ValueError):
                 aside.unlink(missing_ok=True)  # it is still there where both were one file already
             _unfinished.discard(aside)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as `write_atomic` does: UTF-8, what is no text of a file's name escaped.
+
+    Raises:
+        NotWritten: what was there stays as it was.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomic(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -341,3 +341,18 @@ def test_a_backend_without_maps_shows_none() -> None:
 def test_unknown_arguments_are_timm_s_kind_of_error() -> None:
     with pytest.raises(TypeError, match="no option 'not_an_argument'"):
         timm.create_model("attneck_botnet50", not_an_argument=1)
+
+
+def test_a_training_batch_of_one_is_told_what_helps() -> None:
+    """And frozen norms help: the way that the message names."""
+    model, one = small("resnet50_bam"), images()[:1]
+    with pytest.raises(
+        ValueError, match=r"two images at a time.*accumulating.*SyncBatchNorm.*freeze_norms"
+    ) as told:
+        model(one)
+    assert len(str(told.value)) < 300
+    assert "\n" not in str(told.value)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    model(one).sum().backward()

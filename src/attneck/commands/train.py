@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
 from attneck.runs.folder import newest_folder, writing
 from attneck.runs.lock import LOCK, only_one
+from attneck.runs.pictures import PICTURES
 from attneck.training.recipe import (
     TIMM,
     Recipe,
@@ -88,9 +90,17 @@ def main(words: list[str]) -> None:
         if arguments.processes > 1:
             launch(["train", *words], arguments.processes)
             return
+    schedule = recipe.schedule
+    if os.environ.get("RANK", "0") == "0" and recipe.steps is None and load_recipe(name).steps is not None:
+        marks = ", ".join(f"{mark:.3g}" for mark in schedule.milestones)
+        print(
+            f"attneck: {name} counts in epochs here: {recipe.epochs or 1}, "
+            f"{schedule.warmup_epochs:.3g} of warm-up{f', milestones {marks}' * bool(marks)}",
+            file=sys.stderr,
+        )
 
     from attneck.runs.train import train
-    from attneck.training.report import say
+    from attneck.training.report import in_words
 
     summary = train(
         recipe,
@@ -105,8 +115,10 @@ def main(words: list[str]) -> None:
             print(f"ended   early: {recipe.patience} scorings in a row were no better (patience)")
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         if (best := summary.best) is not None:
-            print(f"best    step {best.step}, {say({best.key: best.score})}  (--checkpoint best)")
+            print(f"best    step {best.step}, {in_words({best.key: best.score})[0]}  (--checkpoint best)")
         print(f"next    attneck eval {summary.folder}")
+        if recipe.pictures:
+            print(f"see     {summary.folder}/{PICTURES}")
         print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
 
 
@@ -123,11 +135,15 @@ def parse(name: str, words: list[str]) -> Arguments:
 
     Options of the model and of its surgery are added to the recipe's own, or put in their place; the value
     None takes one back. `--model.options.activation relu` is the same as `--model.options activation relu`.
+    With epochs a recipe of steps is counted in these.
 
     Raises:
         UserError: no such recipe, or values that it cannot have.
     """
     whole = load_recipe(name)
+    epochs = _given(words, "epochs") or ""
+    if _given(words, "steps") in (None, "None") and re.fullmatch("[1-9][0-9]{0,8}", epochs):
+        whole = whole.in_epochs(int(epochs))
     own = {"options": whole.model.options, "surgery_options": whole.model.surgery_options}
     bare = whole.model_copy(update={"model": whole.model.model_copy(update={part: {} for part in own})})
     try:
@@ -187,6 +203,16 @@ def gathered(words: list[str]) -> list[str]:
         elif not plain:
             into.append(word)
     return kept + [word for flag, values in options.items() for word in (flag, *values)]
+
+
+def _given(words: list[str], option: str) -> str | None:
+    """The value that the words give to an option; None where they don't."""
+    for word, value in zip(words, [*words[1:], ""], strict=False):
+        if word == f"--{option}":
+            return value
+        if word.startswith(f"--{option}="):
+            return word.partition("=")[2]
+    return None
 
 
 def launch(words: list[str], processes: int) -> None:

@@ -97,7 +97,7 @@ SETS: Mapping[str, DataSet] = {
         {"classification": Kind("attneck.data.readers.cifar:open_cifar", HALVES, SMALL)},
     ),
     "folder": DataSet(
-        "train/<class>/ and val/<class>/ with images",
+        "train/<class>/ and val/<class>/ with images, or <class>/ and a val_share",
         {
             "classification": Kind(
                 "attneck.data.readers.folder:open_folder", HALVES, ("none", "inception", "randaugment")

@@ -75,8 +75,8 @@ class FamilyOptions(BaseModel):
 
     @property
     def last_stride(self) -> int:
-        """Pixels of a position of the last map, along each side."""
-        return 32
+        """Pixels of a position of a classifier's last map, along each side."""
+        raise NotImplementedError
 
     def last_map(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
         """The last map's (H, W) for an image; None for a network of tokens."""

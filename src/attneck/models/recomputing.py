@@ -17,12 +17,16 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Recomputed(nn.Sequential):
-    """A Sequential whose children are checkpointed one by one; it has no other tensors or names."""
+    """A Sequential whose blocks are checkpointed one by one; it has no other tensors or names.
+
+    A child without children is no block: there is nothing inside to be computed again, and an activation in
+    place would change what its checkpoint keeps.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Sequential.forward`."""
         for child in self:
-            x = recomputed(child, x)
+            x = recomputed(child, x) if next(child.children(), None) is not None else child(x)
         return x
 
 

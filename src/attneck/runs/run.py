@@ -162,7 +162,9 @@ class Run:
         """What `evaluate` found, to be read: of a detector the papers' tables."""
         return self._task.tables({NAMES[name]: one for name, one in evaluations.items()})
 
-    def predict(self, images: Iterable[Image.Image], *, min_score: float = 0.0) -> list[Found]:
+    def predict(
+        self, images: Iterable[Image.Image], *, min_score: float = 0.0, top_k: int | None = None
+    ) -> list[Found]:
         """What its model finds in each image, best first: classes, or objects with their boxes and masks.
 
         On CUDA where there is one. A row has `category` and `score`; an object also `bbox` (x, y, width,
@@ -171,20 +173,28 @@ class Run:
         Args:
             images: of any size.
             min_score: what is less sure is left out, 0 to 1.
+            top_k: of a classifier, so many classes at most; 5 where None.
         """
-        return list(self.predict_each(images, min_score=min_score))
+        return list(self.predict_each(images, min_score=min_score, top_k=top_k))
 
-    def predict_each(self, images: Iterable[Image.Image], *, min_score: float = 0.0) -> Iterator[Found]:
+    def predict_each(
+        self, images: Iterable[Image.Image], *, min_score: float = 0.0, top_k: int | None = None
+    ) -> Iterator[Found]:
         """As `predict`, one image after the other: none is taken before the one before was asked for."""
         from functools import partial
 
         from attneck.training.distributed import world
         from attneck.training.loop import scored
 
+        options: dict[str, Any] = {"min_score": min_score}
+        if top_k is not None:
+            if self.finds_objects:
+                raise UserError(f"{self.folder} finds objects: top_k is of classifiers, leave it out")
+            options["top_k"] = top_k
         with world() as everyone, self._enough_memory():
             model = self._placed(self.model(), everyone)
             for image in images:
-                find = partial(self._task.predict, image=image, facts=self.facts, min_score=min_score)
+                find = partial(self._task.predict, image=image, facts=self.facts, **options)
                 yield scored(find, model, self.recipe, everyone.device)
 
     @cached_property

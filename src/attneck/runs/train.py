@@ -24,7 +24,9 @@ from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
 from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
+from attneck.runs import pictures
 from attneck.runs.run import Run
+from attneck.runs.split import write_split
 from attneck.runs.start import Start, Wish, start
 from attneck.tasks import open_task
 from attneck.tasks.task import Facts, Task
@@ -34,6 +36,9 @@ from attneck.training.distributed import World, world
 from attneck.training.environment import emulates_bfloat16
 from attneck.training.optimizer import parameter_groups
 from attneck.training.recipe import Model, Recipe
+
+MANY = 1000
+"""Epochs of a run at most; steps that are more were meant for a larger data set."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ def train(
                 _check_frozen(model, drawn)
         begun = _start_once(task, recipe, facts, wish, everyone, held)
         folder = begun.folder
+        if everyone.rank == 0:
+            write_split(folder, task)
         with user_mistakes():
             set_float32_products(begun.products)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and emulates_bfloat16(everyone.device):
@@ -109,7 +116,8 @@ def train(
                 file=sys.stderr,
             )
         if everyone.rank == 0 and not begun.resume:
-            for said in (getattr(model, "surgery_report", None), *started):
+            many = many_epochs(recipe, len(task.training))
+            for said in (getattr(model, "surgery_report", None), *started, many):
                 if said is not None:
                     print(f"attneck: {said}", file=sys.stderr)
 
@@ -145,7 +153,23 @@ def train(
             if summary.early:
                 document["ended_early"] = True
             write_atomic(folder / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
+            if recipe.pictures:
+                pictures.draw_pictures(folder, task, begun.facts)
         return summary
+
+
+def many_epochs(recipe: Recipe, images: int) -> str | None:
+    """What is to be said of steps that are more than MANY epochs of so many training images; else None."""
+    if recipe.steps is None or images < recipe.batch:
+        return None
+    steps = recipe.total_steps(images // recipe.batch)
+    epochs = steps * recipe.batch / images
+    if epochs <= MANY:
+        return None
+    return (
+        f"{steps:,} steps of {recipe.batch} are {epochs:,.0f} epochs of the {images:,} training images: "
+        "give --epochs for a schedule by the data (its warm-up and milestones keep their share)"
+    )
 
 
 def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> DataLoader[Any]:

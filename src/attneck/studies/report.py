@@ -106,7 +106,6 @@ def _printed(study: Study) -> dict[str, str]:
     """The papers' figure of a variant, with where it stands."""
     if not study.paper:
         return {}
-    from attneck.papers.results import column_of
     from attneck.papers.tables import load_paper
 
     found = {}
@@ -114,7 +113,7 @@ def _printed(study: Study) -> dict[str, str]:
         paper, number, label = [*where.split("/", 2), "", ""][:3]
         table = load_paper(paper).table(number)
         row = next((row for row in table.rows if row.label == label), None)
-        key = column_of(table)
+        key = next((column.key for column in table.columns if column.key in ("top1", "top1_error")), None)
         if row is None or key is None or key not in row.printed:
             raise UserError(
                 f"paper: {variant} is {where!r}, and {paper}'s table {number} has no such row with a score: "

@@ -105,8 +105,9 @@ class Data(Part):
 
     name: Name = "shapes"
     """shapes: drawn by the program; clear_shapes: easier ones; relations: a problem that no single part of
-    an image answers, other images in each epoch. cifar100: as published. folder: {train,val}/CLASS/*.
-    Detectors have shapes (scenes with boxes and masks), coco, voc2007, voc2012 and voc0712, which is both."""
+    an image answers, other images in each epoch. cifar100: as published. folder: {train,val}/CLASS/*, or
+    CLASS/* with val_share. Detectors have shapes (scenes with boxes and masks), coco, voc2007, voc2012 and
+    voc0712, which is both."""
     problem: Literal["same", "twins", "identity", "left_of", "inside", "nearest", "path"] | None = None
     """relations: are two glyphs equal (same), any two of four (twins), half of eight (identity); is the disc
     left of a cross, a dot inside a curve, the disc nearest; does a path join two dots. same if not given."""
@@ -116,6 +117,9 @@ class Data(Part):
     """The images that are scored: test is VOC 2007's; train shows whether a network over-fits."""
     root: Text | None = None
     """Where the data lies; ATTNECK_DATA where not given."""
+    val_share: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)] | None = None
+    """folder: this share of ROOT/CLASS/* is held out, each image by the hash of its name, where there are no
+    folders train and val. The run's split.csv lists them."""
     image_size: Annotated[int, Field(gt=0, le=MOST, strict=True)] | None = None
     """Side in pixels; the data set's own where not given, a detector's where it is one."""
     augment: Augment = "none"
@@ -333,6 +337,8 @@ class Recipe(Part):
     """A checkpoint after every epoch, and this often within one."""
     checkpoint_steps: Count | None = None
     """A checkpoint also after every N steps."""
+    pictures: bool = True
+    """At the end, draw curves, held-out images, and what is confused or missed, into pictures/."""
 
     @model_validator(mode="after")
     def _one_clock(self) -> Recipe:
@@ -361,6 +367,28 @@ class Recipe(Part):
         if self.steps is not None:
             self.total_steps(0)
         return self
+
+    def in_epochs(self, epochs: int) -> Recipe:
+        """A recipe of `steps`, counted in epochs instead: warm-up and milestones keep their share of the run.
+
+        What is counted in epochs already stays as it is.
+        """
+        if self.steps is None:
+            return self
+        ratio, schedule = epochs / self.steps, self.schedule
+        shares = {
+            "warmup_epochs": schedule.warmup_steps * ratio,
+            "warmup_steps": 0,
+            "milestones": [mark * ratio for mark in schedule.milestones],
+        }
+        return self.model_copy(
+            update={
+                "steps": None,
+                "steps_batch": None,
+                "epochs": epochs,
+                "schedule": schedule.model_copy(update=shares),
+            }
+        )
 
     def unit(self, steps_per_epoch: int) -> float:
         """The optimiser steps that one of `epochs`, or of `steps`, and of the milestones stands for."""
@@ -397,6 +425,7 @@ FREE_ON_RESUME = {
     "checkpoint_steps",
     "patience",  # each step is the same; how many there are differs
     "log",
+    "pictures",
 }
 
 
