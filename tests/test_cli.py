@@ -1,18 +1,25 @@
 """The command line: nothing heavy before it is needed, one line and exit code 2 for a mistake."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
 from attneck import cli
+from attneck.commands import list as list_command
+from attneck.models import catalog
+from attneck.models.options import FamilyOptions
 
 
 def test_help_names_every_command(capsys):
     assert cli.main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in cli.COMMANDS)
+    assert all(name in said for name in [*cli.COMMANDS, "--version", "--completion", "ATTNECK_DATA"])
+    assert max(map(len, said.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -20,7 +27,9 @@ def test_help_names_every_command(capsys):
     [
         ["--help"],
         ["--version"],
+        ["--completion", "bash"],
         ["list"],
+        ["list", "botnet50", "--options"],
         ["train"],
         ["train", "demo", "--help"],
         ["eval", "--help"],
@@ -103,6 +112,133 @@ def test_list_prints_names_or_json(capsys):
     assert "cifar_resnet20_bam" in names
     assert cli.main(["list", "cifar_resnet20*", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == names
+
+
+@pytest.mark.parametrize("name", ["botnet50", "maskrcnn_botnet50", "ssd300_vgg16"])
+def test_list_shows_the_options_of_a_model(name, capsys):
+    """All that create_model takes, each with its value; and a value that is said can be given."""
+    assert cli.main(["list", name, "--options", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    entry = catalog.find(name)
+    values = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in entry.options.as_dict().items()
+    }
+    if entry.task == "detection":
+        values = {key: value for key, value in values.items() if key not in FamilyOptions.model_fields}
+    assert {row["name"]: row["value"] for row in rows} == values
+    assert catalog.find(name, values) == entry
+    assert cli.main(["list", name, "--options"]) == 0
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines()[:-2])) <= 80  # and two lines to copy
+    assert all(row["help"].endswith(".") and f"  {row['name']} " in told for row in rows)
+
+
+def test_every_option_of_every_family_has_a_help_text():
+    families = {type(entry.options) for entry in catalog.CATALOG.values()}
+    assert len(families) == 10
+    for family in families:
+        for name, field in family.model_fields.items():
+            assert field.description, f"{family.__name__}.{name}"
+
+
+@pytest.mark.parametrize("command", ["list", "eval", "predict", "export", "bench"])
+def test_help_breaks_between_words(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([command, "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        (
+            {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "null"}]},
+            "number ≥ 0, ≤ 1 or None",
+        ),
+        ({"enum": [8, 16, 32]}, "8, 16, 32"),
+        ({"const": "avg"}, "avg"),
+        (
+            {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 4, "maxItems": 4},
+            "4 numbers ≥ 1",
+        ),
+        ({"type": "array", "items": {"type": "integer", "minimum": 1}, "maxItems": 4}, "numbers ≥ 1"),
+        ({"type": "boolean"}, "True, False"),
+    ],
+)
+def test_an_option_s_type_in_words(about, said):
+    assert list_command._type(about) == said
+
+
+def test_options_are_of_one_model(capsys):
+    assert cli.main(["list", "botnet5*", "--options"]) == 2
+    assert "matches 4 models, wanted one" in capsys.readouterr().err
+
+
+def test_on_a_terminal_a_mistake_is_plain_text(capsys, monkeypatch):
+    """The parser writes its errors in colour there."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert cli.main(["train", "demo", "--modle.name", "x"]) == 2
+    near = "perhaps you meant --model.name (attneck train demo --help)"
+    assert capsys.readouterr().err == f"attneck: unknown option --modle.name; {near}\n"
+
+
+COMMANDS_WITH_OUTPUT = [
+    ["--help"],
+    ["list"],
+    ["list", "--json"],
+    ["list", "botnet50", "--options"],
+    ["papers"],
+    ["papers", "--json"],
+    ["count", "botnet50", "--json"],
+    ["train", "demo", "--help"],
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS_WITH_OUTPUT, ids=" ".join)
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly(words, monkeypatch, capfd):
+    with _unread_pipe() as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(words) == cli.BROKEN_PIPE
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [["train", "dmeo"], ["list", "--jsn"]], ids=" ".join)
+def test_an_error_that_nobody_reads(words, monkeypatch):
+    with _unread_pipe() as pipe:
+        monkeypatch.setattr(sys, "stderr", pipe)
+        assert cli.main(words) == cli.BROKEN_PIPE
+
+
+def test_a_broken_pipe_that_is_not_the_reader_s_is_told(monkeypatch, capsys):
+    import attneck.commands.list
+
+    def fail(words):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(attneck.commands.list, "main", fail)
+    assert cli.main(["list"]) == 1
+    assert "Broken pipe" in capsys.readouterr().err
+
+
+def test_python_itself_does_not_complain_of_the_pipe():
+    """Of a process of its own, what is said at its very end is heard too."""
+    attneck = f"{shlex.quote(sys.executable)} -m attneck.cli"
+    commands = ["train demo --help | true", "list --jsn 2>&1 | true"]
+    script = "".join(f"{attneck} {command}; echo ${{PIPESTATUS[0]}}\n" for command in commands)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["141", "141"]
+    assert done.stderr == ""
+
+
+@contextmanager
+def _unread_pipe():
+    """A stream into a pipe whose other end is closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        yield pipe
 
 
 def test_data_where_and_check(capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import select
 import shlex
 import sys
 import traceback
@@ -23,8 +24,9 @@ COMMANDS = {
     "count": "parameters and multiply-adds of a model",
     "papers": "the papers' figures beside what is computed and measured here",
     "train": "train what a recipe says",
-    "eval": "top-1, top-5 and error of a run, or a detector's AP",
-    "predict": "what a run's detector finds in images",
+    "eval": "top-1, top-5 and error of a run, or a detector's AP, whole and class by class",
+    "predict": "what a run's model finds in images: their classes, or objects",
+    "study": "train a table of runs, variants and seeds, and say what differs",
     "curves": "loss and error or AP of runs, side by side, as a picture",
     "data": "find a data set and check it",
     "bench": "time layers and networks against other implementations",
@@ -35,14 +37,24 @@ COMMANDS = {
 LONGEST_WORD = 4096
 """As long as a path may be."""
 
+BROKEN_PIPE = 141
+"""The exit code of a program whose reader, head say, had enough: 128 and SIGPIPE's number."""
+
+ENDING = """attneck COMMAND --help shows its options.
+
+  --version           the version of attneck
+  --completion SHELL  a script that completes commands in bash, zsh or fish:
+                      attneck --completion bash >> ~/.bashrc
+
+ATTNECK_DATA is the folder with the data sets, where a command is given none;
+attneck data where NAME says where a set is looked for."""
+
 
 def usage() -> str:
     """What `attneck --help` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        ["usage: attneck COMMAND …", "", *lines, "", "attneck COMMAND --help shows its options."]
-    )
+    return "\n".join(["usage: attneck COMMAND …", "", *lines, "", ENDING])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,26 +66,43 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a path of any bytes, and × on any terminal, can be printed
             stream.reconfigure(errors="backslashreplace")
     try:
-        run(words)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk is heard of here, not at Python's end
-    except BrokenPipeError:  # the reader, head say, had enough
-        drop_stdout()
+        return answered(words)
+    except BrokenPipeError:  # of stderr, as an error was told
+        drop_unread()
+        return BROKEN_PIPE
+
+
+def answered(words: list[str]) -> int:
+    """`run`, and its end as an exit code; an error is told on stderr."""
+    try:
+        try:
+            run(words)
+        except SystemExit as end:  # argument parsers end so after --help, and rich at a broken pipe
+            if isinstance(end.__context__, BrokenPipeError):
+                drop_unread()
+                return BROKEN_PIPE
+            if end.code:
+                raise
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()  # a full disk is heard of here, not at Python's end
     except EXPECTED as error:
         signals.let_end()
+        unread = drop_unread()
+        if unread and isinstance(error, BrokenPipeError):
+            return BROKEN_PIPE
         code, line = ending(error)
-        drop_stdout()
         # Of many processes that say the same, one does.
         if os.environ.get("RANK", "0") == "0" or getattr(error, "of_one", False):
-            print(f"attneck: {line}", file=sys.stderr)
+            print(f"attneck: {line}", file=sys.stderr, flush=True)
         return code
     except KeyboardInterrupt:  # of a program that calls this one
-        print("attneck: stopped by SIGINT", file=sys.stderr)
+        print("attneck: stopped by SIGINT", file=sys.stderr, flush=True)
         return 130
     except Exception:
         signals.let_end()
         traceback.print_exc()
-        print(f"attneck: {report(words)}", file=sys.stderr)
+        print(f"attneck: {report(words)}", file=sys.stderr, flush=True)
         return 1
     return 0
 
@@ -93,6 +122,10 @@ def run(words: list[str]) -> None:
         from attneck import __version__
 
         print(f"attneck {__version__}")
+    elif words[0] == "--completion":
+        from attneck.commands.completion import main as print_script
+
+        print_script(words[1:], COMMANDS)
     elif words[0] not in COMMANDS:
         raise UserError(f"no command {words[0]!r}{suggestion(words[0], list(COMMANDS))} (attneck --help)")
     else:
@@ -113,15 +146,24 @@ def report(words: list[str]) -> str:
     )
 
 
-def drop_stdout() -> None:
-    """Write what stdout still holds, or throw it away: else Python tries at its end, and complains."""
-    with suppress(AttributeError, ValueError):  # there is no stdout, or it is no file
-        try:
-            sys.stdout.flush()
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+def drop_unread() -> bool:
+    """Write what stdout and stderr still hold, or throw it away: else Python tries at its end, and complains.
+
+    True where one of them has no reader any more.
+    """
+    unread = False
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # there is no such stream, or it is no file
+            watch = select.poll()
+            watch.register(stream.fileno(), 0)
+            unread |= any(events & (select.POLLERR | select.POLLHUP) for _, events in watch.poll(0))
+            try:
+                stream.flush()
+            except OSError:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+    return unread
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from matplotlib.figure import Figure
 
 from attneck import cli
+from attneck.explain import figures
 
 
 @pytest.fixture
@@ -39,7 +41,75 @@ def test_the_held_out_error_stands_in_the_legend(run, tmp_path):
 
     with mpl.rc_context({"svg.fonttype": "none"}):
         assert cli.main(["curves", str(run), "--out", str(picture)]) == 0
-    assert "run: 76.00" in picture.read_text()
+    assert "run: 76.0" in picture.read_text()
+
+
+def drawn(records: list[list[dict]], tmp_path, monkeypatch) -> Figure:
+    """The figure of runs with these records."""
+    folders = []
+    for number, rows in enumerate(records):
+        folders.append(tmp_path / f"run{number}")
+        folders[-1].mkdir()
+        (folders[-1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = []
+    monkeypatch.setattr(figures, "Figure", lambda **options: made.append(Figure(**options)) or made[0])
+    figures.curves(folders, tmp_path / "curves.png")
+    return made[0]
+
+
+def detector(epoch: int, **more: float) -> dict:
+    return {"epoch": epoch, "train_loss": 1.5, "val_box_AP": 77.3502, **more}
+
+
+def test_a_detector_s_masks_have_a_panel(tmp_path, monkeypatch):
+    masks = [detector(epoch, val_mask_AP=69.0006) for epoch in (1, 2)]
+    figure = drawn([masks, [detector(epoch) for epoch in (1, 2)]], tmp_path, monkeypatch)
+    panels = {
+        axes.get_title(): [text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes
+    }
+    assert panels == {
+        "Loss": ["run0: 1.50", "run1: 1.50"],
+        "Box AP": ["run0: 77.4", "run1: 77.4"],
+        "Mask AP": ["run0: 69.0"],
+    }
+    assert "The loss is of training images" in figure.get_supxlabel()
+
+
+def test_one_record_is_seen_and_epochs_are_whole(tmp_path, monkeypatch):
+    row = {
+        "epoch": 1,
+        "train_loss": 3.0,
+        "val_loss": 4.0,
+        "ema_loss": 2.0,
+        "val_top1": 50.0,
+        "ema_top1": 60.0,
+    }
+    figure = drawn([[row]], tmp_path, monkeypatch)
+    loss = figure.axes[0]
+    lines = [line for line in loss.get_lines() if len(line.get_xdata())]
+    assert len({(line.get_marker(), line.get_markerfacecolor()) for line in lines}) == 3
+    assert all(line.get_markevery() == slice(None) for line in lines)
+    assert all(float(tick).is_integer() for tick in loss.get_xticks())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "training",
+        "held out",
+        "averaged weights",
+    ]
+    assert "over-fits" in figure.get_supxlabel()
+    assert loss.get_legend().get_texts()[0].get_text() == "run0: 4.00, 2.00 averaged weights"
+
+
+def test_many_records_are_a_line(tmp_path, monkeypatch):
+    rows = [{"epoch": n, "train_loss": 3 / n, "val_loss": 3 / n, "val_top1": n} for n in range(1, 61)]
+    for line in drawn([rows], tmp_path, monkeypatch).axes[0].get_lines()[:2]:
+        assert line.get_markevery() == []
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(77.3502, "77.4"), (1.17, "1.17"), (0.03119, "0.0312"), (100, "100"), (0, "0.00")]
+)
+def test_three_digits(value, said):
+    assert figures.significant(value) == said
 
 
 @pytest.mark.parametrize(

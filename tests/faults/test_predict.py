@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_images import whole
 from fault_cases import LONG, some
 from PIL import Image
 
@@ -201,7 +202,11 @@ def test_an_empty_folder_is_taken(run):
 
 
 REFUSED = {
-    "a folder": (["."], "is a folder: give the images in it"),
+    "a folder without images": (["empty"], "empty is a folder without images"),
+    "a pattern without": (["*.jpeg"], "*.jpeg: no image has such a name"),
+    "one in a folder too": (["a.png", "."], "a.png is given twice"),
+    "classes of objects": (["a.png", "--top-k", "2"], "which have one class each"),
+    "no class": (["a.png", "--top-k", "0"], "--top-k 0: give how many"),
     "a missing file": (["nowhere.png"], "cannot read nowhere.png (No such file"),
     "nothing": ([], "no image given"),
     "one twice": (["a.png", "a.png"], "a.png is given twice"),
@@ -216,7 +221,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_in_a_line_before_anything_is_made(run, capsys, case):
     photo("a.png")
-    Path("bad.png").write_bytes(b"no picture")
+    Path("bad.png").write_bytes(b"no picture" if "bad.png" in REFUSED[case][0] else whole("PNG"))
+    os.mkdir("empty")
     words, says = REFUSED[case]
     assert cli.main(["predict", str(run), *words]) == 2
     assert says in line(capsys)
@@ -240,7 +246,7 @@ def test_an_image_cut_short_stops_with_what_was_found_before(run, trained, capsy
     assert f"of {position} before it what was found is in out" in said
     found = json.loads(Path("out/predictions.json").read_text())
     assert [image["file_name"] for image in found["images"]] == names[:position]
-    pictures = names[:position] if kind == "detector" else []
+    pictures = names[:position] if kind == "detector" else ["predictions.csv", "contact-sheet.png"]
     assert sorted(os.listdir("out")) == sorted([*pictures, "predictions.json"])
 
 
@@ -363,9 +369,10 @@ BYTES = [("JPEG", "RGB", 0.5), ("PNG", "L", 1.3), ("PNG", "RGB", 4.3)]
 @pytest.mark.parametrize("kind", ["detector", "classifier"])
 @pytest.mark.parametrize(("form", "mode", "bytes_a_pixel"), BYTES)
 def test_memory_is_bounded(trained, tmp_path, kind, form, mode, bytes_a_pixel):
-    """Over what a small photo takes: almost nothing for a JPEG, else what Pillow needs to decode the file."""
-    Image.effect_noise((100, 100), 90).convert(mode).resize((13_000, 13_000)).save(tmp_path / "large", form)
-    Image.effect_noise((100, 100), 90).convert(mode).save(tmp_path / "small", form)
+    """Over what a photo of the size that the model sees takes: what Pillow needs to decode the file."""
+    noise, seen = Image.effect_noise((100, 100), 90).convert(mode), 1024 if kind == "detector" else 4096
+    noise.resize((13_000, 13_000)).save(tmp_path / "large", form)
+    noise.resize((seen, seen)).save(tmp_path / "small", form)
     peaks = []
     for name in ("small", "large"):
         words = ["predict", str(trained / kind), str(tmp_path / name), "--out", str(tmp_path / f"{name}-out")]

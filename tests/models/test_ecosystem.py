@@ -24,7 +24,6 @@ def assert_learns(model: nn.Module, loss: Tensor) -> None:
     [
         ("Unet", "botnet50", {"widths": [16, 16, 16, 32]}),
         ("FPN", "resnet18_bam", {"in_channels": 4}),
-        ("DeepLabV3Plus", "botnet50", {"encoder_output_stride": 16, "widths": [16, 16, 16, 32]}),
         ("Unet", "cifar_resnet20_bot_bam", {"encoder_depth": 2, "decoder_channels": (16, 8)}),
         ("Unet", "squeezenet1_1_bam", {"encoder_depth": 4, "decoder_channels": (32, 16, 8, 8)}),
     ],
@@ -36,6 +35,33 @@ def test_an_encoder_of_a_segmentation_model(kind: str, encoder: str, options: di
     masks = model(torch.randn(2, options.get("in_channels", 3), 64, 96))
     assert masks.shape == (2, 3, 64, 96)
     assert_learns(model, masks.square().mean())
+
+
+@pytest.mark.parametrize("encoder", ["botnet50", "resnet50_bam"])
+@pytest.mark.parametrize(("kind", "stride"), [("DeepLabV3", 8), ("DeepLabV3", 16), ("DeepLabV3Plus", 16)])
+def test_deeplab_at_its_output_strides(encoder: str, kind: str, stride: int) -> None:
+    """Forward and backward; an odd map; and the encoder on odd images, which smp pads for the decoder."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    torch.manual_seed(0)
+    model = getattr(smp, kind)(
+        f"tu-attneck_{encoder}",
+        encoder_weights=None,
+        classes=3,
+        encoder_output_stride=stride,
+        widths=[16, 24, 32, 48],
+        decoder_channels=16,
+        decoder_atrous_rates=(2, 4, 6),
+    )
+    with torch.no_grad():
+        assert model.encoder(torch.randn(2, 3, 64, 96))[-1].shape[-2:] == (64 // stride, 96 // stride)
+    masks = model(torch.randn(2, 3, 64, 96))
+    assert masks.shape == (2, 3, 64, 96)
+    assert_learns(model, masks.square().mean())
+    sides = 5 * stride, 7 * stride
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, *sides)).shape == (1, 3, *sides)
+        maps = model.encoder(torch.randn(1, 3, 65, 71))
+    assert maps[-1].shape[-2:] == (-(-65 // stride), -(-71 // stride))
 
 
 def test_the_backbone_of_a_transformers_model() -> None:

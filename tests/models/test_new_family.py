@@ -34,6 +34,10 @@ class ToyOptions(BAMOptions):
     bam: Literal["none", "stages"] = "none"
 
     @property
+    def last_stride(self) -> int:
+        return 4
+
+    @property
     def feature_cfg(self) -> dict[str, Any]:
         return {"out_indices": (0, 1)}
 
@@ -55,8 +59,7 @@ class ToyNet(StagedNet):
             {"num_chs": second, "reduction": 4, "module": "layer2"},
         ]
         self.num_features = second
-        self.drop = nn.Dropout(options.dropout)
-        self.reset_classifier(num_classes)
+        self.make_head(num_classes, options.global_pool, options.dropout)
         self.initialise()
 
 
@@ -127,5 +130,6 @@ def test_it_is_among_timm_s(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(_registry, name, copy.deepcopy(table))  # other tests count the models
     monkeypatch.setattr(timm_registry, "default_cfgs", {**timm_registry.default_cfgs})
     timm_registry.enter()
+    assert timm.create_model("attneck_toy").default_cfg["pool_size"] == (8, 8)
     model: Any = timm.create_model("attneck_toy", features_only=True, in_chans=2, widths=[8, 16])
     assert [features.shape[1] for features in model(images(2))] == [8, 16]

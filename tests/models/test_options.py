@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attneck.models import create_model, list_models
 from attneck.models.catalog import CATALOG
+from attneck.models.vit import ViTOptions
 
 # Small networks in which every option has something to act on; and another value for each option.
 RESNET: dict[str, Any] = {
@@ -36,6 +37,7 @@ BAM: dict[str, Any] = {
     "bam_branches": "spatial",
     "bam_variant": "official",
 }
+HEAD: dict[str, Any] = {"dropout": 0.5, "global_pool": "max", "bn_momentum": 0.5, "bn_eps": 0.1}
 ATTENTION: dict[str, Any] = {"heads": 2, "position": "absolute", "content": False}
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "resnet50": (
@@ -49,17 +51,18 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "stride_on": "1x1",
             "attend": [1],
             "c5_stride": 1,
-            "c5_dilation": {"c5_stride": 1, "c5_dilation": 2, "attend": [1, 0]},
+            "output_stride": 8,
             "insert_c4": "bot",
             "insert_c5": "non_local",
             "se": [3],
             "se_in_bot": True,
             "activation": "silu",
             "drop_path": 0.5,
-            "dropout": 0.5,
+            "drop_block": 0.5,
             "bam": "none",
             **BAM,
             **ATTENTION,
+            **HEAD,
         },
     ),
     "cifar_resnet20": (
@@ -76,28 +79,37 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "shortcut": "activated",
             "attend": False,
             "se": True,
-            "dropout": 0.5,
+            "drop_path": 0.5,
             "bam": "blocks",
             **BAM,
             **ATTENTION,
+            **HEAD,
         },
     ),
     "cifar_densenet100": (
         {"depths": [2, 2], "bam": "stages", "bam_reduction": 4},
-        {"depths": [3, 2], "growth": 4, "dropout": 0.5, "bam": "none", **BAM},
+        {"depths": [3, 2], "growth": 4, "bam": "none", **BAM, **HEAD},
     ),
     "mobilenet": (
         {"alpha": 0.125, "bam": "stages", "bam_reduction": 4},
-        {"alpha": 0.25, "dropout": 0.5, "bam": "none", **BAM},
+        {"alpha": 0.25, "output_stride": 16, "bam": "none", **BAM, **HEAD},
     ),
     "squeezenet1_1": (
         {"bam": "stages", "dropout": 0.0},
-        {"dropout": 0.5, "stem_padding": 1, "pool": "features", "bam": "none", **BAM},
+        {"stem_padding": 1, "pool": "features", "bam": "none", **BAM, **HEAD},
     ),
-    "efficientnet_b0": ({}, {"variant": "b1", "drop_path": 0.5, "dropout": 0.5}),
+    "efficientnet_b0": ({}, {"variant": "b1", "drop_path": 0.5, "output_stride": 16, **HEAD}),
     "vit_base_patch16_384": (
         {"width": 16, "depth": 2, "heads": 4},
-        {"width": 32, "depth": 3, "heads": 2, "patch": 8, "drop_path": 0.5, "dropout": 0.5},
+        {
+            "width": 32,
+            "depth": 3,
+            "heads": 2,
+            "patch": 8,
+            "drop_path": 0.5,
+            "dropout": 0.5,
+            "global_pool": "avg",
+        },
     ),
 }
 # Options that go only together with a change of another.
@@ -121,31 +133,39 @@ def fill(model: nn.Module) -> nn.Module:
     return model
 
 
-def result(name: str, options: dict[str, Any]) -> tuple[dict[str, torch.Size], Tensor]:
-    """Names and shapes of the parameters, and logits in training, at one seed."""
+def result(name: str, options: dict[str, Any]) -> tuple[dict[str, torch.Size], Tensor, list[Tensor]]:
+    """Shapes of the parameters by name, logits in training at one seed, and what the norms learned."""
     model = fill(create_model(name, num_classes=8, image_size=64, **options))
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     logits = model(images)
     assert logits.isfinite().all()
-    return {key: value.shape for key, value in model.named_parameters()}, logits.detach()
+    learned = [value for key, value in model.named_buffers() if key.endswith("running_mean")]
+    return {key: value.shape for key, value in model.named_parameters()}, logits.detach(), learned
 
 
 def test_no_option_is_forgotten() -> None:
     families = {type(CATALOG[name].options) for name in list_models()}
     covered = {type(CATALOG[name].options): set(changes) for name, (_, changes) in FAMILIES.items()}
     for family in families:
-        assert set(family.model_fields) == covered[family], family
+        without_norms = {"bn_momentum", "bn_eps"} if family is ViTOptions else set()
+        assert set(family.model_fields) == covered[family] | without_norms, family
+        for option in without_norms:
+            with pytest.raises(ValueError, match=f"{option}=0.5 would change nothing"):
+                family(**{option: 0.5})
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_option_has_an_effect(name: str) -> None:
     base, changes = FAMILIES[name]
-    shapes, logits = result(name, base)
-    again, same = result(name, base)
+    shapes, logits, learned = result(name, base)
+    again, same, _ = result(name, base)
     assert again == shapes
     torch.testing.assert_close(same, logits)  # what is compared does not vary by itself
     for option, value in changes.items():
         change = value if isinstance(value, dict) else {option: value} | TOGETHER.get((name, option), {})
-        new_shapes, new_logits = result(name, base | change)
+        new_shapes, new_logits, new_learned = result(name, base | change)
+        if option == "bn_momentum":
+            assert not torch.allclose(new_learned[0], learned[0])
+            continue
         assert new_shapes != shapes or not torch.allclose(new_logits, logits, rtol=1e-4, atol=1e-5), option

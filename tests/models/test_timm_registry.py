@@ -143,7 +143,7 @@ def test_at_output_stride_16_a_resnet_is_dilated_as_timm_dilates_it(name: str) -
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=0)
         assert ours.forward_features(images).shape[-1] == 4
-    assert ours.origin.options == {"c5_stride": 1, "c5_dilation": 2}
+    assert ours.origin.options == {"output_stride": 16}
 
 
 def test_at_output_stride_16_a_botnet_is_of_the_s1_kind() -> None:
@@ -156,12 +156,17 @@ def test_at_output_stride_16_a_botnet_is_of_the_s1_kind() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
-        ("botnet50", {"output_stride": 8}, "output_stride=8: attneck_botnet50 knows 32 and 16 only"),
-        ("mobilenet", {"output_stride": 16}, "output_stride=16: attneck_mobilenet knows 32 only"),
-        ("cifar_resnet20", {"global_pool": "max"}, "pools by 'avg'"),
+        ("botnet50", {"output_stride": 4}, "output_stride=4: wanted one of 32, 16 or 8"),
+        ("cifar_resnet20", {"output_stride": 16}, "attneck_cifar_resnet20 has 4 and no other"),
+        ("squeezenet1_1", {"output_stride": 8}, "attneck_squeezenet1_1 has 16 and no other"),
+        ("botnet50", {"global_pool": "mean"}, "global_pool='mean': wanted one of 'avg', 'max'"),
+        ("squeezenet1_1", {"global_pool": "catavgmax"}, "wanted one of 'avg', 'max', 'avgmax', ''"),
+        ("mobilenet", {"global_pool": ""}, "global_pool='' hands on a map.*give num_classes=0"),
+        ("deit_small_patch16_224", {"bn_eps": 1e-3}, "bn_eps=0.001 would change nothing"),
         ("botnet50", {"head": 8}, "no option 'head'; perhaps you meant 'heads'"),
         ("botnet50", {"head": 8, "output_stride": 16}, "^botnet50 has no option 'head'"),
-        ("cifar_resnet20", {"drop_path_rate": 0.1}, "no option 'drop_path'"),
+        ("mobilenet", {"drop_path_rate": 0.1}, "drop_path_rate=0.1: .* no residual branch"),
+        ("cifar_resnet20", {"drop_block_rate": 0.1}, "drop_block_rate=0.1: .* no DropBlock"),
         ("cifar_resnet20", {"in_chans": 0}, "in_chans=0: wanted a whole number from 1"),
     ],
 )

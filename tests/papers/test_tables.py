@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from attneck.commands import papers as command
+from attneck.commands.measured import Results, recipe_of
 from attneck.errors import UserError
 from attneck.models import catalog
-from attneck.papers.layout import Checked, Section, document, markdown, sheet, tally
-from attneck.papers.results import FinishedRun, measured, read_runs
+from attneck.papers.layout import Checked, Section, document, sheet, stacked, tally
+from attneck.papers.results import DATA, read_runs
 from attneck.papers.tables import (
     PAPERS,
     UNITS,
@@ -27,6 +28,7 @@ from attneck.papers.tables import (
     train_command,
     verdict,
 )
+from attneck.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 LOADED = {name: load_paper(name) for name in PAPERS}
@@ -41,7 +43,6 @@ NUMERIC = re.compile(
 every_table = pytest.mark.parametrize(
     ("paper", "table"), TABLES, ids=[f"{paper.name} {table.id}" for paper, table in TABLES]
 )
-needs_counts = pytest.mark.xdist_group("papers")
 
 
 # What is transcribed
@@ -225,12 +226,10 @@ def test_a_base_is_counted_in_the_convention_of_the_row_that_names_it():
 
 @pytest.fixture(scope="module")
 def sections():
-    """Every table with every network counted on the meta device, and no runs."""
-    return command.compare_all(command.choose(None, None), [], quiet=True)
+    """Every table with every network's counts, and no runs."""
+    return command.compare_all(command.choose(None, None), Results([]))
 
 
-@needs_counts
-@pytest.mark.slow
 def test_computed_verdicts_are_the_expected_ones(sections):
     mismatches = [
         f"{section.paper.name} {section.table.id}: {checked.row.label}: {key} {found.printed} printed, "
@@ -249,8 +248,6 @@ def test_computed_verdicts_are_the_expected_ones(sections):
                 assert checked.counts.keys() >= checked.row.expect.keys(), checked.row.label
 
 
-@needs_counts
-@pytest.mark.slow
 def test_78_of_97_rows_come_out(sections):
     found = tally(sections)
     assert found["rows"] == 97
@@ -258,20 +255,15 @@ def test_78_of_97_rows_come_out(sections):
     assert found["same"] + found["not_built"] == 78
 
 
-@needs_counts
-@pytest.mark.slow
-def test_the_page_is_current():
-    runs = read_runs(ROOT / "results") if (ROOT / "results").is_dir() else []
-    page = markdown(
-        command.compare_all(command.choose(None, None), runs, quiet=True), "attneck papers --markdown"
-    )
-    assert (ROOT / "docs" / "papers.md").read_text() == page, (
-        "run: attneck papers --markdown > docs/papers.md"
+def test_the_page_is_current(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["--results", "results", "--markdown"]
+    command.main(words)
+    assert (ROOT / "docs" / "papers.md").read_text() == capsys.readouterr().out, (
+        f"run: attneck papers {' '.join(words)} > docs/papers.md"
     )
 
 
-@needs_counts
-@pytest.mark.slow
 def test_every_sheet_is_a_rectangle_whose_differences_have_reasons(sections):
     for section in sections:
         laid = sheet(section)
@@ -279,27 +271,39 @@ def test_every_sheet_is_a_rectangle_whose_differences_have_reasons(sections):
         for checked in section.rows:
             if checked.differs:
                 assert checked.row.reason in laid.footnotes
-    json.loads(json.dumps(document(sections)))
+    json.loads(json.dumps(document(sections, "")))
 
 
 # Training
 
+RECIPES = command._recipes(TABLES)
 
-def test_every_train_command_makes_the_rows_network():
+
+def test_every_train_command_makes_the_rows_recipe():
+    """Each is parsed once for all models that it is printed for: parsing takes longest."""
     from attneck.commands.train import parse
 
-    found, trainers = set(), command._trainers()
+    found, parsed = set(), {}
     for _, table, row in ROWS:
-        said = command._train(table, row, trainers)
+        said = command._train(table, row, RECIPES)
         if said is None:
             continue
         program, verb, recipe, *words = said.split()
         assert (program, verb) == ("attneck", "train")
-        made = parse(recipe, words).recipe
+        assert words[words.index("--model.name") + 1] == row.trained
+        shape = (recipe, *(word for word in words if word != row.trained))
+        if shape not in parsed:
+            parsed[shape] = parse(recipe, words).recipe
+        model = parsed[shape].model
+        made = parsed[shape].model_copy(update={"model": model.model_copy(update={"name": row.trained})})
         wanted = command.architecture(row.trained, row.trained_options)
         assert command.architecture(made.model.name, dict(made.model.options)) == wanted, said
         assert made.data.image_size in (None, row.image_size), said
+        other = recipe_of(table, row, RECIPES)
+        assert made.model_dump(exclude={"model"}) == other.model_dump(exclude={"model"}), said
+        assert command.architecture(other.model.name, dict(other.model.options)) == wanted, said
         found.add(recipe)
+    assert 20 < len(parsed) < 60
     assert found >= {"cifar100-bam", "imagenet-100", "imagenet-200", "imagenet-350", "imagenet-bam"}
     assert found >= {"coco-1x", "coco-2x", "coco-3x", "coco-6x", "coco-1280", "coco-bam", "voc-ssd300"}
 
@@ -328,12 +332,12 @@ def test_a_command_says_what_its_recipe_does_not():
     assert heads == command.architecture("maskrcnn_resnet50", {"attend": [1]})
     assert heads != command.architecture("fasterrcnn_botnet50", {})
     without = dataclasses.replace(LOADED["bam"].table("4b"), recipe="")
-    assert all(command._train(without, row, command._trainers()) is None for row in without.rows)
+    assert all(command._train(without, row, RECIPES) is None for row in without.rows)
 
 
 def test_a_row_may_have_a_recipe_and_detector_options_of_its_own():
     said = {
-        (table.id, row.label): command._train(table, row, command._trainers())
+        (table.id, row.label): command._train(table, row, RECIPES)
         for table in map(LOADED["botnet"].table, ("3", "7", "9"))
         for row in table.rows
     }
@@ -371,7 +375,7 @@ def test_what_the_detectors_of_each_table_start_from():
 
 def test_a_quoted_network_that_the_recipe_does_not_fit_has_no_command():
     table = LOADED["botnet"].table("14")
-    said = {row.label: command._train(table, row, command._trainers()) for row in table.rows}
+    said = {row.label: command._train(table, row, RECIPES) for row in table.rows}
     assert said["B0 EfficientNet"] is None
     assert said["T7 BoTNet-S1-128"] == (
         "attneck train imagenet-350 --model.name botnet_s1_128 --data.image-size 384"
@@ -381,82 +385,145 @@ def test_a_quoted_network_that_the_recipe_does_not_fit_has_no_command():
 # Measurements
 
 
-def _write_run(folder: Path, name: str, options: dict, data: str = "cifar100", **scores: float) -> None:
+def _write_run(
+    folder: Path, table: str, label: str, scores: dict, images: int | None = None, **changes
+) -> None:
+    """A run of a row's own recipe, with some of its fields changed, on so many images."""
+    found, row = next((one, row) for _, one, row in ROWS if (one.id, row.label) == (table, label))
+    recipe = recipe_of(found, row, RECIPES).model_dump(mode="json")
+    for path, value in changes.items():
+        *parts, last = path.split("__")
+        place = recipe
+        for part in parts:
+            place = place[part]
+        place[last] = value
+    an_epoch = (images or DATA[found.task]) // recipe["batch"]
+    steps = Recipe.model_validate(recipe).total_steps(an_epoch)
     folder.mkdir(parents=True)
-    recipe = {"model": {"name": name, "options": options}, "data": {"name": data}, "epochs": 3}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    (folder / "summary.json").write_text(json.dumps({"steps": 9, **scores}))
+    record = {"steps": steps, "epoch": round(steps / an_epoch, 3), "weights": folder.name, **scores}
+    (folder / "summary.json").write_text(json.dumps(record))
 
 
-def test_runs_are_found_and_stand_beside_the_rows_they_trained(tmp_path):
+def _beside(folder: Path, number: str) -> dict[str, list[str]]:
+    """The runs beside each row of a table that has any."""
+    sections = command.compare_all(command.choose(None, number), Results([folder]))
+    rows = [checked for section in sections for checked in section.rows]
+    return {checked.row.label: [run.folder for run in checked.runs] for checked in rows if checked.runs}
+
+
+def test_runs_of_a_rows_recipe_stand_beside_it_and_no_others(tmp_path):
     results = tmp_path / "results"
-    _write_run(results / "a", "cifar_wrn28_8", {}, val_top1=79.0)
-    _write_run(results / "deep" / "b", "cifar_wrn28_8", {}, val_top1=1.0, ema_top1=80.0)
-    _write_run(results / "shapes", "cifar_wrn28_8", {}, "shapes", val_top1=99.0)
-    _write_run(results / "gone", "no_such_model", {}, val_top1=99.0)
-    _write_run(results / "options", "cifar_resnet50_bam", {"bam_dilation": 4}, val_top1=77.5)
+    wrn, error = ("5", "WideResNet28 (w=8)"), {"val_top1": 79.0}
+    _write_run(results / "a", *wrn, error)
+    _write_run(results / "deep" / "b", *wrn, {"val_top1": 1.0, "ema_top1": 80.0}, seed=1)
+    _write_run(results / "tried", *wrn, error, data__workers=2, data__root="/disk", checkpoint_minutes=1.0)
+    _write_run(results / "long", *wrn, error, precision="bfloat16", accumulate=2)
+    # A default that is written out is the row's network; less data, and another recipe, are not.
+    _write_run(results / "named", "5", "ResNet50 + BAM", error, model__options={"bam_dilation": 4})
+    _write_run(results / "toy", *wrn, error, images=256, data__train_size=256)
+    _write_run(results / "cut", *wrn, error, images=40_000)
+    _write_run(results / "short", *wrn, error, epochs=199)
+    _write_run(results / "rate", *wrn, error, optimizer__lr=0.2)
+    _write_run(results / "batch", *wrn, error, batch=64)
+    _write_run(results / "held", *wrn, error, data__val_size=100)
+    _write_run(results / "ema", *wrn, error, ema=0.999)
+    _write_run(results / "smooth", *wrn, error, label_smoothing=0.1)
+    _write_run(results / "shapes", *wrn, error, data__name="shapes", data__md5=[])
+    _write_run(results / "gone", *wrn, error, model__name="no_such_model")
+    _write_run(results / "timm", *wrn, error, model__name="timm/resnet18")
+    _write_run(results / "tuned", *wrn, error, model__weights="imagenet.pth")
+    _write_run(results / "surgery", *wrn, error, model__surgery="insert_bam")
+    _write_run(results / "dropout", *wrn, error, model__options={"dropout": 0.1})
     (results / "no-recipe").mkdir()
     (results / "no-recipe" / "summary.json").write_text("{}")
-    runs = read_runs(results)
-    assert [run.folder for run in runs] == [
-        f"results/{name}" for name in ("a", "deep/b", "gone", "options", "shapes")
-    ]
-    assert [run.top1 for run in runs[:2]] == [79.0, 80.0]
-
-    def beside(number):
-        table = LOADED["bam"].table(number)
-        return {
-            row.label: [
-                run.folder for run in runs if command.fits(run, table, row) and command.trained(run, row)
-            ]
-            for row in table.rows
-        }
-
-    assert {label: folders for label, folders in beside("5").items() if folders} == {
-        "WideResNet28 (w=8)": ["results/a", "results/deep/b"],
-        "ResNet50 + BAM": ["results/options"],  # dilation 4 is its default
+    assert _beside(results, "5") == {
+        "WideResNet28 (w=8)": ["results/a", "results/deep/b", "results/long", "results/tried"],
+        "ResNet50 + BAM": ["results/named"],
     }
-    assert [label for label, folders in beside("1a").items() if folders] == ["d = 4", "r = 16"]
-    assert measured("top1_error", runs[:2]) == 20.5
-    assert measured("top1", runs[:2]) == 79.5
+    assert list(_beside(results, "1a")) == ["d = 4", "r = 16"]
 
-
-def test_an_imagenet_run_needs_its_rows_image_size_and_may_have_drop_path(tmp_path):
-    table = LOADED["botnet"].table("14")
-    for side in (320, 384):
-        folder = tmp_path / str(side)
-        _write_run(folder, "botnet_s1_128", {"activation": "silu", "drop_path": 0.2}, val_top1=80.0)
-        data = {"name": "folder", "root": "/disk/imagenet", "image_size": side}
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text()) | {"data": data}
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    found = {
-        row.label: run.image_size
-        for run in read_runs(tmp_path)
-        for row in table.rows
-        if command.fits(run, table, row) and command.trained(run, row)
+    (section,) = command.compare_all(command.choose("bam", "5"), Results([results]))
+    laid = sheet(section)
+    column = laid.header.index("Error measured")
+    assert {cells[0].split(" ")[0]: cells[column] for cells in laid.rows if cells[column]} == {
+        "ResNet50": "21.00",
+        "WideResNet28": "20.75 ± 0.50 (n = 4)",
     }
-    assert found == {"T7-320 BoTNet-S1-128": 320, "T7 BoTNet-S1-128": 384}
+    (note,) = [text for text in laid.footnotes if "results/long" in text]
+    assert "results/long (accumulate: 1 → 2, precision: float32 → bfloat16)" in note
+    json.loads(json.dumps(document([section], "")))
+
+
+def test_a_run_of_another_version_is_passed_over_with_a_word(tmp_path, capsys):
+    _write_run(tmp_path / "a", "5", "WideResNet28 (w=8)", {"val_top1": 79.0})
+    with (tmp_path / "a" / "recipe.yaml").open("a") as recipe:
+        recipe.write("of_the_future: 1\n")
+    assert _beside(tmp_path, "5") == {}
+    assert "there is no field 'of_the_future'; passed over" in capsys.readouterr().err
+
+
+def test_copies_of_a_run_count_once(tmp_path):
+    for place in ("results", "runs"):
+        _write_run(tmp_path / place / "a", "5", "WideResNet28 (w=8)", {"val_top1": 79.0})
+    found = Results([tmp_path / "results", tmp_path / "runs"])
+    assert [run.folder for run in found.runs] == ["results/a"]
+
+
+def test_detectors_have_ap_where_they_started_from_weights(tmp_path, monkeypatch, capsys):
+    scores = {"val_box_AP": 43.5, "val_box_AP50": 65.0, "val_mask_AP": 38.5}
+    wide = {"data__jitter": [0.8, 1.25]}
+    start = {"model__weights": "resnet50.safetensors"}
+    _write_run(tmp_path / "runs" / "a", "3", "BoT50, [0.1, 2.0]", scores, images=117_266, **start)
+    _write_run(tmp_path / "runs" / "scratch", "3", "BoT50, [0.1, 2.0]", scores)
+    _write_run(tmp_path / "runs" / "jitter", "3", "BoT50, [0.1, 2.0]", scores, **start, **wide)
+    _write_run(tmp_path / "runs" / "voc", "4b", "MobileNet SSD", {"val_mAP": 68.5}, **start)
+    assert _beside(tmp_path / "runs", "3") == {
+        "BoT50, [0.8, 1.25]": ["runs/jitter"],
+        "BoT50, [0.1, 2.0]": ["runs/a"],
+    }
+    assert _beside(tmp_path / "runs", "4b") == {"MobileNet SSD": ["runs/voc"]}
+
+    monkeypatch.chdir(tmp_path)  # runs/ is read unasked
+    command.main(["botnet", "--table", "3", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    row = found["papers"][0]["tables"][0]["rows"][5]["measured"]
+    assert row["ap_bbox"] == {"mean": 43.5, "std": None, "n": 1}
+    assert row["runs"] == [{"folder": "runs/a", "note": ""}]
+    assert found["measured"].startswith("Measured: 2 of 4 finished runs in runs/,")
+    command.main(["botnet", "--table", "3"])
+    assert re.search(
+        r"BoT50, \[0.1, 2.0\].* 45.9 \(\+2.1\) +43.50 +40.7 \(\+1.5\) +38.50 ", capsys.readouterr().out
+    )
+
+
+def test_an_imagenet_run_needs_its_rows_image_size_folder_and_drop_path(tmp_path):
+    label = {320: "T7-320 BoTNet-S1-128", 384: "T7 BoTNet-S1-128"}
+    for side in label:
+        _write_run(tmp_path / str(side), "14", label[side], {"val_top1": 80.0}, data__root="/disk/imagenet")
+    _write_run(tmp_path / "photos", "14", label[384], {"val_top1": 99.0}, data__root="/disk/photos")
+    _write_run(
+        tmp_path / "plain", "14", label[384], {"val_top1": 80.0}, model__options={"activation": "silu"}
+    )
+    found = _beside(tmp_path, "14")
+    assert {key: Path(*folders).name for key, folders in found.items()} == {label[s]: str(s) for s in label}
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"steps": 1}', '{"val_top1": "high"}'])
 def test_a_damaged_run_is_named(tmp_path, damage):
-    _write_run(tmp_path / "a", "cifar_wrn28_8", {}, val_top1=79.0)
+    _write_run(tmp_path / "a", "5", "WideResNet28 (w=8)", {"val_top1": 79.0})
     (tmp_path / "a" / "summary.json").write_text(damage)
     with pytest.raises(UserError, match="is no run that attneck wrote") as error:
         read_runs(tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_a_measured_error_is_shown_with_its_runs():
-    paper = LOADED["bam"]
-    table = paper.table("5")
-    run = FinishedRun("results/a", "cifar_wrn28_8", {}, "cifar100", None, 200, 79.5)
-    rows = [Checked(row, {}, [run] if row.label == "WideResNet28 (w=8)" else [], None) for row in table.rows]
-    laid = sheet(Section(paper, table, rows))
-    column = laid.header.index("Error measured")
-    cells = [row[column] for row in laid.rows]
-    assert [cell for cell in cells if cell] == ["20.50"]
-    assert "Measured: results/a (200 epochs)." in laid.footnotes
+def test_the_committed_results_are_read():
+    """None of them is a paper's row: they are short, or small."""
+    found = Results([ROOT / "results"])
+    assert len(found.runs) >= 10
+    sections = command.compare_all(command.choose(None, None), found)
+    assert not [run for section in sections for checked in section.rows for run in checked.runs]
 
 
 # The command and its mistakes
@@ -505,6 +572,17 @@ def test_one_table_as_text_as_markdown_and_as_json(capsys, monkeypatch, tmp_path
     row = found["papers"][0]["tables"][0]["rows"][1]
     assert row["computed"]["madds_g"] == {"count": 102_989_037_568, "verdict": "same, truncated"}
     assert row["printed"]["madds_g"] == "102.98"
+
+
+def test_a_narrow_terminal_has_every_cell(sections):
+    for section in sections:
+        laid = sheet(section)
+        told = stacked(laid, 80)
+        for cells in laid.rows:
+            for name, cell in zip(laid.header[1:], cells[1:], strict=True):
+                assert not cell or f"{name} {cell}" in told
+    told = stacked(sheet(next(one for one in sections if one.table.id == "9")), 80).splitlines()
+    assert max(map(len, told)) <= 80
 
 
 def test_a_network_that_is_not_here_is_said_not_guessed():

@@ -204,7 +204,9 @@ def test_a_log_without_a_terminal_hears_of_every_stretch_and_of_the_memory(tmp_p
     monkeypatch.setattr(report, "QUIET", 0)
     runs.train(recipe(), tmp_path)
     said = capsys.readouterr().out.splitlines()
-    steps = [line for line in said if "images/s" in line]
+    assert all("images/s" in line for line in said)
+    assert all(line.endswith(" left") for line in said[:-1])
+    steps = [line for line in said if "step" in line]
     assert [f"step {i}/6" in line for i, line in enumerate(steps, 1)] == [True] * 6
     assert steps[3].startswith("epoch 2/2 ")
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

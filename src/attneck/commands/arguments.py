@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import os
 import re
+import shutil
+import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from contextvars import ContextVar
 from itertools import takewhile
 from typing import Any, TypeVar
 
 import tyro
 
-from attneck.errors import UserError, brief
+from attneck.errors import UserError, brief, suggestion
 
 T = TypeVar("T")
 
@@ -39,12 +44,18 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
     Raises:
         UserError: an unknown option, a value that is missing or does not fit, an option that is given twice.
     """
+    if _asking.get():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of tyro 1, until there is a tyro 2
+            raise _Answer(tyro.extras.get_parser(kind, prog=prog, **options))
     flags = Counter(map(_flag, (word for word in words if word.startswith("--"))))
     if twice := [flag for flag, count in flags.items() if count > 1]:
         raise UserError(f"{twice[0]} is given more than once: leave all but one out")
     told, columns = io.StringIO(), os.environ.get("COLUMNS")
     try:
-        if not {"-h", "--help"} & set(words):
+        if {"-h", "--help"} & set(words):
+            options.setdefault("description", _description(kind))
+        else:
             os.environ["COLUMNS"] = "10000"  # what is told is read below, and lines would be broken
         with redirect_stderr(told):
             return tyro.cli(kind, prog=prog, args=words, **options)
@@ -59,6 +70,38 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
             os.environ["COLUMNS"] = columns
 
 
+def _description(kind: Callable[..., Any]) -> str:
+    """The docstring up to its list of arguments, in lines that fit: tyro makes one of a paragraph's.
+
+    It leaves those alone that are indented.
+    """
+    text = (inspect.getdoc(kind) or "").partition("\nArgs:")[0]
+    width = shutil.get_terminal_size().columns
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(textwrap.fill(one, width, subsequent_indent="  ") for one in paragraphs)
+
+
+def parser_of(main: Callable[[list[str]], None], words: list[str]) -> Any:
+    """tyro's parser for a command, much as argparse's; `words` are those that choose it."""
+    token = _asking.set(True)
+    try:
+        main(words)
+    except _Answer as answer:
+        return answer.parser
+    finally:
+        _asking.reset(token)
+    raise AssertionError("the command read its words otherwise")
+
+
+class _Answer(Exception):  # noqa: N818 - how `parse` gives it to `parser_of`, whatever is between them
+    def __init__(self, parser: Any) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+_asking: ContextVar[bool] = ContextVar("_asking", default=False)
+
+
 def _flag(word: str) -> str:
     """The option that a word names: --a.no-b and --a.b are one."""
     return re.sub(r"(^--|\.)no-", r"\1", word.partition("=")[0].replace("_", "-"))
@@ -66,7 +109,8 @@ def _flag(word: str) -> str:
 
 def _line(box: str, words: list[str]) -> str:
     """What tyro's box of many lines is about."""
-    rows = [row.strip("╭╮╰╯│─|+ ") for row in box.splitlines()]  # drawn with +, - and | where it must be
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # where stdout is a terminal it has colours
+    rows = [row.strip("╭╮╰╯│─|+ ") for row in plain.splitlines()]  # drawn with +, - and | where it must be
     rows = [row for row in rows if row.strip("-") and not row.startswith("For full")]
     _, first, *rest = rows  # without the title
     if first.startswith("Unrecognized options: "):
@@ -81,4 +125,9 @@ def _line(box: str, words: list[str]) -> str:
         return f"{' '.join([name, *map(brief, given)])}: wanted {wanted}"
     if first.startswith("Missing from "):
         return f"missing {': '.join(rest[:2])}".replace(". (required)", "")
-    return " ".join([first, *rest])
+    said = " ".join([first, *rest])
+    if found := re.search(r"validation error for \w+ Value error, (.*?) \[type=value_error", said):
+        return found[1]  # fields that do not go together, in the recipe's own words
+    if found := re.match(r"invalid choice '(.*)' for argument '\S+'\. Expected one of (.*)", said):
+        return said.rstrip(".") + suggestion(found[1], re.findall(r"'([^']+)'", found[2]))
+    return said

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from attneck.checks import whole
 from attneck.commands.arguments import call
+from attneck.commands.counted import Asked, counted, counts_of
 from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.models.options import MAX_CLASSES
@@ -38,19 +39,12 @@ def show(
         entry = catalog.find(model, dict(options))
         size = entry.image_size if image_size is None else image_size
         whole("--image-size", size)
-        if num_classes is not None:
-            whole("--num-classes", num_classes, least=0, most=MAX_CLASSES)
-
-        import torch
-
-        from attneck.measure import count
-
-        with torch.device("meta"):
-            built = catalog.create_model(model, num_classes, size, **dict[str, Any](options))
-        counts = count(built, size, stages=stages)
+        classes = entry.num_classes if num_classes is None else num_classes
+        whole("--num-classes", classes, least=0, most=MAX_CLASSES)
+        asked = Asked(model, dict(options), size, classes)
+        counts = counted(asked, stages=True) if stages else counts_of(asked)
     except ValueError as error:
         raise UserError(str(error)) from None
-    classes = entry.num_classes if num_classes is None else num_classes
     if json_:
         document = {"model": model, "options": options, "image_size": size, "num_classes": classes}
         figures = dataclasses.asdict(counts)
@@ -62,8 +56,8 @@ def show(
     print(f"{model}, one image of {size}×{size}, {classes} classes")
     for name, what, value in (
         ("parameters", "all", counts.params),
-        ("", "without BatchNorm and position tables, as BoTNet counts", counts.params_paper),
-        ("", "without biases, as two rows of BAM's Table 1 count", counts.params_weights),
+        ("", "without BatchNorm and position tables (BoTNet)", counts.params_paper),
+        ("", "without biases (two rows of BAM's Table 1)", counts.params_weights),
         ("M.Adds", "convolutions and matrix products", counts.madds),
         ("", "without the classifier", counts.madds_no_classifier),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from functools import cache
 from pathlib import Path
@@ -11,15 +12,28 @@ from typing import Annotated, Any
 import tyro
 
 from attneck.commands.arguments import call
+from attneck.commands.counted import counts_of, of_paper
+from attneck.commands.measured import FOLDERS, Results, recipe_of
 from attneck.errors import UserError
 from attneck.models import catalog
-from attneck.papers.layout import Checked, Section, Sheet, document, markdown, sheet, tally, tally_sentence
-from attneck.papers.results import FinishedRun, fits, read_runs
+from attneck.papers.layout import (
+    Checked,
+    Section,
+    Sheet,
+    document,
+    markdown,
+    sheet,
+    source_sentence,
+    stacked,
+    tally,
+    tally_sentence,
+)
 from attneck.papers.tables import (
     PAPERS,
     Cost,
     Network,
     Paper,
+    ParamsConvention,
     Row,
     Table,
     Trainer,
@@ -28,14 +42,14 @@ from attneck.papers.tables import (
     no_table,
     train_command,
 )
-from attneck.training.recipe import load_recipe, shipped_recipes
+from attneck.training.recipe import Recipe, load_recipe, shipped_recipes
 
 
 def show(
     paper: Annotated[str | None, tyro.conf.Positional] = None,
     /,
     table: str | None = None,
-    results: Path | None = None,
+    results: tuple[Path, ...] = (),
     markdown_: Annotated[bool, tyro.conf.arg(name="markdown"), tyro.conf.FlagCreatePairsOff] = False,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -44,22 +58,25 @@ def show(
     Args:
         paper: botnet or bam; both if not given.
         table: one table, by its number in the paper, such as 14 or 3a.
-        results: the folder with the runs to show beside; ./results, where there is one, if not given.
+        results: folders with the runs to show beside; results and runs, where there are such, if not given.
         markdown_: print the page that is docs/papers.md.
         json_: print one JSON document and nothing else.
     """
     chosen = choose(paper, table)
-    if results is not None and not results.is_dir():
-        raise UserError(f"--results {results}: there is no such folder (attneck train makes runs)")
-    folder = results or Path("results")
-    sections = compare_all(chosen, read_runs(folder) if folder.is_dir() else [], quiet=json_)
+    for folder in results:
+        if not folder.is_dir():
+            raise UserError(f"--results {folder}: there is no such folder (attneck train makes runs)")
+    measured = Results(list(results) or [folder for folder in FOLDERS if folder.is_dir()])
+    sections = compare_all(chosen, measured)
+    source = source_sentence([folder.as_posix() for folder in measured.folders], len(measured.runs), sections)
     if json_:
-        print(json.dumps(document(sections), ensure_ascii=False))
+        print(json.dumps(document(sections, source), ensure_ascii=False))
     elif markdown_:
-        words = [paper, table and f"--table {table}", "--markdown"]
-        print(markdown(sections, " ".join(["attneck papers", *filter(None, words)])), end="")
+        words = ["attneck papers", paper, table and f"--table {table}"]
+        words += [f"--results {shlex.join(map(str, results))}"] if results else []
+        print(markdown(sections, " ".join([*filter(None, words), "--markdown"]), source), end="")
     else:
-        render(sections)
+        render(sections, source)
 
 
 def choose(paper: str | None, table: str | None) -> list[tuple[Paper, Table]]:
@@ -77,24 +94,18 @@ def choose(paper: str | None, table: str | None) -> list[tuple[Paper, Table]]:
     return found
 
 
-def compare_all(chosen: list[tuple[Paper, Table]], runs: list[FinishedRun], *, quiet: bool) -> list[Section]:
-    """Count and look up every row of the tables; a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    recipes = _trainers()
-    terminal = Console(stderr=True)
+def compare_all(chosen: list[tuple[Paper, Table]], measured: Results) -> list[Section]:
+    """Look up every row of the tables, and count what is not kept."""
+    recipes = _recipes(chosen)
     sections = []
-    with Progress(console=terminal, transient=True, disable=quiet or not terminal.is_terminal) as progress:
-        task = progress.add_task("counting", total=sum(len(table.rows) for _, table in chosen))
-        for paper, table in chosen:
-            rows = []
-            for row in table.rows:
-                same = [run for run in runs if fits(run, table, row) and trained(run, row)]
-                command = _train(table, row, recipes)
-                rows.append(Checked(row, compare(table, row, cost), same, command))
-                progress.advance(task)
-            sections.append(Section(paper, table, rows))
+    for paper, table in chosen:
+        rows = []
+        for row in table.rows:
+            command = _train(table, row, recipes)
+            recipe = recipe_of(table, row, recipes) if command and measured.runs else None
+            same = measured.of(table, row, recipe)
+            rows.append(Checked(row, compare(table, row, cost), same, command))
+        sections.append(Section(paper, table, rows))
     return sections
 
 
@@ -104,29 +115,20 @@ def cost(network: Network) -> Cost | None:
     if network.model not in catalog.CATALOG:
         return None
 
-    import torch
-
-    from attneck.measure import count, count_parameters
-
-    options = dict(network.options)
-    if network.convention == "squeezenet":
-        options |= {"stem_padding": 1, "pool": "features"}
-    with torch.device("meta"):
-        model = catalog.create_model(network.model, network.classes, network.image_size, **options)
+    counts = counts_of(of_paper(network))
+    params: dict[ParamsConvention, int] = {
+        "all": counts.params,
+        "paper": counts.params_paper,
+        "weights": counts.params_weights,
+    }
     if network.parameters_only:
-        params, params_paper, params_weights = count_parameters(model)
-        return Cost({"all": params, "paper": params_paper, "weights": params_weights})
-    counts = count(model, network.image_size)
+        return Cost(params)
     biases = counts.bias_adds if network.convention == "squeezenet" else 0
-    return Cost(
-        {"all": counts.params, "paper": counts.params_paper, "weights": counts.params_weights},
-        counts.madds + biases,
-        counts.madds_no_classifier + biases,
-    )
+    return Cost(params, counts.madds + biases, counts.madds_no_classifier + biases)
 
 
-def render(sections: list[Section]) -> None:
-    """Print the tables: as wide as they are where nobody's terminal sets a width."""
+def render(sections: list[Section], source: str) -> None:
+    """Print the tables: as wide as they are, or row by row on a terminal that is narrower."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -144,14 +146,18 @@ def render(sections: list[Section]) -> None:
         for cells in laid.rows:
             styles = {"same": "green", "differs": "red"}
             grid.add_row(*(Text(cell, styles.get(cell.split(",")[0].split(" ")[0], "")) for cell in cells))
-        console.print(grid)
+        if console.measure(grid, options=console.options.update(width=1000)).maximum > console.width:
+            print(stacked(laid, console.width))
+        else:
+            console.print(grid)
         for mark, text in enumerate(laid.footnotes, start=1):
             console.print(Text(f"  {mark}. {text}"))
         for label, command in laid.commands:
-            console.print(Text(f"  {label}: {command}"))
+            console.print(Text(f"  {label}: {command}"), soft_wrap=True)  # to be copied
         console.print()
     if tally(sections)["rows"]:
         console.print(Text(tally_sentence(sections)))
+    console.print(Text(source))
 
 
 def architecture(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
@@ -163,30 +169,29 @@ def architecture(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
     return {key: value for key, value in every.items() if key not in {"drop_path", "dropout"}}
 
 
-def trained(run: FinishedRun, row: Row) -> bool:
-    """Whether a run's network is the row's, by whatever names and options the two give it."""
-    network = architecture(run.model, run.options)
-    return network is not None and network == architecture(row.trained, row.trained_options)
+def _recipes(chosen: list[tuple[Paper, Table]]) -> dict[str, Recipe]:
+    """The shipped recipes that the tables name."""
+    named = {_recipe(table, row) for _, table in chosen for row in table.rows}
+    return {name: load_recipe(name) for name in shipped_recipes() if name in named}
 
 
-def _trainers() -> dict[str, Trainer]:
-    recipes = {name: load_recipe(name) for name in shipped_recipes()}
-    return {
-        name: Trainer(dict(recipe.model.options), recipe.data.image_size) for name, recipe in recipes.items()
-    }
-
-
-def _train(table: Table, row: Row, trainers: dict[str, Trainer]) -> str | None:
+def _train(table: Table, row: Row, recipes: dict[str, Recipe]) -> str | None:
     """`train_command`, where the recipe's own options leave the network as it is."""
-    recipe = trainers.get(((row.recipe or table.recipe).split() or [""])[0])
-    if recipe is None:
+    name = _recipe(table, row)
+    if name not in recipes:
         return None
-    network = architecture(row.trained, recipe.options | row.trained_options)
+    trainer = Trainer(dict(recipes[name].model.options), recipes[name].data.image_size)
+    network = architecture(row.trained, trainer.options | row.trained_options)
     return (
-        train_command(table, row, trainers)
+        train_command(table, row, {name: trainer})
         if network and network == architecture(row.trained, row.trained_options)
         else None
     )
+
+
+def _recipe(table: Table, row: Row) -> str:
+    """The name of the recipe that trains the row, or nothing."""
+    return ((row.recipe or table.recipe).split() or [""])[0]
 
 
 def main(words: list[str]) -> None:

@@ -2,60 +2,137 @@
 
 from __future__ import annotations
 
+import colorsys
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from faster_coco_eval.core import mask as rle
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
-from torch.nn import functional as F
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from PIL import Image, ImageDraw, ImageFont
 
 LONGEST = 800
 """The longer side of a picture has this many pixels at least, so that its labels can be read."""
 
+FONT_SIZE, LINE = 14, 2
+"""Pixels on a picture of that size; a larger one has more, to be read when it is shown as small."""
+ALPHA = 0.45
+"""How much of a mask is its colour."""
+OUTSIDE = 3
+"""A label stands so many times its own height away from its box at most."""
+
 # Okabe and Ito's: colour-blind readers can tell them apart.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
+Colour = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]
+"""x and y of the upper left corner, and of the lower right one, which is outside."""
+
 
 def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
-    """Boxes, masks, labels and scores on an image, the best on top; a small image is enlarged.
+    """Boxes, masks, labels and scores on an image, each object in its own colour, the best on top.
+
+    A small image is enlarged. A label stands where it covers no object and no other label, if there is such a
+    place beside its box.
 
     detections: COCO's results or annotations on this image, each with `category`, the name of its class.
         Annotations have no score.
     """
     scale = max(1.0, LONGEST / max(image.size))
-    width, height = (round(scale * side) for side in image.size)
-    canvas = pil_to_tensor(image.convert("RGB").resize((width, height)))
-    rows = sorted(detections, key=lambda row: float(row.get("score", 1)))
-    if not rows:
-        return to_pil_image(canvas)
-    colours = [COLOURS[row["category_id"] % len(COLOURS)] for row in rows]
-    if all("segmentation" in row for row in rows):
-        for row, colour in zip(rows, colours, strict=True):  # all at once they turn black where two overlap
-            mask = torch.from_numpy(_mask(row, image.size))[None, None].float()
-            mask = F.interpolate(mask, size=(height, width))[0, 0] > 0.5  # [height, width]
-            canvas = draw_segmentation_masks(canvas, mask, alpha=0.45, colors=colour)
-    boxes = torch.tensor([row["bbox"] for row in rows]) * scale
-    boxes[:, 2:] += boxes[:, :2]
-    labels = [f"{row['category']} {row['score']:.2f}" if "score" in row else row["category"] for row in rows]
-    drawn = draw_bounding_boxes(
-        canvas,
-        boxes,
-        labels,
-        list(colours),
-        width=2,
-        font=str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")),
-        font_size=14,
-        label_colors="black",
-        fill_labels=True,
+    width, height = size = round(scale * image.width), round(scale * image.height)
+    larger = max(size) / LONGEST
+    font = ImageFont.truetype(
+        Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), round(FONT_SIZE * larger)
     )
-    return to_pil_image(drawn)
+    pixels = np.array(image.convert("RGB").resize(size))
+    rows = sorted(detections, key=lambda row: -float(row.get("score", 1)))
+    covered = np.zeros((height, width), dtype=bool)  # by objects
+    boxes: list[Rectangle] = []
+    for number, row in reversed([*enumerate(rows)]):
+        x, y, w, h = (scale * side for side in row["bbox"])
+        left, top = round(x), round(y)
+        box = (left, top, max(left + 1, round(x + w)), max(top + 1, round(y + h)))
+        boxes.insert(0, box)
+        if "segmentation" in row:
+            mask = (
+                np.asarray(Image.fromarray(_mask(row, image.size)).resize(size, Image.Resampling.NEAREST)) > 0
+            )
+            pixels[mask] = np.round((1 - ALPHA) * pixels[mask] + ALPHA * np.array(colour_of(number)))
+            covered |= mask
+        else:
+            covered[max(0, box[1]) : max(0, box[3]), max(0, box[0]) : max(0, box[2])] = True
+    picture = Image.fromarray(pixels)
+    pen = ImageDraw.Draw(picture)
+    for number, box in reversed([*enumerate(boxes)]):
+        pen.rectangle(
+            (*box[:2], box[2] - 1, box[3] - 1), outline=colour_of(number), width=round(LINE * larger)
+        )
+    taken: list[Rectangle] = []
+    for number, (row, box) in enumerate(zip(rows, boxes, strict=True)):
+        text = f"{row['category']} {row['score']:.2f}" if "score" in row else str(row["category"])
+        left, top, right, bottom = map(round, pen.textbbox((0, 0), text, font=font))
+        pad = round(2 * larger)
+        place = free_place(box, (right - left + 2 * pad, bottom - top + 2 * pad), covered, taken)
+        taken.append(place)
+        colour = colour_of(number)
+        if place[3] < box[1] or place[1] > box[3]:  # away from its box: a line leads there
+            pen.line(
+                (place[0], place[1], place[0], box[1] if place[3] < box[1] else box[3]), colour, round(larger)
+            )
+        pen.rectangle((*place[:2], place[2] - 1, place[3] - 1), fill=colour)
+        pen.text((place[0] + pad - left, place[1] + pad - top), text, fill=ink_on(colour), font=font)
+    return picture
+
+
+def free_place(
+    box: Rectangle, size: tuple[int, int], covered: NDArray[np.bool_], taken: list[Rectangle]
+) -> Rectangle:
+    """Where a label of `size` (width, height) stands: beside its box, or in it, inside the picture.
+
+    covered: where objects are, [height, width] of the picture.
+    taken: the labels that are there.
+    """
+    (w, h), (height, width) = size, covered.shape
+    x0, y0, x1, y1 = box
+    columns = (x0, x1 - w, (x0 + x1 - w) // 2)
+    beside = [(x, y0 - h) for x in columns] + [(x, y1) for x in columns]
+    beside += [(x, y) for x in (x1, x0 - w) for y in (y0, y1 - h)]
+    away = [(x, y) for n in range(2, OUTSIDE + 2) for x in columns for y in (y0 - n * h, y1 + (n - 1) * h)]
+    inside = [(x, y) for x in columns for y in (y0, y1 - h)]
+    best: tuple[float, Rectangle] | None = None
+    for preference, (x, y) in enumerate([*beside, *inside, *away]):
+        x, y = max(0, min(x, width - w)), max(0, min(y, height - h))
+        place = (x, y, x + w, y + h)
+        labels = sum(_shared(place, other) for other in taken) / (w * h)
+        objects = float(covered[y : y + h, x : x + w].mean())
+        cost = 10 * labels + objects + preference / 1000
+        if best is None or cost < best[0]:
+            best = cost, place
+    assert best is not None
+    return best[1]
+
+
+def colour_of(number: int) -> Colour:
+    """The colour of an object by its rank, from 0: no two of some hundreds are alike."""
+    if number < len(COLOURS):
+        return _rgb(COLOURS[number])
+    hue = number * 0.618034 % 1  # by the golden ratio: far from those before
+    red, green, blue = colorsys.hls_to_rgb(hue, (0.35, 0.55, 0.75)[number % 3], 0.8)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def ink_on(colour: Colour) -> Colour:
+    """Black or white, whichever has the greater contrast by WCAG 2: 4.58 or more on any colour."""
+    black, white = (0, 0, 0), (255, 255, 255)
+    return max(black, white, key=lambda ink: contrast(ink, colour))
+
+
+def contrast(one: Colour, other: Colour) -> float:
+    """WCAG 2's contrast ratio of two colours, 1 to 21."""
+    darker, lighter = sorted((_luminance(one), _luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 def beside(pictures: list[Image.Image], titles: list[str]) -> Figure:
@@ -107,3 +184,22 @@ def _mask(row: dict[str, Any], size: tuple[int, int]) -> NDArray[np.uint8]:
     """0 and 1, [height, width] of the (width, height) that the row is in."""
     mask: NDArray[np.uint8] = rle.decode(rle.segmToRle(row["segmentation"], *size))
     return mask
+
+
+def _rgb(colour: str) -> Colour:
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return red, green, blue
+
+
+def _luminance(colour: Colour) -> float:
+    """WCAG 2's relative luminance of an sRGB colour."""
+    shares = [part / 255 for part in colour]
+    red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _shared(one: Rectangle, other: Rectangle) -> int:
+    """Pixels that are in both."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0, width) * max(0, height)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from attneck.errors import UserError
 
@@ -14,13 +18,33 @@ SCORES = {
     "box_AP": ("Box AP", "AP (%)"),
     "mAP": ("mAP at IoU 0.5", "mAP (%)"),
 }
+"""What runs are told apart by, and the title and unit of its panel."""
+BESIDE = {"box_AP": ("mask_AP", ("Mask AP", "AP (%)"))}
+"""A score that has a panel beside another where a run has it."""
+STYLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "train": ("training", {"linestyle": "--", "marker": "o", "markerfacecolor": "white"}),
+    "val": ("held out", {"linestyle": "-", "marker": "o"}),
+    "ema": ("averaged weights", {"linestyle": ":", "marker": "s"}),
+}
+FEW = 10
+"""So many records or fewer are marked on the line, one alone being no line."""
+
+GAP = (
+    "Training is the mean over an epoch, of augmented images, while the weights change; held-out images are "
+    "scored after it. Held out above training: the network knows its training images better, it over-fits. "
+    "Below: augmentation and dropout make training the harder."
+)
+LOSS_ALONE = (
+    "The loss is of training images, the mean since the last record; AP is of held-out images at each record."
+)
 
 
 def curves(runs: list[Path], path: Path) -> None:
     """Draw the loss and the top-1 error of each run by epoch into the file `path`.
 
     Training is dashed, held-out images are solid, and averaged weights (EMA) are dotted. For detectors AP
-    takes the place of the error: of boxes, or VOC's mean.
+    takes the place of the error: of boxes and of masks, or VOC's mean. The last value of each run stands in
+    the legend, and under the picture what the gap between training and held-out images means.
 
     Raises:
         UserError: a folder without metrics.jsonl, runs with different scores, or a kind of file that
@@ -31,30 +55,66 @@ def curves(runs: list[Path], path: Path) -> None:
     if len(scored) > 1:
         raise UserError(f"these runs are scored by {' and '.join(sorted(scored))}: draw each kind alone")
     score = scored.pop()
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for number, (run, records) in enumerate(zip(runs, histories, strict=True)):
-        epochs = [record["epoch"] for record in records]
-        colour = f"C{number}"
-        for axes, key in ((left, "loss"), (right, score)):
-            for split, style in (("train", "--"), ("val", "-"), ("ema", ":")):
-                if f"{split}_{key}" not in records[0]:
-                    continue
-                values = [record[f"{split}_{key}"] for record in records]
-                shown = [100 - value for value in values] if key == "top1" else values
-                named = split == "val" or f"val_{key}" not in records[0]
-                label = f"{run.name}: {shown[-1]:.2f}" if named else None
-                axes.plot(epochs, shown, style, color=colour, label=label, linewidth=1.4)
-    left.set(xlabel="epoch", ylabel="loss", title="Loss")
-    name, unit = SCORES[score]
-    right.set(xlabel="epoch", ylabel=unit, title=name)
-    for axes in (left, right):
+    panels = {"loss": ("Loss", "loss"), score: SCORES[score]}
+    if score in BESIDE:
+        other, labels = BESIDE[score]
+        panels |= {other: labels} if any(f"val_{other}" in records[0] for records in histories) else {}
+    figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
+    names = _names(runs)
+    every = figure.subplots(1, len(panels))
+    for axes, (key, (title, unit)) in zip(every, panels.items(), strict=True):
+        for number, (name, records) in enumerate(zip(names, histories, strict=True)):
+            _draw(axes, key, name, records, f"C{number}")
+        axes.set(xlabel="epoch", ylabel=unit, title=title)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.3)
-        axes.legend(title="held out (solid), training (dashed)", title_fontsize="small", fontsize="small")
+        axes.legend(fontsize="small")
+    splits = [split for split in STYLES if any(f"{split}_{key}" in histories[0][0] for key in panels)]
+    figure.legend(
+        handles=[Line2D([], [], color="grey", markersize=4, **STYLES[split][1]) for split in splits],
+        labels=[STYLES[split][0] for split in splits],
+        loc="outside upper center",
+        ncols=len(splits),
+        fontsize="small",
+        frameon=False,
+    )
+    told = GAP if "val_loss" in histories[0][0] else LOSS_ALONE
+    figure.supxlabel(textwrap.fill(told, 75 * len(panels)), fontsize="small", color="#444444")
     try:
         figure.savefig(path, dpi=120)
     except ValueError as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _draw(axes: Any, key: str, name: str, records: list[dict[str, float]], colour: str) -> None:
+    """A run's lines in a panel; its last held-out value is in the legend, or what there is instead of one."""
+    lasts = []
+    for split, (what, style) in STYLES.items():
+        points = [(row["epoch"], row[f"{split}_{key}"]) for row in records if f"{split}_{key}" in row]
+        if not points:
+            continue
+        epochs, values = zip(*points, strict=True)
+        shown = [100 - value for value in values] if key == "top1" else values
+        marked: slice | list[int] = slice(None) if len(points) <= FEW else []
+        axes.plot(epochs, shown, color=colour, linewidth=1.4, markersize=4, markevery=marked, **style)
+        lasts.append((split, what, significant(shown[-1])))
+    told = [
+        f"{value} {what}" if split != "val" else value for split, what, value in lasts if split != "train"
+    ]
+    if lasts:
+        axes.plot([], [], color=colour, label=f"{name}: {', '.join(told or [lasts[0][2]])}")
+
+
+def significant(value: float) -> str:
+    """Three significant digits: 77.4, 1.17, 0.0312."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def _names(runs: list[Path]) -> list[str]:
+    """Each run's folder by its name, or by its path where two have one name."""
+    names = [run.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else run.as_posix() for name, run in zip(names, runs, strict=True)]
 
 
 def _records(run: Path) -> list[dict[str, float]]:

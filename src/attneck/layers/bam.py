@@ -6,7 +6,7 @@ Letters: B batch, C channels, H x W map, m = C // reduction.
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from attneck.attention.cpu.squeeze import squeeze
 from attneck.attention.gate import COMBINES, check_backend, gate, gate_weights
@@ -23,6 +23,7 @@ from attneck.layers.branches import (
     paper_spatial,
 )
 from attneck.layers.input import check_input
+from attneck.layers.tracing import recorded
 
 BRANCHES = ("both", "channel", "spatial")
 VARIANTS = ("paper", "official")
@@ -47,7 +48,7 @@ class BAM(nn.Module):
 
     The channel branch runs in float32 or more, whatever the map, the weights and autocast are: its BatchNorm
     magnifies differences between means, which half precision would round away. An empty batch gives an empty
-    result, as PyTorch's layers do.
+    result, as PyTorch's layers do. `torch.fx` records the layer as one call of it.
 
     Args:
         channels: C.
@@ -140,6 +141,8 @@ class BAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x + x * attention(x) (eq. 1): [B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
+        if isinstance(x, fx.Proxy):
+            return recorded(self, x)
         self._check_input(x)
         # Under autocast the logits are more precise than the map; the result is what the map is.
         found = self._squeezable(x)

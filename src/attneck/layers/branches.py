@@ -63,9 +63,9 @@ def check_batch(branch: nn.Module, values: int) -> None:
         if isinstance(layer, _BatchNorm) and layer.training and not _shares_statistics(layer):
             raise ValueError(
                 "BAM's BatchNorm got one value a channel (a batch of one) in training, which has no "
-                "variance; use a larger batch, call .eval() on the model or on its BatchNorms, or, where "
-                "several processes train with one image each, convert the model by "
-                "torch.nn.SyncBatchNorm.convert_sync_batchnorm"
+                "variance: give two images at a time (accumulating steps does not help), train several "
+                "processes with torch.nn.SyncBatchNorm, or keep trained BatchNorms in .eval(), as a "
+                "detector's freeze_norms=True does"
             )
 
 

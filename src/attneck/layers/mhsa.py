@@ -3,11 +3,12 @@
 Letters: B batch, C channels, H x W map, N = H*W tokens, h heads, d = C/h head width.
 """
 
+from collections import OrderedDict
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from attneck.attention.cpu.products import linear
 from attneck.attention.graph import being_exported, transformed
@@ -23,6 +24,7 @@ from attneck.checks import sides, whole
 from attneck.errors import brief
 from attneck.layers.bare import is_bare_pointwise
 from attneck.layers.input import check_input
+from attneck.layers.tracing import recorded
 
 TABLES: dict[str, tuple[str, ...]] = {
     "relative": ("rel_h", "rel_w"),
@@ -44,6 +46,8 @@ class MHSA2d(nn.Module):
     `map_size` they are used as they are. A state dict from a layer of another map size loads, resampled into
     this one's. `attneck.layers.fold` takes `scale`, d**-0.5, into the queries' weights, and a BatchNorm that
     follows into the values'.
+
+    `torch.fx` records the layer as one call of it. No N x N map is made, unless `show_maps` asks for it.
 
     Args:
         channels: C, a multiple of `heads`.
@@ -122,7 +126,36 @@ class MHSA2d(nn.Module):
                 f"backend {name!r} is none of a layer with position {self.position!r}; "
                 f"choose one of {', '.join(known)}"
             )
+        if self.shows_maps and name not in ("auto", "plain"):
+            raise ValueError(f"backend {name!r} makes no map to show: choose 'plain', or show_maps(False)")
         self._backend = name
+
+    @property
+    def shows_maps(self) -> bool:
+        """Whether `show_maps` is on."""
+        return "attn_drop" in self._modules
+
+    def show_maps(self, show: bool = True) -> None:
+        """Let every forward pass make the attention maps [B, h, N, N], where tools find them; or no longer.
+
+        They are the results of two more children, without parameters, by the names that timm's have:
+        `attn.softmax`, and `attn_drop`, which hands them on. So timm's `AttentionExtract`, torchvision's
+        feature extractors and hooks see them, and what they change there is what the values are weighted by.
+        The memory is that of "plain", and the result is the same but for rounding.
+
+        Raises:
+            ValueError: a backend chosen by name that makes no map.
+        """
+        if not show:
+            self._modules.pop("attn", None)
+            self._modules.pop("attn_drop", None)
+        elif self.backend not in ("auto", "plain"):
+            raise ValueError(
+                f"backend {self.backend!r} makes no map to show: set the layer's backend to 'plain' before"
+            )
+        else:
+            self.attn = nn.Sequential(OrderedDict(softmax=nn.Softmax(dim=-1)))
+            self.attn_drop = nn.Identity()
 
     def reset_parameters(self) -> None:
         """Standard deviations of the authors' code: 0.01 for the projections, d**-0.5 for the tables."""
@@ -135,6 +168,10 @@ class MHSA2d(nn.Module):
 
         Raises ValueError for anything but a batch of C-channel maps.
         """
+        if self.shows_maps:
+            return self._shown(x)
+        if isinstance(x, fx.Proxy):
+            return recorded(self, x)
         q, k, v = self._project(x)  # [B, h, N, d] each; k None without content
         H, W = x.shape[2:]
         if self.position == "relative":
@@ -143,16 +180,13 @@ class MHSA2d(nn.Module):
                 q, k, v, rel_h, rel_w, (H, W), self.stride == 2, self.backend, scale=self.scale
             )  # [B, h, N', d]
         else:
-            keys = self._position_keys(q, k, H, W)  # [B, h, N, d]
+            keys = _position_keys(q, k, self._tables(), H, W)  # [B, h, N, d]
             if self.backend == "plain" or transformed():
                 out = (q * self.scale @ keys.transpose(-2, -1)).softmax(dim=-1) @ v  # [B, h, N, d]
             else:
                 out = F.scaled_dot_product_attention(q, keys, v, scale=self.scale)  # [B, h, N, d]
             out = pool_tokens(out, (H, W)) if self.stride == 2 else out  # [B, h, N', d]
-        H, W = (H - 1) // self.stride + 1, (W - 1) // self.stride + 1  # as a pool says it, symbol for symbol
-        if _in_channels_last(x):
-            return out.transpose(1, 2).flatten(2).unflatten(1, (H, W)).permute(0, 3, 1, 2)  # [B, C, H', W']
-        return out.transpose(2, 3).flatten(1, 2).unflatten(2, (H, W)).contiguous()  # [B, C, H', W']
+        return _as_map(out, H, W, self.stride, _in_channels_last(x))  # [B, C, H', W']
 
     def attention_maps(self, x: Tensor) -> Tensor:
         """The softmaxed weights that `forward` applies to the values, x [B, C, H, W] -> [B, h, N, N].
@@ -160,15 +194,8 @@ class MHSA2d(nn.Module):
         Row y*W + x is what the query at (y, x) looks at, before any pooling; each row sums to one.
         """
         q, k, _ = self._project(x)  # [B, h, N, d] each
-        q, (H, W) = q * self.scale, x.shape[2:]
-        if self.position == "relative":
-            rel_h, rel_w = self._relative_tables(H, W)  # [2H-1, d], [2W-1, d]
-            logits = relative_logits_2d(q, rel_h, rel_w, (H, W))  # [B, h, N, N]
-            if k is not None:
-                logits = logits + q @ k.transpose(-2, -1)  # [B, h, N, N]
-        else:
-            logits = q @ self._position_keys(q, k, H, W).transpose(-2, -1)  # [B, h, N, N]
-        return logits.softmax(dim=-1)
+        H, W = x.shape[2:]
+        return _logits(q * self.scale, k, self._tables(), self.position, H, W).softmax(dim=-1)
 
     def extra_repr(self) -> str:
         H, W = self.map_size
@@ -181,10 +208,22 @@ class MHSA2d(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """x [B, C, H, W] -> queries, keys (None without content) and values, views [B, h, N, d] each."""
         check_input(x, self.channels, self)
-        tokens = self._tokens(x).flatten(1, 2)  # [B, N, 3C or 2C]
-        parts = tokens.unflatten(2, (-1, self.heads, self.head_width)).unbind(2)  # [B, N, h, d] each
-        q, *k, v = (part.transpose(1, 2) for part in parts)  # [B, h, N, d] each
-        return q, k[0] if k else None, v
+        return _split(self._tokens(x), self.heads, self.head_width)
+
+    def _shown(self, x: Tensor) -> Tensor:
+        """`forward`, its softmax a module that others see; every step is one node for a tracer.
+
+        The steps are functions of tensors, since a graph cannot hold the layer as an argument.
+        """
+        check_input(x, self.channels, self)
+        maps, heads, width = self.qkv(x), self.heads, self.head_width  # [B, 3C or 2C, H, W]
+        logits = shown_logits(maps, self._tables(), self.position, heads, width, self.scale)  # [B, h, N, N]
+        weights = self.attn_drop(self.attn(logits))  # [B, h, N, N]
+        return shown_result(weights, maps, x, heads, width, self.stride)  # [B, C, H', W']
+
+    def _tables(self) -> tuple[Tensor, ...]:
+        """The position tables, in the order of TABLES."""
+        return tuple(getattr(self, name) for name in TABLES[self.position])
 
     def _tokens(self, x: Tensor) -> Tensor:
         """The projections of x [B, C, H, W], token by token: [B, H, W, 3C or 2C].
@@ -202,15 +241,6 @@ class MHSA2d(nn.Module):
         """rel_h [2H-1, d] and rel_w [2W-1, d] for a map of H x W; the parameters themselves at `map_size`."""
         return resample_table(self.rel_h, H), resample_table(self.rel_w, W)
 
-    def _position_keys(self, q: Tensor, k: Tensor | None, H: int, W: int) -> Tensor:
-        """Keys plus their position's e, [B, h, N, d]: q (k + e)^T = q k^T + q e^T, one product for both."""
-        if self.position == "none":
-            assert k is not None  # the constructor refuses neither content nor position
-            return k
-        abs_h, abs_w = resample_rows(self.abs_h, H), resample_rows(self.abs_w, W)  # [H, d], [W, d]
-        e = (abs_h[:, None] + abs_w[None, :]).flatten(0, 1).to(q.dtype)  # [N, d]
-        return e.expand_as(q) if k is None else k + e  # [B, h, N, d]
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Resample the tables of another map size into this layer's, then load as every module does."""
         for name in TABLES[self.position]:
@@ -225,3 +255,58 @@ class MHSA2d(nn.Module):
 def _in_channels_last(x: Tensor) -> bool:
     """Whether the map lies in channels_last alone; vmap cannot tell, and no transform needs it."""
     return not transformed() and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _split(tokens: Tensor, heads: int, head_width: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    """[B, H, W, 3C or 2C] -> queries, keys (None of 2C) and values, views [B, h, N, d] each."""
+    parts = tokens.flatten(1, 2).unflatten(2, (-1, heads, head_width)).unbind(2)  # [B, N, h, d] each
+    q, *k, v = (part.transpose(1, 2) for part in parts)  # [B, h, N, d] each
+    return q, k[0] if k else None, v
+
+
+def _logits(q: Tensor, k: Tensor | None, tables: tuple[Tensor, ...], position: str, H: int, W: int) -> Tensor:
+    """What softmax is taken of, q [B, h, N, d] scaled already -> [B, h, N, N]."""
+    if position != "relative":
+        return q @ _position_keys(q, k, tables, H, W).transpose(-2, -1)  # [B, h, N, N]
+    rel_h, rel_w = tables
+    logits = relative_logits_2d(q, resample_table(rel_h, H), resample_table(rel_w, W), (H, W))
+    return logits if k is None else logits + q @ k.transpose(-2, -1)  # [B, h, N, N]
+
+
+def _position_keys(q: Tensor, k: Tensor | None, tables: tuple[Tensor, ...], H: int, W: int) -> Tensor:
+    """Keys plus their position's e, [B, h, N, d]: q (k + e)^T = q k^T + q e^T, one product for both."""
+    if not tables:
+        assert k is not None  # the constructor refuses neither content nor position
+        return k
+    abs_h, abs_w = resample_rows(tables[0], H), resample_rows(tables[1], W)  # [H, d], [W, d]
+    e = (abs_h[:, None] + abs_w[None, :]).flatten(0, 1).to(q.dtype)  # [N, d]
+    return e.expand_as(q) if k is None else k + e  # [B, h, N, d]
+
+
+def _as_map(tokens: Tensor, H: int, W: int, stride: int, channels_last: bool) -> Tensor:
+    """Tokens of all heads, pooled already, of a map of H x W: [B, h, N', d] -> [B, C, H', W']."""
+    H, W = (H - 1) // stride + 1, (W - 1) // stride + 1  # as a pool says it, symbol for symbol
+    if channels_last:
+        return tokens.transpose(1, 2).flatten(2).unflatten(1, (H, W)).permute(0, 3, 1, 2)  # [B, C, H', W']
+    return tokens.transpose(2, 3).flatten(1, 2).unflatten(2, (H, W)).contiguous()  # [B, C, H', W']
+
+
+@fx.wrap
+def shown_logits(
+    maps: Tensor, tables: tuple[Tensor, ...], position: str, heads: int, head_width: int, scale: float
+) -> Tensor:
+    """The logits of the projections [B, 3C or 2C, H, W] -> [B, h, N, N]; one node for a tracer."""
+    q, k, _ = _split(maps.permute(0, 2, 3, 1), heads, head_width)  # [B, h, N, d] each
+    return _logits(q * scale, k, tables, position, maps.shape[2], maps.shape[3])
+
+
+@fx.wrap
+def shown_result(
+    weights: Tensor, maps: Tensor, x: Tensor, heads: int, head_width: int, stride: int
+) -> Tensor:
+    """The values weighted and pooled, weights [B, h, N, N] -> [B, C, H', W']; x's memory format is kept."""
+    _, _, v = _split(maps.permute(0, 2, 3, 1), heads, head_width)  # [B, h, N, d]
+    H, W = maps.shape[2:]
+    out = weights @ v  # [B, h, N, d]
+    out = pool_tokens(out, (H, W)) if stride == 2 else out  # [B, h, N', d]
+    return _as_map(out, H, W, stride, _in_channels_last(x))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,37 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from attneck.checks import sides, whole
 from attneck.errors import one_line
 from attneck.layers.mhsa import TABLES, MHSA2d
+from attneck.measure.kept import Counts
 from attneck.measure.meta import check_module, meta_copy, without_global_hooks
 
 REST = "(rest)"
 """The stage that holds what belongs to no child of the model."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What one image costs. A multiply-add is one multiplication with its addition: two FLOPs.
-
-    `madds` has convolutions and matrix products, so the classifier and, of attention, q kᵀ, the weights
-    times v, and q times both relative tables: N²d·2·h + N·d·(2H-1 + 2W-1)·h a layer. As both papers count,
-    BatchNorm, activations, softmax, pooling, biases and sums are left out.
-
-    A layer that attends and then pools by 2 (BoTNet A.4) is counted as published, all N×N×d of the weights
-    times v. pool(P·V) = pool(P)·V, so a kernel that pools the weights first does a quarter of that product;
-    its count stays the paper's.
-    """
-
-    params: int
-    """All of them: `numel`."""
-    params_paper: int
-    """BatchNorm and MHSA's position tables left out: BoTNet's count."""
-    params_weights: int
-    """No biases, BatchNorm's shifts among them: the count of two rows of BAM's Table 1."""
-    madds: int
-    madds_no_classifier: int
-    bias_adds: int
-    """The additions of the convolutions' biases, one an output; in no other figure here."""
-    stages: dict[str, tuple[int, int]] | None = None
-    """(params, madds) by child of the model, what is no child's under "(rest)"; they add up to the totals."""
 
 
 def count(

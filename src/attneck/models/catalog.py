@@ -15,6 +15,7 @@ from attneck.models.detector_options import RCNNOptions, SSDOptions, StairNetOpt
 from attneck.models.efficientnet import EfficientNetOptions
 from attneck.models.mobilenet import MobileNetOptions
 from attneck.models.options import (
+    MAP_TO_CLASSIFIER,
     MAX_CLASSES,
     FamilyOptions,
     override,
@@ -274,11 +275,14 @@ def create_model(
         raise ValueError(f"in_chans={in_chans}: a detector takes RGB, in_chans=3")
     try:
         refuse_absurd(entry.options.least_parameters(classes, size, in_chans))
+        if entry.task != "detection" and classes and not entry.options.global_pool:
+            raise ValueError(MAP_TO_CLASSIFIER)
         model: Any = build_family(entry.options, classes, size, in_chans)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     model.origin = Origin(name, classes, size, in_chans, options)
     if entry.task != "detection":
+        model.in_chans = in_chans
         model.pretrained_cfg = pretrained_cfg(model.origin, entry.options)
     if pretrained is not None:
         timms.start(model, pretrained, entry.options.loader)
@@ -299,4 +303,8 @@ def build_family(
     model: nn.Module = getattr(import_module(module), function)(
         options, num_classes=num_classes, image_size=image_size, **channels
     )
+    if options.bn_momentum is not None or options.bn_eps is not None:
+        from attneck.models.parts import set_norms
+
+        set_norms(model, options.bn_momentum, options.bn_eps)
     return model

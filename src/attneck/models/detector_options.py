@@ -35,8 +35,9 @@ class DetectorOptions(FamilyOptions):
         return False
 
     @model_validator(mode="after")
-    def _no_dropout(self) -> Self:
-        self._refuse_idle(("dropout",), "a classifier of whole images")
+    def _no_head_of_whole_images(self) -> Self:
+        self._refuse_idle(("dropout", "global_pool"), "a classifier of whole images")
+        self._refuse_idle(("bn_momentum", "bn_eps"), "a classifier: an R-CNN has norm_momentum")
         return self
 
 
@@ -46,6 +47,7 @@ class SSDOptions(DetectorOptions):
     builder: ClassVar[str] = "attneck.detection.ssd:build_ssd"
 
     trunk: Trunk = "vgg16"
+    """The network under it."""
 
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
@@ -60,7 +62,9 @@ class StairNetOptions(DetectorOptions, BAMOptions):
     builder: ClassVar[str] = "attneck.detection.stairnet:build_stairnet"
 
     trunk: Trunk = "vgg16"
-    bam: Literal["none", "stages"] = "none"  # one right before every classifier (§4.6)
+    """The network under it."""
+    bam: Literal["none", "stages"] = "none"
+    """stages: a BAM right before every classifier (BAM §4.6)."""
 
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
@@ -80,27 +84,36 @@ class StairNetOptions(DetectorOptions, BAMOptions):
 
 
 class RCNNOptions(DetectorOptions):
-    """Faster and Mask R-CNN on a feature pyramid. The options of the backbone are given beside these."""
+    """Faster and Mask R-CNN on a feature pyramid; the backbone's options are given beside these."""
 
     builder: ClassVar[str] = "attneck.detection.rcnn:build_rcnn"
     resizes: ClassVar[bool] = False
 
-    backbone: FamilyOptions | None = None  # None where a module is given
+    backbone: FamilyOptions | None = None
+    """Options of the network under it; None where a module is given."""
     masks: bool = True
-    # "botnet": BoTNet's A.2, BatchNorm in pyramid and heads. "torchvision": torchvision's default detector,
-    # no norms there, one convolution in the RPN, two fully connected layers for boxes.
+    """Whether there is a mask head: Mask R-CNN, else Faster R-CNN."""
     variant: Literal["botnet", "torchvision"] = "botnet"
-    channels: Positive = 256  # of the pyramid, and of every convolution after it
+    """botnet: BatchNorm in pyramid and heads (BoTNet A.2). torchvision: its default detector, no norms
+    there, one convolution in the RPN, two fully connected layers for boxes."""
+    channels: Positive = 256
+    """Channels of the pyramid, and of every convolution after it."""
     rpn_convs: Depth = 2
+    """Convolutions of the region proposal network."""
     box_convs: Depth = 4
-    box_features: Positive = 1024  # of each fully connected layer
-    mask_convs: Depth = 4  # 8 for the paper's best model
-    # Of an image, given to the heads; torchvision's variant trains with twice as many.
+    """Convolutions of the box head."""
+    box_features: Positive = 1024
+    """Features of each fully connected layer of the box head."""
+    mask_convs: Depth = 4
+    """Convolutions of the mask head; 8 for BoTNet's best model."""
     proposals: Positive = 1000
-    rois: Positive = 512  # sampled from these for the losses of the heads
-    # Of every BatchNorm that learns; TensorFlow calls it 0.997.
+    """Boxes of an image that are given to the heads; torchvision's variant trains with twice as many."""
+    rois: Positive = 512
+    """Boxes that are sampled from these for the losses of the heads."""
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.003
-    freeze_norms: bool = False  # the backbone's BatchNorms keep the weights and statistics that were loaded
+    """Momentum of every BatchNorm that learns; TensorFlow calls it 0.997."""
+    freeze_norms: bool = False
+    """The backbone's BatchNorms keep the weights and statistics that were loaded."""
 
     @model_validator(mode="after")
     def _options_fit_each_other(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from attneck.models.options import FamilyOptions, Probability
+from attneck.models.options import FamilyOptions, OutputStride, Probability
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,13 +18,22 @@ class EfficientNetOptions(FamilyOptions):
     classifier: ClassVar[str] = "classifier"
 
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"] = "b0"
+    """Which of the family."""
     drop_path: Probability = 0.0
+    """Probability of leaving the last block out in training; it rises linearly to there."""
+    output_stride: OutputStride = 32
+    """Less: later stages do not stride, their convs are dilated."""
 
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
     ) -> int:
         """Those of the classifier."""
         return 1280 * num_classes
+
+    @property
+    def last_stride(self) -> int:
+        """As asked for."""
+        return self.output_stride
 
     @property
     def feature_cfg(self) -> dict[str, Any]:
@@ -44,5 +53,7 @@ def build_efficientnet(
         in_chans=in_chans,
         drop_rate=options.dropout,
         drop_path_rate=options.drop_path,
+        global_pool=options.global_pool,
+        output_stride=options.output_stride,
     )
     return model

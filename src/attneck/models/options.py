@@ -18,6 +18,7 @@ from attneck.checks import MOST
 from attneck.errors import brief, one_line, suggestion
 
 MAX_CLASSES = 10**7
+MAP_TO_CLASSIFIER = "global_pool='' hands on a map, which no classifier takes: give num_classes=0"
 MAX_PARAMETERS = 10**9
 """What asks for more is refused before it is built: at this size the weights alone take 4 GB."""
 
@@ -33,12 +34,18 @@ Depths = Annotated[tuple[Depth, ...], AsTuple, Field(max_length=16)]
 
 BlockKind = Literal["basic", "bottleneck"]
 StrideOn = Literal["3x3", "1x1"]
+Pool = Literal["avg", "max", "avgmax", "catavgmax", ""]
+"""timm's words: mean, maximum, the average of both, both side by side, and none."""
+OutputStride = Literal[32, 16, 8]
 
 
 class FamilyOptions(BaseModel):
-    """What every family has: `dropout`, and, as attributes of the class, what others need to know of it."""
+    """What every family has for head and norms, and, as attributes of the class, what others need to know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # The string under an option is its help text (attneck list MODEL --options).
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     builder: ClassVar[str]
     """MODULE:FUNCTION, imported when a network is built: function(options, num_classes=…, image_size=(H, W));
@@ -49,21 +56,31 @@ class FamilyOptions(BaseModel):
     """Name of the first convolution in a classifier."""
     classifier: ClassVar[str] = "fc"
     """Name of its last layer."""
-    global_pool: ClassVar[str] = "avg"
-    """How it pools, by timm's word."""
     fits_fpn: ClassVar[bool] = True
     """Whether detectors can have their feature pyramid on its last four maps."""
 
-    dropout: Probability = 0.0  # before the classifier
+    dropout: Probability = 0.0
+    """Probability of it before the classifier."""
+    global_pool: Pool = "avg"
+    """What pools the last map, as timm names it."""
+    bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of every BatchNorm; TensorFlow calls a momentum of 0.1 here 0.9."""
+    bn_eps: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of every BatchNorm; the family's own where None."""
 
     @property
     def feature_cfg(self) -> dict[str, Any]:
         """How timm makes its `features_only` model: which maps if none are asked for, and by which class."""
         return {}
 
-    def at_stride_16(self) -> dict[str, Any] | None:
-        """The options for a last map of stride 16 (timm's `output_stride`); None if there are none."""
-        return None
+    @property
+    def last_stride(self) -> int:
+        """Pixels of a position of a classifier's last map, along each side."""
+        raise NotImplementedError
+
+    def last_map(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
+        """The last map's (H, W) for an image; None for a network of tokens."""
+        return -(-image_size[0] // self.last_stride), -(-image_size[1] // self.last_stride)
 
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
@@ -97,9 +114,12 @@ class FamilyOptions(BaseModel):
 class AttentionOptions(FamilyOptions):
     """How MHSA is built wherever a network has it (BoTNet Fig. 4, Tables 4 and 19)."""
 
-    heads: Positive = 4  # Fig. 4
+    heads: Positive = 4
+    """Attention heads of each MHSA layer (BoTNet Fig. 4)."""
     position: Literal["relative", "absolute", "none"] = "relative"
+    """What MHSA knows of positions (BoTNet Table 4)."""
     content: bool = True
+    """Whether MHSA has its term of content, q·k (BoTNet Table 4)."""
 
     @property
     def attends(self) -> bool:
@@ -116,14 +136,18 @@ class AttentionOptions(FamilyOptions):
 class BAMOptions(FamilyOptions):
     """How BAM is built wherever a network has it (BAM §3, Table 1)."""
 
-    # Table 2: a BAM at each bottleneck, or BAM-C, one in every block.
     bam: Literal["none", "stages", "blocks"] = "none"
-    bam_reduction: Positive = 16  # Table 1a
-    bam_dilation: Positive = 4  # Table 1a
-    # Table 1b. The default is the variant's own: the paper's sum, the official code's product.
+    """stages: a BAM at each bottleneck of the network; blocks: BAM-C, one in every block (BAM Table 2)."""
+    bam_reduction: Positive = 16
+    """Channels over those inside each BAM, r (BAM Table 1a)."""
+    bam_dilation: Positive = 4
+    """Dilation of the spatial branch's 3×3 convs, d (BAM Table 1a)."""
     bam_combine: Literal["default", "sum", "prod", "max"] = "default"
-    bam_branches: Literal["both", "channel", "spatial"] = "both"  # Table 1b
+    """How the branches are joined (BAM Table 1b); default: paper's sum, official's product."""
+    bam_branches: Literal["both", "channel", "spatial"] = "both"
+    """Which branches there are (BAM Table 1b)."""
     bam_variant: Literal["paper", "official"] = "paper"
+    """As the paper's equations have it, or as the authors' code."""
 
     @model_validator(mode="after")
     def _bam_is_used(self) -> Self:
@@ -215,7 +239,8 @@ def first_fault(error: ValidationError) -> str:
         wanted = _WANTED[kind].format(**context)
     elif kind == "literal_error":
         choices = re.findall("'([^']*)'", context["expected"])
-        wanted = f"one of {', '.join(map(repr, choices))}"
+        # pydantic quotes words and nothing else
+        wanted = f"one of {', '.join(map(repr, choices)) or context['expected']}"
         near = suggestion(value, choices)
     name, *place = fault["loc"]
     where = f"{name}{''.join(f'[{index}]' for index in place)}"

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from attneck.layers import BAM, MHSA2d
 from attneck.models.options import AttentionOptions, BAMOptions
@@ -41,6 +42,14 @@ def bam(channels: int, options: BAMOptions) -> BAM:
         branches=options.bam_branches,
         variant=options.bam_variant,
     )
+
+
+def set_norms(model: nn.Module, momentum: float | None, eps: float | None) -> None:
+    """Give every BatchNorm of the network this momentum and this epsilon; None leaves them."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = module.momentum if momentum is None else momentum
+            module.eps = module.eps if eps is None else eps
 
 
 def append_bam(stages: Iterable[nn.Module], channels: Iterable[int], options: BAMOptions) -> None:

@@ -1,4 +1,4 @@
-"""The base of our own networks: modules in a row, a global average pool, a classifier.
+"""The base of our own networks: modules in a row, a global pool, a classifier.
 
 The methods have timm's names, so code that is written for a timm model takes these networks too.
 Letters: B batch, C channels, H×W map.
@@ -11,11 +11,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attneck.models.pooling import GlobalPool, check_head
+from attneck.models.recomputing import recompute
+
+PREVIOUS = (99999,)
+"""timm's `MATCH_PREV_GROUP`: parameters that belong to the group before them."""
+
 
 class StagedNet(nn.Module):
-    """A row of modules → map → mean → dropout → `fc`.
+    """A row of modules → map → `global_pool` → dropout → `fc`.
 
-    A family's constructor adds its modules, and sets:
+    A family's constructor adds its modules, calls `make_head`, and sets:
         row: the modules' names, in the order of the forward pass.
         feature_info: an entry for each module that ends a stage: `module` is its name, `num_chs` its output's
             channels, and `reduction` its output's stride: the pixels of a position, along each side.
@@ -25,18 +31,61 @@ class StagedNet(nn.Module):
     row: list[str]
     feature_info: list[dict[str, Any]]
     num_features: int
+    head_hidden_size: int
+    """Channels after the pool: what the classifier takes."""
     num_classes: int
+    global_pool: GlobalPool
     fc: nn.Module
     drop: nn.Module
+    classifier_name: str = "fc"
+    grad_checkpointing: bool = False
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer: [B, num_features] → [B, num_classes]."""
-        return self.fc
+    def make_head(self, num_classes: int, global_pool: str, dropout: float) -> None:
+        """The modules after the last map; `num_features` is set before."""
+        self.drop = nn.Dropout(dropout)
+        self.reset_classifier(num_classes, global_pool)
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier of `num_classes` (0: none)."""
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """The last layer, [B, head_hidden_size] → [B, num_classes], or its name."""
+        return self.classifier_name if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier of `num_classes` (0: none), and another pool if one is given.
+
+        Raises:
+            ValueError: an unknown pool, or a classifier together with none.
+        """
+        check_head(num_classes, global_pool)
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool = GlobalPool(pool).train(self.training)
         self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.make_classifier()
+
+    def make_classifier(self) -> None:
+        """The last layer, on the device and in the dtype of the others."""
+        like = next(self.parameters())
+        self.fc = nn.Identity()
+        if self.num_classes:
+            self.fc = nn.Linear(self.head_hidden_size, self.num_classes, device=like.device, dtype=like.dtype)
+        self.fc.train(self.training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the maps inside a block again in backward instead of keeping them (less memory, more time).
+
+        Results, gradients and the statistics of BatchNorms stay the same.
+        """
+        self.grad_checkpointing = enable
+        for name in self.row:
+            recompute(self.get_submodule(name), enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's patterns: the stem, each block (coarse: each stage) and the head, in order of the depth.
+
+        Layer-wise learning rates go by them (`timm.optim`).
+        """
+        block = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
+        return {"stem": r"^(?:conv1|bn1)\.", "blocks": [(block, None), (r"^norm\.", PREVIOUS)]}
 
     def initialise(self) -> None:
         """Draw every conv's weights by He et al. 2015, as residual networks are."""
@@ -47,8 +96,13 @@ class StagedNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] → the last map [B, num_features, H', W']."""
         for name in self.row:
-            x = self.get_submodule(name)(x)
+            x = self.run(name, x)
         return x
+
+    def run(self, name: str, x: Tensor) -> Tensor:
+        """The module of that name in the row, [B, C, H, W] → [B, C', H', W']."""
+        result: Tensor = self.get_submodule(name)(x)
+        return result
 
     def forward_intermediates(
         self,
@@ -79,7 +133,7 @@ class StagedNet(nn.Module):
         stop = (stop_early or intermediates_only) and not through
         maps = []
         for name in self.row[: self.row.index(ends[-1]) + 1 if stop else None]:
-            x = self.get_submodule(name)(x)
+            x = self.run(name, x)
             if name in ends:
                 maps.append(x)
         if through:
@@ -124,8 +178,13 @@ class StagedNet(nn.Module):
             ) from error
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, num_features, H', W'] → logits [B, num_classes], or the pooled features before them."""
-        x = self.drop(x.mean(dim=(2, 3)))
+        """[B, num_features, H', W'] → logits [B, num_classes], or the pooled features before them.
+
+        Raises:
+            ValueError: a classifier, and no pool before it.
+        """
+        check_head(0 if pre_logits else self.num_classes, self.global_pool.pool_type)
+        x = self.drop(self.global_pool(x))
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,16 +1,19 @@
 """Registers the catalog's classifiers with timm as `attneck_<name>`.
 
 `timm.create_model("attneck_botnet50", num_classes=10, features_only=True)` and libraries on top of timm then
-find them. Arguments have timm's names (`img_size`, `drop_rate`, `drop_path_rate`, `output_stride`); the
-family's options are arguments too.
+find them. Arguments have timm's names (`img_size`, `drop_rate`, `drop_path_rate`, `drop_block_rate`,
+`output_stride`, `device`, `dtype`); the family's options are arguments too, `global_pool`, `bn_momentum` and
+`bn_eps` among them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
@@ -19,6 +22,13 @@ from attneck.models.origin import PREFIX, Origin, pretrained_cfg
 
 # timm reads each model's `pretrained_cfg` from here.
 default_cfgs: dict[str, Any] = {}
+
+LACKING = {"drop_path": "residual branch to drop", "drop_block": "DropBlock"}
+"""What a family without such a rate is without."""
+
+
+class UnknownArgumentError(TypeError, ValueError):
+    """An argument that nobody knows: timm's callers expect a TypeError, ours a ValueError."""
 
 
 def enter() -> None:
@@ -59,28 +69,42 @@ def _create(
     img_size: int | tuple[int, int] | None = None,
     drop_rate: float | None = None,
     drop_path_rate: float | None = None,
+    drop_block_rate: float | None = None,
     output_stride: int = 32,
-    global_pool: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> nn.Module:
     """`create_model` with timm's names of arguments.
 
     Raises:
-        ValueError: as `create_model`; another output stride; a pool other than the family's own.
+        ValueError: as `create_model`; a rate of, or an output stride that, this family does not have.
+        UnknownArgumentError: neither timm's nor an option of the family.
     """
     row = CATALOG[name].options
+    known = row.as_dict()
+    if unknown := {key: value for key, value in options.items() if key not in known}:
+        try:
+            find(name, unknown)
+        except ValueError as error:
+            raise UnknownArgumentError(str(error)) from None
     if drop_rate is not None:
         options["dropout"] = float(drop_rate)
-    if drop_path_rate is not None:
-        options["drop_path"] = float(drop_path_rate)
-    if output_stride != 32:
-        strided = find(name, options).options.at_stride_16()
-        if output_stride != 16 or strided is None:
-            known = "32" if strided is None else "32 and 16"
-            raise ValueError(f"output_stride={output_stride}: {PREFIX}{name} knows {known} only")
-        options |= strided
-    if global_pool not in (None, row.global_pool):
-        raise ValueError(
-            f"global_pool={global_pool!r}: {PREFIX}{name} pools by {row.global_pool!r}; leave it out"
-        )
-    return create_model(name, num_classes, img_size, in_chans, **options)
+    for own, theirs, rate in (
+        ("drop_path", "drop_path_rate", drop_path_rate),
+        ("drop_block", "drop_block_rate", drop_block_rate),
+    ):
+        if own in known and rate is not None:
+            options[own] = float(rate)
+        elif rate:
+            raise ValueError(f"{theirs}={rate}: {PREFIX}{name} has no {LACKING[own]}; leave it out")
+    own_stride = find(name, options).options.last_stride
+    if output_stride not in (32, own_stride):
+        if "output_stride" not in known:
+            raise ValueError(
+                f"output_stride={output_stride}: {PREFIX}{name} has {own_stride} and no other; leave it out"
+            )
+        options["output_stride"] = output_stride
+    with torch.device(device) if device is not None else nullcontext():
+        model = create_model(name, num_classes, img_size, in_chans, **options)
+    return model.to(dtype=dtype) if dtype is not None else model

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from attneck.papers.results import FinishedRun, column_of, measured
+from attneck.papers.results import FinishedRun, columns_measured, measured
 from attneck.papers.tables import UNITS, Comparison, Paper, Row, Table, Verdict
 
 LABELS = {"params_m": "params (M)", "madds_g": "M.Adds (G)"}
@@ -61,13 +63,12 @@ def sheet(section: Section) -> Sheet:
     keys = [column.key for column in table.columns if column.key in UNITS]
     extra = [] if keys else [key for key in UNITS if any(key in checked.counts for checked in rows)]
     has_setup = any(checked.row.setup for checked in rows)
-    has_runs = any(checked.runs for checked in rows)
-    top1 = column_of(table)
+    scored = columns_measured(table, [(checked.row, checked.runs) for checked in rows])
 
     header = [""] + ["setup"] * has_setup
     for column in table.columns:
         header += [column.label, "computed", "verdict"] if column.key in UNITS else [column.label]
-        header += [f"{column.label} measured"] if has_runs and column.key == top1 else []
+        header += [f"{column.label} measured"] if column.key in scored else []
     header += [f"{LABELS[key]} computed" for key in extra]
 
     footnotes: list[str] = []
@@ -88,13 +89,24 @@ def sheet(section: Section) -> Sheet:
                     found.verdict.words if found and found.verdict else "not built" if checked.pending else ""
                 )
                 line += [_count(found, column.key), words]
-            if has_runs and column.key == top1:
-                line.append(_measured(column.key, checked.runs))
+            if column.key in scored:
+                line.append(str(measured(column.key, checked.runs) or ""))
         line += [_count(checked.counts.get(key), key) for key in extra]
         cells.append(line)
     commands = [(checked.row.label, checked.train) for checked in rows if checked.train]
     setup = "; ".join(filter(None, (table.task, table.setup)))
     return Sheet(f"{_number(table)}: {table.title}", setup, header, cells, footnotes, commands)
+
+
+def stacked(laid: Sheet, width: int) -> str:
+    """A table for a narrow terminal: under each row's label its cells by name, a few a line."""
+    lines = [laid.title, *textwrap.wrap(laid.setup, width), ""]
+    for label, *cells in laid.rows:
+        named = [f"{name} {cell}" for name, cell in zip(laid.header[1:], cells, strict=True) if cell]
+        whole = "  ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in named)
+        told = textwrap.wrap(whole, width - 6, break_long_words=False, break_on_hyphens=False)
+        lines += [f"  {label}", *(f"      {line}".replace("\N{NO-BREAK SPACE}", " ") for line in told)]
+    return "\n".join(lines)
 
 
 def tally(sections: Iterable[Section]) -> dict[str, int]:
@@ -118,8 +130,18 @@ def tally_sentence(sections: Iterable[Section]) -> str:
     )
 
 
-def document(sections: list[Section]) -> dict[str, Any]:
-    """Everything as JSON has it: counts as whole numbers, verdicts as words."""
+def source_sentence(folders: list[str], finished: int, sections: Iterable[Section]) -> str:
+    """Where the measured figures are from, and how many runs have one."""
+    taken = {run.folder for section in sections for checked in section.rows for run in checked.runs}
+    where = " and ".join(f"{folder}/" for folder in folders) or "results/ or runs/, which are not here"
+    return (
+        f"Measured: {len(taken)} of {finished} finished runs in {where}, those that have the recipe, the "
+        "data and the schedule of a row; mean ± standard deviation over n runs."
+    )
+
+
+def document(sections: list[Section], source: str) -> dict[str, Any]:
+    """Everything as JSON has it: counts as whole numbers, verdicts as words; `source`: `source_sentence`."""
     papers: dict[str, dict[str, Any]] = {}
     for section in sections:
         about = section.paper
@@ -144,10 +166,10 @@ def document(sections: list[Section]) -> dict[str, Any]:
                 "rows": [_row(table, checked) for checked in section.rows],
             }
         )
-    return {"papers": list(papers.values()), "tally": tally(sections)}
+    return {"papers": list(papers.values()), "tally": tally(sections), "measured": source}
 
 
-def markdown(sections: list[Section], command: str) -> str:
+def markdown(sections: list[Section], command: str, source: str) -> str:
     """The page `docs/papers.md`: how to read it, what differs, and every table."""
     differing = [
         f"- {section.paper.name} {_number(section.table)}, {checked.row.label}: "
@@ -169,6 +191,8 @@ def markdown(sections: list[Section], command: str) -> str:
         "are every parameter, unless a row says otherwise. M.Adds (BAM's GFLOPs) are multiply-adds of "
         "convolutions and matrix products for one image, G = 10⁹. Where a table prints no counts, those of "
         "its networks (a detector's backbone with a classifier of its own) stand at its right.",
+        "",
+        source,
         "",
     ]
     if differing:
@@ -207,7 +231,7 @@ def _remarks(checked: Checked) -> list[str]:
     if row.alternative:
         found.append("Not tallied.")
     if checked.runs:
-        runs = ", ".join(f"{run.folder} ({run.epochs} epochs)" for run in checked.runs)
+        runs = ", ".join(run.folder + (f" ({run.note})" if run.note else "") for run in checked.runs)
         found.append(f"Measured: {runs}.")
     return found
 
@@ -226,10 +250,6 @@ def _count(found: Comparison | None, key: str) -> str:
     return f"{number:f}"
 
 
-def _measured(key: str, runs: list[FinishedRun]) -> str:
-    return (f"{measured(key, runs):.2f}" + (f" (n = {len(runs)})" if len(runs) > 1 else "")) if runs else ""
-
-
 def _differences(checked: Checked) -> str:
     parts = [
         f"{LABELS[key]} {found.printed} printed, {_count(found, key)} computed."
@@ -241,7 +261,7 @@ def _differences(checked: Checked) -> str:
 
 def _row(table: Table, checked: Checked) -> dict[str, Any]:
     row = checked.row
-    top1 = column_of(table)
+    found = {column.key: measured(column.key, checked.runs) for column in table.columns}
     computed = {
         key: {"count": found.count, "verdict": found.verdict.words if found.verdict else None}
         for key, found in checked.counts.items()
@@ -260,10 +280,10 @@ def _row(table: Table, checked: Checked) -> dict[str, Any]:
         "reason": row.reason,
         "note": row.note,
         "measured": {
-            top1: measured(top1, checked.runs),
-            "runs": [{"folder": run.folder, "epochs": run.epochs, "top1": run.top1} for run in checked.runs],
+            **{key: dataclasses.asdict(one) for key, one in found.items() if one is not None},
+            "runs": [{"folder": run.folder, "note": run.note} for run in checked.runs],
         }
-        if top1 and checked.runs
+        if checked.runs
         else None,
         "train": checked.train,
     }

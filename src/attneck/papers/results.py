@@ -1,8 +1,9 @@
-"""What this project measured: the finished runs under results/."""
+"""What this project measured: finished runs, as far as a table has columns for their scores."""
 
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,70 @@ import yaml
 from attneck.errors import UserError
 from attneck.papers.tables import Row, Table
 
-DATA = {"CIFAR-100": "cifar100", "ImageNet": "imagenet"}
-"""A table's task, and the data set of a recipe that it is; a folder of images goes by the folder's name."""
+DATA = {
+    "CIFAR-100": 50_000,
+    "ImageNet": 1_281_167,
+    "COCO instance segmentation": 118_287,
+    "COCO object detection": 118_287,
+    "VOC": 16_551,
+}
+"""The training images of a table's task."""
+
+LACKING = 0.02
+"""So much of them may be missing: COCO has images without objects, and a part of a batch is left out."""
+
+SCORES = {
+    "top1": "top1",
+    "top1_error": "top1",
+    "top5": "top5",
+    "top5_error": "top5",
+    "ap_bbox": "box_AP",
+    "ap_bbox_50": "box_AP50",
+    "ap_bbox_75": "box_AP75",
+    "ap_mask": "mask_AP",
+    "ap_mask_50": "mask_AP50",
+    "ap_mask_75": "mask_AP75",
+    "map_50": "mAP",
+}
+"""The columns that a run has a score for, and its name there; both in per cent."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run's recipe, as far as a table tells its rows apart, and its top-1 accuracy in per cent."""
+    """A run that came to its end: its recipe, the scores of its weights (their average where it kept one)."""
 
     folder: str
-    model: str
-    options: dict[str, Any]
-    data: str
-    image_size: int | None
-    epochs: int
-    top1: float
+    recipe: dict[str, Any]
+    steps: int
+    epoch: float
+    scores: dict[str, float]
+    weights: str
+    """Their digest."""
+    note: str = ""
+    """How it ran, where that is not as its row's recipe says."""
+
+    @property
+    def images(self) -> float:
+        """Training images in one of its epochs."""
+        return self.steps * float(self.recipe.get("batch", 128)) / self.epoch
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A score over runs; `std` is that of a sample, None of one run."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + (f" ± {self.std:.2f} (n = {self.n})" if self.std is not None else "")
 
 
 def read_runs(folder: Path) -> list[FinishedRun]:
-    """Every run in `folder`, however deep: a summary.json with a recipe.yaml beside it.
+    """Every finished run in `folder`, however deep: a summary.json with a recipe.yaml beside it.
 
-    Runs of detectors, which have no top-1, and of networks that surgery changed are passed over. The accuracy
-    is that of the averaged weights where the run kept them. Paths are given from `folder` on, its own name
-    first.
+    Paths are given from `folder` on, its own name first.
 
     Raises:
         UserError: a summary or recipe that is not what `attneck train` writes.
@@ -45,21 +87,17 @@ def read_runs(folder: Path) -> list[FinishedRun]:
         if not recipe.is_file():
             continue
         try:
-            scores = json.loads(summary.read_text())
-            if "val_top1" not in scores and any("AP" in key for key in scores):
-                continue
+            record = json.loads(summary.read_text())
+            found = {prefix: _scores(record, prefix) for prefix in ("val_", "ema_")}
             made_from = yaml.safe_load(recipe.read_text())
-            if made_from["model"].get("surgery", "none") != "none":  # no table's network
-                continue
             runs.append(
                 FinishedRun(
                     folder=(Path(folder.name) / summary.parent.relative_to(folder)).as_posix(),
-                    model=made_from["model"]["name"],
-                    options=dict(made_from["model"].get("options") or {}),
-                    data=_data(made_from["data"]),
-                    image_size=made_from["data"].get("image_size"),
-                    epochs=made_from["epochs"] or 1,
-                    top1=float(scores.get("ema_top1", scores.get("val_top1"))),
+                    recipe=dict(made_from),
+                    steps=int(record["steps"]),
+                    epoch=float(record["epoch"]),
+                    scores=found["val_"] | found["ema_"],
+                    weights=str(record["weights"]),
                 )
             )
         except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -70,24 +108,33 @@ def read_runs(folder: Path) -> list[FinishedRun]:
     return runs
 
 
-def measured(key: str, runs: list[FinishedRun]) -> float:
-    """The mean of the runs' top-1, as the column `key` has it: accuracy (top1) or error (top1_error)."""
-    top1 = sum(run.top1 for run in runs) / len(runs)
-    return 100 - top1 if key == "top1_error" else top1
+def each_once(runs: list[FinishedRun]) -> list[FinishedRun]:
+    """The runs without copies of one: the same weights count once, where they are found first."""
+    return list({run.weights: run for run in reversed(runs)}.values())[::-1]
 
 
-def column_of(table: Table) -> str | None:
-    """The key of the table's top-1 column, if it has one."""
-    return next((column.key for column in table.columns if column.key in {"top1", "top1_error"}), None)
+def whole_data(run: FinishedRun, table: Table) -> bool:
+    """Whether an epoch of the run has as many images as the data of the table."""
+    size = DATA.get(table.task)
+    return size is not None and (1 - LACKING) * size <= run.images <= size
 
 
-def fits(run: FinishedRun, table: Table, row: Row) -> bool:
-    """Whether `run` trained on the images of `row`; whether its network is the row's, the caller says."""
-    if not row.model or row.alternative or run.data != DATA.get(table.task):
-        return False
-    return run.image_size in (None, row.image_size)
+def measured(key: str, runs: list[FinishedRun]) -> Measured | None:
+    """What the column `key` has of the runs; None where it is no score of theirs."""
+    score = SCORES.get(key)
+    values = [run.scores[score] for run in runs if score in run.scores]
+    if not values:
+        return None
+    mean = statistics.fmean(values)
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Measured(100 - mean if key.endswith("_error") else mean, std, len(values))
 
 
-def _data(data: dict[str, Any]) -> str:
-    """The name of a recipe's data set."""
-    return Path(data.get("root") or "").name if data["name"] == "folder" else str(data["name"])
+def columns_measured(table: Table, runs_by_row: list[tuple[Row, list[FinishedRun]]]) -> list[str]:
+    """The keys of the columns that have a measured figure in some row."""
+    every = [run for _, runs in runs_by_row for run in runs]
+    return [column.key for column in table.columns if measured(column.key, every) is not None]
+
+
+def _scores(record: dict[str, Any], prefix: str) -> dict[str, float]:
+    return {key.removeprefix(prefix): float(value) for key, value in record.items() if key.startswith(prefix)}

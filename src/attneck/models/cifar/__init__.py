@@ -13,6 +13,7 @@ from attneck.models.options import (
     Depths,
     Numbers,
     Positive,
+    Probability,
     StrideOn,
     residual_parameters,
 )
@@ -24,19 +25,31 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
     builder: ClassVar[str] = "attneck.models.cifar.network:build_cifar_resnet"
 
     depths: Annotated[Depths, Field(min_length=2, max_length=5)] = (3, 3, 3)
+    """Blocks a stage."""
     block: BlockKind = "basic"
-    order: Literal["post", "pre"] = "post"  # the activation stands after the addition, or before each conv
+    """basic: two 3×3 convs; bottleneck: 1×1, 3×3, 1×1."""
+    order: Literal["post", "pre"] = "post"
+    """The activation stands after the addition (post), or before each conv (pre)."""
     stem: Positive = 16
+    """Channels of the first conv."""
     mids: Numbers = (16, 32, 64)
+    """Channels of the 3×3 convs, a number a stage."""
     outs: Numbers = (16, 32, 64)
+    """Channels of the blocks' results, a number a stage."""
     groups: Positive = 1
+    """Groups of a bottleneck's 3×3 convs (ResNeXt)."""
     stride_on: StrideOn = "3x3"
-    # Where a block changes the shape: "raw" projects its input, "activated" a pre-activation block's first
-    # BatchNorm and ReLU of it; "A", without weights, leaves out every second row and column and adds channels
-    # of zeros, half before and half after (He et al. 2016, option A).
+    """The conv of a bottleneck that strides."""
     shortcut: Literal["raw", "activated", "A"] = "raw"
-    attend: bool = False  # MHSA for the last 3×3 of each block of the last stage
-    se: bool = False  # after every block's branch, reduction 16, with biases (BAM Table 5)
+    """Where a block changes the shape. raw projects its input; activated a pre-activation block's first
+    BatchNorm and ReLU of it; A, without weights, leaves out every second row and column and adds channels of
+    zeros, half before and half after (He et al. 2016, option A)."""
+    attend: bool = False
+    """MHSA for the last 3×3 of each block of the last stage."""
+    drop_path: Probability = 0.0
+    """Probability of leaving the last block out in training; it rises linearly to there."""
+    se: bool = False
+    """Squeeze-excitation after every block's branch, reduction 16, with biases (BAM Table 5)."""
 
     @model_validator(mode="after")
     def _options_fit_each_other(self) -> Self:
@@ -75,6 +88,11 @@ class CifarResNetOptions(AttentionOptions, BAMOptions):
     def attends(self) -> bool:
         """Whether the last stage does."""
         return self.attend
+
+    @property
+    def last_stride(self) -> int:
+        """Every stage but the first strides by 2."""
+        return 2 ** (len(self.depths) - 1)
 
     @property
     def feature_cfg(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Letters: B batch, C channels, H×W map.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class Block(nn.Module):
     """A residual block of two convs (basic) or three (bottleneck), in post- or pre-activation order.
 
     post: conv BN act … conv BN, + shortcut, act (He et al. 2015).  pre: BN act conv …, + shortcut (He et al.
-    2016). `se` is a slot on the branch, before the addition.
+    2016). `se` and `drop_path` are slots on the branch, before the addition.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Block(nn.Module):
             self.add_module(f"conv{number}", conv)
             self.add_module(f"bn{number}", nn.BatchNorm2d(fan_in if self.pre else fan_out))
         self.se: nn.Module | None = None
+        self.drop_path: nn.Module | None = None
         self.downsample: nn.Module | None = None
         if (stride != 1 or in_channels != out) and options.shortcut == "A":
             self.downsample = Padded(stride, out - in_channels)
@@ -68,6 +69,8 @@ class Block(nn.Module):
                 y = F.relu(y, inplace=True) if number < self.depth else y
         if self.se is not None:
             y = self.se(y)
+        if self.drop_path is not None:
+            y = self.drop_path(y)
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
         y = y + shortcut
@@ -87,7 +90,7 @@ class Padded(nn.Module):
 
 
 class CifarResNet(StagedNet):
-    """3×3 stem, stages `layer1`…, global average pool, `fc`."""
+    """3×3 stem, stages `layer1`…, global pool, `fc`."""
 
     def __init__(self, options: CifarResNetOptions, num_classes: int, in_chans: int) -> None:
         super().__init__()
@@ -112,8 +115,7 @@ class CifarResNet(StagedNet):
         self.act = nn.ReLU(inplace=True) if pre else nn.Identity()
         self.row = ["conv1", "bn1", "act1", *(info["module"] for info in self.feature_info), "norm", "act"]
         self.num_features = channels
-        self.drop = nn.Dropout(options.dropout)
-        self.reset_classifier(num_classes)
+        self.make_head(num_classes, options.global_pool, options.dropout)
         self.initialise()
 
 
@@ -135,9 +137,19 @@ def build_cifar_resnet(
                 block.se = SqueezeExcite2d(out, bias=True)
             if options.bam == "blocks":
                 block.se = parts.bam(out, options)
+    if options.drop_path:
+        _drop_paths([block for stage in stages for block in stage], options.drop_path)
     if options.bam == "stages":
         parts.append_bam(stages[:-1], options.outs[:-1], options)
     return model
+
+
+def _drop_paths(blocks: Sequence[Any], most: float) -> None:
+    """Stochastic depth (Huang et al. 2016): rates rise linearly from 0 to `most`, as timm's do."""
+    from timm.layers import DropPath  # here: timm takes seconds
+
+    for number, block in enumerate(blocks[1:], start=1):
+        block.drop_path = DropPath(most * number / (len(blocks) - 1))
 
 
 def _attend(stage: Iterable[Any], options: CifarResNetOptions, image_size: tuple[int, int]) -> None:

@@ -15,8 +15,11 @@ class DenseNetOptions(BAMOptions):
     builder: ClassVar[str] = "attneck.models.densenet.network:build_densenet"
 
     depths: Annotated[Depths, Field(min_length=2, max_length=4)] = (16, 16, 16)
+    """Layers a dense block."""
     growth: Positive = 12
+    """Channels that each layer adds, k."""
     bam: Literal["none", "stages"] = "none"
+    """stages: a BAM before and after each transition (BAM §4.2)."""
 
     def least_parameters(
         self, num_classes: int = 0, image_size: tuple[int, int] = (1, 1), in_chans: int = 1
@@ -29,6 +32,11 @@ class DenseNetOptions(BAMOptions):
             total += sum((channels + layer * k) * 4 * k + 9 * 4 * k * k for layer in range(depth))
             channels += depth * k
         return total + num_classes * channels
+
+    @property
+    def last_stride(self) -> int:
+        """Every stage but the first strides by 2."""
+        return 2 ** (len(self.depths) - 1)
 
     @property
     def feature_cfg(self) -> dict[str, Any]:

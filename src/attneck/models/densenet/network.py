@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import nn
 from torchvision.models.densenet import _DenseBlock, _Transition
 
 from attneck.models import parts
 from attneck.models.densenet import DenseNetOptions
-from attneck.models.staged import StagedNet
+from attneck.models.staged import PREVIOUS, StagedNet
 
 
 class DenseNet(StagedNet):
-    """3×3 stem of 2k, stages `layer1`…, BN, ReLU, global average pool, `fc`.
+    """3×3 stem of 2k, stages `layer1`…, BN, ReLU, global pool, `fc`.
 
     A stage is a transition, which halves channels and map (none in the first), and a dense block. A BAM
     follows each transition, and each dense block that a transition follows.
@@ -44,9 +45,19 @@ class DenseNet(StagedNet):
         self.act = nn.ReLU(inplace=True)
         self.row = ["conv1", *(info["module"] for info in self.feature_info), "norm", "act"]
         self.num_features = channels
-        self.drop = nn.Dropout(options.dropout)
-        self.reset_classifier(num_classes)
+        self.make_head(num_classes, options.global_pool, options.dropout)
         self.apply(_initialise)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """As the base's; a transition and its BAM come before the dense layers, a BAM belongs to the last."""
+        blocks: list[tuple[str, tuple[int, ...] | None]] = [(r"^layer(\d+)", None)]
+        if not coarse:
+            blocks = [
+                (r"^layer(\d+)\.block\.denselayer(\d+)", None),
+                (r"^layer(\d+)\.transition", (0,)),
+                (r"^layer(\d+)\.bam", PREVIOUS),
+            ]
+        return {"stem": r"^conv1\.", "blocks": [*blocks, (r"^norm\.", PREVIOUS)]}
 
 
 def _initialise(module: nn.Module) -> None:

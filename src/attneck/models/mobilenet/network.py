@@ -17,10 +17,12 @@ MOBILENET_STAGES = ((64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024))
 class DepthwiseSeparable(nn.Sequential):
     """3×3 depthwise conv with the stride, BN, ReLU, 1×1 conv, BN, ReLU: [B, C, H, W] → [B, out, H', W']."""
 
-    def __init__(self, channels: int, out: int, stride: int) -> None:
+    def __init__(self, channels: int, out: int, stride: int, dilation: int = 1) -> None:
         super().__init__(
             OrderedDict(
-                conv1=nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False),
+                conv1=nn.Conv2d(
+                    channels, channels, 3, stride, dilation, dilation, groups=channels, bias=False
+                ),
                 bn1=nn.BatchNorm2d(channels),
                 act1=nn.ReLU(inplace=True),
                 conv2=nn.Conv2d(channels, out, 1, bias=False),
@@ -31,7 +33,11 @@ class DepthwiseSeparable(nn.Sequential):
 
 
 class MobileNet(StagedNet):
-    """3×3 stem with stride 2, stages `layer1`…`layer5` at 1/2 … 1/32, global average pool, `fc`."""
+    """3×3 stem with stride 2, stages `layer1`…`layer5` at 1/2 … 1/32, global pool, `fc`.
+
+    From the stage on that would go beyond `output_stride`, nothing strides: the 3×3 convs that would have
+    seen a smaller map are dilated.
+    """
 
     def __init__(self, options: MobileNetOptions, num_classes: int, in_chans: int) -> None:
         super().__init__()
@@ -45,19 +51,26 @@ class MobileNet(StagedNet):
         self.bn1 = nn.BatchNorm2d(channels)
         self.act1 = nn.ReLU(inplace=True)
         self.feature_info = []
+        reduction, dilation = 2, 1
         for index, widths in enumerate(MOBILENET_STAGES):
             blocks = []
+            strides = index > 0 and reduction < options.output_stride
+            # The conv that would have strided sees the map that it always saw; the others, one twice as fine.
+            before, dilation = dilation, dilation if strides or index == 0 else 2 * dilation
+            reduction *= 2 if strides else 1
             for number, width in enumerate(widths):
-                stride = 2 if index > 0 and number == 0 else 1
-                blocks.append(DepthwiseSeparable(channels, scaled(width), stride))
+                first = number == 0
+                stride = 2 if strides and first else 1
+                blocks.append(
+                    DepthwiseSeparable(channels, scaled(width), stride, before if first else dilation)
+                )
                 channels = scaled(width)
             name = f"layer{index + 1}"
             self.add_module(name, nn.Sequential(*blocks))
-            self.feature_info.append({"num_chs": channels, "reduction": 2 ** (index + 1), "module": name})
+            self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": name})
         self.row = ["conv1", "bn1", "act1", *(info["module"] for info in self.feature_info)]
         self.num_features = channels
-        self.drop = nn.Dropout(options.dropout)
-        self.reset_classifier(num_classes)
+        self.make_head(num_classes, options.global_pool, options.dropout)
         self.initialise()
 
 

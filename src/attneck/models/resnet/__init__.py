@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from attneck.models.options import (
     BlockKind,
     Depths,
     Numbers,
+    OutputStride,
     Positive,
     Probability,
     StrideOn,
@@ -31,22 +32,37 @@ class ResNetOptions(AttentionOptions, BAMOptions):
     builder: ClassVar[str] = "attneck.models.resnet.network:build_resnet"
 
     depths: Annotated[Depths, EachStage] = (3, 4, 6, 3)
+    """Blocks of c2, c3, c4 and c5."""
     block: BlockKind = "bottleneck"
+    """basic: two 3×3 convs; bottleneck: 1×1, 3×3, 1×1."""
     widths: Annotated[Numbers, EachStage] = (64, 128, 256, 512)
+    """Channels of each stage's 3×3 convs; a bottleneck's result has four times as many."""
     groups: Positive = 1
+    """Groups of a bottleneck's 3×3 convs (ResNeXt)."""
     base_width: Positive = 64
+    """Channels of one group in a stage of width 64 (ResNeXt, Wide ResNet)."""
     stride_on: StrideOn = "3x3"
-    # A 1 or 0 for each c5 block; a single one stands for all of them.
+    """The conv of a bottleneck that strides."""
     attend: Annotated[tuple[Annotated[int, Field(ge=0, le=1)], ...], AsTuple, Field(max_length=512)] = ()
+    """The c5 blocks that attend: a 1 or 0 for each, or one that stands for all (BoTNet Table 5)."""
     c5_stride: Stride = 2
-    c5_dilation: Stride = 1  # of the 3×3 convs that saw a map of half the size before c5_stride=1
-    insert_c4: Inserted = "none"  # between the last two blocks of the stage (BoTNet Table 8)
+    """1: c5 stays at c4's size, nothing dilated, as in BoTNet-S1 (BoTNet §4.8)."""
+    output_stride: OutputStride = 32
+    """Less: later stages do not stride, their 3×3 convs are dilated, as timm's."""
+    insert_c4: Inserted = "none"
+    """A block between the last two of c4 (BoTNet Table 8)."""
     insert_c5: Inserted = "none"
-    # Stages that have squeeze-excitation.
+    """A block between the last two of c5 (BoTNet Table 8)."""
     se: Annotated[tuple[Annotated[int, Field(ge=2, le=5)], ...], AsTuple, Field(max_length=4)] = ()
-    se_in_bot: bool = False  # and whether c5's attention blocks are among them
+    """The stages that have squeeze-excitation, such as 2 3 4."""
+    se_in_bot: bool = False
+    """Whether c5's attention blocks have it too."""
     activation: Literal["relu", "silu"] = "relu"
+    """What stands after each norm."""
     drop_path: Probability = 0.0
+    """Probability of leaving the last block out in training; it rises linearly to there."""
+    drop_block: Probability = 0.0
+    """Probability of dropping blocks of c4's and c5's maps in training, as timm's."""
 
     @model_validator(mode="after")
     def _options_fit_each_other(self) -> Self:
@@ -62,10 +78,6 @@ class ResNetOptions(AttentionOptions, BAMOptions):
             raise ValueError("se_in_bot=True would change nothing: wanted attend, and 5 among se")
         if self.bam == "blocks" and self.se:
             raise ValueError("bam='blocks' and se want the same slot in the block: choose one")
-        if self.c5_dilation == 2 and not (self.c5_stride == 1 and self.dilatable):
-            raise ValueError(
-                "c5_dilation=2 would change nothing: wanted c5_stride=1, and a 3×3 conv in a later c5 block"
-            )
         for stage, inserted in ((2, self.insert_c4), (3, self.insert_c5)):
             if inserted != "none" and self.depths[stage] < 2:
                 raise ValueError(
@@ -94,10 +106,11 @@ class ResNetOptions(AttentionOptions, BAMOptions):
         return (self.attend or (0,)) * self.depths[3] if len(self.attend) < 2 else self.attend
 
     @property
-    def dilatable(self) -> bool:
-        """Whether c5 has a 3×3 conv after the one that strides."""
-        return self.block == "basic" or 0 in self.c5_flags[1:]
+    def c4_stride(self) -> int:
+        """Pixels of a position of c4's map, along each side."""
+        return min(16, self.output_stride)
 
-    def at_stride_16(self) -> dict[str, Any]:
-        """c5 stays at c4's size: attention as in BoTNet-S1, convs dilated by 2."""
-        return {"c5_stride": 1, "c5_dilation": 2 if self.dilatable else 1}
+    @property
+    def last_stride(self) -> int:
+        """Of c5's map."""
+        return min(self.output_stride, 16 * self.c5_stride)

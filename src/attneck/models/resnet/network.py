@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from timm.layers import DropPath
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
-from torch import nn
+from timm.models import resnet as timm_resnet
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
 
 from attneck.layers import MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.models import parts
+from attneck.models.pooling import check_head
+from attneck.models.recomputing import recompute
 from attneck.models.resnet import ResNetOptions
+from attneck.models.staged import PREVIOUS
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+
+
+class ResNet(timm_resnet.ResNet):
+    """timm's `ResNet`; checkpointing leaves BatchNorm's statistics alone, and groups have all blocks."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the maps inside a block again in backward instead of keeping them.
+
+        Not by timm's flag: with that, BatchNorms learn from each batch twice. As the stages do it themselves,
+        it works in whatever is made of the network.
+        """
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            recompute(self.get_submodule(name), enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's; an inserted block (BoTNet Table 8) belongs to the block after it, the last of its stage."""
+        if coarse:
+            return dict(super().group_matcher(coarse=True))
+        inserted = (r"^layer(\d+)\.(?:bot|non_local)\.", PREVIOUS)
+        return {"stem": r"^(?:conv1|bn1)\.", "blocks": [(r"^layer(\d+)\.(\d+)", None), inserted]}
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """As timm's; ValueError if a classifier is asked for together with no pool."""
+        check_head(num_classes, global_pool)
+        super().reset_classifier(num_classes, global_pool)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """As timm's; ValueError for a classifier that would be given a map."""
+        check_head(0 if pre_logits else self.num_classes, self.global_pool.pool_type)
+        logits: Tensor = super().forward_head(x, pre_logits)
+        return logits
 
 
 def build_resnet(
@@ -36,12 +72,15 @@ def build_resnet(
         act_layer=ACTIVATIONS[options.activation],
         drop_rate=options.dropout,
         drop_path_rate=options.drop_path,
+        drop_block_rate=options.drop_block,
+        global_pool=options.global_pool,
+        output_stride=options.output_stride,
         zero_init_last=True,
     )
     stages: list[nn.Sequential] = [model.layer1, model.layer2, model.layer3, model.layer4]
     outs: list[int] = [info["num_chs"] for info in model.feature_info[1:]]
-    if options.c5_stride == 1:
-        _take_stride_off(model, options.c5_dilation)
+    if options.c5_stride == 1 and options.output_stride == 32:
+        _take_stride_off(model)
     _attend(stages[3], options, image_size)
     if options.stride_on == "1x1":
         parts.move_stride_to_1x1(block for stage in stages for block in stage)
@@ -51,40 +90,34 @@ def build_resnet(
                 block.se = SqueezeExcite2d(channels)
             if options.bam == "blocks":
                 block.se = parts.bam(channels, options)
-    _insert(stages[2], options.insert_c4, outs[2], parts.map_size(image_size, 16), options)
-    c5_map = parts.map_size(image_size, 16 * options.c5_stride)
+    _insert(stages[2], options.insert_c4, outs[2], parts.map_size(image_size, options.c4_stride), options)
+    c5_map = parts.map_size(image_size, options.last_stride)
     _insert(stages[3], options.insert_c5, outs[3], c5_map, options)
     if options.bam == "stages":
         parts.append_bam(stages[:3], outs[:3], options)
     return model
 
 
-def _take_stride_off(model: Any, dilation: int) -> None:
-    """Set the stride of c5's first block to 1, so c5 stays at c4's size (BoTNet-S1, §4.8).
-
-    With a dilation of 2 the 3×3 convs after it keep their receptive field, as segmentation wants it.
-    """
+def _take_stride_off(model: Any) -> None:
+    """Set the stride of c5's first block to 1, so c5 stays at c4's size, undilated (BoTNet-S1, §4.8)."""
     first = model.layer4[0]
     strided = first.conv1 if isinstance(first, BasicBlock) else first.conv2
     for conv in (strided, first.downsample[0]):
         conv.stride = (1, 1)
     first.stride = 1
-    for block in model.layer4:
-        for conv in (block.conv1, block.conv2):
-            if conv.kernel_size == (3, 3) and conv is not strided:
-                conv.dilation = conv.padding = (dilation, dilation)
     model.feature_info[-1]["reduction"] = 16
 
 
 def _attend(stage: nn.Sequential, options: ResNetOptions, image_size: tuple[int, int]) -> None:
     """Replace the 3×3 conv of the flagged c5 blocks by MHSA (BoTNet §3, Fig. 12)."""
-    reduction, stride = 16, options.c5_stride  # the first block attends before it strides
+    reduction = options.c4_stride  # the first block attends before it strides
+    stride = options.last_stride // reduction
     block: Any
     for flag, block in zip(options.c5_flags, stage, strict=True):
         if flag:
             map_size = parts.map_size(image_size, reduction)
             block.conv2 = parts.mhsa(block.conv2.in_channels, map_size, stride, options)
-        reduction, stride = 16 * options.c5_stride, 1
+        reduction, stride = options.last_stride, 1
 
 
 def _insert(
@@ -100,11 +133,16 @@ def _insert(
         # The last block's own rate: timm's rise from block to block.
         drop_path = DropPath(last.drop_path.drop_prob) if options.drop_path else None
         act = ACTIVATIONS[options.activation]
-        parts.insert_before(stage, last_name, kind, bot_block(channels, attention, act, drop_path))
+        block = bot_block(channels, attention, act, drop_path, copy.deepcopy(last.drop_block))
+        parts.insert_before(stage, last_name, kind, block)
 
 
 def bot_block(
-    channels: int, attention: MHSA2d, activation: type[nn.Module], drop_path: nn.Module | None = None
+    channels: int,
+    attention: MHSA2d,
+    activation: type[nn.Module],
+    drop_path: nn.Module | None = None,
+    drop_block: nn.Module | None = None,
 ) -> Bottleneck:
     """timm's bottleneck with attention for its 3×3: C → C/4 → C, its last BatchNorm starting at 0.
 
@@ -112,11 +150,13 @@ def bot_block(
         channels: C.
         attention: of C/4 channels.
         drop_path: on the branch, before the addition.
+        drop_block: after the attention's BatchNorm.
     """
     block: Any = Bottleneck(
         channels, channels // Bottleneck.expansion, act_layer=activation, drop_path=drop_path
     )
     block.conv2 = attention
+    block.drop_block = nn.Identity() if drop_block is None else drop_block
     for conv in (block.conv1, block.conv3):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     block.zero_init_last()

@@ -11,7 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.squeezenet import Fire
 
+from attneck.layers import BAM
 from attneck.models import parts
+from attneck.models.pooling import check_head
+from attneck.models.recomputing import recomputed
 from attneck.models.squeezenet import SqueezeNetOptions
 from attneck.models.staged import StagedNet
 
@@ -19,12 +22,13 @@ from attneck.models.staged import StagedNet
 class SqueezeNet(StagedNet):
     """torchvision's SqueezeNet 1.1: its `Fire` modules, and its names.
 
-    The classifier is a 1×1 conv with ReLU. pool="logits" applies it to the last map and averages its result;
-    pool="features" averages the map first. BAM stands after fire3 and fire5, before the pools.
+    The classifier is a 1×1 conv with ReLU. pool="logits" applies it to the last map and pools its result;
+    pool="features" pools the map first. BAM stands after fire3 and fire5, before the pools.
     """
 
     def __init__(self, options: SqueezeNetOptions, num_classes: int, in_chans: int) -> None:
         super().__init__()
+        self.classifier_name = options.classifier
         layers: list[tuple[str, nn.Module]] = [
             ("0", nn.Conv2d(in_chans, 64, 3, 2, options.stem_padding)),
             ("1", nn.ReLU(inplace=True)),
@@ -54,34 +58,72 @@ class SqueezeNet(StagedNet):
             )
         ]
         self.num_features = 512
-        self.pool, self.dropout = options.pool, options.dropout
-        self.reset_classifier(num_classes)
+        self.pool = options.pool
+        self.make_head(num_classes, options.global_pool, options.dropout)
         for module in self.features.modules():
             if isinstance(module, Fire):
                 _initialise(module)
         _initialise(self.features[0])
 
-    def get_classifier(self) -> nn.Module:
-        """The 1×1 conv: [B, num_features, H', W'] → [B, num_classes, H', W']."""
+    def make_head(self, num_classes: int, global_pool: str, dropout: float) -> None:
+        """As the base's; the dropout is inside the classifier."""
+        self.dropout = dropout
+        self.reset_classifier(num_classes, global_pool)
+
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """The 1×1 conv, [B, num_features, H', W'] → [B, num_classes, H', W'], or its name."""
+        if name_only:
+            return self.classifier_name
         return self.classifier[1] if self.num_classes else self.classifier
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier of `num_classes` (0: none)."""
-        self.num_classes = num_classes
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """As the base's; two pools side by side are refused, as they would double the logits."""
+        if global_pool == "catavgmax":
+            raise ValueError("global_pool='catavgmax': SqueezeNet pools its logits; 'avgmax' adds both pools")
+        super().reset_classifier(num_classes, global_pool)
+
+    def make_classifier(self) -> None:
+        """Dropout, the 1×1 conv and ReLU."""
         self.classifier = nn.Sequential()
-        if num_classes:
-            conv: Any = nn.Conv2d(self.num_features, num_classes, 1)
+        if self.num_classes:
+            like = next(self.parameters())
+            conv: Any = nn.Conv2d(
+                self.num_features, self.num_classes, 1, device=like.device, dtype=like.dtype
+            )
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
             self.classifier.extend([nn.Dropout(self.dropout), conv, nn.ReLU(inplace=True)])
+        self.classifier.train(self.training)
+
+    def run(self, name: str, x: Tensor) -> Tensor:
+        """As the base's; the blocks of the one Sequential are checkpointed one by one."""
+        module = self.get_submodule(name)
+        if self.grad_checkpointing and isinstance(module, Fire | BAM):
+            return recomputed(module, x)
+        return super().run(name, x)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """As the base's; the stages are between the pools."""
+        if coarse:
+            blocks = [
+                (r"^features\.(?:3|4|bam3)\.", (0,)),
+                (r"^features\.(?:6|7|bam5)\.", (1,)),
+                (r"^features\.(?:9|10|11|12)\.", (2,)),
+            ]
+        else:  # a BAM stands between two blocks
+            fires = [(rf"^features\.{number}\.", (number,)) for number in (3, 4, 6, 7, 9, 10, 11, 12)]
+            blocks = [*fires, (r"^features\.bam3\.", (5,)), (r"^features\.bam5\.", (8,))]
+        return {"stem": r"^features\.0\.", "blocks": blocks}
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, num_features, H', W'] → logits [B, num_classes], or the averaged features."""
+        """As the base's; what is pooled is the logits, unless pool="features"."""
+        check_head(0 if pre_logits else self.num_classes, self.global_pool.pool_type)
         if pre_logits or not self.num_classes:
-            return x.mean(dim=(2, 3))
+            return self.global_pool(x)
         if self.pool == "features":
-            x = x.mean(dim=(2, 3), keepdim=True)
-        return self.classifier(x).mean(dim=(2, 3))
+            x = self.global_pool(x)[:, :, None, None]
+            return self.classifier(x).flatten(1)
+        return self.global_pool(self.classifier(x))
 
 
 def build_squeezenet(

@@ -70,6 +70,7 @@ def build_vit(
         in_chans=in_chans,
         drop_rate=options.dropout,
         drop_path_rate=options.drop_path,
+        global_pool=options.global_pool,
         dynamic_img_size=True,
         dynamic_img_pad=True,
     )

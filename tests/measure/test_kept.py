@@ -1,0 +1,54 @@
+"""The counts that come with the package are those of a count, and are read without torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from attneck.commands import counted
+from attneck.commands.counted import Asked, counts_of, row_of, to_be_kept
+from attneck.measure.kept import kept, read_rows
+from attneck.models import catalog
+
+PARTS = 8
+"""So that processes share the work."""
+
+
+def test_kept_is_what_is_to_be_kept():
+    rows = [Asked(row["model"], row["options"], row["image_size"], row["num_classes"]) for row in read_rows()]
+    assert rows == to_be_kept(), "run: make counts"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_network_counts_as_is_kept(part):
+    rows = read_rows()[part::PARTS]
+    assert len(rows) > 20
+    for row in rows:
+        asked = Asked(row["model"], row["options"], row["image_size"], row["num_classes"])
+        assert row_of(asked, counted.counted(asked)) == row, "run: make counts"
+
+
+def test_what_is_not_kept_is_counted(monkeypatch):
+    """Another size, other classes, another option; and an option's default is the network itself."""
+    options = catalog.find("cifar_resnet20_bam").options
+    assert kept(options, 32, 100) == counts_of(Asked("cifar_resnet20_bam", {"bam_dilation": 4}, 32, 100))
+    others = [
+        Asked("cifar_resnet20_bam", {}, 40, 100),
+        Asked("cifar_resnet20_bam", {}, 32, 10),
+        Asked("cifar_resnet20_bam", {"bam_dilation": 2}, 32, 100),
+    ]
+    called = []
+    monkeypatch.setattr(counted, "counted", lambda asked: called.append(asked) or "now")
+    assert [counts_of(asked) for asked in others] == ["now"] * 3
+    assert called == others
+
+
+@pytest.mark.parametrize("words", [["count", "maskrcnn_botnet50", "--json"], ["papers"]], ids=" ".join)
+def test_no_torch_for_what_is_kept(words):
+    program = (
+        f"import sys\nfrom attneck.cli import main\ncode = main({words!r})\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
