@@ -116,7 +116,7 @@ def follow(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     if transform := getattr(model, "transform", None):
         transform.image_mean, transform.image_std = [*mean], [*std]
     if (cfg := getattr(model, "pretrained_cfg", None)) is not None:
-        channels = cfg["input_size"][0]
+        channels = cfg["input_size"][0] if "input_size" in cfg else len(mean)  # a detector names none
         if channels != len(mean):
             mean, std = ((round(sum(each) / len(each), 3),) * channels for each in (mean, std))
         model.pretrained_cfg = cfg | {"mean": mean, "std": std}
