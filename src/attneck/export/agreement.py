@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Greatest difference between a file's results and the network's, relative to max(1, the largest value)."""
 
-FLIPPED = 0.02
+FLIPPED = 0.1
 """Share of the objects found that may have no counterpart: where scores or overlaps are equal but for
 rounding, a choice between them falls otherwise, and others with it. A wrong graph loses nearly all."""
 

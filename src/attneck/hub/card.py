@@ -110,17 +110,19 @@ def _elsewhere(config: dict[str, Any], task: str, name: str) -> str:
 
 
 def _scores(run: Run) -> str:
-    """The last record as a table."""
+    """The record of the checkpoint as a table; the last one, where it was saved between two."""
     try:
-        last = run.history[-1]
+        records = run.history
+        record = next((one for one in records if one.get("step") == run.step), records[-1])
     except (UserError, IndexError):
         return "The run was never scored."
     rows = [
         f"| {key} | {value:.4g} |" if isinstance(value, float) else f"| {key} | {value} |"
-        for key, value in last.items()
+        for key, value in record.items()
         if key not in NOT_SHOWN and isinstance(value, (int, float))
     ]
-    said = f"After {run.step} steps; `val` is of the weights on the images held out, `ema` of their average:"
+    step = record.get("step", run.step)
+    said = f"After {step} steps; `val` is of the weights on the images held out, `ema` of their average:"
     return "\n".join([said, "", "| | |", "|---|---|", *rows])
 
 

@@ -17,6 +17,7 @@ from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
 from attneck.runs.folder import newest_folder, present, take_folder, writing
 from attneck.runs.lock import only_one
+from attneck.runs.provenance import environment_of
 from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint
 from attneck.training.distributed import World
@@ -61,7 +62,7 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
         facts = facts | {"data": {name: images.fingerprint() for name, images in sets.items()}}
     launch = _launch()
     folder = _taken(wish, launch, held)
-    before = _recorded(folder)
+    before = environment_of(folder)
     goes_on = bool(checkpoint.checkpoints(folder / "checkpoints"))
     starts: list[dict[str, Any]] = before.get("starts", [])
     restarted = bool(starts) and _same(starts[-1].get("launch"), launch)
@@ -176,15 +177,6 @@ def _same(before: Any, now: list[str] | None) -> bool:
 def _begun_by(launch: list[str] | None, name: str) -> Path | None:
     """The folder that this torchrun took for `name` before a restart."""
     for folder in reversed(present(name) if launch else []):
-        if (starts := _recorded(folder).get("starts")) and _same(starts[-1].get("launch"), launch):
+        if (starts := environment_of(folder).get("starts")) and _same(starts[-1].get("launch"), launch):
             return folder
     return None
-
-
-def _recorded(folder: Path) -> dict[str, Any]:
-    """The run's environment.json; empty where it is missing or damaged."""
-    try:
-        found = json.loads((folder / ENVIRONMENT).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
