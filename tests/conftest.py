@@ -4,6 +4,8 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: small steps are many times slower when threads fight
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -21,3 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="no CUDA"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_pictures() -> Iterator[None]:
+    """A run's pictures take a second or two; `tests/runs/test_pictures.py` draws them."""
+    from attneck.runs import pictures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw_pictures", lambda folder, task, facts: None)
+        yield

@@ -14,8 +14,11 @@ def test_there_are_pages() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_python_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_runs(
+    page: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every block, in one session; what a block prints that is shown after it is what it prints."""
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     parts = re.findall(r"```(\w*)\n(.*?)```", page.read_text(), re.DOTALL)
     said = ""

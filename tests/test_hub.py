@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -20,6 +22,7 @@ from attneck import hub
 from attneck.models import catalog
 from attneck.models.cifar.network import CifarResNet
 from attneck.models.weight_files import digest
+from attneck.training.recipe import Recipe
 
 MODELS: dict[str, dict[str, Any]] = {
     "botnet50": {"depths": [1, 1, 1, 1], "widths": [16, 16, 16, 32], "heads": 2, "image_size": (64, 96)},
@@ -255,7 +258,7 @@ def test_nothing_runs_code(small: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_not_there_or_not_ours(small: Path, tmp_path: Path) -> None:
     assert "no repository of the Hub either" in refusal(Path("nowhere"))
     (tmp_path / "empty").mkdir()
-    assert "is no saved model" in refusal(tmp_path / "empty")
+    assert "is no saved model, and no run: wanted config.json" in refusal(tmp_path / "empty")
     save_file({"x": torch.zeros(2)}, tmp_path / "weights.safetensors")
     assert "weights without a config" in refusal(tmp_path / "weights.safetensors")
     (small / "config.json").write_text("[]")
@@ -326,3 +329,190 @@ def test_without_huggingface_hub_a_line_says_what_to_install(
     hub.load(small)
     with pytest.raises(ValueError, match=r"pip install 'attneck\[hub\]'"):
         hub.load("someone/net")
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "after surgery": {
+        "name": "cifar_resnet20",
+        "options": {"depths": [1, 1], "mids": [16, 32], "outs": [16, 32]},
+        "surgery": "attend",
+        "surgery_options": {"heads": 2},
+    },
+    "timm": {"name": "timm/resnet10t", "options": {"channels": [8, 8, 8, 8], "stem_width": 8}},
+    "timm after surgery": {
+        "name": "timm/resnet10t",
+        "options": {"channels": [16, 16, 16, 16], "stem_width": 8},
+        "surgery": "insert_bam",
+        "surgery_options": {"start": "paper", "reduction": 4},
+    },
+    "detector": {
+        "name": "fasterrcnn_resnet26_thin",
+        "options": {"channels": 8, "box_features": 16, "proposals": 20},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, attneck.Run]:
+    made = {}
+    for name, model in RUNS.items():
+        folder = tmp_path_factory.mktemp("runs") / name
+        side = 96 if name == "detector" else 24
+        data = {"name": "shapes", "train_size": 8, "val_size": 4, "image_size": side}
+        attneck.train(Recipe.model_validate({"model": model, "data": data, "batch": 4}), folder)
+        made[name] = attneck.Run(folder)
+    return made
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_is_loaded_of_a_run_is_the_run_s_model(
+    name: str, runs: dict[str, attneck.Run], tmp_path: Path
+) -> None:
+    """Also after it was saved once more; by `attneck.load` from the run's folder too."""
+    run = runs[name]
+    first = hub.save(run, tmp_path / "first")
+    again = hub.load(first)
+    second = hub.load(hub.save(again, tmp_path / "second.safetensors"))
+    own: Any = run.model()
+    x = torch.rand(1, 3, 96, 96) if name == "detector" else torch.randn(1, 3, 24, 24)
+    for model in (again, second, attneck.load(run), attneck.load(str(run.folder)), attneck.load(first)):
+        assert not model.training
+        torch.testing.assert_close(model.state_dict(), own.state_dict(), rtol=0, atol=0)
+        with torch.no_grad():
+            torch.testing.assert_close(model([*x]), own([*x])) if name == "detector" else (
+                torch.testing.assert_close(model(x), own(x), rtol=0, atol=0)
+            )
+    assert hub.describe(again) == hub.describe(own)
+    classes = run.facts["classes"]
+    said = json.loads((first / "config.json").read_text())["label_names"]
+    assert said == (["background", *classes] if name == "detector" else classes)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_timm_reads_what_it_can_make_and_refuses_the_rest(
+    name: str, runs: dict[str, attneck.Run], tmp_path: Path
+) -> None:
+    import timm
+
+    folder, x = hub.save(runs[name], tmp_path / "saved"), torch.randn(1, 3, 24, 24)
+    if name == "timm":
+        theirs: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        torch.testing.assert_close(logits(theirs, x), logits(runs[name].model(), x), rtol=0, atol=0)
+        assert theirs.pretrained_cfg["std"] == runs[name].facts["std"]
+    else:
+        with pytest.raises(RuntimeError, match="Unknown model"):
+            timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+def test_a_run_s_folder_has_a_card(runs: dict[str, attneck.Run], tmp_path: Path) -> None:
+    run = runs["after surgery"]
+    around = json.loads((run.folder / "environment.json").read_text())
+    around["command"] = "attneck train demo --model.surgery attend"
+    (run.folder / "environment.json").write_text(json.dumps(around))
+    hub.save(run, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
+        "config.json",
+        "curves.png",
+        "model.safetensors",
+    }
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "attneck"
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.tags == ["attneck", "image-classification", "cifar_resnet20", "attend"]
+    assert card.data.metrics == ["accuracy"]
+    assert f"| val_top1 | {run.history[-1]['val_top1']:.4g} |" in card.text
+    assert "attneck train demo --model.surgery attend" in card.text
+    assert "attneck.surgery.attend(heads=2)" in card.text
+    assert "recipe `demo`" in card.text
+    assert "they do not read it" in card.text
+    assert "(curves.png)" in card.text
+    shown = re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL)
+    assert shown is not None
+    told = Recipe.model_validate(yaml.safe_load(shown[1]))
+    assert told == run.recipe
+
+
+def test_a_card_names_no_place_of_the_data(runs: dict[str, attneck.Run], tmp_path: Path) -> None:
+    run = runs["timm"]
+    secret = run.recipe.data.model_copy(update={"root": "/home/someone"})
+    run.__dict__["recipe"] = run.recipe.model_copy(update={"data": secret})
+    try:
+        hub.save(run.model(), tmp_path, run=run)
+    finally:
+        del run.__dict__["recipe"]
+    assert "someone" not in (tmp_path / "README.md").read_text()
+
+
+def test_push_keeps_a_run_s_card(
+    runs: dict[str, attneck.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Api:
+        def __init__(self, token: str | None = None) -> None:
+            pass
+
+        def create_repo(self, repo_id: str, **options: Any) -> Any:
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **options: Any) -> str:
+            shutil.copytree(folder_path, tmp_path / repo_id)
+            return "commit"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    assert hub.push(runs["detector"], "someone/net") == "commit"
+    card = huggingface_hub.ModelCard.load(tmp_path / "someone/net/README.md")
+    assert card.data.pipeline_tag == "object-detection"
+    assert "## How it was made" in card.text
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("timm", {"model_args": {"pretrained": True}}, "its model_args have pretrained"),
+        ("timm", {"model_args": {"checkpoint_path": "x.pt"}}, "its model_args have checkpoint_path"),
+        ("timm", {"model_args": {"channels": [4096] * 4, "stem_width": 8}}, "larger model than its weights"),
+        ("timm", {"model_args": {"layers": [10**9] * 4, "channels": [8] * 4}}, "layers"),
+        (
+            "timm",
+            {"model_args": {"layers": [10**4] * 4, "channels": [8] * 4, "stem_width": 8}},
+            "larger model",
+        ),
+        ("timm", {"architecture": "resnet10x"}, "timm has no model 'resnet10x'"),
+        ("timm", {"architecture": "hf_hub:someone/net"}, "timm has no model"),
+        ("timm", {"architecture": "attneck_botnet50"}, "img_size"),
+        ("after surgery", {"architecture": "attneck_cifar_resnet20"}, None),
+        (
+            "after surgery",
+            {"surgery": {"base": "attneck_resnet50", "name": "attend", "options": {}}},
+            "no option 'mids'",
+        ),
+        (
+            "after surgery",
+            {"surgery": {"base": "attneck_cifar_resnet20", "name": "attend", "options": {"heads": 10**9}}},
+            "heads",
+        ),
+        (
+            "after surgery",
+            {"surgery": {"base": "attneck_cifar_resnet20", "name": "__import__", "options": {}}},
+            "surgery",
+        ),
+        ("after surgery", {"surgery": {"base": "attneck_cifar_resnet20"}}, "surgery"),
+    ],
+)
+def test_a_forged_config_of_a_run_is_refused_in_a_line(
+    name: str, change: dict[str, Any], says: str | None, runs: dict[str, attneck.Run], tmp_path: Path
+) -> None:
+    """Where the config says the surgery, `architecture` is only for others to read."""
+    resigned(hub.save(runs[name].model(), tmp_path), **change)
+    if says is None:
+        hub.load(tmp_path)
+    else:
+        assert says in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("source", [3, None, "", Path("nowhere"), "resnet50", ["a"]])
+def test_what_is_no_model_is_one_line(source: Any) -> None:
+    with pytest.raises((ValueError, attneck.errors.UserError)) as error:
+        attneck.load(source)
+    assert "\n" not in str(error.value)

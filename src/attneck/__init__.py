@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from attneck import attention, detection, export, hub, layers, measure, surgery
+    from attneck.hub import load
     from attneck.models import create_model, list_detectors, list_models
     from attneck.runs.run import Run
     from attneck.runs.train import train
@@ -31,6 +32,7 @@ _HOMES = {
     "create_model": "attneck.models.catalog:create_model",
     "list_detectors": "attneck.models.catalog:list_detectors",
     "list_models": "attneck.models.catalog:list_models",
+    "load": "attneck.hub:load",
     "train": "attneck.runs.train:train",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "layers",
     "list_detectors",
     "list_models",
+    "load",
     "measure",
     "surgery",
     "train",

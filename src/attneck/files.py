@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -70,15 +72,54 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the rename itself
-            finally:
-                os.close(folder)
+            _sync_folder(path.parent)
         finally:
             with suppress(OSError, ValueError):  # what broke the write may break this; it is said already
                 aside.unlink(missing_ok=True)
             _unfinished.discard(aside)
+
+
+def link_atomic(source: Path, path: Path) -> None:
+    """Make `path` another name of the file `source`, or a copy where the file system has no hard links.
+
+    Raises:
+        NotWritten: what was there stays as it was.
+    """
+    with writing(path):
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        _unfinished.add(aside)
+        try:
+            aside.unlink(missing_ok=True)
+            os.link(source, aside)
+        except OSError:
+            write_atomic(path, source.read_bytes())
+        else:
+            os.replace(aside, path)
+            _sync_folder(path.parent)
+        finally:
+            with suppress(OSError, ValueError):
+                aside.unlink(missing_ok=True)  # it is still there where both were one file already
+            _unfinished.discard(aside)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as `write_atomic` does: UTF-8, what is no text of a file's name escaped.
+
+    Raises:
+        NotWritten: what was there stays as it was.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomic(path, text.getvalue().encode(errors="backslashreplace"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename in it lasts from then on."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def remove_unfinished() -> None:

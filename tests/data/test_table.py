@@ -50,7 +50,7 @@ def test_the_table_is_light() -> None:
 
 
 def test_another_task_s_set_is_refused_with_those_that_serve() -> None:
-    says = r"^data set is 'coco': choose shapes, clear_shapes, cifar100, folder$"
+    says = r"^data set is 'coco': choose shapes, clear_shapes, relations, cifar100, folder$"
     with pytest.raises(ValueError, match=says):
         open_data("classification", "coco", "train")
 

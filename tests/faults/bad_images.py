@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, features
 
 Writer = Callable[[Path], None]
 """Makes the file `path`."""
@@ -19,7 +19,7 @@ NOISE = np.random.default_rng(3).integers(0, 256, (48, 40, 3), dtype=np.uint8)
 SMOOTH = np.add.outer(np.arange(48), np.arange(40)).astype(np.uint8)[..., None] * np.array(
     [1, 2, 3], np.uint8
 )
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *["AVIF"] * features.check("avif"))
 
 
 def whole(form: str, pixels: Any = NOISE, **options: Any) -> bytes:

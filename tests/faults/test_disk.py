@@ -216,6 +216,7 @@ TINY = {
     "model": {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}},
     "data": {"name": "shapes", "train_size": 64, "val_size": 20, "image_size": 24},
     "batch": 32,
+    "pictures": False,
     "epochs": 1,
 }
 

@@ -46,12 +46,15 @@ PASSED_OVER = {
 
 
 @pytest.mark.parametrize("case", PASSED_OVER)
-def test_what_is_hidden_is_passed_over(root, capsys, case):
+def test_what_is_hidden_is_passed_over_and_counted(root, capsys, case):
     PASSED_OVER[case](root / "train")
+    (root / "train/b/.last").write_text("x")
     images = opened(root)
     assert len(images) == 2 * PER_CLASS
     assert images.classes == ("a", "b")
-    assert not capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("attneck: folder: not read in train: 2 hidden (")
+    assert said.count("\n") == 1
 
 
 LEFT = {
@@ -62,7 +65,11 @@ LEFT = {
     "a FIFO beside them": (lambda place: os.mkfifo(place / "z"), "z"),
     "a text in a class": (lambda place: (place / "a/notes.txt").write_text("x"), "a/notes.txt"),
     "another format": (lambda place: (place / "a/1.heic").write_bytes(b"x"), "a/1.heic"),
-    "a folder in a class": (lambda place: shutil.copytree(place / "b", place / "a/more"), "a/more"),
+    "a text in a folder in a class": (
+        lambda place: (place / "a/more").mkdir() or (place / "a/more/x.txt").write_text("x"),
+        "a/more/x.txt",
+    ),
+    "a link to another class": (lambda place: (place / "a/more").symlink_to(place / "b"), "a/more"),
     "a loop of folders": (lambda place: (place / "a/loop").symlink_to(place), "a/loop"),
     "a name of two lines": (lambda place: (place / "a/x\ny.txt").write_text("x"), "a/x\\ny.txt"),
 }

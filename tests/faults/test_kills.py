@@ -16,6 +16,7 @@ TINY = {
     "data": {"name": "shapes", "augment": "crop_flip", "train_size": 320, "image_size": 24},
     "epochs": 2,
     "batch": 16,
+    "pictures": False,
     "ema": 0.9,
     "checkpoint_steps": 3,
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_images import whole
 from fault_cases import LONG, some
 from PIL import Image
 
@@ -201,7 +202,11 @@ def test_an_empty_folder_is_taken(run):
 
 
 REFUSED = {
-    "a folder": (["."], "is a folder: give the images in it"),
+    "a folder without images": (["empty"], "empty is a folder without images"),
+    "a pattern without": (["*.jpeg"], "*.jpeg: no image has such a name"),
+    "one in a folder too": (["a.png", "."], "a.png is given twice"),
+    "classes of objects": (["a.png", "--top-k", "2"], "which have one class each"),
+    "no class": (["a.png", "--top-k", "0"], "--top-k 0: give how many"),
     "a missing file": (["nowhere.png"], "cannot read nowhere.png (No such file"),
     "nothing": ([], "no image given"),
     "one twice": (["a.png", "a.png"], "a.png is given twice"),
@@ -216,7 +221,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_in_a_line_before_anything_is_made(run, capsys, case):
     photo("a.png")
-    Path("bad.png").write_bytes(b"no picture")
+    Path("bad.png").write_bytes(b"no picture" if "bad.png" in REFUSED[case][0] else whole("PNG"))
+    os.mkdir("empty")
     words, says = REFUSED[case]
     assert cli.main(["predict", str(run), *words]) == 2
     assert says in line(capsys)
@@ -240,7 +246,7 @@ def test_an_image_cut_short_stops_with_what_was_found_before(run, trained, capsy
     assert f"of {position} before it what was found is in out" in said
     found = json.loads(Path("out/predictions.json").read_text())
     assert [image["file_name"] for image in found["images"]] == names[:position]
-    pictures = names[:position] if kind == "detector" else []
+    pictures = names[:position] if kind == "detector" else ["predictions.csv", "contact-sheet.png"]
     assert sorted(os.listdir("out")) == sorted([*pictures, "predictions.json"])
 
 

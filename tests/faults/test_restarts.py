@@ -24,6 +24,7 @@ TINY = {
     "model": {"name": "cifar_resnet20_bam", "options": {"depths": [1, 1, 1]}},
     "data": {"name": "shapes", "augment": "crop_flip", "train_size": 24, "val_size": 4, "image_size": 24},
     "batch": 8,
+    "pictures": False,
     "epochs": 2,
     "ema": 0.5,
     "checkpoint_steps": 1,

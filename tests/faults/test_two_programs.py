@@ -27,6 +27,7 @@ TINY = {
     "model": {"name": "cifar_resnet20_bam", "options": {"depths": [1, 1, 1]}},
     "data": {"name": "shapes", "train_size": 16, "val_size": 4, "image_size": 24},
     "batch": 8,
+    "pictures": False,
 }
 HOLD = """
 import os, sys, time

@@ -1,15 +1,21 @@
 """Recipes: strict, typed, and the same after a round trip."""
 
+import io
 import re
+from contextlib import redirect_stdout
+from types import NoneType
+from typing import get_args
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attneck import cli
 from attneck.errors import UserError
 from attneck.training.recipe import (
     Optimizer,
+    Part,
     Recipe,
     Schedule,
     differences,
@@ -228,3 +234,105 @@ def test_options_on_the_command_line_are_added_to_the_recipes_own():
     assert recipe.model.options == {"depths": [1, 1, 1], "bam_dilation": 2, "bam_combine": "max"}
     assert recipe.epochs == 3
     assert parse("demo", []).recipe == load_recipe("demo")
+
+
+def fields(part=Recipe, path=()):
+    """Every field of a recipe, by the names that lead to it."""
+    for name, field in part.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Part):
+            yield from fields(field.annotation, (*path, name))
+        else:
+            yield (*path, name), field
+
+
+@pytest.fixture(scope="module")
+def help_texts():
+    """What `attneck train demo --help` says of each option, and each box's title."""
+    told = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(told):
+        patch.setenv("COLUMNS", "110")  # from some width on there are boxes side by side
+        with pytest.raises(SystemExit):
+            cli.main(["train", "demo", "--help"])
+    rows = [row.strip("│| ") for row in told.getvalue().splitlines()]
+    texts, flag = {"the recipe": ""}, "the recipe"
+    for row in rows:
+        if re.match("--[a-z]", row):
+            flag = row.split()[0].rstrip(",")
+            texts[flag] = ""
+        elif not row.startswith(("╭", "╰")):
+            texts[flag] += f"{row} "
+    return texts
+
+
+DEMO = load_recipe("demo")
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), fields(), ids=lambda one: ".".join(one) if type(one) is tuple else ""
+)
+def test_every_field_has_a_help_text_and_shows_its_value(help_texts, path, field):
+    text = help_texts[f"--{'.'.join(path).replace('_', '-')}"]
+    said, _, default = text.partition("(default: ")
+    assert len(said.split()) >= 3, text
+    value = DEMO
+    for name in path:
+        value = getattr(value, name)
+    if isinstance(value, dict):  # these are added to, and so they are no default
+        default = help_texts["the recipe"]
+    for part in re.findall(r"[\w.]+", str(value)):
+        assert part in default, text
+
+
+@pytest.mark.parametrize("path", [path for path, field in fields() if NoneType in get_args(field.annotation)])
+def test_every_optional_field_can_be_taken_back(tmp_path, path):
+    from attneck.commands.train import parse
+
+    value = DEMO
+    for name in path:
+        value = getattr(value, name)
+    recipe = parse("demo", [f"--{'.'.join(path).replace('_', '-')}", "None"]).recipe
+    for name in path:
+        recipe = getattr(recipe, name)
+    assert recipe is None
+
+
+def test_an_option_of_the_recipe_is_taken_back_by_none(tmp_path):
+    from attneck.commands.train import parse
+
+    file = tmp_path / "own.yaml"
+    own = {"name": "cifar_resnet20", "options": {"activation": "silu", "depths": [1, 1, 1]}}
+    more = {"surgery": "attend", "surgery_options": {"stage": -2, "heads": 2}}
+    file.write_text(yaml.safe_dump({"model": own | more}))
+    for words, options, surgery in (
+        (["--model.options.activation", "None"], {"depths": [1, 1, 1]}, {"stage": -2, "heads": 2}),
+        (["--model.options", "depths", "None", "activation", "relu"], {"activation": "relu"}, None),
+        (
+            ["--model.options.depths", "2", "2", "2", "--model.options", "activation", "None"],
+            {"depths": [2] * 3},
+            None,
+        ),
+        (["--model.surgery-options.stage=-1", "--model.surgery_options.heads", "None"], None, {"stage": -1}),
+    ):
+        model = parse(str(file), words).recipe.model
+        assert options is None or model.options == options
+        assert surgery is None or model.surgery_options == surgery
+    with pytest.raises(UserError, match=r"--model\.options\.depths is given more than once"):
+        parse(str(file), ["--model.options.depths", "2", "--model.options.depths", "3"])
+
+
+def test_parts_that_do_not_go_together_are_refused_in_the_recipes_words():
+    from attneck.commands.train import parse
+
+    for words, says in (
+        (["--optimizer.name", "adamw"], "demo: optimizer.name adamw is given without optimizer.lr"),
+        (
+            ["--optimizer.name", "adamw", "--optimizer.lr", "1", "--optimizer.momentum", "0.5"],
+            "^optimizer.momentum: ",
+        ),
+        (["--optimizer.name", "admw", "--optimizer.lr", "1"], "; perhaps you meant 'adamw'"),
+        (["--schedule.kind", "step"], "^schedule.kind step has no milestones"),
+    ):
+        with pytest.raises(UserError, match=says) as error:
+            parse("demo", words)
+        assert "\n" not in str(error.value)
+        assert "pydantic" not in str(error.value)

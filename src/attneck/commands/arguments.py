@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from attneck.errors import UserError, brief
+from attneck.errors import UserError, brief, suggestion
 
 T = TypeVar("T")
 
@@ -125,4 +125,9 @@ def _line(box: str, words: list[str]) -> str:
         return f"{' '.join([name, *map(brief, given)])}: wanted {wanted}"
     if first.startswith("Missing from "):
         return f"missing {': '.join(rest[:2])}".replace(". (required)", "")
-    return " ".join([first, *rest])
+    said = " ".join([first, *rest])
+    if found := re.search(r"validation error for \w+ Value error, (.*?) \[type=value_error", said):
+        return found[1]  # fields that do not go together, in the recipe's own words
+    if found := re.match(r"invalid choice '(.*)' for argument '\S+'\. Expected one of (.*)", said):
+        return said.rstrip(".") + suggestion(found[1], re.findall(r"'([^']+)'", found[2]))
+    return said

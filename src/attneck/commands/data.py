@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from attneck.commands.arguments import call
+from attneck.commands.data_folder import by_class, read_folder
+from attneck.commands.data_sheet import check_sheet, draw_sheet
 from attneck.commands.progress import shown
 from attneck.data.table import SETS, Name
 from attneck.errors import UserError
 
 SHOWN = 50
-"""Problems that are printed; more are only counted."""
+"""Problems of annotations that are printed; more are only counted."""
 
 KINDS = {
     "empty": "images without objects",
@@ -27,13 +30,18 @@ def inspect(
     action: Annotated[Literal["check", "where"], tyro.conf.Positional],
     name: Annotated[Name, tyro.conf.Positional],
     /,
-    root: str | None = None,
+    root: Annotated[str | None, tyro.conf.arg(aliases=["--data.root"])] = None,
     md5: tuple[str, ...] = (),
     max_pixels: int | None = None,
     no_masks: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    val_share: Annotated[float | None, tyro.conf.arg(aliases=["--data.val-share"])] = None,
+    sheet: Path | None = None,
+    augmented: str | None = None,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Find a data set and check it.
+
+    check reads a folder's images with all processors, and lists every one that cannot be read.
 
     Args:
         action: where says the folder that would be read; check reads every image of it, and
@@ -43,14 +51,22 @@ def inspect(
         md5: sums of downloaded files to accept beside the official ones.
         max_pixels: of a set of image files: a larger image is a problem; 178,956,970 if not given.
         no_masks: of coco, pass objects that have no mask: what detectors of boxes alone train on.
+        val_share: of folder, the share of ROOT/CLASS/* that is held out, where there is no train and val.
+        sheet: of sets of classes, a new PNG with training images, evenly spread over the classes.
+        augmented: the recipe (a name, a file or a run) as whose training sees them the sheet shows them.
         json_: print one JSON document and nothing else.
     """
-    from attneck.data.classification import open_dataset
     from attneck.data.root import resolve
 
     try:
         if root is not None and SETS[name].drawn:
             raise ValueError(f"{name}: root is given, but it is drawn by the program: leave it out")
+        if augmented is not None and sheet is None:
+            raise ValueError("--augmented is given without --sheet: it is what the sheet shows")
+        if sheet is not None and (action == "where" or "classification" not in SETS[name].kinds):
+            raise ValueError("--sheet is of check, and of sets of classes: leave it out")
+        if val_share is not None and name != "folder":
+            raise ValueError(f"{name}: --val-share is of folder: leave it out")
         if action == "where":
             place = (
                 "drawn by the program, nothing to download"
@@ -68,23 +84,58 @@ def inspect(
             masked = bool(detection and detection.masks) and not no_masks
             _check_detection(name, root, max_pixels, masked, json_)
             return
-        found = {}
-        for split in ("train", "val"):
-            dataset = open_dataset(name, split, root=root, md5=md5 or None, max_pixels=max_pixels)
-            for index in shown(range(len(dataset)), f"{name} {split}", quiet=json_):
-                dataset[0, index]
-            found[split] = {
-                "images": len(dataset),
-                "classes": len(dataset.classes),
-                "size": dataset.image_size,
-            }
+        if sheet is not None:
+            check_sheet(sheet)
+        if name == "folder":
+            if md5:
+                raise ValueError("folder: md5 is given, but only cifar100's files are checked: leave it out")
+            found, problems = read_folder(root, val_share, max_pixels, quiet=json_)
+        else:
+            found, problems = _read_arrays(name, root, md5, max_pixels, quiet=json_), []
+        if sheet is not None:
+            draw_sheet(sheet, name, augmented, root=root, val_share=val_share, max_pixels=max_pixels)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     if json_:
-        print(json.dumps({"name": name, **found}))
+        drawn = {} if sheet is None else {"sheet": str(sheet)}
+        print(json.dumps({"name": name, **found, "problems": problems, **drawn}))
     else:
         for split, facts in found.items():
-            print(f"{name} {split}: {facts['images']:,} images, {facts['classes']} classes, all readable")
+            bad = facts.get("unreadable", 0)
+            read = f"{bad:,} that cannot be read" if bad else "all readable"
+            print(f"{name} {split}: {facts['images']:,} images, {facts['classes']} classes, {read}")
+        if any("by_class" in facts for facts in found.values()):
+            print(by_class(found))
+        if sheet is not None:
+            print(f"sheet  {sheet}")
+        print(*problems, sep="\n", end="\n" * bool(problems))
+    if problems:
+        count = f"{len(problems):,} image{'s' * (len(problems) > 1)}"
+        raise UserError(f"{name}: {count} cannot be read, listed above, the first: {problems[0]}")
+
+
+def _read_arrays(
+    name: str,
+    root: str | None,
+    md5: tuple[str, ...],
+    max_pixels: int | None,
+    *,
+    quiet: bool,
+) -> dict[str, dict[str, Any]]:
+    """What is in each split of a set that is held in memory."""
+    from attneck.data.classification import open_dataset
+
+    found = {}
+    for split in ("train", "val"):
+        dataset = open_dataset(name, split, root=root, md5=md5 or None, max_pixels=max_pixels)
+        for index in shown(range(len(dataset)), f"{name} {split}", quiet=quiet):
+            dataset[0, index]
+        found[split] = {
+            "images": len(dataset),
+            "classes": len(dataset.classes),
+            "size": dataset.image_size,
+        }
+    return found
 
 
 def _check_detection(name: str, root: str | None, max_pixels: int | None, masks: bool, quiet: bool) -> None:

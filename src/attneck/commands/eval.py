@@ -1,17 +1,21 @@
-"""attneck eval: a run's scores on its held-out data."""
+"""attneck eval: a run's scores on its held-out data, whole and class by class."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from attneck.commands.arguments import call
+from attneck.commands.evaluation_files import PAIRS, class_table, told, write_details
 from attneck.commands.progress import shown
+from attneck.commands.results_folder import folder_for
+from attneck.errors import UserError
 from attneck.files import write_atomic
 
 
@@ -19,33 +23,52 @@ def score(
     run: Annotated[Path, tyro.conf.Positional],
     /,
     root: Annotated[str | None, tyro.conf.arg(name="data.root")] = None,
+    checkpoint: Literal["newest", "best"] = "newest",
+    out: Path | None = None,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Scores of a run's newest checkpoint, for its weights (val) and their average (ema).
+    """Scores of a run's newest or best checkpoint, for its weights (val) and their average (ema).
 
-    Of a classifier top-1, top-5 and error; of a detector the papers' tables of AP, and what it found, in the
-    run's detections.json as COCO's results.
+    Of a classifier top-1, top-5 and error, the accuracy of each class, and what is confused most; of a
+    detector the papers' tables of AP, each class's, and what it found, in the run's detections.json as COCO's
+    results. per-class.csv, and a confusion matrix as CSV and picture, or precision by recall as a picture, go
+    into a new folder.
 
     Args:
         run: the run's folder.
         root: where the data lies now; as in the run's recipe if not given.
+        checkpoint: the newest, or the best by the recipe's metric.
+        out: the folder for tables and pictures, new or empty; if not given evaluation in the run's, or
+            evaluation-2 and so on where that is taken.
         json_: print one JSON document and nothing else.
     """
-    from attneck.runs.run import Run
+    from attneck.runs.run import NAMES, Run
 
-    known = Run(run)
+    known = Run(run, checkpoint)
     recipe = known.recipe  # refuses what is no run, before torch is imported
-    found = known.evaluate(root=root, watch=partial(shown, what="held out", quiet=json_))
+    from attneck.runs.scored_on import scored_on
+
+    known.facts  # noqa: B018 - refuses a run without a checkpoint, before a folder is made
+    first = os.environ.get("RANK", "0") == "0"
+    folder = folder_for(run, "evaluation", out) if out is not None and first else None
+    images = scored_on(recipe, known.facts)
+    found = known.evaluate(root=root, watch=partial(shown, what=images, quiet=json_))
+    if folder is None and first:
+        folder = _new_folder(run)
     best = [*found.values()][-1]
     detections = run / "detections.json"
-    if best.detections is not None and os.environ.get("RANK", "0") == "0":
+    if best.detections is not None and first:
         write_atomic(detections, json.dumps(best.detections).encode())
+    title = f"{recipe.model.name}, step {known.step}, {best.images:,} {images}"
+    files = write_details(folder, best, title) if folder is not None else []
     if json_:
         document = {
             "run": str(run),
             "model": recipe.model.name,
             "step": known.step,
+            "checkpoint": checkpoint,
             "images": best.images,
+            "scored_on": images,
         }
         for name, one in found.items():
             document |= {f"{name}_{key}": value for key, value in one.scores.items()}
@@ -54,12 +77,32 @@ def score(
                 "detections": str(detections),
                 "scores": {name: one.details for name, one in found.items()},
             }
+        heads, rows = class_table(best)
+        document["classes"] = [dict(zip(heads, row, strict=True)) for row in rows]
+        if best.confusion is not None:
+            names = best.confusion.classes
+            pairs = best.confusion.pairs()[:PAIRS]
+            document["confused"] = [[names[label], names[other], times] for label, other, times in pairs]
+        document["files"] = [str(file) for file in files]
         print(json.dumps(document))
         return
-    print(f"{recipe.model.name}, step {known.step}, {best.images:,} held-out images")
+    print(title)
     print(known.tables(found))
+    if words := told(best):
+        print(f"\nclass by class, {NAMES[[*found][-1]]}\n{words}\n")
     if best.detections is not None:
         print(f"detections  {detections}")
+    if files:
+        print(f"details     {files[0].parent}  ({', '.join(file.name for file in files)})")
+
+
+def _new_folder(run: Path) -> Path | None:
+    """A folder for details in the run's; None, with a line, where that takes none."""
+    try:
+        return folder_for(run, "evaluation", None)
+    except UserError as error:
+        print(f"attneck: no tables and pictures are written: {error}", file=sys.stderr)
+        return None
 
 
 def main(words: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -13,7 +13,11 @@ from attneck import export as exporting
 from attneck.commands.arguments import call
 from attneck.errors import RunFailed, UserError, suggestion
 from attneck.models import catalog
+from attneck.runs.provenance import recipe_name
 from attneck.training.recipe import is_run
+
+if TYPE_CHECKING:
+    from attneck.runs.run import Run
 
 
 def write(
@@ -25,11 +29,14 @@ def write(
     dynamic: tuple[Literal["batch", "size"], ...] | None = None,
     opset: Literal[18, 20, 23] | None = None,
     raw: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    checkpoint: Literal["newest", "best"] = "newest",
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """A model as a file for elsewhere: ONNX, a torch.export program, or weights.
 
     ONNX and programs are compared with the model itself before they are written, and the differences shown.
+    They have its classes, and what images it wants, as metadata. A detector's graph takes one image of any
+    size. A run's folder of weights has a model card.
 
     Args:
         model: a run's folder, what attneck.hub.save wrote, or a name of `attneck list` (untrained).
@@ -40,6 +47,7 @@ def write(
         dynamic: what a graph leaves open: batch, size; both if neither is named.
         opset: of ONNX; 18 if not given.
         raw: a run's weights themselves, where it keeps their moving average too.
+        checkpoint: a run's newest, or its best by the recipe's metric.
         json_: print one JSON document and nothing else.
     """
     graph = file.suffix in exporting.FORMATS
@@ -55,25 +63,30 @@ def write(
         kind = _kind(model)
         if raw and kind != "run":
             raise UserError(f"--raw is about runs, and {model} is none: leave it out")
+        if checkpoint != "newest" and kind != "run":
+            raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
         if graph:
             exporting.check_request(file, is_open or (), opset)
         else:
             exporting.check_writable(file / "config.json" if file.is_dir() else file)
-        network, size = _load(kind, model, image_size, raw)
+        run, network, size = _load(kind, model, image_size, raw, checkpoint)
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
-            if _detects(network):
-                raise UserError(
-                    f"{model} is a detector, and only classifiers become graphs: try .safetensors"
-                )
+            name = recipe_name(run.folder) if run else None
             done = exporting.export(
-                network, file, image_size=size, batch=batch, dynamic=is_open or (), opset=opset
+                network,
+                file,
+                image_size=size,
+                batch=batch,
+                dynamic=is_open or (),
+                opset=opset,
+                notes={"recipe": name} if name else {},
             )
             document |= dataclasses.asdict(done) | {"file": str(file)}
         else:
             from attneck import hub
 
-            document |= {"file": str(hub.save(network, file)), "config": hub.describe(network)}
+            document |= {"file": str(hub.save(network, file, run=run)), "config": hub.describe(network)}
     except ValueError as error:
         raise UserError(str(error)) from None
     except OSError as error:
@@ -98,8 +111,10 @@ def _show(document: dict[str, Any]) -> None:
     holds = f", from {least[0]} × {least[1]} pixels on" if least else ""
     print(f"images  {_times(document['input'])}, float32{holds}")
     for check in document["checks"]:
-        share = f"{check['max_rel']:.1e} of the largest value"
-        print(f"checked {_times(check['shape'])}: differs by {check['max_abs']:.1e} at most, {share}")
+        share = f"differs by {check['max_abs']:.1e} at most, {check['max_rel']:.1e} of the largest value"
+        if check["objects"] is not None:
+            share = f"{check['objects']} objects, {check['unmatched']} without a counterpart; {share}"
+        print(f"checked {_times(check['shape'])}: {share}")
     other = "onnxruntime" if document["opset"] else "the program"
     shape = f"{_times(document['checks'][0]['shape'])}, threads: {document['threads']}, medians"
     print(
@@ -136,27 +151,23 @@ def _kind(model: str) -> Literal["run", "saved", "name"]:
     )
 
 
-def _detects(network: Any) -> bool:
-    """Whether it is one of the catalog's detectors."""
-    origin = getattr(network, "origin", None)
-    return origin is not None and catalog.find(origin.name).task == "detection"
-
-
-def _load(kind: str, model: str, image_size: int | None, raw: bool) -> tuple[Any, int | None]:
-    """The network, and the image side that its graph is made for; None for the network's own."""
+def _load(
+    kind: str, model: str, image_size: int | None, raw: bool, checkpoint: Literal["newest", "best"]
+) -> tuple[Run | None, Any, int | None]:
+    """The run, if it is one; the network; and the image side of its graph, None for the network's own."""
     if kind == "run":
         from attneck.runs.run import Run
 
-        run = Run(model)
+        run = Run(model, checkpoint)
         size = image_size or run.facts["image_size"]
-        return run.model(size, average=not raw), size
+        return run, run.model(size, average=not raw), size
     if kind == "saved":
         from attneck import hub
 
-        return hub.load(model, image_size=image_size), image_size
+        return None, hub.load(model, image_size=image_size), image_size
     from attneck.models import create_model
 
-    return create_model(model, image_size=image_size), image_size
+    return None, create_model(model, image_size=image_size), image_size
 
 
 def main(words: list[str]) -> None:

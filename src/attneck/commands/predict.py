@@ -1,21 +1,22 @@
-"""attneck predict: what a run's model finds in images, as JSON, and objects drawn on them."""
+"""attneck predict: what a run's model finds in images, as JSON, and tables and pictures of it."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 from attneck.commands.arguments import call
+from attneck.commands.class_predictions import ClassPredictions, label_of
+from attneck.commands.given_images import Given, given_images
 from attneck.commands.progress import shown
+from attneck.commands.results_folder import folder_for, free_name
 from attneck.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from attneck.runs.run import Run
     from attneck.tasks.task import Found, Sample
 
-LONGEST_NAME = 200
-"""Bytes of a picture's name without its ending; file systems take 255."""
+TOP_K = 5
+"""Classes of an image where no other number is given."""
 
 
 def predict(
@@ -35,28 +36,35 @@ def predict(
     held_out: int = 0,
     out: Path | None = None,
     min_score: float | None = None,
+    top_k: int | None = None,
     beside: Path | None = None,
     max_pixels: int | None = None,
+    checkpoint: Literal["newest", "best"] = "newest",
 ) -> None:
     """Find what is in images with a run's model: their class, or objects, with masks where it has them.
 
-    Writes predictions.json: a classifier's five likeliest classes, or COCO's results; the images that they
-    are of, and their classes' names. Of a detector also a picture for each image, called as it is, or with a
-    number where two have one name. Nothing that is there already is written to.
+    Writes predictions.json: a classifier's likeliest classes, or COCO's results; the images that they are of,
+    and their classes' names. Of a classifier also predictions.csv and a contact sheet, with the surest
+    mistakes first where the images' classes are known: of held-out images, and of those in folders that are
+    called as the run's classes. Of a detector a picture for each image, called as it is, or with a number
+    where two have one name. Nothing that is there already is written to.
 
-    A photo far larger than the model's images is made smaller before the model sees it (seen_as in the JSON);
-    what is found is in the photo's own pixels.
+    Photos are turned upright as their EXIF says. One far larger than the model's images is made smaller
+    before the model sees it (seen_as in the JSON); what is found is in the photo's own pixels.
 
     Args:
         run: the run's folder.
-        images: image files: JPEG, PNG, WebP, BMP, GIF, TIFF or PPM.
+        images: image files (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF), folders, which are searched at any
+            depth, and patterns in quotes, such as 'photos/**/*.jpg'.
         held_out: so many of the run's own held-out images as well, evenly spread; a picture then has what is
             in the image, beside what was found.
         out: the folder to write into, new or empty; if not given predictions in the run's, or predictions-2
             and so on where that is taken.
         min_score: what is less sure is left out, 0 to 1; if not given 0.5 of objects, 0 of classes.
+        top_k: classifiers: so many classes of each image; 5 if not given.
         beside: another run of the same kind: both are shown, side by side.
         max_pixels: a larger image is refused; 178,956,970 if not given.
+        checkpoint: the newest of each run, or the best by its recipe's metric.
     """
     if not images and held_out == 0:
         raise UserError(f"no image given: attneck predict {run} IMAGE…, or --held-out 4 for some of its own")
@@ -64,28 +72,35 @@ def predict(
         raise UserError(f"--held-out {held_out}: give how many, 0 or more")
     if min_score is not None and not 0 <= min_score <= 1:
         raise UserError(f"--min-score {min_score}: give 0 to 1")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"--top-k {top_k}: give how many classes, 1 or more")
     if max_pixels is not None and max_pixels < 1:
         raise UserError(f"--max-pixels {max_pixels}: give how many an image may have, 1 or more")
 
     from attneck.runs.run import Run
 
-    runs = [Run(folder) for folder in ([run] if beside is None else [run, beside])]
+    runs = [Run(folder, checkpoint) for folder in ([run] if beside is None else [run, beside])]
     for one in runs:
         one.recipe  # noqa: B018 - refuses what is no run, before anything heavy is imported
-    check_images(images, max_pixels)
+    given = given_images(images, max_pixels)
 
     if len({one.finds_objects for one in runs}) > 1:
         raise UserError(
             f"--beside {beside}: one of the two runs finds boxes, one classes: give two of a kind"
         )
+    if top_k is not None and runs[0].finds_objects:
+        raise UserError(f"--top-k {top_k}: {run} finds objects, which have one class each: leave it out")
     own: Iterable[Sample] = runs[0].samples(held_out) if held_out else ()
     for one in runs:
         one.facts  # noqa: B018 - refuses a run without a checkpoint, before a folder is made
-    shots = chain(photos(images, most_pixels(runs), max_pixels), (Shot(one, one.image.size) for one in own))
+    classes = set() if runs[0].finds_objects else {*runs[0].facts["classes"]}
+    shots = chain(
+        photos(given, classes, most_pixels(runs), max_pixels), (Shot(one, one.image.size) for one in own)
+    )
     least = min_score if min_score is not None else 0.5 if runs[0].finds_objects else 0.0
-    folder = folder_for(run, out)
+    folder = folder_for(run, "predictions", out)
     try:
-        write(folder, runs, shots, least)
+        write(folder, runs, shots, least, top_k or TOP_K)
     except OSError as error:
         raise RunFailed(
             f"{folder}: {error.strerror or error}; make room there, or give another folder in --out"
@@ -99,20 +114,6 @@ class Shot(NamedTuple):
     size: tuple[int, int]
 
 
-def check_images(images: Iterable[Path], max_pixels: int | None) -> None:
-    """UserError for what is no image or is given twice; none is decoded."""
-    from attneck.data.readers.decode import look_at, said
-
-    seen: set[str] = set()
-    for path in images:
-        if path.is_dir():
-            raise UserError(f"{said(path)} is a folder: give the images in it: {said(path)}/*.jpg")
-        look_at(str(path), "predict", max_pixels)
-        if os.path.abspath(path) in seen:
-            raise UserError(f"{said(path)} is given twice: give each image once")
-        seen.add(os.path.abspath(path))
-
-
 def most_pixels(runs: list[Run]) -> int:
     """Of a photo that is given to the models: four times as many as theirs, and so many that none is small.
 
@@ -122,46 +123,18 @@ def most_pixels(runs: list[Run]) -> int:
     return max(4 * side * side, 1 << (20 if runs[0].finds_objects else 24))
 
 
-def photos(images: Iterable[Path], most: int, max_pixels: int | None) -> Iterator[Shot]:
-    """Each image in turn, and none before the last one was asked for."""
+def photos(given: Iterable[Given], classes: set[str], most: int, max_pixels: int | None) -> Iterator[Shot]:
+    """Each image in turn, and none before the last one was asked for; its class where its folder has it."""
     from attneck.data.readers.decode import decode_small
     from attneck.tasks.task import Sample
 
-    for path in images:
-        image, size = decode_small(str(path), "predict", most, max_pixels)
-        yield Shot(Sample(str(path), image, None), size)
+    for one in given:
+        image, size = decode_small(one.path, "predict", most, max_pixels)
+        label = one.label(classes)
+        yield Shot(Sample(one.path, image, None if label is None else [{"category": label}]), size)
 
 
-def folder_for(run: Path, out: Path | None) -> Path:
-    """`out`, which must be new or empty, or a new folder in the run's.
-
-    Raises UserError where there can be none, and for an `out` with something in it.
-    """
-    from attneck.data.readers.decode import said
-
-    folder = run / "predictions" if out is None else out
-    try:
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            if any(out.iterdir()):
-                raise UserError(
-                    f"--out {said(out)} has files in it, and nothing that is there is written to: give a new "
-                    f"folder, such as {said(out / 'predictions')}"
-                )
-            return out
-        for number in count(2):
-            try:
-                folder.mkdir()  # of two that start at once one makes it
-                break
-            except FileExistsError:
-                folder = run / f"predictions-{number}"
-        return folder
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{said(folder)}: {reason}: give another folder in --out") from None
-
-
-def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float) -> None:
+def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, top_k: int) -> None:
     """Find and draw, one image in memory at a time, then predictions.json; that also of what an error leaves.
 
     Raises UserError for an image that cannot be read; OSError where nothing can be written.
@@ -171,11 +144,14 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float) ->
     from attneck.files import write_atomic
 
     titles = [one.recipe.model.name for one in runs]
+    objects = runs[0].finds_objects
+    table = None if objects else ClassPredictions(titles, top_k)
     images: list[dict[str, Any]] = []
     detections: list[Found] = [[] for _ in runs]
     taken: dict[str, int] = {}
     now: list[Image.Image] = []  # itertools.tee would keep up to 57 images
-    found = [one.predict_each(iter(lambda: now[0], None), min_score=least) for one in runs]
+    most = None if objects else top_k
+    found = [one.predict_each(iter(lambda: now[0], None), min_score=least, top_k=most) for one in runs]
     fault: UserError | KeyboardInterrupt | None = None
     try:
         for sample, size in shown(shots, titles[0]):
@@ -184,14 +160,16 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float) ->
             entry = {"id": len(images), "file_name": sample.file, "width": size[0], "height": size[1]}
             if sample.image.size != size:
                 entry["seen_as"] = list(sample.image.size)
-            if runs[0].finds_objects:
+            if table is None:
                 file = folder / f"{free_name(Path(sample.file).stem, taken)}.png"
                 write_atomic(file, drawn(sample, here, titles))
                 entry["picture"] = file.name
                 print(f"{said(file)}  {' and '.join(str(len(rows)) for rows in here)} objects")
                 here = [enlarged(rows, sample.image.size, size) for rows in here]
             else:
-                print(f"{said(sample.file)}  {' | '.join(map(classes, here))}{truth(sample)}")
+                print(f"{said(sample.file)}  {table.add(sample, here)}")
+                if (label := label_of(sample)) is not None:
+                    entry["label"] = label
             for every, rows in zip(detections, here, strict=True):
                 every += [row | {"image_id": entry["id"]} for row in rows]
             images.append(entry)
@@ -209,7 +187,10 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float) ->
         }
         file = folder / "predictions.json"
         write_atomic(file, (json.dumps(document, indent=1) + "\n").encode())
-        print(said(file))
+        files = [file, *(table.write(folder) if table else [])]
+        print(*map(said, files), sep="\n")
+        if table and (summary := table.summary()):
+            print(summary)
     if isinstance(fault, KeyboardInterrupt):
         raise fault
     if fault is not None:
@@ -238,37 +219,6 @@ def drawn(sample: Sample, found: list[Found], titles: list[str]) -> bytes:
     else:
         pictures[0].save(file, "PNG")
     return file.getvalue()
-
-
-def classes(rows: Found) -> str:
-    """A classifier's rows in a line."""
-    return ", ".join(f"{row['category']} {row['score']:.2f}" for row in rows)
-
-
-def truth(sample: Sample) -> str:
-    """The class of an image, where it is known."""
-    return f"  (it is {sample.truth[0]['category']})" if sample.truth else ""
-
-
-def free_name(stem: str, taken: dict[str, int]) -> str:
-    """A picture's name: its image's, with a number where one of `taken` has that; notes it there.
-
-    Names that differ in capitals or in how an accent is encoded are one file on some systems.
-    """
-
-    def key(name: str) -> str:
-        return unicodedata.normalize("NFC", name).casefold()
-
-    raw = os.fsencode(stem)
-    if len(raw) > LONGEST_NAME:
-        stem = raw[:LONGEST_NAME].decode(errors="ignore")
-    for number in count(taken.get(key(stem), 0) + 1):
-        name = stem if number == 1 else f"{stem}-{number}"
-        if key(name) not in taken:
-            taken[key(stem)] = number
-            taken.setdefault(key(name), 1)
-            return name
-    raise AssertionError
 
 
 def main(words: list[str]) -> None:

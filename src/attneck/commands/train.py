@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,17 @@ from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
 from attneck.runs.folder import newest_folder, writing
 from attneck.runs.lock import LOCK, only_one
-from attneck.training.recipe import TIMM, Recipe, is_run, load_recipe, refusal, shipped_recipes
+from attneck.runs.pictures import PICTURES
+from attneck.training.recipe import (
+    TIMM,
+    Recipe,
+    is_run,
+    load_recipe,
+    no_rate,
+    refusal,
+    shipped_recipes,
+)
+from attneck.training.trackers import require
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
 
@@ -64,6 +76,7 @@ def main(words: list[str]) -> None:
         whole("--processes", arguments.processes, most=max(16, os.cpu_count() or 1))
         if not recipe.model.name.startswith(TIMM):
             catalog.find(recipe.model.name, dict(recipe.model.options))
+        require(recipe)
     except ValueError as error:
         raise UserError(str(error)) from None
     if out is None and is_run(Path(name)):
@@ -77,8 +90,17 @@ def main(words: list[str]) -> None:
         if arguments.processes > 1:
             launch(["train", *words], arguments.processes)
             return
+    schedule = recipe.schedule
+    if os.environ.get("RANK", "0") == "0" and recipe.steps is None and load_recipe(name).steps is not None:
+        marks = ", ".join(f"{mark:.3g}" for mark in schedule.milestones)
+        print(
+            f"attneck: {name} counts in epochs here: {recipe.epochs or 1}, "
+            f"{schedule.warmup_epochs:.3g} of warm-up{f', milestones {marks}' * bool(marks)}",
+            file=sys.stderr,
+        )
 
     from attneck.runs.train import train
+    from attneck.training.report import in_words
 
     summary = train(
         recipe,
@@ -89,8 +111,14 @@ def main(words: list[str]) -> None:
         verbose=arguments.verbose,
     )
     if int(os.environ.get("RANK", 0)) == 0:
+        if summary.early:
+            print(f"ended   early: {recipe.patience} scorings in a row were no better (patience)")
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
+        if (best := summary.best) is not None:
+            print(f"best    step {best.step}, {in_words({best.key: best.score})[0]}  (--checkpoint best)")
         print(f"next    attneck eval {summary.folder}")
+        if recipe.pictures:
+            print(f"see     {summary.folder}/{PICTURES}")
         print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
 
 
@@ -105,24 +133,86 @@ def _free(folder: Path) -> None:
 def parse(name: str, words: list[str]) -> Arguments:
     """The recipe called `name` with the fields that `words` give, such as `--epochs 3`.
 
-    Options of the model and of its surgery are added to the recipe's own, or put in their place.
+    Options of the model and of its surgery are added to the recipe's own, or put in their place; the value
+    None takes one back. `--model.options.activation relu` is the same as `--model.options activation relu`.
+    With epochs a recipe of steps is counted in these.
 
     Raises:
         UserError: no such recipe, or values that it cannot have.
     """
     whole = load_recipe(name)
+    epochs = _given(words, "epochs") or ""
+    if _given(words, "steps") in (None, "None") and re.fullmatch("[1-9][0-9]{0,8}", epochs):
+        whole = whole.in_epochs(int(epochs))
     own = {"options": whole.model.options, "surgery_options": whole.model.surgery_options}
     bare = whole.model_copy(update={"model": whole.model.model_copy(update={part: {} for part in own})})
     try:
-        arguments = arguments_of(Arguments, f"attneck train {name}", words, default=Arguments(recipe=bare))
+        arguments = arguments_of(
+            Arguments,
+            f"attneck train {name}",
+            gathered(words),
+            default=Arguments(recipe=bare),
+            description=" ".join(["Train what a recipe says.", *map(_has, own, own.values())]),
+        )
     except ValidationError as error:  # a value that is out of range, or two fields that do not go together
         raise refusal(error, name) from None
     model = arguments.recipe.model
+    both = {part: {**values, **getattr(model, part)} for part, values in own.items()}
     model = model.model_copy(
-        update={name: {**values, **getattr(model, name)} for name, values in own.items()}
+        update={
+            part: {option: value for option, value in values.items() if value != "None"}
+            for part, values in both.items()
+        }
     )
     arguments.recipe = arguments.recipe.model_copy(update={"model": model})
+    now = arguments.recipe.optimizer.name
+    with_rate = any(word.partition("=")[0] == "--optimizer.lr" for word in words)
+    if now not in ("sgd", whole.optimizer.name) and not with_rate:
+        raise UserError(f"attneck train {name}: {no_rate(now)}")
     return arguments
+
+
+def _has(part: str, values: dict[str, Any]) -> str:
+    """What the help says of the recipe's own options, which are no defaults."""
+    said = ", ".join(f"{name} {value}" for name, value in values.items())
+    return f"Its model.{part}: {said}." if said else ""
+
+
+def gathered(words: list[str]) -> list[str]:
+    """The words with each `--model.options.NAME VALUE …` as part of the one `--model.options`.
+
+    Raises:
+        UserError: an option that is given twice.
+    """
+    kept: list[str] = []
+    options: dict[str, list[str]] = {}
+    into = kept
+    for place, word in enumerate(words):
+        dotted = re.fullmatch(r"--model\.((?:surgery[-_])?options)\.([^=]+)(?:=(.*))?", word, re.DOTALL)
+        plain = re.fullmatch(r"--model\.((?:surgery[-_])?options)", word)
+        if found := dotted or plain:
+            flag = f"--model.{found[1].replace('_', '-')}"
+            into = options.setdefault(flag, [])
+        elif word.startswith("--") or word == "-h":
+            into = kept
+        option = dotted[2].replace("-", "_") if dotted else ""
+        if (plain and word in words[:place]) or (dotted and option in into):
+            raise UserError(f"{word.partition('=')[0]} is given more than once: leave all but one out")
+        if dotted:
+            into += [option] if dotted[3] is None else [option, dotted[3]]
+        elif not plain:
+            into.append(word)
+    return kept + [word for flag, values in options.items() for word in (flag, *values)]
+
+
+def _given(words: list[str], option: str) -> str | None:
+    """The value that the words give to an option; None where they don't."""
+    for word, value in zip(words, [*words[1:], ""], strict=False):
+        if word == f"--{option}":
+            return value
+        if word.startswith(f"--{option}="):
+            return word.partition("=")[2]
+    return None
 
 
 def launch(words: list[str], processes: int) -> None:

@@ -56,7 +56,8 @@ class AnnotatedImages(DetectionDataset):
 
 def read_pixels(record: Record, name: str, max_pixels: int | None = None) -> NDArray[np.uint8]:
     """The image of a record, uint8 [H, W, 3]; UnreadableImage when it is none or has another size."""
-    image = decode(record.file, name, max_pixels)
+    # Tools that draw boxes show a photo upright; COCO's own readers take it as it lies in the file.
+    image = decode(record.file, name, max_pixels, (record.width, record.height))
     if image.size != (record.width, record.height):
         raise UnreadableImage(
             f"{name}: image {record.id} ({record.file}) is of {image.width} x {image.height} pixels, its "

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from attneck.data.fingerprint import Fingerprint
-from attneck.data.sampling import Key
+from attneck.data.sampling import Key, key_of
 from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
+from attneck.data.workers import collate
 
 Batch = tuple[Tensor, Tensor]
 """Images [B, 3, H, W] float32 normalised, and labels [B] int64."""
@@ -23,13 +25,16 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
 
     `dataset[key]` is one image [3, H, W], float32, normalised with `mean` and `std`, and its label.
     `dataset.__getitems__(keys)`, which DataLoader calls, is the whole batch at once (see `Batch`); its
-    images are the same bits. Both lie in memory channels last.
+    images are the same bits. Both lie in memory channels last. A plain index is one of epoch 0; for a plain
+    DataLoader give collate_fn=dataset.collate.
 
     A subclass gives `pixels`, `labels` and `fingerprint`; and `crop_pct`, the share of a resized image's side
     that is cut out of its centre in evaluation.
     """
 
     crop_pct = 1.0
+    augment = "none"
+    collate = staticmethod(collate)
     skipped: Skipped | None = None
 
     def __init__(
@@ -58,6 +63,14 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         """The images as they are after augmentation, in [0, 255], uint8 [B, H, W, 3]."""
         raise NotImplementedError
 
+    def targets(self, keys: Sequence[Key]) -> NDArray[np.int64]:
+        """The label of each key's image, [B]."""
+        return self.labels[[index for _, index in keys]]
+
+    def whole(self, index: int) -> Image.Image:
+        """An image as it is before an evaluation resizes and cuts it."""
+        return Image.fromarray(self.pixels([(0, index)])[0])
+
     def fingerprint(self) -> Fingerprint:
         """What shows that another set is in its place: see `attneck.data.fingerprint`."""
         raise NotImplementedError
@@ -65,15 +78,15 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        pixels = self.pixels(keys)
+    def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
+        pairs = [key_of(key, self.augment) for key in keys]
+        pixels = self.pixels(pairs)
         rows = pixels.reshape(*pixels.shape[:2], -1) - self._offset
         rows *= self._scale
         images = rows.reshape(pixels.shape)
-        labels = self.labels[[index for _, index in keys]]
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
+        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.targets(pairs))
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Key | int) -> tuple[Tensor, int]:
         images, labels = self.__getitems__([key])
         return images[0], int(labels[0])
 

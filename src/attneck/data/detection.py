@@ -13,13 +13,19 @@ from torch.utils.data import Dataset
 from attneck.data.augment.geometry import Sample, mirror, resize_crop_pad, resized, visible
 from attneck.data.fingerprint import Fingerprint
 from attneck.data.readers.annotations import Record
-from attneck.data.sampling import Key, item_seed, uniforms
+from attneck.data.sampling import Key, item_seed, key_of, uniforms
 from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
 
 Item = tuple[Tensor, dict[str, Tensor]]
 SIDES = {"scale_jitter": 1024, "ssd": 300}
 """The default image_size of these augmentations, in pixels."""
+
+
+def collate(items: Sequence[Item]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images and targets as torchvision's detectors take them: a list of each."""
+    images, targets = zip(*items, strict=True)
+    return list(images), list(targets)
 
 
 class DetectionDataset(Dataset[Item]):
@@ -39,11 +45,14 @@ class DetectionDataset(Dataset[Item]):
     "scale_jitter": every second one mirrored, then `resize_crop_pad` by a draw from `jitter` (BoTNet section
     4.1). "ssd": see `SSDAugment`.
 
+    A plain index is one of epoch 0: DataLoader(dataset, batch_size=2, collate_fn=dataset.collate).
+
     A subclass gives `read`, `record`, `__len__`, `fingerprint` and `dropped`, the number of its objects that
     are left out of training because their box has no size.
     """
 
     dropped: int
+    collate = staticmethod(collate)
     skipped: Skipped | None = None
 
     def __init__(
@@ -83,8 +92,8 @@ class DetectionDataset(Dataset[Item]):
         """What shows that another set is in its place: see `attneck.data.fingerprint`."""
         raise NotImplementedError
 
-    def __getitem__(self, key: Key) -> Item:
-        epoch, index = key
+    def __getitem__(self, key: Key | int) -> Item:
+        epoch, index = key_of(key, self.augment)
         pixels, record = self.read(index)
         chosen = record.trained_on()
         masks = record.masks(chosen) if self.masks else None
@@ -164,12 +173,6 @@ class DetectionDataset(Dataset[Item]):
                 annotation["segmentation"] = object.segmentation
             found.append(annotation)
         return found
-
-
-def collate(items: Sequence[Item]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images and targets as torchvision's detectors take them: a list of each."""
-    images, targets = zip(*items, strict=True)
-    return list(images), list(targets)
 
 
 def open_detection(name: str, split: str, **options: Any) -> DetectionDataset:

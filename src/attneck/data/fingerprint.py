@@ -24,13 +24,15 @@ THREADS, CHUNK = 16, 1000
 """Sizes are asked for so many at a time: ImageNet's 1.28 M over a network would take minutes one by one."""
 
 
-def of_files(paths: Sequence[str], labels: NDArray[np.int64], classes: Sequence[str]) -> Fingerprint:
-    """Of images in files, their labels int64 [N], and the names of the labels."""
+def of_files(
+    paths: Sequence[str], labels: NDArray[np.int64], classes: Sequence[str], names: Sequence[str]
+) -> Fingerprint:
+    """Of images in files, their labels int64 [N], the names of the labels, and of each file in its class."""
     sizes = _sizes(paths)
     found = {}
     for label, name in enumerate(classes):
         chosen = np.flatnonzero(labels == label)
-        rows = [(os.path.basename(paths[i]), str(sizes[i])) for i in chosen.tolist()]
+        rows = [(names[i], str(sizes[i])) for i in chosen.tolist()]
         found[name] = _row(rows)
     return found
 

@@ -23,6 +23,23 @@ from torch.utils.data import Sampler
 Key = tuple[int, int]
 """What a data set is indexed with: (epoch, index)."""
 
+
+def key_of(index: Key | int, augment: str) -> Key:
+    """The key of a plain index, as a DataLoader without our batches gives it.
+
+    Raises ValueError for one into a set with an augmentation: its draws are a function of the epoch too, and
+    each epoch would have the same.
+    """
+    if isinstance(index, tuple):
+        return index
+    if augment != "none":
+        raise ValueError(
+            f"index {index} has no epoch, and augment {augment} draws by it: index with (epoch, {index}), "
+            "give the DataLoader batch_sampler=attneck.data.TrainBatches(…), or open with augment none"
+        )
+    return 0, int(index)
+
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _MASK = (1 << 64) - 1

@@ -46,10 +46,12 @@ class DataSet:
     Args:
         source: what must lie in the data folder, and where it comes from; "" for a drawn set.
         kinds: a `Kind` for each task that the set serves, "classification" or "detection".
+        endless: each epoch draws other images, when they are asked for.
     """
 
     source: str
     kinds: Mapping[str, Kind]
+    endless: bool = False
 
     @property
     def drawn(self) -> bool:
@@ -85,12 +87,17 @@ SETS: Mapping[str, DataSet] = {
     "clear_shapes": DataSet(
         "", {"classification": Kind("attneck.data.drawn.shapes:open_shapes", HALVES, SMALL)}
     ),
+    "relations": DataSet(
+        "",
+        {"classification": Kind("attneck.data.drawn.relations:open_relations", HALVES, ("none",))},
+        endless=True,
+    ),
     "cifar100": DataSet(
         "cifar-100-python or cifar-100-binary, from https://www.cs.toronto.edu/~kriz/cifar.html",
         {"classification": Kind("attneck.data.readers.cifar:open_cifar", HALVES, SMALL)},
     ),
     "folder": DataSet(
-        "train/<class>/ and val/<class>/ with images",
+        "train/<class>/ and val/<class>/ with images, or <class>/ and a val_share",
         {
             "classification": Kind(
                 "attneck.data.readers.folder:open_folder", HALVES, ("none", "inception", "randaugment")

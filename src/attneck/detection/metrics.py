@@ -38,10 +38,23 @@ def coco_scores(
     that is no finite number, a box that is not four numbers, a mask of another size than its image, and if
     boxes or masks are asked for and some objects or detections have none.
     """
+    evaluators = coco_evaluators(ground_truth, detections, kinds)
+    return {kind: coco_stats(evaluator) for kind, evaluator in evaluators.items()}
+
+
+def coco_stats(evaluator: Any) -> dict[str, float]:
+    """COCO's twelve scores of an evaluator that has run."""
+    return dict(zip(COCO_SCORES, map(float, evaluator.stats), strict=True))
+
+
+def coco_evaluators(
+    ground_truth: Truth, detections: Detections, kinds: Sequence[str] = ("bbox", "segm")
+) -> dict[str, Any]:
+    """faster-coco-eval's evaluator of each kind, after its run; see `coco_scores`."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     check_detections(ground_truth, detections)
-    scores = {}
+    evaluators = {}
     for kind in kinds:
         field = _FIELD[kind]
         lacking = [a for a in (*ground_truth["annotations"], *detections) if field not in a]
@@ -55,10 +68,9 @@ def coco_scores(
         truth = COCO(ground_truth | {"annotations": objects})
         keys = ("image_id", "category_id", "score", field)
         found = truth.loadRes([{key: detection[key] for key in keys} for detection in detections])
-        evaluation = COCOeval_faster(truth, found, kind)
-        evaluation.run()
-        scores[kind] = dict(zip(COCO_SCORES, map(float, evaluation.stats), strict=True))
-    return scores
+        evaluators[kind] = COCOeval_faster(truth, found, kind)
+        evaluators[kind].run()
+    return evaluators
 
 
 def voc_scores(
@@ -78,7 +90,7 @@ def voc_scores(
     Raises ValueError as `coco_scores` does.
     """
     check_detections(ground_truth, detections)
-    objects, found = _by_category(ground_truth["annotations"]), _by_category(detections)
+    objects, found = by_category(ground_truth["annotations"]), by_category(detections)
     scores = {
         category["name"]: _voc_class(objects[category["id"]], found[category["id"]], rule)
         for category in ground_truth["categories"]
@@ -115,7 +127,8 @@ def _finite(value: Any) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
-def _by_category(rows: Detections) -> defaultdict[int, Detections]:
+def by_category(rows: Detections) -> defaultdict[int, Detections]:
+    """The rows of each category's id."""
     groups: defaultdict[int, Detections] = defaultdict(list)
     for row in rows:
         groups[row["category_id"]].append(row)
@@ -124,17 +137,23 @@ def _by_category(rows: Detections) -> defaultdict[int, Detections]:
 
 def _voc_class(objects: Detections, found: Detections, rule: str) -> float:
     """The AP of one class; -1 if it has no objects, or only difficult ones."""
+    right, total = voc_right(objects, found)
+    return average_precision(right, total, rule) if total else -1.0
+
+
+def voc_right(objects: Detections, found: Detections) -> tuple[NDArray[np.bool_], int]:
+    """Which detections of one class are right, from the highest score down, and how many objects there are.
+
+    Those of difficult objects are left out, and such objects do not count.
+    """
     difficult = np.array([bool(row.get("difficult")) for row in objects], dtype=bool)
-    total = int((~difficult).sum())
-    if not total:
-        return -1.0
     order = np.argsort([-row["score"] for row in found], kind="stable")
     hit = _most_overlapped(objects, found)[order]  # the object of each detection, -1 for none
     first = np.zeros(len(hit), dtype=bool)
     first[np.unique(hit, return_index=True)[1]] = True
     ignored = (hit >= 0) & np.append(difficult, False)[hit]
-    right = (first & (hit >= 0))[~ignored]
-    return average_precision(right, total, rule)
+    right: NDArray[np.bool_] = (first & (hit >= 0))[~ignored]
+    return right, int((~difficult).sum())
 
 
 def average_precision(right: NDArray[np.bool_], total: int, rule: str) -> float:

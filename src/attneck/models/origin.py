@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from attneck.imagenet import MEAN, STD
@@ -17,13 +17,19 @@ PREFIX = "attneck_"
 
 @dataclass(frozen=True)
 class Origin:
-    """The arguments of `create_model` that make the same model again, without its weights."""
+    """The arguments of `create_model` that make the same model again, without its weights.
+
+    A run's model may be timm's (`timm/NAME`), and be changed by the function of `attneck.surgery` that is
+    named, with its arguments.
+    """
 
     name: str
     num_classes: int
     image_size: tuple[int, int]
     in_chans: int
     options: dict[str, Any]
+    surgery: str = "none"
+    surgery_options: dict[str, Any] = field(default_factory=dict)
 
 
 def pretrained_cfg(origin: Origin, options: FamilyOptions) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from attneck.errors import UserError, user_mistakes
 from attneck.training.recipe import RECIPE, Recipe, is_run, load_recipe
@@ -29,14 +29,23 @@ NAMES = {"val": "weights", "ema": "their average"}
 class Run:
     """What `attneck train` left in a folder. Nothing is read before it is asked for.
 
+    Args:
+        folder: where it lies.
+        checkpoint: the one that `step`, `weights`, `model` and what uses them are of: the newest, or the best
+            by the recipe's `metric`.
+
     Attributes:
         folder: where it lies.
 
     Raises, from every member that finds it so:
-        UserError: no run there, none of its checkpoints is whole, or data that is not there.
+        UserError: no run there, none of its checkpoints is whole, no best one is kept, or data that is not
+            there.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, checkpoint: Literal["newest", "best"] = "newest") -> None:
+        if checkpoint not in ("newest", "best"):
+            raise UserError(f"checkpoint {checkpoint!r}: a run has its 'newest' and its 'best'")
+        self.checkpoint = checkpoint
         if not str(folder):  # Path("") is the current folder
             raise UserError("'' is no run: give the folder of one (attneck train says where it is)")
         self.folder = Path(folder)
@@ -71,7 +80,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The optimiser step of its newest checkpoint."""
+        """The optimiser step of its checkpoint."""
         return int(self._state["step"])
 
     @property
@@ -81,7 +90,7 @@ class Run:
         return found
 
     def weights(self, *, average: bool = True) -> dict[str, Tensor]:
-        """The state dict of the newest checkpoint: the moving average of the weights, where it keeps one."""
+        """The state dict of its checkpoint: the moving average of the weights, where it keeps one."""
         state = self._state
         if not (average and state["average"]):
             found: dict[str, Tensor] = state["model"]
@@ -153,7 +162,9 @@ class Run:
         """What `evaluate` found, to be read: of a detector the papers' tables."""
         return self._task.tables({NAMES[name]: one for name, one in evaluations.items()})
 
-    def predict(self, images: Iterable[Image.Image], *, min_score: float = 0.0) -> list[Found]:
+    def predict(
+        self, images: Iterable[Image.Image], *, min_score: float = 0.0, top_k: int | None = None
+    ) -> list[Found]:
         """What its model finds in each image, best first: classes, or objects with their boxes and masks.
 
         On CUDA where there is one. A row has `category` and `score`; an object also `bbox` (x, y, width,
@@ -162,26 +173,35 @@ class Run:
         Args:
             images: of any size.
             min_score: what is less sure is left out, 0 to 1.
+            top_k: of a classifier, so many classes at most; 5 where None.
         """
-        return list(self.predict_each(images, min_score=min_score))
+        return list(self.predict_each(images, min_score=min_score, top_k=top_k))
 
-    def predict_each(self, images: Iterable[Image.Image], *, min_score: float = 0.0) -> Iterator[Found]:
+    def predict_each(
+        self, images: Iterable[Image.Image], *, min_score: float = 0.0, top_k: int | None = None
+    ) -> Iterator[Found]:
         """As `predict`, one image after the other: none is taken before the one before was asked for."""
         from functools import partial
 
         from attneck.training.distributed import world
         from attneck.training.loop import scored
 
+        options: dict[str, Any] = {"min_score": min_score}
+        if top_k is not None:
+            if self.finds_objects:
+                raise UserError(f"{self.folder} finds objects: top_k is of classifiers, leave it out")
+            options["top_k"] = top_k
         with world() as everyone, self._enough_memory():
             model = self._placed(self.model(), everyone)
             for image in images:
-                find = partial(self._task.predict, image=image, facts=self.facts, min_score=min_score)
+                find = partial(self._task.predict, image=image, facts=self.facts, **options)
                 yield scored(find, model, self.recipe, everyone.device)
 
     @cached_property
     def _state(self) -> dict[str, Any]:
-        """The newest whole checkpoint, of the recipe that is in the folder."""
+        """The newest whole checkpoint, or the best by its records, of the recipe that is in the folder."""
         from attneck.training import checkpoint
+        from attneck.training.best import best_of, key_of
         from attneck.training.recipe import differences, parse_recipe
         from attneck.training.state import check_fits
 
@@ -197,6 +217,16 @@ class Run:
         if os.environ.get("RANK", "0") == "0":
             for said in passed:
                 print(f"attneck: {said}; taking step {state['step']}", file=sys.stderr)
+        if self.checkpoint == "best":
+            with user_mistakes():
+                found = best_of(state["history"], key_of(self.recipe, self._task.metrics(self.recipe)))
+            if found is None:
+                raise UserError(
+                    f"{self.folder} has no best checkpoint yet, its held-out images were not scored: take "
+                    "the newest (--checkpoint newest)"
+                )
+            if found.step != state["step"]:
+                state, path = checkpoint.load_best(self.folder / "checkpoints", found.step, fits)
         if changed := differences(parse_recipe(state["recipe"], str(path)), self.recipe):
             raise UserError(
                 f"{self.folder / RECIPE} is not what {path.name} was trained with "

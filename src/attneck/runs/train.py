@@ -7,13 +7,13 @@ import os
 import sys
 import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from attneck.attention.cpu.choice import set_float32_products
@@ -24,14 +24,21 @@ from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
 from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
+from attneck.runs import pictures
 from attneck.runs.run import Run
+from attneck.runs.split import write_split
 from attneck.runs.start import Start, Wish, start
 from attneck.tasks import open_task
 from attneck.tasks.task import Facts, Task
-from attneck.training import checkpoint, loop
+from attneck.training import checkpoint, layers, loop, trackers
+from attneck.training.best import Best, best_of, key_of
 from attneck.training.distributed import World, world
 from attneck.training.environment import emulates_bfloat16
+from attneck.training.optimizer import parameter_groups
 from attneck.training.recipe import Model, Recipe
+
+MANY = 1000
+"""Epochs of a run at most; steps that are more were meant for a larger data set."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Summary:
     steps: int
     scores: dict[str, Any]
     weights: str  # digest of the state dict
+    best: Best | None  # of its records, by the recipe's metric
+    early: bool  # ended by the recipe's patience
 
 
 def train(
@@ -72,6 +81,7 @@ def train(
             run was started with.
         RunFailed: see `attneck.training.loop.train_loop`.
     """
+    trackers.require(recipe)
     if accept_changes and not resume:
         raise UserError("--accept-changes goes with --resume: a new run takes the data as it is")
     wish = Wish(None if out is None else Path(out), name or recipe.model.name, resume, accept_changes)
@@ -84,12 +94,20 @@ def train(
                     f"{len(task.held_out.classes)} of those held out: train and score on the same classes"
                 )
             batches_from(0, task, recipe, everyone)  # refuses a batch that does not divide
+            decides = key_of(recipe, task.metrics(recipe))
             facts = task.describe()
             torch.manual_seed(recipe.seed)
             model = task.build(recipe, facts)
-            started = [] if resume else start_from(recipe.model, task, model, verbose)
+            parameter_groups(model, recipe.optimizer)  # refuses layer_decay where there is no order of layers
+            drawn = _frozen(model, recipe)
+            started: list[str] = []
+            if not resume:
+                started = start_from(recipe.model, task, model, verbose)
+                _check_frozen(model, drawn)
         begun = _start_once(task, recipe, facts, wish, everyone, held)
         folder = begun.folder
+        if everyone.rank == 0:
+            write_split(folder, task)
         with user_mistakes():
             set_float32_products(begun.products)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and emulates_bfloat16(everyone.device):
@@ -98,7 +116,8 @@ def train(
                 file=sys.stderr,
             )
         if everyone.rank == 0 and not begun.resume:
-            for said in (getattr(model, "surgery_report", None), *started):
+            many = many_epochs(recipe, len(task.training))
+            for said in (getattr(model, "surgery_report", None), *started, many):
                 if said is not None:
                     print(f"attneck: {said}", file=sys.stderr)
 
@@ -112,17 +131,45 @@ def train(
             steps_per_epoch=len(task.training) // recipe.batch,
             resume=begun.resume,
             facts=begun.facts,
+            decides=decides,
         )
         if task.training.skipped is not None:
             left_out = set(everyone.joined(task.training.skipped.files()))
             if left_out and everyone.rank == 0:
                 print(f"attneck: {summary_of(left_out)}", file=sys.stderr)
-        best = average.module if average is not None else model
-        summary = Summary(folder, progress.step, progress.history[-1], checkpoint.digest(best.state_dict()))
+        last = average.module if average is not None else model
+        summary = Summary(
+            folder,
+            progress.step,
+            progress.history[-1],
+            checkpoint.digest(last.state_dict()),
+            best_of(progress.history, decides),
+            progress.step < recipe.total_steps(len(task.training) // recipe.batch),
+        )
         if everyone.rank == 0:
             document = {"steps": summary.steps, **summary.scores, "weights": summary.weights}
+            if summary.best is not None:
+                document["best"] = asdict(summary.best)
+            if summary.early:
+                document["ended_early"] = True
             write_atomic(folder / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
+            if recipe.pictures:
+                pictures.draw_pictures(folder, task, begun.facts)
         return summary
+
+
+def many_epochs(recipe: Recipe, images: int) -> str | None:
+    """What is to be said of steps that are more than MANY epochs of so many training images; else None."""
+    if recipe.steps is None or images < recipe.batch:
+        return None
+    steps = recipe.total_steps(images // recipe.batch)
+    epochs = steps * recipe.batch / images
+    if epochs <= MANY:
+        return None
+    return (
+        f"{steps:,} steps of {recipe.batch} are {epochs:,.0f} epochs of the {images:,} training images: "
+        "give --epochs for a schedule by the data (its warm-up and milestones keep their share)"
+    )
 
 
 def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> DataLoader[Any]:
@@ -157,6 +204,28 @@ def start_from(recipe: Model, task: Task, model: nn.Module, verbose: bool) -> li
     said = [f"from {recipe.pretrained or recipe.weights}: {loaded}"]
     said += [loaded.listing] if verbose and loaded.listing else []
     return said + ([f"warning: {loaded.warning}"] if loaded.warning else [])
+
+
+def _frozen(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    """A copy of the weights that the recipe freezes, as they were drawn.
+
+    Raises ValueError where there are no such stages.
+    """
+    if recipe.optimizer.freeze is None or recipe.model.options.get("pretrained"):  # timm's own option
+        return {}
+    names = layers.frozen_by(model, recipe.optimizer.freeze)
+    return {name: one.detach().clone() for name, one in model.named_parameters() if name in names}
+
+
+def _check_frozen(model: nn.Module, drawn: dict[str, Tensor]) -> None:
+    """ValueError where a frozen weight would stay as it was drawn at random."""
+    now = dict(model.named_parameters())
+    same = [name for name, one in drawn.items() if one.dim() > 1 and torch.equal(one, now[name])]
+    if same:
+        raise ValueError(
+            f"optimizer.freeze keeps {len(same)} weights as they were drawn at random, {same[0]} first: give "
+            "model.weights or model.pretrained, or freeze fewer stages"
+        )
 
 
 def weights_of(source: str) -> Any:

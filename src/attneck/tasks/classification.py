@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
@@ -14,21 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attneck import surgery
+from attneck.checks import sides
 from attneck.data import ClassificationDataset, collate, loader, open_dataset
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
 from attneck.models import catalog, create_model, pretrained
+from attneck.models.origin import Origin
 from attneck.models.renamed import renamed
 from attneck.models.weights import Loaded, load_matching, read_weights
+from attneck.tasks.confusion import Tally
 from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
 
 EVAL_BATCH = 500
-SHOWN = 5
-"""Classes that a prediction names at most."""
 
 
 class Classification:
@@ -36,6 +38,7 @@ class Classification:
 
     finds_objects = False
     collate = staticmethod(collate)
+    last: Evaluation | None = None
 
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
@@ -57,11 +60,13 @@ class Classification:
         opened = open_dataset(
             data.name,
             split,
+            problem=data.problem,
             root=data.root,
             image_size=data.image_size,
             seed=self.recipe.seed,
             md5=data.md5 or None,
             max_pixels=data.max_pixels,
+            val_share=data.val_share,
             **options,
         )
         if (name := self.recipe.model.pretrained) is not None:
@@ -93,35 +98,50 @@ class Classification:
 
     def evaluate(self, model: nn.Module, watch: Watch = unseen) -> dict[str, float]:
         """Mean cross-entropy, top-1 and top-5 in per cent, over every held-out image of every process."""
+        scores = self.report(model, watch).scores
+        return {name: scores[name] for name in ("loss", "top1", "top5")}
+
+    def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
+        """`evaluate`, the top-1 error in per cent, and what is taken for what."""
         batches = EvalBatches(
             len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
         )
         sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
-        for images, labels in watch(loader(self.held_out, batches, self.recipe.data.workers)):
+        tally = Tally(list(self.held_out.classes))
+        watched = watch(loader(self.held_out, batches, self.recipe.data.workers))
+        for (images, labels), keys in zip(watched, batches, strict=True):
             logits = model(self._images(images)).float().cpu()
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # [B, 5]
+            likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
+            shares = logits.softmax(1).gather(1, likeliest[:, :1])[:, 0]
+            tally.add(keys, labels, likeliest[:, 0], shares)
+            best = likeliest == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
             counts = [len(labels), float(loss), int(best[:, 0].sum()), int(best.sum())]
             sums += torch.tensor(counts, dtype=torch.float64)
         count, loss_sum, top1, top5 = self.everyone.total(sums.tolist())
-        return {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
-
-    def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
-        """`evaluate`, and the top-1 error in per cent."""
-        scores = self.evaluate(model, watch)
-        return Evaluation(len(self.held_out), scores | {"error": 100 - scores["top1"]})
+        scores = {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+        scores["error"] = 100 - scores["top1"]
+        self.last = Evaluation(len(self.held_out), scores, confusion=tally.total(self.everyone))
+        return self.last
 
     def samples(self, count: int) -> Samples:
-        """Held-out images as the network sees them, with their class."""
-        return Samples(spread(len(self.held_out), count, "the held-out images").tolist(), self._sample)
+        """Held-out images, with their class."""
+        return Samples(spread(len(self.held_out), count, "the held-out images").tolist(), self.sample)
 
-    def _sample(self, index: int) -> Sample:
+    def sample(self, index: int) -> Sample:
+        """A held-out image before it is resized and cut, with its class; its file, where it has one."""
         images = self.held_out
+        paths: list[str] | None = getattr(images, "paths", None)
         return Sample(
-            f"{self.recipe.data.val_split}-{index}",
-            Image.fromarray(images.pixels([(0, index)])[0]),
+            f"{self.recipe.data.val_split}-{index}" if paths is None else paths[index],
+            images.whole(index),
             [{"category": images.classes[int(images.labels[index])]}],
         )
+
+    @staticmethod
+    def metrics(recipe: Recipe) -> tuple[str, ...]:
+        """Of `evaluate`."""
+        return "top1", "top5", "loss"
 
     @staticmethod
     def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
@@ -130,14 +150,15 @@ class Classification:
         Raises ValueError for a name, an option or a surgery that does not exist or does not fit.
         """
         model: Any = build_classifier(recipe.model, len(facts["classes"]), image_size or facts["image_size"])
-        if hasattr(model, "origin"):  # of the catalog: what attneck.hub and the exports write
-            model.pretrained_cfg |= {
-                "mean": tuple(facts["mean"]),
-                "std": tuple(facts["std"]),
-                "interpolation": "bilinear",
-                "crop_pct": facts["crop_pct"],
-                "label_names": tuple(facts["classes"]),
-            }
+        # What attneck.hub and the exports write.
+        model.pretrained_cfg = dict(model.pretrained_cfg) | {
+            "input_size": (model.origin.in_chans, *model.origin.image_size),
+            "mean": tuple(facts["mean"]),
+            "std": tuple(facts["std"]),
+            "interpolation": "bilinear",
+            "crop_pct": facts["crop_pct"],
+            "label_names": tuple(facts["classes"]),
+        }
         built: nn.Module = model
         return built
 
@@ -151,8 +172,10 @@ class Classification:
         return load_matching(model, weights)
 
     @staticmethod
-    def predict(model: nn.Module, image: Image.Image, facts: Facts, min_score: float = 0.0) -> Found:
-        """The likeliest classes, five at most, with their probability.
+    def predict(
+        model: nn.Module, image: Image.Image, facts: Facts, min_score: float = 0.0, top_k: int = 5
+    ) -> Found:
+        """The likeliest classes, `top_k` at most, with their probability.
 
         The image is resized, cut and normalised as held-out images are.
         """
@@ -161,7 +184,7 @@ class Classification:
         mean, std = (torch.tensor(facts[key])[:, None, None] for key in ("mean", "std"))
         device = next(model.parameters()).device
         shares = model(((pixels - mean) / std).to(device)).float().softmax(1)[0]  # [classes]
-        scores, labels = shares.topk(min(SHOWN, len(shares)))
+        scores, labels = shares.topk(min(top_k, len(shares)))
         return [
             {"category": facts["classes"][label], "score": score}
             for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
@@ -181,12 +204,15 @@ class Classification:
 def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[int, int]) -> nn.Module:
     """The model that a recipe names, changed as it says; what was changed is its `surgery_report`.
 
+    Its `origin` says what it was made from.
+
     Raises ValueError for a name, an option or a surgery that does not exist or does not fit.
     """
     options: dict[str, Any] = dict(recipe.options)
     network: Any
     if recipe.name.startswith(TIMM):
         network = _of_timm(recipe.name.removeprefix(TIMM), num_classes, options)
+        network.origin = Origin(recipe.name, num_classes, sides("image_size", image_size), 3, options)
     else:
         catalog.find(recipe.name, options)  # refuses what is no option of the family
         network = create_model(recipe.name, num_classes=num_classes, image_size=image_size, **options)
@@ -209,6 +235,9 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
     size = {"image_size": image_size} if "image_size" in arguments else {}
     network, report = operate(network, **size, **recipe.surgery_options)
     network.surgery_report = report
+    network.origin = dataclasses.replace(
+        network.origin, surgery=recipe.surgery, surgery_options=dict(recipe.surgery_options)
+    )
     changed: nn.Module = network
     return changed
 

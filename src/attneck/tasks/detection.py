@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,8 @@ from attneck.data import loader
 from attneck.data.detection import DetectionDataset, collate, open_detection
 from attneck.data.sampling import EvalBatches, spread
 from attneck.data.table import SETS
-from attneck.detection.metrics import Detections, coco_scores, voc_scores
+from attneck.detection.metrics import Detections, coco_evaluators, coco_stats, voc_scores
+from attneck.detection.precision_recall import Curve, coco_curves, voc_curves
 from attneck.detection.results import to_coco_detections
 from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
 from attneck.detection.weights import load_weights
@@ -28,6 +30,8 @@ from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
 from attneck.training.report import Watch, unseen
 
+PICTURED = 4
+"""Held-out images that a run draws at its end."""
 EVAL_BATCH = 4  # masks of a hundred objects an image come at its full size
 
 Targets = list[dict[str, Tensor]]
@@ -46,6 +50,7 @@ class Detection:
 
     finds_objects = True
     collate = staticmethod(collate)
+    last: Evaluation | None = None
 
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
@@ -65,6 +70,7 @@ class Detection:
             size=data.val_size,
             md5=data.md5 or None,
             max_pixels=data.max_pixels,
+            val_share=data.val_share,
         )
 
     @cached_property
@@ -82,6 +88,7 @@ class Detection:
             seed=self.recipe.seed,
             size=data.train_size,
             max_pixels=data.max_pixels,
+            val_share=data.val_share,
             on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
             **data.augmentation(),
         )
@@ -153,29 +160,44 @@ class Detection:
 
     def scores(self, detections: Detections) -> dict[str, Any]:
         """All scores, fractions: of COCO and shapes `coco_scores`; of VOC "mAP" and "classes"."""
+        return self._scored(detections)[0]
+
+    def _scored(self, detections: Detections) -> tuple[dict[str, Any], dict[str, list[Curve]]]:
+        """All scores, and the precision by recall of each class."""
         truth = self.held_out.ground_truth()
         data = self.recipe.data
         rule = SETS[data.name].kinds["detection"].ap[data.val_split]
         if rule == "coco":
-            return dict(coco_scores(truth, detections, ("bbox", "segm") if self.masks else ("bbox",)))
+            evaluators = coco_evaluators(truth, detections, ("bbox", "segm") if self.masks else ("bbox",))
+            scores = {kind: coco_stats(evaluator) for kind, evaluator in evaluators.items()}
+            return scores, coco_curves(truth, evaluators)
         mean, classes = voc_scores(truth, detections, rule)
-        return {"mAP": mean, "classes": classes}
+        return {"mAP": mean, "classes": classes}, voc_curves(truth, detections, rule)
 
     def evaluate(self, model: nn.Module, watch: Watch = unseen) -> dict[str, float]:
         """`headline` of what `model` finds."""
-        return headline(self.scores(self.detect(model, watch)))
+        found = self.report(model, watch)
+        # What is kept from one evaluation to the next is what the run's pictures need.
+        chosen = spread(len(self.held_out), min(PICTURED, len(self.held_out)), "the held-out images")
+        ids = {self.held_out.record(index).id for index in chosen.tolist()}
+        self.last = replace(
+            found, detections=[row for row in found.detections or [] if row["image_id"] in ids]
+        )
+        return found.scores
 
     def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
         """`headline`, all scores, and what `model` finds."""
         found = self.detect(model, watch)
-        scores = self.scores(found)
-        return Evaluation(len(self.held_out), headline(scores), scores, found)
+        scores, curves = self._scored(found)
+        self.last = Evaluation(len(self.held_out), headline(scores), scores, found, curves=curves)
+        return self.last
 
     def samples(self, count: int) -> Samples:
         """Held-out images as they are in their files, with their objects."""
-        return Samples(spread(len(self.held_out), count, "the held-out images").tolist(), self._sample)
+        return Samples(spread(len(self.held_out), count, "the held-out images").tolist(), self.sample)
 
-    def _sample(self, index: int) -> Sample:
+    def sample(self, index: int) -> Sample:
+        """A held-out image as it is in its file, with its objects."""
         names = dict(zip(self.held_out.category_ids, self.held_out.classes, strict=True))
         pixels, record = self.held_out.read(index)
         rows = self.held_out.annotations(record)
@@ -183,18 +205,30 @@ class Detection:
         return Sample(record.file, Image.fromarray(pixels), truth)
 
     @staticmethod
+    def metrics(recipe: Recipe) -> tuple[str, ...]:
+        """Of `headline`; masks' only where the detector has a mask head."""
+        if SETS[recipe.data.name].kinds["detection"].ap[recipe.data.val_split] != "coco":
+            return ("mAP",)
+        options = catalog.find(recipe.model.name, dict(recipe.model.options)).options
+        kinds = ("box", "mask") if isinstance(options, DetectorOptions) and options.finds_masks else ("box",)
+        return tuple(f"{kind}_{score}" for kind in kinds for score in ("AP", "AP50", "AP75"))
+
+    @staticmethod
     def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
-        """The recipe's model, for the classes of its data beside the background.
+        """The recipe's model, for the classes of its data beside the background; their names stay with it.
 
         Raises ValueError for a name or an option that does not exist or does not fit.
         """
         name, options = recipe.model.name, dict[str, Any](recipe.model.options)
         catalog.find(name, options)  # refuses what is no option of the family
         size = image_size or facts["image_size"]
-        model = create_model(name, num_classes=len(facts["classes"]) + 1, image_size=size, **options)
+        model: Any = create_model(name, num_classes=len(facts["classes"]) + 1, image_size=size, **options)
+        # What attneck.hub and the exports write.
+        model.pretrained_cfg = {"label_names": ("background", *facts["classes"])}
         if "mean" in facts:
             follow(model, facts["mean"], facts["std"])
-        return model
+        built: nn.Module = model
+        return built
 
     @staticmethod
     def start(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from PIL import Image
 from torch import Tensor, nn
 
+from attneck.detection.precision_recall import Curve
 from attneck.models.weights import Loaded
+from attneck.tasks.confusion import Confusion
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
 from attneck.training.report import Watch
@@ -25,12 +27,21 @@ Found = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What held-out images say of one model: its scores, and whatever else the task has to tell."""
+    """What held-out images say of one model: its scores, and whatever else the task has to tell.
+
+    Attributes:
+        details: of detectors, all scores as JSON has them.
+        detections: of detectors, what was found, as COCO's results.
+        confusion: of classifiers, what is taken for what.
+        curves: of detectors, the precision by recall of each class, by kind.
+    """
 
     images: int
     scores: dict[str, float]
     details: Any = None
     detections: Found | None = None
+    confusion: Confusion | None = None
+    curves: dict[str, list[Curve]] | None = None
 
 
 class Sample(NamedTuple):
@@ -63,6 +74,7 @@ class Task(Protocol):
     Attributes:
         training: the data set that is trained on.
         held_out: the data set that is scored.
+        last: what `evaluate` or `report` said last, of which a run's pictures are drawn; None before.
         finds_objects: whether predictions have a box in the image.
 
     The constructor raises ValueError for a part of the recipe that the task or its data does not have, and
@@ -72,6 +84,7 @@ class Task(Protocol):
     finds_objects: ClassVar[bool]
     recipe: Recipe
     held_out: Any
+    last: Evaluation | None
 
     def __init__(self, recipe: Recipe, everyone: World) -> None: ...
 
@@ -101,7 +114,14 @@ class Task(Protocol):
     def samples(self, count: int) -> Samples:
         """So many held-out images, evenly spread; ValueError if there are fewer."""
 
+    def sample(self, index: int) -> Sample:
+        """A held-out image by its place in the set."""
+
     # What a run that is read back needs: no data.
+
+    @staticmethod
+    def metrics(recipe: Recipe) -> tuple[str, ...]:
+        """The names of `evaluate`'s scores; the first one says which checkpoint is best."""
 
     @staticmethod
     def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
@@ -113,7 +133,10 @@ class Task(Protocol):
 
     @staticmethod
     def predict(model: nn.Module, image: Image.Image, facts: Facts, min_score: float) -> Found:
-        """What `model`, in evaluation mode, finds in an image; nothing with a lower score."""
+        """What `model`, in evaluation mode, finds in an image; nothing with a lower score.
+
+        A classifier's takes `top_k` too, the number of classes at most.
+        """
 
     @staticmethod
     def tables(evaluations: Mapping[str, Evaluation]) -> str:

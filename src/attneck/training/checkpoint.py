@@ -1,10 +1,11 @@
 """Checkpoints that are whole or not there: written to another name, hashed, renamed; the newest two kept.
 
-A run's `checkpoints/` holds `step-00000042.pt` and `step-00000042.pt.sha256`. The sum is written first, and
-the checkpoint is renamed last. So whoever finds a checkpoint finds its sum, and a write that is cut short
-leaves the checkpoint before. Where a step is saved again, the file has both sums, the new one first.
-Checkpoints are read with `weights_only=True` alone: they cannot run code. What else lies in the folder is
-nobody's business here: it is neither removed nor counted.
+A run's `checkpoints/` holds `step-00000042.pt` and `step-00000042.pt.sha256`, and the best one as
+`best-00000021.pt` with its sum: the same file as that of its step, as long as that is kept. The sum is
+written first, and the checkpoint is renamed last. So whoever finds a checkpoint finds its sum, and a write
+that is cut short leaves the checkpoint before. Where a step is saved again, the file has both sums, the new
+one first. Checkpoints are read with `weights_only=True` alone: they cannot run code. What else lies in the
+folder is nobody's business here: it is neither removed nor counted.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ import torch
 from torch import Tensor
 
 from attneck.errors import UserError, one_line
-from attneck.files import write_atomic, writing
+from attneck.files import link_atomic, write_atomic, writing
 from attneck.training.memory import is_out_of_memory
 from attneck.training.state import check
 
 KEPT = 2
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})\.pt")
-LEFT = re.compile(r"\.step-[0-9]{8,18}\.pt(\.sha256)?\.[0-9]+\.tmp")
+BEST = re.compile(r"best-([0-9]{8}|[1-9][0-9]{8,17})\.pt")
+LEFT = re.compile(r"\.(step|best)-[0-9]{8,18}\.pt(\.sha256)?\.[0-9]+\.tmp")
 """What a process that was killed in a write has left."""
 
 
@@ -49,19 +51,31 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     sums = [hashlib.sha256(data).hexdigest()]
     with writing(path):
         folder.mkdir(exist_ok=True)  # not its parents: a run's folder that is gone does not come again
-        for file in (path, _sum_of(path)):
-            if os.path.lexists(file) and not _is_file(file):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        if path.is_file():  # it is whole until the new one is in its place
-            sums.append(_digest(path))
-    write_atomic(_sum_of(path), ("\n".join(sums) + "\n").encode())
+    _put_sum(path, sums)
     write_atomic(path, data)
     older = [old for old in checkpoints(folder) if _step(old) <= step]
-    left = [file for file in folder.iterdir() if LEFT.fullmatch(file.name)]
-    for file in [*left, *(part for old in older[KEPT:] for part in (old, _sum_of(old)))]:
-        with suppress(OSError):  # it is in nobody's way
-            file.unlink(missing_ok=True)
+    _remove([file for file in folder.iterdir() if LEFT.fullmatch(file.name)])
+    _remove([part for old in older[KEPT:] for part in (old, _sum_of(old))])
     return path
+
+
+def keep_best(folder: Path, step: int) -> None:
+    """Let the checkpoint of `step`, just saved, stay as the best one whatever comes after it.
+
+    Raises:
+        NotWritten: what was there stays as it was.
+    """
+    source, path = folder / f"step-{step:08d}.pt", folder / f"best-{step:08d}.pt"
+    with writing(path):
+        sums = _sum_of(source).read_text().split()
+    _put_sum(path, sums)
+    link_atomic(source, path)
+
+
+def keep_no_other(folder: Path, step: int, best: set[int]) -> None:
+    """Remove the best checkpoints up to `step` but those of the steps `best`."""
+    old = [path for path in _named(folder, BEST) if _step(path) <= step and _step(path) not in best]
+    _remove([part for path in old if _is_file(path) for part in (path, _sum_of(path))])
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -83,23 +97,37 @@ def load_latest(
     passed: list[str] = []
     for path in _named(folder):
         try:
-            with _opened(path) as file:
-                _compare(file, path)
-                state = _read(file)
-            check(state, _step(path))
-            if fits is not None:
-                fits(state)
-            return state, path, passed
-        except OSError as error:
-            passed.append(f"{path} cannot be read: {error.strerror or one_line(error)}")
+            return _whole(path, fits), path, passed
         except ValueError as error:
-            passed.append(f"{path} cannot be used: {one_line(error)[:150]}")
+            passed.append(str(error))
     if passed:
         raise UserError(
             f"{folder}: none of its {len(passed)} checkpoints can be used; start the run anew "
             f"({passed[0].removeprefix(f'{folder}/')})"
         )
     raise UserError(f"{folder}: no checkpoint there; start the run without --resume")
+
+
+def load_best(
+    folder: Path, step: int, fits: Callable[[dict[str, Any]], None] | None = None
+) -> tuple[dict[str, Any], Path]:
+    """The checkpoint of `step`, kept as the best one: its state, and where it lies.
+
+    Raises:
+        UserError: it is not there, not whole, or cannot be used.
+    """
+    path = folder / f"best-{step:08d}.pt"
+    if not os.path.lexists(path):  # as one of the newest it may still be there
+        path = folder / f"step-{step:08d}.pt"
+    if not os.path.lexists(path):
+        raise UserError(
+            f"{folder}: its best checkpoint, of step {step}, is not there; take the newest "
+            "(--checkpoint newest)"
+        )
+    try:
+        return _whole(path, fits), path
+    except ValueError as error:
+        raise UserError(f"{error}; take the newest (--checkpoint newest)") from None
 
 
 def not_finite(state: Any, name: str = "") -> str | None:
@@ -120,10 +148,43 @@ def digest(state: dict[str, Tensor]) -> str:
     return sums.hexdigest()[:16]
 
 
-def _named(folder: Path) -> list[Path]:
+def _whole(path: Path, fits: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
+    """A checkpoint's state; ValueError, with the file and the reason, where there is none to be used."""
+    try:
+        with _opened(path) as file:
+            _compare(file, path)
+            state: dict[str, Any] = _read(file)
+        check(state, _step(path))
+        if fits is not None:
+            fits(state)
+        return state
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {one_line(error)[:150]}") from error
+
+
+def _put_sum(path: Path, sums: list[str]) -> None:
+    """Write the sums of what is about to be `path`, and of what is there: it is whole until then."""
+    with writing(path):
+        for file in (path, _sum_of(path)):
+            if os.path.lexists(file) and not _is_file(file):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if path.is_file():
+            sums = [*sums, _digest(path)]
+    write_atomic(_sum_of(path), ("\n".join(sums) + "\n").encode())
+
+
+def _remove(files: list[Path]) -> None:
+    for file in files:
+        with suppress(OSError):  # it is in nobody's way
+            file.unlink(missing_ok=True)
+
+
+def _named(folder: Path, name: re.Pattern[str] = NAME) -> list[Path]:
     """What has a checkpoint's name, newest step first."""
     try:
-        found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
+        found = [path for path in folder.iterdir() if name.fullmatch(path.name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError) as error:  # a loop, a folder that may not be read, a NUL in its name

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attneck.training.distributed import World
+from attneck.training.layers import to_training
 from attneck.training.recipe import Recipe
 from attneck.training.step import Objective, backward, micro_batch_loss, unshared
 
@@ -92,7 +93,7 @@ def _faults(
     step: int,
 ) -> list[Fault]:
     """What is not finite when this process runs its share of a step again."""
-    parallel.train()
+    to_training(parallel)
     model.zero_grad(set_to_none=True)
     found: list[Fault] = []
     for part in range(recipe.accumulate):  # to the end: BatchNorm over all processes waits for each

@@ -23,20 +23,23 @@ from torch.optim.swa_utils import AveragedModel
 from attneck.errors import RunFailed, UserError
 from attneck.files import NotWritten
 from attneck.signals import noted
-from attneck.training import checkpoint, state
+from attneck.training import checkpoint, layers, state
 from attneck.training.allocator import keep_freed_memory
+from attneck.training.best import Keeper, gives_up
 from attneck.training.distributed import World
 from attneck.training.environment import peak_memory
 from attneck.training.finite import Guard, explain
 from attneck.training.memory import OutOfMemory, memory_errors
 from attneck.training.norms import synchronise_batchnorm
-from attneck.training.optimizer import average_of, make_optimizer
+from attneck.training.optimizer import HOLD_BACK, average_of, make_optimizer, set_rate
 from attneck.training.recipe import Recipe
 from attneck.training.report import Record, Report, Watch
 from attneck.training.schedule import lr_factor
 from attneck.training.state import Progress
 from attneck.training.step import Objective, clip, gradients, precision
 from attneck.training.stop import until_stopped
+from attneck.training.table import write_csv
+from attneck.training.trackers import Trackers
 
 T = TypeVar("T")
 
@@ -52,17 +55,21 @@ def train_loop(
     steps_per_epoch: int,
     resume: bool,
     facts: dict[str, Any],
+    decides: str | None = None,
 ) -> tuple[Progress, AveragedModel | None]:
     """Train `model` in place, from the beginning or from the newest whole checkpoint in `folder`.
 
     Args:
         batches: a function of the step to start from; gives `recipe.accumulate` batches a step.
         facts: what the model knows of its data, as JSON has it, to be kept with the weights.
+        decides: the score in a record, such as "val_top1", that the best checkpoint is kept by, and that the
+            recipe's patience waits for; None keeps none, and waits for nothing.
 
     Raises:
         RunFailed: stopped by SIGTERM (143) or SIGINT (130) with the step saved; a loss, a gradient or a
             weight that is not finite, or a disk that takes no more (1), with the last checkpoint whole.
-        ValueError: a BatchNorm that cannot be synchronised.
+        ValueError: a BatchNorm that cannot be synchronised; layer_decay or freeze, and a model without an
+            order of layers; a tracker that cannot be started, where the run begins.
     """
     if world.device.type == "cpu":
         keep_freed_memory()
@@ -73,7 +80,12 @@ def train_loop(
         norms = synchronise_batchnorm(model, world.device)
         if world.rank == 0:
             print(f"attneck: {norms} BatchNorm layers over {world.size} processes", file=sys.stderr)
-    at_once = reads_at_once(world.device)
+    if recipe.optimizer.freeze is not None:
+        frozen = layers.freeze(model, recipe.optimizer.freeze)
+        if world.rank == 0:
+            print(f"attneck: {frozen}", file=sys.stderr)
+    # Where no kernel can hold a step back on the device, its flag is read before the step.
+    at_once = reads_at_once(world.device) or recipe.optimizer.name not in HOLD_BACK
     optimizer = make_optimizer(model, recipe.optimizer, fused=not at_once)
     average = average_of(model, recipe.ema) if recipe.ema else None
     progress = Progress()
@@ -83,6 +95,7 @@ def train_loop(
     steps = recipe.total_steps(steps_per_epoch)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
     guard = Guard(world.device)
+    keeper = Keeper(folder / "checkpoints", decides) if decides is not None and world.rank == 0 else None
 
     def save() -> None:
         content = state.taken(progress, model, optimizer, average, recipe, facts, world)
@@ -95,6 +108,8 @@ def train_loop(
             )
         if world.rank == 0:
             checkpoint.save(folder / "checkpoints", progress.step, content)
+        if keeper is not None:
+            keeper.saved(progress.history, progress.step)
 
     def stopped_by(number: int) -> RunFailed:
         return RunFailed(
@@ -121,7 +136,11 @@ def train_loop(
             start=progress.step,
             history=progress.history,
         ) as report,
+        Trackers(folder if world.rank == 0 else None, recipe, resumed=progress.step > 0) as trackers,
     ):
+        if keeper is not None and progress.step:
+            keeper.saved(progress.history, progress.step)
+        trackers.send(progress.history)  # what was saved and not sent
         loader = batches(progress.step)
         watch = until_stopped(report.watch, stop, world, stopped_by)
         saved = began = time.monotonic()
@@ -143,14 +162,16 @@ def train_loop(
                 progress.history.append(position | means | held_out | took)
                 progress.sums = {}
                 report.epoch(progress.history)
+                if world.rank == 0:
+                    write_csv(folder, progress.history)
                 save()
+                trackers.send(progress.history)
                 saved = began = time.monotonic()
-            if progress.step == steps:
+            if progress.step == steps or ended_early(progress, recipe, decides, world):
                 return progress, average
 
-            parallel.train()
-            for group in optimizer.param_groups:
-                group["lr"] = _rate(recipe, progress.step, steps_per_epoch)
+            layers.to_training(parallel)
+            set_rate(optimizer, _rate(recipe, progress.step, steps_per_epoch))
             scores = gradients(parallel, objective, loader, recipe, world, progress.step)
             norm = clip(model, recipe.optimizer.clip_norm)
             guard.see(norm, progress.step + 1)
@@ -188,6 +209,13 @@ def train_loop(
             if stopped:
                 world.maximum([0.0])  # nobody leaves before the first process has saved
                 raise stopped_by(int(stopped))
+
+
+def ended_early(progress: Progress, recipe: Recipe, decides: str | None, world: World) -> bool:
+    """True where the run's patience has come to its end with the last record, on all processes alike."""
+    if decides is None or recipe.patience is None or progress.step != _last_record(progress):
+        return False
+    return bool(world.maximum([float(gives_up(progress.history, decides, recipe.patience))])[0])
 
 
 def reads_at_once(device: torch.device) -> bool:
@@ -243,7 +271,7 @@ def scored(score: Callable[[nn.Module], T], network: nn.Module, recipe: Recipe, 
 def _restored(
     folder: Path,
     model: nn.Module,
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
     recipe: Recipe,
     world: World,

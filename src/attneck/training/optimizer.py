@@ -1,4 +1,4 @@
-"""SGD as both papers use it, and the moving average of the weights."""
+"""SGD as both papers use it, the optimisers of timm's factory, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -8,39 +8,106 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from attneck.training.layers import layer_of
+from attneck.training.optimizer_names import fields_of
 from attneck.training.recipe import Optimizer
 
+HOLD_BACK = {"sgd", "adam", "adamw"}
+"""Those of which torch has a fused kernel that holds a step back on the device."""
 
-def make_optimizer(model: nn.Module, options: Optimizer, *, fused: bool = False) -> torch.optim.SGD:
-    """SGD with weight decay on weights of two and more dimensions except position tables, or on all.
+
+def make_optimizer(model: nn.Module, options: Optimizer, *, fused: bool = False) -> torch.optim.Optimizer:
+    """The optimiser of `parameter_groups`.
 
     Args:
-        fused: torch's fused kernel. It rounds otherwise, and it leaves weights and momentum as they are where
-            the optimiser's attribute `found_inf`, float32 [] on the device, is 1.
+        fused: torch's fused kernel, of `HOLD_BACK` alone. It rounds otherwise, and it leaves weights and
+            momentum as they are where the optimiser's attribute `found_inf`, float32 [] on the device, is 1.
+
+    Raises:
+        ValueError: layer_decay, and the model has no order of layers.
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    return _of_groups(parameter_groups(model, options), options, fused=fused)
+
+
+def parameter_groups(model: nn.Module, options: Optimizer) -> list[dict[str, Any]]:
+    """The parameters by their weight decay and, with layer_decay, by their layer from the first one on.
+
+    Decay is on weights of two and more dimensions except position tables, or on all. A layer's group has
+    `lr_scale`, layer_decay to the power of the layers after it, as timm's `param_groups_layer_decay` has it.
+
+    Raises:
+        ValueError: layer_decay, and the model has no order of layers.
+    """
+    layers, last = {}, 0
+    if options.layer_decay is not None:
+        layers = layer_of(model, "optimizer.layer_decay")
+        last = max(layers.values())
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         table = name.rpartition(".")[2].startswith(("rel_", "abs_"))
-        (decayed if options.decay_all or (parameter.dim() > 1 and not table) else free).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=options.lr,
-        momentum=options.momentum,
-        nesterov=options.nesterov and options.momentum > 0,
-        fused=fused or None,
-    )
+        decayed = options.decay_all or (parameter.dim() > 1 and not table)
+        groups.setdefault((layers.get(name, last), not decayed), []).append(parameter)
+    found = []
+    for layer, free in sorted(groups):
+        group = {"params": groups[layer, free], "weight_decay": 0.0 if free else options.weight_decay}
+        if options.layer_decay is not None:
+            group["lr_scale"] = options.layer_decay ** (last - layer)
+        found.append(group)
+    return found
 
 
-def restore_optimizer(optimizer: torch.optim.SGD, state: dict[str, Any]) -> None:
-    """Load a checkpoint's momentum; rates, decay and kernel stay this optimiser's, not the checkpoint's."""
-    optimizer.load_state_dict(
-        {"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step; of a layer's group times its scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a checkpoint's momentum and counts; rates, decay and kernel stay this optimiser's own."""
+    own = optimizer.state_dict()["param_groups"]
+    groups = [theirs | mine for theirs, mine in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+
+
+def example_state(options: Optimizer) -> tuple[dict[str, Any], dict[str, Any], torch.Size]:
+    """What the optimiser keeps for a weight, and in a group beside its options, after a step.
+
+    Returns: both by name, and the shape of the weight that the tensors are for.
+    """
+    weight = nn.Parameter(torch.ones(3, 2))
+    optimizer = _of_groups([{"params": [weight]}], options)
+    before = set(optimizer.param_groups[0])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    kept = {name: value for name, value in optimizer.state[weight].items() if value is not None}
+    in_group = {name: value for name, value in optimizer.param_groups[0].items() if name not in before}
+    return kept, in_group, weight.shape
+
+
+def _of_groups(
+    groups: list[dict[str, Any]], options: Optimizer, *, fused: bool = False
+) -> torch.optim.Optimizer:
+    if options.name == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=options.lr,
+            momentum=options.momentum,
+            nesterov=options.nesterov and options.momentum > 0,
+            fused=fused or None,
+        )
+    from timm.optim import create_optimizer_v2
+
+    given: dict[str, Any] = {}
+    if fused and options.name in HOLD_BACK:
+        given["fused"] = True
+    if options.betas is not None:
+        given["betas"] = tuple(options.betas)
+    if options.eps is not None:
+        given["eps"] = options.eps
+    if fields_of(options.name).momentum:
+        given["momentum"] = options.momentum
+    made: torch.optim.Optimizer = create_optimizer_v2(groups, options.name, lr=options.lr, **given)
+    return made
 
 
 def average_of(model: nn.Module, decay: float) -> AveragedModel:

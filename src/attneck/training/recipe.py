@@ -21,6 +21,7 @@ from pydantic import (
 from attneck.checks import MOST
 from attneck.data.table import ONLY_WITH, SETS, Augment, HeldOutSplit, Name, TrainingSplit
 from attneck.errors import UserError, brief, one_line, suggestion
+from attneck.training.optimizer_names import OptimizerName, fields_of
 from attneck.training.recipe_file import read_yaml
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -56,19 +57,29 @@ Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e6)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 Text = Annotated[str, Field(max_length=4000, strict=True), AfterValidator(_word)]
 Value = bool | int | float | Text | list[int]
+Tracker = Literal["wandb", "mlflow", "trackio"]
 
 
 class Part(BaseModel):
     """A part of a recipe: unknown fields, infinite numbers and NaN are refused. It cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """The line breaks of a help text are the terminal's, not those of the docstring."""
+        for field in cls.model_fields.values():
+            field.description = " ".join((field.description or "").split())
 
 
 class Model(Part):
+    """The network, and what it starts from."""
+
     name: Text = "cifar_resnet20"
     """A name of `attneck list`, or timm/NAME for a classifier of timm's."""
     options: dict[Text, Value] = {}
-    """Options of the model, such as bam_dilation 2; added to the recipe's own."""
+    """Options of the model, such as bam_dilation 2; added to the recipe's own. On the command line also
+    --model.options.bam_dilation 2; the value None takes one of the recipe's back."""
     weights: Text | None = None
     """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run. A detector
     may start from another detector, or from a classifier. Tensors that fit by name and shape are taken."""
@@ -78,7 +89,7 @@ class Model(Part):
     surgery: Literal["none", "adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
     """Classifiers: the function of `attneck.surgery` that changes the model before training."""
     surgery_options: dict[Text, Value] = {}
-    """Arguments of that function, such as start paper, or stage -2."""
+    """Arguments of that function, such as start paper, or stage -2; None takes one of the recipe's back."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Model:
@@ -90,16 +101,25 @@ class Model(Part):
 
 
 class Data(Part):
+    """The images, for training and held out."""
+
     name: Name = "shapes"
-    """shapes: drawn by the program; clear_shapes: easier ones. cifar100: as published. folder:
-    {train,val}/CLASS/*. Detectors have shapes (scenes with boxes and masks), coco, voc2007, voc2012 and
+    """shapes: drawn by the program; clear_shapes: easier ones; relations: a problem that no single part of
+    an image answers, other images in each epoch. cifar100: as published. folder: {train,val}/CLASS/*, or
+    CLASS/* with val_share. Detectors have shapes (scenes with boxes and masks), coco, voc2007, voc2012 and
     voc0712, which is both."""
+    problem: Literal["same", "twins", "identity", "left_of", "inside", "nearest", "path"] | None = None
+    """relations: are two glyphs equal (same), any two of four (twins), half of eight (identity); is the disc
+    left of a cross, a dot inside a curve, the disc nearest; does a path join two dots. same if not given."""
     train_split: TrainingSplit = "train"
     """The images that are trained on."""
     val_split: HeldOutSplit = "val"
     """The images that are scored: test is VOC 2007's; train shows whether a network over-fits."""
     root: Text | None = None
     """Where the data lies; ATTNECK_DATA where not given."""
+    val_share: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)] | None = None
+    """folder: this share of ROOT/CLASS/* is held out, each image by the hash of its name, where there are no
+    folders train and val. The run's split.csv lists them."""
     image_size: Annotated[int, Field(gt=0, le=MOST, strict=True)] | None = None
     """Side in pixels; the data set's own where not given, a detector's where it is one."""
     augment: Augment = "none"
@@ -136,10 +156,17 @@ class Data(Part):
         return self
 
     @model_validator(mode="after")
+    def _problem_of_relations(self) -> Data:
+        if self.problem is not None and self.name != "relations":
+            raise ValueError(f"data.problem goes with data.name relations, not {self.name}: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _drawn_images_fit(self) -> Data:
-        """The images of a drawn set are all held in memory."""
+        """The images of a drawn set are all held in memory, or their labels where it is endless."""
         count, side = max(self.train_size or 0, self.val_size or 0, 2000), self.image_size or 32
-        if SETS[self.name].drawn and (size := count * side**2 * 3) > DRAWN:
+        size = count * (8 if SETS[self.name].endless else side**2 * 3)
+        if SETS[self.name].drawn and size > DRAWN:
             raise ValueError(
                 f"{count:,} drawn images of {side}×{side} take {size / 2**30:,.0f} GiB: give a smaller "
                 "data.image_size, or fewer by data.train_size and val_size"
@@ -153,24 +180,74 @@ class Data(Part):
 
 
 class Optimizer(Part):
-    """SGD, as both papers use it."""
+    """SGD, as both papers use it; or another one, for fine-tuning."""
 
+    name: OptimizerName = "sgd"
+    """sgd: as both papers use it; the others by timm's factory, with its defaults for what is not given."""
     lr: Rate = 0.1
-    """Peak learning rate for a batch of `lr_batch`; scaled linearly to the recipe's own batch."""
+    """Peak learning rate for a batch of `lr_batch`; scaled linearly to the recipe's own batch. 0.1 is a rate
+    of SGD's: another optimiser wants its own, adamw about 0.001, less where it starts from weights."""
     lr_batch: Images | None = None
     """The batch that `lr` is meant for; the recipe's own where not given."""
     momentum: Share = 0.9
+    """sgd, lars, rmsprop and rmsproptf: the share of the last steps' direction that a step keeps."""
     nesterov: bool = True
+    """sgd: Nesterov's momentum, which looks one step ahead."""
+    betas: list[Share] | None = None
+    """Optimisers of Adam's kind and lion: the decays of their moving averages, two, or three of adan and
+    adanw; timm's where not given."""
+    eps: Rate | None = None
+    """Added to what a step is divided by, where the optimiser divides; timm's where not given."""
     weight_decay: Number = 1e-4
+    """As the optimiser has it: SGD and adam add the decay to the gradient, adamw, lion and the like take it
+    off the weights themselves."""
     decay_all: bool = False
     """Decay biases, BatchNorm and position tables too; else only weights with two or more dimensions."""
     clip_norm: Rate | None = None
     """Greatest norm of the whole gradient; no clipping where not given."""
+    layer_decay: Annotated[Rate, Field(le=1)] | None = None
+    """The learning rate of each layer is that of the next one times this, down from the classifier (BEiT's
+    rule, by timm's order of layers); one rate for all where not given."""
+    freeze: Annotated[int, Field(ge=0, le=1000, strict=True)] | None = None
+    """The stem and so many stages keep the weights that they start from, with their norms in evaluation mode;
+    0 is the stem alone, a vision transformer's blocks are its stages. Nothing is frozen where not given."""
+
+    @model_validator(mode="after")
+    def _own_fields(self) -> Optimizer:
+        """A field that the optimiser doesn't have has the default's value, or is not given."""
+        knows = fields_of(self.name)
+        default = type(self).model_fields
+        strange = [
+            field
+            for field, known in (
+                ("momentum", knows.momentum),
+                ("nesterov", self.name == "sgd"),
+                ("betas", knows.betas > 0),
+                ("eps", knows.eps),
+            )
+            if not known and getattr(self, field) != default[field].default
+        ]
+        if strange:
+            raise ValueError(f"optimizer.{strange[0]}: {self.name} has none, leave it out")
+        if self.betas is not None and len(self.betas) != knows.betas:
+            raise ValueError(f"optimizer.betas: {self.name} has {knows.betas}, {len(self.betas)} are given")
+        if self.name != "sgd" and "lr" not in self.model_fields_set:
+            raise ValueError(no_rate(self.name))
+        return self
+
+
+def no_rate(name: str) -> str:
+    """Of an optimiser that was named without a learning rate."""
+    return f"optimizer.name {name} is given without optimizer.lr, and 0.1 is SGD's: give one, such as 0.001"
 
 
 class Schedule(Part):
+    """The learning rate over the run, as a share of its peak."""
+
     kind: Literal["cosine", "step"] = "cosine"
+    """cosine: falls to 0 along half a cosine; step: is times `gamma` at each of `milestones`."""
     warmup_epochs: Number = 0
+    """Epochs in which the rate first rises, in a line; parts of one too."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**9, strict=True)] = 0
     """In place of warmup_epochs; the same for every batch."""
     warmup_start: Annotated[Number, Field(le=1)] = 0.0
@@ -178,6 +255,7 @@ class Schedule(Part):
     milestones: list[Annotated[float, BeforeValidator(_number), Field(le=1e9)]] = []
     """step: the epochs, or the steps where a recipe has `steps`, after which the rate is times `gamma`."""
     gamma: Annotated[Rate, Field(le=1)] = 0.1
+    """step: the factor at each milestone."""
 
     @model_validator(mode="after")
     def _milestones_of_steps(self) -> Schedule:
@@ -195,13 +273,34 @@ class Schedule(Part):
         return self
 
 
+class Log(Part):
+    """Where a run's records go beside its folder, which always has metrics.jsonl, metrics.csv and
+    tensorboard."""
+
+    trackers: list[Tracker] = []
+    """wandb, mlflow or trackio, or several: each is told every record. Not installed: pip install NAME. Where
+    a tracker logs to, and as whom, its own environment variables say, such as WANDB_MODE or
+    MLFLOW_TRACKING_URI. One that fails while the run trains is left alone, with a line."""
+    project: Text | None = None
+    """The project (MLflow's experiment) that the run is filed under; where not given, what the tracker's
+    environment variables say, or attneck."""
+
+
 class Recipe(Part):
+    """What a run is made from."""
+
     reach: Text = ""
     """What this recipe should reach, on what, and where that figure is from."""
     model: Model = Model()
+    """The network, and what it starts from."""
     data: Data = Data()
+    """The images, for training and held out."""
     optimizer: Optimizer = Optimizer()
+    """What makes a step of a gradient."""
     schedule: Schedule = Schedule()
+    """The learning rate over the run."""
+    log: Log = Log()
+    """Trackers that are told the run's records."""
     epochs: Count | None = None
     """1 where neither epochs nor steps are given."""
     steps: Count | None = None
@@ -211,23 +310,35 @@ class Recipe(Part):
     """The batch that steps and milestones are given for; the recipe's own where not given."""
     eval_epochs: Count = 1
     """Epochs between two scorings of the held-out images; the last step is always scored."""
+    metric: Text | None = None
+    """The held-out score that the best checkpoint is kept by, of the averaged weights where ema keeps them:
+    top1, top5 or loss of a classifier, box_AP, mask_AP50 and the like of a detector, mAP of one on VOC. Where
+    not given top1, box_AP or mAP."""
+    patience: Count | None = None
+    """Scorings in a row without a better `metric` after which the run ends, well. The learning rate follows
+    its schedule over the whole length all the same: it doesn't fall sooner. To the end where not given."""
     batch: Images = 128
     """Images in one optimiser step, over all processes and micro-batches."""
     accumulate: Count = 1
     """Micro-batches that a step's batch is run in, one after the other."""
     label_smoothing: Share = 0.0
+    """Classifiers: the share of each label that is spread over all classes; 0 spreads none."""
     ema: Share = 0.0
     """Decay of the moving average of the weights a step; 0 keeps none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast; weights, BatchNorm statistics and the loss stay float32."""
     channels_last: bool = True
+    """Images and weights in memory with their channels last, which convolutions are fastest with."""
     sync_bn: bool = True
     """BatchNorm over all processes of a distributed run."""
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, strict=True)] = 0
+    """Of everything random: first weights, order of the images, augmentation, dropout, drawn images."""
     checkpoint_minutes: Rate = 5.0
     """A checkpoint after every epoch, and this often within one."""
     checkpoint_steps: Count | None = None
     """A checkpoint also after every N steps."""
+    pictures: bool = True
+    """At the end, draw curves, held-out images, and what is confused or missed, into pictures/."""
 
     @model_validator(mode="after")
     def _one_clock(self) -> Recipe:
@@ -256,6 +367,28 @@ class Recipe(Part):
         if self.steps is not None:
             self.total_steps(0)
         return self
+
+    def in_epochs(self, epochs: int) -> Recipe:
+        """A recipe of `steps`, counted in epochs instead: warm-up and milestones keep their share of the run.
+
+        What is counted in epochs already stays as it is.
+        """
+        if self.steps is None:
+            return self
+        ratio, schedule = epochs / self.steps, self.schedule
+        shares = {
+            "warmup_epochs": schedule.warmup_steps * ratio,
+            "warmup_steps": 0,
+            "milestones": [mark * ratio for mark in schedule.milestones],
+        }
+        return self.model_copy(
+            update={
+                "steps": None,
+                "steps_batch": None,
+                "epochs": epochs,
+                "schedule": schedule.model_copy(update=shares),
+            }
+        )
 
     def unit(self, steps_per_epoch: int) -> float:
         """The optimiser steps that one of `epochs`, or of `steps`, and of the milestones stands for."""
@@ -290,6 +423,9 @@ FREE_ON_RESUME = {
     "data.on_bad_image",  # until a bad image is met both train the same
     "checkpoint_minutes",
     "checkpoint_steps",
+    "patience",  # each step is the same; how many there are differs
+    "log",
+    "pictures",
 }
 
 
@@ -376,13 +512,18 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """The fields, as `part.field: old → new`, in which two recipes would train different weights."""
-    a, b = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    a, b = flat(old), flat(new)
     keys = [
         key
         for key in {**a, **b}
         if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
     ]
     return [f"{key}: {a.get(key)} → {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Every field by its dotted name."""
+    return _flat(recipe.model_dump(mode="json"))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

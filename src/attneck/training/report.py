@@ -98,7 +98,7 @@ class Report:
         if time.monotonic() - self.spoke < (QUIET if self.bar is None else DRAWN):
             return
         epoch = f"epoch {-(-step // self.steps_per_epoch)}/{self.epochs}"
-        left, loss, *others = self._left(), *_said(means())
+        left, loss, *others = self._left(), *in_words(means())
         speed = self._speed(self.pace.speed)
         if self.bar is not None and self.task is not None:
             taken = len(epoch) + BAR + 2 * len(str(self.steps)) + 4  # with the slash, and three spaces
@@ -131,7 +131,7 @@ class Report:
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=record["step"], said=self._left())
         left = [] if record["step"] == self.steps else [self._left()]
-        self._print([f"epoch {record['epoch']}/{self.epochs}", *_said(scores), *speed, *left])
+        self._print([f"epoch {record['epoch']}/{self.epochs}", *in_words(scores), *speed, *left])
         self.events.add(record["step"], {key.replace("_", "/", 1): value for key, value in scores.items()})
         write_atomic(
             self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode()
@@ -167,7 +167,7 @@ def unseen(batches: DataLoader[Any]) -> Iterable[Any]:
     return batches
 
 
-def _said(scores: dict[str, float]) -> list[str]:
+def in_words(scores: dict[str, float]) -> list[str]:
     """`{"train_loss": 1.5, "val_top1": 60.0}` as 'train loss 1.500', 'val top1 60.00'."""
     return [f"{key.replace('_', ' ')} {value:{_format(key)}}" for key, value in scores.items()]
 

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from attneck.errors import UserError
 from attneck.training.distributed import World
-from attneck.training.optimizer import make_optimizer, restore_optimizer
-from attneck.training.recipe import Recipe, parse_recipe
+from attneck.training.optimizer import example_state, parameter_groups, restore_optimizer
+from attneck.training.recipe import Optimizer, Recipe, parse_recipe
 from attneck.training.report import Record
 
 FORMAT = 1
@@ -76,7 +76,7 @@ def taken(
 def put_back(
     state: dict[str, Any],
     model: nn.Module,
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
     world: World,
 ) -> Progress:
@@ -165,27 +165,47 @@ def check_fits(state: dict[str, Any], model: nn.Module, recipe: Recipe) -> None:
         )
     if recipe.ema > 0:
         _compare("average", state["average"], averages)
-    _check_optimizer(state["optimizer"], make_optimizer(model, recipe.optimizer), state["step"])
+    _check_optimizer(state["optimizer"], parameter_groups(model, recipe.optimizer), recipe.optimizer)
 
 
-def _check_optimizer(given: dict[Any, Any], wanted: torch.optim.SGD, step: int) -> None:
-    groups = wanted.param_groups
+def _check_optimizer(given: dict[Any, Any], groups: list[dict[str, Any]], options: Optimizer) -> None:
+    """What a step of this optimiser keeps for each weight, and in each group, and nothing else."""
     weights = dict(enumerate(weight for group in groups for weight in group["params"]))
-    rows = given.get("state")
-    numbers = [group["params"] for group in wanted.state_dict()["param_groups"]]
-    there = given.get("param_groups")
+    counts = iter(weights)
+    numbers = [[next(counts) for _ in group["params"]] for group in groups]
+    kept, in_group, shape = example_state(options)
+    rows, there = given.get("state"), given.get("param_groups")
     if not isinstance(rows, dict) or not isinstance(there, list):
         raise ValueError("its optimizer has no state")
     if [group.get("params") if isinstance(group, dict) else None for group in there] != numbers:
         raise ValueError("its optimizer is that of another network: its groups differ")
     for number, row in rows.items():
-        momentum = row.get("momentum_buffer") if isinstance(row, dict) else row
-        if number not in weights or not isinstance(momentum, Tensor | None):
+        if number not in weights or not isinstance(row, dict):
             raise ValueError(f"its optimizer has {str(number)[:60]} as a {type(row).__name__}")
-        if momentum is not None:
-            _compare("optimizer", {f"momentum {number}": momentum}, {f"momentum {number}": weights[number]})
-    if groups[0]["momentum"] and not any(row["momentum_buffer"] is not None for row in rows.values()):
+        full = {name: value for name, value in row.items() if value is not None}
+        _compare_kept(f"momentum {number}", full, kept, weights[number], shape)
+    for group in there:
+        own = {name: group[name] for name in in_group if name in group}
+        _compare_kept("group", own, in_group, None, shape)
+    if kept and not rows:
         raise ValueError("its optimizer has no momentum")
+
+
+def _compare_kept(
+    where: str, given: dict[str, Any], kept: dict[str, Any], weight: Tensor | None, shape: torch.Size
+) -> None:
+    """The example's names; a tensor is like the weight's or the example's, and a number is finite."""
+    if given.keys() != kept.keys():
+        strange = min(map(repr, given.keys() ^ kept.keys()))
+        raise ValueError(f"its optimizer is another one: {strange[:60]} of its {where}")
+    for name, value in given.items():
+        if isinstance(kept[name], Tensor):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"its optimizer has {where} {name} as a {type(value).__name__}")
+            wanted = weight if weight is not None and kept[name].shape == shape else kept[name]
+            _compare("optimizer", {f"{where} {name}": value}, {f"{where} {name}": wanted})
+        elif type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"its optimizer has {where} {name} as {str(value)[:60]}")
 
 
 def _compare(where: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -11,12 +11,32 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from attneck.errors import UserError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_AVIF = features.check_module("avif")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *["AVIF"] * _AVIF)
 """What Pillow may try: its other readers start programs (Ghostscript), or are seldom looked at."""
+
+SUFFIXES = (
+    *(".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tiff", ".tif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *[".avif"] * _AVIF,
+)
+"""What the names of such files end in: of a folder's files these are taken for images."""
+
+_ORIENTATION = 274
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientations, and what makes each upright; 1 is upright."""
 
 MAX_PIXELS = 178_956_970
 """Of an image where no other limit is given: what Pillow itself refuses as a bomb lies above."""
@@ -42,8 +62,10 @@ class ImageTooLarge(UnreadableImage):
     """More pixels than the limit."""
 
 
-def decode(path: str, name: str, max_pixels: int | None = None) -> Image.Image:
-    """The image in RGB, as it lies in the file: an EXIF rotation is not followed, an alpha not applied.
+def decode(
+    path: str, name: str, max_pixels: int | None = None, size: tuple[int, int] | None = None
+) -> Image.Image:
+    """The image in RGB, upright as its EXIF rotation says; an alpha is not applied.
 
     Of many frames it is the first. 16 bits of grey are brought to 8.
 
@@ -51,18 +73,22 @@ def decode(path: str, name: str, max_pixels: int | None = None) -> Image.Image:
         path: a regular file of one of FORMATS, whatever its name ends in.
         name: the data set's, for the message.
         max_pixels: the limit; MAX_PIXELS if not given.
+        size: the (width, height) that is wanted: where the file has it and the upright image has not, the
+            image is left as it lies in the file.
 
     Raises:
         UnreadableImage: a ValueError, with the path; nothing but a regular file is opened.
     """
     with _opened(path, name, max_pixels) as image:
-        return _eight_bits(image).convert("RGB")
+        found = _eight_bits(image).convert("RGB")
+        upright = _upright(found, _orientation(image))
+        return found if found.size == size != upright.size else upright
 
 
 def decode_small(
     path: str, name: str, most: int, max_pixels: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """As `decode`, but of `most` pixels at most, and the (width, height) that the file has.
+    """As `decode`, but of `most` pixels at most, and the (width, height) that the upright image has.
 
     A larger image is made smaller with its proportions. A JPEG is decoded smaller from the beginning, others
     take four bytes a pixel of the file for a moment, one if they are grey.
@@ -70,12 +96,14 @@ def decode_small(
     with _opened(path, name, max_pixels) as image:
         size = image.size
         scale = (most / (size[0] * size[1])) ** 0.5
-        if scale >= 1:
-            return _eight_bits(image).convert("RGB"), size
-        small = max(1, int(scale * size[0])), max(1, int(scale * size[1]))
-        image.draft(None, small)
-        grey_or_rgb = _eight_bits(image)
-        return grey_or_rgb.resize(small, Image.Resampling.BILINEAR).convert("RGB"), size
+        small = (max(1, int(scale * size[0])), max(1, int(scale * size[1])))
+        if scale < 1:
+            image.draft(None, small)
+        found = _eight_bits(image)
+        if scale < 1:
+            found = found.resize(small, Image.Resampling.BILINEAR)
+        orientation = _orientation(image)
+        return _upright(found.convert("RGB"), orientation), size[::-1] if orientation >= 5 else size
 
 
 def look_at(path: str, name: str, max_pixels: int | None = None) -> None:
@@ -137,6 +165,22 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")  # Pillow warns of the short way
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8, of an image that is decoded; 1 where there is none, or none that can be read.
+
+    Pillow itself turns a TIFF as it decodes it, and takes the tag away.
+    """
+    try:
+        found = image.getexif().get(_ORIENTATION)
+    except Exception:  # of a damaged EXIF; the pixels are whole
+        return 1
+    return found if isinstance(found, int) and found in _UPRIGHT else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
 
 
 def _bits(image: Image.Image) -> tuple[int, bool]:

@@ -1,10 +1,7 @@
-"""Images in one folder a class: root/{train,val}/<class>/<image>."""
+"""Images in one folder a class: root/{train,val}/<class>/…, or root/<class>/… and a share held out."""
 
 import os
-import sys
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +10,12 @@ from PIL import Image
 from attneck.data.augment.inception import inception
 from attneck.data.classification import ClassificationDataset
 from attneck.data.fingerprint import Fingerprint, of_files
-from attneck.data.readers.decode import decode, said
+from attneck.data.readers.decode import decode
+from attneck.data.readers.tree import LAYOUT, scan, tell_left
 from attneck.data.root import resolve
 from attneck.data.sampling import Key, item_seed, seeded, spread
 from attneck.data.skipping import Skipped, skips
-from attneck.data.table import SETS
 from attneck.imagenet import MEAN, STD
-
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
-LAYOUT = SETS["folder"].source
 
 
 class FolderDataset(ClassificationDataset):
@@ -29,6 +23,10 @@ class FolderDataset(ClassificationDataset):
 
     augment "none": the shorter side resized to image_size / 0.875, then the centre, as ImageNet is evaluated.
     "inception", "randaugment": see `inception`.
+
+    Attributes:
+        paths: of each image.
+        names: of each image, in the folder of the classes: CLASS/…/FILE.
     """
 
     crop_pct = 0.875
@@ -38,6 +36,7 @@ class FolderDataset(ClassificationDataset):
         paths: list[str],
         labels: NDArray[np.int64],
         *,
+        names: list[str],
         classes: tuple[str, ...],
         image_size: int,
         augment: str,
@@ -48,7 +47,8 @@ class FolderDataset(ClassificationDataset):
         skip_bad: bool,
     ) -> None:
         super().__init__(classes=classes, mean=MEAN, std=STD, image_size=image_size, labels=labels)
-        self.paths, self.augment, self.seed, self.max_pixels = paths, augment, seed, max_pixels
+        self.paths, self.names = paths, names
+        self.augment, self.seed, self.max_pixels = augment, seed, max_pixels
         self.skipped = Skipped(len(paths), paths.__getitem__) if skip_bad else None
         # Built here, so that forked workers inherit the import of torchvision.
         layers = randaugment_layers if augment == "randaugment" else 0
@@ -64,8 +64,12 @@ class FolderDataset(ClassificationDataset):
         with seeded(item_seed(self.seed, epoch, index)):
             return np.array(self._transform(image))
 
+    def whole(self, index: int) -> Image.Image:
+        return self._decoded(index)
+
     def fingerprint(self) -> Fingerprint:
-        return of_files(self.paths, self.labels, self.classes)
+        inside = [name.partition("/")[2] for name in self.names]
+        return of_files(self.paths, self.labels, self.classes, inside)
 
     def _image(self, index: int) -> Image.Image:
         if self.skipped is None:
@@ -96,33 +100,34 @@ def open_folder(
     classes: Sequence[str] | None = None,
     max_pixels: int | None = None,
     on_bad_image: str = "stop",
+    val_share: float | None = None,
 ) -> FolderDataset:
-    """Opens root/{train,val}/<class>/<image>.
+    """Opens root/{train,val}/<class>/…, the images in a class's folder at any depth.
 
     augment: see `FolderDataset`; RandAugment's layers and magnitude are BoTNet section 4.8's unless given.
     classes: the class names expected, in the order of the labels; else these follow the sorted names.
     max_pixels: see `decode`.
     on_bad_image: "stop" with UnreadableImage, or "skip": another one of its class takes its place, see
         `Skipped`.
+    val_share: in place of the folders train and val: this share of root/<class>/… is "val", see `scan`.
 
-    Says on stderr which files it leaves out because they are no images, or not in a class's folder.
+    Says on stderr what it leaves out: files of other endings, or not in a class's folder, and hidden ones.
     """
     skip_bad = skips(on_bad_image)
-    paths, labels, names, others = scan(resolve(root, name, LAYOUT), split, classes, skip_bad)
-    if others and os.environ.get("RANK", "0") == "0":
-        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
-        print(
-            f"attneck: folder: not read in {split}: {said(others[0])}{more} (images lie in a class's folder "
-            f"and end in {' '.join(SUFFIXES)})",
-            file=sys.stderr,
-        )
+    if val_share is not None and not 0 < val_share < 1:
+        raise ValueError(f"folder: val_share is {val_share}: give a share between 0 and 1")
+    tree = scan(resolve(root, name, LAYOUT), split, classes, skip_bad, val_share)
+    if val_share is None or split == "val":  # else a run would say it twice
+        tell_left(tree.left, split if val_share is None else "the classes")
+    paths, names, labels = tree.paths, tree.names, np.array(tree.labels, dtype=np.int64)
     if size is not None:
         chosen = spread(len(labels), size, name)
-        paths, labels = [paths[i] for i in chosen], labels[chosen]
+        paths, names, labels = [paths[i] for i in chosen], [names[i] for i in chosen], labels[chosen]
     return FolderDataset(
         paths,
         labels,
-        classes=names,
+        names=names,
+        classes=tree.classes,
         image_size=image_size,
         augment=augment,
         seed=seed,
@@ -131,109 +136,6 @@ def open_folder(
         max_pixels=max_pixels,
         skip_bad=skip_bad,
     )
-
-
-def scan(
-    root: Path, split: str, classes: Sequence[str] | None = None, skip_bad: bool = False
-) -> tuple[list[str], NDArray[np.int64], tuple[str, ...], list[str]]:
-    """Paths, labels int64 [N] and class names of root/<split>, sorted by class, then by file name.
-
-    A label is the position of its class among the sorted names, or in `classes` where given. The last list
-    has what is there beside, as paths in root/<split>. What begins with a dot is passed over: `._1.jpg` is
-    macOS's, and no image.
-
-    Raises FileNotFoundError for a missing folder; ValueError for no images, for a class without any, for one
-    whose name cannot be printed, for classes that are not those of the other split or of `classes`, for a
-    folder that may not be read, and, without `skip_bad`, for what has an image's name and is no regular file.
-    """
-    try:
-        return _scan(root, split, classes, skip_bad)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        where = said(error.filename or root / split)
-        raise ValueError(f"folder: {where}: {error.strerror}: make it readable") from error
-
-
-def _scan(
-    root: Path, split: str, classes: Sequence[str] | None, skip_bad: bool
-) -> tuple[list[str], NDArray[np.int64], tuple[str, ...], list[str]]:
-    found, others = _class_names(root, split)
-    if classes is None:
-        other = "val" if split == "train" else "train"
-        if (root / other).is_dir():
-            _same_classes(root / split, found, _class_names(root, other)[0], str(root / other))
-    else:
-        _same_classes(root / split, found, classes, "the classes asked for")
-    names = tuple(found if classes is None else classes)
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in sorted(enumerate(names), key=lambda pair: pair[1]):
-        folder = root / split / name
-        files = []
-        for entry in _entries(folder):
-            if not entry.name.lower().endswith(SUFFIXES):
-                others.append(f"{name}/{entry.name}")
-                continue
-            if not (skip_bad or _is(entry.is_file)):
-                raise ValueError(
-                    f"folder: {said(entry.path)} has an image's name and is no regular file: remove it"
-                )
-            files.append(entry.path)
-        if not files:
-            raise ValueError(
-                f"folder: {said(folder)} has no images ({' '.join(SUFFIXES)}): add some or remove it"
-            )
-        paths += files
-        labels += [label] * len(files)
-    return paths, np.array(labels, dtype=np.int64), names, others
-
-
-def _class_names(root: Path, split: str) -> tuple[list[str], list[str]]:
-    """The names of the class folders of a split, sorted, and of what is beside them."""
-    folder = root / split
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder: {said(folder)} is missing: {said(root)} must hold {LAYOUT}")
-    names: list[str] = []
-    others: list[str] = []
-    for entry in _entries(folder):
-        (names if _is(entry.is_dir) else others).append(entry.name)
-    if not names:
-        raise ValueError(f"folder: {said(folder)} has no class folders: {said(root)} must hold {LAYOUT}")
-    for name in names:
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise ValueError(
-                f"folder: {said(folder / name)}: a class's name must be text that can be printed: rename it"
-            )
-    return names, others
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder and is not hidden, by name."""
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
-
-
-def _is(kind: Callable[[], bool]) -> bool:
-    """False for a link that leads to itself, too."""
-    try:
-        return kind()
-    except OSError:
-        return False
-
-
-def _same_classes(folder: Path, given: Sequence[str], wanted: Sequence[str], whose: str) -> None:
-    extra, missing = sorted(set(given) - set(wanted)), sorted(set(wanted) - set(given))
-    if extra or missing:
-        differences = [
-            f"{len(names)} {how} ({names[0]})"
-            for names, how in ((extra, "more"), (missing, "missing"))
-            if names
-        ]
-        raise ValueError(
-            f"folder: the classes of {folder} are not those of {whose}: {', '.join(differences)}: "
-            f"make them the same"
-        )
 
 
 def resize_and_centre(image: Image.Image, size: int, crop_pct: float) -> Image.Image:

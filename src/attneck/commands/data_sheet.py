@@ -1,0 +1,60 @@
+"""A contact sheet of a data set's training images, as they are or as a recipe's training sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attneck.errors import UserError
+
+
+def check_sheet(path: Path) -> None:
+    """UserError for a file that is no PNG's name, is there already, or has no folder."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--sheet {path}: wanted a file that ends in .png")
+    if path.exists() or not path.absolute().parent.is_dir():
+        there = "is there already: give another name" if path.exists() else "has no folder: make it first"
+        raise UserError(f"--sheet {path} {there}")
+
+
+def draw_sheet(path: Path, name: str, augmented: str | None, **options: Any) -> None:
+    """Draw a page of images, evenly spread over the classes; one that cannot be read is left out.
+
+    augmented: the recipe that says how they are augmented, each as in the first epoch; None as they are.
+    options: of `open_dataset`.
+
+    Raises UserError for a recipe of another data set, NotWritten where the file cannot be written.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from attneck.data.classification import open_dataset
+    from attneck.data.readers.decode import UnreadableImage
+    from attneck.data.sampling import spread
+    from attneck.explain.contact_sheet import COLUMNS, ROWS, Tile, pages, small
+    from attneck.files import write_atomic
+    from attneck.training.recipe import load_recipe
+
+    what = "training images as they are"
+    if augmented is not None:
+        recipe = load_recipe(augmented)
+        if recipe.data.name != name:
+            raise UserError(
+                f"--augmented {augmented} is a recipe for {recipe.data.name}: give one for {name}"
+            )
+        what = f"training images as {augmented} augments them ({recipe.data.augment})"
+        options |= {"image_size": recipe.data.image_size, "seed": recipe.seed, **recipe.data.augmentation()}
+    images = open_dataset(name, "train", **options)
+    # By class: what is evenly spread over that has each class its share.
+    order = np.argsort(images.labels, kind="stable")
+    tiles = []
+    for place in spread(len(order), min(COLUMNS * ROWS, len(order)), name).tolist():
+        index = int(order[place])
+        try:
+            image = Image.fromarray(images.pixels([(0, index)])[0]) if augmented else images.whole(index)
+        except UnreadableImage:
+            continue
+        tiles.append(Tile(small(image), (images.classes[int(images.labels[index])],)))
+    if not tiles:
+        raise UserError(f"{name}: none of the images for the sheet can be read")
+    write_atomic(path, next(pages(tiles, f"{name}: {len(tiles)} of {len(order):,} {what}")))

@@ -1,0 +1,147 @@
+"""attneck study: a table of runs, trained and reported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from attneck.checks import whole
+from attneck.commands.arguments import parse
+from attneck.commands.train import parse as recipe_of
+from attneck.errors import UserError, user_mistakes
+from attneck.studies.study import Cell, Study, cells, load_study, shipped_studies
+from attneck.training.recipe import flat
+
+USAGE = """usage: attneck study NAME [--list | --report] [--jobs N] [--seeds N] [--only CELL …] [--out FOLDER]
+                     [--any.field VALUE …]
+
+NAME is a study that comes with the program ({shipped}) or a YAML file:
+
+  about: Does BAM help a narrow ResNet?
+  recipe: cifar100-lab            # of attneck train, or a file
+  fields: {{epochs: 30}}            # what every run changes in it
+  variants:
+    plain: {{model.name: cifar_resnet20}}
+    bam: {{model.name: cifar_resnet20_bam}}
+  baseline: plain                 # what the others are compared with
+  seeds: [0, 1, 2]
+  metric: top1                    # of the held-out images
+  # problems: {{same: {{data.problem: same}}, …}}: every variant is trained on each
+  # threshold: 90                 # the report says after how many images the score got there
+  # paper: {{bam: bam/4/ResNet-50 + BAM}}: a variant's row in a paper's table
+
+Every run is an ordinary attneck train in a folder of its own. The same command goes on where it was
+stopped, in whatever way. --any.field changes a field of the recipe in every run; --model NAME is short for
+--model.name NAME.
+"""
+
+
+@dataclass
+class Arguments:
+    """Train a study's runs, list them, or report on them."""
+
+    list_: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False
+    """Print the command of each run that isn't done, a line each, for xargs or a job array; train nothing."""
+    report: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Report on the runs that have ended, and train nothing."""
+    jobs: int = 1
+    """Runs at a time, each with one thread."""
+    seeds: int | None = None
+    """Seeds 0 … N-1; the study's own if not given."""
+    only: tuple[str, ...] = ()
+    """Only runs whose name (problem/variant/seed) has one of these in it."""
+    out: Path | None = None
+    """Where the runs lie; runs/study-NAME if not given."""
+
+
+OWN = ("--list", "--report", "--jobs", "--seeds", "--only", "--out")
+SHOWN = 5
+"""Columns of the report's table that fit a screen."""
+
+
+def main(words: list[str]) -> None:
+    """Parse, refuse what can be refused at once, then list, report or train."""
+    if not words or words[0].startswith("-") or {"-h", "--help"} & set(words):
+        if words and words[0].startswith("-") and words[0] not in {"-h", "--help"}:
+            raise UserError(f"the study comes first: attneck study NAME {' '.join(words)}")
+        print(USAGE.format(shipped=", ".join(shipped_studies())))
+        return
+    name, (own, fields) = words[0], divided(words[1:])
+    arguments = parse(Arguments, f"attneck study {name}", own)
+    if arguments.list_ and arguments.report:
+        raise UserError("--list and --report are given: leave one out")
+    study, stem = load_study(name), Path(name).stem
+    with user_mistakes():
+        whole("--jobs", arguments.jobs, most=max(16, os.cpu_count() or 1))
+        if arguments.seeds is not None:
+            seeds = range(whole("--seeds", arguments.seeds, most=1000))
+            study = study.model_copy(update={"seeds": tuple(seeds)})
+    folder = arguments.out or Path("runs") / f"study-{stem}"
+    made = cells(study, folder, changes(study, fields))
+    chosen = [one for one in made if not arguments.only or any(word in one.name for word in arguments.only)]
+    if not chosen:
+        raise UserError(f"--only {' '.join(arguments.only)}: no run's name has it, such as {made[0].name}")
+    if arguments.list_:
+        print("".join(f"{cell.command()}\n" for cell in chosen if not cell.done), end="")
+        return
+    if not arguments.report:
+        from attneck.studies.jobs import run_all
+
+        run_all(chosen, arguments.jobs)
+    show(study, made, folder, stem)
+
+
+def divided(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words of `Arguments`, and those that change fields of the recipe."""
+    own: list[str] = []
+    fields: list[str] = []
+    current = own
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            current = own if flag in OWN else fields
+            word = f"--model.name{equals}{value}" if flag == "--model" else word
+        current.append(word)
+    return own, fields
+
+
+def changes(study: Study, words: list[str]) -> dict[str, Any]:
+    """The fields that `words` change in the study's recipe, by their dotted names."""
+    plain, given = (recipe_of(study.recipe, some) for some in ([], words))
+    if given.resume or given.accept_changes or given.processes != 1:
+        raise UserError("--resume, --accept-changes and --processes are a run's: a study goes on by itself")
+    before, after = (flat(one.recipe) for one in (plain, given))
+    found = {field: value for field, value in after.items() if before.get(field) != value}
+    if "seed" in found:
+        raise UserError("--seed is a run's: give the study --seeds N, for seeds 0 … N-1")
+    return found
+
+
+def show(study: Study, made: list[Cell], folder: Path, name: str) -> None:
+    """Write the report on what has ended into FOLDER/report, and print the first columns of its table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from attneck.studies import report
+    from attneck.studies.results import collect
+
+    undone = sum(not cell.done for cell in made)
+    if undone == len(made):
+        raise UserError(
+            f"no run of the study has ended in {folder}: train them first, attneck study {name} --jobs 2"
+        )
+    rows = collect(study, made)
+    written = report.write(study, rows, folder / "report", name, undone)
+    head, body = report.table(study, rows)
+    grid = Table(*head[:SHOWN], box=None, pad_edge=False)
+    for row in body:
+        grid.add_row(*row[:SHOWN])
+    Console().print(grid)
+    if undone:
+        print(f"attneck: {undone} of {len(made)} runs have not ended yet", file=sys.stderr)
+    print(f"report  {written[0]}  (and {', '.join(file.suffix for file in written[1:])})")

@@ -1,0 +1,255 @@
+"""What lies in folders of images: class folders, the images in them at any depth, and what is left out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+from attneck.data.readers.decode import SUFFIXES, said
+from attneck.data.table import SETS
+
+LAYOUT = SETS["folder"].source
+
+
+@dataclass
+class Left:
+    """What is in a folder and is not read, as paths in it: other files, and what begins with a dot."""
+
+    others: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+
+    def line(self, where: str = "images") -> str:
+        """How many, and which first; "" where nothing is left out. `where`: where images would lie."""
+        parts = []
+        if self.others:
+            more = f" and {len(self.others) - 1:,} more" if len(self.others) > 1 else ""
+            parts.append(f"{said(self.others[0])}{more} ({where} end in {' '.join(SUFFIXES)})")
+        if self.hidden:
+            more = ", …" * (len(self.hidden) > 1)
+            parts.append(f"{len(self.hidden):,} hidden ({said(self.hidden[0])}{more})")
+        return "; ".join(parts)
+
+
+@dataclass
+class Tree:
+    """The images of a split, sorted by class, then by path.
+
+    Attributes:
+        folder: what the names begin under.
+        classes: their names, in the order of the labels.
+        names: of each image, its path in `folder`: CLASS/…/FILE.
+        labels: the number of each image's class.
+        left: what is in the folder beside.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    names: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    left: Left = field(default_factory=Left)
+
+    @property
+    def paths(self) -> list[str]:
+        """Of each image."""
+        return [os.path.join(self.folder, name) for name in self.names]
+
+
+def scan(
+    root: Path,
+    split: str,
+    classes: Sequence[str] | None = None,
+    skip_bad: bool = False,
+    val_share: float | None = None,
+) -> Tree:
+    """The images of root/<split>/<class>/…, or with `val_share` those of a split of root/<class>/….
+
+    A label is the position of its class among the sorted names, or in `classes` where given. What begins with
+    a dot is left out: `._1.jpg` is macOS's, and no image. A link to a folder inside a class is not followed.
+
+    With `val_share` an image is held out if the hash of its name in root is below that share: adding a file
+    moves no other. Where root holds train/ alone, that is the root.
+
+    Raises FileNotFoundError for a missing folder; ValueError for no images, for a class without any, for one
+    whose name cannot be printed, for classes that are not those of the other split or of `classes`, for a
+    folder that may not be read, for a root that is split already and a class that `val_share` leaves no
+    training image, and, without `skip_bad`, for what has an image's name and is no regular file.
+    """
+    try:
+        if val_share is None:
+            folder = root / split
+            found, left = _class_names(folder, root)
+            if classes is None:
+                other = root / ("val" if split == "train" else "train")
+                if other.is_dir():
+                    _same_classes(folder, found, _class_names(other, root)[0], str(other))
+        else:
+            folder = _unsplit(root)
+            found, left = _class_names(folder, folder)
+        if classes is not None:
+            _same_classes(folder, found, classes, "the classes asked for")
+        tree = _read(Tree(folder, tuple(found if classes is None else classes), left=left), skip_bad)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        where = said(error.filename or root / split)
+        raise ValueError(f"folder: {where}: {error.strerror}: make it readable") from error
+    return tree if val_share is None else _part(tree, split, val_share)
+
+
+def held_out(name: str, share: float) -> bool:
+    """Whether the image of that name in its root is held out: a function of the two alone."""
+    digest = blake2b(os.fsencode(name), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2.0**64
+
+
+def files_under(folder: Path) -> tuple[list[str], Left]:
+    """The images in a folder at any depth, as sorted paths in it, and what else is there.
+
+    Raises OSError for a folder that may not be read.
+    """
+    left = Left()
+    return [name for name, _ in _images(folder, "", left)], left
+
+
+def tell_left(left: Left, where: str) -> None:
+    """A line on stderr, of the first of many processes, about what is not read."""
+    if (line := left.line("images lie in a class's folder and")) and os.environ.get("RANK", "0") == "0":
+        print(f"attneck: folder: not read in {where}: {line}", file=sys.stderr)
+
+
+def _read(tree: Tree, skip_bad: bool) -> Tree:
+    for label, name in sorted(enumerate(tree.classes), key=lambda pair: pair[1]):
+        inside = tree.folder / name
+        loop = inside.resolve() in [tree.folder.resolve(), *tree.folder.resolve().parents]
+        images = [] if loop else _images(inside, f"{name}/", tree.left)
+        if bad := next((file for file, regular in images if not (regular or skip_bad)), None):
+            raise ValueError(
+                f"folder: {said(tree.folder / bad)} has an image's name and is no regular file: remove it"
+            )
+        if not images:
+            raise ValueError(
+                f"folder: {said(inside)} has no images ({' '.join(SUFFIXES)}): add some or remove it"
+            )
+        tree.names += [file for file, _ in images]
+        tree.labels += [label] * len(images)
+    return tree
+
+
+def _images(folder: Path, prefix: str, left: Left) -> list[tuple[str, bool]]:
+    """Paths that begin with `prefix`, of what has an image's name, and whether it is a regular file."""
+    found: list[tuple[str, bool]] = []
+    folders = [(folder, prefix)]
+    while folders:
+        for entry in _entries(*(here := folders.pop()), left):
+            name = here[1] + entry.name
+            if entry.name.lower().endswith(SUFFIXES):
+                found.append((name, _is(entry.is_file)))
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append((Path(entry.path), f"{name}/"))
+            else:
+                left.others.append(name)
+    return sorted(found)
+
+
+def _unsplit(root: Path) -> Path:
+    """The folder that holds the classes, of a root that nobody has split."""
+    if (root / "val").is_dir():
+        raise ValueError(
+            f"folder: {said(root)} has a val folder, and val_share is given: leave val_share out, or give a "
+            "root of class folders alone"
+        )
+    train = root / "train"
+    if train.is_dir() and any(_is(entry.is_dir) for entry in _entries(train, "", Left())):
+        folders = [entry.name for entry in _entries(root, "", Left()) if _is(entry.is_dir)]
+        if folders != ["train"]:
+            raise ValueError(
+                f"folder: {said(root)} has train with folders in it, and others beside: give data.root "
+                f"{said(train)}, or one whose folders are classes"
+            )
+        return train
+    return root
+
+
+def _part(tree: Tree, split: str, share: float) -> Tree:
+    """The images of a split; ValueError for a class that has none to train on, or where none is held out."""
+    chosen = [held_out(name, share) for name in tree.names]
+    trained = {label for label, out in zip(tree.labels, chosen, strict=True) if not out}
+    scored = {label for label, out in zip(tree.labels, chosen, strict=True) if out}
+    for kept, what, change in ((trained, "training", "smaller"), (scored, "held-out", "larger")):
+        lacking = [name for label, name in enumerate(tree.classes) if label not in kept]
+        if lacking and (what == "training" or not kept):
+            raise ValueError(
+                f"folder: data.val_share {share:g} leaves {said(lacking[0])} no {what} image"
+                f"{f', and {len(lacking) - 1} more classes' * (len(lacking) > 1)}: add images, or give a "
+                f"{change} share"
+            )
+        if lacking and split == "val" and os.environ.get("RANK", "0") == "0":
+            more = ", …" * (len(lacking) > 1)
+            print(
+                f"attneck: folder: data.val_share {share:g} holds out no image of {len(lacking)} of "
+                f"{len(tree.classes)} classes ({said(lacking[0])}{more}): trained on, and not scored",
+                file=sys.stderr,
+            )
+    rows = [
+        (name, label)
+        for name, label, out in zip(tree.names, tree.labels, chosen, strict=True)
+        if out == (split == "val")
+    ]
+    return Tree(
+        tree.folder, tree.classes, [name for name, _ in rows], [label for _, label in rows], tree.left
+    )
+
+
+def _class_names(folder: Path, root: Path) -> tuple[list[str], Left]:
+    """The names of the class folders in a folder, sorted, and what is beside them."""
+    if not folder.is_dir():
+        flat = [entry for entry in _entries(root, "", Left()) if _is(entry.is_dir)]
+        own = "; for its folders as classes give --data.val-share 0.2" if flat else ""
+        raise FileNotFoundError(f"folder: {said(folder)} is missing: {said(root)} must hold {LAYOUT}{own}")
+    names: list[str] = []
+    left = Left()
+    for entry in _entries(folder, "", left):
+        (names if _is(entry.is_dir) else left.others).append(entry.name)
+    if not names:
+        raise ValueError(f"folder: {said(folder)} has no class folders: {said(root)} must hold {LAYOUT}")
+    for name in names:
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise ValueError(
+                f"folder: {said(folder / name)}: a class's name must be text that can be printed: rename it"
+            )
+    return names, left
+
+
+def _entries(folder: Path, prefix: str, left: Left) -> list[os.DirEntry[str]]:
+    """What is in a folder and is not hidden, by name; what is hidden is noted."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    left.hidden += [prefix + entry.name for entry in found if entry.name[0] == "."]
+    return [entry for entry in found if entry.name[0] != "."]
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """False for a link that leads to itself, too."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def _same_classes(folder: Path, given: Sequence[str], wanted: Sequence[str], whose: str) -> None:
+    extra, missing = sorted(set(given) - set(wanted)), sorted(set(wanted) - set(given))
+    if extra or missing:
+        differences = [
+            f"{len(names)} {how} ({names[0]})"
+            for names, how in ((extra, "more"), (missing, "missing"))
+            if names
+        ]
+        raise ValueError(
+            f"folder: the classes of {folder} are not those of {whose}: {', '.join(differences)}: "
+            f"make them the same"
+        )

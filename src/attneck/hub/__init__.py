@@ -1,0 +1,256 @@
+"""Models as files: safetensors weights, and a config from which the model is made.
+
+A .safetensors file has the config in its header; a folder has it as config.json too, as on the Hugging Face
+Hub. The config is laid out as timm's, so `timm.create_model("local-dir:FOLDER", pretrained=True)` takes a
+classifier's folder as well. A SHA-256 over config and weights shows damage and changes. Nothing that is read
+can run code, and a config is bounded before its model is built: its weights hold that model's parameters.
+A run's folder has a model card too.
+
+timm's `save_for_hf` is not used: it does not write atomically, has no checksum, takes no detector, and
+needs huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attneck.errors import brief, one_line
+from attneck.files import write_atomic
+from attneck.hub.config import DATA, check_bounds, describe, from_config, name_of
+from attneck.models.origin import bare
+from attneck.training.recipe import RECIPE, is_run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from attneck.runs.run import Run
+
+__all__ = ["describe", "from_config", "load", "push", "save"]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+TIMEOUT = 10.0  # seconds for the Hub's answer
+
+CARD = """---
+{{ card_data }}
+---
+
+```python
+import attneck
+
+model = attneck.hub.load("{{ repo_id }}")
+```
+"""
+
+
+def save(model: nn.Module | Run, path: str | Path, *, run: Run | None = None, **data: Any) -> Path:
+    """Write `model` into the folder `path`, or into that one file where it ends in .safetensors.
+
+    Of a run, the folder gets a model card too: README.md and curves.png.
+
+    Args:
+        model: a run; or a model from `create_model`, `load` or `Run.model`, also inside `torch.compile` or an
+            `AveragedModel`.
+        run: the run that the model is of, if it is given by itself.
+        data: the preprocessing of its images, as `describe` takes it.
+
+    Raises:
+        ValueError: a model whose tensors are not finite, or not those that its config makes (after surgery
+            that no run did, for example); what `describe` refuses.
+        OSError: the file could not be written.
+        UserError: a run without a checkpoint that is whole.
+    """
+    import torch
+    from safetensors.torch import save as to_bytes
+    from torch import nn
+
+    from attneck.models.weight_files import digest
+    from attneck.models.weights import cast
+
+    if isinstance(model, nn.Module):
+        network = bare(model)
+    else:
+        network, run = model.model(), model
+    config, path = describe(network, **data), Path(path)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with torch.device("meta"):
+        again = from_config(config).state_dict()
+    shapes, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, again))
+    if shapes != wanted:
+        other = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
+        raise ValueError(
+            f"{len(other)} tensors ({other[0]} first) are not those of {name_of(config)} any more, and the "
+            "model could not be loaded: keep its state_dict() with safetensors.torch.save_file"
+        )
+    for name, tensor in state.items():
+        cast(name, tensor, tensor.dtype)
+    config["sha256"] = digest(state, config)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    content = to_bytes(state, {"format": "pt", "config": text})
+    if path.suffix == ".safetensors":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomic(path / WEIGHTS, content)
+    write_atomic(path / CONFIG, text.encode())
+    if run is not None:
+        from attneck.hub.card import write_card
+
+        write_card(run, config, path)
+    return path
+
+
+def load(
+    source: str | Path | Run, *, image_size: int | tuple[int, int] | None = None, **download: Any
+) -> nn.Module:
+    """The model of a run, or one that was saved, in evaluation mode; public as `attneck.load`.
+
+    Args:
+        source: a run or its folder; a folder or a .safetensors file that `save` wrote; else a repository of
+            the Hub, OWNER/NAME.
+        image_size: as for `create_model`, if it is not the model's own: position tables are resampled.
+        download: for the Hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        ValueError: no files, or files that are damaged, of two models, or not written by this library.
+        UserError: a run without a checkpoint that is whole.
+    """
+    from attneck.models.weight_files import shown
+    from attneck.models.weights import cast
+    from attneck.runs.run import Run
+
+    if isinstance(source, Run):
+        return source.model(image_size)
+    if not isinstance(source, (str, Path)) or not str(source):
+        raise ValueError(f"{brief(source)}: wanted a run, a folder, a .safetensors file or OWNER/NAME")
+    path = Path(source)
+    if is_run(path):
+        return Run(path).model(image_size)
+    if not os.path.exists(path):
+        path = _download(str(source), **download)
+    config, state = _read(path)
+    try:
+        check_bounds(config, state)
+        model = from_config(config, image_size)
+        own = model.state_dict()
+        model.load_state_dict(
+            {name: cast(name, state[name], own[name].dtype) if name in own else state[name] for name in state}
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{shown(path)}: not a model that this version makes ({one_line(error)[:150]})"
+        ) from error
+    return model.eval()
+
+
+def push(model: nn.Module | Run, repo_id: str, **options: Any) -> str:
+    """Put `model` on the Hub with a model card, and return the commit's address.
+
+    Args:
+        repo_id: OWNER/NAME; made where it is not there.
+        options: what `save` takes, and what `ModelHubMixin.push_to_hub` takes: `private`, `token`, `branch`,
+            `create_pr`, `commit_message` …
+
+    Raises:
+        ValueError: huggingface_hub is not installed; what `save` refuses.
+    """
+    from torch import nn
+
+    from attneck.hub.card import TASKS, task_of
+
+    _huggingface_hub()
+    from huggingface_hub import ModelHubMixin
+
+    data = {key: options.pop(key) for key in (*DATA, "run") if key in options}
+    if isinstance(model, nn.Module):
+        network = model
+    else:
+        network, data["run"] = model.model(), model
+    task = TASKS[task_of(describe(network))]
+
+    class Published(ModelHubMixin, library_name="attneck", pipeline_tag=task, model_card_template=CARD):
+        def _save_pretrained(self, save_directory: Path) -> None:
+            save(network, save_directory, **data)
+
+    address: str = Published().push_to_hub(repo_id, model_card_kwargs={"repo_id": repo_id}, **options)
+    return address
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the weights of a folder or a file, as they were saved together."""
+    from attneck.models.weight_files import (
+        LONGEST_CONFIG,
+        check_regular,
+        digest,
+        read_safetensors,
+        readable,
+        shown,
+    )
+
+    try:
+        state, header = read_safetensors(path / WEIGHTS if path.is_dir() else path)
+        text = inside = header.pop("config", None)
+        if path.is_dir():
+            check_regular(path / CONFIG)
+            with readable(path / CONFIG), (path / CONFIG).open(encoding="utf-8", newline="") as file:
+                text = file.read(LONGEST_CONFIG + 1)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{shown(path)} is no saved model, and no run: wanted {CONFIG} and {WEIGHTS}, or {RECIPE}, in it"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{error}; if it was one, it is damaged: get it anew") from error
+    if text is None:
+        raise ValueError(
+            f"{shown(path)} holds weights without a config: make their model and give it "
+            "safetensors.torch.load_file(…) as a state dict"
+        )
+    try:
+        if len(text) > LONGEST_CONFIG:
+            raise ValueError(f"more than {LONGEST_CONFIG} characters")
+        config = json.loads(text)
+        found = digest(state, config) if isinstance(config, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shown(path)}: its config is damaged ({one_line(error)}); get it anew") from error
+    if not isinstance(config, dict) or "sha256" not in config or header != {"format": "pt"}:
+        raise ValueError(f"{shown(path)}: not what attneck.hub.save wrote; get it anew")
+    if config["sha256"] != found or inside not in (None, text):
+        raise ValueError(
+            f"{shown(path)}: config and weights are not as they were saved together (SHA-256): damaged, "
+            "changed, or of two models; get them anew, or save the model anew"
+        )
+    return config, state
+
+
+def _download(repo_id: str, **options: Any) -> Path:
+    """Downloads a repository of the Hub; returns its folder."""
+    from attneck.models.weight_files import shown
+
+    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
+        raise ValueError(f"{shown(repo_id)} is not there, and no repository of the Hub either (OWNER/NAME)")
+    hub, unanswered = _huggingface_hub(), None
+    if not options.get("local_files_only"):
+        asked = {key: options[key] for key in ("revision", "token") if key in options}
+        try:  # first, because snapshot_download waits for an answer for ever
+            hub.HfApi().repo_info(repo_id, timeout=TIMEOUT, **asked)
+        except Exception as error:  # the Hub's, or its HTTP library's: they have no base in common
+            unanswered = error
+            options["local_files_only"] = True  # it may have been downloaded before
+    try:
+        return Path(hub.snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS], **options))
+    except Exception as error:
+        raise ValueError(
+            f"{shown(repo_id)} is not there, and the Hub did not give it ({one_line(unanswered or error)})"
+        ) from error
+
+
+def _huggingface_hub() -> Any:
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise ValueError("the Hub needs huggingface_hub: pip install 'attneck[hub]'") from error
+    return huggingface_hub

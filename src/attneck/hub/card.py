@@ -1,0 +1,146 @@
+"""The model card of a run: what it is, how it scores, how it was made, and what reads it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from attneck import __version__
+from attneck.errors import UserError
+from attneck.files import write_atomic
+from attneck.hub.config import name_of
+from attneck.models import catalog
+from attneck.runs.provenance import command, environment_of, recipe_name
+from attneck.training.recipe import TIMM
+
+if TYPE_CHECKING:
+    from attneck.runs.run import Run
+
+TASKS = {"classification": "image-classification", "detection": "object-detection"}
+"""The Hub's names."""
+
+METRICS = {"classification": "accuracy", "detection": "mean_average_precision"}
+
+NOT_SHOWN = {"lr", "seconds", "peak_gib"}
+"""Of a record: what is no score."""
+
+PICTURE, CARD = "curves.png", "README.md"
+
+
+def task_of(config: dict[str, Any]) -> str:
+    """What a config's model is for, by the names of `attneck.tasks.TASKS`."""
+    name = name_of(config)
+    return "classification" if name.startswith(TIMM) else catalog.find(name).task
+
+
+def write_card(run: Run, config: dict[str, Any], folder: Path) -> None:
+    """README.md and, where the run has records, curves.png; `config` is that of the saved model."""
+    picture = _curves(run)
+    if picture is not None:
+        write_atomic(folder / PICTURE, picture)
+    write_atomic(folder / CARD, card(run, config, has_picture=picture is not None).encode())
+
+
+def card(run: Run, config: dict[str, Any], *, has_picture: bool) -> str:
+    """The card's Markdown."""
+    task, name = task_of(config), name_of(config)
+    surgery = config.get("surgery")
+    words = ["attneck", TASKS[task], name.removeprefix(TIMM), *([surgery["name"]] if surgery else [])]
+    head = {
+        "library_name": "attneck",
+        "pipeline_tag": TASKS[task],
+        "tags": list(dict.fromkeys(words)),
+        "metrics": [METRICS[task]],
+    }
+    title = f"{name} after {surgery['name']}" if surgery else name
+    recipe = run.recipe.model_dump(mode="json", exclude={"data": {"root"}})  # a path of another machine
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        f"# {title}",
+        _what(run, config, task, name),
+        '```python\nimport attneck\n\nmodel = attneck.load("FOLDER or OWNER/NAME")\n```',
+        _elsewhere(config, task, name),
+        "## Scores",
+        _scores(run),
+        *([f"![Loss and scores by epoch]({PICTURE})"] if has_picture else []),
+        "## How it was made",
+        _command(run),
+        "The whole recipe:",
+        f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```",
+    ]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _what(run: Run, config: dict[str, Any], task: str, name: str) -> str:
+    whose = "timm's network" if name.startswith(TIMM) else "the network"
+    network = f"{whose} `{name.removeprefix(TIMM)}`"
+    if surgery := config.get("surgery"):
+        given = ", ".join(f"{key}={value!r}" for key, value in surgery["options"].items())
+        network += f", changed by `attneck.surgery.{surgery['name']}({given})`"
+    does = "Finds objects in images" if task == "detection" else "Classifies images"
+    classes = run.facts["classes"]
+    shown = ", ".join(classes[:10]) + (" …" if len(classes) > 10 else "")
+    return (
+        f"{does}: {network}, trained by [attneck](https://pypi.org/project/attneck/) on "
+        f"`{run.recipe.data.name}`. {len(classes)} classes: {shown}."
+    )
+
+
+def _elsewhere(config: dict[str, Any], task: str, name: str) -> str:
+    """Which other libraries read the folder."""
+    if task == "detection":
+        return (
+            "timm and transformers have no such detector: they do not read it. `attneck export` makes ONNX."
+        )
+    if "surgery" in config:
+        return (
+            "timm and transformers know no surgery: they do not read it. `attneck export` makes ONNX of it."
+        )
+    first = "" if name.startswith(TIMM) else "import attneck  # its networks in timm's registry\n"
+    return (
+        "timm and transformers read it too:\n\n"
+        f"```python\n{first}import timm\n\n"
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf_hub:OWNER/NAME"\n```\n\n'
+        f"```python\n{first}import transformers\n\n"
+        'model = transformers.AutoModelForImageClassification.from_pretrained("FOLDER or OWNER/NAME")\n```'
+    )
+
+
+def _scores(run: Run) -> str:
+    """The last record as a table."""
+    try:
+        last = run.history[-1]
+    except (UserError, IndexError):
+        return "The run was never scored."
+    rows = [
+        f"| {key} | {value:.4g} |" if isinstance(value, float) else f"| {key} | {value} |"
+        for key, value in last.items()
+        if key not in NOT_SHOWN and isinstance(value, (int, float))
+    ]
+    said = f"After {run.step} steps; `val` is of the weights on the images held out, `ema` of their average:"
+    return "\n".join([said, "", "| | |", "|---|---|", *rows])
+
+
+def _command(run: Run) -> str:
+    around, name = environment_of(run.folder), recipe_name(run.folder)
+    by = f"attneck {around.get('attneck', __version__)}"
+    torch = f" on torch {around['torch']}" if "torch" in around else ""
+    recipe = f", recipe `{name}`" if name else ""
+    ran = command(run.folder)
+    how = f":\n\n```\n{ran}\n```" if ran else ", by `attneck.train` in Python."
+    return f"{by}{torch}{recipe}{how}"
+
+
+def _curves(run: Run) -> bytes | None:
+    """The run's curves as PNG; None where it has no records yet."""
+    from attneck.explain.figures import curves
+
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            curves([run.folder], Path(place) / PICTURE)
+        except UserError:
+            return None
+        return (Path(place) / PICTURE).read_bytes()

@@ -1,0 +1,36 @@
+"""Where a run is from, as its folder says: the command that made it, and the name of its recipe."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from attneck.training.recipe import shipped_recipes
+
+
+def environment_of(folder: Path) -> dict[str, Any]:
+    """Its environment.json; empty where it is missing or damaged."""
+    try:
+        found = json.loads((folder / "environment.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def command(folder: Path) -> str | None:
+    """The `attneck train …` that made the run; None where it was made in Python."""
+    said = environment_of(folder).get("command", "")
+    return said if isinstance(said, str) and said.startswith("attneck train ") else None
+
+
+def recipe_name(folder: Path) -> str | None:
+    """The shipped recipe that the command names, or its recipe file's name; None for neither."""
+    try:
+        word = shlex.split(command(folder) or "")[2]
+    except (ValueError, IndexError):
+        return None
+    return (
+        word if word in shipped_recipes() else Path(word).stem if word.endswith((".yaml", ".yml")) else None
+    )

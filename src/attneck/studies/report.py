@@ -1,0 +1,208 @@
+"""A study's report: the table as Markdown, CSV, LaTeX and JSON, and the curves with their bands."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from attneck.errors import UserError
+from attneck.files import write_atomic
+from attneck.studies.results import Row, baseline_of
+from attneck.studies.study import Study
+
+Cells = list[str]
+
+SPECIAL = {letter: f"\\{letter}" for letter in "%_&#$"} | {"±": r"$\pm$", "\\": r"\textbackslash{}"}
+"""Of LaTeX."""
+
+
+def write(study: Study, rows: Sequence[Row], folder: Path, name: str, undone: int) -> list[Path]:
+    """Write report.md, .csv, .tex, .json, and curves.png and .svg; the files written.
+
+    Args:
+        undone: the runs that are still to come, which the report says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    head, body = table(study, rows)
+    texts = {
+        "report.md": f"# {name}\n\n{study.about.strip()}\n\n{markdown(head, body)}\n{notes(study, undone)}",
+        "report.csv": _csv(rows),
+        "report.tex": latex(head, body),
+        "report.json": json.dumps(document(study, rows, name, undone), indent=1) + "\n",
+    }
+    for file, text in texts.items():
+        write_atomic(folder / file, text.encode())
+    written = [folder / file for file in texts]
+    if any(row.curves for row in rows):
+        from attneck.explain.bands import draw
+
+        problems = {problem: [row for row in rows if row.problem == problem] for problem in _problems(rows)}
+        curves = {problem: {row.variant: row.curves for row in those} for problem, those in problems.items()}
+        for ending in ("png", "svg"):
+            draw(curves, study.metric, folder / f"curves.{ending}", study.threshold)
+            written.append(folder / f"curves.{ending}")
+    return written
+
+
+def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
+    """The head, and a row of words for each variant on each problem."""
+    printed = _printed(study)
+    columns: dict[str, Callable[[Row], str]] = {
+        "problem": lambda row: row.problem,
+        "variant": lambda row: row.variant,
+        f"{study.metric}, mean ± std (n)": _mean,
+        f"difference to {study.baseline} [95 %]": lambda row: _difference(study, rows, row),
+        "verdict": lambda row: _verdict(study, rows, row),
+        f"images to {study.threshold or 0:g}": lambda row: _reached(row, study.threshold or 0),
+        "parameters": lambda row: f"{row.cost.params:,}" if row.cost else "",
+        "multiply-adds (M)": lambda row: f"{row.cost.madds / 1e6:,.1f}" if row.cost else "",
+        "seconds an epoch": lambda row: f"{min(row.seconds):,.1f}" if row.seconds else "",
+        "printed": lambda row: printed.get(row.variant, ""),
+    }
+    drop = set()
+    drop |= set() if study.problems else {"problem"}
+    drop |= set() if study.threshold is not None else {"images to 0"}
+    drop |= set() if printed else {"printed"}
+    kept = {name: cell for name, cell in columns.items() if name not in drop}
+    return list(kept), [[cell(row) for cell in kept.values()] for row in rows]
+
+
+def _mean(row: Row) -> str:
+    found = row.spread
+    if found is None:
+        return "not run"
+    return f"{found.mean:.2f}" + (f" ± {found.std:.2f}" if found.std is not None else "") + f" ({found.n})"
+
+
+def _difference(study: Study, rows: Sequence[Row], row: Row) -> str:
+    found = row.against(baseline_of(study, rows, row.problem))
+    if found is None:
+        return ""
+    if found.interval is None:
+        return f"{found.mean:+.2f}"
+    return f"{found.mean:+.2f} [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]"
+
+
+def _verdict(study: Study, rows: Sequence[Row], row: Row) -> str:
+    found = row.against(baseline_of(study, rows, row.problem))
+    return "" if found is None else found.verdict
+
+
+def _reached(row: Row, threshold: float) -> str:
+    found = [images for images in row.images_to(threshold).values() if images is not None]
+    if not row.curves:
+        return ""
+    if not found:
+        return f"never, in {max(curve[-1][0] for curve in row.curves.values()):,}"
+    middle = sorted(found)[len(found) // 2]
+    return f"{middle:,} ({len(found)} of {len(row.curves)})"
+
+
+def _printed(study: Study) -> dict[str, str]:
+    """The papers' figure of a variant, with where it stands."""
+    if not study.paper:
+        return {}
+    from attneck.papers.tables import load_paper
+
+    found = {}
+    for variant, where in study.paper.items():
+        paper, number, label = [*where.split("/", 2), "", ""][:3]
+        table = load_paper(paper).table(number)
+        row = next((row for row in table.rows if row.label == label), None)
+        key = next((column.key for column in table.columns if column.key in ("top1", "top1_error")), None)
+        if row is None or key is None or key not in row.printed:
+            raise UserError(
+                f"paper: {variant} is {where!r}, and {paper}'s table {number} has no such row with a score: "
+                "give PAPER/TABLE/LABEL as attneck papers prints them"
+            )
+        said = {"top1": "top-1", "top1_error": "error"}[key]
+        found[variant] = f"{row.printed[key]} ({said}, table {number})"
+    return found
+
+
+def notes(study: Study, undone: int) -> str:
+    """What the table's reader has to know."""
+    said = [
+        f"Each figure is the last score of the held-out images ({study.metric}), over seeds "
+        f"{', '.join(map(str, study.seeds))}; n is how many of them have ended. The difference is taken seed "
+        "by seed; its 95 % interval is Student's. Where it holds 0 there is no difference that counts.",
+    ]
+    if study.threshold is not None:
+        said.append(
+            f"Images to {study.threshold:g}: training images seen when the score first reached it, the "
+            "median of the seeds that did."
+        )
+    if undone:
+        said.append(f"**{undone} runs have not ended yet**, and are not in it.")
+    return "".join(f"\n{line}\n" for line in said)
+
+
+def markdown(head: Cells, body: list[Cells]) -> str:
+    """A table of Markdown."""
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(head: Cells, body: list[Cells]) -> str:
+    """A table of LaTeX, for the package booktabs."""
+
+    def line(cells: Cells) -> str:
+        return " & ".join("".join(SPECIAL.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+
+    rows = "\n".join(map(line, body))
+    return (
+        f"\\begin{{tabular}}{{{'l' * len(head)}}}\n\\toprule\n{line(head)}\n\\midrule\n{rows}\n"
+        "\\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """One line a run, so that any statistics can be made from it."""
+    file = io.StringIO(newline="")
+    out = csv.writer(file)
+    out.writerow(["problem", "variant", "seed", "score", "params", "madds"])
+    for row in rows:
+        for seed, score in sorted(row.scores.items()):
+            cost = (row.cost.params, row.cost.madds) if row.cost else ("", "")
+            out.writerow([row.problem, row.variant, seed, score, *cost])
+    return file.getvalue()
+
+
+def document(study: Study, rows: Sequence[Row], name: str, undone: int) -> dict[str, object]:
+    """Everything in the report, as JSON has it."""
+    found = []
+    for row in rows:
+        spread, against = row.spread, row.against(baseline_of(study, rows, row.problem))
+        found.append(
+            {
+                "problem": row.problem,
+                "variant": row.variant,
+                "n": spread.n if spread else 0,
+                "mean": spread.mean if spread else None,
+                "std": spread.std if spread else None,
+                "scores": row.scores,
+                "difference": against and asdict(against),
+                "verdict": against and against.verdict,
+                "images_to": None if study.threshold is None else row.images_to(study.threshold),
+                "params": row.cost and row.cost.params,
+                "madds": row.cost and row.cost.madds,
+                "seconds_an_epoch": min(row.seconds) if row.seconds else None,
+                "curves": row.curves,
+            }
+        )
+    return {
+        "study": name,
+        "about": study.about,
+        "metric": study.metric,
+        "baseline": study.baseline,
+        "runs_to_come": undone,
+        "rows": found,
+    }
+
+
+def _problems(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.problem for row in rows))

@@ -1,0 +1,62 @@
+"""What several seeds say: a mean, its spread, and the difference to the baseline, seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of the scores of n seeds; `std` is the sample's, of n - 1, and None of one seed."""
+
+    n: int
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A variant's scores minus the baseline's, by seed: n of them, their mean, and its 95 % interval.
+
+    The interval is Student's, of the paired differences; None where there are fewer than two, or where all
+    are the same.
+    """
+
+    n: int
+    mean: float
+    interval: tuple[float, float] | None
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.interval is None:
+            if self.n < 2:
+                return "one seed says nothing"
+            return "the same difference each time" if self.mean else "no difference"
+        low, high = self.interval
+        if low <= 0 <= high:
+            return "no difference that counts"
+        return f"{'higher' if low > 0 else 'lower'} by {abs(self.mean):.2f}"
+
+
+def spread(scores: Mapping[int, float]) -> Spread:
+    """Of scores by seed, one or more."""
+    values = list(scores.values())
+    return Spread(len(values), fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """Over the seeds that both have; None where they share none."""
+    pairs = [scores[seed] - baseline[seed] for seed in scores if seed in baseline]
+    if not pairs:
+        return None
+    if len(pairs) < 2 or stdev(pairs) == 0:
+        return Difference(len(pairs), fmean(pairs), None)
+    from scipy.stats import ttest_1samp
+
+    found = ttest_1samp(pairs, 0).confidence_interval(LEVEL)
+    return Difference(len(pairs), fmean(pairs), (float(found.low), float(found.high)))

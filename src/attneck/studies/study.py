@@ -1,0 +1,188 @@
+"""A study: a recipe, variants of it, problems and seeds; each combination is a run in a folder of its own."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from attneck.errors import UserError, suggestion
+from attneck.training.recipe import Part, Recipe, Text, differences, load_recipe, parse_recipe, refusal
+from attneck.training.recipe_file import read_yaml
+
+SHIPPED = Path(__file__).parent / "shipped"
+OWN_DICTS = ("model.options", "model.surgery_options")
+"""Fields whose values are an option's name and value: `model.options.bam stages` gives one option."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
+Fields = dict[Text, bool | int | float | Text | None]
+"""Fields of a recipe by their dotted names, such as model.surgery_options.at, and what they are."""
+Seed = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
+
+
+class Study(Part):
+    """What is compared. Every run is `recipe` with `fields`, its problem's, its variant's, and its seed."""
+
+    about: Text = ""
+    """The question, for the report's head."""
+    recipe: Text
+    """A shipped recipe, or a YAML file."""
+    fields: Fields = Field(default_factory=dict)
+    problems: dict[Name, Fields] = Field(default_factory=dict)
+    """Each variant is trained on each of them; none is one problem."""
+    variants: Annotated[dict[Name, Fields], Field(min_length=1)]
+    baseline: Text
+    """The variant that the others are compared with."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    metric: Text = "top1"
+    """The score of the held-out images; the averaged weights' where a run keeps them."""
+    threshold: float | None = None
+    """The report says after how many training images the score first reached this."""
+    paper: dict[Name, Text] = Field(default_factory=dict)
+    """A variant's row in the papers, as `attneck papers` names tables: table/row."""
+
+    @model_validator(mode="after")
+    def _names_are_there(self) -> Study:
+        for what, name in (("baseline", self.baseline), *(("paper", name) for name in self.paper)):
+            if name not in self.variants:
+                raise ValueError(
+                    f"{what} names {name!r}{suggestion(name, list(self.variants))}: "
+                    f"choose one of the variants, {', '.join(self.variants)}"
+                )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {self.seeds}: give each once")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    problem: str
+    """"" where the study has none."""
+    variant: str
+    seed: int
+    recipe: Recipe
+    source: str
+    """The recipe that `fields` change."""
+    fields: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Its place in the study, such as same/bam/0."""
+        return "/".join([*([self.problem] if self.problem else []), self.variant, str(self.seed)])
+
+    @property
+    def done(self) -> bool:
+        """Whether its run came to its end."""
+        return (self.folder / "summary.json").is_file()
+
+    def words(self) -> list[str]:
+        """The arguments of the `attneck` that trains it, or goes on where it was."""
+        given: dict[str, list[str]] = {}
+        for field, value in self.fields.items():
+            whole = next((one for one in OWN_DICTS if field.startswith(f"{one}.")), None)
+            said = [field.removeprefix(f"{whole}.")] if whole else []
+            said += map(str, value) if isinstance(value, list) else [str(value)]
+            if isinstance(value, bool) and not whole:
+                given[f"--{_dashed(field)}" if value else f"--{_negated(_dashed(field))}"] = []
+            else:
+                given.setdefault(f"--{_dashed(whole or field)}", []).extend(said)
+        words = [word for flag, values in given.items() for word in (flag, *values)]
+        resume = ["--resume"] if any((self.folder / "checkpoints").glob("step-*.pt")) else []
+        return ["train", self.source, *words, "--out", str(self.folder), *resume]
+
+    def command(self) -> str:
+        """`words` as a shell takes them."""
+        return shlex.join(["attneck", *self.words()])
+
+    def differs(self) -> list[str]:
+        """How the recipe of the run in its folder, if there is one, is not its own."""
+        if not (self.folder / "recipe.yaml").is_file():
+            return []
+        return differences(load_recipe(str(self.folder)), self.recipe)
+
+
+def shipped_studies() -> list[str]:
+    """The names of the studies that come with the package, sorted."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load_study(name: str) -> Study:
+    """The study of that name, or of that YAML file.
+
+    Raises:
+        UserError: no such study, YAML that does not parse, or one that is no study.
+    """
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = SHIPPED / f"{name}.yaml"
+    if not path.is_file():
+        known = shipped_studies()
+        raise UserError(
+            f"no study {name!r}{suggestion(name, known)} (there are {', '.join(known)}; or a file)"
+        )
+    try:
+        return Study.model_validate(read_yaml(path) or {})
+    except ValidationError as error:
+        raise refusal(error, str(path)) from None
+
+
+def cells(study: Study, folder: Path, fields: Mapping[str, Any] | None = None) -> list[Cell]:
+    """Every run of `study`, in folders under `folder`: seed by seed, so that each is whole early.
+
+    Args:
+        fields: fields of the recipe that change every run, by their dotted names.
+
+    Raises:
+        UserError: a variant whose recipe does not stand, with its name.
+    """
+    base = load_recipe(study.recipe)
+    made = []
+    for problem, variant, own in _combinations(study):
+        both = {**study.fields, **own, **(fields or {})}
+        for seed in study.seeds:
+            mine = {**both, "seed": seed}
+            where = Path(problem, variant, f"seed-{seed}")
+            recipe = changed(base, mine, f"{study.recipe} of {where.parent}")
+            made.append(Cell(problem, variant, seed, recipe, study.recipe, mine, folder / where))
+    return sorted(made, key=lambda cell: study.seeds.index(cell.seed))
+
+
+def _combinations(study: Study) -> Iterator[tuple[str, str, Fields]]:
+    for problem, changes in (study.problems or {"": {}}).items():
+        for variant, own in study.variants.items():
+            yield problem, variant, {**changes, **own}
+
+
+def changed(base: Recipe, fields: Mapping[str, Any], source: str) -> Recipe:
+    """`base` with other values of some fields, by their dotted names.
+
+    Raises:
+        UserError: a field that a recipe does not have, or a value that it cannot have.
+    """
+    content = base.model_dump(mode="json")
+    for name, value in fields.items():
+        part: Any = content
+        *path, last = name.split(".")
+        for step in path:
+            part = part.get(step)
+            if not isinstance(part, dict):
+                raise UserError(f"{source}: there is no field {name!r} in a recipe")
+        part[last] = value
+    return parse_recipe(content, source)
+
+
+def _dashed(field: str) -> str:
+    return field.replace("_", "-")
+
+
+def _negated(field: str) -> str:
+    """tyro's word for False: --model.no-x."""
+    *path, last = field.split(".")
+    return ".".join([*path, f"no-{last}"])

@@ -1,0 +1,177 @@
+"""Folders of any shape: nested, of every format, or split by a share, which looks at the names alone."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from attneck import cli
+from attneck.data import open_dataset
+from attneck.data.readers.decode import SUFFIXES
+from attneck.data.readers.tree import held_out, scan
+from attneck.errors import UserError
+from attneck.runs import train as runs
+from attneck.runs.run import Run
+from attneck.training.recipe import Recipe, parse_recipe
+
+COUNT = 40
+
+
+def picture(path, value=90):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 10), (value, 0, 0)).save(path)
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """root/CLASS/…, partly in folders in the class's; do not change it."""
+    root = tmp_path_factory.mktemp("flat")
+    for name in ("cat", "dog"):
+        for number in range(COUNT):
+            picture(root / name / ("" if number % 2 else "more/deep") / f"{number}.png")
+    return root
+
+
+def names(root, split, share=0.25):
+    return scan(root, split, val_share=share).names
+
+
+def test_the_two_parts_are_the_whole(flat):
+    train, val = names(flat, "train"), names(flat, "val")
+    assert not {*train} & {*val}
+    assert len(train) + len(val) == 2 * COUNT
+    assert 0.1 < len(val) / (2 * COUNT) < 0.4
+    assert sorted(train + val) == sorted(str(path.relative_to(flat)) for path in flat.rglob("*.png"))
+    assert {*val} <= {*names(flat, "val", 0.5)}  # a greater share adds to it
+
+
+def test_a_share_of_many_is_that_share():
+    for share in (0.01, 0.2, 0.5, 0.99):
+        found = sum(held_out(f"a/{number}.jpg", share) for number in range(20_000)) / 20_000
+        assert found == pytest.approx(share, abs=0.01)
+    # It is known for good: a run of another day, machine and version has the same split.
+    assert [n for n in range(20) if held_out(f"cat/{n}.jpg", 0.2)] == PINNED
+
+
+PINNED = [1, 3, 5, 8, 18]
+
+
+def test_another_file_moves_no_other(flat, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(flat, root)
+    before = {split: {*names(root, split)} for split in ("train", "val")}
+    for number in range(10):
+        picture(root / "cat" / f"new {number}.png")
+        picture(root / "bird" / f"{number}.png")
+    for split, old in before.items():
+        assert old <= {*names(root, split)}
+
+
+REFUSED = {
+    "a val folder": (
+        lambda root: picture(root / "val/cat/1.png"),
+        "has a val folder, and val_share is given",
+    ),
+    "train and others": (lambda root: picture(root / "train/cat/1.png"), "give data.root"),
+    "one image alone": (lambda root: picture(root / "bird/0.png"), "leaves bird no training image"),
+    "no class": (lambda root: [shutil.rmtree(root / name) for name in ("cat", "dog")], "no class folders"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_root_that_is_split_already_or_cannot_be(flat, tmp_path, case):
+    root = tmp_path / "root"
+    shutil.copytree(flat, root)
+    make, says = REFUSED[case]
+    make(root)
+    with pytest.raises(ValueError, match=says) as error:
+        scan(root, "train", val_share=0.995 if case == "one image alone" else 0.25)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 350
+
+
+def test_train_alone_is_split(flat, tmp_path):
+    shutil.copytree(flat, tmp_path / "root/train")
+    assert names(tmp_path / "root", "val") == names(flat, "val")
+
+
+def test_a_class_called_train_is_one(flat, tmp_path):
+    shutil.copytree(flat, tmp_path / "root")
+    for number in range(20):
+        picture(tmp_path / f"root/train/{number}.png")
+    assert scan(tmp_path / "root", "val", val_share=0.5).classes == ("cat", "dog", "train")
+
+
+def test_a_class_of_which_nothing_is_held_out_is_said(flat, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(flat, root)
+    number = next(n for n in range(100) if not held_out(f"bird/{n}.png", 0.25))
+    picture(root / f"bird/{number}.png")
+    assert open_dataset("folder", "val", root=root, image_size=16, val_share=0.25).classes[0] == "bird"
+    said = capsys.readouterr().err
+    assert "val_share 0.25 holds out no image of 1 of 3 classes (bird)" in said
+    assert said.count("\n") == 1
+
+
+def test_without_a_share_the_folders_are_wanted(flat):
+    with pytest.raises(FileNotFoundError, match=r"for its folders as classes give --data.val-share 0.2"):
+        open_dataset("folder", "train", root=flat)
+
+
+def test_a_share_is_of_folders_and_a_share(flat):
+    with pytest.raises(UserError, match=r"data.val_share"):
+        parse_recipe({"data": {"name": "folder", "val_share": 1.0}}, "x")
+    with pytest.raises(ValueError, match="shapes: val_share is given, but it takes"):
+        open_dataset("shapes", "train", val_share=0.5)
+    with pytest.raises(ValueError, match="val_share is 0"):
+        open_dataset("folder", "train", root=flat, val_share=0.0)
+
+
+def test_a_run_lists_its_split_and_is_scored_on_it(flat, tmp_path, capsys):
+    content = {
+        "model": {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}},
+        "data": {"name": "folder", "root": str(flat), "image_size": 16, "val_share": 0.25},
+        "batch": 8,
+    }
+    runs.train(Recipe.model_validate(content), tmp_path / "run")
+    with (tmp_path / "run/split.csv").open() as file:
+        rows = {row["name"]: row["split"] for row in csv.DictReader(file)}
+    for split in ("train", "val"):
+        assert {name for name, part in rows.items() if part == split} == {*names(flat, split)}
+    assert [*rows] == sorted(rows)
+    known = Run(tmp_path / "run")
+    assert len(known.data("val")) == len(names(flat, "val"))
+    assert not known.data("val").fingerprint().keys() ^ {"cat", "dog"}
+    capsys.readouterr()
+    # Another file is another set: a resume says which.
+    shutil.copytree(flat, tmp_path / "root")
+    for number in range(20):
+        picture(tmp_path / f"root/cat/new {number}.png")
+    moved = content | {"data": {**content["data"], "root": str(tmp_path / "root")}}
+    with pytest.raises(UserError, match=r"images: .* more in 'cat'"):
+        runs.train(Recipe.model_validate(moved), tmp_path / "run", resume=True)
+
+
+ENDINGS = {".gif": "GIF", ".tif": "TIFF", ".pgm": "PPM", ".jfif": "JPEG", ".avif": "AVIF", ".webp": "WEBP"}
+
+
+def test_every_format_is_taken_and_16_bits_of_grey_are_scaled(tmp_path):
+    kinds = {end: form for end, form in ENDINGS.items() if form != "AVIF" or features.check("avif")}
+    for split in ("train", "val"):
+        for ending, form in kinds.items():
+            (tmp_path / split / "a").mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 100).save(tmp_path / split / f"a/1{ending}", form)
+        wide = Image.fromarray(np.full((8, 8), 100 * 257, dtype=np.uint16))
+        wide.save(tmp_path / split / "a/wide.png")
+    images = open_dataset("folder", "train", root=tmp_path, image_size=8)
+    assert len(images) == len(kinds) + 1
+    assert all(ending in SUFFIXES for ending in kinds)
+    pixels = images.pixels([(0, index) for index in range(len(images))])
+    assert np.abs(pixels.astype(int) - 100).max() <= 2
+
+
+def test_a_share_is_given_on_the_command_line(flat, tmp_path, capsys):
+    assert cli.main(["train", "surgery", "--data.root", str(flat), "--data.val-share", "2"]) == 2
+    assert "val_share" in capsys.readouterr().err

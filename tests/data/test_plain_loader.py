@@ -1,0 +1,45 @@
+"""Data sets in a plain DataLoader: the same images as with our batches, and no augmentation that repeats."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from attneck.data import open_dataset, open_detection
+from attneck.data.detection import DetectionDataset
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_detection_set(workers):
+    scenes = open_detection("shapes", "val", size=5, image_size=80)
+    batches = [*DataLoader(scenes, batch_size=2, num_workers=workers, collate_fn=scenes.collate)]
+    images = [image for batch, _ in batches for image in batch]
+    targets = [target for _, batch in batches for target in batch]
+    assert len(images) == 5
+    for index, (image, target) in enumerate(zip(images, targets, strict=True)):
+        wanted, boxes = scenes[0, index]
+        assert torch.equal(image, wanted)
+        assert torch.equal(target["boxes"], boxes["boxes"])
+        assert torch.equal(target["masks"], boxes["masks"])
+    assert isinstance(scenes, DetectionDataset)
+
+
+def test_a_classification_set():
+    shapes = open_dataset("shapes", "val", size=6, image_size=24)
+    images, labels = next(iter(DataLoader(shapes, batch_size=6, collate_fn=shapes.collate)))
+    wanted, right = shapes.__getitems__([(0, index) for index in range(6)])
+    assert torch.equal(images, wanted)
+    assert torch.equal(labels, right)
+    assert torch.equal(shapes[3][0], wanted[3])
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        open_detection("shapes", "train", size=2, image_size=80, augment="flip"),
+        open_dataset("shapes", "train", size=2, image_size=24, augment="crop_flip"),
+    ],
+    ids=["detection", "classification"],
+)
+def test_an_augmentation_needs_an_epoch(images):
+    with pytest.raises(ValueError, match=r"index 1 has no epoch.*batch_sampler=attneck.data.TrainBatches"):
+        images[1]

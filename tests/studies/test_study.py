@@ -1,0 +1,307 @@
+"""Studies: their runs are those of `attneck train`, they go on where they were, their figures are right."""
+
+import csv
+import io
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import ttest_rel
+
+from attneck import cli
+from attneck.commands.study import changes
+from attneck.commands.train import parse
+from attneck.errors import RunFailed, UserError
+from attneck.runs.lock import only_one
+from attneck.runs.train import train
+from attneck.studies import jobs, report
+from attneck.studies.jobs import log_of, progress, run_all
+from attneck.studies.results import Row, collect
+from attneck.studies.statistics import difference, spread
+from attneck.studies.study import Study, cells, load_study, shipped_studies
+from attneck.tasks.classification import build_classifier
+
+TINY = {
+    "recipe": "relations",
+    "fields": {
+        "data.train_size": 32,
+        "data.val_size": 16,
+        "epochs": 2,
+        "batch": 16,
+        "schedule.warmup_epochs": 0,
+    },
+    "problems": {"same": {}, "path": {"data.problem": "path"}},
+    "variants": {"plain": {}, "se": {"model.options.se": True}},
+    "baseline": "plain",
+    "seeds": [0, 1],
+    "threshold": 1,
+}
+
+
+def study(**changes: object) -> Study:
+    return Study.model_validate(TINY | changes)
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_the_command_of_every_run_trains_its_recipe(name: str) -> None:
+    made = cells(load_study(name), Path("runs/x"))
+    assert len({cell.name for cell in made}) == len({cell.folder for cell in made}) == len(made)
+    first = made[0]
+    for cell in made:  # each variant once, and each problem
+        if cell.seed or (cell.problem != first.problem and cell.variant != first.variant):
+            continue
+        words = shlex.split(cell.command())
+        assert words[:3] == ["attneck", "train", cell.source]
+        arguments = parse(cell.source, words[3:])
+        assert arguments.recipe == cell.recipe
+        assert arguments.out == cell.folder
+        assert not arguments.resume
+    assert [cell.seed for cell in made] == sorted(cell.seed for cell in made)
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_every_variant_is_another_network_that_can_be_built(name: str) -> None:
+    known = set()
+    for cell in cells(load_study(name), Path("x")):
+        if cell.seed == 0 and cell.problem in ("", "same"):
+            model = build_classifier(cell.recipe.model, 2, cell.recipe.data.image_size or 32)
+            with torch.no_grad():
+                assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 2)
+            known.add(str([(key, tensor.shape) for key, tensor in model.state_dict().items()]))
+            known.add(cell.variant)
+    # Attention without its content term has the weights of attention with it.
+    assert len(known) >= 2 * len(load_study(name).variants) - 1
+
+
+def test_a_word_of_the_command_line_changes_every_run() -> None:
+    given = changes(study(), ["--epochs", "3", "--data.train-size", "64", "--optimizer.clip-norm", "None"])
+    assert given == {"epochs": 3, "data.train_size": 64, "optimizer.clip_norm": None}
+    for cell in cells(study(), Path("x"), given):
+        assert (cell.recipe.epochs, cell.recipe.optimizer.clip_norm) == (3, None)
+        assert parse(cell.source, shlex.split(cell.command())[3:]).recipe == cell.recipe
+    with pytest.raises(UserError, match="--seed is a run's"):
+        changes(study(), ["--seed", "3"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"baseline": "plan"}, "baseline names 'plan'; perhaps you meant 'plain'"),
+        ({"seeds": [1, 1]}, "give each once"),
+        ({"variants": {"../x": {}}}, "variants"),
+        ({"variants": {"plain": {"model.nam": "x"}}}, "no field 'model.nam'; perhaps you meant 'name'"),
+        ({"variants": {"plain": {"modl.name": "x"}}}, "no field 'modl.name' in a recipe"),
+        ({"variants": {"plain": {"epochs": -1}}}, "relations of same/plain: epochs=-1"),
+        ({"paper": {"plain": "bam/4a/nothing"}}, "no such row"),
+        ({"metric": "AP"}, "no score 'AP': give the study a metric of loss, top1, top5"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(content: dict, words: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "s.yaml").write_text(json.dumps(TINY | {"problems": {"same": {}}, "seeds": [0]} | content))
+    if "paper" in content or "metric" in content:  # found by the report
+        cell = cells(load_study(str(tmp_path / "s.yaml")), tmp_path / "out")[0]
+        train(cell.recipe, cell.folder)
+    capsys.readouterr()
+    assert cli.main(["study", str(tmp_path / "s.yaml"), "--report", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four of the eight runs, all of one problem."""
+    folder = tmp_path_factory.mktemp("study")
+    for cell in cells(study(), folder):
+        if cell.problem == "same":
+            train(cell.recipe, cell.folder)
+    return folder
+
+
+def test_the_report_has_what_the_runs_have(trained: Path, tmp_path: Path) -> None:
+    one = study()
+    rows = collect(one, cells(one, trained))
+    assert [(row.problem, row.variant) for row in rows] == [
+        (problem, variant) for problem in ("same", "path") for variant in ("plain", "se")
+    ]
+    for row in rows[:2]:
+        for seed in (0, 1):
+            records = (trained / "same" / row.variant / f"seed-{seed}" / "metrics.jsonl").read_text()
+            last = json.loads(records.splitlines()[-1])
+            assert row.scores[seed] == last["val_top1"]
+            assert row.curves[seed][-1] == (2 * 32, last["val_top1"])
+        assert row.images_to(0) == {0: 32, 1: 32}
+        assert row.images_to(101) == {0: None, 1: None}
+    assert rows[0].cost is not None
+    assert rows[1].cost is not None
+    assert rows[0].cost.params < rows[1].cost.params
+    assert rows[2].scores == {}
+    written = report.write(one, rows, tmp_path / "report", "tiny", 4)
+    assert sorted(file.name for file in written) == sorted(
+        file.name for file in (tmp_path / "report").iterdir()
+    )
+    text = (tmp_path / "report/report.md").read_text()
+    assert f"| {rows[0].spread.mean:.2f} ± {rows[0].spread.std:.2f} (2) |" in text
+    assert text.count("not run") == 2
+    assert "4 runs have not ended" in text
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "report/report.csv").read_text())))
+    assert [float(line["score"]) for line in lines] == [
+        row.scores[seed] for row in rows[:2] for seed in (0, 1)
+    ]
+    document = json.loads((tmp_path / "report/report.json").read_text())
+    assert document["rows"][1]["difference"]["mean"] == pytest.approx(
+        rows[1].spread.mean - rows[0].spread.mean
+    )
+    assert r"\pm" in (tmp_path / "report/report.tex").read_text()
+    assert (tmp_path / "report/curves.png").stat().st_size > 10_000
+
+
+def test_the_report_needs_no_checkpoint_once_the_cost_is_known(trained: Path) -> None:
+    one = study()
+    before = [row.cost for row in collect(one, cells(one, trained))]
+    for file in trained.glob("same/*/*/checkpoints/*"):
+        file.unlink()
+    assert [row.cost for row in collect(one, cells(one, trained))] == before
+
+
+def test_a_run_of_another_recipe_is_no_part_of_it(trained: Path) -> None:
+    other = study(fields=TINY["fields"] | {"epochs": 3})
+    with pytest.raises(UserError, match="another recipe"):
+        collect(other, cells(other, trained))
+    with pytest.raises(UserError, match="another recipe"):
+        run_all(cells(other, trained), 1)
+
+
+def test_the_interval_is_the_paired_t_test_s() -> None:
+    ours, base = {0: 71.2, 1: 70.1, 2: 72.9, 7: 3.0}, {0: 70.0, 1: 69.8, 2: 70.5}
+    found = difference(ours, base)
+    want = ttest_rel([71.2, 70.1, 72.9], [70.0, 69.8, 70.5]).confidence_interval(0.95)
+    assert found.n == 3
+    assert found.mean == pytest.approx((1.2 + 0.3 + 2.4) / 3)
+    assert found.interval == pytest.approx((want.low, want.high))
+    assert found.verdict == "no difference that counts"
+    # By a printed table of t: 4.303 at two degrees of freedom.
+    assert difference({0: 1, 1: 2, 2: 3}, {0: 0, 1: 0, 2: 0}).interval == pytest.approx(
+        (2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3
+    )
+    assert difference({0: 10, 1: 11}, {0: 0, 1: 0.9}).verdict == "higher by 10.05"
+    assert difference({0: 0, 1: 0.9}, {0: 10, 1: 11}).verdict == "lower by 10.05"
+    assert difference({0: 1}, {0: 0}).verdict == "one seed says nothing"
+    assert difference({0: 1}, {1: 0}) is None
+    assert spread({3: 5.0}).std is None
+    assert spread({0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)
+    assert Row("", "x").spread is None
+
+
+TRAINER = """
+import json, os, pathlib, sys, time
+folder, code, seconds = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+print("threads", os.environ["OMP_NUM_THREADS"], flush=True)
+folder.mkdir(parents=True, exist_ok=True)
+with (folder / "began").open("a") as file:
+    file.write(".")
+time.sleep(seconds)
+(folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "step": 2}) + chr(10))
+if code == 0:
+    (folder / "summary.json").write_text("{}")
+sys.exit(code)
+"""
+
+
+def stand_in(code=lambda cell: 0, seconds=lambda cell: 0.0):
+    """A program in the trainer's place."""
+    return lambda cell: [sys.executable, "-c", TRAINER, str(cell.folder), str(code(cell)), str(seconds(cell))]
+
+
+def test_what_fails_does_not_stop_the_others_and_is_tried_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(jobs, "PAUSE", 0.02)
+    made = cells(study(problems={}), tmp_path)
+    with pytest.raises(RunFailed, match=r"1 of 4 runs failed \(se/0\)") as failed:
+        run_all(made, 2, stand_in(code=lambda cell: 3 * (cell.name == "se/0")))
+    assert failed.value.code == 1
+    assert [cell.done for cell in made] == [cell.name != "se/0" for cell in made]
+    assert log_of(made[0]).read_text() == "threads 1\n"
+    assert progress(made[0]) == 0.5
+    run_all(made, 2, stand_in())
+    assert {cell.name: (cell.folder / "began").read_text() for cell in made} == {
+        "plain/0": ".",
+        "se/0": "..",
+        "plain/1": ".",
+        "se/1": ".",
+    }
+
+
+def test_a_signal_ends_the_runs_and_the_same_command_goes_on(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(jobs, "PAUSE", 0.02)
+    made = cells(study(problems={}), tmp_path)
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(RunFailed, match=r"4 of 4 runs are not done") as stopped:
+        run_all(made, 2, stand_in(seconds=lambda cell: 60))
+    assert stopped.value.code == 143
+    assert [(cell.folder / "began").exists() for cell in made] == [True, True, False, False]
+    run_all(made, 2, stand_in())
+    assert all(cell.done for cell in made)
+
+
+def test_a_run_that_another_program_trains_is_waited_for(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(jobs, "PAUSE", 0.02)
+    monkeypatch.setattr(jobs, "WAIT", 0.1)
+    made = cells(study(problems={}, seeds=[0]), tmp_path)
+    made[0].folder.mkdir(parents=True)
+    order = []
+    with only_one(made[0].folder):
+        release = threading.Event()
+
+        def command(cell):
+            order.append(cell.name)
+            release.set()
+            return stand_in()(cell)
+
+        worker = threading.Thread(target=lambda: run_all(made, 1, command))
+        worker.start()
+        assert release.wait(30)
+    worker.join(60)
+    assert order == ["se/0", "plain/0"]
+    assert all(cell.done for cell in made)
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    cell = cells(study(), tmp_path)[0]
+    assert "--resume" not in cell.command()
+    (cell.folder / "checkpoints").mkdir(parents=True)
+    (cell.folder / "checkpoints/step-00000001.pt").touch()
+    assert cell.command().endswith("--resume")
+
+
+def test_the_commands_on_the_screen(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps(TINY))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["study", "--help"]) == 0
+    assert "relations" in capsys.readouterr().out
+    assert cli.main(["study", "tiny.yaml", "--list", "--out", str(trained)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith("attneck train relations --data.train-size 32") for line in lines)
+    assert cli.main(["study", "tiny.yaml", "--report", "--out", str(trained)]) == 0
+    assert "4 of 8 runs have not ended" in capsys.readouterr().err
+    for words, said in {
+        ("relation",): "perhaps you meant 'relations'",
+        ("tiny.yaml", "--list", "--report"): "leave one out",
+        ("tiny.yaml", "--jobs", "0"): "--jobs=0",
+        ("tiny.yaml", "--seeds", "0"): "--seeds=0",
+        ("tiny.yaml", "--only", "zz"): "no run's name has it, such as same/plain/0",
+        ("tiny.yaml", "--report"): "no run of the study has ended in runs/study-tiny",
+        ("tiny.yaml", "--epoch", "3"): "--epochs",
+        ("--jobs", "2"): "the study comes first",
+    }.items():
+        assert cli.main(["study", *words]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
