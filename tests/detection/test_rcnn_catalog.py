@@ -228,7 +228,8 @@ CHANGES = {
 
 
 def test_no_option_is_forgotten():
-    assert set(RCNNOptions.model_fields) == {*CHANGES, "backbone", "dropout"}
+    of_classifiers = {"dropout", "global_pool", "bn_momentum", "bn_eps"}  # refused
+    assert set(RCNNOptions.model_fields) == {*CHANGES, "backbone"} | of_classifiers
 
 
 @pytest.mark.parametrize("option", CHANGES)
@@ -269,6 +270,7 @@ def test_options_of_the_backbone():
         ("maskrcnn_botnet50", {"heads": 3}, "maskrcnn_botnet50: 512 channels do not split into 3 heads"),
         ("maskrcnn_resnet50", {"heads": 8}, "would change nothing without attention"),
         ("maskrcnn_resnet50", {"dropout": 0.5}, "dropout=0.5 would change nothing"),
+        ("maskrcnn_resnet50", {"global_pool": "max"}, "global_pool='max' would change nothing"),
         ("fasterrcnn_resnet50", {"mask_convs": 8}, "would change nothing without masks=True"),
         ("maskrcnn_resnet50", {"channels": 0}, "channels=0: wanted 1 or more"),
         ("maskrcnn_resnet50", {"rois": 2.5}, "rois=2.5: wanted a whole number"),

@@ -135,7 +135,7 @@ def test_every_option_of_bam_has_an_effect(change):
 def test_no_option_is_forgotten():
     fields = set(StairNetOptions.model_fields)
     bam = {"bam", "bam_reduction", "bam_dilation", "bam_combine", "bam_branches", "bam_variant"}
-    assert fields == {"trunk", "dropout"} | bam
+    assert fields == {"trunk", "dropout", "global_pool", "bn_momentum", "bn_eps"} | bam
     assert StairNetOptions(trunk="vgg16").channels == 256
     assert StairNetOptions(trunk="mobilenet").channels == 128
 

@@ -44,12 +44,16 @@ def small(name: str, **arguments: Any) -> Any:
     torch.manual_seed(0)
     options = {"drop_rate": 0.0, **FAMILIES.get(name, {})} if name != "resnet50_bot_c4" else NARROW
     model = timm.create_model(
-        f"attneck_{name}", num_classes=5, img_size=64, dtype=torch.float64, **(options | arguments)
+        f"attneck_{name}", num_classes=5, img_size=side_of(name), dtype=torch.float64, **(options | arguments)
     )
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.weight.sum() == 0:
             nn.init.ones_(module.weight)
     return model
+
+
+def side_of(name: str) -> int:
+    return 32 if name.startswith("cifar") else 64
 
 
 def images(side: int = 64) -> Tensor:
@@ -144,7 +148,7 @@ def test_checkpointing_changes_nothing(name: str) -> None:
         norms = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
         handles = [module.register_forward_hook(count) for module in norms]
         for _ in range(3):
-            logits = model(images())
+            logits = model(images(side_of(name)))
             logits.square().mean().backward()
         seen.append(calls)
         for handle in handles:
@@ -158,7 +162,7 @@ def test_checkpointing_changes_nothing(name: str) -> None:
     counts = [value for key, value in state.items() if key.endswith("num_batches_tracked")]
     assert all(value == 3 for value in counts)
 
-    _, maps = again.forward_intermediates(images())
+    _, maps = again.forward_intermediates(images(side_of(name)))
     maps[0].sum().backward()
     again.set_grad_checkpointing(False)
     assert [type(module) for module in again.modules()] == [type(module) for module in plain.modules()]
@@ -168,7 +172,7 @@ def test_checkpointing_changes_nothing(name: str) -> None:
 def test_pools(name: str) -> None:
     """Each by its formula, at the construction and by `reset_classifier`."""
     with torch.no_grad():
-        x = images()
+        x = images(side_of(name))
         model = small(name).eval()
         last = model.forward_features(x)
         mean, most = last.mean(dim=(2, 3)), last.amax(dim=(2, 3))
@@ -217,8 +221,9 @@ def test_dilated_networks_see_the_same_as_strided_ones(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet18"])
 def test_output_stride_8_and_the_rates_are_timm_s(name: str) -> None:
-    theirs: Any = timm.create_model(name, output_stride=8, drop_block_rate=0.3, num_classes=5)
-    ours: Any = timm.create_model(f"attneck_{name}", output_stride=8, drop_block_rate=0.3, num_classes=5)
+    given = {"output_stride": 8, "drop_block_rate": 0.3, "num_classes": 5}
+    theirs: Any = timm.create_model(name, layers=(1, 1, 2, 2), channels=(16, 32, 48, 64), **given)
+    ours: Any = timm.create_model(f"attneck_{name}", **(NARROW | {"depths": [1, 1, 2, 2]}), **given)
     ours.load_state_dict(theirs.state_dict())
     results = []
     for model in (theirs, ours):
@@ -265,13 +270,13 @@ def test_fx_records_it(name: str) -> None:
     for training in (False, True):
         model.train(training)
         state = copy.deepcopy(model.state_dict())
-        want = model(images())
+        want = model(images(side_of(name)))
         gradients = torch.autograd.grad(want.square().mean(), leaves)
         wanted.append(want)
         model.load_state_dict(state)
         graph = torch.fx.symbolic_trace(model)
         graph.graph.lint()
-        got = graph(images())
+        got = graph(images(side_of(name)))
         torch.testing.assert_close(got, want, rtol=0, atol=0)
         own = dict(graph.named_parameters())
         again = torch.autograd.grad(got.square().mean(), [own[key] for key, _ in model.named_parameters()])
@@ -283,13 +288,13 @@ def test_fx_records_it(name: str) -> None:
 
     model.eval()
     info = FeatureInfo(model.feature_info, tuple(range(len(model.feature_info))))
-    maps = model.forward_intermediates(images(), intermediates_only=True)
+    maps = model.forward_intermediates(images(side_of(name)), intermediates_only=True)
     nodes = {node: str(index) for index, node in enumerate(info.module_name())}
     if not name.startswith("squeezenet"):  # whose ends are leaves
-        extracted = create_feature_extractor(model, return_nodes=nodes)(images())
+        extracted = create_feature_extractor(model, return_nodes=nodes)(images(side_of(name)))
         torch.testing.assert_close(list(extracted.values()), maps, rtol=0, atol=0)
     features = FeatureGraphNet(model, tuple(range(len(model.feature_info))))
-    torch.testing.assert_close(features(images()), maps, rtol=0, atol=0)
+    torch.testing.assert_close(features(images(side_of(name))), maps, rtol=0, atol=0)
 
 
 def test_a_layer_alone_is_no_network() -> None:
