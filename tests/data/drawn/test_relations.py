@@ -163,6 +163,9 @@ def test_every_epoch_has_new_images_and_an_image_comes_back() -> None:
     assert data.fingerprint() != open_dataset("relations", "train", problem="same", size=20).fingerprint()
     with pytest.raises(IndexError, match="image 20 of 20"):
         data[0, 20]
+    with pytest.raises(ValueError, match="each epoch of relations has other images"):
+        data[3]
+    assert torch.equal(held_out[3][0], held_out[0, 3][0])
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attneck.data.classification import ClassificationDataset
-from attneck.data.drawn.shapes import part
+from attneck.data.classification import Batch, ClassificationDataset
+from attneck.data.drawn.shapes import FIRST_VALIDATION_INDEX, part
 from attneck.data.fingerprint import Fingerprint, of_options
 from attneck.data.sampling import Key, hash64, split_keys, uniforms
 
@@ -64,6 +64,16 @@ class Relations(ClassificationDataset):
         if len(keys) and not 0 <= indices.min() <= indices.max() < self.count:
             raise IndexError(f"image {indices.max()} of {self.count}")
         return self.first + epochs * self.count + indices
+
+    def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
+        if self.first < FIRST_VALIDATION_INDEX and (
+            bare := [key for key in keys if not isinstance(key, tuple)]
+        ):
+            raise ValueError(
+                f"index {bare[0]} has no epoch, and each epoch of relations has other images: index with "
+                f"(epoch, {bare[0]}), or give the DataLoader batch_sampler=attneck.data.TrainBatches(…)"
+            )
+        return super().__getitems__(keys)
 
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         return draw(self.problem, self.numbers(keys), self.image_size)[0]
