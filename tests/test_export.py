@@ -224,7 +224,11 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch:
         ("net.onnx", {"dynamic": ("width",)}, "wanted of batch, size"),
         ("no/where/net.onnx", {}, "there is no folder .*where that can be written to"),
         ("net.pt2", {"image_size": 0}, "wanted 1 or more of each"),
-        ("net.pt2", {"dynamic": ("size",)}, "torch.export does not take this network with a dynamic size"),
+        (
+            "net.pt2",
+            {"dynamic": ("size",)},
+            "torch.export does not take this network with a dynamic height and width",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(file: str, options: dict[str, Any], says: str, tmp_path: Path) -> None:

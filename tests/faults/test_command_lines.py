@@ -577,7 +577,7 @@ def test_a_random_command_line_is_refused_in_a_line_or_means_something(seed, cap
     reached = []
 
     class Done:
-        folder, steps, weights = "there", 1, "0"
+        folder, steps, weights, best, early = "there", 1, "0", None, False
 
     def stub(recipe, out, **options):
         reached.append(recipe)

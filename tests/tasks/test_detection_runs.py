@@ -280,7 +280,8 @@ def test_a_backbone_begins_with_a_runs_weights(tmp_path, capsys):
     task = open_task(begun, ALONE)
     model = task.build(begun, task.describe())
     said = task.start(model, runs.weights_of(str(tmp_path / "thin")))
-    assert "new: layer4.0.conv2.rel_h" in str(said)
+    assert "3 new (layer4.0.conv2 (MHSA2d): 3)" in str(said)
+    assert "layer4.0.conv2.rel_h" in said.new
     state, _, _ = checkpoint.load_latest(tmp_path / "thin/checkpoints")
     assert torch.equal(model.backbone.body.model.conv1.weight, state["average"]["module.conv1.weight"])
 

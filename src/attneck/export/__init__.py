@@ -215,8 +215,8 @@ def _plain(network: nn.Module, shape: tuple[int, int, int, int], dynamic: Collec
     longer = 32 * ("size" in dynamic)
     example = noise((max(batch, 1 + ("batch" in dynamic)), channels, height + longer, width + 2 * longer))
     eager: Function = lambda images: _tensors(network(images))  # noqa: E731
-    several = isinstance(network(example), (list, tuple))
-    outputs = [f"map_{number}" for number in range(len(eager(example)))] if several else ["logits"]
+    found = network(noise(shape))
+    outputs = [f"map_{i}" for i in range(len(found))] if isinstance(found, (list, tuple)) else ["logits"]
     program = _capture(network, example, _axes(dynamic))
     lowest = _smallest(program) if "size" in dynamic else None
     shapes = _shapes(batch, channels, (height, width), dynamic, lowest)

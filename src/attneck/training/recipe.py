@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -462,7 +463,7 @@ def load_recipe(name: str) -> Recipe:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run."""
-    return (folder / RECIPE).is_file()
+    return os.path.isfile(folder / RECIPE)  # a name that no file can have is none
 
 
 def parse_recipe(content: Any, source: str) -> Recipe:
