@@ -40,8 +40,16 @@ def start(recipe: list[str], folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def contents(state: dict[str, Any]) -> str:
-    """A digest of all that a checkpoint holds, but for the seconds and the memory that a record took."""
+PARTS = ("step", "sums", "history", "model", "optimizer", "average")
+
+
+def contents(state: dict[str, Any]) -> tuple[str, ...]:
+    """A digest of each part of a checkpoint, but for the seconds and the memory that a record took."""
+    return tuple(digest_of(state[name]) for name in PARTS)
+
+
+def digest_of(part: Any) -> str:
+    """Of whatever a checkpoint holds."""
     sums = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -58,7 +66,7 @@ def contents(state: dict[str, Any]) -> str:
         else:
             sums.update(repr(value).encode())
 
-    add({name: state[name] for name in ("step", "sums", "history", "model", "optimizer", "average")})
+    add(part)
     return sums.hexdigest()[:16]
 
 
@@ -69,7 +77,7 @@ class Watched:
     folder: Path
     files: dict[str, int] = field(default_factory=dict)
     """Time of change by name, to read each file once."""
-    digests: dict[tuple[int, int], set[str]] = field(default_factory=dict)
+    digests: dict[tuple[int, int], set[tuple[str, ...]]] = field(default_factory=dict)
     """By step and number of records: an epoch's last step is saved before and after its evaluation."""
 
     def look(self) -> None:
@@ -126,7 +134,18 @@ def soak(recipe: list[str], out: Path, hours: float, seed: int, quiet: tuple[flo
     alone.look()
     disturbed.look()
     common = sorted(alone.digests.keys() & disturbed.digests.keys())
-    equal = [at for at in common if len(alone.digests[at] | disturbed.digests[at]) == 1]
+    seen = {at: alone.digests[at] | disturbed.digests[at] for at in common}
+    different = [
+        {
+            "step": step,
+            "records": records,
+            "parts": [
+                name for name, each in zip(PARTS, zip(*found, strict=True), strict=True) if len({*each}) > 1
+            ],
+        }
+        for (step, records), found in seen.items()
+        if len(found) > 1
+    ]
     return {
         "recipe": recipe,
         "hours": hours,
@@ -135,9 +154,12 @@ def soak(recipe: list[str], out: Path, hours: float, seed: int, quiet: tuple[flo
         "unexpected_exit_codes": codes,
         "last_step": {"alone": max(alone.digests)[0], "disturbed": max(disturbed.digests)[0]},
         "checkpoints_compared": len(common),
-        "checkpoints_equal": len(equal),
+        "checkpoints_equal": len(common) - len(different),
+        "different": different,
         "last_step_compared": common[-1][0] if common else None,
-        "digest_there": sorted(alone.digests[common[-1]]) if common else None,
+        "weights_there": sorted({each[PARTS.index("model")] for each in seen[common[-1]]})
+        if common
+        else None,
         "environment": environment() | {"command": " ".join(["python", *sys.argv])},
     }
 

@@ -40,8 +40,11 @@ def test_a_signal_in_an_evaluation_ends_it_after_that_batch(tmp_path, whole, num
     again = Task(ALONE)
     run(tmp_path / "run", wanted, again, resume=True)
     assert again.evaluated == 20 - 10 * records
-    assert digest(newest(tmp_path / "run")) == digest(whole)
-    assert history(newest(tmp_path / "run")) == history(whole)
+    ended = newest(tmp_path / "run")
+    assert digest(ended) == digest(whole)
+    assert history(ended) == history(whole)
+    # Where no step came between the resume and the next checkpoint, too.
+    assert ended["optimizer"]["param_groups"] == whole["optimizer"]["param_groups"]
 
 
 def test_an_evaluation_that_breaks_off_costs_no_step(tmp_path, whole):

@@ -91,6 +91,9 @@ def train_loop(
     progress = Progress()
     if resume:
         progress = _restored(folder / "checkpoints", model, optimizer, average, recipe, world)
+        if progress.step:
+            # A checkpoint before the next step has the last one's rate, as in a run left alone.
+            set_rate(optimizer, _rate(recipe, progress.step - 1, steps_per_epoch))
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     steps = recipe.total_steps(steps_per_epoch)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
