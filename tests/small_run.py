@@ -1,4 +1,4 @@
-"""Not a test: a small net that can be made to break at one step, its task, and a run of both."""
+"""Not a test: a small net that can be made to break at one step, its task, a run; and a small detector."""
 
 import json
 import os
@@ -22,6 +22,15 @@ PROGRAM = Path(__file__).with_name("two_small_runs.py")
 STEPS_PER_EPOCH = 3
 ALONE = World(0, 1, torch.device("cpu"))
 CLOCKS = {"seconds", "peak_gib"}
+
+
+def thin_mask_rcnn(**options: Any) -> dict[str, Any]:
+    """The part `model` of a recipe: Mask R-CNN with attention, as small as it gets."""
+    sizes = {"channels": 16, "box_features": 32, "box_convs": 1, "mask_convs": 1, "rois": 16}
+    return {
+        "name": "maskrcnn_botnet26_thin",
+        "options": {"depths": [1, 1, 1, 1], **sizes, **options},
+    }
 
 
 class At(NamedTuple):

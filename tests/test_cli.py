@@ -96,7 +96,7 @@ def test_a_mistake_is_one_line_and_exit_2(words, says, capsys, tmp_path, monkeyp
 
 def test_a_folder_of_a_recipes_name_hides_no_recipe(tmp_path, monkeypatch):
     """What `attneck train surgery` reads where data or results lie in surgery/."""
-    from attneck.training.recipe import load_recipe
+    from attneck.training.recipe_file import load_recipe
 
     monkeypatch.chdir(tmp_path)
     wanted = load_recipe("surgery")

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from attneck import cli
-from attneck.training.recipe import shipped_recipes
+from attneck.training.recipe_file import shipped_recipes
 
 # What is on the line, and words that are offered, or are not.
 LINES = [

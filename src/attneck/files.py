@@ -63,20 +63,13 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     Raises:
         NotWritten: what was there stays as it was.
     """
-    with writing(path):
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        _unfinished.add(aside)
-        try:
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-            _sync_folder(path.parent)
-        finally:
-            with suppress(OSError, ValueError):  # what broke the write may break this; it is said already
-                aside.unlink(missing_ok=True)
-            _unfinished.discard(aside)
+    with _aside(path) as aside:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        _sync_folder(path.parent)
 
 
 def link_atomic(source: Path, path: Path) -> None:
@@ -85,21 +78,15 @@ def link_atomic(source: Path, path: Path) -> None:
     Raises:
         NotWritten: what was there stays as it was.
     """
-    with writing(path):
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        _unfinished.add(aside)
+    with _aside(path) as aside:
+        aside.unlink(missing_ok=True)
         try:
-            aside.unlink(missing_ok=True)
             os.link(source, aside)
         except OSError:
             write_atomic(path, source.read_bytes())
         else:
-            os.replace(aside, path)
+            os.replace(aside, path)  # leaves both names where they are one file already
             _sync_folder(path.parent)
-        finally:
-            with suppress(OSError, ValueError):
-                aside.unlink(missing_ok=True)  # it is still there where both were one file already
-            _unfinished.discard(aside)
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
@@ -111,6 +98,20 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_atomic(path, text.getvalue().encode(errors="backslashreplace"))
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A name beside `path` for what becomes it; nothing stays there. Faults are `NotWritten`."""
+    with writing(path):
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        _unfinished.add(aside)
+        try:
+            yield aside
+        finally:
+            with suppress(OSError, ValueError):  # what broke the write may break this; it is said already
+                aside.unlink(missing_ok=True)
+            _unfinished.discard(aside)
 
 
 def _sync_folder(folder: Path) -> None:

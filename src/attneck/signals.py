@@ -135,8 +135,11 @@ def _end(number: int, line: str) -> None:
     global _ending
     _ending = True
     with suppress(Exception):
-        for child in sys.modules["multiprocessing"].active_children():
+        children = sys.modules["multiprocessing"].active_children()
+        for child in children:
             child.kill()
+        for child in children:
+            child.join(1)
     for stat in Path("/proc").glob("[0-9]*/stat"):  # on Linux; those that torchrun started
         with suppress(OSError):
             parent = stat.read_text().rpartition(")")[2].split()[1]

@@ -14,7 +14,7 @@ from attneck.detection.rcnn import faster_rcnn, mask_rcnn
 from attneck.layers import BAM
 from attneck.measure import count
 from attneck.models.catalog import create_model
-from attneck.training.recipe import load_recipe
+from attneck.training.recipe_file import load_recipe
 
 SIDE, K = 128, 4
 SMALL = {"channels": 8, "box_features": 8, "proposals": 32, "rois": 16}

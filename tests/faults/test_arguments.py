@@ -15,7 +15,8 @@ from attneck.attention.gate import gate
 from attneck.errors import UserError
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.measure import count
-from attneck.training.recipe import Recipe, parse_recipe
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import parse_recipe
 
 NO_NUMBERS = [
     0,

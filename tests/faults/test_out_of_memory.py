@@ -13,7 +13,8 @@ from attneck import cli
 from attneck.errors import RunFailed
 from attneck.runs import train as runs
 from attneck.training import checkpoint
-from attneck.training.recipe import Recipe, dump_recipe
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import dump_recipe
 
 WANTED = recipe(ema=0.5, accumulate=2)
 ERRORS = {

@@ -14,6 +14,7 @@ import pytest
 from bad_images import whole
 from fault_cases import LONG, some
 from PIL import Image
+from small_run import thin_mask_rcnn
 
 from attneck import cli
 from attneck.commands import predict as command
@@ -24,18 +25,7 @@ from attneck.runs.run import Run
 from attneck.training.recipe import Recipe
 
 DETECTOR = {
-    "model": {
-        "name": "maskrcnn_botnet26_thin",
-        "options": {
-            "depths": [1, 1, 1, 1],
-            "channels": 16,
-            "box_features": 32,
-            "box_convs": 1,
-            "mask_convs": 1,
-            "proposals": 20,
-            "rois": 16,
-        },
-    },
+    "model": thin_mask_rcnn(proposals=20),
     "data": {"name": "shapes", "image_size": 96, "train_size": 4, "val_size": 2},
     "batch": 4,
     "epochs": 1,

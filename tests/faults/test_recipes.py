@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attneck.errors import UserError
-from attneck.training.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, shipped_recipes
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import dump_recipe, load_recipe, parse_recipe, shipped_recipes
 
 SECONDS = 2.0
 """Of processor time, for a machine under load; on a free one a refusal takes a tenth of this."""

@@ -23,7 +23,7 @@ from attneck.errors import UserError
 from attneck.models import create_model
 from attneck.models import pretrained as timms
 from attneck.models.weights import StaysRandomWarning, load_matching
-from attneck.training.recipe import parse_recipe
+from attneck.training.recipe_file import parse_recipe
 
 NO_IMAGENET = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """What test_resnet's weights want."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_run import thin_mask_rcnn
 
 from attneck import cli
 from attneck.explain.confusion import confusion_picture
@@ -14,7 +15,8 @@ from attneck.runs import pictures
 from attneck.runs import train as runs
 from attneck.runs.run import Run
 from attneck.runs.scored_on import HELD_OUT, SAME_SPLIT, TRAINED_ON, scored_on
-from attneck.training.recipe import Recipe, load_recipe
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import load_recipe
 
 CLASSIFIER = {
     "model": {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}},
@@ -23,18 +25,7 @@ CLASSIFIER = {
     "ema": 0.5,
 }
 DETECTOR = {
-    "model": {
-        "name": "maskrcnn_botnet26_thin",
-        "options": {
-            "depths": [1, 1, 1, 1],
-            "channels": 16,
-            "box_features": 32,
-            "box_convs": 1,
-            "mask_convs": 1,
-            "proposals": 20,
-            "rois": 16,
-        },
-    },
+    "model": thin_mask_rcnn(proposals=20),
     "data": {"name": "shapes", "image_size": 96, "train_size": 8, "val_size": 8, "val_split": "train"},
     "batch": 4,
 }

@@ -142,6 +142,9 @@ def test_the_report_has_what_the_runs_have(trained: Path, tmp_path: Path) -> Non
     assert rows[1].cost is not None
     assert rows[0].cost.params < rows[1].cost.params
     assert rows[2].scores == {}
+    printed = one.model_copy(update={"paper": {"se": "bam/2/ResNet50 + BAM"}})
+    head, body = report.table(printed, rows)
+    assert [line[head.index("printed")] for line in body[:2]] == ["", "20.00 (error, table 2)"]
     written = report.write(one, rows, tmp_path / "report", "tiny", 4)
     assert sorted(file.name for file in written) == sorted(
         file.name for file in (tmp_path / "report").iterdir()

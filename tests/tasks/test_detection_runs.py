@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from small_run import thin_mask_rcnn
 
 from attneck import cli
 from attneck.detection.metrics import check_detections, coco_scores
@@ -20,18 +21,7 @@ from attneck.training.recipe import Recipe
 
 ALONE = World(0, 1, torch.device("cpu"))
 TINY = {
-    "model": {
-        "name": "maskrcnn_botnet26_thin",
-        "options": {
-            "depths": [1, 1, 1, 1],
-            "channels": 16,
-            "box_features": 32,
-            "box_convs": 1,
-            "mask_convs": 1,
-            "proposals": 50,
-            "rois": 16,
-        },
-    },
+    "model": thin_mask_rcnn(proposals=50),
     "data": {"name": "shapes", "image_size": 96, "augment": "flip", "train_size": 12, "val_size": 5},
     "optimizer": {"lr": 0.02, "nesterov": False},
     "batch": 4,

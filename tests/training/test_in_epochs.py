@@ -7,7 +7,8 @@ import yaml
 from attneck import cli
 from attneck.commands.train import parse
 from attneck.runs import train as runs
-from attneck.training.recipe import Recipe, load_recipe, shipped_recipes
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import load_recipe, shipped_recipes
 from attneck.training.schedule import lr_factor
 
 IN_STEPS = [name for name in shipped_recipes() if load_recipe(name).steps]

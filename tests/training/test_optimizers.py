@@ -19,7 +19,8 @@ from attneck.training.optimizer import (
     set_rate,
 )
 from attneck.training.optimizer_names import OptimizerName, fields_of
-from attneck.training.recipe import Optimizer, parse_recipe
+from attneck.training.recipe import Optimizer
+from attneck.training.recipe_file import parse_recipe
 from attneck.training.state import _check_optimizer
 
 NAMES = OptimizerName.__args__

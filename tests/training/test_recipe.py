@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 
 from attneck import cli
 from attneck.errors import UserError
-from attneck.training.recipe import (
-    Optimizer,
-    Part,
-    Recipe,
-    Schedule,
-    differences,
-    dump_recipe,
-    load_recipe,
-    parse_recipe,
-    shipped_recipes,
-)
+from attneck.training.recipe import Optimizer, Part, Recipe, Schedule
+from attneck.training.recipe_file import differences, dump_recipe, load_recipe, parse_recipe, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

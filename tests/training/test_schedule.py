@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attneck.training.recipe import Recipe, Schedule, load_recipe
+from attneck.training.recipe import Recipe, Schedule
+from attneck.training.recipe_file import load_recipe
 from attneck.training.schedule import lr_factor
 
 

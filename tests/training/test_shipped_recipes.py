@@ -9,7 +9,8 @@ from attneck.commands import papers
 from attneck.models import catalog
 from attneck.models.detector_options import RCNNOptions
 from attneck.runs import train as runs
-from attneck.training.recipe import SHIPPED, Recipe, load_recipe, shipped_recipes
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import SHIPPED, load_recipe, shipped_recipes
 
 SMALL = {"depths": [1, 1, 1, 1], "channels": 32, "box_features": 64, "proposals": 50, "rois": 16}
 

@@ -15,7 +15,7 @@ from attneck.errors import UserError, suggestion
 from attneck.models.catalog import CATALOG
 from attneck.papers.tables import PAPERS
 from attneck.studies.study import shipped_studies
-from attneck.training.recipe import shipped_recipes
+from attneck.training.recipe_file import shipped_recipes
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -33,7 +33,7 @@ def draw_sheet(path: Path, name: str, augmented: str | None, **options: Any) -> 
     from attneck.data.sampling import spread
     from attneck.explain.contact_sheet import COLUMNS, ROWS, Tile, pages, small
     from attneck.files import write_atomic
-    from attneck.training.recipe import load_recipe
+    from attneck.training.recipe_file import load_recipe
 
     what = "training images as they are"
     if augmented is not None:

@@ -14,7 +14,7 @@ from attneck.commands.arguments import call
 from attneck.errors import RunFailed, UserError, suggestion
 from attneck.models import catalog
 from attneck.runs.provenance import recipe_name
-from attneck.training.recipe import is_run
+from attneck.training.recipe_file import is_run
 
 if TYPE_CHECKING:
     from attneck.runs.run import Run

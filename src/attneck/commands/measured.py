@@ -12,7 +12,8 @@ from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.papers.results import FinishedRun, each_once, read_runs, whole_data
 from attneck.papers.tables import Row, Table
-from attneck.training.recipe import FREE_ON_RESUME, Recipe, differences, parse_recipe
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import FREE_ON_RESUME, differences, parse_recipe
 
 FOLDERS = (Path("results"), Path("runs"))
 """Where finished runs are looked for: what was committed, and what `attneck train` makes."""

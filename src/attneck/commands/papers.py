@@ -42,7 +42,8 @@ from attneck.papers.tables import (
     no_table,
     train_command,
 )
-from attneck.training.recipe import Recipe, load_recipe, shipped_recipes
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import load_recipe, shipped_recipes
 
 
 def show(

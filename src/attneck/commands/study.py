@@ -15,7 +15,7 @@ from attneck.commands.arguments import parse
 from attneck.commands.train import parse as recipe_of
 from attneck.errors import UserError, user_mistakes
 from attneck.studies.study import Cell, Study, cells, load_study, shipped_studies
-from attneck.training.recipe import flat
+from attneck.training.recipe_file import flat
 
 USAGE = """usage: attneck study NAME [--list | --report] [--jobs N] [--seeds N] [--only CELL …] [--out FOLDER]
                      [--any.field VALUE …]
@@ -33,7 +33,7 @@ NAME is a study that comes with the program ({shipped}) or a YAML file:
   metric: top1                    # of the held-out images
   # problems: {{same: {{data.problem: same}}, …}}: every variant is trained on each
   # threshold: 90                 # the report says after how many images the score got there
-  # paper: {{bam: bam/4/ResNet-50 + BAM}}: a variant's row in a paper's table
+  # paper: {{bam: bam/2/ResNet50 + BAM}}: a variant's row in a paper's table
 
 Every run is an ordinary attneck train in a folder of its own. The same command goes on where it was
 stopped, in whatever way. --any.field changes a field of the recipe in every run; --model NAME is short for

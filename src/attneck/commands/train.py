@@ -22,15 +22,8 @@ from attneck.models import catalog
 from attneck.runs.folder import newest_folder, writing
 from attneck.runs.lock import LOCK, only_one
 from attneck.runs.pictures import PICTURES
-from attneck.training.recipe import (
-    TIMM,
-    Recipe,
-    is_run,
-    load_recipe,
-    no_rate,
-    refusal,
-    shipped_recipes,
-)
+from attneck.training.recipe import TIMM, Recipe, no_rate
+from attneck.training.recipe_file import is_run, load_recipe, refusal, shipped_recipes
 from attneck.training.trackers import require
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]

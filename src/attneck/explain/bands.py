@@ -8,11 +8,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from attneck.explain.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+
 Curve = list[tuple[int, float]]
 """Training images seen, and the score then."""
 
-# Told apart in grey and by the colour-blind: Okabe and Ito's colours, with a line and a mark of their own.
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+# Without yellow, which is no line on white; told apart in grey by a line and a mark of their own.
+COLOURS = ("#000000", ORANGE, BLUE, VERMILION, GREEN, PURPLE, SKY)
 LINES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 

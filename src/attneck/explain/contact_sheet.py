@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from attneck.explain.palette import GREEN, VERMILION
+
 SIDE, COLUMNS, ROWS = 144, 8, 6
 """Pixels of the longer side of a small image, and images a page."""
 PAGES = 4
 """Pages at most, whatever the number of images."""
 
 _MARGIN, _LINE, _TEXT, _FRAME = 8, 16, 12, 3
-# Okabe and Ito's vermilion and green: colour-blind readers can tell them apart.
-_COLOURS = {None: "#888888", True: "#009E73", False: "#D55E00"}
+_COLOURS = {None: "#888888", True: GREEN, False: VERMILION}
 
 
 class Tile(NamedTuple):

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from attneck.explain.palette import COLOURS
+
 LONGEST = 800
 """The longer side of a picture has this many pixels at least, so that its labels can be read."""
 
@@ -22,9 +24,6 @@ ALPHA = 0.45
 """How much of a mask is its colour."""
 OUTSIDE = 3
 """A label stands so many times its own height away from its box at most."""
-
-# Okabe and Ito's: colour-blind readers can tell them apart.
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]

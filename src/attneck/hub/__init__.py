@@ -21,7 +21,7 @@ from attneck.errors import brief, one_line
 from attneck.files import write_atomic
 from attneck.hub.config import DATA, check_bounds, describe, from_config, name_of
 from attneck.models.origin import bare
-from attneck.training.recipe import RECIPE, is_run
+from attneck.training.recipe_file import RECIPE, is_run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

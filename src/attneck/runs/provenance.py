@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from attneck.training.recipe import shipped_recipes
+from attneck.training.recipe_file import shipped_recipes
 
 
 def environment_of(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attneck.errors import UserError, user_mistakes
-from attneck.training.recipe import RECIPE, Recipe, is_run, load_recipe
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import RECIPE, is_run, load_recipe
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -202,7 +203,7 @@ class Run:
         """The newest whole checkpoint, or the best by its records, of the recipe that is in the folder."""
         from attneck.training import checkpoint
         from attneck.training.best import best_of, key_of
-        from attneck.training.recipe import differences, parse_recipe
+        from attneck.training.recipe_file import differences, parse_recipe
         from attneck.training.state import check_fits
 
         def fits(state: dict[str, Any]) -> None:

@@ -22,7 +22,8 @@ from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint
 from attneck.training.distributed import World
 from attneck.training.environment import environment
-from attneck.training.recipe import RECIPE, Recipe, differences, dump_recipe, parse_recipe
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import RECIPE, differences, dump_recipe, parse_recipe
 
 ENVIRONMENT = "environment.json"
 

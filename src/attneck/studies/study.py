@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from attneck.errors import UserError, suggestion
-from attneck.training.recipe import Part, Recipe, Text, differences, load_recipe, parse_recipe, refusal
-from attneck.training.recipe_file import read_yaml
+from attneck.training.recipe import Part, Recipe, Text
+from attneck.training.recipe_file import differences, load_recipe, parse_recipe, read_yaml, refusal
 
 SHIPPED = Path(__file__).parent / "shipped"
 OWN_DICTS = ("model.options", "model.surgery_options")
@@ -43,7 +43,7 @@ class Study(Part):
     threshold: float | None = None
     """The report says after how many training images the score first reached this."""
     paper: dict[Name, Text] = Field(default_factory=dict)
-    """A variant's row in the papers, as `attneck papers` names tables: table/row."""
+    """A variant's row in the papers: PAPER/TABLE/LABEL, such as bam/2/ResNet50 + BAM."""
 
     @model_validator(mode="after")
     def _names_are_there(self) -> Study:

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import re
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
 from attneck.checks import MOST
 from attneck.data.table import ONLY_WITH, SETS, Augment, HeldOutSplit, Name, TrainingSplit
-from attneck.errors import UserError, brief, one_line, suggestion
 from attneck.training.optimizer_names import OptimizerName, fields_of
-from attneck.training.recipe_file import read_yaml
 
-SHIPPED = Path(__file__).parent / "recipes"
-RECIPE = "recipe.yaml"
-"""The file in a run's folder that says what it was made from."""
 TIMM = "timm/"
 """What a name of timm's begins with."""
 DRAWN = 1 << 36
 """Bytes that the images of a drawn set may take."""
-COMPLAINTS = 4
-"""What is said of a recipe at most; more are counted."""
 
 
 def _word(value: str) -> str:
@@ -411,124 +399,3 @@ def _too_long(unit: str, warmup: float, run: int) -> str:
         f"schedule.warmup_{unit} is {warmup:g} of a run of {run} {unit}: "
         f"give a shorter warm-up or a longer run"
     )
-
-
-# Fields that may change between a run and its continuation: they change no weight.
-FREE_ON_RESUME = {
-    "reach",
-    "model.weights",  # the checkpoint has the weights by then
-    "data.root",
-    "data.workers",
-    "data.md5",
-    "data.max_pixels",
-    "data.on_bad_image",  # until a bad image is met both train the same
-    "checkpoint_minutes",
-    "checkpoint_steps",
-    "patience",  # each step is the same; how many there are differs
-    "log",
-    "pictures",
-}
-
-
-def shipped_recipes() -> list[str]:
-    """The names of the recipes that come with the package, sorted."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def load_recipe(name: str) -> Recipe:
-    """The recipe of that name, of that YAML file, or of that run folder.
-
-    A folder without a recipe.yaml is no run, so it hides no shipped recipe of its name.
-
-    Raises:
-        UserError: nothing of that name, YAML that does not parse, or a field that a recipe does not have.
-    """
-    if not str(name):  # Path("") would be the current folder
-        raise UserError("the recipe has an empty name: give one of `attneck train`, a file or a run")
-    path = Path(name)
-    known = shipped_recipes()
-    if is_run(path):
-        path = path / RECIPE
-    elif path.is_dir() and name not in known:
-        raise UserError(f"{path} is no run: there is no {RECIPE} in it (attneck train says where a run is)")
-    elif path.suffix not in {".yaml", ".yml"}:
-        path = SHIPPED / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"no recipe {name!r}{suggestion(name, known)} (there are {', '.join(known)}; or a file, or a run)"
-        )
-    content = read_yaml(path)
-    return parse_recipe({} if content is None else content, str(path))
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run."""
-    return os.path.isfile(folder / RECIPE)  # a name that no file can have is none
-
-
-def parse_recipe(content: Any, source: str) -> Recipe:
-    """`content` as a recipe.
-
-    Raises:
-        UserError: one line that names every field that does not fit, with the nearest one that would.
-    """
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise refusal(error, source) from None
-
-
-def refusal(error: ValidationError, source: str) -> UserError:
-    """One line with all that does not fit in a recipe."""
-    items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
-    # A number that is infinite is refused by each member of a union; one of them says why.
-    infinite = {item["loc"][:3] for item in items if item["type"] == "finite_number"}
-    told = [item for item in items if item["type"] == "finite_number" or item["loc"][:3] not in infinite]
-    said = list(dict.fromkeys(map(_complaint, told)))
-    more = [f"and {len(said) - COMPLAINTS} more"] if len(said) > COMPLAINTS else []
-    return UserError(f"{source}: {'; '.join([*said[:COMPLAINTS], *more])}")
-
-
-def _complaint(error: dict[str, Any]) -> str:
-    path = error["loc"]
-    field = one_line(".".join(map(str, path[:3])))  # then comes the member of a union that was tried
-    if error["type"] == "extra_forbidden":
-        part: Any = Recipe
-        for step in path[:-1]:
-            part = part.model_fields[step].annotation
-        return f"there is no field {field!r}{suggestion(str(path[-1]), list(part.model_fields))}"
-    wanted: str = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error" and isinstance(error["input"], dict | Part):
-        return wanted  # fields that do not go together
-    wanted = wanted[0].lower() + wanted[1:]
-    said = f"{field}={brief(error['input'])}: {wanted}" if field else wanted
-    choices = re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", "")))
-    return said + suggestion(str(error["input"]), choices)
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """`recipe` as YAML, every field written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """The fields, as `part.field: old → new`, in which two recipes would train different weights."""
-    a, b = flat(old), flat(new)
-    keys = [
-        key
-        for key in {**a, **b}
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
-    ]
-    return [f"{key}: {a.get(key)} → {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
-
-
-def flat(recipe: Recipe) -> dict[str, Any]:
-    """Every field by its dotted name."""
-    return _flat(recipe.model_dump(mode="json"))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from attneck.errors import UserError
 from attneck.training.distributed import World
 from attneck.training.optimizer import example_state, parameter_groups, restore_optimizer
-from attneck.training.recipe import Optimizer, Recipe, parse_recipe
+from attneck.training.recipe import Optimizer, Recipe
+from attneck.training.recipe_file import parse_recipe
 from attneck.training.report import Record
 
 FORMAT = 1

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 from attneck.errors import UserError, one_line
 from attneck.files import write_atomic
-from attneck.training.recipe import Recipe, flat
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import flat
 
 FILE = "trackers.json"
 PROJECT = "attneck"

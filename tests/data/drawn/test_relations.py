@@ -1,6 +1,7 @@
 """The set of relations: answers read off the pixels by other means, both as likely; no image twice."""
 
 import hashlib
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from scipy.sparse.csgraph import connected_components
 from attneck.data import open_dataset
 from attneck.data.drawn.relations import LEAST, MARK, PROBLEMS, STEP, draw
 from attneck.data.drawn.shapes import FIRST_VALIDATION_INDEX
-from attneck.training.recipe import Data, parse_recipe
+from attneck.training.recipe import Data
+from attneck.training.recipe_file import parse_recipe
 
 Ink = NDArray[np.bool_]
 PINNED = {
@@ -191,3 +193,5 @@ def test_recipes_name_the_problem() -> None:
     with pytest.raises(Exception, match=r"data\.problem goes with data\.name relations, not shapes"):
         parse_recipe({"data": {"problem": "path"}}, "")
     Data(name="relations", train_size=10**8)  # never all in memory
+    known, _ = get_args(Data.model_fields["problem"].annotation)
+    assert get_args(known) == tuple(PROBLEMS)

@@ -14,7 +14,8 @@ from attneck.data.readers.tree import held_out, scan
 from attneck.errors import UserError
 from attneck.runs import train as runs
 from attneck.runs.run import Run
-from attneck.training.recipe import Recipe, parse_recipe
+from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import parse_recipe
 
 COUNT = 40
 
