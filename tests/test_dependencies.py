@@ -26,7 +26,7 @@ USED_BY = {
     "ruff": ("Makefile", "$(BIN)/ruff check"),
     "mypy": ("Makefile", "$(BIN)/mypy"),
     "pytest-xdist": ("Makefile", "pytest -n"),
-    "types-pyyaml": ("src/attneck/training/recipe.py", "import yaml"),  # mypy reads its types
+    "types-pyyaml": ("src/attneck/training/recipe_file.py", "import yaml"),  # mypy reads its types
 }
 
 # A dependency brings it: torch on the systems that have it, and timm to download weights with.
