@@ -80,17 +80,15 @@ def draw_pareto(
 def _told(found: Sequence[Point], times: Sequence[StepTimes]) -> list[str]:
     """What stands under a Pareto figure: where its numbers are from."""
     lines = ["Top-1 and step times: BoTNet (arXiv 2101.11605), Table 14, as printed."]
-    others = {point.source: [] for point in found if point.family == TRANSFORMERS}  # type: dict[str, list[str]]
+    others: dict[str, list[str]] = {}
     for point in found:
         if point.family == TRANSFORMERS:
-            others[point.source].append(point.name)
+            others.setdefault(point.source, []).append(point.name)
     if others:
         said = ", ".join(f"{' and '.join(names)}: {source}" for source, names in others.items())
         lines[0] += f" Top-1 of {said}; no step time of them is printed, so none is drawn."
     lines.append("Multiply-adds: counted by this program (attneck count), one forward pass.")
-    if any(point.copied for point in found):
-        names = " and ".join(point.name for point in found if point.copied)
-        lines.append(f"Hollow: the step time printed for {names} is a copy of the row before it.")
+    lines += [f"Hollow, {point.name}: {point.row.reason}" for point in found if point.copied]
     lines += [f"Measured: forward and backward by attneck bench step, {one.path}." for one in times]
     return lines
 

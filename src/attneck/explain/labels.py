@@ -72,6 +72,8 @@ def label_points(
                 if any(box.overlaps(other) for other in [*taken, *markers]):
                     continue
                 cost = reach + 6 * sum(_crosses(box, path) for path in paths)
+                gaps = [_gap(box, point) for point in at]
+                cost += 12 * sum(gap < gaps[i] + 2 * CLEAR * dot for j, gap in enumerate(gaps) if j != i)
                 if reach > DISTANCES[0]:  # its line should run through no other label or point
                     others = [*taken, *markers[:i], *markers[i + 1 :]]
                     cost += 20 * sum(_crosses(other, [at[i], (x, y)]) for other in others)
@@ -98,6 +100,13 @@ def label_points(
             else None,
         )
     return texts
+
+
+def _gap(box: Bbox, point: tuple[float, float]) -> float:
+    """How far a point lies outside a box."""
+    return math.hypot(
+        max(box.x0 - point[0], 0, point[0] - box.x1), max(box.y0 - point[1], 0, point[1] - box.y1)
+    )
 
 
 def _crosses(box: Bbox, path: Sequence[tuple[float, float]]) -> bool:
