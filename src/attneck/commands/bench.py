@@ -57,8 +57,8 @@ def bench(
         channels: of the map.
         model: step only: the network with attention, or a detector on it.
         plain: step only: the network or detector that it is compared with.
-        table: step only: forward and backward of every network of BoTNet's Table 14, and of its figures' ViT and
-            DeiT, in rounds, beside the printed step times. With --out it goes on where it was stopped.
+        table: step only: forward and backward of every network of BoTNet's Table 14, and of its figures'
+            ViT and DeiT, in rounds, beside the printed step times. With --out it goes on from there.
         device: where.
         threads: as torch takes them; its own choice if not given.
         seconds: how long each contestant is timed for in each case.
@@ -71,10 +71,14 @@ def bench(
         *("step", None, 1, 512, "botnet50", "resnet50", True, True),
     ):
         raise UserError(
-            f"--table {table}: its rows say which networks, at which sizes: attneck bench step --table {table} "
+            f"--table {table}: its rows are the networks and sizes: attneck bench step --table {table} "
             "takes --batch, --dtype, --device, --threads, --seconds, --out and --json"
         )
-    if size is None and table is None and (batch, stride, channels, model, plain) != (None, 1, 512, "botnet50", "resnet50"):
+    if (
+        size is None
+        and table is None
+        and (batch, stride, channels, model, plain) != (None, 1, 512, "botnet50", "resnet50")
+    ):
         raise UserError(
             "--batch, --stride, --channels, --model and --plain are of one case: give its --size too"
         )

@@ -1,7 +1,7 @@
 """attneck bench step --table: forward and backward of a printed table's networks, beside its step times.
 
-The networks take turns: each round times every one of them once, so that what slows the machine for a while slows
-them alike. What is measured is written after each sample, and the same command goes on from it.
+The networks take turns: each round times every one of them once, so that what slows the machine for a while
+slows them alike. What is measured is written after each sample, and the same command goes on from it.
 """
 
 from __future__ import annotations
@@ -99,10 +99,12 @@ def _taken_up(out: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     now = {field: fresh[field] for field in ("what", "table", "dtype", "batch")}
     now |= {field: fresh["environment"][field] for field in SAME}
     different = [f"{field} {same[field]} → {now[field]}" for field in now if same[field] != now[field]]
-    if different or networks != [key(row["model"], row["options"], row["image_size"]) for row in fresh["rows"]]:
+    if different or networks != [
+        key(row["model"], row["options"], row["image_size"]) for row in fresh["rows"]
+    ]:
         raise UserError(
-            f"--out {out} holds times measured otherwise ({', '.join(different) or 'of other networks'}): give "
-            "a new file"
+            f"--out {out} holds times measured otherwise ({', '.join(different) or 'of other networks'}): "
+            "give a new file"
         )
     return document
 
@@ -176,7 +178,16 @@ def table(document: dict[str, Any]) -> str:
     measured = {row["name"]: row["ms"] / row["batch"] for row in document["rows"] if row["ms"] is not None}
     printed = {row["name"]: row["printed_ms"] for row in document["rows"] if row["printed_ms"] is not None}
     grid = Table(box=None, pad_edge=False)
-    for heading in ("", "pixels", "batch", "ms a step", "ms an image", "over R50's", "printed ms", "over R50's"):
+    for heading in (
+        "",
+        "pixels",
+        "batch",
+        "ms a step",
+        "ms an image",
+        "over R50's",
+        "printed ms",
+        "over R50's",
+    ):
         grid.add_column(heading, justify="left" if not heading else "right")
     for row in document["rows"]:
         name = row["name"]

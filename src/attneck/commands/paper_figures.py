@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,11 +134,10 @@ def draw_ablation(sections: Sequence[Section], path: Path) -> None:
     for section in sections:
         groups += _groups(section)
     told = [
-        "Printed: BAM (arXiv 1807.06514), Table 1, one figure each; at a bar's end the error itself. The dashes of "
-        "a measured bar's hatching mark runs of this program by the row's recipe, mean over n."
+        "Printed: BAM (arXiv 1807.06514), Table 1; at a bar's end the error itself.",
+        "Hatched: runs of this program by the row's recipe, the mean over n."
         if any(bar.measured for group in groups for bar in group.bars)
-        else "Printed: BAM (arXiv 1807.06514), Table 1, one figure each; at a bar's end the error itself. No run of "
-        "this program has trained these rows yet."
+        else "No run of this program has trained these rows yet.",
     ]
     unit = "points of top-1 error less than the base (CIFAR-100)"
     draw("BAM, Table 1: dilation, reduction, branches, and blocks instead", unit, groups, told, path)
@@ -152,8 +152,7 @@ def _groups(section: Section) -> list[Group]:
     if section.table.id == "1c":
         starts = [i for i, checked in enumerate(rows) if "+" not in checked.row.label] + [len(rows)]
         parts = [
-            (rows[start], rows[start + 1 : end], rows[start].row.label)
-            for start, end in zip(starts, starts[1:], strict=False)
+            (rows[start], rows[start + 1 : end], rows[start].row.label) for start, end in pairwise(starts)
         ]
     elif section.table.id == "1a":
         base = next(checked for checked in rows if checked.row.printed["value"] == "-")

@@ -73,24 +73,23 @@ def show(
         paper: botnet or bam; both if not given.
         table: one table, by its number in the paper, such as 14 or 3a.
         results: folders with the runs to show beside; results and runs, where there are such, if not given.
-        figure: draw BoTNet's Figure 7, 8 or 9, accuracy against cost, or BAM's ablations (its Table 1) as bars.
+        figure: draw BoTNet's Figure 7, 8 or 9, accuracy against cost, or BAM's Table 1 as bars (ablation).
         save: the picture's file, .svg, .pdf or .png; without --figure, draw the one --table into it.
         markdown_: print the page that is docs/papers.md.
         json_: print one JSON document and nothing else.
     """
-    if figure is not None:
-        if PAPER_OF[figure] != (paper or PAPER_OF[figure]) or table is not None or markdown_:
-            raise UserError(
-                f"--figure {figure} is the {PAPER_OF[figure]} paper's, a picture of whole tables: leave "
-                f"{'--table' if table is not None else '--markdown' if markdown_ else repr(paper)} out"
-            )
+    if figure is not None and (paper not in (None, PAPER_OF[figure]) or table is not None or markdown_):
+        raise UserError(
+            f"--figure {figure} is the {PAPER_OF[figure]} paper's, a picture of whole tables: leave "
+            f"{'--table' if table is not None else '--markdown' if markdown_ else repr(paper)} out"
+        )
     chosen = choose(paper, table)
     if save is not None and figure is None:
         file_of("", save)
         if table is None or len(chosen) > 1 or markdown_ or json_:
             raise UserError(
-                f"--save {save} is for one table or figure: give --figure, or the paper and its --table, such "
-                "as attneck papers botnet --table 14 --save table-14.svg, without --markdown and --json"
+                f"--save {save} is for one table or figure: give --figure, or the paper and its --table, "
+                "such as attneck papers botnet --table 14 --save table-14.svg, without --markdown and --json"
             )
     for folder in results:
         if not folder.is_dir():
@@ -127,7 +126,12 @@ def _draw(figure: str, measured: Results, path: Path, json_: bool) -> None:
     from rich.table import Table as RichTable
 
     times = read_step_times(measured.folders)
-    found = draw_pareto(figure, lambda network: (known := cost(network)) and known.madds, times, path)
+
+    def madds(network: Network) -> int | None:
+        known = cost(network)
+        return known.madds if known else None
+
+    found = draw_pareto(figure, madds, times, path)
     if json_:
         points = [point_of(point, times) for point in found]
         print(json.dumps({"picture": str(path), "figure": figure, "points": points}, ensure_ascii=False))

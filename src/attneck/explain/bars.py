@@ -16,7 +16,7 @@ from attneck.explain.vector import save
 
 @dataclass(frozen=True)
 class Bar:
-    """A row: what it gains, what is written at its end, and the same of its measured score, if there is one."""
+    """A row: what it gains, what is written at its end, and the same of a measured score, if there is one."""
 
     name: str
     gain: float

@@ -56,7 +56,7 @@ def label_points(
         probe = axes.annotate(names[i], points[i], fontsize=size)
         extent = probe.get_window_extent()
         probe.remove()
-        w, h = extent.width + CLEAR * dot, extent.height * 0.9
+        w, h = extent.width + CLEAR * dot, extent.height
         best: tuple[float, float, Bbox] | None = None
         for reach in DISTANCES:
             for turn in range(AROUND):
@@ -83,7 +83,7 @@ def label_points(
                 break
         if best is None:
             raise ValueError(f"there is no place for the label {names[i]!r}: make the picture larger")
-        _, reach, box = best
+        _, away, box = best
         taken.append(box)
         centre = ((box.x0 + box.x1) / 2 - at[i][0], (box.y0 + box.y1) / 2 - at[i][1])
         texts[i] = axes.annotate(
@@ -96,7 +96,7 @@ def label_points(
             ha="center",
             va="center",
             arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkB": marker / 2}
-            if reach > DISTANCES[0]
+            if away > DISTANCES[0]
             else None,
         )
     return texts

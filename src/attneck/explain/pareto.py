@@ -79,7 +79,9 @@ def draw(
                 axes.plot(*zip(*frontier(own), strict=True), line, color=colour, linewidth=1.2, zorder=2)
             for dot in own:
                 face = "white" if dot.hollow else colour
-                axes.plot(dot.cost, dot.score, mark, color=colour, markerfacecolor=face, markersize=6, zorder=3)
+                axes.plot(
+                    dot.cost, dot.score, mark, color=colour, markerfacecolor=face, markersize=6, zorder=3
+                )
             if own and family not in handles:
                 (handles[family],) = axes.plot([], [], mark + line, color=colour, markersize=6)
     grid[0].set_ylabel(score)

@@ -67,7 +67,7 @@ def draw(
         write(0, y + 0.4 * ROW, line, color="#444444")
         y += ROW
     y += 0.2 * ROW
-    rule = {"color": "black", "linewidth": 0.8}
+    rule: Any = {"color": "black", "linewidth": 0.8}
     axes.plot([0, sum(widths)], [y, y], **rule)
     for cells, tall in [(header, lines), *((row, 1) for row in rows)]:
         x = 0.0
@@ -75,9 +75,7 @@ def draw(
             weight = "bold" if cells is header else "normal"
             end = x + widths[i] - GAP / 2
             left = i == 0 or not any(row[i][:1].isdigit() for row in rows)
-            write(
-                x if left else end, y + tall * ROW / 2, cell, ha="left" if left else "right", weight=weight
-            )
+            write(x if left else end, y + tall * ROW / 2, cell, ha="left" if left else "right", weight=weight)
             x += widths[i]
         y += tall * ROW
         if cells is header:

@@ -1,7 +1,7 @@
 """BoTNet's Figures 7 to 9 as data: every point's figures, and where each is from.
 
-The figures have no numbers beside their points; the numbers are those of Table 14, and ViT's and DeiT's of their
-own papers. Nothing is read off a picture: where no paper prints a number, there is none here.
+The figures have no numbers beside their points; the numbers are those of Table 14, and ViT's and DeiT's are
+of their own papers. Nothing is read off a picture: where no paper prints a number, there is none here.
 """
 
 from __future__ import annotations
