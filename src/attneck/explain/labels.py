@@ -56,7 +56,7 @@ def label_points(
         probe = axes.annotate(names[i], points[i], fontsize=size)
         extent = probe.get_window_extent()
         probe.remove()
-        w, h = extent.width + CLEAR * dot, extent.height
+        w, h = extent.width + CLEAR * dot, extent.height + CLEAR * dot  # a file's own type may be wider
         best: tuple[float, float, Bbox] | None = None
         for reach in DISTANCES:
             for turn in range(AROUND):
