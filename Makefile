@@ -1,11 +1,11 @@
-# make demo, test, check, faults, bench, counts, lint: each sets the project up by itself in .venv the first time.
+# make demo, test, check, faults, bench, counts, tables, lint: each sets the project up by itself in .venv the first time.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a test process: small steps are many times slower when processes fight over the cores.
 # A process that has done its share takes half of what the other has left.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-oldest lint check faults soak bench counts format
+.PHONY: demo test test-oldest lint check faults soak bench counts tables format
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml constraints.txt
@@ -48,6 +48,9 @@ bench: .venv/installed  ## against the peers, about half an hour of an idle mach
 
 counts: .venv/installed  ## count every network that `attneck count` and `papers` answer at once
 	$(BIN)/python -m attneck.commands.counted
+
+tables: .venv/installed  ## README.md's, docs/results.md's and docs/papers.md's tables, from the files in results/
+	$(BIN)/python docs/tables.py
 
 format: .venv/installed
 	$(BIN)/ruff format .

@@ -32,6 +32,7 @@ def bench(
     channels: int = 512,
     model: str = "botnet50",
     plain: str = "resnet50",
+    table: Literal["14"] | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
     seconds: float = 2.0,
@@ -56,6 +57,8 @@ def bench(
         channels: of the map.
         model: step only: the network with attention, or a detector on it.
         plain: step only: the network or detector that it is compared with.
+        table: step only: forward and backward of every network of BoTNet's Table 14, and of its figures'
+            ViT and DeiT, in rounds, beside the printed step times. With --out it goes on from there.
         device: where.
         threads: as torch takes them; its own choice if not given.
         seconds: how long each contestant is timed for in each case.
@@ -64,7 +67,18 @@ def bench(
         out: write the JSON document there too.
         json_: print one JSON document and nothing else.
     """
-    if size is None and (batch, stride, channels, model, plain) != (None, 1, 512, "botnet50", "resnet50"):
+    if table is not None and (what, size, stride, channels, model, plain, compiled, memory) != (
+        *("step", None, 1, 512, "botnet50", "resnet50", True, True),
+    ):
+        raise UserError(
+            f"--table {table}: its rows are the networks and sizes: attneck bench step --table {table} "
+            "takes --batch, --dtype, --device, --threads, --seconds, --out and --json"
+        )
+    if (
+        size is None
+        and table is None
+        and (batch, stride, channels, model, plain) != (None, 1, 512, "botnet50", "resnet50")
+    ):
         raise UserError(
             "--batch, --stride, --channels, --model and --plain are of one case: give its --size too"
         )
@@ -95,6 +109,11 @@ def bench(
         raise UserError("--device cuda: this machine has no CUDA device that torch can use")
     if threads is not None:
         torch.set_num_threads(threads)
+    if table is not None:
+        from attneck.commands.bench_table import bench_table
+
+        bench_table(batch, dtype or "float32", device, seconds, out, json_)
+        return
     cases: Sequence[Any]
     call: Callable[..., Callable[[], object]]
     if what == "attention":

@@ -7,13 +7,23 @@ import shlex
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from attneck.commands.arguments import call
 from attneck.commands.counted import counts_of, of_paper
 from attneck.commands.measured import FOLDERS, Results, recipe_of
+from attneck.commands.paper_figures import (
+    ABLATION,
+    PAPER_OF,
+    draw_ablation,
+    draw_pareto,
+    draw_table,
+    file_of,
+    point_lines,
+    point_of,
+)
 from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.papers.layout import (
@@ -28,6 +38,7 @@ from attneck.papers.layout import (
     tally,
     tally_sentence,
 )
+from attneck.papers.step_times import read_step_times
 from attneck.papers.tables import (
     PAPERS,
     Cost,
@@ -51,6 +62,8 @@ def show(
     /,
     table: str | None = None,
     results: tuple[Path, ...] = (),
+    figure: Literal["7", "8", "9", "ablation"] | None = None,
+    save: Path | None = None,
     markdown_: Annotated[bool, tyro.conf.arg(name="markdown"), tyro.conf.FlagCreatePairsOff] = False,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -60,17 +73,37 @@ def show(
         paper: botnet or bam; both if not given.
         table: one table, by its number in the paper, such as 14 or 3a.
         results: folders with the runs to show beside; results and runs, where there are such, if not given.
+        figure: draw BoTNet's Figure 7, 8 or 9, accuracy against cost, or BAM's Table 1 as bars (ablation).
+        save: the picture's file, .svg, .pdf or .png; without --figure, draw the one --table into it.
         markdown_: print the page that is docs/papers.md.
         json_: print one JSON document and nothing else.
     """
+    if figure is not None and (paper not in (None, PAPER_OF[figure]) or table is not None or markdown_):
+        raise UserError(
+            f"--figure {figure} is the {PAPER_OF[figure]} paper's, a picture of whole tables: leave "
+            f"{'--table' if table is not None else '--markdown' if markdown_ else repr(paper)} out"
+        )
     chosen = choose(paper, table)
+    if save is not None and figure is None:
+        file_of("", save)
+        if table is None or len(chosen) > 1 or markdown_ or json_:
+            raise UserError(
+                f"--save {save} is for one table or figure: give --figure, or the paper and its --table, "
+                "such as attneck papers botnet --table 14 --save table-14.svg, without --markdown and --json"
+            )
     for folder in results:
         if not folder.is_dir():
             raise UserError(f"--results {folder}: there is no such folder (attneck train makes runs)")
     measured = Results(list(results) or [folder for folder in FOLDERS if folder.is_dir()])
+    if figure is not None:
+        _draw(figure, measured, file_of(f"{PAPER_OF[figure]}-figure-{figure}", save), json_)
+        return
     sections = compare_all(chosen, measured)
     source = source_sentence([folder.as_posix() for folder in measured.folders], len(measured.runs), sections)
-    if json_:
+    if save is not None:
+        draw_table(sections[0], source, save)
+        print(f"wrote {save}")
+    elif json_:
         print(json.dumps(document(sections, source), ensure_ascii=False))
     elif markdown_:
         words = ["attneck papers", paper, table and f"--table {table}"]
@@ -78,6 +111,38 @@ def show(
         print(markdown(sections, " ".join([*filter(None, words), "--markdown"]), source), end="")
     else:
         render(sections, source)
+
+
+def _draw(figure: str, measured: Results, path: Path, json_: bool) -> None:
+    """Draw a figure into `path`, and print what is in it."""
+    if figure == "ablation":
+        sections = [part for number in ABLATION for part in compare_all(choose("bam", number), measured)]
+        draw_ablation(sections, path)
+        source = source_sentence([one.as_posix() for one in measured.folders], len(measured.runs), sections)
+        print(json.dumps({"picture": str(path)} | document(sections, source)) if json_ else f"wrote {path}")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    times = read_step_times(measured.folders)
+
+    def madds(network: Network) -> int | None:
+        known = cost(network)
+        return known.madds if known else None
+
+    found = draw_pareto(figure, madds, times, path)
+    if json_:
+        points = [point_of(point, times) for point in found]
+        print(json.dumps({"picture": str(path), "figure": figure, "points": points}, ensure_ascii=False))
+        return
+    header, *rows = point_lines(found, times)
+    grid = RichTable(*header, box=box.SIMPLE_HEAD)
+    for row in rows:
+        grid.add_row(*row)
+    console = Console()
+    (console if console.is_terminal else Console(file=sys.stdout, width=1000)).print(grid)
+    print(f"wrote {path}")
 
 
 def choose(paper: str | None, table: str | None) -> list[tuple[Paper, Table]]:

@@ -1,0 +1,33 @@
+"""A figure as a file: the same bytes for the same figure, in vectors where the kind of file has them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from attneck.files import write_atomic
+
+DATES = {".svg": "Date", ".pdf": "CreationDate"}
+"""What each kind calls the day of its making, which is left out."""
+
+
+def save(figure: Figure, path: Path, tight: bool = False) -> None:
+    """Write `figure` to `path`, which ends in .svg, .pdf or .png; `tight` cuts it to what is drawn.
+
+    Raises:
+        NotWritten: what was there stays as it was.
+    """
+    kind, data = path.suffix.lower(), io.BytesIO()
+    dates = {DATES[kind]: None} if kind in DATES else None
+    with mpl.rc_context({"svg.hashsalt": "attneck", "pdf.fonttype": 42}):  # 42: text that can be searched
+        figure.savefig(
+            data,
+            format=kind.removeprefix("."),
+            dpi=150,
+            metadata=dates,
+            bbox_inches="tight" if tight else None,
+        )
+    write_atomic(path, data.getvalue())

@@ -1,0 +1,134 @@
+"""The pages' tables are those that the files in results/ make, and every run there is in them."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def load():
+    """docs/tables.py, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Where the command runs, so that paths are as it writes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield load()
+
+
+def test_the_pages_are_current(tables):
+    for name, text in tables.pages().items():
+        assert (ROOT / name).read_text() == text, f"{name}: run make tables"
+
+
+def test_every_table_stands_in_a_page(tables):
+    shown = [name for page in tables.PAGES for _, name, _ in tables.MARKED.findall((ROOT / page).read_text())]
+    assert sorted(shown) == sorted(tables.TABLES)
+
+
+def test_every_run_is_in_the_readme_or_said_to_be_elsewhere(tables):
+    rows = json.dumps(tables.yaml.safe_load((ROOT / "docs" / "tables.yaml").read_text()))
+    found = {run.folder.removeprefix("results/") for run in tables.Results([ROOT / "results"]).runs}
+    shown = set(re.findall(r'"run": "([^"]+)"', rows))
+    assert shown <= found
+    assert all(f"results/{run}" in tables.runs() for run in found)
+
+
+def test_a_command_that_is_not_the_runs_own_is_refused(tables, tmp_path):
+    file = tmp_path / "environment.json"
+    file.write_text(json.dumps({"command": "attneck train surgery --model.surgery attend --out x"}))
+    tables._same_command("`… --model.surgery attend`", file)
+    tables._same_command("`attneck train surgery --model.weights RUN`", file)
+    with pytest.raises(ValueError, match="insert_bam is no part"):
+        tables._same_command("`… --model.surgery insert_bam`", file)
+
+
+# What trainings cost
+
+
+def test_hours_by_a_printed_step(tables):
+    """Table 5's BoT50 over 36 epochs: 67,500 steps of 1,032.7 ms on eight cores."""
+    training = next(
+        one
+        for one in tables.trainings()
+        if one.row.trained == "maskrcnn_botnet50" and one.images == 67_500 * 64 and not one.row.options
+    )
+    step = tables.printed_steps()[tables._key(training.row)]
+    assert tables._hours(training, step) == pytest.approx(67_500 * 1.0327 * 8 / 3600)
+
+
+def test_hours_of_an_imagenet_training_by_its_own_step_or_by_its_multiply_adds(tables):
+    """T7: 350 epochs of 1,281,167 images; 45.801 G multiply-adds."""
+    training = next(one for one in tables.trainings() if one.row.label == "T7 BoTNet-S1-128")
+    images = 350 * 1_281_167
+    assert training.images == images
+    step = tables.printed_steps()[tables._key(training.row)]
+    assert tables._hours(training, step) == pytest.approx(images / 32 * 0.8045 / 3600)
+    own = {tables._key(training.row): 500.0}
+    assert tables._measured_hours(training, own, 1e12) == pytest.approx(images * 0.5 / 3600)
+    by_rate = tables._measured_hours(training, {}, 1e12)
+    assert by_rate == pytest.approx(images * 6 * training.madds / 1e12 / 3600)
+    assert round(training.madds / 1e9, 1) == 45.8
+
+
+def test_a_copied_step_time_costs_nothing(tables):
+    row = next(one.row for one in tables.trainings() if one.row.label == "S5 SENet-350")
+    assert tables._key(row) not in tables.printed_steps()
+
+
+def test_a_detector_without_its_mask_is_another_one(tables):
+    row = next(one.row for one in tables.trainings() if one.row.detector == "fasterrcnn_botnet50")
+    assert tables._key(row) not in tables.printed_steps()
+
+
+def test_each_training_is_counted_once(tables):
+    rows = [(one.row.trained, str(one.row.trained_options), one.row.image_size) for one in tables.trainings()]
+    assert rows.count(("maskrcnn_resnet101", "{}", 1024)) == 1  # of Tables 5 and 6
+    assert len(rows) > 100
+
+
+def test_a_study_s_report_becomes_a_table(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert tables.studies() == "No study's report is in results/ yet."
+    row = {
+        "problem": "",
+        "variant": "plain",
+        "n": 2,
+        "mean": 60.0,
+        "std": 0.25,
+        "difference": None,
+        "verdict": None,
+    }
+    other = row | {
+        "variant": "bam",
+        "mean": 61.5,
+        "difference": {"mean": 1.5, "interval": [-0.5, 3.5]},
+        "verdict": "no difference that counts",
+    }
+    report = {
+        "study": "mine",
+        "about": "Does it?",
+        "metric": "top1",
+        "baseline": "plain",
+        "runs_to_come": 1,
+        "rows": [row, other],
+    }
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.json").write_text(json.dumps(report))
+    said = tables.studies()
+    assert "| plain | 60.00 ± 0.25 (2) |  |  |" in said
+    assert "| bam | 61.50 ± 0.25 (2) | +1.50 [-0.50, +3.50] | no difference that counts |" in said
+    assert "1 runs of it have not ended yet." in said
