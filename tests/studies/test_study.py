@@ -145,7 +145,7 @@ def test_the_report_has_what_the_runs_have(trained: Path, tmp_path: Path) -> Non
     printed = one.model_copy(update={"paper": {"se": "bam/2/ResNet50 + BAM"}})
     head, body = report.table(printed, rows)
     assert [line[head.index("printed")] for line in body[:2]] == ["", "20.00 (error, table 2)"]
-    written = report.write(one, rows, tmp_path / "report", "tiny", 4)
+    written = report.write(report.Results(one, "tiny", rows, 4), tmp_path / "report")
     assert sorted(file.name for file in written) == sorted(
         file.name for file in (tmp_path / "report").iterdir()
     )
@@ -300,7 +300,7 @@ def test_the_commands_on_the_screen(trained: Path, tmp_path: Path, monkeypatch, 
         ("tiny.yaml", "--jobs", "0"): "--jobs=0",
         ("tiny.yaml", "--seeds", "0"): "--seeds=0",
         ("tiny.yaml", "--only", "zz"): "no run's name has it, such as same/plain/0",
-        ("tiny.yaml", "--report"): "no run of the study has ended in runs/study-tiny",
+        ("tiny.yaml", "--report"): "no run of the study has ended, runs/study-tiny",
         ("tiny.yaml", "--epoch", "3"): "--epochs",
         ("--jobs", "2"): "the study comes first",
     }.items():

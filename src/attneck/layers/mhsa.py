@@ -45,8 +45,9 @@ class MHSA2d(nn.Module):
     term there are no keys: `qkv.weight` is then [2C, C, 1, 1], queries and values.
 
     Any map goes in. On another than `map_size` the tables are resampled, differentiably; at `map_size` they
-    are used as they are. A state dict from a layer of another map size loads, resampled into this one's. `attneck.layers.fold` takes `scale`, d**-0.5, into the queries' weights, and a BatchNorm that
-    follows into the values'.
+    are used as they are. A state dict from a layer of another map size loads, resampled into this one's.
+    `attneck.layers.fold` takes `scale`, d**-0.5, into the queries' weights, and a BatchNorm that follows into
+    the values'.
 
     `torch.fx` records the layer as one call of it. No N x N map is made, unless `show_maps` asks for it.
 
@@ -69,8 +70,8 @@ class MHSA2d(nn.Module):
 
     Raises:
         ValueError: for anything but whole numbers where numbers are wanted, channels that the heads do not
-            divide, an unknown position, stride, resample or backend, a map without positions, and `content=False` with
-            no position, which leaves no logits.
+            divide, an unknown position, stride, resample or backend, a map without positions, `content=False`
+            with no position, which leaves no logits, and "keep" with no table.
     """
 
     def __init__(

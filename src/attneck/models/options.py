@@ -121,7 +121,7 @@ class AttentionOptions(FamilyOptions):
     content: bool = True
     """Whether MHSA has its term of content, q·k (BoTNet Table 4)."""
     resample: Literal["stretch", "keep"] = "stretch"
-    """What becomes of the tables of positions on another map: stretch interpolates, keep keeps the offsets."""
+    """The tables of positions on another map: stretch interpolates them, keep keeps each row's offset."""
 
     @property
     def attends(self) -> bool:
