@@ -139,7 +139,7 @@ def show(study: Study, made: list[Cell], chosen: list[Cell], name: str, to: Path
     from rich.console import Console
     from rich.table import Table
 
-    from attneck.studies import report, sizes
+    from attneck.studies import distance, report, sizes
     from attneck.studies.page import fill
     from attneck.studies.results import collect
 
@@ -151,7 +151,9 @@ def show(study: Study, made: list[Cell], chosen: list[Cell], name: str, to: Path
         )
     rows = collect(study, made)  # refuses runs of another recipe
     sizes.find(study, chosen, say)
-    results = report.Results(study, name, rows, undone, sizes.collect(study, made))
+    distance.find(study, chosen, say)
+    found = sizes.collect(study, made), distance.collect(study, made)
+    results = report.Results(study, name, rows, undone, *found)
     written = report.write(results, to)
     if page is not None:
         fill(page, results, to)

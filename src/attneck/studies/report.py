@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from attneck.errors import UserError
 from attneck.files import write_atomic
+from attneck.studies.distance import DistanceRow
+from attneck.studies.distance import table as distance_table
 from attneck.studies.results import Row, baseline_of
 from attneck.studies.sizes import SizeRow
 from attneck.studies.sizes import table as size_table
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 Cells = list[str]
 NOT_RUN = "not run"
+PRINTED = {"top1": "top-1", "top1_error": "error", "ap_bbox": "box AP"}
+"""The papers' figures that stand beside a variant, the first that its row has."""
 
 SPECIAL = {letter: f"\\{letter}" for letter in "%_&#$"} | {"±": r"$\pm$", "\\": r"\textbackslash{}"}
 """Of LaTeX."""
@@ -38,6 +42,7 @@ class Results:
     undone: int
     """The runs that are still to come, which the report says."""
     sizes: Sequence[SizeRow] = ()
+    distances: Sequence[DistanceRow] = ()
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -46,6 +51,7 @@ def write(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     tables = [table(study, rows)]
     tables += [size_table(study, results.sizes)] if results.sizes else []
+    tables += [distance_table(study, results.distances)] if results.distances else []
     texts = {
         "report.md": page(results),
         "report.csv": _csv(rows),
@@ -86,6 +92,14 @@ def page(results: Results) -> str:
             f"The {study.metric} of the same weights on held-out images of these sides: "
             "mean ± standard deviation (n).",
             markdown(*size_table(study, results.sizes)).strip(),
+        ]
+    if results.distances:
+        parts += [
+            "## How far attention looks",
+            "Pixels between a place and what a head looks at from there, by its weights: the mean over "
+            f"all places of {study.distance_images} held-out images; then mean ± standard deviation over the "
+            "seeds (n).",
+            markdown(*distance_table(study, results.distances)).strip(),
         ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -171,14 +185,13 @@ def _printed(study: Study) -> dict[str, str]:
         paper, number, label = [*where.split("/", 2), "", ""][:3]
         table = load_paper(paper).table(number)
         row = next((row for row in table.rows if row.label == label), None)
-        key = next((column.key for column in table.columns if column.key in ("top1", "top1_error")), None)
+        key = next((column.key for column in table.columns if column.key in PRINTED), None)
         if row is None or key is None or key not in row.printed:
             raise UserError(
                 f"paper: {variant} is {where!r}, and {paper}'s table {number} has no such row with a score: "
                 "give PAPER/TABLE/LABEL as attneck papers prints them"
             )
-        said = {"top1": "top-1", "top1_error": "error"}[key]
-        found[variant] = f"{row.printed[key]} ({said}, table {number})"
+        found[variant] = f"{row.printed[key]} ({PRINTED[key]}, table {number})"
     return found
 
 
@@ -266,6 +279,7 @@ def document(results: Results) -> dict[str, object]:
         "runs_to_come": results.undone,
         "rows": found,
         "sizes": [asdict(row) for row in results.sizes],
+        "distances": [asdict(row) for row in results.distances],
     }
 
 

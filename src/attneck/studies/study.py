@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from attneck.checks import MOST
 from attneck.errors import UserError, suggestion
-from attneck.training.recipe import Part, Recipe, Text
+from attneck.training.recipe import Part, Recipe, Text, Value
 from attneck.training.recipe_file import differences, load_recipe, parse_recipe, read_yaml, refusal
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -20,7 +20,7 @@ OWN_DICTS = ("model.options", "model.surgery_options")
 """Fields whose values are an option's name and value: `model.options.bam stages` gives one option."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
-Fields = dict[Text, bool | int | float | Text | None]
+Fields = dict[Text, Value | None]
 """Fields of a recipe by their dotted names, such as model.surgery_options.at, and what they are."""
 Size = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
