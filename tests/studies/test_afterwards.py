@@ -144,11 +144,12 @@ def test_the_report_and_a_page_have_them(
     assert cli.main([*words, "--page", str(tmp_path / "page.md")]) == 0
     assert "scored" not in capsys.readouterr().err  # all of it is kept
     written = (tmp_path / "page.md").read_text()
-    assert written.startswith("# A page\n\n<!-- study mine -->\n| variant | same | path | parameters |")
+    assert written.startswith("# A page\n\n<!-- study mine -->\n| problem | scored as | 24 pixels |")
     assert written.endswith("\n<!-- end -->\n\nafter\n")
-    assert "](<to/there/sizes.svg>)" in written
+    assert "](to/there/sizes.svg)" in written
     assert "2 runs have not ended" in written
     whole = (tmp_path / "to/there/report.md").read_text()
+    assert "| variant | same | path | parameters |" in whole
     assert "| same | bot_kept | " in whole
     assert "| same | bot | layer3.2.conv2 | " in whole
     document = json.loads((tmp_path / "to/there/report.json").read_text())

@@ -18,6 +18,7 @@ from attneck import cli
 from attneck.commands.study import changes
 from attneck.commands.train import parse
 from attneck.errors import RunFailed, UserError
+from attneck.papers.results import measured, read_runs
 from attneck.runs.lock import only_one
 from attneck.runs.train import train
 from attneck.studies import jobs, report
@@ -179,6 +180,12 @@ def test_the_report_has_what_the_runs_have(trained: Path, tmp_path: Path) -> Non
     )
     assert r"\pm" in (tmp_path / "report/report.tex").read_text()
     assert (tmp_path / "report/curves.png").stat().st_size > 10_000
+
+
+def test_the_papers_tables_take_their_measured_figures_from_a_study_s_runs(trained: Path) -> None:
+    row = collect(study(), cells(study(), trained))[0]
+    runs = [run for run in read_runs(trained) if "/plain/" in run.folder]
+    assert str(measured("top1", runs)) == f"{row.spread.mean:.2f} ± {row.spread.std:.2f} (n = 2)"
 
 
 def test_the_report_needs_no_checkpoint_once_the_cost_is_known(trained: Path) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from attneck.errors import UserError
 from attneck.files import write_atomic
-from attneck.studies.report import Results, markdown, notes, overview, table
+from attneck.studies.report import BOLD, Results, ended, markdown, overview, table
 from attneck.studies.sizes import table as size_table
 
 END = "<!-- end -->"
 
 
 def fill(page: Path, results: Results, report: Path) -> None:
-    """Put the short tables and the pictures of a report between <!-- study NAME --> and <!-- end -->.
+    """Put a report's short table and its picture between <!-- study NAME --> and <!-- end -->.
+
+    Where the first line is <!-- study NAME: table --> there is no picture.
 
     Args:
         page: a file of Markdown that has these two lines.
@@ -31,22 +34,34 @@ def fill(page: Path, results: Results, report: Path) -> None:
         raise UserError(
             f"--page {page}: there is no such file; it needs the lines {begin} and {END}"
         ) from None
-    pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(text):
+    lines = re.compile(rf"(<!-- study {re.escape(results.name)}(: table)? -->\n).*?{END}", re.DOTALL)
+    found = lines.search(text)
+    if found is None:
         raise UserError(f"--page {page} has no lines {begin} and {END}: put them where the tables go")
-    said = f"{begin}\n{block(results, Path(os.path.relpath(report, page.parent)))}\n{END}"
-    write_atomic(page, pattern.sub(lambda _: said, text).encode())
+    said = block(results, Path(os.path.relpath(report, page.parent)), picture=found[2] is None)
+    write_atomic(page, lines.sub(lambda match: f"{match[1]}{said}\n{END}", text).encode())
 
 
-def block(results: Results, report: Path) -> str:
-    """The tables that fit a page, the pictures, and the report's place; `report` as the page sees it."""
+def block(results: Results, report: Path, *, picture: bool) -> str:
+    """The table that fits a page, a picture, and the report's place; `report` as the page sees it."""
     study = results.study
     several = len(study.problems) > 1
-    parts = [markdown(*(overview if several else table)(study, results.rows)).strip()]
-    parts += [f"![{study.metric} by training images](<{(report / 'curves.svg').as_posix()}>)"]
+
+    def link(file: str) -> str:
+        return quote((report / file).as_posix())
+
     if results.sizes:
-        parts += [markdown(*size_table(study, results.sizes)).strip()]
-        parts += [f"![{study.metric} by the image's side](<{(report / 'sizes.svg').as_posix()}>)"]
-    parts += notes(study, results.undone)
-    parts += [f"The whole report: [{results.name}](<{(report / 'report.md').as_posix()}>)."]
+        laid, drawn, said = size_table(study, results.sizes), "sizes", ""
+    elif several:
+        laid, drawn, said = overview(study, results.rows), "curves", BOLD
+    else:
+        laid, drawn, said = table(study, results.rows), "curves", ""
+    parts = [markdown(*laid).strip()]
+    if picture:
+        parts += [f"![{study.metric} of the held-out images]({link(f'{drawn}.svg')})"]
+    parts += [
+        f"{study.metric} of the held-out images, mean ± standard deviation (number of seeds). {said}".strip(),
+        *ended(results.undone),
+        f"The whole report: [{results.name}]({link('report.md')}).",
+    ]
     return "\n\n".join(parts)

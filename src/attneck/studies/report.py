@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Cells = list[str]
 NOT_RUN = "not run"
+BOLD = "Bold: above the baseline by an interval that does not hold 0; of many figures some are so by chance."
 PRINTED = {"top1": "top-1", "top1_error": "error", "ap_bbox": "box AP"}
 """The papers' figures that stand beside a variant, the first that its row has."""
 
@@ -207,14 +208,14 @@ def notes(study: Study, undone: int) -> list[str]:
             f"Images to {study.threshold:g}: training images seen when the score first reached it, the "
             "median of the seeds that did."
         )
-    if undone:
-        said.append(f"**{undone} runs have not ended yet**, and are not in it.")
     if len(study.problems) > 1:
-        said.append(
-            "Bold: above the baseline by an interval that does not hold 0; with several such tables and few "
-            "seeds some are so by chance."
-        )
-    return said
+        said.append(BOLD)
+    return said + ended(undone)
+
+
+def ended(undone: int) -> list[str]:
+    """How many runs are still to come, if any."""
+    return [f"**{undone} runs have not ended yet**, and are not in it."] if undone else []
 
 
 def markdown(head: Cells, body: list[Cells]) -> str:
