@@ -316,6 +316,11 @@ def test_it_runs_in_bfloat16_and_under_autocast() -> None:
         ({"channels": 8, "map_size": 4, "position": "rotary"}, "choose one of relative, absolute, none"),
         ({"channels": 8, "map_size": 4, "position": "none", "content": False}, "leaves no logits"),
         ({"channels": 8, "map_size": 4, "position": None, "content": False}, "leaves no logits"),
+        (
+            {"channels": 8, "map_size": 4, "resample": "pad"},
+            "unknown resample 'pad'; choose one of stretch, keep",
+        ),
+        ({"channels": 8, "map_size": 4, "position": "none", "resample": "keep"}, "would change nothing"),
         ({"channels": 8, "map_size": 4, "stride": 3}, "stride 3 is not supported; choose 1, or 2"),
         ({"channels": 8, "map_size": (4, 0)}, r"map_size=\(4, 0\): wanted \(height, width\), or one number"),
         (
