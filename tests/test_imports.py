@@ -24,7 +24,7 @@ MAY = {
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
     "runs": {"attention", "data", "explain", "models", "tasks", "training"},
-    "studies": {"explain", "measure", "papers", "runs", "training"},
+    "studies": {"explain", "layers", "measure", "papers", "runs", "training"},
     "hub": {"explain", "models", "runs", "tasks", "training"},
     "export": {"detection", "models", "runs", "seal"},
     "commands": {
@@ -92,6 +92,7 @@ def test_imports_run_one_way(path, target):
         assert target in {
             "attention",
             "detection",
+            "explain",
             "export",
             "hub",
             "layers",
