@@ -58,13 +58,15 @@ def draw(
             sides("--image-size", image_size)
     file = target(save, Path(model.rstrip("/")).name, "neck")
 
+    from attneck.data.readers.decode import said
     from attneck.explain.neck import Drawn, neck
     from attneck.measure.stages import stages
 
     with user_mistakes():
         network = _network(model, kind, image_size, dict(options))
         size = _size(network, image_size)
-        drawn = [Drawn(model, stages(network, size))]
+        title = " ".join([model, *(f"{name}={value}" for name, value in options.items())])
+        drawn = [Drawn(title, stages(network, size))]
         if surgery is not None:
             _operate(network, surgery, dict(surgery_options), size)
             after = stages(network, size)
@@ -73,10 +75,8 @@ def draw(
             changed |= {
                 stage.name for stage in after if before.get(stage.name) != (stage.params, stage.attention)
             }
-            drawn.append(Drawn(f"{model} after {surgery}", after, frozenset(changed)))
+            drawn.append(Drawn(f"{title} after {surgery}", after, frozenset(changed)))
     write(neck(drawn, size, dark=dark), file)
-    from attneck.data.readers.decode import said
-
     print(f"wrote {said(file)}")
 
 
@@ -125,7 +125,8 @@ def _operate(network: nn.Module, surgery: str, options: dict[str, Any], size: tu
         if name not in known - {"model", "image_size"}:
             wanted = sorted(known - {"model", "image_size"})
             raise ValueError(
-                f"{surgery} has no option {name!r}{suggestion(name, wanted)} (there are {', '.join(wanted) or 'none'})"
+                f"{surgery} has no option {name!r}{suggestion(name, wanted)} "
+                f"(there are {', '.join(wanted) or 'none'})"
             )
     function(network, **({"image_size": size} if "image_size" in known else {}), **options)
 

@@ -1,4 +1,4 @@
-"""A network drawn as its stages: maps, channels, costs, and the attention in them; before and after surgery."""
+"""A network drawn as its stages: maps, channels, costs, and the attention in them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attneck.measure.stages import Stage
 
 KINDS = {
     "BAM": (ORANGE, "x + x · sigmoid(c + p): which channels c and which places p of a stage's map matter"),
-    "MHSA": (SKY, "softmax(q·k + q·r) v: every place looks at every other, by content and by how far it is"),
+    "MHSA": (SKY, "self-attention, softmax(q·k + q·r) v in BoTNet: every place looks at every other"),
     "SE": (GREEN, "x · sigmoid(c): which channels matter"),
     "non-local": (PURPLE, "x + softmax(q·k) x: every place looks at every other, by content"),
 }
@@ -122,7 +122,7 @@ def _network(axes: Any, network: Drawn, image_size: tuple[int, int], top: float,
 def _words(stage: Stage) -> list[str]:
     """Under the box: map and channels, blocks, parameters, multiply-adds."""
     where = f"{stage.map_size[0]} × {stage.map_size[1]}" if stage.map_size else ""
-    wide = "" if stage.channels is None else f"{stage.channels} wide"
+    wide = "" if stage.channels is None else f"{stage.channels} channels"
     blocks = "" if not stage.blocks else "1 block" if stage.blocks == 1 else f"{stage.blocks} blocks"
     first = f"{where}, {wide}" if where and wide else where or wide
     return [
