@@ -13,10 +13,12 @@ from attneck.runs.printed import (
     FREE,
     HOW_IT_RAN,
     is_of,
-    recipe_of,
     same_folder,
     same_network,
     started,
+)
+from attneck.runs.printed import (
+    recipe_of as recipe_of,
 )
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import FREE_ON_RESUME, differences, parse_recipe

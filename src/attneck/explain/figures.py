@@ -82,7 +82,11 @@ def drawings(runs: list[Path]) -> tuple[list[tuple[str, str]], str]:
     histories, panels = _panels(runs)
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     found = []
-    style = dict.fromkeys(inks, INK) | {"svg.fonttype": "none", "svg.hashsalt": "attneck", "font.size": 11}
+    style: Any = dict.fromkeys(inks, INK) | {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "attneck",
+        "font.size": 11,
+    }
     with mpl.rc_context(style):
         for key, labels in panels.items():
             figure = Figure(figsize=(5.6, 4))  # a layout that finds its own room takes three times as long
@@ -138,7 +142,7 @@ def _legend(
     figure: Figure,
     histories: list[list[dict[str, float]]],
     panels: dict[str, Any],
-    place: str = "outside upper center",
+    place: Any = "outside upper center",
 ) -> None:
     """What the kinds of lines stand for."""
     splits = [split for split in STYLES if any(f"{split}_{key}" in histories[0][0] for key in panels)]

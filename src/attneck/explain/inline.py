@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ OURS = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 def data_uri(image: Image.Image) -> str:
     """The image as PNG or as JPEG, whichever takes less, in a data: URI."""
-    kinds = {"png": {"optimize": True}, "jpeg": {"quality": 85}}
+    kinds: dict[str, dict[str, Any]] = {"png": {"optimize": True}, "jpeg": {"quality": 85}}
     found = []
     for kind, options in kinds.items():
         if kind == "jpeg" and image.mode != "RGB":

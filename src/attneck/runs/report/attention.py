@@ -10,54 +10,35 @@ from attneck.explain.inline import heat, scale
 from attneck.runs.report.html import Html, join, tag
 from attneck.runs.snapshots import GRID, Layer, Look, Snapshot
 
-BAM_IS = "BAM's attention M, the mean over its channels"
-MHSA_IS = "where the place that is marked attends to, the mean over the heads"
+WORDS = {
+    "BAM": "BAM: its attention M, the mean over its channels. Under it, its least and its greatest value.",
+    "MHSA": "MHSA: where the place in the circle attends to, the mean over the heads. Under it, over how "
+    "many places of the map these weights are spread (the exponential of their entropy).",
+}
+COLOURS = (
+    "The colours of a row go from its least to its greatest value over all its columns: what becomes "
+    f"sharper becomes brighter. The place is the part of the image, one of {GRID}×{GRID}, that differs most "
+    "from its mean."
+)
 
 
 def attention(snapshots: Sequence[Snapshot]) -> Html | None:
     """Each image with a column for each snapshot and a row for each layer; None without snapshots."""
     if not snapshots:
         return None
-    first = snapshots[-1].looks
-    attends = any(look.layers for look in first)
-    kinds = {layer.kind for look in first for layer in look.layers}
-    said = ["The same held-out images before training and after some of its scorings."]
-    said += (
-        [
-            f"A row called MHSA shows {MHSA_IS}; under it stands over how many places of the map the weights are spread."
-        ]
-        if "MHSA" in kinds
-        else []
-    )
-    said += (
-        [f"A row called BAM shows {BAM_IS}; under it stand its least and its greatest value."]
-        if "BAM" in kinds
-        else []
-    )
-    if attends:
-        said += [
-            "The colours of a row go from its least to its greatest value over all columns, so what becomes "
-            f"sharper becomes brighter. The place is the part of the image, of {GRID}×{GRID}, that differs most from its mean."
-        ]
-    else:
-        said += ["The network has no BAM and no MHSA, so there is no attention to show."]
+    count = len(snapshots[-1].looks)
+    alike = [snapshot for snapshot in snapshots if len(snapshot.looks) == count]
+    kinds = {layer.kind for look in snapshots[-1].looks for layer in look.layers}
+    said = ["The same held-out images before training, and after some of its scorings."]
+    said += [WORDS[kind] for kind in WORDS if kind in kinds]
+    said += [COLOURS if kinds else "The network has no BAM and no MHSA: there is no attention to show."]
+    colours = tag("img", src=scale(), alt="colours from dark to light", class_="scale")
     return tag(
         "section",
-        tag("h2", "What it looks at, and what it says" if attends else "What it says"),
-        tag("p", " ".join(said)),
-        tag(
-            "p",
-            "least ",
-            tag("img", src=scale(), alt="colours from dark to light", class_="scale"),
-            " greatest",
-            class_="quiet",
-        )
-        if attends
-        else None,
-        *(
-            _image(number, [snapshot for snapshot in snapshots if len(snapshot.looks) == len(first)])
-            for number in range(len(first))
-        ),
+        tag("h2", "What it looks at, and what it says" if kinds else "What it says"),
+        *(tag("p", sentence) for sentence in said),
+        tag("p", "least ", colours, " greatest", class_="quiet") if kinds else None,
+        tag("div", *(_image(number, alike) for number in range(count)), class_="images"),
         id="attention",
     )
 

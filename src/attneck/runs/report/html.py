@@ -14,7 +14,7 @@ class Html(str):
     __slots__ = ()
 
 
-def tag(name: str, *inside: str | None, **attributes: str | int | None) -> Html:
+def tag(name: str, /, *inside: str | None, **attributes: str | int | None) -> Html:
     """An element. `class_` is the attribute class; an attribute or a child that is None is left out."""
     said = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'

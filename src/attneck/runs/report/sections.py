@@ -92,11 +92,9 @@ def _papers(story: Story) -> Html:
     parts = []
     for row in rows:
         cells = [[label, paper, own, _apart(paper, own)] for label, paper, own in row.scores]
-        otherwise = (
-            f"This run is not by the row's recipe, so the figures do not answer one another: {'; '.join(row.otherwise)}."
-            if row.otherwise
-            else "This run is by the recipe that this project has for the row."
-        )
+        otherwise = "This run is by the recipe that this project has for the row."
+        if row.otherwise:
+            otherwise = f"This run is not by the row's recipe: {'; '.join(row.otherwise)}."
         parts += [
             table(
                 ["", "the paper", "this run", "difference"], cells, f"{row.where}, {row.label} ({row.title})"

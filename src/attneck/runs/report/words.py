@@ -102,7 +102,7 @@ def _length(recipe: Recipe, facts: dict[str, Any]) -> str:
 
 def _steps(recipe: Recipe) -> str:
     optimizer = recipe.optimizer
-    said = "SGD" if optimizer.name == "sgd" else optimizer.name
+    said: str = "SGD" if optimizer.name == "sgd" else optimizer.name
     if optimizer.name == "sgd":
         said += f" with {'Nesterov momentum' if optimizer.nesterov else 'momentum'} {optimizer.momentum:g}"
     elif optimizer.betas:
