@@ -29,7 +29,10 @@ def report(
     if not runs:
         raise UserError("no run given: attneck report RUN…")
     from attneck.runs.report import REPORT, write_report
+    from attneck.runs.run import Run
 
+    for run in runs:
+        Run(run).recipe  # noqa: B018 - refuses what is no run
     file = out or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
     if file.suffix.lower() not in {".html", ".htm"} or file.is_dir():
         raise UserError(f"--out {file}: wanted a file that ends in .html")

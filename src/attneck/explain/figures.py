@@ -82,11 +82,8 @@ def drawings(runs: list[Path]) -> tuple[list[tuple[str, str]], str]:
     histories, panels = _panels(runs)
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     found = []
-    style: Any = dict.fromkeys(inks, INK) | {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "attneck",
-        "font.size": 11,
-    }
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "attneck", "font.size": 11}
+    style |= dict.fromkeys(inks, INK)
     with mpl.rc_context(style):
         for key, labels in panels.items():
             figure = Figure(figsize=(5.6, 4))  # a layout that finds its own room takes three times as long

@@ -10,6 +10,8 @@ from attneck.explain.inline import heat, scale
 from attneck.runs.report.html import Html, join, tag
 from attneck.runs.snapshots import GRID, Layer, Look, Snapshot
 
+BESIDE = 4
+"""Columns up to which two images stand beside each other."""
 WORDS = {
     "BAM": "BAM: its attention M, the mean over its channels. Under it, its least and its greatest value.",
     "MHSA": "MHSA: where the place in the circle attends to, the mean over the heads. Under it, over how "
@@ -38,7 +40,11 @@ def attention(snapshots: Sequence[Snapshot]) -> Html | None:
         tag("h2", "What it looks at, and what it says" if kinds else "What it says"),
         *(tag("p", sentence) for sentence in said),
         tag("p", "least ", colours, " greatest", class_="quiet") if kinds else None,
-        tag("div", *(_image(number, alike) for number in range(count)), class_="images"),
+        tag(
+            "div",
+            *(_image(number, alike) for number in range(count)),
+            class_="images" if len(alike) <= BESIDE else None,
+        ),
         id="attention",
     )
 
