@@ -43,7 +43,7 @@ def document(stories: Sequence[Story], out: Path) -> str:
         tag("title", title),
         tag("style", Html(style)),
     )
-    body = tag("body", tag("header", tag("h1", name), *top), tag("main", *there), _footer(stories))
+    body = tag("body", tag("header", tag("h1", name), *top), tag("main", *there), _footer(stories, out))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
@@ -208,10 +208,12 @@ def _missing(story: Story) -> list[str]:
     return said
 
 
-def _footer(stories: Sequence[Story]) -> Html:
+def _footer(stories: Sequence[Story], out: Path) -> Html:
     import shlex
 
     from attneck import __version__
 
-    words = shlex.join(["attneck", "report", *(str(story.folder) for story in stories)])
+    own = len(stories) == 1 and out.parent == stories[0].folder
+    where = [] if own else ["--out", str(out)]
+    words = shlex.join(["attneck", "report", *(str(story.folder) for story in stories), *where])
     return tag("footer", tag("p", f"attneck {__version__}. ", tag("code", words), " makes this page again."))
