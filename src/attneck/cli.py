@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": "what a run's model finds in images: their classes, or objects",
     "study": "train variants of a network by several seeds, and compare",
     "report": "a run's report.html, or several runs side by side",
+    "status": "where runs are, told from outside",
     "curves": "loss and error or AP of runs, side by side, as a picture",
     "data": "find a data set and check it",
     "bench": "time layers and networks against other implementations",

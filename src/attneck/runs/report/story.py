@@ -10,6 +10,7 @@ from typing import Any
 
 from attneck.errors import UserError, one_line
 from attneck.runs.cost import Cost, cost_of
+from attneck.runs.lock import owner
 from attneck.runs.pictures import SCORED
 from attneck.runs.provenance import environment_of
 from attneck.runs.run import Run
@@ -81,10 +82,12 @@ class Story:
         steps = [
             int(found[1]) for name in self._checkpoints() if (found := re.fullmatch(r"step-(\d+)\.pt", name))
         ]
+        trains = owner(self.folder)
+        how = f"has not ended, and is trained by {trains}" if trains else "has not ended"
         newest = f"; its newest checkpoint is of step {max(steps):,}" if steps else "; it has no checkpoint"
         if not self.history:
-            return f"has not ended, and no held-out images were scored yet{newest}"
-        return f"has not ended: its last record is of step {self.last['step']:,}{newest}"
+            return f"{how}; no held-out images were scored yet{newest}"
+        return f"{how}: its last record is of step {self.last['step']:,}{newest}"
 
     def _checkpoints(self) -> list[str]:
         try:
