@@ -27,6 +27,7 @@ MAY = {
     "studies": {"explain", "measure", "papers", "runs", "training"},
     "hub": {"explain", "models", "runs", "tasks", "training"},
     "export": {"detection", "models", "runs", "seal"},
+    "serve": {"data", "explain", "hub", "layers", "models", "runs"},
     "commands": {
         "attention",
         "data",
@@ -39,6 +40,7 @@ MAY = {
         "models",
         "papers",
         "runs",
+        "serve",
         "studies",
         "surgery",
         "tasks",

@@ -29,6 +29,7 @@ COMMANDS = {
     "study": "train variants of a network by several seeds, and compare",
     "curves": "loss and error or AP of runs, side by side, as a picture",
     "data": "find a data set and check it",
+    "serve": "a page on which attention follows the pointer",
     "bench": "time layers and networks against other implementations",
     "export": "a model as ONNX, a torch.export program, or safetensors",
 }

@@ -11,10 +11,9 @@ import tyro
 
 from attneck import export as exporting
 from attneck.commands.arguments import call
-from attneck.errors import RunFailed, UserError, suggestion
-from attneck.models import catalog
+from attneck.commands.given_model import kind_of
+from attneck.errors import RunFailed, UserError
 from attneck.runs.provenance import recipe_name
-from attneck.training.recipe_file import is_run
 
 if TYPE_CHECKING:
     from attneck.runs.run import Run
@@ -60,7 +59,7 @@ def write(
             raise UserError(f"{file}: wanted a name that ends in {endings}, or has no ending (a folder)")
         if not graph and (is_open or opset or batch != 1):
             raise UserError(f"--dynamic, --opset and --batch say nothing to weights ({file}): leave them out")
-        kind = _kind(model)
+        kind = kind_of(model)
         if raw and kind != "run":
             raise UserError(f"--raw is about runs, and {model} is none: leave it out")
         if checkpoint != "newest" and kind != "run":
@@ -124,31 +123,6 @@ def _show(document: dict[str, Any]) -> None:
 
 def _times(shape: list[int | str]) -> str:
     return " × ".join(map(str, shape))
-
-
-def _kind(model: str) -> Literal["run", "saved", "name"]:
-    """What the word stands for.
-
-    Raises:
-        UserError: nothing, or a run that has saved nothing yet.
-    """
-    path = Path(model)
-    if is_run(path):
-        if not any(path.glob("checkpoints/step-*.pt")):
-            raise UserError(f"{model}: no checkpoint there yet (attneck train {model} makes them)")
-        return "run"
-    if (path / "config.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
-        return "saved"
-    names = list(catalog.CATALOG)
-    if model in names:
-        return "name"
-    if path.exists():
-        raise UserError(
-            f"{model} is no run (recipe.yaml) and no saved model (config.json, or a .safetensors file)"
-        )
-    raise UserError(
-        f"no model or run is called {model!r}{suggestion(model, names)} (attneck list: the models)"
-    )
 
 
 def _load(
