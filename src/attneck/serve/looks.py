@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from attneck.explain import Maps, MHSAMaps, maps
 from attneck.layers import BAM, MHSA2d
+from attneck.serve.page import STEPS_A_NAT
 
 if TYPE_CHECKING:
     from PIL import Image
-
-STEPS_A_NAT = 2048
-"""Weights are sent as -log(weight) in so many steps, 16 bits: to 1/4000 of a weight, and down to e**-32."""
 
 CLASSES, OBJECTS = 5, 50
 """Of an image, at most."""

@@ -61,7 +61,7 @@ const alone = {
 };
 
 const source = told.live ? live : alone;
-const megabytes = (size) => `${(size / 1e6).toFixed(1)} MB`;
+const megabytes = (size) => `${(size / 1e6).toFixed(1).replace(".0", "")} MB`;
 
 // The rows of all blocks: for each its parts' logarithms [heads * positions], as attneck.serve.looks packs them.
 function unpacked(buffer, mhsas) {
@@ -113,7 +113,7 @@ function paint(canvas, values, height, width, low, high) {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const pixels = new ImageData(width, height), scale = high > low ? 255 / (high - low) : 0;
   for (let at = 0; at < values.length; at++) {
-    const colour = COLOURS[Math.max(0, Math.min(255, Math.round(scale * (values[at] - low))))];
+    const colour = COLOURS[Math.max(0, Math.min(255, Math.round(scale * (values[at] - low)) || 0))];
     pixels.data.set([...colour, 255], 4 * at);
   }
   canvas.getContext("2d").putImageData(pixels, 0, 0);
@@ -142,7 +142,7 @@ class Panel {
     this.find(".model").value = model;
     this.find(".model").addEventListener("change", (event) => {
       this.model = Number(event.target.value);
-      tell(this.see());
+      busy("The model looks at the image …", this.see());
     });
     this.find(".png").addEventListener("click", () => this.savePicture());
     this.find(".json").addEventListener("click", () => this.saveNumbers());
@@ -165,42 +165,43 @@ class Panel {
 
   async see() {
     const model = this.model, of = image;
-    $("#doing").textContent = "The model looks at the image …";
-    try {
-      const look = await source.look(of, model);
-      if (model !== this.model || of !== image) return;
-      this.look = look;
-      this.rows = null;
-    } finally {
-      $("#doing").textContent = "";
-    }
+    this.look = null;
+    this.frame();
+    const look = await source.look(of, model);
+    if (model !== this.model || of !== image) return; // another was chosen meanwhile
+    Object.assign(this, { look, rows: null });
     this.lay();
     await this.ask();
   }
 
-  // All that does not change as the pointer moves.
-  lay() {
-    const { look } = this, { name, note } = told.models[this.model];
+  // The image, before anything is known of it.
+  frame() {
+    const { name, note } = told.models[this.model], photo = this.find(".photo");
     this.find(".note").textContent = note;
-    const photo = this.find(".photo");
+    for (const part of [".facts", ".legend", ".seen", ".mark", ".save"]) this.find(part).hidden = true;
+    this.find(".objects").replaceChildren();
     photo.src = image.url;
     photo.width = image.width;
     photo.height = image.height;
-    Object.assign(this.find(".overlay"), { width: image.width, height: image.height });
+    for (const layer of [".overlay", ".masks"]) Object.assign(this.find(layer), { width: image.width, height: image.height });
     // As wide as its column, but no higher than most of the window.
     this.find(".picture").style.width = `min(100%, calc(72vh * ${image.width / image.height}))`;
-    photo.style.width = "100%";
-    photo.style.height = "auto";
-    place(this.find(".seen"), look.box[0], look.box[1], look.box[2], look.box[3]);
     this.find(".picture").setAttribute("aria-label",
       `${image.name}, seen by ${name}. Arrow keys move the place that attention is read from; Home and End go to the row's ends; Enter holds it.`);
+  }
+
+  // All that does not change as the pointer moves.
+  lay() {
+    const { look } = this;
+    for (const part of [".facts", ".seen", ".save"]) this.find(part).hidden = false;
+    place(this.find(".seen"), ...look.box);
     this.bams = look.bams.map((bam) => ({
       ...bam, ...Object.fromEntries(["before", "after", "attention", "spatial", "channel"].map((key) => [key, floats(bam[key])])),
     }));
     this.list();
     this.predict();
     const options = [...this.element.querySelectorAll(".attention input[type=radio]")];
-    const chosen = options.find((option) => option.value === this.choice) ?? options[0];
+    const chosen = options.find((option) => option.value === this.choice) ?? options.find((option) => /mean|attention/.test(option.value)) ?? options[0];
     this.choice = chosen?.value ?? null;
     if (chosen) chosen.checked = true;
   }
@@ -214,7 +215,7 @@ class Panel {
       const map = make("label", "map"), radio = make("input", "unseen"), canvas = make("canvas");
       Object.assign(radio, { type: "radio", name: `shown-${this.number}`, value: key });
       radio.setAttribute("aria-label", title);
-      map.append(radio, canvas, make("span", "", label));
+      map.append(radio, canvas, ...[].concat(label).map((line) => make("span", "", line)));
       maps.append(map);
       this.thumbs.set(key, canvas);
     };
@@ -233,7 +234,7 @@ class Panel {
       const [, maps] = group(mhsa.name, `${height} × ${width}${terms}${every}`);
       add(maps, `mhsa:${block}:mean`, "mean", `${mhsa.name}, mean of the heads`);
       mhsa.distance.forEach((pixels, head) =>
-        add(maps, `mhsa:${block}:${head}`, `head ${head + 1} · ${pixels.toFixed(0)} px`,
+        add(maps, `mhsa:${block}:${head}`, [`head ${head + 1}`, `${pixels.toFixed(0)} px`],
           `${mhsa.name}, head ${head + 1}, looks ${pixels.toFixed(0)} pixels far on average`));
     });
     this.bams.forEach((bam, stage) => {
@@ -242,7 +243,7 @@ class Panel {
         if (this.bams.length > 1) list.append(this.steps());
       }
       const [field, maps] = group(bam.name, `${bam.map[0]} × ${bam.map[1]}`);
-      const shown = [["before", "before"], ["spatial", "spatial Mₛ"], ["attention", "attention M"], ["after", "after"]];
+      const shown = [["before", "before"], ["spatial", "spatial"], ["attention", "attention"], ["after", "after"]];
       for (const [what, label] of shown) {
         if (!bam[what]) continue;
         add(maps, `bam:${stage}:${what}`, label, `${bam.name}, ${label}`);
@@ -253,7 +254,7 @@ class Panel {
         paint(strip, sorted, 1, sorted.length, sorted[0], sorted.at(-1));
         strip.setAttribute("role", "img");
         strip.setAttribute("aria-label", `${sorted.length} channels, from ${sorted[0].toFixed(2)} to ${sorted.at(-1).toFixed(2)}`);
-        field.append(make("p", "quiet", `channel M꜀, sorted: ${sorted[0].toFixed(2)} to ${sorted.at(-1).toFixed(2)}`), strip);
+        field.append(make("p", "quiet", `channels, sorted: ${sorted[0].toFixed(2)} to ${sorted.at(-1).toFixed(2)}`), strip);
       }
     });
     if (!this.thumbs.size) list.append(make("p", "quiet", "This model has neither BAM nor BoT's self-attention to show."));
@@ -299,7 +300,7 @@ class Panel {
       return row;
     }));
     if (!shown.length) list.append(make("p", "quiet", finds_objects ? "No object is so sure." : "It makes no predictions."));
-    Object.assign(masks, { width: image.width, height: image.height });
+    masks.getContext("2d").clearRect(0, 0, masks.width, masks.height);
     objects.replaceChildren(...shown.filter((one) => one.box).map((one, number) => {
       const box = make("div", one.box[1] < 0.06 ? "low" : ""), label = make("span", "", `${one.category} ${one.score.toFixed(2)}`);
       const colour = OBJECTS[number % OBJECTS.length];
@@ -376,7 +377,7 @@ class Panel {
     const [kind, number, what] = (this.choice ?? "").split(":");
     if (kind === "bam") {
       const bam = this.bams[number];
-      return { values: bam[what], map: bam.map, range: this.range(bam, what), words: `${bam.name}, ${{ before: "before BAM", after: "after BAM", spatial: "spatial Mₛ", attention: "attention M" }[what]}`, share: false };
+      return { values: bam[what], map: bam.map, range: this.range(bam, what), words: `${bam.name}, ${{ before: "before BAM", after: "after BAM", spatial: "BAM's spatial branch", attention: "BAM's attention" }[what]}`, share: false };
     }
     const values = this.weights?.[number];
     if (kind !== "mhsa" || !values) return null;
@@ -488,6 +489,7 @@ function save(blob, name) {
 
 let panels = [];
 
+// True once it is done; else the page says why not.
 async function tell(work) {
   try {
     await work;
@@ -496,6 +498,17 @@ async function tell(work) {
     $("#said").textContent = error.message;
     return false;
   }
+}
+
+let busily = 0;
+
+async function busy(words, work) {
+  busily += 1;
+  $("#doing").textContent = words;
+  $("#said").textContent = "";
+  const done = await tell(work);
+  if (!--busily) $("#doing").textContent = "";
+  return done;
 }
 
 function move(x, y, then) {
@@ -512,16 +525,13 @@ function hold(on) {
 }
 
 async function show(file) {
-  $("#said").textContent = "";
-  $("#doing").textContent = "The image is read …";
-  const done = await tell((async () => {
+  const done = await busy("The model looks at the image …", (async () => {
     image = await source.add(file);
     at = { x: 0.5, y: 0.5 };
     hold(false);
     await arrange();
   })());
-  $("#doing").textContent = "";
-  if (!done) $("#said").textContent = `${file.name ? `${file.name}: ` : ""}${$("#said").textContent}`;
+  if (!done) $("#said").textContent = `${file.name}: ${$("#said").textContent}`;
 }
 
 async function arrange() {
@@ -535,7 +545,7 @@ async function arrange() {
   $("#panels").classList.toggle("two", count > 1);
   $("#empty").hidden = true;
   $("#tune").hidden = false;
-  for (const panel of panels) await panel.see();
+  await Promise.all(panels.map((panel) => panel.see()));
 }
 
 function mixed() {
@@ -558,7 +568,7 @@ $("#least").addEventListener("input", () => {
   tuned();
   for (const panel of panels) if (panel.look) panel.predict();
 });
-$("#beside").addEventListener("change", () => tell(arrange()));
+$("#beside").addEventListener("change", () => image && busy("The model looks at the image …", arrange()));
 $("#two").hidden = told.models.length < 2;
 $("#beside").checked = told.models.length > 1;
 tuned();

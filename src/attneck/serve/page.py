@@ -9,6 +9,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+STEPS_A_NAT = 2048
+"""Weights of attention are sent as -log(weight) in so many steps, 16 bits: to 1/4000, and down to e**-32."""
+
 
 def document(told: dict[str, Any], *, alone: bool = False) -> tuple[str, str]:
     """The HTML, and the content security policy that lets it run: by their hashes, its own style and program.
@@ -30,7 +33,7 @@ def document(told: dict[str, Any], *, alone: bool = False) -> tuple[str, str]:
         ]
     )
     # "</script>" in a class's name, say, would end the element.
-    data = json.dumps(told, allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(told | {"steps_a_nat": STEPS_A_NAT}, allow_nan=False).replace("<", "\\u003c")
     parts = {
         "POLICY": f'<meta http-equiv="Content-Security-Policy" content="{policy}">' if alone else "",
         "STYLE": f"<style>{style}</style>",

@@ -36,7 +36,7 @@ NAMES = {ADDRESS, "localhost"}
 PORTS = 20
 """So many ports are tried, one after the other."""
 
-MOST_BYTES = 32 << 20
+MOST_BYTES = 32_000_000
 """Of an upload."""
 UPLOADS = 4
 """Uploads that are in memory at a time; others wait."""
