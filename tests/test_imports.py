@@ -94,6 +94,7 @@ def test_imports_run_one_way(path, target):
         assert target in {
             "attention",
             "detection",
+            "explain",
             "export",
             "hub",
             "layers",

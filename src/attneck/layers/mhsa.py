@@ -193,9 +193,22 @@ class MHSA2d(nn.Module):
 
         Row y*W + x is what the query at (y, x) looks at, before any pooling; each row sums to one.
         """
-        q, k, _ = self._project(x)  # [B, h, N, d] each
+        q, k, tables = self.terms(x)
         H, W = x.shape[2:]
-        return _logits(q * self.scale, k, self._tables(), self.position, H, W).softmax(dim=-1)
+        return _logits(q, k, tables, self.position, H, W).softmax(dim=-1)
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """What the logits of `attention_maps` are products of, x [B, C, H, W] -> queries, keys and tables.
+
+        Queries [B, h, N, d] are scaled; keys [B, h, N, d], None without content; the position tables, of rows
+        and of columns, are for this H and W: [2H-1, d] and [2W-1, d], [H, d] and [W, d], or none at all.
+        """
+        q, k, _ = self._project(x)  # [B, h, N, d] each
+        rows = tuple(2 * side - 1 if self.position == "relative" else side for side in x.shape[2:])
+        tables = tuple(
+            resample_rows(table, count) for table, count in zip(self._tables(), rows, strict=False)
+        )
+        return q * self.scale, k, tables
 
     def extra_repr(self) -> str:
         H, W = self.map_size

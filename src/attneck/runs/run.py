@@ -163,6 +163,18 @@ class Run:
         """What `evaluate` found, to be read: of a detector the papers' tables."""
         return self._task.tables({NAMES[name]: one for name, one in evaluations.items()})
 
+    def prepared(self, image: Image.Image | str | Path) -> Tensor:
+        """An image as `model` takes it, as held-out images are prepared: [3, H, W], without the batch.
+
+        Args:
+            image: of any size, or the path of one.
+        """
+        if isinstance(image, str | Path):
+            from attneck.data.readers.decode import decode
+
+            image = decode(str(image), str(self.folder))
+        return self._task.prepared(image, self.facts)
+
     def predict(
         self, images: Iterable[Image.Image], *, min_score: float = 0.0, top_k: int | None = None
     ) -> list[Found]:
