@@ -60,13 +60,17 @@ class Network:
         """Its name, and a note."""
         return {"name": self.name, "note": self.note}
 
+    def pixels(self, image: Image.Image) -> Tensor:
+        """An image of any size as the model takes it: [3, H, W]."""
+        if self.detects:
+            return _pixels(image)
+        mean, std = (torch.tensor(of_three)[:, None, None] for of_three in (self.mean, self.std))
+        return (_pixels(resize_and_centre(image, self.side, self.crop_pct)) - mean) / std
+
     def see(self, image: Image.Image) -> Look:
         """Run it on an image of any size."""
-        if self.detects:
-            return look(self.model, _pixels(image), None, self.classes)
-        cut = resize_and_centre(image, self.side, self.crop_pct)
-        pixels = (_pixels(cut) - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
-        return look(self.model, pixels, centre(image.size, self.side, self.crop_pct), self.classes)
+        box = None if self.detects else centre(image.size, self.side, self.crop_pct)
+        return look(self.model, self.pixels(image), box, self.classes)
 
 
 def centre(size: tuple[int, int], side: int, crop_pct: float) -> list[float]:

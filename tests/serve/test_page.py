@@ -1,0 +1,441 @@
+"""The page in a real browser: what it shows is what `attneck.explain.maps` says, and nothing leaves."""
+
+import base64
+import io
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (apt-get install chromium)")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+WIDTH, HEIGHT = 96, 64  # what the models see of it is the middle, 64 x 64
+
+
+def photo(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    draws = np.random.default_rng(0)
+    coarse = Image.fromarray(draws.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """By name; the last is BoTNet-50 for images of 224 pixels."""
+    from small_page import looking_left, random
+    from small_run import thin_mask_rcnn
+
+    import attneck
+    from attneck.serve.network import Network
+
+    part = thin_mask_rcnn()
+    detector = attneck.create_model(part["name"], num_classes=4, image_size=64, **part["options"])
+    detector.pretrained_cfg = {"label_names": ("background", "disc", "square", "star")}
+    return [
+        Network(looking_left(), "left"),
+        Network(random(), "random", "a note"),
+        Network(detector.eval(), "detector"),
+        Network(attneck.create_model("botnet50", num_classes=10, image_size=224), "botnet50"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def server(networks):
+    from attneck.serve.gallery import Gallery
+    from attneck.serve.server import open_server, serving
+
+    opened = open_server(Gallery(networks), 0)
+    with serving(opened):
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def browser():
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=BROWSER, args=camera)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def opened(browser, server):
+    """Opens the page in a window of its own; at the end there was no error, and no request elsewhere."""
+    contexts, errors, requests = [], [], []
+
+    def open_page(url=None, **options):
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(url or server.url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+    assert [url for url in requests if not url.startswith((server.url, "data:", "blob:", "file:"))] == []
+    assert requests
+
+
+@pytest.fixture
+def page(opened):
+    return opened()
+
+
+def settled(page):
+    """Once the page has nothing to wait for."""
+    page.wait_for_selector("#doing:empty", state="attached")
+    return page
+
+
+def give(page, data=None, name="photo.png"):
+    """Choose a file."""
+    data = png(photo()) if data is None else data
+    page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": data})
+    return settled(page)
+
+
+def drop(page, data, name):
+    """Let a file fall on the page."""
+    transfer = page.evaluate_handle(
+        """([data, name]) => {
+            const transfer = new DataTransfer();
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            transfer.items.add(new File([bytes], name));
+            return transfer;
+        }""",
+        [base64.b64encode(data).decode(), name],
+    )
+    page.dispatch_event("body", "drop", {"dataTransfer": transfer})
+
+
+def alone(page, model):
+    """One panel, with this model."""
+    page.uncheck("#beside")
+    settled(page)
+    page.select_option(".model", str(model))
+    return settled(page)
+
+
+def move(page, y, x, map_size=(8, 8), panel=0):
+    """The pointer onto a cell of a map, and wait until the overlay is there."""
+    seen = page.locator(".seen").nth(panel).bounding_box()
+    high, wide = seen["height"] / map_size[0], seen["width"] / map_size[1]
+    page.mouse.move(seen["x"] + (x + 0.5) * wide, seen["y"] + (y + 0.5) * high)
+    page.wait_for_timeout(50)
+    for _ in range(100):
+        mark = page.locator(".mark").nth(panel).bounding_box()
+        if abs(mark["x"] - seen["x"] - x * wide) < 1 and abs(mark["y"] - seen["y"] - y * high) < 1:
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError(f"the mark did not come to {y, x}: {mark}, {seen}")
+
+
+def overlay(page, panel=0):
+    """The overlay's pixels [H, W, 4]; those of what the model sees alone."""
+    width, height, pixels = page.locator(".overlay").nth(panel).evaluate(
+        """(canvas) => [canvas.width, canvas.height, Array.from(
+            canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data)]"""
+    )
+    return np.array(pixels, dtype=np.uint8).reshape(height, width, 4)
+
+
+def cells(page, panel=0):
+    """What the overlay says of each cell of an 8 x 8 map: its place in the colours, from 0 to 1."""
+    pixels = overlay(page, panel)
+    assert pixels[:, :16, 3].max() == pixels[:, -16:, 3].max() == 0, "outside of what the model sees"
+    centre = pixels[:, 16:-16].astype(int)
+    blocks = centre.reshape(8, 8, 8, 8, 4).transpose(0, 2, 1, 3, 4)  # [H, W, 8, 8, 4]
+    assert (blocks == blocks[:, :, :1, :1]).all(), "a cell has one colour, to its edges"
+    colours = np.array(page.evaluate("COLOURS"))
+    apart = np.abs(blocks[:, :, 0, 0, None, :3] - colours).sum(-1)  # [8, 8, 256]
+    assert apart.min(-1).max() == 0
+    return apart.argmin(-1) / 255
+
+
+def choose(page, value, panel=0):
+    page.locator(f'.panel >> nth={panel} >> input[value="{value}"]').check(force=True)
+
+
+def mix(page, value):
+    page.locator("#mix").evaluate("(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", value)
+
+
+def test_an_attention_that_is_known_is_where_it_has_to_be(page):
+    """The bright pixels lie to the left of the pointer."""
+    drop(page, png(photo()), "dropped.png")
+    settled(page)
+    alone(page, 0)
+    choose(page, "mhsa:0:0")
+    for y, x in ((3, 4), (0, 1), (7, 7), (5, 2)):
+        move(page, y, x)
+        bright = overlay(page)[..., :3].sum(-1)
+        rows, columns = np.nonzero(bright == bright.max())
+        left, top = 16 + 8 * (x - 1), 8 * y
+        assert (columns.min(), columns.max(), rows.min(), rows.max()) == (left, left + 7, top, top + 7)
+    mix(page, -100)
+    assert (cells(page) == 1).all(), "by content alone it looks everywhere alike"
+    assert page.inner_text("#mixed") == "content alone"
+
+
+@pytest.mark.parametrize("y, x", [(2, 5), (7, 0)])
+def test_the_overlay_is_what_maps_says(page, networks, y, x):
+    from attneck.explain import maps
+
+    model = networks[1].model
+    pixels = networks[1].pixels(photo())
+    (mhsa,) = maps(model, pixels).mhsas
+    alone(give(page), 1)
+    move(page, y, x)
+    for where, part in ((-100, "content"), (0, "both"), (100, "position")):
+        mix(page, where)
+        wanted = mhsa.row(y, x, part)
+        for key, row in (("mean", wanted.mean(0)), ("0", wanted[0]), ("1", wanted[1])):
+            choose(page, f"mhsa:0:{key}")
+            np.testing.assert_allclose(cells(page), (row / row.max()).numpy(), atol=1.01 / 255)
+    mix(page, 50)  # content by a half
+    halved = (mhsa.row(y, x, "content").log() / 2 + mhsa.row(y, x, "position").log())[1].flatten().softmax(0)
+    np.testing.assert_allclose(cells(page), (halved / halved.max()).view(8, 8).numpy(), atol=1.01 / 255)
+
+
+def test_bams_stages_step_by_step(page, networks):
+    from attneck.explain import maps
+
+    bams = maps(networks[1].model, networks[1].pixels(photo())).bams
+    alone(give(page), 1)
+    for stage in (0, 1, 0):
+        page.get_by_role("button", name="Next stage").click()
+        wanted = bams[stage].attention.mean(0)
+        low, high = float(wanted.min()), float(wanted.max())
+        np.testing.assert_allclose(cells(page), ((wanted - low) / (high - low)).numpy(), atol=1.01 / 255)
+        assert page.inner_text(".low") == f"{low:.2f}"
+        assert page.inner_text(".shown") == f"bams.{stage}, BAM's attention"
+        assert page.is_hidden(".mark")
+
+
+def test_predictions_are_bars(page, networks):
+    alone(give(page), 1)
+    rows = networks[1].see(photo()).told()["predictions"]
+    for row, wanted in zip(page.locator(".predictions li").all(), rows, strict=True):
+        assert row.inner_text().split("\n")[0] == wanted["category"]
+        track, bar = row.locator(".track").bounding_box(), row.locator(".track > div").bounding_box()
+        assert bar["width"] / track["width"] == pytest.approx(wanted["score"], abs=0.02)
+
+
+def test_two_models_side_by_side_follow_one_pointer(page):
+    give(page)
+    assert page.locator(".panel").count() == 2
+    first, second = (page.locator(".picture").nth(number).bounding_box() for number in (0, 1))
+    assert first["x"] + first["width"] < second["x"]
+    for panel in (0, 1):
+        choose(page, "mhsa:0:0", panel)
+    move(page, 4, 6)
+    for panel in (0, 1):
+        seen, mark = (page.locator(name).nth(panel).bounding_box() for name in (".seen", ".mark"))
+        assert (mark["x"] - seen["x"]) / seen["width"] == pytest.approx(6 / 8, abs=0.01)
+    assert (cells(page, 0) != cells(page, 1)).any()
+
+
+def test_boxes_and_masks_of_a_detector(page, networks):
+    told = networks[2].see(photo()).told()
+    alone(give(page), 2)
+    assert page.is_visible("#scoring")
+    page.locator("#least").evaluate("(slider) => { slider.value = 5; slider.dispatchEvent(new Event('input')); }")
+    boxes = page.locator(".objects > div")
+    assert boxes.count() == len(told["predictions"]) > 0
+    whole = page.locator(".picture").bounding_box()
+    for shown, row in zip(boxes.all(), told["predictions"], strict=True):
+        box = shown.bounding_box()
+        found = [(box["x"] - whole["x"]) / whole["width"], (box["y"] - whole["y"]) / whole["height"], box["width"] / whole["width"], box["height"] / whole["height"]]
+        assert found == pytest.approx(row["box"], abs=0.02)
+    painted = page.locator(".masks").evaluate("(canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value > 0)")
+    assert painted == any(any(base64.b64decode(row["mask"]["bits"])) for row in told["predictions"])
+    page.locator("#least").evaluate("(slider) => { slider.value = 95; slider.dispatchEvent(new Event('input')); }")
+    assert boxes.count() == sum(row["score"] >= 0.95 for row in told["predictions"])
+
+
+def test_what_is_refused_is_a_sentence_and_the_image_stays(page, monkeypatch):
+    from attneck.serve import gallery
+
+    give(page)
+    before = page.get_attribute(".photo", "src")
+    give(page, b"some words", "words.txt")
+    assert page.inner_text("#said").startswith("words.txt: Cannot read the file (it is none of JPEG")
+    page.evaluate("told.most_bytes = 100")
+    give(page, name="large.png")
+    assert "at most: choose a smaller one" in page.inner_text("#said")
+    page.evaluate("told.most_bytes = 1e9")
+    drop(page, b"\0" * 32_000_001, "larger.png")
+    page.wait_for_function  # noqa: B018 - which the page's policy forbids
+    page.locator("#said", has_text="larger.png: The file has 32.0 MB, 32.0 at most").wait_for()
+    monkeypatch.setattr(gallery, "MAX_PIXELS", 1000)
+    give(page, name="bomb.png")
+    assert page.inner_text("#said") == "bomb.png: The image has over 1,000 pixels: choose a smaller one."
+    assert page.get_attribute(".photo", "src") == before
+    monkeypatch.undo()
+    assert give(page).inner_text("#said") == ""
+
+
+def test_by_keyboard_alone(page, tmp_path):
+    """From the choice of a file to a head's map, from another place, by position alone."""
+    file = tmp_path / "photo.png"
+    file.write_bytes(png(photo()))
+    page.keyboard.press("Tab")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(file)
+    settled(page)
+    order = [page.evaluate("document.activeElement.id || document.activeElement.className")]
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        assert page.evaluate("getComputedStyle(document.activeElement.matches('.unseen') ? document.activeElement.closest('label') : document.activeElement).outlineStyle") != "none"
+        if order[-1] == "unseen":
+            break
+    assert [name for name in order if name in ("file", "mix", "picture", "unseen")] == ["file", "mix", "picture", "unseen"]
+    page.keyboard.press("ArrowRight")  # the first head's map
+    assert "attention, head 1" in page.inner_text(".shown")
+    page.locator(".picture").first.focus()
+    page.keyboard.press("Home")
+    for key in ("ArrowRight", "ArrowRight", "ArrowUp"):
+        page.keyboard.press(key)
+    page.locator("#heard", has_text="attention, head 1, from row 4, column 3 of 8 by 8: most at row 4, column 2, ").wait_for()
+    page.keyboard.press("Enter")
+    assert page.get_attribute(".hold", "aria-pressed") == "true"
+    page.locator("#mix").focus()
+    page.keyboard.press("End")
+    assert page.get_attribute("#mix", "aria-valuetext") == "position alone"
+
+
+def test_every_control_has_a_name(page):
+    """As a screen reader has it."""
+    give(page)
+    for role in ("button", "slider", "radio", "checkbox", "combobox", "application"):
+        controls = page.get_by_role(role).all()
+        assert controls, role
+        for control in controls:
+            assert control.evaluate("(one) => one.computedName ?? one.ariaLabel ?? one.labels?.[0]?.textContent ?? one.textContent").strip()
+    assert page.locator("h1").count() == 1
+    assert page.get_attribute("html", "lang") == "en"
+
+
+def test_the_place_can_be_held(page):
+    give(page)
+    move(page, 2, 2)
+    page.mouse.down()
+    page.mouse.up()
+    before = page.locator(".mark").first.bounding_box()
+    seen = page.locator(".seen").first.bounding_box()
+    page.mouse.move(seen["x"] + seen["width"] - 4, seen["y"] + seen["height"] - 4)
+    page.wait_for_timeout(100)
+    assert page.locator(".mark").first.bounding_box() == before
+    page.get_by_role("button", name="Let the place go").first.click()
+    move(page, 6, 6)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844), (320, 568)], ids=["desktop", "phone", "small"])
+def test_it_fits_any_width_in_the_dark_and_in_the_light(opened, width, height, tmp_path):
+    paper = {}
+    for scheme in ("light", "dark"):
+        page = opened(viewport={"width": width, "height": height}, color_scheme=scheme)
+        give(page)
+        page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        paper[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert len({*paper.values()}) == 2
+
+
+def test_the_picture_and_the_numbers_can_be_saved(page, networks):
+    from attneck.explain import maps
+
+    alone(give(page), 1)
+    move(page, 3, 4)
+    with page.expect_download() as numbers:
+        page.get_by_role("button", name="Save the numbers").click()
+    found = json.loads(numbers.value.path().read_text())
+    wanted = maps(networks[1].model, networks[1].pixels(photo())).mhsas[0].row(3, 4)
+    (block,) = found["attention"]
+    assert (block["name"], block["cell"], block["map"]) == ("attention", [3, 4], [8, 8])
+    np.testing.assert_allclose(block["rows"], wanted.flatten().numpy(), rtol=2e-3, atol=1e-7)
+    assert len(found["bam"]) == 2
+    assert numbers.value.suggested_filename == "photo-random-mhsa-0-mean.json"
+    page.locator("#strength").evaluate("(slider) => { slider.value = 100; slider.dispatchEvent(new Event('input')); }")
+    with page.expect_download() as picture:
+        page.get_by_role("button", name="Save the picture").click()
+    saved = np.array(Image.open(picture.value.path()).convert("RGB"))
+    shown = overlay(page)
+    assert saved.shape == (HEIGHT, WIDTH, 3)
+    assert (saved[60, 16:40] == shown[60, 16:40, :3]).all()
+
+
+def test_the_camera(page):
+    page.get_by_role("button", name="Use the camera").click()
+    page.locator("#video").evaluate("(video) => new Promise((done) => video.videoWidth ? done() : video.onloadeddata = done)")
+    page.get_by_role("button", name="Take the picture").click()
+    page.locator(".map").first.wait_for()
+    settled(page)
+    assert "camera.jpg" in page.get_attribute(".picture", "aria-label")
+    assert page.evaluate("document.querySelector('#video').srcObject") is None, "the camera is off again"
+
+
+def test_alone_in_a_file_it_shows_the_same(opened, networks, tmp_path, monkeypatch):
+    from attneck.serve import alone as standing
+
+    live = alone(give(opened()), 1)
+    file = tmp_path / "look.html"
+    file.write_text(standing.alone(photo(), "photo.png", networks[:3]))
+    page = settled(opened(file.as_uri(), offline=True))
+    page.uncheck("#beside")
+    page.select_option(".model", "1")
+    for here in (live, page):
+        move(here, 5, 3)
+    assert (cells(page) == cells(live)).all()
+    assert page.is_hidden("#choose")
+    monkeypatch.setattr(standing, "MOST_BYTES", 30_000)  # a row is 512 bytes, of the detector's less
+    file.write_text(standing.alone(photo(), "photo.png", networks[1:2]))
+    page = settled(opened(file.as_uri(), offline=True))
+    assert "from each 2nd place" in page.inner_text(".attention")
+    seen = page.locator(".seen").bounding_box()
+    page.mouse.move(seen["x"] + seen["width"] * 5.5 / 8, seen["y"] + seen["height"] * 3.5 / 8)
+    page.wait_for_timeout(200)
+    coarse = cells(page)
+    move(live, 2, 4)
+    assert (coarse == cells(live)).all(), "the nearest place that is in the file"
+
+
+def test_a_move_with_botnet50(page, capsys):
+    """Milliseconds from the pointer's move to the overlay, 224 x 224 pixels: in the log."""
+    alone(give(page, png(photo(300, 224))), 3)
+    taken = page.evaluate(
+        """async () => {
+            const picture = document.querySelector(".picture"), bounds = picture.getBoundingClientRect();
+            const panel = panels[0], taken = [];
+            for (let step = 0; step < 20; step++) {
+                const began = performance.now();
+                picture.dispatchEvent(new PointerEvent("pointermove", {
+                    clientX: bounds.left + bounds.width * (0.25 + step / 40), clientY: bounds.top + bounds.height * (0.1 + step / 25),
+                }));
+                while (panel.asking) await new Promise((done) => setTimeout(done, 0));
+                taken.push(performance.now() - began);
+            }
+            return taken;
+        }"""
+    )
+    assert page.locator(".attention fieldset").count() == 3
+    with capsys.disabled():
+        print(f"\nbotnet50, 224 x 224: {np.median(taken):.0f} ms a move, {max(taken):.0f} ms at most ", end="")
