@@ -6,7 +6,13 @@ from torch import Tensor, nn
 from attneck.layers import BAM, MHSA2d
 
 SIDE = 64
-CLASSES = ("cat", "dog", "a class with quite a long name")
+FACTS = {
+    "classes": ["cat", "dog", "a class with quite a long name"],
+    "image_size": SIDE,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "crop_pct": 1.0,
+}
 
 
 class Small(nn.Module):
@@ -18,13 +24,6 @@ class Small(nn.Module):
         self.bams = nn.Sequential(*(BAM(16, reduction=4, dilation=1) for _ in range(bams)))
         self.attention = MHSA2d(16, 8, heads=2)
         self.fc = nn.Linear(16, 3)
-        self.pretrained_cfg = {
-            "input_size": (3, SIDE, SIDE),
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "crop_pct": 1.0,
-            "label_names": CLASSES,
-        }
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.attention(self.bams(self.stem(x))).mean((2, 3)))

@@ -31,22 +31,30 @@ def png(image: Image.Image) -> bytes:
 
 @pytest.fixture(scope="module")
 def networks():
-    """By name; the last is BoTNet-50 for images of 224 pixels."""
-    from small_page import looking_left, random
+    """The last is BoTNet-50 for images of 224 pixels."""
+    from small_page import FACTS, looking_left, random
     from small_run import thin_mask_rcnn
 
     import attneck
+    from attneck.commands.given_model import Viewer, viewer
     from attneck.serve.network import Network
 
     part = thin_mask_rcnn()
-    detector = attneck.create_model(part["name"], num_classes=4, image_size=64, **part["options"])
-    detector.pretrained_cfg = {"label_names": ("background", "disc", "square", "star")}
+    detector = attneck.create_model(part["name"], num_classes=4, image_size=64, **part["options"]).eval()
+    objects = {"classes": ["disc", "square", "star"]}
     return [
-        Network(looking_left(), "left"),
-        Network(random(), "random", "a note"),
-        Network(detector.eval(), "detector"),
-        Network(attneck.create_model("botnet50", num_classes=10, image_size=224), "botnet50"),
+        Network(Viewer("left", True, looking_left(), FACTS, False), "left"),
+        Network(Viewer("a note", True, random(), FACTS, False), "random"),
+        Network(Viewer("detector", True, detector, objects, True), "detector"),
+        Network(viewer("botnet50"), "botnet50"),
     ]
+
+
+def maps_of(network):
+    """What `attneck.explain.maps` says of the photo."""
+    from attneck.explain import maps
+
+    return maps(network.viewer.network, network.viewer.prepared(photo()))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,7 @@ def opened(browser, server):
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)  # of a machine under load
         page.on("console", lambda message: errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
@@ -195,11 +203,7 @@ def test_an_attention_that_is_known_is_where_it_has_to_be(page):
 
 @pytest.mark.parametrize("y, x", [(2, 5), (7, 0)])
 def test_the_overlay_is_what_maps_says(page, networks, y, x):
-    from attneck.explain import maps
-
-    model = networks[1].model
-    pixels = networks[1].pixels(photo())
-    (mhsa,) = maps(model, pixels).mhsas
+    (mhsa,) = maps_of(networks[1]).mhsas
     alone(give(page), 1)
     move(page, y, x)
     for where, part in ((-100, "content"), (0, "both"), (100, "position")):
@@ -214,9 +218,7 @@ def test_the_overlay_is_what_maps_says(page, networks, y, x):
 
 
 def test_bams_stages_step_by_step(page, networks):
-    from attneck.explain import maps
-
-    bams = maps(networks[1].model, networks[1].pixels(photo())).bams
+    bams = maps_of(networks[1]).bams
     alone(give(page), 1)
     for stage in (0, 1, 0):
         page.get_by_role("button", name="Next stage").click()
@@ -361,14 +363,12 @@ def test_it_fits_any_width_in_the_dark_and_in_the_light(opened, width, height, t
 
 
 def test_the_picture_and_the_numbers_can_be_saved(page, networks):
-    from attneck.explain import maps
-
     alone(give(page), 1)
     move(page, 3, 4)
     with page.expect_download() as numbers:
         page.get_by_role("button", name="Save the numbers").click()
     found = json.loads(numbers.value.path().read_text())
-    wanted = maps(networks[1].model, networks[1].pixels(photo())).mhsas[0].row(3, 4)
+    wanted = maps_of(networks[1]).mhsas[0].row(3, 4)
     (block,) = found["attention"]
     assert (block["name"], block["cell"], block["map"]) == ("attention", [3, 4], [8, 8])
     np.testing.assert_allclose(block["rows"], wanted.flatten().numpy(), rtol=2e-3, atol=1e-7)

@@ -345,9 +345,9 @@ def test_a_signal_ends_it(number, code, tmp_path):
         "from attneck import cli\n"
         "class StandIn:\n"
         "    def told(self): return {'name': 'x', 'note': ''}\n"
-        "class Network:\n"
-        "    load = staticmethod(lambda *words: StandIn())\n"
-        "sys.modules['attneck.serve.network'] = types.SimpleNamespace(Network=Network)\n"
+        "sys.modules['attneck.serve.network'] = types.SimpleNamespace(Network=lambda viewer, name: StandIn())\n"
+        "from attneck.commands import serve\n"
+        "serve.viewer = lambda *words: None\n"
         "sys.argv = ['attneck', 'serve', 'botnet50', '--port', '0']\n"
         "sys.exit(cli.main())"
     )

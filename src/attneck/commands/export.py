@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from attneck import export as exporting
 from attneck.commands.arguments import call
-from attneck.commands.given_model import kind_of
+from attneck.commands.given_model import kind_of, load
 from attneck.errors import RunFailed, UserError
 from attneck.runs.provenance import recipe_name
-
-if TYPE_CHECKING:
-    from attneck.runs.run import Run
 
 
 def write(
@@ -68,7 +65,7 @@ def write(
             exporting.check_request(file, is_open or (), opset)
         else:
             exporting.check_writable(file / "config.json" if file.is_dir() else file)
-        run, network, size = _load(kind, model, image_size, raw, checkpoint)
+        run, network, size = load(kind, model, image_size, raw, checkpoint)
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
             name = recipe_name(run.folder) if run else None
@@ -123,25 +120,6 @@ def _show(document: dict[str, Any]) -> None:
 
 def _times(shape: list[int | str]) -> str:
     return " × ".join(map(str, shape))
-
-
-def _load(
-    kind: str, model: str, image_size: int | None, raw: bool, checkpoint: Literal["newest", "best"]
-) -> tuple[Run | None, Any, int | None]:
-    """The run, if it is one; the network; and the image side of its graph, None for the network's own."""
-    if kind == "run":
-        from attneck.runs.run import Run
-
-        run = Run(model, checkpoint)
-        size = image_size or run.facts["image_size"]
-        return run, run.model(size, average=not raw), size
-    if kind == "saved":
-        from attneck import hub
-
-        return None, hub.load(model, image_size=image_size), image_size
-    from attneck.models import create_model
-
-    return None, create_model(model, image_size=image_size), image_size
 
 
 def main(words: list[str]) -> None:

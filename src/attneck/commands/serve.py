@@ -11,7 +11,7 @@ import tyro
 
 from attneck import signals
 from attneck.commands.arguments import call
-from attneck.commands.given_model import kind_of
+from attneck.commands.given_model import kind_of, viewer
 from attneck.errors import RunFailed, UserError
 from attneck.training.recipe_file import is_run
 
@@ -47,7 +47,12 @@ def serve(
     from attneck.serve.network import Network
     from attneck.serve.server import open_server, serving
 
-    gallery = Gallery([Network.load(model, kind, checkpoint) for model, kind in zip(given, kinds, strict=True)])
+    gallery = Gallery(
+        [
+            Network(viewer(model, None, checkpoint if kind == "run" else "newest"), Path(model).resolve().name)
+            for model, kind in zip(given, kinds, strict=True)
+        ]
+    )
     stopped = threading.Event()
     with signals.noted(lambda number, frame: stopped.set()) as stop:
         stop.saved = lambda number: f"stopped by {signal.Signals(number).name}"

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attneck.explain import Maps, MHSAMaps, maps
-from attneck.layers import BAM, MHSA2d
+from attneck.explain import BAMMaps, Maps, MHSAMaps
 from attneck.serve.page import STEPS_A_NAT
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 CLASSES, OBJECTS = 5, 50
 """Of an image, at most."""
@@ -29,11 +25,18 @@ LEAST = 0.05
 class Look:
     """One image as one model sees it."""
 
-    def __init__(self, found: Maps | None, box: Sequence[float], predictions: list[dict[str, Any]], finds: bool):
+    def __init__(
+        self,
+        found: Maps | None,
+        box: Sequence[float],
+        predictions: list[dict[str, Any]],
+        *,
+        finds_objects: bool,
+    ) -> None:
         self.mhsas: tuple[MHSAMaps, ...] = () if found is None else found.mhsas
         self._told = {
             "box": list(box),
-            "finds_objects": finds,
+            "finds_objects": finds_objects,
             "predictions": predictions,
             "mhsas": [_told_mhsa(one) for one in self.mhsas],
             "bams": [] if found is None else [_told_bam(one) for one in found.bams],
@@ -56,27 +59,6 @@ class Look:
         if len(cells) != len(self.mhsas):
             raise ValueError(f"{len(cells)} places were given, and there are {len(self.mhsas)} blocks")
         return b"".join(packed(one, y, x) for one, (y, x) in zip(self.mhsas, cells, strict=True))
-
-
-def look(model: nn.Module, pixels: Tensor, box: Sequence[float] | None, classes: Sequence[str]) -> Look:
-    """Run a model, in evaluation mode, on what it takes of an image: pixels [3, H, W].
-
-    Args:
-        box: where its input lies in the image; None of a detector, which resizes and pads by itself.
-        classes: their names; of a detector the background first.
-    """
-    found = None
-    if any(isinstance(layer, BAM | MHSA2d) for layer in model.modules()):
-        found = maps(model, pixels)
-        output = found.output
-    else:
-        with torch.no_grad():
-            output = model([pixels] if box is None else pixels[None])[0]
-    if box is not None:
-        return Look(found, box, _classes(output, classes), False)
-    whole, seen = (found.image_size, found.seen) if found is not None else ((1, 1), (1, 1))
-    box = [0.0, 0.0, whole[1] / seen[1], whole[0] / seen[0]]
-    return Look(found, box, _objects(output, classes, (pixels.shape[1], pixels.shape[2])), True)
 
 
 def parts(mhsa: MHSAMaps) -> list[str]:
@@ -106,7 +88,7 @@ def _told_mhsa(mhsa: MHSAMaps) -> dict[str, Any]:
     }
 
 
-def _told_bam(bam: Any) -> dict[str, Any]:
+def _told_bam(bam: BAMMaps) -> dict[str, Any]:
     arrays = {
         "before": bam.before,
         "after": bam.after,
@@ -134,7 +116,7 @@ def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _classes(logits: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+def classes_of(logits: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
     """The likeliest; logits [classes]."""
     shares = torch.nan_to_num(logits.float().softmax(0))
     scores, labels = shares.topk(min(CLASSES, len(shares)))
@@ -144,17 +126,19 @@ def _classes(logits: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _objects(found: dict[str, Tensor], classes: Sequence[str], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """The surest, best first; boxes as shares of the image, of `size` (height, width), and masks in them."""
+def objects_of(
+    found: dict[str, Tensor], classes: Sequence[str], size: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """The surest, best first; boxes as shares of the image, of `size` (width, height), and masks in them."""
     order = found["scores"].argsort(descending=True)[:OBJECTS]
     order = order[found["scores"][order] >= LEAST]
-    sides = torch.tensor([size[1], size[0]] * 2)
+    sides = torch.tensor([*size, *size])
     rows = []
     for index in order.tolist():
         corners = found["boxes"][index].cpu()
         left, top, right, bottom = corners.tolist()
         row: dict[str, Any] = {
-            "category": _called(classes, int(found["labels"][index])),
+            "category": _called(classes, int(found["labels"][index]) - 1),
             "score": float(found["scores"][index]),
         }
         if "masks" in found:
