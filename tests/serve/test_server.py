@@ -94,7 +94,7 @@ def refused(answer, status):
 
 
 def test_an_image_is_seen(port):
-    status, headers, body = ask(port, "POST", "/image", picture())
+    status, _, body = ask(port, "POST", "/image", picture())
     key = json.loads(body)["image"]
     assert (status, json.loads(body)) == (200, {"image": key, "width": 40, "height": 30})
     assert json.loads(ask(port, "GET", f"/look?image={key}&model=0")[2]) == {"size": [40, 30]}
@@ -123,14 +123,37 @@ def test_the_page_is_one_document_that_reaches_nothing_else(port):
     assert "connect-src" not in document({}, alone=True)[1]
 
 
-@pytest.mark.parametrize("path", ["/../etc/passwd", "//etc/passwd", "/%2e%2e/etc/passwd", "/page.js", "/photo?image=../../etc/passwd", "/image", "/?", "/photo"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../etc/passwd",
+        "//etc/passwd",
+        "/%2e%2e/etc/passwd",
+        "/page.js",
+        "/photo?image=../../etc/passwd",
+        "/image",
+        "/?",
+        "/photo",
+    ],
+)
 def test_no_file_has_an_address(port, path):
     found = ask(port, "GET", path)
     assert found[0] in (404, 410) or path == "/?"
     assert b"root:" not in found[2]
 
 
-@pytest.mark.parametrize("host", ["attacker.example", "attacker.example:8765", "127.0.0.1.attacker.example", "localhost@attacker.example", "", "127.0.0.1:8765:1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "attacker.example",
+        "attacker.example:8765",
+        "127.0.0.1.attacker.example",
+        "localhost@attacker.example",
+        "",
+        "127.0.0.1:8765:1",
+        "0.0.0.0",
+    ],
+)
 def test_a_foreign_host_is_refused(port, host):
     assert "127.0.0.1 and localhost alone" in refused(ask(port, "GET", "/", headers={"Host": host}), 421)
     assert refused(ask(port, "POST", "/image", picture(), {"Host": host}), 421)
@@ -142,7 +165,9 @@ def test_this_machines_names_are_not(port, host):
 
 
 def test_two_hosts_are_refused(port):
-    assert raw(port, b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: attacker.example\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 421")
+    assert raw(
+        port, b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: attacker.example\r\nConnection: close\r\n\r\n"
+    ).startswith(b"HTTP/1.1 421")
 
 
 @pytest.mark.parametrize(
@@ -195,9 +220,23 @@ def test_too_many_pixels_and_too_many_bytes_are_refused(port, monkeypatch):
     assert "32.0 at most" in refused(ask(port, "POST", "/image", b"\0" * (MOST_BYTES + 1)), 413)
 
 
-@pytest.mark.parametrize("length", [b"", b"Content-Length: -1\r\n", b"Content-Length: many\r\n", b"Content-Length: 5\r\nContent-Length: 6\r\n", b"Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize(
+    "length",
+    [
+        b"",
+        b"Content-Length: -1\r\n",
+        b"Content-Length: many\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+    ],
+)
 def test_an_upload_says_its_length(port, length):
-    found = raw(port, b"POST /image HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + length + b"\r\n5\r\nhello\r\n0\r\n\r\n")
+    found = raw(
+        port,
+        b"POST /image HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        + length
+        + b"\r\n5\r\nhello\r\n0\r\n\r\n",
+    )
     assert found.startswith(b"HTTP/1.1 411")
     assert found.count(b"HTTP/1.1") == 1, "the body is no next request"
 
@@ -206,7 +245,21 @@ def test_an_empty_one_is_refused(port):
     assert "empty" in refused(ask(port, "POST", "/image", b""), 400)
 
 
-@pytest.mark.parametrize("data", [b"\r\n\r\n", b"\0\1\2\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"DELETE / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", b"GET //[ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"GET /?" + b"a=1&" * 20 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\r\n\r\n",
+        b"\0\1\2\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"DELETE / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"GET //[ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET /?" + b"a=1&" * 20 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+    ],
+)
 def test_a_malformed_request_is_answered_and_forgotten(port, data, capfd):
     found = raw(port, data)
     assert b"<html" not in found.lower()
@@ -215,7 +268,9 @@ def test_a_malformed_request_is_answered_and_forgotten(port, data, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("at", ["", "1", "1,", "a,b", "-1,2", "1,2;", "1,2;;3,4", "9" * 10 + ",1", ";".join(["1,1"] * 300)])
+@pytest.mark.parametrize(
+    "at", ["", "1", "1,", "a,b", "-1,2", "1,2;", "1,2;;3,4", "9" * 10 + ",1", ";".join(["1,1"] * 300)]
+)
 def test_places_that_are_none_are_refused(port, at):
     key = json.loads(ask(port, "POST", "/image", picture())[2])["image"]
     found = ask(port, "GET", f"/rows?image={key}&model=0&at={at}")
@@ -309,7 +364,7 @@ def test_a_busy_port_is_answered_with_the_next(port):
 def test_it_answers_on_loopback_alone(port):
     addresses = {one[4][0] for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
     for address in addresses - {"127.0.0.1"}:
-        with pytest.raises(OSError), socket.create_connection((address, port), timeout=2):
+        with pytest.raises(ConnectionRefusedError), socket.create_connection((address, port), timeout=2):
             pass
 
 
@@ -345,13 +400,20 @@ def test_a_signal_ends_it(number, code, tmp_path):
         "from attneck import cli\n"
         "class StandIn:\n"
         "    def told(self): return {'name': 'x', 'note': ''}\n"
-        "sys.modules['attneck.serve.network'] = types.SimpleNamespace(Network=lambda viewer, name: StandIn())\n"
+        "stand_in = types.SimpleNamespace(Network=lambda viewer, name: StandIn())\n"
+        "sys.modules['attneck.serve.network'] = stand_in\n"
         "from attneck.commands import serve\n"
         "serve.viewer = lambda *words: None\n"
         "sys.argv = ['attneck', 'serve', 'botnet50', '--port', '0']\n"
         "sys.exit(cli.main())"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
     try:
         said = process.stdout.readline()
         port = int(said.split("/")[2].split(":")[1])

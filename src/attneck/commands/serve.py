@@ -49,7 +49,9 @@ def serve(
 
     gallery = Gallery(
         [
-            Network(viewer(model, None, checkpoint if kind == "run" else "newest"), Path(model).resolve().name)
+            Network(
+                viewer(model, None, checkpoint if kind == "run" else "newest"), Path(model).resolve().name
+            )
             for model, kind in zip(given, kinds, strict=True)
         ]
     )

@@ -143,9 +143,15 @@ def objects_of(
         }
         if "masks" in found:
             left, top = int(max(0, left)), int(max(0, top))
-            bits = (found["masks"][index, 0, top : int(bottom) + 1, left : int(right) + 1] >= 0.5).cpu().numpy()
+            bits = (
+                (found["masks"][index, 0, top : int(bottom) + 1, left : int(right) + 1] >= 0.5).cpu().numpy()
+            )
             right, bottom = left + bits.shape[1], top + bits.shape[0]
-            row["mask"] = {"width": bits.shape[1], "height": bits.shape[0], "bits": _text(np.packbits(bits).tobytes())}
+            row["mask"] = {
+                "width": bits.shape[1],
+                "height": bits.shape[0],
+                "bits": _text(np.packbits(bits).tobytes()),
+            }
         edges = (torch.tensor([left, top, right - left, bottom - top]) / sides).tolist()
         rows.append(row | {"box": edges})
     return rows

@@ -51,7 +51,10 @@ class Network:
     def told(self) -> dict[str, Any]:
         """Its name, and a note."""
         title = "" if self.viewer.title == self.name else self.viewer.title
-        return {"name": self.name, "note": title if self.viewer.trained else "untrained: its weights are random"}
+        return {
+            "name": self.name,
+            "note": title if self.viewer.trained else "untrained: its weights are random",
+        }
 
     def see(self, image: Image.Image) -> Look:
         """Run it on an image of any size. A network without our layers has predictions alone."""

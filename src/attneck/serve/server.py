@@ -115,7 +115,9 @@ def open_server(gallery: Gallery, port: int) -> Server:
             return Server(gallery, number)
         except OSError as error:
             reason = error.strerror or str(error)
-    raise UserError(f"--port {port}: none of the ports {tried[0]} to {tried[-1]} can be had ({reason}): give another")
+    raise UserError(
+        f"--port {port}: none of the ports {tried[0]} to {tried[-1]} can be had ({reason}): give another"
+    )
 
 
 @contextmanager
@@ -140,12 +142,12 @@ class Handler(BaseHTTPRequestHandler):
     timeout = SILENCE
     body_read = False
 
-    def do_GET(self) -> None:  # noqa: N802 - the standard library's name
+    def do_GET(self) -> None:
         self._answer(self._got)
 
     do_HEAD = do_GET  # noqa: N815
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self._answer(self._sent)
 
     def _answer(self, find: Callable[[str, dict[str, str]], Body]) -> None:
@@ -197,7 +199,10 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(411, "the request does not say how long the image is")
         size = int(length[0])
         if size > MOST_BYTES:
-            raise Refused(413, f"the file has {size / 1e6:,.1f} MB, {MOST_BYTES / 1e6:,.1f} at most: choose a smaller one")
+            raise Refused(
+                413,
+                f"the file has {size / 1e6:,.1f} MB, {MOST_BYTES / 1e6:,.1f} at most: choose a smaller one",
+            )
         if not size:
             raise Refused(400, "the file is empty: choose another")
         if not self.server.uploads.acquire(timeout=PATIENCE):
