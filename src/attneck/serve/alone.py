@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from attneck.serve.network import Network
 
 MOST_BYTES = 12_000_000
-"""Of all rows in a file. Where a row for each place would be more, there is one for each second, and so on."""
+"""Of all rows in a file. Where a row for each place would be more, there is one for each second."""
 
 
 def alone(image: Image.Image, name: str, networks: Sequence[Network]) -> str:
