@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MOST_BYTES = 12_000_000
 """Of all rows in a file. Where a row for each place would be more, there is one for each second."""
 
+PHOTO = (2048, 2048)
+"""(width, height) in pixels of the photo in a file, at most."""
+
 
 def alone(image: Image.Image, name: str, networks: Sequence[Network]) -> str:
     """The file: what each network sees in the image, and the page that shows it.
@@ -37,8 +40,10 @@ def alone(image: Image.Image, name: str, networks: Sequence[Network]) -> str:
             rows = b"".join(packed(mhsa, y, x) for y in range(0, H, step) for x in range(0, W, step))
             mhsas.append(told | {"step": step, "rows": base64.b64encode(rows).decode()})
         looks.append(look.told() | {"mhsas": mhsas})
-    photo = "data:image/jpeg;base64," + base64.b64encode(jpeg(image)).decode()
-    shown = {"name": name, "width": image.width, "height": image.height, "url": photo}
+    small = image.copy()
+    small.thumbnail(PHOTO)
+    photo = "data:image/jpeg;base64," + base64.b64encode(jpeg(small)).decode()
+    shown = {"name": name, "width": small.width, "height": small.height, "url": photo}
     models = [network.told() for network in networks]
     return document({"live": False, "models": models, "image": shown, "looks": looks}, alone=True)[0]
 

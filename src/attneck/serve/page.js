@@ -9,8 +9,8 @@ const floats = (base64) => base64 === null ? null : new Float32Array(bytes(base6
 const least = (values) => values.reduce((one, other) => Math.min(one, other), Infinity);
 const most = (values) => values.reduce((one, other) => Math.max(one, other), -Infinity);
 
-// Matplotlib's inferno: its lightness grows all the way, so it can be read in grey and by the colour-blind.
-const STOPS = ["000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4"]
+// Matplotlib's viridis, as in the pictures of `attneck look`: it reads in grey, and by the colour-blind.
+const STOPS = ["440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"]
   .map((stop) => [0, 2, 4].map((at) => parseInt(stop.slice(at, at + 2), 16)));
 const COLOURS = Array.from({ length: 256 }, (_, at) => {
   const place = at / 255 * (STOPS.length - 1), low = Math.min(Math.floor(place), STOPS.length - 2);
