@@ -21,6 +21,8 @@ MOST_BAMS = 8
 """Columns of a table of BAMs; more are given another table."""
 MOST_LAYERS = 6
 """Rows of a table of MHSAs; of more there are two tables side by side."""
+MOST_TABLES = 4
+"""Rows of learned positions, likewise."""
 MAGNITUDE, WEIGHT = "mean |x|", "weight"
 
 
@@ -152,11 +154,16 @@ def _of_tables(layers: Sequence[MHSAMaps]) -> Section:
             ticks = (f"−{last}", "0", f"+{last}") if layer.position == "relative" else ("0", "", str(last))
             tiles.append(Tile(_array(table), "value", ticks=ticks))
         rows.append(tiles)
-    names = ["of rows, by offset", "of columns, by offset"]
+    names = ["rows, by offset", "columns, by offset"]
     if all(layer.position == "absolute" for layer in layers):
-        names = ["of rows, by place", "of columns, by place"]
+        names = ["rows, by place", "columns, by place"]
     heading = "Learned positions (down: places of the map; across: the head's width)"
-    return Section(heading, [Table([_name(layer, 16) for layer in layers], names, rows, 2.4)])
+    size = -(-len(layers) // -(-len(layers) // MOST_TABLES))
+    tables = [
+        Table([_name(layer, 16) for layer in layers[at : at + size]], names, rows[at : at + size], 1.5)
+        for at in range(0, len(layers), size)
+    ]
+    return Section(heading, tables)
 
 
 def _inside(window: Window) -> str:

@@ -314,9 +314,14 @@ def _shrunk(image: Image.Image, side: int) -> Image.Image:
 
 
 def _told(low: float, high: float) -> tuple[str, str]:
-    """Two numbers by two significant digits, or by so many more that they differ: 0.31, 45, −1.2."""
+    """The ends of a scale by two significant digits, or by so many more that they differ: 0.31, 45, −1.2.
+
+    An end that is next to nothing beside the other one is 0.
+    """
+    least = 0.005 * (high - low)
+    ends = [0.0 if abs(end) < least else end for end in (low, high)]
     for digits in (2, 3, 4):
-        words = [f"{value:.{digits}g}".replace("-", "−") for value in (low, high)]
+        words = [f"{end:.0f}" if abs(end) >= 100 else f"{end:.{digits}g}" for end in ends]
         if words[0] != words[1]:
             break
-    return words[0], words[1]
+    return words[0].replace("-", "−"), words[1].replace("-", "−")
