@@ -136,16 +136,16 @@ def give(page, data=None, name="photo.png"):
     return settled(page)
 
 
-def drop(page, data, name):
-    """Let a file fall on the page."""
+def drop(page, data, name, more=0):
+    """Let a file fall on the page, with so many zeros at its end."""
     transfer = page.evaluate_handle(
-        """([data, name]) => {
+        """([data, name, more]) => {
             const transfer = new DataTransfer();
             const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-            transfer.items.add(new File([bytes], name));
+            transfer.items.add(new File([bytes, new Uint8Array(more)], name));
             return transfer;
         }""",
-        [base64.b64encode(data).decode(), name],
+        [base64.b64encode(data).decode(), name, more],
     )
     page.dispatch_event("body", "drop", {"dataTransfer": transfer})
 
@@ -164,6 +164,7 @@ def alone(page, model):
 
 def move(page, y, x, map_size=(8, 8), panel=0):
     """The pointer onto a cell of a map, and wait until the overlay is there."""
+    page.locator(".picture").nth(panel).scroll_into_view_if_needed()
     seen = page.locator(".seen").nth(panel).bounding_box()
     high, wide = seen["height"] / map_size[0], seen["width"] / map_size[1]
     page.mouse.move(seen["x"] + (x + 0.5) * wide, seen["y"] + (y + 0.5) * high)
@@ -185,7 +186,8 @@ def overlay(page, panel=0):
             """(canvas) => {
                 const { width, height } = canvas;
                 const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
-                return [width, height, btoa(Array.from(data, (value) => String.fromCharCode(value)).join(""))];
+                const text = Array.from(data, (value) => String.fromCharCode(value)).join("");
+                return [width, height, btoa(text)];
             }"""
         )
     )
@@ -327,7 +329,7 @@ def test_boxes_and_masks_of_a_detector(page, networks):
     assert boxes.count() == sum(row["score"] >= 0.95 for row in told["predictions"])
 
 
-def test_what_is_refused_is_a_sentence_and_the_image_stays(page, monkeypatch):
+def test_what_is_refused_is_a_sentence_and_the_image_stays(page, window, monkeypatch):
     from attneck.serve import gallery
 
     give(page)
@@ -338,7 +340,7 @@ def test_what_is_refused_is_a_sentence_and_the_image_stays(page, monkeypatch):
     give(page, name="large.png")
     assert "at most: choose a smaller one" in page.inner_text("#said")
     page.evaluate("told.most_bytes = 1e9")
-    drop(page, b"\0" * 32_000_001, "larger.png")
+    drop(page, b"", "larger.png", more=32_000_001)
     page.locator("#said", has_text="larger.png: The file has 32.0 MB, 32.0 at most").wait_for()
     monkeypatch.setattr(gallery, "MAX_PIXELS", 1000)
     give(page, name="bomb.png")
@@ -346,6 +348,9 @@ def test_what_is_refused_is_a_sentence_and_the_image_stays(page, monkeypatch):
     assert page.get_attribute(".photo", "src") == before
     monkeypatch.undo()
     assert give(page).inner_text("#said") == ""
+    statuses = [error for error in window.noted["errors"] if "responded with a status of 41" in error]
+    assert window.noted["errors"] == statuses, "what the browser says of each refusal"
+    window.noted["errors"].clear()
 
 
 def test_by_keyboard_alone(opened, tmp_path):
@@ -354,8 +359,9 @@ def test_by_keyboard_alone(opened, tmp_path):
     file = tmp_path / "photo.png"
     file.write_bytes(png(photo()))
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
     chooser.value.set_files(file)
     settled(page)
     order = []

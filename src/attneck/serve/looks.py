@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attneck.explain import BAMMaps, Maps, MHSAMaps
+from attneck.explain.seeing import Part
 from attneck.serve.page import STEPS_A_NAT
 
 CLASSES, OBJECTS = 5, 50
@@ -61,9 +62,10 @@ class Look:
         return b"".join(packed(one, y, x) for one, (y, x) in zip(self.mhsas, cells, strict=True))
 
 
-def parts(mhsa: MHSAMaps) -> list[str]:
+def parts(mhsa: MHSAMaps) -> list[Part]:
     """The terms of the block's logits."""
-    return ["content"] * mhsa.content + ["position"] * (mhsa.position != "none")
+    terms: tuple[tuple[Part, bool], ...] = (("content", mhsa.content), ("position", mhsa.position != "none"))
+    return [part for part, there in terms if there]
 
 
 def packed(mhsa: MHSAMaps, y: int, x: int) -> bytes:
@@ -72,8 +74,8 @@ def packed(mhsa: MHSAMaps, y: int, x: int) -> bytes:
     softmax(a * content + b * position) is these rows to the powers a and b, multiplied and made to sum to
     one, so that the page needs no more of a place for any weights of the two terms.
     """
-    rows = [-mhsa.row(y, x, part).log() for part in parts(mhsa)]  # type: ignore[arg-type]
-    steps = (torch.stack(rows) * STEPS_A_NAT).round().clamp(0, 65535)
+    rows = [-mhsa.log_row(y, x, part) for part in parts(mhsa)]
+    steps = (torch.nan_to_num(torch.stack(rows)) * STEPS_A_NAT).round().clamp(0, 65535)
     return steps.cpu().to(torch.int32).numpy().astype("<u2").tobytes()
 
 
@@ -82,7 +84,7 @@ def _told_mhsa(mhsa: MHSAMaps) -> dict[str, Any]:
         "name": _name(mhsa.name, mhsa.call),
         "map": list(mhsa.map_size),
         "heads": mhsa.heads,
-        "distance": [round(pixels, 2) for pixels in mhsa.distance().tolist()],
+        "distance": [round(pixels, 2) for pixels in torch.nan_to_num(mhsa.distance()).tolist()],
         "parts": parts(mhsa),
         "step": 1,
     }

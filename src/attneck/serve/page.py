@@ -9,8 +9,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-STEPS_A_NAT = 2048
-"""Weights of attention are sent as -log(weight) in so many steps, 16 bits: to 1/4000, and down to e**-32."""
+STEPS_A_NAT = 512
+"""Weights of attention are sent as -log(weight) in so many steps, 16 bits: to 1/1000, and down to e**-127."""
 
 
 def document(told: dict[str, Any], *, alone: bool = False) -> tuple[str, str]:
