@@ -29,6 +29,7 @@ COMMANDS = {
     "look": "where BAM and self-attention look in a photo, as a picture",
     "draw": "a network's stages and what attention is in them, as a picture",
     "study": "train variants of a network by several seeds, and compare",
+    "status": "where runs are, told from outside",
     "curves": "loss and error or AP of runs, side by side, as a picture",
     "data": "find a data set and check it",
     "serve": "a page on which attention follows the pointer",

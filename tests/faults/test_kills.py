@@ -58,18 +58,19 @@ def weights(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_kill_9_and_resume_end_with_the_same_weights(start, tmp_path, workers):
+def test_kill_9_and_resume_end_with_the_same_weights(start, tmp_path):
     whole = start("--out", "whole")
-    assert whole.wait() == 0, whole.stdout.read()
-    for step in (4, 23):  # in the first epoch, and in the second
-        process = start("--out", "killed", "--data.workers", workers, *(["--resume"] if step > 4 else []))
-        wait_for_step(tmp_path / "killed", step, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    last = start("--out", "killed", "--data.workers", workers, "--resume")
-    assert last.wait() == 0, last.stdout.read()
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    for workers in ("0", "2"):
+        for step in (4, 23):  # in the first epoch, and in the second
+            resume = ["--resume"] if step > 4 else []
+            process = start("--out", workers, "--data.workers", workers, *resume)
+            wait_for_step(tmp_path / workers, step, process)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        last = start("--out", workers, "--data.workers", workers, "--resume")
+        assert last.wait() == 0, last.stdout.read()
+        assert whole.wait() == 0, whole.stdout.read()
+        assert weights(tmp_path / workers) == weights(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -58,6 +58,30 @@ def only_one(folder: Path) -> Iterator[None]:
             del _held[key]
 
 
+def owner(folder: Path) -> str | None:
+    """Who trains in the folder, as "process 12 on host since 2026-01-02 03:04:05 UTC"; None if nobody does.
+
+    Raises:
+        OSError: the lock's file is there and cannot be read.
+    """
+    path = folder / LOCK
+    try:
+        there = path.stat()
+        with _mutex:
+            if known := _held.get((there.st_dev, there.st_ino)):
+                return known  # opening and closing the file would give the lock up
+            with path.open("rb") as file:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno not in (errno.EAGAIN, errno.EACCES):
+                        return None  # a file system without locks: nobody can tell
+                    return file.read(200).decode(errors="replace") or "another process"
+    except FileNotFoundError:
+        pass
+    return None
+
+
 def _taken(folder: Path) -> int:
     """The lock's file, locked.
 

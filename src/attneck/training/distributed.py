@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -51,6 +53,35 @@ class World:
         return list(tensor.tolist())
 
 
+def together(store: dist.Store, rank: int, size: int) -> str:
+    """A name of this start that all of its processes have, and no process of an earlier start.
+
+    torchrun counts restarts on each machine by itself, so its count is no such name. Each process asks the
+    first one under a name of its own, and what the dead have asked is answered to nobody.
+
+    Raises:
+        RunFailed: another process has not asked for half an hour.
+    """
+    mine = uuid4().hex
+    if rank:
+        store.set(f"ask/{rank}", mine)
+        name = store.get(f"answer/{mine}").decode()
+        store.set(f"heard/{name}/{rank}", "")
+        return name
+    end = time.monotonic() + dist.default_pg_timeout.total_seconds()
+    missing = set(range(1, size))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"ask/{other}"]):
+                store.set(f"answer/{store.get(f'ask/{other}').decode()}", mine)
+            if store.check([f"heard/{mine}/{other}"]):
+                missing.remove(other)
+        if missing and time.monotonic() > end:
+            raise RunFailed(f"process 0 of {size}: of the others {sorted(missing)} have not started")
+        time.sleep(0.05)
+    return mine
+
+
 @contextmanager
 def world() -> Iterator[World]:
     """Join torchrun's process group for the length of the block; without torchrun this process is alone.
@@ -68,10 +99,8 @@ def world() -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         # torchrun's store outlives its workers: without a prefix a restart meets the addresses of the dead.
         store = next(dist.rendezvous("env://"))[0]
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        dist.init_process_group(
-            backend, store=dist.PrefixStore(f"attempt_{attempt}", store), rank=rank, world_size=size
-        )
+        prefix = together(store, rank, size)
+        dist.init_process_group(backend, store=dist.PrefixStore(prefix, store), rank=rank, world_size=size)
     try:
         yield World(rank, size, device)
         if size > 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -94,6 +95,8 @@ def train_loop(
         if progress.step:
             # A checkpoint before the next step has the last one's rate, as in a run left alone.
             set_rate(optimizer, _rate(recipe, progress.step - 1, steps_per_epoch))
+    # Strides of 1×1 kernels differ in sides of length one, which mean nothing.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     steps = recipe.total_steps(steps_per_epoch)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next

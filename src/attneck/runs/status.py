@@ -1,0 +1,99 @@
+"""Where a run is, told from its folder alone: nothing of the run is waited for, stopped or loaded."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attneck.runs.lock import owner
+from attneck.runs.run import Run
+from attneck.training.checkpoint import checkpoints
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run as its folder shows it at the moment."""
+
+    folder: Path
+    state: str
+    """"training", "ended" or "stopped"."""
+    owner: str | None
+    """Who trains it: process, machine, since when."""
+    step: int
+    """The optimiser step of the last record or of the newest checkpoint, whichever is later."""
+    steps: int | None
+    """Of the whole run; None where its data is not known yet."""
+    saved: int | None
+    """The step of the newest checkpoint, which a resume goes on from."""
+    saved_ago: float | None
+    """Seconds since it was written."""
+    record: dict[str, Any] | None
+    """The last record: the scores of the held-out images, and more."""
+    images_per_second: float | None
+    """Between the last two records, their evaluation included."""
+    left: float | None
+    """Seconds to the end, at the last records' pace; None where nobody trains, or before the first record."""
+
+
+def status(folder: Path, now: float | None = None) -> Status:
+    """What the run's folder says.
+
+    Args:
+        now: seconds since the epoch, the clock's unless given.
+
+    Raises:
+        UserError: no run there.
+    """
+    now = time.time() if now is None else now
+    run = Run(folder)
+    recipe = run.recipe
+    trains = owner(folder)
+    records = _records(folder)
+    there = checkpoints(folder / "checkpoints")
+    saved = int(there[-1].stem.removeprefix("step-")) if there else None
+    images = _images(folder)
+    steps = None if images is None else recipe.total_steps(images // recipe.batch)
+    done = int(records[-1]["step"]) if records else 0
+    ended = (folder / "summary.json").is_file() and (steps is None or done >= steps)
+    pace = _pace(records)  # seconds a step
+    left = None
+    if trains and pace and steps and not ended:
+        left = max(0.0, (steps - done) * pace - (now - (folder / "metrics.jsonl").stat().st_mtime))
+    return Status(
+        folder=folder,
+        state="training" if trains else "ended" if ended else "stopped",
+        owner=trains,
+        step=max(done, saved or 0),
+        steps=steps,
+        saved=saved,
+        saved_ago=max(0.0, now - there[-1].stat().st_mtime) if there else None,
+        record=records[-1] if records else None,
+        images_per_second=recipe.batch / pace if pace else None,
+        left=left,
+    )
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def _images(folder: Path) -> int | None:
+    """Those of an epoch's training; None before the data was opened, and in runs of older versions."""
+    try:
+        rows = json.loads((folder / "data.json").read_bytes())["data"]["training"]
+        return sum(row[0] for row in rows.values())
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _pace(records: list[dict[str, Any]]) -> float | None:
+    """Seconds a step between the last two records."""
+    if not records or not records[-1].get("seconds"):
+        return None
+    before = records[-2]["step"] if len(records) > 1 else 0
+    steps = records[-1]["step"] - before
+    return float(records[-1]["seconds"] / steps) if steps > 0 else None

@@ -1,0 +1,96 @@
+"""attneck status: a run's folder read from outside, while it is trained and after."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from attneck import cli
+from attneck.runs import train as runs
+from attneck.runs.lock import LOCK, only_one, owner
+from attneck.runs.status import status
+from attneck.training.recipe import Recipe
+
+TINY = {
+    "model": {"name": "cifar_resnet20_bam", "options": {"depths": [1, 1, 1]}},
+    "data": {"name": "shapes", "train_size": 32, "val_size": 4, "image_size": 24},
+    "batch": 8,
+    "epochs": 2,
+    "pictures": False,
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("status") / "run"
+    runs.train(Recipe.model_validate(TINY), folder)
+    return folder
+
+
+def test_a_run_that_has_ended(ended, capsys):
+    found = status(ended)
+    assert (found.state, found.owner, found.step, found.steps, found.left) == ("ended", None, 8, 8, None)
+    records = [json.loads(line) for line in (ended / "metrics.jsonl").read_text().splitlines()]
+    assert found.record == records[-1]
+    assert found.images_per_second == pytest.approx(4 * 8 / records[-1]["seconds"])
+    assert cli.main(["status", str(ended), str(ended)]) == 0
+    assert capsys.readouterr().out.count("step        8 of 8 (100 %)") == 2
+    assert cli.main(["status", "--json", str(ended)]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "ended"
+
+
+def test_a_run_in_the_middle_is_trained_or_stopped(ended, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    (folder / "summary.json").unlink()
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    (folder / "metrics.jsonl").write_text(json.dumps(first | {"seconds": 20}) + "\n")
+    os.utime(folder / "metrics.jsonl", (1000, 1000))
+    assert status(folder).state == "stopped"
+    assert status(folder).left is None
+    hold = (
+        "import sys, pathlib\nfrom attneck.runs.lock import only_one\n"
+        "with only_one(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        for _ in range(2):  # to look takes nothing from who trains
+            found = status(folder, now=1005)
+            assert found.state == "training"
+            assert found.owner.startswith(f"process {process.pid} on ")
+        assert found.left == pytest.approx(4 * 20 / 4 - 5)  # 4 steps at the pace of the first 4
+        process.stdin.write("\n")
+    assert status(folder).state == "stopped"
+
+
+def test_a_lock_of_this_process_is_kept(tmp_path):
+    with only_one(tmp_path):
+        said = owner(tmp_path)
+        assert said.startswith(f"process {os.getpid()} on ")
+        look = (
+            "import sys, pathlib as p; from attneck.runs.lock import owner; print(owner(p.Path(sys.argv[1])))"
+        )
+        done = subprocess.run([sys.executable, "-c", look, str(tmp_path)], capture_output=True, text=True)
+        assert done.stdout.strip() == said
+    assert owner(tmp_path) is None
+    assert (tmp_path / LOCK).read_text() == ""
+
+
+def test_before_the_data_is_known(ended, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_bytes((ended / "recipe.yaml").read_bytes())
+    found = status(tmp_path)
+    assert (found.state, found.step, found.steps, found.record) == ("stopped", 0, None, None)
+    assert cli.main(["status", str(tmp_path)]) == 0
+    assert "nobody trains it, and it has no checkpoint yet" in capsys.readouterr().out
+
+
+def test_refusals(tmp_path, capsys):
+    assert cli.main(["status", str(tmp_path)]) == 2
+    assert "is no run" in capsys.readouterr().err
+    assert cli.main(["status"]) == 2
+    assert "no run given: attneck status RUN…" in capsys.readouterr().err

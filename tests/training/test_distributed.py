@@ -1,0 +1,36 @@
+"""The processes of a start find each other, whatever earlier ones have left in torchrun's store."""
+
+from datetime import timedelta
+from multiprocessing.pool import ThreadPool
+
+import pytest
+import torch.distributed as dist
+
+from attneck.errors import RunFailed
+from attneck.training.distributed import together
+
+
+def names(store, size):
+    """What each rank of one start is told."""
+    with ThreadPool(size) as pool:
+        return [*pool.imap_unordered(lambda rank: together(store, rank, size), reversed(range(size)))]
+
+
+def test_all_have_one_name_and_each_start_another():
+    store = dist.HashStore()
+    first, again = names(store, 4), names(store, 4)
+    assert len({*first}) == len({*again}) == 1
+    assert first[0] != again[0]
+    assert names(store, 2)[0] not in {first[0], again[0]}  # on fewer machines
+
+
+def test_what_a_dead_process_has_asked_lets_no_start_begin(monkeypatch):
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=1))
+    with pytest.raises(RuntimeError):  # rank 1 of a start whose first process never came
+        together(store, 1, 3)
+    monkeypatch.setattr(dist, "default_pg_timeout", timedelta(seconds=0.2))
+    with pytest.raises(RunFailed, match=r"of the others \[1, 2\] have not started"):
+        together(store, 0, 3)
+    monkeypatch.undo()
+    assert len({*names(store, 3)}) == 1
