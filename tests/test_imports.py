@@ -37,6 +37,7 @@ MAY = {
     "studies": {"explain", "layers", "measure", "papers", "runs", "training"},
     "hub": {"explain", "models", "runs", "tasks", "training"},
     "export": {"detection", "models", "runs", "seal"},
+    "serve": {"data", "explain", "layers"},
     "commands": {
         "attention",
         "data",
@@ -49,6 +50,7 @@ MAY = {
         "models",
         "papers",
         "runs",
+        "serve",
         "studies",
         "surgery",
         "tasks",

@@ -33,6 +33,7 @@ COMMANDS = {
     "status": "where runs are, told from outside",
     "curves": "loss and error or AP of runs, side by side, as a picture",
     "data": "find a data set and check it",
+    "serve": "a page on which attention follows the pointer",
     "bench": "time layers and networks against other implementations",
     "export": "a model as ONNX, a torch.export program, or safetensors",
 }

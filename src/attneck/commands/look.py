@@ -32,6 +32,7 @@ def look(
     /,
     at: tuple[str, ...] = (),
     save: Path | None = None,
+    html: Path | None = None,
     beside: str | None = None,
     tables: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     cam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -57,6 +58,8 @@ def look(
             middle of what the model sees if not given.
         save: the picture: .png, .svg or .pdf; if not given the photo's name with -look.png, here, with a
             number where that is taken.
+        html: in place of the picture, or beside --save's: the page of attneck serve with this photo and all
+            numbers in it, one file that any browser opens without a network.
         beside: another model, shown beside it.
         tables: the learned position tables as well.
         cam: Grad-CAM of the likeliest class as well (pip install 'attneck[explain]').
@@ -66,6 +69,10 @@ def look(
         checkpoint: a run's newest, or its best by the recipe's metric.
     """
     places = [_place(word) for word in at]
+    if html is not None:
+        _check_page(html, image)
+        if save is None and (at or tables or cam or dark):
+            raise UserError("--at, --tables, --cam and --dark are of the picture: give --save PICTURE too")
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size {image_size}: give a side in pixels, 1 or more")
     if max_pixels is not None and max_pixels < 1:
@@ -76,7 +83,7 @@ def look(
     from attneck.data.readers.decode import decode_small, look_at, said
 
     look_at(str(image), "look", max_pixels)
-    file = target(save, image, "look")
+    file = target(save, image, "look") if save is not None or html is None else None
     words = [model] if beside is None else [model, beside]
     for word in words:
         kind_of(word)
@@ -90,6 +97,10 @@ def look(
     seers = [viewer(word, image_size, checkpoint if kind_of(word) == "run" else "newest") for word in words]
     if checkpoint != "newest" and kind_of(model) != "run":
         raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
+    if html is not None:
+        _write_page(html, photo, image.name, list(zip(words, seers, strict=True)))
+    if file is None:
+        return
     with user_mistakes():
         looks = [_look(seer, photo, cam) for seer in seers]
         layers = [layer for one in looks for layer in one.maps.mhsas]
@@ -113,6 +124,32 @@ def look(
         for note in one.maps.notes:
             print(f"attneck: {one.title}: {note}", file=sys.stderr)
     print(f"wrote {said(file)}")
+
+
+def _check_page(html: Path, image: Path) -> None:
+    """Raises UserError for what cannot be the page's file."""
+    from attneck.data.readers.decode import said
+
+    if html.suffix.lower() not in (".html", ".htm") or html.is_dir():
+        raise UserError(f"--html {said(html)}: wanted a file that ends in .html")
+    if not html.absolute().parent.is_dir():
+        raise UserError(
+            f"--html {said(html)}: there is no folder {said(html.absolute().parent)}; make it first"
+        )
+    if html.exists() and html.samefile(image):
+        raise UserError(f"--html {said(html)} is the photo itself: give another name")
+
+
+def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str, Viewer]]) -> None:
+    """The page as a file, whole or not at all."""
+    from attneck.data.readers.decode import said
+    from attneck.files import write_atomic
+    from attneck.serve.alone import alone
+    from attneck.serve.network import Network
+
+    page = alone(photo, name, [Network(seer, Path(word).resolve().name) for word, seer in seers])
+    write_atomic(html, page.encode())
+    print(f"wrote {said(html)}, {len(page) / 1e6:.1f} MB")
 
 
 def target(save: Path | None, source: Path | str, what: str) -> Path:

@@ -104,6 +104,12 @@ class MHSAMaps:
                 )
         return self._weights(y, slice(x, x + 1), part)[:, 0].unflatten(1, (H, W))  # [h, H, W]
 
+    def log_row(self, y: int, x: int, part: Part) -> Tensor:
+        """The logarithms of `row`, finite however small a weight is: [h, H, W]. Raises what it raises."""
+        self.row(y, x, part)
+        logits = self._logits(y, slice(x, x + 1), part)[:, 0]  # [h, N]
+        return logits.log_softmax(-1).unflatten(1, self.map_size)
+
     def distance(self) -> Tensor:
         """Mean distance in pixels of the input from a query to what it looks at, by its weights: [h].
 
@@ -124,6 +130,10 @@ class MHSAMaps:
 
     def _weights(self, y: int, columns: slice, part: Part) -> Tensor:
         """Those of some queries of row y: [h, n, N]."""
+        return self._logits(y, columns, part).softmax(-1)
+
+    def _logits(self, y: int, columns: slice, part: Part) -> Tensor:
+        """What they are the softmax of: [h, n, N]."""
         if part not in PARTS:
             raise ValueError(f"part={brief(part)}: choose one of {', '.join(PARTS)}")
         if part == "content" and self.keys is None:
@@ -138,7 +148,7 @@ class MHSAMaps:
         if part != "content" and self.tables:
             logits = logits + self._of_places(q, y, columns)
         assert isinstance(logits, Tensor)  # no layer has neither term
-        return logits.softmax(-1)
+        return logits
 
     def _of_places(self, q: Tensor, y: int, columns: slice) -> Tensor:
         """The position term of queries q [h, n, d] of row y, a sum over the two axes: [h, n, N]."""
