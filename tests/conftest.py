@@ -27,9 +27,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def without_pictures() -> Iterator[None]:
-    """A run's pictures take a second or two; `tests/runs/test_pictures.py` draws them."""
-    from attneck.runs import pictures
+    """A run's pictures take a second or two; test_pictures.py and test_report.py in tests/runs draw them."""
+    from attneck.runs import pictures, snapshots
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "draw_pictures", lambda folder, task, facts: None)
+        patch.setattr(snapshots.Snapshots, "take", lambda self, step, network: None)
         yield

@@ -11,6 +11,7 @@ import pytest
 
 from attneck import cli
 from attneck.commands import list as list_command
+from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.models.options import FamilyOptions
 
@@ -104,6 +105,15 @@ def test_a_folder_of_a_recipes_name_hides_no_recipe(tmp_path, monkeypatch):
     assert load_recipe("surgery") == wanted
     (tmp_path / "surgery/recipe.yaml").write_text("epochs: 7")
     assert load_recipe("surgery").epochs == 7
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    from attneck.training.recipe_file import load_recipe
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("epochs: 7")
+    with pytest.raises(UserError, match="the recipe has an empty name"):
+        load_recipe("")
 
 
 def test_list_prints_names_or_json(capsys):

@@ -18,7 +18,12 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 CONSTRAINTS = ROOT / "constraints.txt"
 
 # Where the package may import what an extra brings: inside functions, so that all else works without.
-EXTRA_OF = {"export/": "export", "hub/": "hub", "measure/contestants.py": "dev"}
+EXTRA_OF = {
+    "explain/gradcam.py": "explain",
+    "export/": "export",
+    "hub/": "hub",
+    "measure/contestants.py": "dev",
+}
 
 # Used, but by no import of ours: the place that uses it, and how.
 USED_BY = {

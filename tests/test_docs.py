@@ -34,3 +34,17 @@ def test_the_python_runs(
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_tables_of_when_to_attend_are_those_of_the_reports() -> None:
+    page = ROOT / "docs/when-to-attend.md"
+    blocks = re.findall(r"<!-- study (.*?)(?:: table)? -->\n(.*?)\n<!-- end -->", page.read_text(), re.DOTALL)
+    assert len(blocks) == 4
+    for name, block in blocks:
+        if block == f"*Not measured yet*: `attneck study {name} --jobs 2`.":
+            continue
+        (target,) = re.findall(rf"\[{name}\]\((.*?)\)", block)
+        report = (page.parent / target).read_text()
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len(lines) > 2
+        assert all(line in report for line in lines)

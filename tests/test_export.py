@@ -129,7 +129,15 @@ def test_attention_has_a_say_in_these_tests() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"stride": 2}, {"content": False}, {"position": "absolute", "stride": 2}, {"position": "none"}],
+    [
+        {},
+        {"stride": 2},
+        {"content": False},
+        {"position": "absolute", "stride": 2},
+        {"position": "none"},
+        {"resample": "keep"},
+        {"position": "absolute", "resample": "keep"},
+    ],
     ids=str,
 )
 def test_every_kind_of_attention_holds_at_every_size(options: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from attneck import timm_hook
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from attneck import attention, detection, export, hub, layers, measure, surgery
+    from attneck import attention, detection, explain, export, hub, layers, measure, surgery
     from attneck.hub import load
     from attneck.models import create_model, list_detectors, list_models
     from attneck.runs.run import Run
@@ -24,6 +24,7 @@ _HOMES = {
     "Run": "attneck.runs.run:Run",
     "attention": "attneck.attention",
     "detection": "attneck.detection",
+    "explain": "attneck.explain",
     "export": "attneck.export",
     "hub": "attneck.hub",
     "layers": "attneck.layers",
@@ -42,6 +43,7 @@ __all__ = [
     "attention",
     "create_model",
     "detection",
+    "explain",
     "export",
     "hub",
     "layers",

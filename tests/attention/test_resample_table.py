@@ -53,11 +53,24 @@ def test_one_row_is_the_middle_of_an_even_table() -> None:
     assert resample_rows(torch.tensor([[0.0], [1.0], [3.0], [9.0]]), 1).tolist() == [[2.0]]
 
 
+@given(old=LENGTHS, new=LENGTHS)
+def test_a_kept_row_is_its_offset_s_and_beyond_the_table_the_last_one(old: int, new: int) -> None:
+    table = torch.randn(2 * old - 1, 3)
+    moved = resample_table(table, new, "keep")
+    assert moved.shape == (2 * new - 1, 3)
+    for offset in range(1 - new, new):
+        nearest = max(1 - old, min(offset, old - 1))
+        assert torch.equal(moved[offset + new - 1], table[nearest + old - 1])
+    absolute = resample_rows(table, new, "keep")
+    assert torch.equal(absolute, table[[min(position, 2 * old - 2) for position in range(new)]])
+
+
 def test_gradients_reach_every_row() -> None:
     table = torch.randn(7, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: resample_table(t, 6), (table,))
     (gradient,) = torch.autograd.grad(resample_table(table, 6).sum(), table)
     assert (gradient > 0).all()
+    assert torch.autograd.gradcheck(lambda t: resample_table(t, 6, "keep"), (table,))
 
 
 def test_what_is_no_table_is_refused() -> None:
@@ -67,3 +80,5 @@ def test_what_is_no_table_is_refused() -> None:
         resample_table(torch.zeros(7, 2), 0)
     with pytest.raises(ValueError, match=r"given \[7\] and asked for 3"):
         resample_rows(torch.zeros(7), 3)
+    with pytest.raises(ValueError, match="unknown resample 'pad'; choose one of stretch, keep"):
+        resample_table(torch.zeros(7, 2), 4, "pad")  # the size that it has

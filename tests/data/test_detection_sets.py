@@ -288,6 +288,8 @@ def test_records_come_back_as_they_were(coco: Path) -> None:
         "degenerate": 1,
     }
     assert list(Records([])) == []
+    with pytest.raises(IndexError, match="record -2 of 3"):
+        Records(records)[-2]
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_the_neck_by_the_equations(trunk):
         {"bam_combine": "max"},
         {"bam_branches": "spatial"},
         {"bam_variant": "official"},
+        {"bam_gate": False},
         {"bam": "none"},
     ],
 )
@@ -134,7 +135,7 @@ def test_every_option_of_bam_has_an_effect(change):
 
 def test_no_option_is_forgotten():
     fields = set(StairNetOptions.model_fields)
-    bam = {"bam", "bam_reduction", "bam_dilation", "bam_combine", "bam_branches", "bam_variant"}
+    bam = {"bam", "bam_reduction", "bam_dilation", "bam_combine", "bam_branches", "bam_variant", "bam_gate"}
     assert fields == {"trunk", "dropout", "global_pool", "bn_momentum", "bn_eps"} | bam
     assert StairNetOptions(trunk="vgg16").channels == 256
     assert StairNetOptions(trunk="mobilenet").channels == 128

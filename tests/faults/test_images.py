@@ -100,6 +100,16 @@ def test_no_image(case, tmp_path):
     assert len(str(error.value)) <= 300
 
 
+SAYS = {"empty": "it is empty", "fifo": "it is no regular file", "folder": "it is a folder"}
+
+
+@pytest.mark.parametrize("case", SAYS)
+def test_what_is_no_file_with_bytes_is_called_so(case, tmp_path):
+    BAD[case](tmp_path / "a.png")
+    with pytest.raises(ValueError, match=SAYS[case]):
+        decode(str(tmp_path / "a.png"), "test")
+
+
 @pytest.mark.parametrize("case", some(BAD, 9))
 def test_training(case, trained, spoilt, tmp_path, capsys):
     root, spoil = spoilt

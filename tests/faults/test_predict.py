@@ -240,6 +240,22 @@ def test_an_image_cut_short_stops_with_what_was_found_before(run, trained, capsy
     assert sorted(os.listdir("out")) == sorted([*pictures, "predictions.json"])
 
 
+def test_an_interrupt_leaves_what_was_found_before(trained, tmp_path, monkeypatch):
+    """From Python; a Ctrl-C of the command line ends the process."""
+    monkeypatch.chdir(tmp_path)
+    decoded = reader.decode_small
+
+    def interrupted(path, *given):
+        if Path(path).name == "b.png":
+            raise KeyboardInterrupt
+        return decoded(path, *given)
+
+    monkeypatch.setattr(reader, "decode_small", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command.predict(trained / "classifier", (photo("a.png"), photo("b.png")), out=Path("out"))
+    assert len(json.loads(Path("out/predictions.json").read_text())["images"]) == 1
+
+
 def test_a_full_disk_is_one_line(run, capsys, monkeypatch):
     photo("a.png")
 

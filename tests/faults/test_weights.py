@@ -350,10 +350,10 @@ def zipped(kind: int = zipfile.ZIP_STORED, **records: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def bomb() -> bytes:
+def bomb(zeros: int = 2 * 10**7) -> bytes:
     """The right records, packed, with 80 MB of zeros beside the weights."""
     buffer = io.BytesIO()
-    torch.save(filled() | {"other": torch.zeros(2 * 10**7)}, buffer)
+    torch.save(filled() | {"other": torch.zeros(zeros)}, buffer)
     packed = io.BytesIO()
     with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
         for record in old.infolist():
@@ -450,6 +450,11 @@ def test_files_of_something_else(name: str, suffix: str, here: Path) -> None:
     assert isinstance(refused(into_net, path), dict if name in TWICE else str)
     assert isinstance(refused(by_hub, path), str)
     assert not Path("ran").exists()
+
+
+def test_what_is_packed_is_refused_as_such(here: Path) -> None:
+    (here / "weights.pt").write_bytes(bomb(1000))
+    assert "is compressed, or no file of torch.save" in str(refused(into_net, here / "weights.pt"))
 
 
 PLACES: dict[str, Any] = {

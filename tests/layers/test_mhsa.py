@@ -38,6 +38,42 @@ def enliven(layer: MHSA2d) -> MHSA2d:
     return layer
 
 
+def kept(table: Tensor, length: int, position: str) -> Tensor:
+    """A table whose rows keep their offsets or positions, row by row; beyond it the last row."""
+    if position == "absolute":
+        return torch.stack([table[min(at, len(table) - 1)] for at in range(length)])
+    most = len(table) // 2
+    return torch.stack([table[max(-most, min(at, most)) + most] for at in range(1 - length, length)])
+
+
+@pytest.mark.parametrize("position", ["relative", "absolute"])
+@pytest.mark.parametrize("content", [True, False])
+@pytest.mark.parametrize("map_size", [(7, 3), (2, 9)])
+def test_kept_tables_are_the_oracle_s_on_another_map(
+    position: str, content: bool, map_size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    options = {"heads": 3, "position": position, "content": content}
+    layer = enliven(MHSA2d(12, (4, 5), resample="keep", stride=2, **options).double())
+    wide = MHSA2d(12, map_size, stride=2, **options).double()
+    tables = [name for name in layer.state_dict() if name != "qkv.weight"]
+    wide.qkv = layer.qkv
+    for name, length in zip(tables, map_size, strict=True):
+        setattr(wide, name, torch.nn.Parameter(kept(getattr(layer, name), length, position)))
+    x = torch.randn(2, 12, *map_size, dtype=torch.float64)
+    want = by_the_oracle(wide, x)
+    stretched = copy.deepcopy(layer)
+    stretched.resample = "stretch"
+    assert not torch.allclose(stretched(x), want)
+    for backend in ("auto", "plain", "cpu", "sdpa") if position == "relative" else ("auto", "plain"):
+        layer.backend = backend
+        torch.testing.assert_close(layer(x), want, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(layer.attention_maps(x), wide.attention_maps(x), rtol=1e-11, atol=1e-11)
+    layer.backend = "auto"
+    layer.show_maps()
+    torch.testing.assert_close(layer(x), want, rtol=1e-11, atol=1e-11)
+
+
 VARIANTS = [("relative", True), ("relative", False), ("absolute", True), ("absolute", False), ("none", True)]
 
 
@@ -280,6 +316,11 @@ def test_it_runs_in_bfloat16_and_under_autocast() -> None:
         ({"channels": 8, "map_size": 4, "position": "rotary"}, "choose one of relative, absolute, none"),
         ({"channels": 8, "map_size": 4, "position": "none", "content": False}, "leaves no logits"),
         ({"channels": 8, "map_size": 4, "position": None, "content": False}, "leaves no logits"),
+        (
+            {"channels": 8, "map_size": 4, "resample": "pad"},
+            "unknown resample 'pad'; choose one of stretch, keep",
+        ),
+        ({"channels": 8, "map_size": 4, "position": "none", "resample": "keep"}, "would change nothing"),
         ({"channels": 8, "map_size": 4, "stride": 3}, "stride 3 is not supported; choose 1, or 2"),
         ({"channels": 8, "map_size": (4, 0)}, r"map_size=\(4, 0\): wanted \(height, width\), or one number"),
         (

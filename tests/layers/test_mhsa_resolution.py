@@ -9,13 +9,14 @@ from attneck.attention import resample_rows, resample_table
 from attneck.layers import MHSA2d
 
 
+@pytest.mark.parametrize("resample", ["stretch", "keep"])
 @pytest.mark.parametrize("position", ["relative", "absolute"])
 @pytest.mark.parametrize("map_size", [(24, 24), (28, 28), (7, 20), (1, 1)])
 def test_a_checkpoint_from_224_loads_elsewhere_and_says_what_the_old_layer_says_there(
-    position: str, map_size: tuple[int, int]
+    position: str, map_size: tuple[int, int], resample: str
 ) -> None:
     torch.manual_seed(0)
-    old, new = MHSA2d(8, 14, position=position).double(), MHSA2d(8, map_size, position=position).double()
+    old, new = (MHSA2d(8, size, position=position, resample=resample).double() for size in (14, map_size))
     checkpoint = {"c5.attention." + name: value for name, value in old.state_dict().items()}
     before = copy.deepcopy(checkpoint)
     new_model = torch.nn.ModuleDict({"c5": torch.nn.ModuleDict({"attention": new})})

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from attneck.explain import maps
+from attneck.layers import BAM, MHSA2d
 from attneck.models import create_model, list_models
 from attneck.models.catalog import CATALOG
 from attneck.models.features import Pyramid
@@ -35,6 +37,7 @@ def test_every_model(name: str) -> None:
     # methods are the whole.
     with torch.no_grad():
         want = model.eval()(images)
+        check_maps(model, images, want)
         with torch.device("meta"):
             again = create_model(name, **arguments)
         again.load_state_dict(model.state_dict(), assign=True)
@@ -55,15 +58,26 @@ def test_every_model(name: str) -> None:
 
     # Its features, with nothing left over that has no gradient.
     pyramid = Pyramid(model)
-    maps = pyramid(images)
-    assert len(maps) == min(4, len(model.feature_info))
-    for features, channels, reduction in zip(maps, pyramid.channels, pyramid.reductions, strict=True):
+    levels = pyramid(images)
+    assert len(levels) == min(4, len(model.feature_info))
+    for features, channels, reduction in zip(levels, pyramid.channels, pyramid.reductions, strict=True):
         # SqueezeNet's stem does not pad, and each of its maps is a cell short.
         cells = -(-side // reduction) - name.startswith("squeezenet")
         assert features.shape == (2, channels, cells, cells)
-    reached = leaves(maps)
+    reached = leaves(levels)
     for key, parameter in pyramid.named_parameters():
         assert parameter in reached, key
+
+
+def check_maps(model: torch.nn.Module, images: torch.Tensor, logits: torch.Tensor) -> None:
+    """Each of its layers is seen, in its place."""
+    ours = [name for name, layer in model.named_modules() if isinstance(layer, BAM | MHSA2d)]
+    if ours:
+        found = maps(model, images[:1])
+        torch.testing.assert_close(found.output, logits[0], rtol=1e-3, atol=1e-4)
+        assert sorted(one.name for one in [*found.bams, *found.mhsas]) == sorted(ours)
+        for one in found.mhsas:
+            torch.testing.assert_close(one.row(one.map_size[0] - 1, 0).sum((1, 2)), torch.ones(one.heads))
 
 
 def leaves(results: list[torch.Tensor]) -> set[torch.Tensor]:

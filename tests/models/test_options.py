@@ -36,9 +36,10 @@ BAM: dict[str, Any] = {
     "bam_combine": "max",
     "bam_branches": "spatial",
     "bam_variant": "official",
+    "bam_gate": False,
 }
 HEAD: dict[str, Any] = {"dropout": 0.5, "global_pool": "max", "bn_momentum": 0.5, "bn_eps": 0.1}
-ATTENTION: dict[str, Any] = {"heads": 2, "position": "absolute", "content": False}
+ATTENTION: dict[str, Any] = {"heads": 2, "position": "absolute", "content": False, "resample": "keep"}
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "resnet50": (
         RESNET,
@@ -133,9 +134,14 @@ def fill(model: nn.Module) -> nn.Module:
     return model
 
 
-def result(name: str, options: dict[str, Any]) -> tuple[dict[str, torch.Size], Tensor, list[Tensor]]:
-    """Shapes of the parameters by name, logits in training at one seed, and what the norms learned."""
-    model = fill(create_model(name, num_classes=8, image_size=64, **options))
+def result(
+    name: str, options: dict[str, Any], image_size: int = 64
+) -> tuple[dict[str, torch.Size], Tensor, list[Tensor]]:
+    """Shapes of the parameters by name, logits in training at one seed, and what the norms learned.
+
+    The images are of 64 pixels, whatever the network is made for.
+    """
+    model = fill(create_model(name, num_classes=8, image_size=image_size, **options))
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     logits = model(images)
@@ -165,6 +171,10 @@ def test_every_option_has_an_effect(name: str) -> None:
     for option, value in changes.items():
         change = value if isinstance(value, dict) else {option: value} | TOGETHER.get((name, option), {})
         new_shapes, new_logits, new_learned = result(name, base | change)
+        if option == "resample":  # on another map
+            pair = (result(name, one, 128)[1] for one in (base, base | change))
+            assert not torch.allclose(*pair, rtol=1e-4, atol=1e-5)
+            continue
         if option == "bn_momentum":
             assert not torch.allclose(new_learned[0], learned[0])
             continue

@@ -102,6 +102,8 @@ def test_two_networks_in_one_file_are_refused() -> None:
     with pytest.raises(ValueError, match="two networks that fit, student and teacher") as caught:
         load_matching(Small(), both)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"tensors that differ only in 'module\.' or"):
+        load_matching(Small(), filled(1) | prefixed("module.", filled(2)))
 
 
 class Trainer:

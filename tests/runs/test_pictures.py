@@ -11,7 +11,7 @@ from small_run import thin_mask_rcnn
 from attneck import cli
 from attneck.explain.confusion import confusion_picture
 from attneck.explain.pr_curves import pr_picture
-from attneck.runs import pictures
+from attneck.runs import pictures, snapshots
 from attneck.runs import train as runs
 from attneck.runs.run import Run
 from attneck.runs.scored_on import HELD_OUT, SAME_SPLIT, TRAINED_ON, scored_on
@@ -46,13 +46,14 @@ def drawn(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "draw_pictures", DRAW)
+        patch.setattr(snapshots.Snapshots, "take", TAKE)
         patch.setattr(contact_sheet, "pages", spy)
         for name, content in (("classifier", CLASSIFIER), ("detector", DETECTOR)):
             runs.train(Recipe.model_validate(content), place / name)
     return place, dict(zip(("classifier", "detector"), tiles, strict=True))
 
 
-DRAW = pictures.draw_pictures
+DRAW, TAKE = pictures.draw_pictures, snapshots.Snapshots.take
 
 
 @pytest.mark.parametrize("kind", SHOWN)
@@ -93,7 +94,7 @@ def test_they_change_no_bit_and_may_be_left_out(drawn, tmp_path, monkeypatch, ca
     capsys.readouterr()
     assert cli.main(["train", str(tmp_path / "run"), "--resume", "--pictures"]) == 0
     assert [file.name for file in (tmp_path / "run/pictures").iterdir()] == ["curves.png"]
-    assert "see     " in capsys.readouterr().out
+    assert f"report  {tmp_path}/run/report.html" in capsys.readouterr().out
     assert "--no-pictures" in options(capsys)
 
 

@@ -65,6 +65,27 @@ def test_the_predict_command_takes_classifiers(folder, tmp_path, capsys):
     assert files == {"predictions.json", "predictions.csv", "contact-sheet.png"}
 
 
+def test_what_it_looks_at_in_a_photo(folder, tmp_path, capsys):
+    """The photo is prepared as held-out images are, whether it comes as a path or as an image."""
+    known = Run(folder)
+    sample = known.samples(1)[0]
+    file = tmp_path / "photo.png"
+    sample.image.save(file)
+    want = attneck.explain.maps(known.model(), known.data("val")[0, 0][0])
+    for image in (str(file), file, sample.image):
+        found = attneck.explain.maps(known, image)
+        assert [one.name for one in found.bams] == [one.name for one in want.bams]
+        torch.testing.assert_close(found.output, want.output, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found.bams[0].attention, want.bams[0].attention, rtol=1e-3, atol=1e-4)
+
+    picture = tmp_path / "picture.svg"
+    assert cli.main(["look", str(folder), str(file), "--save", str(picture)]) == 0
+    label = known.facts["classes"][int(want.output.argmax())]
+    share = 100 * float(want.output.softmax(0).max())
+    assert f"{share:.1f} %  {label}" in picture.read_text()
+    assert "cifar_resnet20_bam, step 2" in picture.read_text()
+
+
 def test_a_recipe_that_was_changed_after_training_is_refused(folder, tmp_path):
     (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())

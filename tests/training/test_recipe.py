@@ -167,10 +167,25 @@ def test_every_complaint_is_made_at_once():
         parse_recipe({"epochs": -1, "batch": -1}, "source")
 
 
-def test_a_file_that_is_not_yaml(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [1,\n b: }", "not YAML that a recipe may have: while parsing"),
+        ("#" * 65_537, "longer than 65,536 bytes"),
+        ("epochs: 3\nepochs: 4", "'epochs' is given twice"),
+        ("epochs: 3\n---\nepochs: 4", "line 2 begins a second document"),
+        ("reach: [[[[[[[[x]]]]]]]]", "at line 1 deeper than 8 levels"),
+        ("md5: [" + "x," * 4000 + "]", "at line 1 deeper than .* more than 4,000 values"),
+        ("reach: &a x", "line 1 has an anchor or alias, 'a'"),
+        ("epochs: !!int '3'", "line 1 has a tag"),
+        ("epochs: 010", "line 1: YAML takes 010 for an octal"),
+        ("model: {<<: {name: cifar_resnet20}}", "line 1 merges a mapping"),
+    ],
+)
+def test_a_file_that_is_not_plain_yaml(tmp_path, text, says):
     file = tmp_path / "recipe.yaml"
-    file.write_text("a: [1,\n b: }")
-    with pytest.raises(UserError, match="not YAML") as error:
+    file.write_text(text)
+    with pytest.raises(UserError, match=says) as error:
         load_recipe(str(file))
     assert "\n" not in str(error.value)
 

@@ -8,6 +8,7 @@ that start at L-1-y: `_skew` takes them all by slicing alone.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from attneck.attention.cuda.sdpa import augmented_attention_2d
 from attneck.attention.cuda.triton import triton_attention_2d
 from attneck.attention.graph import being_exported, transformed
 
+Resample = Literal["stretch", "keep"]
+RESAMPLE = ("stretch", "keep")
 Backend = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, tuple[int, int], bool], Tensor]
 
 
@@ -88,31 +91,51 @@ def relative_logits_2d(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[
     return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)  # [B, h, N, N]
 
 
-def resample_table(table: Tensor, length: int) -> Tensor:
+def resample_table(table: Tensor, length: int, how: Resample = "stretch") -> Tensor:
     """A relative table for a map side of `length` positions: [2L-1, d] -> [2*length-1, d].
 
-    Linear along the offsets, differentiable, and the very same tensor when the length is unchanged. Both ends
-    and the centre map onto each other ("align corners"): the centre is offset 0, where a token looks at
-    itself and which must stay itself; the ends are the farthest offsets that either map has, so every new
-    offset lies between two old ones and nothing is extrapolated. The papers leave this open (BoTNet, A.8).
+    Differentiable, and the very same tensor when the length is unchanged. The centre stays the centre: it is
+    offset 0, where a token looks at itself and which must stay itself. The papers leave the rest open
+    (BoTNet, A.8).
 
-    Raises ValueError for a table that is not [odd, d] or a length below 1.
+    "stretch" is linear along the offsets, both ends and the centre on each other ("align corners"): the ends
+    are the farthest offsets that either map has, so every new offset lies between two old ones and nothing is
+    extrapolated. It suits an image that is the same scene in more pixels.
+
+    "keep" is without interpolation: a row stays that of its offset, in positions of the map. A larger map has
+    the table in its middle, and its farther offsets have the table's last rows; a smaller one leaves the
+    farthest rows out. It suits an image that shows more, at the same scale.
+
+    Raises ValueError for a table that is not [odd, d], a length below 1, or an unknown `how`.
     """
     if table.ndim != 2 or table.shape[0] % 2 == 0:
         raise ValueError(
             f"a relative table is [2L-1, d], an odd number of rows, but this one is {list(table.shape)}; "
             "resample a table of absolute positions with resample_rows"
         )
-    return resample_rows(table, 2 * length - 1)
+    rows = 2 * length - 1
+    return _rows(table, rows, how, (table.shape[0] - rows) // 2)
 
 
-def resample_rows(table: Tensor, rows: int) -> Tensor:
-    """Linear interpolation along the first axis, the first and last rows kept: [R, d] -> [rows, d].
+def resample_rows(table: Tensor, rows: int, how: Resample = "stretch") -> Tensor:
+    """A table of absolute positions for another number of them: [R, d] -> [rows, d].
 
-    One row asked for is the middle of the table. A product with the matrix of interpolation weights rather
-    than `F.interpolate`, whose gradient on CUDA adds atomically and so is not deterministic. Raises
-    ValueError for a table that is not [R, d] or for rows below 1.
+    "stretch" is linear interpolation, the first and last rows kept; one row asked for is the middle of the
+    table. "keep" has the same first rows, and the last one for all positions beyond.
+
+    Raises ValueError for a table that is not [R, d], for rows below 1, and for an unknown `how`.
     """
+    return _rows(table, rows, how, 0)
+
+
+def _rows(table: Tensor, rows: int, how: str, first: int) -> Tensor:
+    """[R, d] -> [rows, d]; to "keep" rows is to begin at the old row `first`, which may lie outside.
+
+    A product with the matrix of interpolation weights rather than `F.interpolate` or an index, whose
+    gradients on CUDA add atomically and so are not deterministic.
+    """
+    if how not in RESAMPLE:
+        raise ValueError(f"unknown resample {how!r}; choose one of {', '.join(RESAMPLE)}")
     if table.ndim != 2 or rows < 1:
         raise ValueError(
             f"resampling takes a table [rows, d] to one row or more, but was given {list(table.shape)} "
@@ -124,8 +147,11 @@ def resample_rows(table: Tensor, rows: int) -> Tensor:
     dtype = torch.promote_types(table.dtype, torch.float32)
     old = torch.arange(R, device=table.device, dtype=dtype)  # [R]
     new = torch.arange(rows, device=table.device, dtype=dtype)  # [rows]
-    # Multiplied before it is divided: the middle row then falls exactly on the middle row.
-    at = new * (R - 1) / (rows - 1) if rows > 1 else new + (R - 1) / 2  # [rows], in old rows
+    if how == "keep":
+        at = (new + first).clamp(0, R - 1)  # [rows], in old rows
+    else:
+        # Multiplied before it is divided: the middle row then falls exactly on the middle row.
+        at = new * (R - 1) / (rows - 1) if rows > 1 else new + (R - 1) / 2  # [rows], in old rows
     weights = (1 - (at[:, None] - old[None, :]).abs()).clamp(min=0)  # [rows, R], each row sums to 1
     return weights.to(table.dtype) @ table  # [rows, d]
 

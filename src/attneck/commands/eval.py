@@ -24,6 +24,7 @@ def score(
     /,
     root: Annotated[str | None, tyro.conf.arg(name="data.root")] = None,
     checkpoint: Literal["newest", "best"] = "newest",
+    image_size: int | None = None,
     out: Path | None = None,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -38,6 +39,7 @@ def score(
         run: the run's folder.
         root: where the data lies now; as in the run's recipe if not given.
         checkpoint: the newest, or the best by the recipe's metric.
+        image_size: the side of the held-out images in pixels; the run's own if not given.
         out: the folder for tables and pictures, new or empty; if not given evaluation in the run's, or
             evaluation-2 and so on where that is taken.
         json_: print one JSON document and nothing else.
@@ -52,14 +54,15 @@ def score(
     first = os.environ.get("RANK", "0") == "0"
     folder = folder_for(run, "evaluation", out) if out is not None and first else None
     images = scored_on(recipe, known.facts)
-    found = known.evaluate(root=root, watch=partial(shown, what=images, quiet=json_))
+    found = known.evaluate(root=root, image_size=image_size, watch=partial(shown, what=images, quiet=json_))
     if folder is None and first:
         folder = _new_folder(run)
     best = [*found.values()][-1]
     detections = run / "detections.json"
     if best.detections is not None and first:
         write_atomic(detections, json.dumps(best.detections).encode())
-    title = f"{recipe.model.name}, step {known.step}, {best.images:,} {images}"
+    size = "" if image_size is None else f" of {image_size} pixels"
+    title = f"{recipe.model.name}, step {known.step}, {best.images:,} {images}{size}"
     files = write_details(folder, best, title) if folder is not None else []
     if json_:
         document = {
@@ -69,6 +72,7 @@ def score(
             "checkpoint": checkpoint,
             "images": best.images,
             "scored_on": images,
+            "image_size": image_size or known.facts["image_size"],
         }
         for name, one in found.items():
             document |= {f"{name}_{key}": value for key, value in one.scores.items()}

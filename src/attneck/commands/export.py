@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from attneck import export as exporting
 from attneck.commands.arguments import call
-from attneck.errors import RunFailed, UserError, suggestion
-from attneck.models import catalog
+from attneck.commands.given_model import kind_of, load
+from attneck.errors import RunFailed, UserError
 from attneck.runs.provenance import recipe_name
-from attneck.training.recipe_file import is_run
-
-if TYPE_CHECKING:
-    from attneck.runs.run import Run
 
 
 def write(
@@ -60,7 +56,7 @@ def write(
             raise UserError(f"{file}: wanted a name that ends in {endings}, or has no ending (a folder)")
         if not graph and (is_open or opset or batch != 1):
             raise UserError(f"--dynamic, --opset and --batch say nothing to weights ({file}): leave them out")
-        kind = _kind(model)
+        kind = kind_of(model)
         if raw and kind != "run":
             raise UserError(f"--raw is about runs, and {model} is none: leave it out")
         if checkpoint != "newest" and kind != "run":
@@ -69,7 +65,7 @@ def write(
             exporting.check_request(file, is_open or (), opset)
         else:
             exporting.check_writable(file / "config.json" if file.is_dir() else file)
-        run, network, size = _load(kind, model, image_size, raw, checkpoint)
+        run, network, size = load(kind, model, image_size, raw, checkpoint)
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
             name = recipe_name(run.folder) if run else None
@@ -124,50 +120,6 @@ def _show(document: dict[str, Any]) -> None:
 
 def _times(shape: list[int | str]) -> str:
     return " × ".join(map(str, shape))
-
-
-def _kind(model: str) -> Literal["run", "saved", "name"]:
-    """What the word stands for.
-
-    Raises:
-        UserError: nothing, or a run that has saved nothing yet.
-    """
-    path = Path(model)
-    if is_run(path):
-        if not any(path.glob("checkpoints/step-*.pt")):
-            raise UserError(f"{model}: no checkpoint there yet (attneck train {model} makes them)")
-        return "run"
-    if (path / "config.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
-        return "saved"
-    names = list(catalog.CATALOG)
-    if model in names:
-        return "name"
-    if path.exists():
-        raise UserError(
-            f"{model} is no run (recipe.yaml) and no saved model (config.json, or a .safetensors file)"
-        )
-    raise UserError(
-        f"no model or run is called {model!r}{suggestion(model, names)} (attneck list: the models)"
-    )
-
-
-def _load(
-    kind: str, model: str, image_size: int | None, raw: bool, checkpoint: Literal["newest", "best"]
-) -> tuple[Run | None, Any, int | None]:
-    """The run, if it is one; the network; and the image side of its graph, None for the network's own."""
-    if kind == "run":
-        from attneck.runs.run import Run
-
-        run = Run(model, checkpoint)
-        size = image_size or run.facts["image_size"]
-        return run, run.model(size, average=not raw), size
-    if kind == "saved":
-        from attneck import hub
-
-        return None, hub.load(model, image_size=image_size), image_size
-    from attneck.models import create_model
-
-    return None, create_model(model, image_size=image_size), image_size
 
 
 def main(words: list[str]) -> None:

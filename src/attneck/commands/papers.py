@@ -7,7 +7,7 @@ import shlex
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -53,6 +53,7 @@ from attneck.papers.tables import (
     no_table,
     train_command,
 )
+from attneck.runs.printed import architecture
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import load_recipe, shipped_recipes
 
@@ -226,15 +227,6 @@ def render(sections: list[Section], source: str) -> None:
     console.print(Text(source))
 
 
-def architecture(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
-    """A model's options, all of them but those of its training; None for what the catalog does not have."""
-    try:
-        every = catalog.find(name, options).options.as_dict()
-    except ValueError:
-        return None
-    return {key: value for key, value in every.items() if key not in {"drop_path", "dropout"}}
-
-
 def _recipes(chosen: list[tuple[Paper, Table]]) -> dict[str, Recipe]:
     """The shipped recipes that the tables name."""
     named = {_recipe(table, row) for _, table in chosen for row in table.rows}
@@ -247,12 +239,13 @@ def _train(table: Table, row: Row, recipes: dict[str, Recipe]) -> str | None:
     if name not in recipes:
         return None
     trainer = Trainer(dict(recipes[name].model.options), recipes[name].data.image_size)
-    network = architecture(row.trained, trainer.options | row.trained_options)
-    return (
-        train_command(table, row, {name: trainer})
-        if network and network == architecture(row.trained, row.trained_options)
-        else None
-    )
+    try:
+        same = architecture(row.trained, trainer.options | row.trained_options) == architecture(
+            row.trained, row.trained_options
+        )
+    except ValueError:  # what the catalog does not have
+        return None
+    return train_command(table, row, {name: trainer}) if same else None
 
 
 def _recipe(table: Table, row: Row) -> str:

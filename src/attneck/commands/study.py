@@ -33,6 +33,10 @@ NAME is a study that comes with the program ({shipped}) or a YAML file:
   metric: top1                    # of the held-out images
   # problems: {{same: {{data.problem: same}}, …}}: every variant is trained on each
   # threshold: 90                 # the report says after how many images the score got there
+  # sizes: [24, 32, 48]           # finished runs are scored on images of these sides too
+  # rescored: {{kept: {{variant: bot, model.options.resample: keep}}}}: and there with other options
+  # distance_images: 200          # how far their attention looks, averaged over so many held-out images
+  # runs: relations               # they are that study's, in its folder
   # paper: {{bam: bam/2/ResNet50 + BAM}}: a variant's row in a paper's table
 
 Every run is an ordinary attneck train in a folder of its own. The same command goes on where it was
@@ -57,9 +61,13 @@ class Arguments:
     """Only runs whose name (problem/variant/seed) has one of these in it."""
     out: Path | None = None
     """Where the runs lie; runs/study-NAME if not given."""
+    to: Path | None = None
+    """Where the report is written; report in the runs' folder if not given."""
+    page: Path | None = None
+    """A page of Markdown with the lines <!-- study NAME --> and <!-- end -->, which get the short tables."""
 
 
-OWN = ("--list", "--report", "--jobs", "--seeds", "--only", "--out")
+OWN = ("--list", "--report", "--jobs", "--seeds", "--only", "--out", "--to", "--page")
 SHOWN = 5
 """Columns of the report's table that fit a screen."""
 
@@ -81,7 +89,7 @@ def main(words: list[str]) -> None:
         if arguments.seeds is not None:
             seeds = range(whole("--seeds", arguments.seeds, most=1000))
             study = study.model_copy(update={"seeds": tuple(seeds)})
-    folder = arguments.out or Path("runs") / f"study-{stem}"
+    folder = arguments.out or Path("runs") / f"study-{study.runs or stem}"
     made = cells(study, folder, changes(study, fields))
     chosen = [one for one in made if not arguments.only or any(word in one.name for word in arguments.only)]
     if not chosen:
@@ -93,7 +101,8 @@ def main(words: list[str]) -> None:
         from attneck.studies.jobs import run_all
 
         run_all(chosen, arguments.jobs)
-    show(study, made, folder, stem)
+    to = arguments.to or folder / (f"report-{stem}" if study.runs else "report")
+    show(study, made, chosen, stem, to, arguments.page)
 
 
 def divided(words: list[str]) -> tuple[list[str], list[str]]:
@@ -122,21 +131,32 @@ def changes(study: Study, words: list[str]) -> dict[str, Any]:
     return found
 
 
-def show(study: Study, made: list[Cell], folder: Path, name: str) -> None:
-    """Write the report on what has ended into FOLDER/report, and print the first columns of its table."""
+def show(study: Study, made: list[Cell], chosen: list[Cell], name: str, to: Path, page: Path | None) -> None:
+    """Find out what is missing of the chosen runs that have ended; report on all of `made` that have.
+
+    The report goes into the folder `to`, and the first columns of its table are printed.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    from attneck.studies import report
+    from attneck.studies import distance, report, sizes
+    from attneck.studies.page import fill
     from attneck.studies.results import collect
 
     undone = sum(not cell.done for cell in made)
     if undone == len(made):
         raise UserError(
-            f"no run of the study has ended in {folder}: train them first, attneck study {name} --jobs 2"
+            f"no run of the study has ended, {made[0].folder} for one: train them first, attneck study "
+            f"{name} --jobs 2"
         )
-    rows = collect(study, made)
-    written = report.write(study, rows, folder / "report", name, undone)
+    rows = collect(study, made)  # refuses runs of another recipe
+    sizes.find(study, chosen, say)
+    distance.find(study, chosen, say)
+    found = sizes.collect(study, made), distance.collect(study, made)
+    results = report.Results(study, name, rows, undone, *found)
+    written = report.write(results, to)
+    if page is not None:
+        fill(page, results, to)
     head, body = report.table(study, rows)
     grid = Table(*head[:SHOWN], box=None, pad_edge=False)
     for row in body:
@@ -145,3 +165,8 @@ def show(study: Study, made: list[Cell], folder: Path, name: str) -> None:
     if undone:
         print(f"attneck: {undone} of {len(made)} runs have not ended yet", file=sys.stderr)
     print(f"report  {written[0]}  (and {', '.join(file.suffix for file in written[1:])})")
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    print(line, file=sys.stderr, flush=True)

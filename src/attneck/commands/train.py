@@ -21,7 +21,7 @@ from attneck.errors import RunFailed, UserError
 from attneck.models import catalog
 from attneck.runs.folder import newest_folder, writing
 from attneck.runs.lock import LOCK, only_one
-from attneck.runs.pictures import PICTURES
+from attneck.runs.report import REPORT
 from attneck.training.recipe import TIMM, Recipe, no_rate
 from attneck.training.recipe_file import is_run, load_recipe, refusal, shipped_recipes
 from attneck.training.trackers import require
@@ -110,8 +110,9 @@ def main(words: list[str]) -> None:
         if (best := summary.best) is not None:
             print(f"best    step {best.step}, {in_words({best.key: best.score})[0]}  (--checkpoint best)")
         print(f"next    attneck eval {summary.folder}")
-        if recipe.pictures:
-            print(f"see     {summary.folder}/{PICTURES}")
+        if (report := summary.folder / REPORT).is_file():
+            print(f"report  {report}  (open it in a browser; attneck report makes it again)")
+        print(f"page    attneck serve {summary.folder}  (what it looks at, under the pointer)")
         print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
 
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from attneck.explain.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 Curve = list[tuple[int, float]]
-"""Training images seen, and the score then."""
+"""A number, of training images seen say, and the score there."""
 
 # Without yellow, which is no line on white; told apart in grey by a line and a mark of their own.
 COLOURS = ("#000000", ORANGE, BLUE, VERMILION, GREEN, PURPLE, SKY)
@@ -24,6 +24,7 @@ def draw(
     metric: str,
     path: Path,
     threshold: float | None = None,
+    what: str = "training images seen",
 ) -> None:
     """One plot a problem, a line a variant: the mean over its seeds, and from the least to the greatest.
 
@@ -33,6 +34,7 @@ def draw(
         metric: the score's name.
         path: .png, .svg or .pdf.
         threshold: a score that is marked.
+        what: the curves' first numbers are.
     """
     columns = min(3, len(problems))
     rows = -(-len(problems) // columns)
@@ -65,7 +67,7 @@ def draw(
             handles.setdefault(variant, line)
         if threshold is not None:
             axes.axhline(threshold, color="0.6", linewidth=0.8, linestyle=":")
-        axes.set(title=problem, xlabel="training images seen", ylabel=metric)
+        axes.set(title=problem, xlabel=what, ylabel=metric)
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(problems) :]:
         axes.set_axis_off()

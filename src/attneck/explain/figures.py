@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -29,6 +32,10 @@ STYLES: dict[str, tuple[str, dict[str, Any]]] = {
 FEW = 10
 """So many records or fewer are marked on the line, one alone being no line."""
 
+INK = "#010203"
+"""Stands for the page's own colour where a drawing is made for one."""
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
 GAP = (
     "Training is the mean over an epoch, of augmented images, while the weights change; held-out images are "
     "scored after it. Held out above training: the network knows its training images better, it over-fits. "
@@ -50,6 +57,54 @@ def curves(runs: list[Path], path: Path) -> None:
         UserError: a folder without metrics.jsonl, runs with different scores, or a kind of file that
             matplotlib does not write.
     """
+    histories, panels = _panels(runs)
+    figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
+    names = _names(runs)
+    every = figure.subplots(1, len(panels))
+    for axes, (key, labels) in zip(every, panels.items(), strict=True):
+        _fill(axes, key, labels, names, histories)
+    _legend(figure, histories, panels)
+    figure.supxlabel(textwrap.fill(_gap(histories), 75 * len(panels)), fontsize="small", color="#444444")
+    try:
+        figure.savefig(path, dpi=120)
+    except ValueError as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def drawings(runs: list[Path]) -> tuple[list[tuple[str, str]], str]:
+    """The panels of `curves`, each as (title, SVG) to stand in a page, and the words under them.
+
+    Ink is the page's own colour, `currentColor`, so that it can be read on dark and on light.
+
+    Raises:
+        UserError: as `curves`.
+    """
+    histories, panels = _panels(runs)
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    found = []
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "attneck", "font.size": 11}
+    style |= dict.fromkeys(inks, INK)
+    with mpl.rc_context(style):
+        for key, labels in panels.items():
+            figure = Figure(figsize=(5.6, 4))  # a layout that finds its own room takes three times as long
+            axes = figure.add_axes((0.13, 0.13, 0.85, 0.7))
+            _fill(axes, key, labels, _names(runs), histories, facecolor="none")
+            _legend(figure, histories, {key: labels}, "upper center")
+            file = io.StringIO()
+            figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
+            # Its size is the page's to say, and of several drawings in a page each has names of its own.
+            svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", file.getvalue())
+            svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{key}-", svg[svg.index("<svg") :])
+            found.append((labels[0], svg.replace(INK, "currentColor")))
+    return found, _gap(histories)
+
+
+def _panels(runs: list[Path]) -> tuple[list[list[dict[str, float]]], dict[str, tuple[str, str]]]:
+    """The runs' records, and the title and unit of each panel by its score.
+
+    Raises:
+        UserError: as `curves`.
+    """
     histories = [_records(run) for run in runs]
     scored = {next((key for key in SCORES if f"val_{key}" in records[0]), "top1") for records in histories}
     if len(scored) > 1:
@@ -59,32 +114,47 @@ def curves(runs: list[Path], path: Path) -> None:
     if score in BESIDE:
         other, labels = BESIDE[score]
         panels |= {other: labels} if any(f"val_{other}" in records[0] for records in histories) else {}
-    figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
-    names = _names(runs)
-    every = figure.subplots(1, len(panels))
-    for axes, (key, (title, unit)) in zip(every, panels.items(), strict=True):
-        for number, (name, records) in enumerate(zip(names, histories, strict=True)):
-            _draw(axes, key, name, records, f"C{number}")
-        axes.set(xlabel="epoch", ylabel=unit, title=title)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    return histories, panels
+
+
+def _fill(
+    axes: Any,
+    key: str,
+    labels: tuple[str, str],
+    names: list[str],
+    histories: list[list[dict[str, float]]],
+    **legend: Any,
+) -> None:
+    """A panel: a run's lines in a colour each."""
+    for number, (name, records) in enumerate(zip(names, histories, strict=True)):
+        _draw(axes, key, name, records, f"C{number}")
+    axes.set(xlabel="epoch", ylabel=labels[1], title=labels[0])
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", **legend)
+
+
+def _legend(
+    figure: Figure,
+    histories: list[list[dict[str, float]]],
+    panels: dict[str, Any],
+    place: Any = "outside upper center",
+) -> None:
+    """What the kinds of lines stand for."""
     splits = [split for split in STYLES if any(f"{split}_{key}" in histories[0][0] for key in panels)]
     figure.legend(
         handles=[Line2D([], [], color="grey", markersize=4, **STYLES[split][1]) for split in splits],
         labels=[STYLES[split][0] for split in splits],
-        loc="outside upper center",
+        loc=place,
         ncols=len(splits),
         fontsize="small",
         frameon=False,
     )
-    told = GAP if "val_loss" in histories[0][0] else LOSS_ALONE
-    figure.supxlabel(textwrap.fill(told, 75 * len(panels)), fontsize="small", color="#444444")
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _gap(histories: list[list[dict[str, float]]]) -> str:
+    return GAP if "val_loss" in histories[0][0] else LOSS_ALONE
 
 
 def _draw(axes: Any, key: str, name: str, records: list[dict[str, float]], colour: str) -> None:

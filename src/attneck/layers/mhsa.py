@@ -14,6 +14,8 @@ from attneck.attention.cpu.products import linear
 from attneck.attention.graph import being_exported, transformed
 from attneck.attention.relative import (
     BACKENDS,
+    RESAMPLE,
+    Resample,
     pool_tokens,
     relative_attention_2d,
     relative_logits_2d,
@@ -42,10 +44,10 @@ class MHSA2d(nn.Module):
     query row y and key row y'), or `abs_h` [H, d] and `abs_w` [W, d], or no table at all. Without the content
     term there are no keys: `qkv.weight` is then [2C, C, 1, 1], queries and values.
 
-    Any map goes in. On another than `map_size` the tables are resampled, linearly and differentiably; at
-    `map_size` they are used as they are. A state dict from a layer of another map size loads, resampled into
-    this one's. `attneck.layers.fold` takes `scale`, d**-0.5, into the queries' weights, and a BatchNorm that
-    follows into the values'.
+    Any map goes in. On another than `map_size` the tables are resampled, differentiably; at `map_size` they
+    are used as they are. A state dict from a layer of another map size loads, resampled into this one's.
+    `attneck.layers.fold` takes `scale`, d**-0.5, into the queries' weights, and a BatchNorm that follows into
+    the values'.
 
     `torch.fx` records the layer as one call of it. No N x N map is made, unless `show_maps` asks for it.
 
@@ -56,6 +58,10 @@ class MHSA2d(nn.Module):
         position: "relative" (the paper's), "absolute" (Tables 4 and 19), or "none" (None means the same).
         content: whether the logits have the term q k^T (Table 4 tries without).
         stride: 1, or 2 for a 2x2 average pool of the result (appendix A.4): H' = ceil(H/2), W' = ceil(W/2).
+        resample: how, also an attribute that may be set later. "stretch": linearly, the ends staying the
+            map's ends, for the same scene in more pixels. "keep": a row stays that of its offset in
+            positions of the map, and the last rows are those of all that lie farther, for a larger scene at
+            the same scale; see `attneck.attention.resample_table`.
         backend: how the layer is computed, also an attribute that may be set later. "auto" is the fastest way
             for the input; its operators are differentiable once. "plain" is ordinary PyTorch throughout, with
             N x N logits: every derivative (`torch.func`, forward mode, second derivatives). A relative layer
@@ -64,8 +70,8 @@ class MHSA2d(nn.Module):
 
     Raises:
         ValueError: for anything but whole numbers where numbers are wanted, channels that the heads do not
-            divide, an unknown position, stride or backend, a map without positions, and `content=False` with
-            no position, which leaves no logits.
+            divide, an unknown position, stride, resample or backend, a map without positions, `content=False`
+            with no position, which leaves no logits, and "keep" with no table.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class MHSA2d(nn.Module):
         position: Literal["relative", "absolute", "none"] | None = "relative",
         content: bool = True,
         stride: int = 1,
+        resample: Resample = "stretch",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -98,10 +105,14 @@ class MHSA2d(nn.Module):
             )
         if stride not in (1, 2):
             raise ValueError(f"stride {stride} is not supported; choose 1, or 2 for the 2x2 average pool")
+        if resample not in RESAMPLE:
+            raise ValueError(f"unknown resample {brief(resample)}; choose one of {', '.join(RESAMPLE)}")
+        if position == "none" and resample != "stretch":
+            raise ValueError(f"resample={resample!r} would change nothing without a table of positions")
 
         self.channels, self.heads, self.head_width = channels, heads, channels // heads
         self.map_size = (H, W)
-        self.position, self.content, self.stride = position, content, stride
+        self.position, self.content, self.stride, self.resample = position, content, stride, resample
         self.backend = backend
         self.scale = self.head_width**-0.5
         self.qkv = nn.Conv2d(channels, (3 if content else 2) * channels, kernel_size=1, bias=False)
@@ -175,12 +186,12 @@ class MHSA2d(nn.Module):
         q, k, v = self._project(x)  # [B, h, N, d] each; k None without content
         H, W = x.shape[2:]
         if self.position == "relative":
-            rel_h, rel_w = self._relative_tables(H, W)  # [2H-1, d], [2W-1, d]
+            rel_h, rel_w = self._tables(H, W)  # [2H-1, d], [2W-1, d]
             out = relative_attention_2d(
                 q, k, v, rel_h, rel_w, (H, W), self.stride == 2, self.backend, scale=self.scale
             )  # [B, h, N', d]
         else:
-            keys = _position_keys(q, k, self._tables(), H, W)  # [B, h, N, d]
+            keys = _position_keys(q, k, self._tables(H, W))  # [B, h, N, d]
             if self.backend == "plain" or transformed():
                 out = (q * self.scale @ keys.transpose(-2, -1)).softmax(dim=-1) @ v  # [B, h, N, d]
             else:
@@ -193,15 +204,25 @@ class MHSA2d(nn.Module):
 
         Row y*W + x is what the query at (y, x) looks at, before any pooling; each row sums to one.
         """
-        q, k, _ = self._project(x)  # [B, h, N, d] each
+        q, k, tables = self.terms(x)
         H, W = x.shape[2:]
-        return _logits(q * self.scale, k, self._tables(), self.position, H, W).softmax(dim=-1)
+        return _logits(q, k, tables, self.position, H, W).softmax(dim=-1)
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """What the logits of `attention_maps` are products of, x [B, C, H, W] -> queries, keys and tables.
+
+        Queries [B, h, N, d] are scaled; keys [B, h, N, d], None without content; the position tables, of rows
+        and of columns, are for this H and W: [2H-1, d] and [2W-1, d], [H, d] and [W, d], or none at all.
+        """
+        q, k, _ = self._project(x)  # [B, h, N, d] each
+        return q * self.scale, k, self._tables(x.shape[2], x.shape[3])
 
     def extra_repr(self) -> str:
         H, W = self.map_size
         return (
             f"{self.channels}, map_size=({H}, {W}), heads={self.heads}, position={self.position!r}, "
             f"content={self.content}, stride={self.stride}"
+            + (f", resample={self.resample!r}" if self.resample != "stretch" else "")
             + (f", backend={self.backend!r}" if self.backend != "auto" else "")
         )
 
@@ -217,13 +238,17 @@ class MHSA2d(nn.Module):
         """
         check_input(x, self.channels, self)
         maps, heads, width = self.qkv(x), self.heads, self.head_width  # [B, 3C or 2C, H, W]
-        logits = shown_logits(maps, self._tables(), self.position, heads, width, self.scale)  # [B, h, N, N]
+        tables = tuple(getattr(self, name) for name in TABLES[self.position])
+        logits = shown_logits(
+            maps, tables, self.position, self.resample, heads, width, self.scale
+        )  # [B, h, N, N]
         weights = self.attn_drop(self.attn(logits))  # [B, h, N, N]
         return shown_result(weights, maps, x, heads, width, self.stride)  # [B, C, H', W']
 
-    def _tables(self) -> tuple[Tensor, ...]:
-        """The position tables, in the order of TABLES."""
-        return tuple(getattr(self, name) for name in TABLES[self.position])
+    def _tables(self, H: int, W: int) -> tuple[Tensor, ...]:
+        """The position tables for a map of H x W, in the order of TABLES; the parameters at `map_size`."""
+        tables = tuple(getattr(self, name) for name in TABLES[self.position])
+        return _resampled(tables, self.position, self.resample, H, W)
 
     def _tokens(self, x: Tensor) -> Tensor:
         """The projections of x [B, C, H, W], token by token: [B, H, W, 3C or 2C].
@@ -237,18 +262,14 @@ class MHSA2d(nn.Module):
         result: Tensor = qkv(x)  # [B, 3C or 2C, H, W]
         return result.permute(0, 2, 3, 1)
 
-    def _relative_tables(self, H: int, W: int) -> tuple[Tensor, Tensor]:
-        """rel_h [2H-1, d] and rel_w [2W-1, d] for a map of H x W; the parameters themselves at `map_size`."""
-        return resample_table(self.rel_h, H), resample_table(self.rel_w, W)
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Resample the tables of another map size into this layer's, then load as every module does."""
-        for name in TABLES[self.position]:
-            given, rows = state_dict.get(prefix + name), self.get_parameter(name).shape[0]
+        for name, side in zip(TABLES[self.position], self.map_size, strict=False):
+            given = state_dict.get(prefix + name)
             # Whatever is no table at all is PyTorch's to refuse, with its own message.
             if given is not None and given.ndim == 2 and (self.position == "absolute" or given.shape[0] % 2):
                 with torch.no_grad():
-                    state_dict[prefix + name] = resample_rows(given, rows)
+                    state_dict[prefix + name] = _one(given, self.position, self.resample, side)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -264,21 +285,33 @@ def _split(tokens: Tensor, heads: int, head_width: int) -> tuple[Tensor, Tensor 
     return q, k[0] if k else None, v
 
 
+def _one(table: Tensor, position: str, how: Resample, side: int) -> Tensor:
+    """A table for a side of so many positions: [2L-1, d] -> [2*side-1, d], or [L, d] -> [side, d]."""
+    return (resample_table if position == "relative" else resample_rows)(table, side, how)
+
+
+def _resampled(
+    tables: tuple[Tensor, ...], position: str, how: Resample, H: int, W: int
+) -> tuple[Tensor, ...]:
+    """The tables, none or two, for a map of H x W."""
+    return tuple(_one(table, position, how, side) for table, side in zip(tables, (H, W), strict=False))
+
+
 def _logits(q: Tensor, k: Tensor | None, tables: tuple[Tensor, ...], position: str, H: int, W: int) -> Tensor:
-    """What softmax is taken of, q [B, h, N, d] scaled already -> [B, h, N, N]."""
+    """What softmax is taken of, q [B, h, N, d] scaled already, tables of this map -> [B, h, N, N]."""
     if position != "relative":
-        return q @ _position_keys(q, k, tables, H, W).transpose(-2, -1)  # [B, h, N, N]
-    rel_h, rel_w = tables
-    logits = relative_logits_2d(q, resample_table(rel_h, H), resample_table(rel_w, W), (H, W))
+        return q @ _position_keys(q, k, tables).transpose(-2, -1)  # [B, h, N, N]
+    rel_h, rel_w = tables  # [2H-1, d], [2W-1, d]
+    logits = relative_logits_2d(q, rel_h, rel_w, (H, W))
     return logits if k is None else logits + q @ k.transpose(-2, -1)  # [B, h, N, N]
 
 
-def _position_keys(q: Tensor, k: Tensor | None, tables: tuple[Tensor, ...], H: int, W: int) -> Tensor:
+def _position_keys(q: Tensor, k: Tensor | None, tables: tuple[Tensor, ...]) -> Tensor:
     """Keys plus their position's e, [B, h, N, d]: q (k + e)^T = q k^T + q e^T, one product for both."""
     if not tables:
         assert k is not None  # the constructor refuses neither content nor position
         return k
-    abs_h, abs_w = resample_rows(tables[0], H), resample_rows(tables[1], W)  # [H, d], [W, d]
+    abs_h, abs_w = tables  # [H, d], [W, d]
     e = (abs_h[:, None] + abs_w[None, :]).flatten(0, 1).to(q.dtype)  # [N, d]
     return e.expand_as(q) if k is None else k + e  # [B, h, N, d]
 
@@ -293,11 +326,18 @@ def _as_map(tokens: Tensor, H: int, W: int, stride: int, channels_last: bool) ->
 
 @fx.wrap
 def shown_logits(
-    maps: Tensor, tables: tuple[Tensor, ...], position: str, heads: int, head_width: int, scale: float
+    maps: Tensor,
+    tables: tuple[Tensor, ...],
+    position: str,
+    resample: Resample,
+    heads: int,
+    head_width: int,
+    scale: float,
 ) -> Tensor:
     """The logits of the projections [B, 3C or 2C, H, W] -> [B, h, N, N]; one node for a tracer."""
     q, k, _ = _split(maps.permute(0, 2, 3, 1), heads, head_width)  # [B, h, N, d] each
-    return _logits(q * scale, k, tables, position, maps.shape[2], maps.shape[3])
+    H, W = maps.shape[2:]
+    return _logits(q * scale, k, _resampled(tables, position, resample, H, W), position, H, W)
 
 
 @fx.wrap

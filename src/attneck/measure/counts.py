@@ -55,21 +55,8 @@ def count(
     origin = getattr(model, "origin", None)
     channels = image_channels or (origin.in_chans if origin else 3)
     image = torch.empty(1, channels, height, width, device="meta", dtype=next(floats, torch.float32))
-    with (
-        without_global_hooks(),  # first: the counter has some of its own
-        FlopCounterMode(display=False) as counter,
-        torch.no_grad(),
-        _WithoutNorms(),
-        _biases(model) as adds,
-    ):
-        try:
-            model(image)
-        except RuntimeError as error:  # a map that has become too small, say
-            raise ValueError(
-                f"{type(model).__name__} does not run on an image of {height}×{width}: {one_line(error)}; "
-                "give the image_size that it takes"
-            ) from error
-    by_name = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    with _biases(model) as adds:
+        by_name = madds_by_name(model, image)
     madds = by_name.get("Global", 0)
     root = type(model).__name__  # how the counter calls the model itself
 
@@ -92,6 +79,31 @@ def count(
         bias_adds=sum(adds),
         stages=_stages(model, by_child, params, madds) if stages else None,
     )
+
+
+def madds_by_name(model: nn.Module, image: Tensor) -> dict[str, int]:
+    """Multiply-adds of a model on the meta device, in evaluation mode, for an image [1, C, H, W].
+
+    By module, called by the model's class and its dotted name; "Global" is all of it.
+
+    Raises:
+        ValueError: an image that it does not run on.
+    """
+    with (
+        without_global_hooks(),  # first: the counter has some of its own
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+        _WithoutNorms(),
+    ):
+        try:
+            model(image)
+        except RuntimeError as error:  # a map that has become too small, say
+            height, width = image.shape[2:]
+            raise ValueError(
+                f"{type(model).__name__} does not run on an image of {height}×{width}: {one_line(error)}; "
+                "give the image_size that it takes"
+            ) from error
+    return {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int, int]:

@@ -120,6 +120,8 @@ class AttentionOptions(FamilyOptions):
     """What MHSA knows of positions (BoTNet Table 4)."""
     content: bool = True
     """Whether MHSA has its term of content, q·k (BoTNet Table 4)."""
+    resample: Literal["stretch", "keep"] = "stretch"
+    """The tables of positions on another map: stretch interpolates them, keep keeps each row's offset."""
 
     @property
     def attends(self) -> bool:
@@ -129,7 +131,9 @@ class AttentionOptions(FamilyOptions):
     @model_validator(mode="after")
     def _attention_is_used(self) -> Self:
         if not self.attends:
-            self._refuse_idle(("heads", "position", "content"), "attention: give attend")
+            self._refuse_idle(("heads", "position", "content", "resample"), "attention: give attend")
+        if self.position == "none":
+            self._refuse_idle(("resample",), "a table of positions: position='relative' or 'absolute'")
         return self
 
 
@@ -148,14 +152,18 @@ class BAMOptions(FamilyOptions):
     """Which branches there are (BAM Table 1b)."""
     bam_variant: Literal["paper", "official"] = "paper"
     """As the paper's equations have it, or as the authors' code."""
+    bam_gate: bool = True
+    """False adds what the branches say to the map in place of gating it: a control, no paper has it."""
 
     @model_validator(mode="after")
     def _bam_is_used(self) -> Self:
         if self.bam == "none":
-            shape = ("bam_reduction", "bam_dilation", "bam_combine", "bam_branches", "bam_variant")
-            self._refuse_idle(shape, "a BAM: bam='stages', or a model called …_bam")
+            own = tuple(name for name in BAMOptions.model_fields if name.startswith("bam_"))
+            self._refuse_idle(own, "a BAM: bam='stages', or a model called …_bam")
         if self.bam_branches != "both":
             self._refuse_idle(("bam_combine",), "both branches")
+        if not self.bam_gate:
+            self._refuse_idle(("bam_combine",), "the gate")
         if self.bam_branches == "channel":
             self._refuse_idle(("bam_dilation",), "the spatial branch")
         return self

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attneck.layers import BAM, MHSA2d
+from attneck.layers.ungated import UngatedBAM
 from attneck.models.options import AttentionOptions, BAMOptions
 
 
@@ -28,12 +29,21 @@ def mhsa(channels: int, map_size: tuple[int, int], stride: int, options: Attenti
         heads=options.heads,
         position=options.position,
         content=options.content,
+        resample=options.resample,
         stride=stride,
     )
 
 
-def bam(channels: int, options: BAMOptions) -> BAM:
+def bam(channels: int, options: BAMOptions) -> BAM | UngatedBAM:
     """The BAM that `options` describe, for `channels`."""
+    if not options.bam_gate:
+        return UngatedBAM(
+            channels,
+            reduction=options.bam_reduction,
+            dilation=options.bam_dilation,
+            branches=options.bam_branches,
+            variant=options.bam_variant,
+        )
     return BAM(
         channels,
         reduction=options.bam_reduction,

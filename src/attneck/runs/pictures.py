@@ -1,22 +1,27 @@
 """The pictures in a run's folder: curves, held-out images, and a confusion matrix or precision by recall.
 
-They are drawn of what the last evaluation said, so no model runs for them.
+They are drawn of what the last evaluation said, so no model runs for them. What a report needs of it beside
+them is kept in `SCORED`. The report comes last, of all that is in the folder.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attneck.errors import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from attneck.explain.contact_sheet import Tile
     from attneck.tasks.task import Evaluation, Facts, Found, Task
 
 PICTURES = "pictures"
+SCORED = "scored.json"
+"""What the last evaluation said: classes, confused pairs, and the images of predictions.png."""
 TILES = 24
 """Held-out images of a classifier on its page."""
 SIDE, MOST = 480, 1 << 20
@@ -26,20 +31,26 @@ LEAST = 0.5
 
 
 def draw_pictures(folder: Path, task: Task, facts: Facts) -> None:
-    """Draw a run's pictures into its folder, in place of those of an earlier end of it.
+    """Draw a run's pictures into its folder, in place of those of an earlier end of it, and its report.
 
     facts: the run's, with the fingerprints of its data.
 
     Nothing that goes wrong here ends the run, which is whole by then: it is a line on stderr.
     """
-    try:
-        _draw(folder, task, facts)
-    except Exception as error:
-        print(
-            f"attneck: {folder / PICTURES}: not all pictures were drawn ({type(error).__name__}: "
-            f"{one_line(error, 150)}); the run itself is whole",
-            file=sys.stderr,
-        )
+    from attneck.runs.report import REPORT, write_report
+
+    faults = []
+    for what, draw in (
+        (f"not all of {PICTURES}/ was drawn", lambda: _draw(folder, task, facts)),
+        (f"{REPORT} was not written", lambda: write_report([folder], folder / REPORT)),
+    ):
+        try:
+            draw()
+        except Exception as error:
+            faults.append(f"{what} ({type(error).__name__}: {one_line(error, 120)})")
+    if faults:
+        said = ", and ".join(faults)
+        print(f"attneck: {folder}: {said}; the run itself is whole", file=sys.stderr)
 
 
 def evaluation_picture(folder: Path, evaluation: Evaluation, title: str) -> list[Path]:
@@ -66,6 +77,7 @@ def evaluation_picture(folder: Path, evaluation: Evaluation, title: str) -> list
 
 
 def _draw(folder: Path, task: Task, facts: Facts) -> None:
+    from attneck.explain.contact_sheet import pages
     from attneck.explain.figures import curves
     from attneck.files import write_atomic
     from attneck.runs.scored_on import scored_on
@@ -77,14 +89,49 @@ def _draw(folder: Path, task: Task, facts: Facts) -> None:
         return
     images, name = scored_on(task.recipe, facts), task.recipe.model.name
     evaluation_picture(place, task.last, f"{name}, {task.last.images:,} {images}")
-    draw = _detected if task.last.confusion is None else _classified
-    write_atomic(place / "predictions.png", draw(task, task.last, f"{name}, {images}"))
+    title = f"{name}, {images}"
+    if task.last.confusion is None:
+        tiles = _detected(task, task.last, title)
+        page = pages(tiles, title, SIDE, 4)
+    else:
+        tiles = _classified(task, task.last, title)
+        page = pages(tiles, f"{title}: the surest mistakes first")
+    write_atomic(place / "predictions.png", next(page))
+    write_atomic(folder / SCORED, json.dumps(_told(task.last, tiles, images)).encode())
 
 
-def _classified(task: Task, evaluation: Evaluation, title: str) -> bytes:
-    """A page of the surest mistakes, then of others, which are right where all mistakes are known."""
+def _told(evaluation: Evaluation, tiles: list[Tile], images: str) -> dict[str, Any]:
+    """What a report says of an evaluation of `images`, as JSON has it."""
+    from attneck.explain.inline import data_uri
+    from attneck.runs.class_table import ALL, BEST, PAIRS, WORST, class_table
+
+    heads, rows = class_table(evaluation)
+    there = sorted((row for row in rows if row[2] is not None), key=lambda row: row[2])
+    confusion = evaluation.confusion
+    pairs = confusion.pairs() if confusion is not None else []
+    return {
+        "images": evaluation.images,
+        "scored_on": images,
+        "heads": heads,
+        "classes": len(rows),
+        "worst": there if len(there) <= ALL else there[:WORST],
+        "best": [] if len(there) <= ALL else there[-BEST:],
+        "pairs": [
+            [rows[label][0], rows[other][0], times, rows[label][1]] for label, other, times in pairs[:PAIRS]
+        ],
+        "kinds_of_mistakes": len(pairs),
+        "mistakes": sum(times for _, _, times in pairs),
+        "tiles": [
+            {"picture": data_uri(tile.image), "lines": list(tile.lines), "right": tile.right}
+            for tile in tiles
+        ],
+    }
+
+
+def _classified(task: Task, evaluation: Evaluation, title: str) -> list[Tile]:
+    """The surest mistakes, then others, which are right where all mistakes are known."""
     from attneck.data.sampling import spread
-    from attneck.explain.contact_sheet import Tile, pages, small
+    from attneck.explain.contact_sheet import Tile, small
     from attneck.tasks.confusion import KEPT
 
     assert evaluation.confusion is not None
@@ -104,13 +151,13 @@ def _classified(task: Task, evaluation: Evaluation, title: str) -> bytes:
             sample = task.sample(index)
             assert sample.truth is not None
             tiles.append(Tile(small(sample.image), (str(sample.truth[0]["category"]),), True))
-    return next(pages(tiles, f"{title}: the surest mistakes first"))
+    return tiles
 
 
-def _detected(task: Task, evaluation: Evaluation, title: str) -> bytes:
-    """A page of images, each twice: with what is there, and with what was found."""
+def _detected(task: Task, evaluation: Evaluation, title: str) -> list[Tile]:
+    """Images, each twice: with what is there, and with what was found."""
     from attneck.data.sampling import spread
-    from attneck.explain.contact_sheet import Tile, pages, small
+    from attneck.explain.contact_sheet import Tile, small
     from attneck.explain.detections import draw
     from attneck.tasks.detection import PICTURED
 
@@ -126,7 +173,7 @@ def _detected(task: Task, evaluation: Evaluation, title: str) -> bytes:
         for rows, what in ((sample.truth or [], "there"), (found, f"found, {LEAST:g} or surer")):
             picture = draw(*_bounded(sample.image, rows))
             tiles.append(Tile(small(picture, SIDE), (f"{Path(sample.file).name}: {what}",)))
-    return next(pages(tiles, title, SIDE, 4))
+    return tiles
 
 
 def _bounded(image: Image.Image, rows: Found) -> tuple[Image.Image, Found]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attneck.errors import UserError, user_mistakes
-from attneck.training.recipe import Recipe
-from attneck.training.recipe_file import RECIPE, is_run, load_recipe
+from attneck.training.recipe import Model, Recipe
+from attneck.training.recipe_file import RECIPE, is_run, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -103,15 +103,24 @@ class Run:
             if name.startswith(prefix)
         }
 
-    def model(self, image_size: int | tuple[int, int] | None = None, *, average: bool = True) -> nn.Module:
+    def model(
+        self,
+        image_size: int | tuple[int, int] | None = None,
+        *,
+        average: bool = True,
+        part: Model | None = None,
+    ) -> nn.Module:
         """The model with `weights`, in evaluation mode on the CPU; the data is not needed.
 
         Args:
             image_size: as `create_model` has it, if another than the run's.
             average: take the moving average of the weights, where the run keeps one.
+            part: in place of the recipe's `model`: the same network with other options that leave its weights
+                what they are, such as `resample`.
         """
+        recipe = self.recipe if part is None else self.recipe.model_copy(update={"model": part})
         with user_mistakes():
-            model = self._task.build(self.recipe, self.facts, image_size)
+            model = self._task.build(recipe, self.facts, image_size)
         model.load_state_dict(self.weights(average=average))
         return model.eval()
 
@@ -133,13 +142,22 @@ class Run:
         with user_mistakes():
             return task.samples(count)
 
-    def evaluate(self, *, root: str | None = None, watch: Watch | None = None) -> dict[str, Evaluation]:
+    def evaluate(
+        self,
+        *,
+        root: str | None = None,
+        image_size: int | None = None,
+        part: Model | None = None,
+        watch: Watch | None = None,
+    ) -> dict[str, Evaluation]:
         """What the held-out images say of its weights, "val", and of their moving average, "ema", if any.
 
         Under torchrun the processes share the images.
 
         Args:
             root: where the data lies now, if elsewhere than the recipe says.
+            image_size: the side of the held-out images in pixels, if another than the run's.
+            part: as `model` has it.
             watch: is given the DataLoader, and gives its batches on: to show how far it is.
         """
         from functools import partial
@@ -149,10 +167,10 @@ class Run:
         from attneck.training.report import unseen
 
         with world() as everyone, self._enough_memory():
-            task = self._open(root, everyone)
-            networks = {"val": self.model(average=False)}
+            task = self._open(root, everyone, image_size)
+            networks = {"val": self.model(image_size, average=False, part=part)}
             if self._state["average"]:
-                networks["ema"] = self.model()
+                networks["ema"] = self.model(image_size, part=part)
             report = partial(task.report, watch=watch or unseen)
             return {
                 name: scored(report, self._placed(network, everyone), self.recipe, everyone.device)
@@ -162,6 +180,18 @@ class Run:
     def tables(self, evaluations: dict[str, Evaluation]) -> str:
         """What `evaluate` found, to be read: of a detector the papers' tables."""
         return self._task.tables({NAMES[name]: one for name, one in evaluations.items()})
+
+    def prepared(self, image: Image.Image | str | Path) -> Tensor:
+        """An image as `model` takes it, as held-out images are prepared: [3, H, W], without the batch.
+
+        Args:
+            image: of any size, or the path of one.
+        """
+        if isinstance(image, str | Path):
+            from attneck.data.readers.decode import decode
+
+            image = decode(str(image), str(self.folder))
+        return self._task.prepared(image, self.facts)
 
     def predict(
         self, images: Iterable[Image.Image], *, min_score: float = 0.0, top_k: int | None = None
@@ -203,7 +233,7 @@ class Run:
         """The newest whole checkpoint, or the best by its records, of the recipe that is in the folder."""
         from attneck.training import checkpoint
         from attneck.training.best import best_of, key_of
-        from attneck.training.recipe_file import differences, parse_recipe
+        from attneck.training.recipe_file import differences
         from attneck.training.state import check_fits
 
         def fits(state: dict[str, Any]) -> None:
@@ -242,7 +272,9 @@ class Run:
         with user_mistakes():
             return task_of(self.recipe)
 
-    def _open(self, root: str | None = None, everyone: World | None = None) -> Task:
+    def _open(
+        self, root: str | None = None, everyone: World | None = None, image_size: int | None = None
+    ) -> Task:
         """The task with its data, whose classes must be those that the model was trained for."""
         import torch
 
@@ -250,20 +282,25 @@ class Run:
         from attneck.training.distributed import World
 
         recipe = self.recipe
-        if root is not None:
-            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+        given = {"root": root, "image_size": image_size}
+        if changed := {name: value for name, value in given.items() if value is not None}:
+            content = recipe.model_dump(mode="json")
+            content["data"] |= changed
+            recipe = parse_recipe(content, str(self.folder))
         with user_mistakes():
             task = open_task(recipe, everyone or World(0, 1, torch.device("cpu")))
-        self._compare(task)
+        self._compare(task, resized=image_size not in (None, self.facts["image_size"]))
         return task
 
-    def _compare(self, task: Task) -> None:
+    def _compare(self, task: Task, resized: bool) -> None:
         """Refuses other classes, and classes that have each other's images; says what else has changed."""
         from attneck.data.fingerprint import changes, relabelled, shortened
+        from attneck.data.table import SETS
 
         part = "held-out"
         with user_mistakes():
-            rows = task.held_out.fingerprint()
+            # A drawn image of another size is another image, as was asked for.
+            rows = {} if resized and SETS[self.recipe.data.name].drawn else task.held_out.fingerprint()
         wanted, classes = self.facts["classes"], list(task.held_out.classes)
         words = changes(self.facts, {"classes": classes, "data": {part: rows}})
         if classes != wanted:

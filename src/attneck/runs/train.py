@@ -8,6 +8,7 @@ import sys
 import warnings
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
 from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
-from attneck.runs import pictures
+from attneck.runs import pictures, snapshots
 from attneck.runs.run import Run
 from attneck.runs.split import write_split
 from attneck.runs.start import Start, Wish, start
@@ -121,6 +122,7 @@ def train(
                 if said is not None:
                     print(f"attneck: {said}", file=sys.stderr)
 
+        seen = snapshots.Snapshots(folder, task, begun.facts) if recipe.pictures else None
         progress, average = loop.train_loop(
             model,
             task,
@@ -132,12 +134,15 @@ def train(
             resume=begun.resume,
             facts=begun.facts,
             decides=decides,
+            look=seen,
         )
         if task.training.skipped is not None:
             left_out = set(everyone.joined(task.training.skipped.files()))
             if left_out and everyone.rank == 0:
                 print(f"attneck: {summary_of(left_out)}", file=sys.stderr)
         last = average.module if average is not None else model
+        if everyone.rank == 0 and seen is not None and seen.last(progress.step):
+            loop.scored(partial(seen.take, progress.step), last, recipe, everyone.device)
         summary = Summary(
             folder,
             progress.step,

@@ -5,47 +5,127 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attneck.errors import UserError
 from attneck.files import write_atomic
+from attneck.studies.distance import DistanceRow
+from attneck.studies.distance import table as distance_table
 from attneck.studies.results import Row, baseline_of
+from attneck.studies.sizes import SizeRow
+from attneck.studies.sizes import table as size_table
+from attneck.studies.statistics import told
 from attneck.studies.study import Study
 
+if TYPE_CHECKING:
+    from attneck.explain.bands import Curve
+
 Cells = list[str]
+NOT_RUN = "not run"
+BOLD = "Bold: above the baseline by an interval that does not hold 0; of many figures some are so by chance."
+PRINTED = {"top1": "top-1", "top1_error": "error", "ap_bbox": "box AP"}
+"""The papers' figures that stand beside a variant, the first that its row has."""
 
 SPECIAL = {letter: f"\\{letter}" for letter in "%_&#$"} | {"±": r"$\pm$", "\\": r"\textbackslash{}"}
 """Of LaTeX."""
 
 
-def write(study: Study, rows: Sequence[Row], folder: Path, name: str, undone: int) -> list[Path]:
-    """Write report.md, .csv, .tex, .json, and curves.png and .svg; the files written.
+@dataclass(frozen=True)
+class Results:
+    """All that a study's runs say so far."""
 
-    Args:
-        undone: the runs that are still to come, which the report says.
-    """
+    study: Study
+    name: str
+    rows: Sequence[Row]
+    undone: int
+    """The runs that are still to come, which the report says."""
+    sizes: Sequence[SizeRow] = ()
+    distances: Sequence[DistanceRow] = ()
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write report.md, .csv, .tex, .json, and curves.png and .svg; sizes.… too, if any; the files written."""
+    study, rows = results.study, results.rows
     folder.mkdir(parents=True, exist_ok=True)
-    head, body = table(study, rows)
+    tables = [table(study, rows)]
+    tables += [size_table(study, results.sizes)] if results.sizes else []
+    tables += [distance_table(study, results.distances)] if results.distances else []
     texts = {
-        "report.md": f"# {name}\n\n{study.about.strip()}\n\n{markdown(head, body)}\n{notes(study, undone)}",
+        "report.md": page(results),
         "report.csv": _csv(rows),
-        "report.tex": latex(head, body),
-        "report.json": json.dumps(document(study, rows, name, undone), indent=1) + "\n",
+        "report.tex": "\n".join(latex(head, body) for head, body in tables),
+        "report.json": json.dumps(document(results), indent=1) + "\n",
     }
     for file, text in texts.items():
         write_atomic(folder / file, text.encode())
     written = [folder / file for file in texts]
-    if any(row.curves for row in rows):
+    pictures: list[tuple[str, Sequence[Row | SizeRow], str]] = [
+        ("curves", rows, "training images seen"),
+        ("sizes", results.sizes, "side of the image in pixels"),
+    ]
+    for name, those, what in pictures:
+        if not any(row.curves for row in those):
+            continue
         from attneck.explain.bands import draw
 
-        problems = {problem: [row for row in rows if row.problem == problem] for problem in _problems(rows)}
-        curves = {problem: {row.variant: row.curves for row in those} for problem, those in problems.items()}
+        curves: dict[str, dict[str, Mapping[int, Curve]]] = {}
+        for row in those:
+            curves.setdefault(row.problem, {})[row.name] = row.curves
         for ending in ("png", "svg"):
-            draw(curves, study.metric, folder / f"curves.{ending}", study.threshold)
-            written.append(folder / f"curves.{ending}")
+            draw(curves, study.metric, folder / f"{name}.{ending}", study.threshold, what)
+            written.append(folder / f"{name}.{ending}")
     return written
+
+
+def page(results: Results) -> str:
+    """The report as Markdown."""
+    study = results.study
+    parts = [f"# {results.name}", study.about.strip()]
+    if len(study.problems) > 1:
+        parts += [markdown(*overview(study, results.rows)).strip()]
+    parts += [markdown(*table(study, results.rows)).strip(), *notes(study, results.undone)]
+    if results.sizes:
+        parts += [
+            "## At other sizes",
+            f"The {study.metric} of the same weights on held-out images of these sides: "
+            "mean ± standard deviation (n).",
+            markdown(*size_table(study, results.sizes)).strip(),
+        ]
+    if results.distances:
+        parts += [
+            "## How far attention looks",
+            "Pixels between a place and what a head looks at from there, by its weights: the mean over "
+            f"all places of {study.distance_images} held-out images; then mean ± standard deviation over the "
+            "seeds (n).",
+            markdown(*distance_table(study, results.distances)).strip(),
+        ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def overview(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
+    """A row for each variant, a column for each problem, and the cost: mean ± standard deviation (n).
+
+    A mean is bold where it is above the baseline's by more than the seeds' spread explains.
+    """
+    costs = {
+        "parameters": lambda row: f"{row.cost.params:,}",
+        "multiply-adds (M)": lambda row: f"{row.cost.madds / 1e6:,.1f}",
+    }
+    body = []
+    for variant in dict.fromkeys(row.variant for row in rows):
+        own = {row.problem: row for row in rows if row.variant == variant}
+        line = [variant]
+        for problem in _problems(rows):
+            row = own[problem]
+            said = told(row.scores) or NOT_RUN
+            found = row.against(baseline_of(study, rows, problem))
+            line.append(f"**{said}**" if found is not None and found.higher else said)
+        costed = next((row for row in own.values() if row.cost), None)
+        body.append(line + [cell(costed) if costed else "" for cell in costs.values()])
+    return ["variant", *_problems(rows), *costs], body
 
 
 def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
@@ -54,7 +134,7 @@ def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     columns: dict[str, Callable[[Row], str]] = {
         "problem": lambda row: row.problem,
         "variant": lambda row: row.variant,
-        f"{study.metric}, mean ± std (n)": _mean,
+        f"{study.metric}, mean ± std (n)": lambda row: told(row.scores) or NOT_RUN,
         f"difference to {study.baseline} [95 %]": lambda row: _difference(study, rows, row),
         "verdict": lambda row: _verdict(study, rows, row),
         f"images to {study.threshold or 0:g}": lambda row: _reached(row, study.threshold or 0),
@@ -69,13 +149,6 @@ def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     drop |= set() if printed else {"printed"}
     kept = {name: cell for name, cell in columns.items() if name not in drop}
     return list(kept), [[cell(row) for cell in kept.values()] for row in rows]
-
-
-def _mean(row: Row) -> str:
-    found = row.spread
-    if found is None:
-        return "not run"
-    return f"{found.mean:.2f}" + (f" ± {found.std:.2f}" if found.std is not None else "") + f" ({found.n})"
 
 
 def _difference(study: Study, rows: Sequence[Row], row: Row) -> str:
@@ -113,19 +186,18 @@ def _printed(study: Study) -> dict[str, str]:
         paper, number, label = [*where.split("/", 2), "", ""][:3]
         table = load_paper(paper).table(number)
         row = next((row for row in table.rows if row.label == label), None)
-        key = next((column.key for column in table.columns if column.key in ("top1", "top1_error")), None)
+        key = next((column.key for column in table.columns if column.key in PRINTED), None)
         if row is None or key is None or key not in row.printed:
             raise UserError(
                 f"paper: {variant} is {where!r}, and {paper}'s table {number} has no such row with a score: "
                 "give PAPER/TABLE/LABEL as attneck papers prints them"
             )
-        said = {"top1": "top-1", "top1_error": "error"}[key]
-        found[variant] = f"{row.printed[key]} ({said}, table {number})"
+        found[variant] = f"{row.printed[key]} ({PRINTED[key]}, table {number})"
     return found
 
 
-def notes(study: Study, undone: int) -> str:
-    """What the table's reader has to know."""
+def notes(study: Study, undone: int) -> list[str]:
+    """What the table's reader has to know, by paragraph."""
     said = [
         f"Each figure is the last score of the held-out images ({study.metric}), over seeds "
         f"{', '.join(map(str, study.seeds))}; n is how many of them have ended. The difference is taken seed "
@@ -136,9 +208,14 @@ def notes(study: Study, undone: int) -> str:
             f"Images to {study.threshold:g}: training images seen when the score first reached it, the "
             "median of the seeds that did."
         )
-    if undone:
-        said.append(f"**{undone} runs have not ended yet**, and are not in it.")
-    return "".join(f"\n{line}\n" for line in said)
+    if len(study.problems) > 1:
+        said.append(BOLD)
+    return said + ended(undone)
+
+
+def ended(undone: int) -> list[str]:
+    """How many runs are still to come, if any."""
+    return [f"**{undone} runs have not ended yet**, and are not in it."] if undone else []
 
 
 def markdown(head: Cells, body: list[Cells]) -> str:
@@ -172,8 +249,9 @@ def _csv(rows: Sequence[Row]) -> str:
     return file.getvalue()
 
 
-def document(study: Study, rows: Sequence[Row], name: str, undone: int) -> dict[str, object]:
+def document(results: Results) -> dict[str, object]:
     """Everything in the report, as JSON has it."""
+    study, rows = results.study, results.rows
     found = []
     for row in rows:
         spread, against = row.spread, row.against(baseline_of(study, rows, row.problem))
@@ -195,12 +273,14 @@ def document(study: Study, rows: Sequence[Row], name: str, undone: int) -> dict[
             }
         )
     return {
-        "study": name,
+        "study": results.name,
         "about": study.about,
         "metric": study.metric,
         "baseline": study.baseline,
-        "runs_to_come": undone,
+        "runs_to_come": results.undone,
         "rows": found,
+        "sizes": [asdict(row) for row in results.sizes],
+        "distances": [asdict(row) for row in results.distances],
     }
 
 

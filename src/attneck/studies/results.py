@@ -11,6 +11,7 @@ from typing import Any
 from attneck.errors import UserError
 from attneck.files import write_atomic
 from attneck.runs.run import Run
+from attneck.studies import kept
 from attneck.studies.statistics import Difference, Spread, difference, spread
 from attneck.studies.study import Cell, Study
 
@@ -38,6 +39,11 @@ class Row:
     seconds: list[float] = field(default_factory=list)
     """An epoch of each run, the median."""
     cost: Cost | None = None
+
+    @property
+    def name(self) -> str:
+        """The variant's."""
+        return self.variant
 
     @property
     def spread(self) -> Spread | None:
@@ -106,7 +112,7 @@ def cost_of(cell: Cell) -> Cost | None:
     file = cell.folder / COST
     if file.is_file():
         return Cost(**json.loads(file.read_text()))
-    if not any((cell.folder / "checkpoints").glob("step-*.pt")):
+    if not kept.has_weights(cell.folder):
         return None
     from attneck.measure import count
 

@@ -31,6 +31,11 @@ class Difference:
     interval: tuple[float, float] | None
 
     @property
+    def higher(self) -> bool:
+        """Whether the interval lies above 0."""
+        return self.interval is not None and self.interval[0] > 0
+
+    @property
     def verdict(self) -> str:
         """In words."""
         if self.interval is None:
@@ -47,6 +52,14 @@ def spread(scores: Mapping[int, float]) -> Spread:
     """Of scores by seed, one or more."""
     values = list(scores.values())
     return Spread(len(values), fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+def told(scores: Mapping[int, float]) -> str:
+    """mean ± standard deviation (n) of scores by seed; nothing of none."""
+    if not scores:
+        return ""
+    found = spread(scores)
+    return f"{found.mean:.2f}" + (f" ± {found.std:.2f}" if found.std is not None else "") + f" ({found.n})"
 
 
 def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from attneck.checks import MOST
 from attneck.errors import UserError, suggestion
-from attneck.training.recipe import Part, Recipe, Text
+from attneck.training.recipe import Part, Recipe, Text, Value
 from attneck.training.recipe_file import differences, load_recipe, parse_recipe, read_yaml, refusal
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -19,8 +20,9 @@ OWN_DICTS = ("model.options", "model.surgery_options")
 """Fields whose values are an option's name and value: `model.options.bam stages` gives one option."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
-Fields = dict[Text, bool | int | float | Text | None]
+Fields = dict[Text, Value | None]
 """Fields of a recipe by their dotted names, such as model.surgery_options.at, and what they are."""
+Size = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
 
 
@@ -42,12 +44,22 @@ class Study(Part):
     """The score of the held-out images; the averaged weights' where a run keeps them."""
     threshold: float | None = None
     """The report says after how many training images the score first reached this."""
+    sizes: tuple[Size, ...] = ()
+    """Sides of images in pixels, on which every finished run is scored too."""
+    rescored: dict[Name, Fields] = Field(default_factory=dict)
+    """Other ways to score a variant's runs there: `variant`, and fields of `model` for the scoring."""
+    distance_images: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 0
+    """Held-out images over which the distances of finished runs' attention are averaged; 0: they are not."""
+    runs: Text | None = None
+    """The study whose runs these are, in its folder; None: its own."""
     paper: dict[Name, Text] = Field(default_factory=dict)
     """A variant's row in the papers: PAPER/TABLE/LABEL, such as bam/2/ResNet50 + BAM."""
 
     @model_validator(mode="after")
     def _names_are_there(self) -> Study:
-        for what, name in (("baseline", self.baseline), *(("paper", name) for name in self.paper)):
+        named = [("baseline", self.baseline), *(("paper", name) for name in self.paper)]
+        named += [(f"rescored {name}", str(own.get("variant"))) for name, own in self.rescored.items()]
+        for what, name in named:
             if name not in self.variants:
                 raise ValueError(
                     f"{what} names {name!r}{suggestion(name, list(self.variants))}: "
@@ -55,6 +67,17 @@ class Study(Part):
                 )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}: give each once")
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"sizes are {self.sizes}: give each once")
+        if self.rescored and not self.sizes:
+            raise ValueError("rescored is given without sizes to score at: give sizes, or leave it out")
+        for name, own in self.rescored.items():
+            others = [field for field in own if field != "variant" and not field.startswith("model.")]
+            if name in self.variants or others or len(own) < 2:
+                raise ValueError(
+                    f"rescored {name}: wanted a name that no variant has, a variant, and fields of its model "
+                    f"such as model.options.resample, and nothing else: {', '.join(others) or name}"
+                )
         return self
 
 
@@ -76,6 +99,10 @@ class Cell:
     def name(self) -> str:
         """Its place in the study, such as same/bam/0."""
         return "/".join([*([self.problem] if self.problem else []), self.variant, str(self.seed)])
+
+    def rescored(self, fields: Fields) -> Recipe:
+        """Its recipe, with other fields of the model."""
+        return changed(self.recipe, fields, f"{self.source} of {self.name}, rescored")
 
     @property
     def done(self) -> bool:

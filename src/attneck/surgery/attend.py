@@ -29,6 +29,7 @@ from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.trace import Step, Trace, trace
 
 Position = Literal["relative", "absolute", "none"]
+Resample = Literal["stretch", "keep"]
 
 
 def attend(
@@ -39,6 +40,7 @@ def attend(
     heads: int = 4,
     position: Position = "relative",
     content: bool = True,
+    resample: Resample = "stretch",
     image_size: int | tuple[int, int] | None = None,
 ) -> Result:
     """Replace the 3×3 convolutions of a stage by `MHSA2d`, in place; the norms after them stay.
@@ -55,7 +57,7 @@ def attend(
             inside.
         blocks: "all", or which of the stage's, by number; those that BoTNet's Table 5 writes [0, 1, 1] are
             (1, 2).
-        heads, position, content: of each `MHSA2d`.
+        heads, position, content, resample: of each `MHSA2d`.
         image_size: a side or (height, width) in pixels that the position tables are made for; any other
             works, too. None takes that of timm's `pretrained_cfg`, else 224.
 
@@ -82,6 +84,7 @@ def attend(
                 heads=heads,
                 position=position,
                 content=content,
+                resample=resample,
                 stride=target.stride,
             )
         except ValueError as error:

@@ -12,7 +12,7 @@ from attneck.measure.meta import without_global_hooks
 from attneck.models.parts import insert_before
 from attneck.models.resnet.network import bot_block
 from attneck.surgery.attach import Probe, match_to
-from attneck.surgery.attend import Position
+from attneck.surgery.attend import Position, Resample
 from attneck.surgery.blocks import Block, stage_of
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.trace import Trace, trace
@@ -26,6 +26,7 @@ def insert_attention_block(
     heads: int = 4,
     position: Position = "relative",
     content: bool = True,
+    resample: Resample = "stretch",
     image_size: int | tuple[int, int] | None = None,
 ) -> Result:
     """Insert a block between the last two of a stage, in place, as a child of the stage called like its kind.
@@ -38,7 +39,7 @@ def insert_attention_block(
     Args:
         model: a network whose stage runs its residual blocks in a row, of torchvision, timm or your own.
         stage: which of the stages that have residual blocks, -2 the last but one (c4); or its module's name.
-        heads, position, content: of the `MHSA2d` in "bot".
+        heads, position, content, resample: of the `MHSA2d` in "bot".
         image_size: a side or (height, width) in pixels that the position tables are made for; any other
             works, too. None takes that of timm's `pretrained_cfg`, else 224.
 
@@ -49,9 +50,9 @@ def insert_attention_block(
     """
     if kind not in ("bot", "non_local"):
         raise ValueError(f"unknown kind {kind!r}; choose one of bot, non_local")
-    if kind == "non_local" and (heads, position, content) != (4, "relative", True):
+    if kind == "non_local" and (heads, position, content, resample) != (4, "relative", True, "stretch"):
         raise ValueError(
-            "heads, position and content would change nothing in a Non-Local block: leave them out"
+            "heads, position, content and resample would change nothing in a Non-Local block: leave them out"
         )
     seen = trace(model, image_size)
     blocks = stage_of(seen, stage)
@@ -73,7 +74,9 @@ def insert_attention_block(
         block = new = NonLocal2d(channels)
     else:
         silu = any(isinstance(call.module, nn.SiLU) for call in seen.calls() if call.within(last.owner))
-        new = mhsa = MHSA2d(channels // 4, (H, W), heads=heads, position=position, content=content)
+        new = mhsa = MHSA2d(
+            channels // 4, (H, W), heads=heads, position=position, content=content, resample=resample
+        )
         block = bot_block(channels, mhsa, nn.SiLU if silu else nn.ReLU)
         if seen.makers[number].name not in ("relu", "relu_"):
             block.act3 = nn.Identity()

@@ -172,6 +172,14 @@ class Classification:
         return load_matching(model, weights)
 
     @staticmethod
+    def prepared(image: Image.Image, facts: Facts) -> Tensor:
+        """Resized, cut and normalised as held-out images are: [3, H, W]."""
+        cut = resize_and_centre(image.convert("RGB"), facts["image_size"], facts["crop_pct"])
+        pixels = torch.from_numpy(np.asarray(cut).copy()).permute(2, 0, 1) / 255  # [3, H, W]
+        mean, std = (torch.tensor(facts[key])[:, None, None] for key in ("mean", "std"))
+        return (pixels - mean) / std
+
+    @staticmethod
     def predict(
         model: nn.Module, image: Image.Image, facts: Facts, min_score: float = 0.0, top_k: int = 5
     ) -> Found:
@@ -179,11 +187,9 @@ class Classification:
 
         The image is resized, cut and normalised as held-out images are.
         """
-        cut = resize_and_centre(image.convert("RGB"), facts["image_size"], facts["crop_pct"])
-        pixels = torch.from_numpy(np.asarray(cut).copy()).permute(2, 0, 1)[None] / 255  # [1, 3, H, W]
-        mean, std = (torch.tensor(facts[key])[:, None, None] for key in ("mean", "std"))
+        pixels = Classification.prepared(image, facts)[None]  # [1, 3, H, W]
         device = next(model.parameters()).device
-        shares = model(((pixels - mean) / std).to(device)).float().softmax(1)[0]  # [classes]
+        shares = model(pixels.to(device)).float().softmax(1)[0]  # [classes]
         scores, labels = shares.topk(min(top_k, len(shares)))
         return [
             {"category": facts["classes"][label], "score": score}

@@ -236,9 +236,15 @@ class Detection:
         return load_weights(model, weights)
 
     @staticmethod
+    def prepared(image: Image.Image, facts: Facts) -> Tensor:
+        """From 0 to 1, in its own size: [3, H, W]. The detector resizes and normalises it."""
+        pixels: Tensor = to_tensor(image.convert("RGB"))
+        return pixels
+
+    @staticmethod
     def predict(model: nn.Module, image: Image.Image, facts: Facts, min_score: float = 0.0) -> Found:
         """Objects as COCO's results, in the image's pixels, with the name of their class."""
-        pixels = to_tensor(image.convert("RGB")).to(next(model.parameters()).device)  # [3, H, W]
+        pixels = Detection.prepared(image, facts).to(next(model.parameters()).device)  # [3, H, W]
         rows = to_coco_detections(
             model([pixels]), [{"image_id": torch.tensor(0)}], facts["category_ids"], min_score
         )

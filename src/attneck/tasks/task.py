@@ -132,6 +132,10 @@ class Task(Protocol):
         """Start `model` from weights that were trained on something else."""
 
     @staticmethod
+    def prepared(image: Image.Image, facts: Facts) -> Tensor:
+        """An image of any size as `build`'s model takes it, without the batch: [3, H, W]."""
+
+    @staticmethod
     def predict(model: nn.Module, image: Image.Image, facts: Facts, min_score: float) -> Found:
         """What `model`, in evaluation mode, finds in an image; nothing with a lower score.
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attneck.errors import suggestion
-from attneck.training import checkpoint
 from attneck.training.recipe import Recipe
 from attneck.training.report import Record
 
@@ -82,6 +81,8 @@ class Keeper:
         Raises:
             NotWritten: the checkpoint of `step` is whole all the same, and this is made good on resume.
         """
+        from attneck.training import checkpoint  # with torch, which the records alone do without
+
         best = best_of(history, self.key)
         now = {best.step} if best is not None else set()
         if step in now:

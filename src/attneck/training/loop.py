@@ -57,6 +57,7 @@ def train_loop(
     resume: bool,
     facts: dict[str, Any],
     decides: str | None = None,
+    look: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[Progress, AveragedModel | None]:
     """Train `model` in place, from the beginning or from the newest whole checkpoint in `folder`.
 
@@ -65,6 +66,8 @@ def train_loop(
         facts: what the model knows of its data, as JSON has it, to be kept with the weights.
         decides: the score in a record, such as "val_top1", that the best checkpoint is kept by, and that the
             recipe's patience waits for; None keeps none, and waits for nothing.
+        look: called on the first process before the first step and after each scoring, with the step and the
+            network that is scored last, in evaluation mode. It must change nothing and draw nothing random.
 
     Raises:
         RunFailed: stopped by SIGTERM (143) or SIGINT (130) with the step saved; a loss, a gradient or a
@@ -130,6 +133,11 @@ def train_loop(
         shares = f"batch {recipe.batch} (accumulate {recipe.accumulate})"
         return f"{who}{at}, {shares}, images of {facts.get('image_size')} pixels"
 
+    def look_on() -> None:
+        if look is not None and world.rank == 0:
+            network = model if average is None else average.module
+            scored(partial(look, progress.step), network, recipe, world.device)
+
     with (
         noted() as stop,
         _lacks(folder, doing, recipe, world),
@@ -149,6 +157,8 @@ def train_loop(
         trackers.send(progress.history)  # what was saved and not sent
         loader = batches(progress.step)
         watch = until_stopped(report.watch, stop, world, stopped_by)
+        if not progress.step:
+            look_on()
         saved = began = time.monotonic()
         while True:
             done = progress.step - _last_record(progress)
@@ -167,6 +177,7 @@ def train_loop(
                 took = {"seconds": time.monotonic() - began, "peak_gib": peak_memory(world.device)}
                 progress.history.append(position | means | held_out | took)
                 progress.sums = {}
+                look_on()  # before the checkpoint: a run that goes on from it has what was seen
                 report.epoch(progress.history)
                 if world.rank == 0:
                     write_csv(folder, progress.history)

@@ -44,14 +44,14 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds: mappings, lists, numbers and words; None where it is empty.
 
+    Args:
+        path: a regular file, as the caller has made sure: a pipe or a device might never end.
+
     Raises:
-        UserError: what is no regular file, too long, too deep, or not plain YAML in UTF-8: aliases and
-            anchors, tags, several documents, keys that are given twice, and numbers of a base that nobody
-            expects are refused.
+        UserError: what is too long, too deep, or not plain YAML in UTF-8: aliases and anchors, tags, several
+            documents, keys that are given twice, and numbers of a base that nobody expects are refused.
         OSError: a file that cannot be read.
     """
-    if not path.is_file():  # a pipe or a device might never end
-        raise UserError(f"{path}: wanted a regular file of YAML")
     with path.open("rb") as file:
         raw = file.read(BYTES + 1)
     try:

@@ -110,6 +110,10 @@ def test_an_annotation_of_no_image_and_one_that_is_none(tmp_path: Path) -> None:
         (json.dumps({**coco_content(), "categories": CATEGORIES * 2}), "2 categories are called 1: rename"),
         (json.dumps({**coco_content(), "images": [{"id": 1}]}), r"images\[0\]: file_name: Field required"),
         (json.dumps({**coco_content(), "images": coco_content()["images"] * 2}), "2 images are called 7"),
+        (json.dumps(coco_content()).replace('"a.png"', '"a\\n.png"'), "images.0.: file_name: .* is no name"),
+        (json.dumps(coco_content()).replace('"a.png"', '"../a.png"'), "leads out of the images' folder"),
+        (json.dumps(coco_content()).replace('"a.png"', '"/a.png"'), "leads out of the images' folder"),
+        (json.dumps(coco_content()).replace('"id": 7', '"id": 8, "id": 7'), "'id' is given 2 times in one"),
     ],
 )
 def test_a_file_that_is_not_cocos(tmp_path: Path, text: str, message: str) -> None:
@@ -157,6 +161,12 @@ def test_an_image_of_another_size_is_refused_when_it_is_read(tmp_path: Path) -> 
         (GOOD.replace("<xmin>3</xmin>", ""), "its bndbox/xmin is '', not a number"),
         (GOOD.replace("<width>40</width>", "<width>inf</width>"), "its size/width is 'inf', not a number"),
         (GOOD.replace("<width>40</width>", "<width>0</width>"), "its size is 0 x 30"),
+        (GOOD.replace("<difficult>0<", "<difficult>2<"), "its difficult is 2: give 0 or 1"),
+        (GOOD.replace("<name>dog<", "<name>cat</name><name>dog<"), "its name is given 2 times: leave one"),
+        (
+            GOOD.replace("<object>", "<objects><object>").replace("</object>", "</object></objects>"),
+            "an object of it lies inside another element",
+        ),
         (GOOD[:-20], "not XML"),
         ("", "not XML"),
         (f'<!DOCTYPE a [<!ENTITY b "bb">]>{GOOD}', "it has a DOCTYPE, which VOC's files have not"),
@@ -179,9 +189,14 @@ def test_vocs_missing_files_are_named(tmp_path: Path) -> None:
     first, second = read_annotations("voc2007", "train", tmp_path).problems
     assert first == f"{folder}/000001.xml: image 000001: it is missing"
     assert second.endswith("JPEGImages/000003.jpg is missing")
-    (folder.parent / "ImageSets" / "Main" / "train.txt").write_text("\n")
-    with pytest.raises(ValueError, match=r"train\.txt lists no images"):
-        open_detection("voc2007", "train", root=tmp_path)
+    for names, says in {
+        "": "no images",
+        "../JPEGImages/000002": r"'\.\./JPEGImages/000002': give names of images, without their folder",
+        "000002\n000002": "000002 2 times: take out all but one",
+    }.items():
+        (folder.parent / "ImageSets" / "Main" / "train.txt").write_text(f"{names}\n")
+        with pytest.raises(ValueError, match=rf"train\.txt lists {says}"):
+            open_detection("voc2007", "train", root=tmp_path)
 
 
 def test_boxes_may_reach_a_pixel_over() -> None:

@@ -7,7 +7,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,9 +86,11 @@ def decode(
 
 
 def decode_small(
-    path: str, name: str, most: int, max_pixels: int | None = None
+    path: str | IO[bytes], name: str, most: int, max_pixels: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """As `decode`, but of `most` pixels at most, and the (width, height) that the upright image has.
+
+    It takes an open file too.
 
     A larger image is made smaller with its proportions. A JPEG is decoded smaller from the beginning, others
     take four bytes a pixel of the file for a moment, one if they are grey.
@@ -119,30 +121,29 @@ def said(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _opened(path: str, name: str, max_pixels: int | None) -> Iterator[Image.Image]:
+def _opened(path: str | IO[bytes], name: str, max_pixels: int | None) -> Iterator[Image.Image]:
     """An image of the right kind and size, none of it decoded; whatever fails inside becomes a line."""
     limit = MAX_PIXELS if max_pixels is None else max_pixels
+    called = said(path) if isinstance(path, str) else "the file"
     try:
-        _check_regular(path)
+        if isinstance(path, str):
+            _check_regular(path)
         if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow warns over it, and refuses over twice as many
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's of oddities: the image is read, or refused here
             with Image.open(path, formats=FORMATS) as image:
-                pixels = image.width * image.height
-                if pixels == 0:
-                    raise ValueError(f"it is {image.width} x {image.height} pixels")
-                if pixels > limit:
+                if image.width * image.height > limit:
                     raise Image.DecompressionBombError
                 yield image
     except Image.DecompressionBombError:
         raise ImageTooLarge(
-            f"{name}: {said(path)} has over {limit:,} pixels: give a smaller image, or a higher max_pixels "
+            f"{name}: {called} has over {limit:,} pixels: give a smaller image, or a higher max_pixels "
             "(train: --data.max-pixels)"
         ) from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken files.
         raise UnreadableImage(
-            f"{name}: cannot read {said(path)} ({_reason(error)}): replace it or remove it"
+            f"{name}: cannot read {called} ({_reason(error)}): replace it or remove it"
         ) from error
 
 

@@ -139,8 +139,14 @@ def open_folder(
 
 
 def resize_and_centre(image: Image.Image, size: int, crop_pct: float) -> Image.Image:
-    scale = round(size / crop_pct) / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    (width, height), (left, top) = centre(image.size, size, crop_pct)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def centre(of: tuple[int, int], size: int, crop_pct: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What `resize_and_centre` makes of an image `of` (width, height): the (width, height) that it is resized
+    to, and the (left, top) of the square of `size` that is cut out of that."""
+    scale = round(size / crop_pct) / min(of)
+    width, height = (max(size, round(side * scale)) for side in of)
+    return (width, height), ((width - size) // 2, (height - size) // 2)

@@ -1,0 +1,136 @@
+"""attneck draw: a network's stages, their costs and the attention in them, as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from attneck.checks import sides
+from attneck.commands.arguments import call
+from attneck.commands.given_model import kind_of, load
+from attneck.commands.look import target, write
+from attneck.errors import UserError, suggestion, user_mistakes
+from attneck.models import catalog
+from attneck.training.recipe import TIMM
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def draw(
+    model: Annotated[str, tyro.conf.Positional],
+    /,
+    save: Path | None = None,
+    surgery: Literal["adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"] | None = None,
+    surgery_options: dict[str, bool | int | float | str | list[int]] = {},  # noqa: B006 - tyro's default, never changed
+    image_size: int | None = None,
+    options: dict[str, bool | int | float | str | list[int]] = {},  # noqa: B006 - likewise
+    dark: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Draw a network: the map and channels of each stage, parameters, multiply-adds, and its attention.
+
+    With --surgery the network before and after it, the changed stages framed.
+
+    Args:
+        model: a name of `attneck list`, timm/NAME, a run's folder, or what attneck.hub.save wrote.
+        save: the picture: .png, .svg or .pdf; if not given the model's name with -neck.png, here, with a
+            number where that is taken.
+        surgery: the function of attneck.surgery that changes it.
+        surgery_options: its arguments, such as stage 3.
+        image_size: side of the image in pixels; the model's own if not given.
+        options: what the model is asked for beyond its name, such as bam stages.
+        dark: on a dark page.
+    """
+    if surgery is None and surgery_options:
+        raise UserError("--surgery-options would change nothing without --surgery: leave them out")
+    of_timm = model.startswith(TIMM)
+    kind = "name" if of_timm else kind_of(model)
+    if options and kind != "name":
+        raise UserError(
+            f"--options are of a model that is built by its name, and {model} is saved: leave them out"
+        )
+    with user_mistakes():
+        if not of_timm and kind == "name":
+            catalog.find(model, dict(options))
+        if image_size is not None:
+            sides("--image-size", image_size)
+    file = target(save, Path(model.rstrip("/")).name, "neck")
+
+    from attneck.data.readers.decode import said
+    from attneck.explain.neck import Drawn, neck
+    from attneck.measure.stages import stages
+
+    with user_mistakes():
+        network = _network(model, kind, image_size, dict(options))
+        size = _size(network, image_size)
+        title = " ".join([model, *(f"{name}={value}" for name, value in options.items())])
+        drawn = [Drawn(title, stages(network, size))]
+        if surgery is not None:
+            _operate(network, surgery, dict(surgery_options), size)
+            after = stages(network, size)
+            changed = {stage.name for stage in after} - {stage.name for stage in drawn[0].stages}
+            before = {stage.name: (stage.params, stage.attention) for stage in drawn[0].stages}
+            changed |= {
+                stage.name for stage in after if before.get(stage.name) != (stage.params, stage.attention)
+            }
+            drawn.append(Drawn(f"{title} after {surgery}", after, frozenset(changed)))
+    write(neck(drawn, size, dark=dark), file)
+    print(f"wrote {said(file)}")
+
+
+def _network(model: str, kind: Any, image_size: int | None, options: dict[str, Any]) -> nn.Module:
+    """The model; one that is built by its name has no weights."""
+    import torch
+
+    if kind != "name":
+        network: nn.Module = load(kind, model, image_size, False, "newest")[1]
+        return network
+    with torch.device("meta"):
+        if not model.startswith(TIMM):
+            return catalog.create_model(model, image_size=image_size, **options)
+        import timm
+
+        name = model.removeprefix(TIMM)
+        if not timm.is_model(name):
+            raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
+        try:
+            found: nn.Module = timm.create_model(name, **options)
+        except TypeError as error:
+            raise ValueError(f"timm's {name} does not take these options ({error}): {options}") from error
+        return found
+
+
+def _size(network: Any, image_size: int | None) -> tuple[int, int]:
+    """(height, width) of the image."""
+    if image_size is not None:
+        return image_size, image_size
+    if (origin := getattr(network, "origin", None)) is not None:
+        height, width = origin.image_size
+        return height, width
+    height, width = network.pretrained_cfg["input_size"][1:]
+    return height, width
+
+
+def _operate(network: nn.Module, surgery: str, options: dict[str, Any], size: tuple[int, int]) -> None:
+    """Change it in place."""
+    import inspect
+
+    from attneck import surgery as functions
+
+    function: Any = getattr(functions, surgery)
+    known = inspect.signature(function).parameters.keys()
+    for name in options:
+        if name not in known - {"model", "image_size"}:
+            wanted = sorted(known - {"model", "image_size"})
+            raise ValueError(
+                f"{surgery} has no option {name!r}{suggestion(name, wanted)} "
+                f"(there are {', '.join(wanted) or 'none'})"
+            )
+    function(network, **({"image_size": size} if "image_size" in known else {}), **options)
+
+
+def main(words: list[str]) -> None:
+    """Parse and run."""
+    call(draw, "attneck draw", words)

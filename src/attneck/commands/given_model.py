@@ -1,0 +1,133 @@
+"""What a command's word for a model stands for: a run, a saved model or a name; and how it takes a photo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attneck.errors import UserError, suggestion, user_mistakes
+from attneck.models import catalog
+from attneck.training.recipe_file import is_run
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from attneck.explain.photo import Window
+    from attneck.explain.seeing import Maps
+    from attneck.runs.run import Run
+
+Kind = Literal["run", "saved", "name"]
+Checkpoint = Literal["newest", "best"]
+
+
+def kind_of(model: str) -> Kind:
+    """What the word stands for.
+
+    Raises:
+        UserError: nothing, or a run that has saved nothing yet.
+    """
+    path = Path(model)
+    if is_run(path):
+        if not any(path.glob("checkpoints/step-*.pt")):
+            raise UserError(f"{model}: no checkpoint there yet (attneck train {model} makes them)")
+        return "run"
+    if (path / "config.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
+        return "saved"
+    names = list(catalog.CATALOG)
+    if model in names:
+        return "name"
+    if path.exists():
+        raise UserError(
+            f"{model} is no run (recipe.yaml) and no saved model (config.json, or a .safetensors file)"
+        )
+    raise UserError(
+        f"no model or run is called {model!r}{suggestion(model, names)} (attneck list: the models)"
+    )
+
+
+def load(
+    kind: Kind, model: str, image_size: int | None, raw: bool, checkpoint: Checkpoint
+) -> tuple[Run | None, Any, int | None]:
+    """The run, if it is one; the network; and the image side of its graph, None for the network's own."""
+    if kind == "run":
+        from attneck.runs.run import Run
+
+        run = Run(model, checkpoint)
+        size = image_size or run.facts["image_size"]
+        return run, run.model(size, average=not raw), size
+    if kind == "saved":
+        from attneck import hub
+
+        return None, hub.load(model, image_size=image_size), image_size
+    from attneck.models import create_model
+
+    return None, create_model(model, image_size=image_size), image_size
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A network, and how a photo becomes what it takes.
+
+    Attributes:
+        title: what to call it in a picture.
+        trained: whether it has weights from anywhere.
+        facts: of a classifier `classes` (empty where they have no names), `image_size`, `mean`, `std` and
+            `crop_pct`; of a detector `classes`, the background not counted.
+        detects: whether it finds objects.
+    """
+
+    title: str
+    trained: bool
+    network: nn.Module
+    facts: dict[str, Any]
+    detects: bool
+
+    def prepared(self, photo: Image.Image) -> Tensor:
+        """[3, H, W]"""
+        from attneck.tasks.classification import Classification
+        from attneck.tasks.detection import Detection
+
+        return (Detection if self.detects else Classification).prepared(photo, self.facts)
+
+    def window(self, photo: tuple[int, int], found: Maps) -> Window:
+        """Where the maps lie in a photo of (width, height)."""
+        from attneck.explain.photo import centred, fitted
+
+        if self.detects:
+            return fitted(photo, found.seen, found.image_size)
+        return centred(photo, self.facts["image_size"], self.facts["crop_pct"])
+
+
+def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "newest") -> Viewer:
+    """The model that a word stands for, ready for photos.
+
+    Raises:
+        UserError: no such model, or one whose images are not square or not of three colours.
+    """
+    kind = kind_of(model)
+    if checkpoint != "newest" and kind != "run":
+        raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
+    with user_mistakes():
+        run, network, _ = load(kind, model, image_size, False, checkpoint)
+    network.eval()
+    title = model if run is None else f"{run.recipe.model.name}, step {run.step:,}"
+    known = dict(getattr(network, "pretrained_cfg", None) or {})
+    if run is not None:
+        facts = run.facts | ({} if image_size is None else {"image_size": image_size})
+        return Viewer(title, True, network, facts, run.finds_objects)
+    classes = tuple(known.get("label_names") or ())
+    if hasattr(network, "transform"):
+        return Viewer(title, kind == "saved", network, {"classes": classes[1:]}, True)
+    channels, height, width = known["input_size"]
+    if channels != 3 or height != width:
+        raise UserError(f"{model} takes {channels} × {height} × {width}: wanted square images of 3 colours")
+    facts = {"classes": classes, "image_size": image_size or height}
+    return Viewer(
+        title,
+        kind == "saved",
+        network,
+        facts | {key: known[key] for key in ("mean", "std", "crop_pct")},
+        False,
+    )

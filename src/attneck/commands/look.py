@@ -1,0 +1,250 @@
+"""attneck look: where a model's BAMs and self-attention look in a photo, as a picture."""
+
+from __future__ import annotations
+
+import io
+import sys
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from attneck.commands.arguments import call
+from attneck.commands.given_model import Viewer, kind_of, viewer
+from attneck.errors import UserError, user_mistakes
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from attneck.explain.looking import Look
+
+ENDINGS = (".png", ".svg", ".pdf")
+MOST_PIXELS = 1 << 24
+"""Of a photo that is kept in memory, as `attneck predict` has it."""
+LIKELIEST = 3
+"""Classes that are written beside the photo."""
+
+
+def look(
+    model: Annotated[str, tyro.conf.Positional],
+    image: Annotated[Path, tyro.conf.Positional],
+    /,
+    at: tuple[str, ...] = (),
+    save: Path | None = None,
+    html: Path | None = None,
+    beside: str | None = None,
+    tables: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    cam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    dark: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    image_size: int | None = None,
+    max_pixels: int | None = None,
+    checkpoint: Literal["newest", "best"] = "newest",
+) -> None:
+    """See where a model looks in a photo: each BAM, and each head of each self-attention from a place.
+
+    BAM over the stages, as in Figure 1 of its paper: what comes in, the spatial branch M_s, the gate M (the
+    mean over channels), and what goes out. Self-attention from the marked place: the weights of every place,
+    of all heads and of each, and by content and by position alone (the mean over the heads). Above each is
+    the mean distance that it looks, over all places, in pixels of the model's input.
+
+    Colours lie on the photo where the network's map lies, a square a place of the map; the frame is what the
+    model sees of it.
+
+    Args:
+        model: a run's folder, what attneck.hub.save wrote, or a name of `attneck list` (untrained).
+        image: a photo (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF), turned upright as its EXIF says.
+        at: places x,y in the photo's pixels that self-attention is shown from, such as 120,80 200,40; the
+            middle of what the model sees if not given.
+        save: the picture: .png, .svg or .pdf; if not given the photo's name with -look.png, here, with a
+            number where that is taken.
+        html: in place of the picture, or beside --save's: the page of attneck serve with this photo and all
+            numbers in it, one file that any browser opens without a network.
+        beside: another model, shown beside it.
+        tables: the learned position tables as well.
+        cam: Grad-CAM of the likeliest class as well (pip install 'attneck[explain]').
+        dark: on a dark page.
+        image_size: side in pixels that the model is given; its own if not given.
+        max_pixels: a larger photo is refused; 178,956,970 if not given.
+        checkpoint: a run's newest, or its best by the recipe's metric.
+    """
+    places = [_place(word) for word in at]
+    if html is not None:
+        _check_page(html, image)
+        if save is None and (at or tables or cam or dark):
+            raise UserError("--at, --tables, --cam and --dark are of the picture: give --save PICTURE too")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image-size {image_size}: give a side in pixels, 1 or more")
+    if max_pixels is not None and max_pixels < 1:
+        raise UserError(f"--max-pixels {max_pixels}: give how many an image may have, 1 or more")
+    if cam:
+        _check_captum()
+
+    from attneck.data.readers.decode import decode_small, look_at, said
+
+    look_at(str(image), "look", max_pixels)
+    file = target(save, image, "look") if save is not None or html is None else None
+    words = [model] if beside is None else [model, beside]
+    for word in words:
+        kind_of(word)
+
+    photo, size = decode_small(str(image), "look", MOST_PIXELS, max_pixels)
+    for x, y in places:
+        if not (0 <= x < size[0] and 0 <= y < size[1]):
+            raise UserError(
+                f"--at {x},{y}: the photo is {size[0]} × {size[1]} pixels, from 0,0 at its top left"
+            )
+    seers = [viewer(word, image_size, checkpoint if kind_of(word) == "run" else "newest") for word in words]
+    if checkpoint != "newest" and kind_of(model) != "run":
+        raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
+    if html is not None:
+        _write_page(html, photo, image.name, list(zip(words, seers, strict=True)))
+    if file is None:
+        return
+    with user_mistakes():
+        looks = [_look(seer, photo, cam) for seer in seers]
+        layers = [layer for one in looks for layer in one.maps.mhsas]
+        if places and not layers:
+            raise UserError(f"--at is of self-attention, and {' and '.join(words)} has none: leave it out")
+        if tables and not any(layer.tables for layer in layers):
+            raise UserError(f"--tables: {' and '.join(words)} has no position tables; leave it out")
+
+        from attneck.explain.looking import picture
+        from attneck.explain.sheet import Place
+
+        if not places:
+            left, top, right, bottom = looks[0].window.box
+            middle = min(left + right, photo.width) / 2, min(top + bottom, photo.height) / 2
+            places = [(int(middle[0] * size[0] / photo.width), int(middle[1] * size[1] / photo.height))]
+        across, down = photo.width / size[0], photo.height / size[1]  # where it was made smaller
+        marked = [Place((x + 0.5) * across, (y + 0.5) * down, f"x {x}, y {y}") for x, y in places]
+        figure = picture(photo, looks, marked, tables=tables, dark=dark)
+    write(figure, file)
+    for one in looks:
+        for note in one.maps.notes:
+            print(f"attneck: {one.title}: {note}", file=sys.stderr)
+    print(f"wrote {said(file)}")
+
+
+def _check_page(html: Path, image: Path) -> None:
+    """Raises UserError for what cannot be the page's file."""
+    from attneck.data.readers.decode import said
+
+    if html.suffix.lower() not in (".html", ".htm") or html.is_dir():
+        raise UserError(f"--html {said(html)}: wanted a file that ends in .html")
+    if not html.absolute().parent.is_dir():
+        raise UserError(
+            f"--html {said(html)}: there is no folder {said(html.absolute().parent)}; make it first"
+        )
+    if html.exists() and html.samefile(image):
+        raise UserError(f"--html {said(html)} is the photo itself: give another name")
+
+
+def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str, Viewer]]) -> None:
+    """The page as a file, whole or not at all."""
+    from attneck.data.readers.decode import said
+    from attneck.files import write_atomic
+    from attneck.serve.alone import alone
+    from attneck.serve.network import Network
+
+    page = alone(photo, name, [Network(seer, Path(word).resolve().name) for word, seer in seers])
+    write_atomic(html, page.encode())
+    print(f"wrote {said(html)}, {len(page) / 1e6:.1f} MB")
+
+
+def target(save: Path | None, source: Path | str, what: str) -> Path:
+    """The picture's path: `save`, or a name after the source's that nothing has here.
+
+    Raises:
+        UserError: no picture's ending, no such folder, or the photo itself.
+    """
+    from attneck.data.readers.decode import said
+
+    if save is None:
+        stem = Path(source).stem
+        names = (f"{stem}-{what}{'' if number == 1 else f'-{number}'}.png" for number in count(1))
+        return next(path for path in map(Path, names) if not path.exists())
+    if save.suffix.lower() not in ENDINGS or save.is_dir():
+        raise UserError(f"--save {said(save)}: wanted a file that ends in {', '.join(ENDINGS)}")
+    if not save.absolute().parent.is_dir():
+        raise UserError(
+            f"--save {said(save)}: there is no folder {said(save.absolute().parent)}; make it first"
+        )
+    if save.exists() and Path(source).exists() and save.samefile(source):
+        raise UserError(f"--save {said(save)} is the photo itself: give another name")
+    return save
+
+
+def write(figure: Any, file: Path) -> None:
+    """As its ending says; whole or not at all."""
+    import matplotlib
+
+    from attneck.files import write_atomic
+
+    data = io.BytesIO()
+    ending = file.suffix.lower()[1:]
+    dated = {} if ending == "png" else {"Date" if ending == "svg" else "CreationDate": None}
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "attneck"}):
+        figure.savefig(data, format=ending, dpi=110, facecolor=figure.get_facecolor(), metadata=dated)
+    write_atomic(file, data.getvalue())
+
+
+def _look(seer: Viewer, photo: Image.Image, cam: bool) -> Look:
+    """What one model sees, and says of the photo."""
+    from attneck.explain.looking import Look
+    from attneck.explain.seeing import maps
+
+    image = seer.prepared(photo)
+    found = maps(seer.network, image)
+    height, width = found.image_size
+    lines = [f"The model sees the framed part, as {width}\u00a0×\u00a0{height} pixels."]
+    if not seer.trained:
+        lines.append("It is untrained: its weights are random, and where it looks means nothing.")
+    drawn = None
+    if cam:
+        if seer.detects:
+            raise UserError(
+                f"--cam is of a classifier's likeliest class, and {seer.title} finds objects: leave it out"
+            )
+        from attneck.explain.gradcam import grad_cam
+
+        label, values = grad_cam(seer.network, image)
+        drawn = _class_name(seer, label), values
+    if seer.trained:
+        lines += ["", *_predictions(seer, found.output)]
+    return Look(seer.title, lines, found, seer.window(photo.size, found), drawn)
+
+
+def _predictions(seer: Viewer, output: Any) -> list[str]:
+    """The likeliest classes, or the surest objects."""
+    if not seer.detects:
+        shares, labels = output.float().softmax(0).sort(descending=True)
+        best = zip(shares[:LIKELIEST].tolist(), labels[:LIKELIEST].tolist(), strict=True)
+        return [f"{100 * share:.1f} %  {_class_name(seer, label)}" for share, label in best]
+    best = zip(output["scores"][:LIKELIEST].tolist(), output["labels"][:LIKELIEST].tolist(), strict=True)
+    return [f"{score:.2f}  {_class_name(seer, label - 1)}" for score, label in best] or ["no object found"]
+
+
+def _class_name(seer: Viewer, label: int) -> str:
+    classes = seer.facts["classes"]
+    return str(classes[label]) if label < len(classes) else f"class {label}"
+
+
+def _place(word: str) -> tuple[int, int]:
+    try:
+        x, y = map(int, word.split(","))
+    except ValueError:
+        raise UserError(f"--at {word!r}: wanted x,y in the photo's pixels, such as 120,80") from None
+    return x, y
+
+
+def _check_captum() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("captum") is None:
+        raise UserError("--cam takes captum, which is not installed: pip install 'attneck[explain]'")
+
+
+def main(words: list[str]) -> None:
+    """Parse and run."""
+    call(look, "attneck look", words)

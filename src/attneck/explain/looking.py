@@ -1,0 +1,186 @@
+"""What models look at in a photo, as a picture: BAM over the stages, attention from a place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from attneck.explain.photo import Window
+from attneck.explain.seeing import BAMMaps, Maps, MHSAMaps
+from attneck.explain.sheet import Column, Place, Section, Table, Tile, sheet, wrapped
+
+Values = NDArray[np.floating]
+
+MOST_BAMS = 8
+"""Columns of a table of BAMs; more are given another table."""
+MOST_LAYERS = 6
+"""Rows of a table of MHSAs; of more there are two tables side by side."""
+MOST_TABLES = 4
+"""Rows of learned positions, likewise."""
+MAGNITUDE, WEIGHT = "mean |x|", "weight"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one model sees in the photo.
+
+    Attributes:
+        title: the model's.
+        lines: what is said beside the photo.
+        cam: its class and Grad-CAM [H, W], where it was asked for.
+    """
+
+    title: str
+    lines: Sequence[str]
+    maps: Maps
+    window: Window
+    cam: tuple[str, Values] | None = None
+
+
+def picture(
+    photo: Image.Image,
+    looks: Sequence[Look],
+    places: Sequence[Place],
+    *,
+    tables: bool = False,
+    dark: bool = False,
+) -> Figure:
+    """Models beside each other.
+
+    Args:
+        photo: upright, as it was prepared for the models.
+        places: those that attention is shown from.
+        tables: the learned positions too.
+        dark: on a dark page.
+    """
+    return sheet(photo, [_column(look, places, tables) for look in looks], dark=dark)
+
+
+def _column(look: Look, places: Sequence[Place], tables: bool) -> Column:
+    found, sections = look.maps, []
+    if look.cam is not None:
+        name, values = look.cam
+        tile = Tile(values, "gradient × map", look.window)
+        sections.append(Section(f"Grad-CAM: {name}", [Table([""], [""], [[tile]], 2.0)]))
+    if found.bams:
+        sections.append(_of_bams(found.bams, look.window))
+    if found.mhsas:
+        for number, place in enumerate(places, start=1):
+            name = f"place {number}" if len(places) > 1 else "the marked place"
+            heading = f"Self-attention from {name}, {place.name}"
+            sections.append(_of_mhsas(found.mhsas, look.window, place, heading))
+    with_tables = [layer for layer in found.mhsas if layer.tables]
+    if tables and with_tables:
+        sections.append(_of_tables(with_tables))
+    return Column(look.title, look.lines, look.window, places if found.mhsas else [], sections)
+
+
+def _of_bams(bams: Sequence[BAMMaps], window: Window) -> Section:
+    """A column a module, from the first stage to the last, as in BAM's Figure 1."""
+    bands = -(-len(bams) // MOST_BAMS)
+    size = -(-len(bams) // bands)
+    parts = [bams[at : at + size] for at in range(0, len(bams), size)]
+    tables = [
+        Table(
+            ["before", "M_s\nspatial\nbranch", "M\nmean of\nchannels", "after"],
+            [_name(one, 20) for one in part],
+            [*zip(*(_of_bam(one, window) for one in part), strict=True)],
+        )
+        for part in parts
+    ]
+    return Section("BAM: what comes in, where it looks, what goes out", tables, stacked=True)
+
+
+def _of_bam(one: BAMMaps, window: Window) -> list[Tile | None]:
+    """Its four rows; what comes in and what goes out have one scale."""
+    before, after = _array(one.before), _array(one.after)
+    limits = (min(before.min(), after.min()), max(before.max(), after.max()))
+    return [
+        Tile(before, MAGNITUDE, window, limits),
+        None if one.spatial is None else Tile(_array(one.spatial), "logit", window),
+        Tile(_array(one.attention.mean(0)), "gate", window),
+        Tile(after, MAGNITUDE, window, limits),
+    ]
+
+
+def _of_mhsas(layers: Sequence[MHSAMaps], window: Window, place: Place, heading: str) -> Section:
+    """A row a layer: the mean of the heads, each head, and the mean of each term alone."""
+    heads = max(layer.heads for layer in layers)
+    columns = ["all heads, mean", *(f"head {number}" for number in range(1, heads + 1))]
+    columns += ["content alone", "position alone"]
+    rows, names = [], []
+    for layer in layers:
+        cell = window.cell(place.x, place.y, layer.map_size)
+        if cell is None:
+            raise ValueError(
+                f"the place {place.name} lies outside what the model sees of the photo, from "
+                f"{_inside(window)}: give one that it sees"
+            )
+        away = layer.distance()
+
+        def tile(weights: Tensor, note: str = "", cell: tuple[int, int] = cell) -> Tile:
+            return Tile(_array(weights), WEIGHT, window, cell=cell, note=note)
+
+        row = layer.row(*cell)  # [h, H, W]
+        tiles: list[Tile | None] = [tile(row.mean(0), _away(away.mean()))]
+        tiles += [tile(one, _away(far)) for one, far in zip(row, away, strict=True)]
+        tiles += [None] * (heads - layer.heads)
+        tiles.append(tile(layer.row(*cell, "content").mean(0)) if layer.keys is not None else None)
+        tiles.append(tile(layer.row(*cell, "position").mean(0)) if layer.tables else None)
+        rows.append(tiles)
+        names.append(_name(layer, 16))
+    halves = 1 if len(layers) <= MOST_LAYERS else 2
+    size = -(-len(layers) // halves)
+    tables = [
+        Table(names[at : at + size], columns, rows[at : at + size], 1.5 if halves == 1 else 1.2)
+        for at in range(0, len(layers), size)
+    ]
+    return Section(heading, tables)
+
+
+def _of_tables(layers: Sequence[MHSAMaps]) -> Section:
+    """Learned positions, a row an offset (or a place) and a column a number of the head's width."""
+    rows = []
+    for layer in layers:
+        tiles: list[Tile | None] = []
+        for table, side in zip(layer.tables, layer.map_size, strict=True):
+            last = side - 1
+            ticks = (f"−{last}", "0", f"+{last}") if layer.position == "relative" else ("0", "", str(last))
+            tiles.append(Tile(_array(table), "value", ticks=ticks))
+        rows.append(tiles)
+    names = ["rows, by offset", "columns, by offset"]
+    if all(layer.position == "absolute" for layer in layers):
+        names = ["rows, by place", "columns, by place"]
+    heading = "Learned positions (down: places of the map; across: the head's width)"
+    size = -(-len(layers) // -(-len(layers) // MOST_TABLES))
+    tables = [
+        Table([_name(layer, 16) for layer in layers[at : at + size]], names, rows[at : at + size], 1.5)
+        for at in range(0, len(layers), size)
+    ]
+    return Section(heading, tables)
+
+
+def _inside(window: Window) -> str:
+    left, top, right, bottom = window.box
+    return f"{max(0, left):.0f},{max(0, top):.0f} to {right - 1:.0f},{bottom - 1:.0f}"
+
+
+def _name(one: BAMMaps | MHSAMaps, most: int) -> str:
+    H, W = one.map_size
+    again = f"\npass {one.call}" if one.call > 1 else ""
+    return f"{wrapped(one.name or 'the model', most)}\n{H} × {W}{again}"
+
+
+def _away(distance: Tensor) -> str:
+    return f"mean {float(distance):.0f} px away"
+
+
+def _array(values: Tensor) -> Values:
+    found: Values = values.detach().float().cpu().numpy()
+    return found

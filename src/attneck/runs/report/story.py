@@ -1,0 +1,161 @@
+"""A run's folder, read for its report: as much of it as there is."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attneck.errors import UserError, one_line
+from attneck.runs.cost import Cost, cost_of
+from attneck.runs.lock import owner
+from attneck.runs.pictures import SCORED
+from attneck.runs.provenance import environment_of
+from attneck.runs.run import Run
+from attneck.runs.snapshots import Snapshot, read
+from attneck.training.recipe import Recipe
+
+Record = dict[str, Any]
+HEADLINES = ("top1", "box_AP", "mAP")
+"""The score that a run is named by: the first one that it has."""
+
+
+@dataclass
+class Story:
+    """What a folder says of its run.
+
+    Attributes:
+        summary: None of a run that has not ended.
+        scored: what the last scoring said, see `pictures`; None where no run's end has written it.
+        lacks: what there should be and isn't, in words.
+    """
+
+    folder: Path
+    recipe: Recipe
+    history: list[Record]
+    summary: Record | None
+    environment: dict[str, Any]
+    facts: dict[str, Any]
+    scored: dict[str, Any] | None
+    snapshots: list[Snapshot]
+    cost: Cost | None
+    lacks: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.folder.resolve().name
+
+    @property
+    def last(self) -> Record:
+        """The last record; empty before the first."""
+        return self.history[-1] if self.history else {}
+
+    @property
+    def headline(self) -> str | None:
+        """What the score that the run is named by is called in a record."""
+        metric = [self.recipe.metric] if self.recipe.metric else []
+        keys = [f"{prefix}_{score}" for score in [*metric, *HEADLINES] for prefix in ("ema", "val")]
+        return next((key for key in keys if key in self.last), None)
+
+    @property
+    def best(self) -> Record | None:
+        """The record of the best checkpoint."""
+        from attneck.training.best import best_of
+
+        found = best_of(self.history, self.headline) if self.headline else None
+        return None if found is None else next(row for row in self.history if row["step"] == found.step)
+
+    @property
+    def seconds(self) -> float:
+        """Of all records, training and scoring."""
+        return sum(float(record.get("seconds", 0)) for record in self.history)
+
+    @property
+    def state(self) -> str:
+        """How it ended, or how far it is."""
+        if self.summary is not None:
+            early = ", early: its scores were no longer better" if self.summary.get("ended_early") else ""
+            return f"ended after {self.summary['steps']:,} steps{early}"
+        steps = [
+            int(found[1]) for name in self._checkpoints() if (found := re.fullmatch(r"step-(\d+)\.pt", name))
+        ]
+        trains = owner(self.folder)
+        how = f"has not ended, and is trained by {trains}" if trains else "has not ended"
+        newest = f"; its newest checkpoint is of step {max(steps):,}" if steps else "; it has no checkpoint"
+        if not self.history:
+            return f"{how}; no held-out images were scored yet{newest}"
+        return f"{how}: its last record is of step {self.last['step']:,}{newest}"
+
+    def _checkpoints(self) -> list[str]:
+        try:
+            return [file.name for file in (self.folder / "checkpoints").iterdir()]
+        except OSError:
+            return []
+
+
+def read_story(folder: Path) -> Story:
+    """What the folder says.
+
+    Raises:
+        UserError: no run there; or a recipe, or records, that no run writes.
+    """
+    recipe = Run(folder).recipe
+    lacks: list[str] = []
+    history = _history(folder)
+    summary = _json(folder / "summary.json", lacks)
+    if summary is not None and not isinstance(summary.get("steps"), int):
+        lacks.append("summary.json has no steps")
+        summary = None
+    facts = _json(folder / "data.json", lacks) or {}
+    story = Story(
+        folder,
+        recipe,
+        history,
+        summary,
+        environment_of(folder),
+        facts,
+        _json(folder / SCORED, lacks),
+        read(folder, {0, *(int(record["step"]) for record in history)}),
+        None,
+        lacks,
+    )
+    try:
+        story.cost = cost_of(folder, recipe, facts)
+    except Exception as error:  # a model of another version, or of a library that is not there
+        lacks.append(f"its cost could not be counted ({type(error).__name__}: {one_line(error, 150)})")
+    if summary is None:
+        lacks.insert(0, story.state)
+    return story
+
+
+def _history(folder: Path) -> list[Record]:
+    file = folder / "metrics.jsonl"
+    try:
+        records = [json.loads(line) for line in file.read_bytes().splitlines()]
+        for record in records:
+            int(record["step"]), float(record["epoch"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise UserError(
+            f"{file} is damaged ({type(error).__name__}: {one_line(error, 80)}): it is written anew when the "
+            "run goes on (--resume)"
+        ) from None
+    return records
+
+
+def _json(file: Path, lacks: list[str]) -> dict[str, Any] | None:
+    """A JSON object; None where there is none, which is said where there is something else."""
+    try:
+        found = json.loads(file.read_bytes())
+        if isinstance(found, dict):
+            return found
+        lacks.append(f"{file.name} is damaged")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError):
+        lacks.append(f"{file.name} is damaged")
+    return None

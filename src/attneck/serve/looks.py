@@ -1,0 +1,163 @@
+"""What a model sees in an image, as the page is told it: JSON, and rows of attention as bytes.
+
+Letters: H x W a map, N = H*W places, h heads, n objects.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attneck.explain import BAMMaps, Maps, MHSAMaps
+from attneck.explain.seeing import Part
+from attneck.serve.page import STEPS_A_NAT
+
+CLASSES, OBJECTS = 5, 50
+"""Of an image, at most."""
+LEAST = 0.05
+"""Of an object's score."""
+
+
+class Look:
+    """One image as one model sees it."""
+
+    def __init__(
+        self,
+        found: Maps | None,
+        box: Sequence[float],
+        predictions: list[dict[str, Any]],
+        *,
+        finds_objects: bool,
+    ) -> None:
+        self.mhsas: tuple[MHSAMaps, ...] = () if found is None else found.mhsas
+        self._told = {
+            "box": list(box),
+            "finds_objects": finds_objects,
+            "predictions": predictions,
+            "mhsas": [_told_mhsa(one) for one in self.mhsas],
+            "bams": [] if found is None else [_told_bam(one) for one in found.bams],
+        }
+
+    def told(self) -> dict[str, Any]:
+        """What does not change with the place.
+
+        `box` is where the model's input lies in the image: left, top, width and height as shares of the
+        image's; the input may be a part of it, or go beyond it where it is padded. Boxes of objects likewise.
+        Maps [H, W] are float32 in base64; a BAM's attention is the mean over its channels.
+        """
+        return self._told
+
+    def rows(self, cells: Sequence[tuple[int, int]]) -> bytes:
+        """The rows of each block from its cell (y, x), see `packed`, one block after the other.
+
+        Raises ValueError for cells that are not there.
+        """
+        if len(cells) != len(self.mhsas):
+            raise ValueError(f"{len(cells)} places were given, and there are {len(self.mhsas)} blocks")
+        return b"".join(packed(one, y, x) for one, (y, x) in zip(self.mhsas, cells, strict=True))
+
+
+def parts(mhsa: MHSAMaps) -> list[Part]:
+    """The terms of the block's logits."""
+    terms: tuple[tuple[Part, bool], ...] = (("content", mhsa.content), ("position", mhsa.position != "none"))
+    return [part for part, there in terms if there]
+
+
+def packed(mhsa: MHSAMaps, y: int, x: int) -> bytes:
+    """The row from (y, x) of each term alone, [h, H, W] each: -log in STEPS_A_NAT, little-endian uint16.
+
+    softmax(a * content + b * position) is these rows to the powers a and b, multiplied and made to sum to
+    one, so that the page needs no more of a place for any weights of the two terms.
+    """
+    rows = [-mhsa.log_row(y, x, part) for part in parts(mhsa)]
+    steps = (torch.nan_to_num(torch.stack(rows)) * STEPS_A_NAT).round().clamp(0, 65535)
+    return steps.cpu().to(torch.int32).numpy().astype("<u2").tobytes()
+
+
+def _told_mhsa(mhsa: MHSAMaps) -> dict[str, Any]:
+    return {
+        "name": _name(mhsa.name, mhsa.call),
+        "map": list(mhsa.map_size),
+        "heads": mhsa.heads,
+        "distance": [round(pixels, 2) for pixels in torch.nan_to_num(mhsa.distance()).tolist()],
+        "parts": parts(mhsa),
+        "step": 1,
+    }
+
+
+def _told_bam(bam: BAMMaps) -> dict[str, Any]:
+    arrays = {
+        "before": bam.before,
+        "after": bam.after,
+        "attention": bam.attention.mean(0),
+        "spatial": bam.spatial,
+        "channel": bam.channel,
+    }
+    return {
+        "name": _name(bam.name, bam.call),
+        "map": list(bam.map_size),
+        **{name: None if array is None else _floats(array) for name, array in arrays.items()},
+    }
+
+
+def _name(name: str, call: int) -> str:
+    return name if call == 1 else f"{name} ({call})"
+
+
+def _floats(array: Tensor) -> str:
+    finite = torch.nan_to_num(array.float())
+    return _text(finite.cpu().contiguous().numpy().astype("<f4").tobytes())
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def classes_of(logits: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The likeliest; logits [classes]."""
+    shares = torch.nan_to_num(logits.float().softmax(0))
+    scores, labels = shares.topk(min(CLASSES, len(shares)))
+    return [
+        {"category": _called(classes, label), "score": score}
+        for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
+    ]
+
+
+def objects_of(
+    found: dict[str, Tensor], classes: Sequence[str], size: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """The surest, best first; boxes as shares of the image, of `size` (width, height), and masks in them."""
+    order = found["scores"].argsort(descending=True)[:OBJECTS]
+    order = order[found["scores"][order] >= LEAST]
+    sides = torch.tensor([*size, *size])
+    rows = []
+    for index in order.tolist():
+        corners = found["boxes"][index].cpu()
+        left, top, right, bottom = corners.tolist()
+        row: dict[str, Any] = {
+            "category": _called(classes, int(found["labels"][index]) - 1),
+            "score": float(found["scores"][index]),
+        }
+        if "masks" in found:
+            left, top = int(max(0, left)), int(max(0, top))
+            bits = (
+                (found["masks"][index, 0, top : int(bottom) + 1, left : int(right) + 1] >= 0.5).cpu().numpy()
+            )
+            right, bottom = left + bits.shape[1], top + bits.shape[0]
+            row["mask"] = {
+                "width": bits.shape[1],
+                "height": bits.shape[0],
+                "bits": _text(np.packbits(bits).tobytes()),
+            }
+        edges = (torch.tensor([left, top, right - left, bottom - top]) / sides).tolist()
+        rows.append(row | {"box": edges})
+    return rows
+
+
+def _called(classes: Sequence[str], label: int) -> str:
+    return str(classes[label]) if label < len(classes) else f"class {label}"

@@ -1,0 +1,84 @@
+"""How far the attention of a study's runs looks: of each head the mean over held-out images, in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from attneck.runs.run import Run
+from attneck.studies import kept
+from attneck.studies.statistics import told
+from attneck.studies.study import Cell, Study
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE = "distance.json"
+"""Beside a run's summary: by the number of images, the layer's name, and its heads."""
+Heads = dict[str, list[float]]
+
+
+@dataclass
+class DistanceRow:
+    """A layer of a variant on a problem: by seed, of each head, the mean distance in pixels of the image."""
+
+    problem: str
+    variant: str
+    layer: str
+    heads: dict[int, list[float]] = field(default_factory=dict)
+
+
+def find(study: Study, cells: Sequence[Cell], said: Callable[[str], None]) -> None:
+    """Measure every finished run that isn't measured yet; a line for each one with attention to `said`."""
+    for cell in cells:
+        if not study.distance_images or not cell.done or not kept.has_weights(cell.folder):
+            continue
+        images = study.distance_images
+        if str(images) not in kept.read(cell.folder / FILE):
+            kept.once(cell.folder / FILE, str(images), lambda: _heads(cell, images))  # noqa: B023
+            said(f"{cell.name}: distances of attention over {images} images")
+
+
+def collect(study: Study, cells: Sequence[Cell]) -> list[DistanceRow]:
+    """A row for each layer of attention, from whatever has been measured."""
+    rows: dict[tuple[str, str, str], DistanceRow] = {}
+    for cell in cells:
+        found = kept.read(cell.folder / FILE) if cell.done else {}
+        for layer, heads in found.get(str(study.distance_images), {}).items():
+            key = cell.problem, cell.variant, layer
+            rows.setdefault(key, DistanceRow(*key)).heads[cell.seed] = heads
+    order = [(problem, variant) for problem in study.problems or [""] for variant in study.variants]
+    return sorted(rows.values(), key=lambda row: order.index((row.problem, row.variant)))
+
+
+def table(study: Study, rows: Sequence[DistanceRow]) -> tuple[list[str], list[list[str]]]:
+    """The head, and a row of words for each layer.
+
+    Heads have no order that two seeds share: they are sorted by their distance before they are averaged.
+    """
+    head = ["problem", "variant", "layer", "mean of the heads", "nearest head", "farthest head"]
+    body = []
+    for row in rows:
+        means = {seed: sum(heads) / len(heads) for seed, heads in row.heads.items()}
+        least, most = ({seed: pick(heads) for seed, heads in row.heads.items()} for pick in (min, max))
+        body.append([row.problem, row.variant, row.layer, told(means), told(least), told(most)])
+    if not study.problems:
+        head, body = head[1:], [line[1:] for line in body]
+    return head, body
+
+
+def _heads(cell: Cell, images: int) -> Heads:
+    """By layer and head, in pixels; nothing of a network without attention."""
+    from attneck.explain import maps
+    from attneck.layers import MHSA2d
+
+    run = Run(cell.folder)
+    model = run.model()
+    if not any(isinstance(module, MHSA2d) for module in model.modules()):
+        return {}
+    total: dict[str, Tensor] = {}
+    for sample in run.samples(images):
+        for layer in maps(model, run.prepared(sample.image)).mhsas:
+            total[layer.name] = total.get(layer.name, 0) + layer.distance()
+    return {name: (heads / images).tolist() for name, heads in total.items()}

@@ -1,0 +1,96 @@
+"""A study's runs on images of other sizes than they were trained on: their scores, a table and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from attneck.runs.run import Run
+from attneck.studies import kept
+from attneck.studies.statistics import told
+from attneck.studies.study import Cell, Fields, Study
+from attneck.training.recipe import Model
+
+FILE = "sizes.json"
+"""Beside a run's summary: scores by how the network was made, and by the side in pixels."""
+AS_TRAINED = "as trained"
+Said = Callable[[str], None]
+
+
+@dataclass
+class SizeRow:
+    """A way to score a variant's runs on a problem: by side in pixels and seed, the study's metric."""
+
+    problem: str
+    name: str
+    scores: dict[int, dict[int, float]] = field(default_factory=dict)
+
+    @property
+    def curves(self) -> dict[int, list[tuple[int, float]]]:
+        """By seed: side and score."""
+        seeds = sorted({seed for scores in self.scores.values() for seed in scores})
+        return {
+            seed: [
+                (size, self.scores[size][seed]) for size in sorted(self.scores) if seed in self.scores[size]
+            ]
+            for seed in seeds
+        }
+
+
+def find(study: Study, cells: Sequence[Cell], said: Said) -> None:
+    """Score every finished run at every size, in every way, that isn't scored yet; a line each to `said`."""
+    for cell in cells:
+        if not cell.done or not kept.has_weights(cell.folder):
+            continue
+        for name, fields in _ways(study, cell.variant).items():
+            for size in study.sizes:
+                key = f"{_key(fields)}, {size}"
+                if key not in kept.read(cell.folder / FILE):
+                    part = cell.rescored(fields).model if fields else None
+                    kept.once(cell.folder / FILE, key, lambda: _scores(cell, size, part))  # noqa: B023
+                    said(f"{cell.name}: scored as {name} at {size} pixels")
+
+
+def collect(study: Study, cells: Sequence[Cell]) -> list[SizeRow]:
+    """A row for each way on each problem, from whatever has been scored."""
+    rows: dict[tuple[str, str], SizeRow] = {}
+    for cell in cells:
+        found = kept.read(cell.folder / FILE) if cell.done else {}
+        for name, fields in _ways(study, cell.variant).items():
+            row = rows.setdefault((cell.problem, name), SizeRow(cell.problem, name))
+            for size in study.sizes:
+                scores = found.get(f"{_key(fields)}, {size}")
+                if scores is not None:
+                    row.scores.setdefault(size, {})[cell.seed] = float(scores[study.metric])
+    return [row for row in rows.values() if row.scores]
+
+
+def table(study: Study, rows: Sequence[SizeRow]) -> tuple[list[str], list[list[str]]]:
+    """The head, and a row of words for each: the mean at each size, with its standard deviation and n."""
+    head = ["problem", "scored as", *(f"{size} pixels" for size in study.sizes)]
+    body = [
+        [row.problem, row.name, *(told(row.scores.get(size, {})) for size in study.sizes)] for row in rows
+    ]
+    if not study.problems:
+        head, body = head[1:], [line[1:] for line in body]
+    return head, body
+
+
+def _ways(study: Study, variant: str) -> dict[str, Fields]:
+    """By name, how the variant's runs are scored: as they were trained, and with these fields."""
+    others = {
+        name: {field: value for field, value in own.items() if field != "variant"}
+        for name, own in study.rescored.items()
+        if own["variant"] == variant
+    }
+    return {variant: {}, **others}
+
+
+def _key(fields: Fields) -> str:
+    """What the scores of a way are kept under: names may change, and studies may share runs."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(fields.items())) or AS_TRAINED
+
+
+def _scores(cell: Cell, size: int, part: Model | None) -> dict[str, float]:
+    """Of the averaged weights where they are kept."""
+    return [*Run(cell.folder).evaluate(image_size=size, part=part).values()][-1].scores

@@ -1,0 +1,172 @@
+"""attneck look and attneck draw: files, refusals, and what is said."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from attneck import cli
+
+NET = "cifar_resnet20_bot_bam"
+
+
+@pytest.fixture(autouse=True)
+def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((80, 60), 60).convert("RGB").save("photo.png")
+    return tmp_path / "photo.png"
+
+
+def said(capsys: Any, *words: str) -> tuple[int, str]:
+    code = cli.main([*words])
+    out, err = capsys.readouterr()
+    return code, (out if code == 0 else err).strip()
+
+
+def test_look_writes_a_picture_beside_nothing_of_yours(photo: Path, capsys: Any) -> None:
+    before = photo.read_bytes()
+    assert said(capsys, "look", NET, "photo.png") == (0, "wrote photo-look.png")
+    assert said(capsys, "look", NET, "photo.png", "--dark") == (0, "wrote photo-look-2.png")
+    light, dark = (
+        Image.open(name).convert("L").getpixel((2, 2)) for name in ("photo-look.png", "photo-look-2.png")
+    )
+    assert light > 240
+    assert dark < 40
+    os.link(photo, "other.png")
+    os.symlink(photo, "third.png")
+    for name in ("photo.png", "other.png", "third.png", "../" + photo.parent.name + "/photo.png"):
+        code, line = said(capsys, "look", NET, "photo.png", "--save", name)
+        assert code == 2
+        assert line.endswith("is the photo itself: give another name")
+    assert photo.read_bytes() == before
+
+
+def test_an_svg_names_every_module_and_place(capsys: Any) -> None:
+    words = ("--at", "40,30", "20,10", "--tables", "--beside", "cifar_resnet20_bam", "--save", "p.svg")
+    assert said(capsys, "look", NET, "photo.png", *words) == (0, "wrote p.svg")
+    text = Path("p.svg").read_text()
+    for word in (
+        "layer3.0.conv2",
+        "layer1.",
+        "place 1, x 40, y 30",
+        "place 2, x 20, y 10",
+        "head 4",
+        "32 × 32",
+    ):
+        assert word in text.replace("\u00a0", " "), word
+    assert "untrained" in text
+    assert "Learned positions" in text
+
+
+def test_a_photo_that_is_turned_is_seen_upright(capsys: Any) -> None:
+    image = Image.new("RGB", (80, 60))
+    exif = image.getexif()
+    exif[274] = 6  # a quarter turn: 60 wide and 80 high
+    image.save("turned.jpg", exif=exif)
+    assert said(capsys, "look", NET, "turned.jpg", "--at", "30,60")[0] == 0
+    code, line = said(capsys, "look", NET, "turned.jpg", "--at", "60,30")
+    assert code == 2
+    assert "the photo is 60 × 80 pixels" in line
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "no layer": (["cifar_resnet20", "photo.png"], "has no BAM and no MHSA2d"),
+    "no model": (["botnte50", "photo.png"], "perhaps you meant 'botnet50'"),
+    "no photo": ([NET, "nowhere.png"], "nowhere.png"),
+    "no image": ([NET, "words.txt"], "words.txt"),
+    "a place": ([NET, "photo.png", "--at", "4"], "wanted x,y in the photo's pixels"),
+    "off the photo": ([NET, "photo.png", "--at", "80,0"], "the photo is 80 × 60 pixels"),
+    "not seen": (
+        [NET, "photo.png", "--at", "1,30"],
+        "lies outside what the model sees of the photo, from 9,0",
+    ),
+    "no attention": (["cifar_resnet20_bam", "photo.png", "--at", "40,30"], "--at is of self-attention"),
+    "no tables": (["cifar_resnet20_bam", "photo.png", "--tables"], "has no position tables"),
+    "an ending": ([NET, "photo.png", "--save", "p.gif"], "ends in .png, .svg, .pdf"),
+    "a folder": ([NET, "photo.png", "--save", "there/p.png"], "there is no folder"),
+    "a size": ([NET, "photo.png", "--image-size", "0"], "give a side in pixels"),
+    "a bomb": ([NET, "photo.png", "--max-pixels", "100"], "over 100 pixels"),
+    "no run": ([NET, "photo.png", "--checkpoint", "best"], "--checkpoint is about runs"),
+}
+
+
+@pytest.mark.parametrize(("words", "says"), REFUSED.values(), ids=REFUSED)
+def test_look_refuses(words: list[str], says: str, capsys: Any) -> None:
+    Path("words.txt").write_text("no image")
+    code, line = said(capsys, "look", *words)
+    assert code == 2
+    assert says in line
+    assert len(line.splitlines()) == 1
+    assert not [*Path().glob("*-look*")]
+
+
+def test_grad_cam_says_what_to_install(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "captum" else find(name))
+    code, line = said(capsys, "look", NET, "photo.png", "--cam")
+    assert code == 2
+    assert "pip install 'attneck[explain]'" in line
+
+
+def test_grad_cam_is_where_the_class_is(capsys: Any) -> None:
+    """A class that is the brightness of the right half's map: by hand, gradient times map."""
+    pytest.importorskip("captum")
+    from attneck.explain.gradcam import grad_cam
+
+    class Halves(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 2, 1, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x).mean((2, 3))
+
+    model, image = Halves().eval(), torch.rand(3, 4, 6)
+    with torch.no_grad():
+        model.conv.weight.copy_(torch.tensor([[0.0, 0, 1], [2, 0, 0]])[:, :, None, None])
+    label, found = grad_cam(model, image)
+    assert label == int(model(image[None]).argmax())
+    label, found = grad_cam(model, image, 1)
+    assert label == 1
+    assert found == pytest.approx(((2 * image[0]) / 24).numpy())  # d mean / d map is 1/24, times the map
+    assert said(capsys, "look", NET, "photo.png", "--cam", "--save", "cam.svg")[0] == 0
+    assert "Grad-CAM: class " in Path("cam.svg").read_text()
+
+
+def test_draw_before_and_after(capsys: Any) -> None:
+    words = ("draw", "timm/resnet18", "--surgery", "attend", "--save", "neck.svg")
+    assert said(capsys, *words) == (0, "wrote neck.svg")
+    text = Path("neck.svg").read_text()
+    assert "timm/resnet18 after attend" in text
+    assert re.search(r"11\.7 M parameters, 1\.81 G multiply-adds", text)
+    assert re.search(r"8\.55 M parameters, 1\.67 G multiply-adds", text)
+    assert "MHSA × 2" in text
+
+
+DRAWN_REFUSED: dict[str, tuple[list[str], str]] = {
+    "no model": (["botnte50"], "perhaps you meant 'botnet50'"),
+    "none of timm's": (["timm/resnet19"], "timm has no model 'resnet19'"),
+    "options": ([NET, "--options", "bma", "stages"], "has no option 'bma'"),
+    "no surgery": ([NET, "--surgery-options", "stage", "3"], "without --surgery"),
+    "its options": (
+        [NET, "--surgery", "attend", "--surgery-options", "stge", "3"],
+        "perhaps you meant 'stage'",
+    ),
+    "surgery fails": (["cifar_densenet100", "--surgery", "attend"], "residual"),
+    "an ending": ([NET, "--save", "p.jpg"], "ends in .png, .svg, .pdf"),
+    "too small": (["resnet50_bam", "--image-size", "0"], "--image-size"),
+}
+
+
+@pytest.mark.parametrize(("words", "says"), DRAWN_REFUSED.values(), ids=DRAWN_REFUSED)
+def test_draw_refuses(words: list[str], says: str, capsys: Any) -> None:
+    code, line = said(capsys, "draw", *words)
+    assert code == 2
+    assert says in line
+    assert len(line.splitlines()) == 1

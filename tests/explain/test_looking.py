@@ -1,0 +1,160 @@
+"""The pictures of `attneck look` and `draw`: colours where they have to be, no words over others."""
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+import attneck
+from attneck.explain import maps
+from attneck.explain.looking import Look, picture
+from attneck.explain.neck import Drawn, neck
+from attneck.explain.photo import Window, centred, fitted
+from attneck.explain.sheet import Place
+from attneck.layers import BAM, MHSA2d
+from attneck.measure import count
+from attneck.measure.stages import stages
+
+PHOTO = Image.new("RGB", (160, 96), (128, 128, 128))
+WINDOWS = {"cut out": centred((160, 96), 64, 0.875), "padded": fitted((160, 96), (38, 64), (64, 64))}
+
+
+def looking_left() -> nn.Module:
+    """From each place of an 8 x 8 map at the place left of it, whatever the image of ones."""
+    layer = MHSA2d(8, 8, heads=2)
+    with torch.no_grad():
+        layer.qkv.weight.zero_()
+        layer.qkv.weight[:8] = 1.0
+        layer.rel_h.zero_(), layer.rel_w.zero_()
+        layer.rel_h[7], layer.rel_w[6] = 10, 10  # offsets 0 and -1
+    return nn.Sequential(nn.AvgPool2d(8), layer)
+
+
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_the_bright_pixel_is_left_of_the_place(window: Window) -> None:
+    found = maps(looking_left(), torch.ones(8, 64, 64))
+    place = Place(100.5, 40.5, "x 100, y 40")
+    figure = picture(PHOTO, [Look("left", [], found, window)], [place])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
+    overlays = [axes for axes in figure.axes if len(axes.images) == 2]
+    assert len(overlays) == 1 + 2 + 2
+    row, column = window.cell(100.5, 40.5, (8, 8)) or (0, 0)
+    left, top, right, bottom = window.of_cell(row, column - 1, (8, 8))
+    for axes in overlays[:3]:  # all heads, and each
+        box = axes.get_window_extent()
+        tile = pixels[
+            round(len(pixels) - box.y1) : round(len(pixels) - box.y0), round(box.x0) : round(box.x1)
+        ]
+        yellow = tile[..., 0] - tile[..., 2]  # of viridis the end has most red and least blue
+        y, x = (axis.mean() for axis in np.nonzero(yellow > 0.9 * yellow.max()))
+        scale = 160 / tile.shape[1]
+        assert (x + 0.5) * scale == pytest.approx((left + right) / 2, abs=3 * scale)
+        assert (y + 0.5) * scale == pytest.approx((top + bottom) / 2, abs=3 * scale)
+
+
+class Tower(nn.Module):
+    """So many BAMs and MHSAs."""
+
+    def __init__(self, bams: int, mhsas: int) -> None:
+        super().__init__()
+        self.a_long_name_of_a_module = nn.Sequential(*(BAM(16) for _ in range(bams)))
+        self.layers = nn.ModuleList(
+            nn.Sequential(MHSA2d(16, 4, heads=2, position="relative" if i else "none")) for i in range(mhsas)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a_long_name_of_a_module(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x.mean((2, 3))
+
+
+def check_layout(figure: Figure) -> None:
+    """Everything is on the page, no words on words, no tile on another, no words on a tile."""
+    canvas: Any = FigureCanvasAgg(figure)
+    renderer = canvas.get_renderer()
+    page = figure.bbox
+    words = [(text.get_text(), text.get_window_extent(renderer)) for text in figure.texts if text.get_text()]
+    tiles = [("a tile", axes.get_window_extent()) for axes in figure.axes]
+    for name, box in [*words, *tiles]:
+        assert box.x0 >= page.x0, name
+        assert box.x1 <= page.x1, name
+        assert box.y0 >= page.y0, name
+        assert box.y1 <= page.y1, name
+    for (one, a), (other, b) in combinations([*words, *tiles], 2):
+        apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
+        assert apart, (one, other)
+
+
+@pytest.mark.parametrize(
+    ("bams", "mhsas", "size"), [(1, 0, (60, 100)), (0, 1, (60, 100)), (1, 1, (300, 60)), (9, 7, (160, 96))]
+)
+def test_layout_from_one_module_to_many(bams: int, mhsas: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    found = maps(Tower(bams, mhsas), torch.randn(16, 4, 4))
+    window = centred(size, 4, 1.0)
+    look = Look("a tower", ["It is untrained: its weights are random.", "12 %  a class"], found, window)
+    place = Place(size[0] / 2, size[1] / 2, "x 30, y 50")
+    figure = picture(Image.new("RGB", size), [look], [place], tables=True, dark=True)
+    assert len([axes for axes in figure.axes if len(axes.images) == 2]) == 4 * bams + mhsas * 5 - (mhsas > 0)
+    check_layout(figure)
+
+
+def test_models_beside_each_other() -> None:
+    found = [maps(Tower(2, 0), torch.randn(16, 4, 4)), maps(Tower(0, 1), torch.randn(16, 4, 4))]
+    window = centred(PHOTO.size, 4, 1.0)
+    figure = picture(
+        PHOTO,
+        [Look(name, ["words"], one, window) for name, one in zip(("left", "right"), found, strict=True)],
+        [Place(80, 40, "x 80, y 40"), Place(60, 30, "x 60, y 30")],
+    )
+    check_layout(figure)
+    said = [text.get_text() for text in figure.texts]
+    assert {"left", "right", "Self-attention from place 2, x 60, y 30"} <= set(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "names", "attention"),
+    [
+        (
+            "botnet50",
+            {"bam": "stages"},
+            ["stem", "layer1", "layer2", "layer3", "layer4", "head"],
+            [{}, {"BAM": 1}, {"BAM": 1}, {"BAM": 1}, {"MHSA": 3}, {}],
+        ),
+        ("squeezenet1_1_bam", {}, None, None),
+        ("vit_base_patch16_384", {"depth": 2}, None, None),
+        ("maskrcnn_botnet50", {}, None, None),
+    ],
+)
+def test_stages_are_the_whole_network(name: str, options: Any, names: Any, attention: Any) -> None:
+    with torch.device("meta"):
+        model = attneck.create_model(name, **options)
+    size = model.origin.image_size
+    found = stages(model, size)
+    counts = count(model, size)
+    assert sum(stage.params for stage in found) == counts.params
+    assert sum(stage.madds for stage in found) == counts.madds
+    if names is not None:
+        assert [stage.name for stage in found] == names
+        assert [stage.attention for stage in found] == attention
+        assert [stage.map_size for stage in found[1:5]] == [(56, 56), (28, 28), (14, 14), (7, 7)]
+        assert [stage.channels for stage in found] == [64, 256, 512, 1024, 2048, 1000]
+        assert [stage.blocks for stage in found[1:5]] == [3, 4, 6, 3]
+    assert len({stage.name for stage in found}) == len(found) >= 4
+    figure = neck([Drawn(name, found), Drawn("again", found, frozenset({found[1].name}))], size)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts if text.get_text()]
+    for (one, a), (other, b) in combinations(boxes, 2):
+        assert not a.overlaps(b), (one, other)
+    for one, a in boxes:
+        assert figure.bbox.x0 <= a.x0 < a.x1 <= figure.bbox.x1, one

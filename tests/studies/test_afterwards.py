@@ -1,0 +1,191 @@
+"""What is found out of finished runs: scores at other sizes, and how far attention looks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from attneck import cli
+from attneck.data.drawn.relations import draw
+from attneck.data.drawn.shapes import FIRST_VALIDATION_INDEX
+from attneck.explain import maps
+from attneck.layers import MHSA2d
+from attneck.runs.run import Run
+from attneck.runs.train import train
+from attneck.studies import distance, report, sizes
+from attneck.studies.results import Row
+from attneck.studies.study import Study, cells
+
+STUDY = {
+    "recipe": "relations",
+    "fields": {
+        "data.train_size": 64,
+        "data.val_size": 40,
+        "epochs": 1,
+        "batch": 16,
+        "optimizer.lr": 0.2,
+        "schedule.warmup_epochs": 0,
+    },
+    "variants": {"plain": {}, "bot": {"model.options.attend": True}},
+    "baseline": "plain",
+    "seeds": [0],
+    "sizes": [24, 32, 64],
+    "rescored": {"bot_kept": {"variant": "bot", "model.options.resample": "keep"}},
+    "distance_images": 5,
+}
+ONE = Study.model_validate(STUDY)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both runs, and their scores at every size."""
+    folder = tmp_path_factory.mktemp("study")
+    made = cells(ONE, folder)
+    for cell in made:
+        train(cell.recipe, cell.folder)
+    said: list[str] = []
+    sizes.find(ONE, made, said.append)
+    distance.find(ONE, made, said.append)
+    assert len(said) == 3 * 3 + 2
+    return folder
+
+
+def by_hand(run: Run, size: int, resample: str) -> float:
+    """Top-1 of images of that side, which the network made for 32 pixels is given as they are."""
+    model = run.model()
+    for module in model.modules():
+        if isinstance(module, MHSA2d):
+            module.resample = resample
+    pixels, answers = draw("same", FIRST_VALIDATION_INDEX + torch.arange(40).numpy(), size)
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.22) / 0.22
+    with torch.no_grad():
+        found = model(images).argmax(1).bool().numpy()
+    return float(100 * (found == answers).mean())
+
+
+def test_scores_at_another_size_are_those_of_the_same_weights_on_images_of_that_size(folder: Path) -> None:
+    rows = {row.name: row for row in sizes.collect(ONE, cells(ONE, folder))}
+    assert list(rows) == ["plain", "bot", "bot_kept"]
+    for name, variant, resample in (
+        ("plain", "plain", "stretch"),
+        ("bot", "bot", "stretch"),
+        ("bot_kept", "bot", "keep"),
+    ):
+        run = Run(folder / variant / "seed-0")
+        assert rows[name].scores[32] == {0: run.history[-1]["val_top1"]}
+        for size in (24, 64):
+            assert rows[name].scores[size] == {0: pytest.approx(by_hand(run, size, resample))}
+
+
+def test_scoring_goes_on_where_it_was_and_needs_no_checkpoint_afterwards(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = cells(ONE, folder)[1]
+    file = cell.folder / sizes.FILE
+    whole = file.read_text()
+    lost = dict(list(json.loads(whole).items())[:2])
+    file.write_text(json.dumps(lost))
+    asked: list[int] = []
+    real = Run.evaluate
+
+    def evaluate(self: Run, *, image_size: int, part: object) -> object:
+        asked.append(image_size)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(self, image_size=image_size, part=part)
+
+    monkeypatch.setattr(Run, "evaluate", evaluate)
+    for _ in range(2):
+        try:
+            sizes.find(ONE, [cell], lambda line: None)
+        except KeyboardInterrupt:
+            assert len(json.loads(file.read_text())) == len(lost) + 1  # what was found is kept
+    assert json.loads(file.read_text()) == json.loads(whole)
+    assert len(asked) == 1 + (len(json.loads(whole)) - len(lost))  # the one that was broken off twice
+    checkpoints = cell.folder / "checkpoints"
+    checkpoints.rename(tmp_path / "elsewhere")
+    try:
+        file.write_text(json.dumps(lost))
+        sizes.find(ONE, [cell], lambda line: pytest.fail(line))
+        assert {row.name: [*row.scores] for row in sizes.collect(ONE, [cell])} == {"bot": [24, 32]}
+    finally:
+        (tmp_path / "elsewhere").rename(checkpoints)
+        file.write_text(whole)
+
+
+def test_the_distances_are_the_means_over_evenly_spread_images(folder: Path) -> None:
+    made = cells(ONE, folder)
+    rows = distance.collect(ONE, made)
+    assert {(row.variant, row.layer) for row in rows} == {
+        ("bot", f"layer3.{number}.conv2") for number in range(3)
+    }
+    run = Run(made[1].folder)
+    held_out, model = run.data(), run.model()
+    want = torch.stack([maps(model, held_out[index][0]).mhsas[1].distance() for index in range(0, 40, 8)])
+    assert rows[1].heads == {0: pytest.approx(want.mean(0).tolist(), rel=1e-5)}
+    assert all(0 < one < 32 for row in rows for one in row.heads[0])
+    _, body = distance.table(ONE, rows)
+    assert body[1][-2:] == [f"{pick(rows[1].heads[0]):.2f} (1)" for pick in (min, max)]
+
+
+def test_the_report_and_a_page_have_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        json.dumps(STUDY | {"problems": {"same": {}, "path": {"data.problem": "path"}}})
+    )
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/same").symlink_to(folder)
+    text = "# A page\n\n<!-- study mine -->\nold\n<!-- end -->\n\nafter\n"
+    (tmp_path / "page.md").write_text(text)
+    words = ["study", str(tmp_path / "mine.yaml"), "--report", "--out", str(tmp_path / "out")]
+    words += ["--to", str(tmp_path / "to/there")]
+    assert cli.main([*words, "--page", str(tmp_path / "page.md")]) == 0
+    assert "scored" not in capsys.readouterr().err  # all of it is kept
+    written = (tmp_path / "page.md").read_text()
+    assert written.startswith("# A page\n\n<!-- study mine -->\n| problem | scored as | 24 pixels |")
+    assert written.endswith("\n<!-- end -->\n\nafter\n")
+    assert "](to/there/sizes.svg)" in written
+    assert "2 runs have not ended" in written
+    whole = (tmp_path / "to/there/report.md").read_text()
+    assert "| variant | same | path | parameters |" in whole
+    assert "| same | bot_kept | " in whole
+    assert "| same | bot | layer3.2.conv2 | " in whole
+    document = json.loads((tmp_path / "to/there/report.json").read_text())
+    assert [row["name"] for row in document["sizes"]] == ["plain", "bot", "bot_kept"]
+    assert len(document["distances"]) == 3
+    assert (tmp_path / "to/there/sizes.svg").stat().st_size > 5_000
+    for name, said in (
+        ("nowhere.md", "there is no such file"),
+        ("mine.yaml", "put them where the tables go"),
+    ):
+        assert cli.main([*words, "--page", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert said in error
+
+
+def test_bold_is_what_is_surely_above_the_baseline() -> None:
+    rows = [
+        Row("", "plain", {0: 50.0, 1: 51.0, 2: 50.5}),
+        Row("", "bot", {0: 90.0, 1: 91.5, 2: 90.2}),
+    ]
+    _, body = report.overview(ONE, rows)
+    assert [line[1][:2] for line in body] == ["50", "**"]
+    rows[1].scores = {0: 50.5, 1: 50.9, 2: 50.6}
+    assert report.overview(ONE, rows)[1][1][1] == "50.67 ± 0.21 (3)"
+
+
+def test_eval_at_another_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder / "bot/seed-0"
+    assert cli.main(["eval", str(run), "--image-size", "24", "--json"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert document["image_size"] == 24
+    assert document["val_top1"] == pytest.approx(by_hand(Run(run), 24, "stretch"))
+    assert err == ""  # other sizes were asked for: nothing has changed
+    for size, said in (("0", "data.image_size=0"), ("30", "wanted a multiple of 4")):
+        assert cli.main(["eval", str(run), "--image-size", size]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
