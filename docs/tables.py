@@ -375,10 +375,10 @@ def detectors() -> str:
 
 
 def _sum(values: list[float], of: int) -> str:
-    """The sum, and of how many trainings it is where not of all."""
+    """The sum to three digits, and of how many trainings it is where not of all."""
     if not values:
         return ""
-    said = f"{sum(values):,.0f}" if sum(values) >= 10 else f"{sum(values):.2g}"
+    said = f"{float(f'{sum(values):.3g}'):,.0f}" if sum(values) >= 10 else f"{sum(values):.2g}"
     return said + (f" ({len(values)} of {of})" if len(values) < of else "")
 
 

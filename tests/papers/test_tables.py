@@ -255,15 +255,6 @@ def test_78_of_97_rows_come_out(sections):
     assert found["same"] + found["not_built"] == 78
 
 
-def test_the_page_is_current(capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    words = ["--results", "results", "--markdown"]
-    command.main(words)
-    assert (ROOT / "docs" / "papers.md").read_text() == capsys.readouterr().out, (
-        f"run: attneck papers {' '.join(words)} > docs/papers.md"
-    )
-
-
 def test_every_sheet_is_a_rectangle_whose_differences_have_reasons(sections):
     for section in sections:
         laid = sheet(section)

@@ -57,8 +57,8 @@ def bench(
         channels: of the map.
         model: step only: the network with attention, or a detector on it.
         plain: step only: the network or detector that it is compared with.
-        table: step only: forward and backward of every network of BoTNet's Table 14, and of its figures'
-            ViT and DeiT, in rounds, beside the printed step times. With --out it goes on from there.
+        table: step only: forward and backward of BoTNet's Table 14 and its figures' ViT and DeiT, in rounds,
+            beside the printed step times. Goes on from what is in --out.
         device: where.
         threads: as torch takes them; its own choice if not given.
         seconds: how long each contestant is timed for in each case.
