@@ -64,6 +64,18 @@ def test_an_svg_names_every_module_and_place(capsys: Any) -> None:
     assert "Learned positions" in text
 
 
+def test_some_layers_alone(capsys: Any) -> None:
+    words = ("--layers", "layer1.*", "layer3.2.conv2", "--save", "p.svg")
+    assert said(capsys, "look", NET, "photo.png", *words) == (0, "wrote p.svg")
+    text = Path("p.svg").read_text()
+    assert "layer1." in text and "layer3.2.conv2" in text
+    assert "layer2." not in text and "layer3.0.conv2" not in text
+    code, line = said(capsys, "look", NET, "photo.png", "--layers", "layer3.2.conv2", "conv2")
+    assert code == 2
+    assert line.startswith("attneck: --layers 'conv2': no attention of")
+    assert "it has layer1.3, layer2.3, layer3.0.conv2, layer3.1.conv2" in line
+
+
 def test_a_photo_that_is_turned_is_seen_upright(capsys: Any) -> None:
     image = Image.new("RGB", (80, 60))
     exif = image.getexif()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,12 +15,13 @@ import tyro
 
 from attneck.commands.arguments import call
 from attneck.commands.given_model import Viewer, kind_of, viewer
-from attneck.errors import UserError, user_mistakes
+from attneck.errors import UserError, brief, user_mistakes
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from attneck.explain.looking import Look
+    from attneck.explain.seeing import Maps
 
 ENDINGS = (".png", ".svg", ".pdf")
 MOST_PIXELS = 1 << 24
@@ -31,6 +35,7 @@ def look(
     image: Annotated[Path, tyro.conf.Positional],
     /,
     at: tuple[str, ...] = (),
+    layers: tuple[str, ...] = (),
     save: Path | None = None,
     html: Path | None = None,
     beside: str | None = None,
@@ -56,6 +61,8 @@ def look(
         image: a photo (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF), turned upright as its EXIF says.
         at: places x,y in the photo's pixels that self-attention is shown from, such as 120,80 200,40; the
             middle of what the model sees if not given.
+        layers: names of the attention's modules that are shown, or patterns such as 'layer4.*'; all if not
+            given.
         save: the picture: .png, .svg or .pdf; if not given the photo's name with -look.png, here, with a
             number where that is taken.
         html: in place of the picture, or beside --save's: the page of attneck serve with this photo and all
@@ -71,8 +78,10 @@ def look(
     places = [_place(word) for word in at]
     if html is not None:
         _check_page(html, image)
-        if save is None and (at or tables or cam or dark):
-            raise UserError("--at, --tables, --cam and --dark are of the picture: give --save PICTURE too")
+        if save is None and (at or layers or tables or cam or dark):
+            raise UserError(
+                "--at, --layers, --tables, --cam and --dark are of the picture: give --save PICTURE too"
+            )
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size {image_size}: give a side in pixels, 1 or more")
     if max_pixels is not None and max_pixels < 1:
@@ -102,11 +111,11 @@ def look(
     if file is None:
         return
     with user_mistakes():
-        looks = [_look(seer, photo, cam) for seer in seers]
-        layers = [layer for one in looks for layer in one.maps.mhsas]
-        if places and not layers:
+        looks = [_look(seer, photo, cam, layers) for seer in seers]
+        attending = [layer for one in looks for layer in one.maps.mhsas]
+        if places and not attending:
             raise UserError(f"--at is of self-attention, and {' and '.join(words)} has none: leave it out")
-        if tables and not any(layer.tables for layer in layers):
+        if tables and not any(layer.tables for layer in attending):
             raise UserError(f"--tables: {' and '.join(words)} has no position tables; leave it out")
 
         from attneck.explain.looking import picture
@@ -189,13 +198,13 @@ def write(figure: Any, file: Path) -> None:
     write_atomic(file, data.getvalue())
 
 
-def _look(seer: Viewer, photo: Image.Image, cam: bool) -> Look:
+def _look(seer: Viewer, photo: Image.Image, cam: bool, layers: Sequence[str]) -> Look:
     """What one model sees, and says of the photo."""
     from attneck.explain.looking import Look
     from attneck.explain.seeing import maps
 
     image = seer.prepared(photo)
-    found = maps(seer.network, image)
+    found = _chosen(maps(seer.network, image), layers, seer.title)
     height, width = found.image_size
     lines = [f"The model sees the framed part, as {width}\u00a0×\u00a0{height} pixels."]
     if not seer.trained:
@@ -213,6 +222,31 @@ def _look(seer: Viewer, photo: Image.Image, cam: bool) -> Look:
     if seer.trained:
         lines += ["", *_predictions(seer, found.output)]
     return Look(seer.title, lines, found, seer.window(photo.size, found), drawn)
+
+
+def _chosen(found: Maps, layers: Sequence[str], title: str) -> Maps:
+    """Of the modules that `layers` names; all where it names none.
+
+    Raises UserError for a name that is nobody's.
+    """
+    if not layers:
+        return found
+    names = [*(one.name for one in found.bams), *(one.name for one in found.mhsas)]
+    for pattern in layers:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(
+                f"--layers {brief(pattern)}: no attention of {title} has that name; it has "
+                f"{', '.join(names[:6])}{' …' if len(names) > 6 else ''}"
+            )
+
+    def shown(name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in layers)
+
+    return replace(
+        found,
+        bams=tuple(one for one in found.bams if shown(one.name)),
+        mhsas=tuple(one for one in found.mhsas if shown(one.name)),
+    )
 
 
 def _predictions(seer: Viewer, output: Any) -> list[str]:
