@@ -64,6 +64,16 @@ def test_a_run_ends_with_its_pictures(drawn, kind):
     for file in files:
         with Image.open(file) as picture:
             assert len(picture.convert("L").getcolors()) > 20
+    report = (place / kind / "report.html").read_text()
+    if kind == "detector":
+        assert "What is there, and what was found" in report
+        assert ": found, 0.5 or surer" in report
+        assert "was taken for" not in report
+        assert 'alt="image 1, step 2: MHSA ' in report
+    else:
+        assert "The network has no BAM and no MHSA" in report
+        assert "was taken for" in report
+    assert len(report) < 2 << 20
 
 
 def test_the_page_shows_what_eval_finds(drawn):
