@@ -12,6 +12,7 @@ import attneck
 from attneck.attention import reference
 from attneck.explain import Maps, maps
 from attneck.layers import BAM, MHSA2d, fold
+from attneck.layers.mhsa import TABLES
 
 SIZES = {"as built": (6, 6), "another": (5, 9)}
 LAYERS: dict[str, dict[str, Any]] = {
@@ -73,7 +74,7 @@ def test_each_part_is_the_softmax_of_its_term(options: dict[str, Any]) -> None:
             found.row(0, 0, "position")
         return
     logits: Any = getattr(reference, f"{layer.position}_logits_2d")
-    want = logits(q, *layer._tables(), (6, 6)).softmax(-1)[0]
+    want = logits(q, *map(layer.get_parameter, TABLES[layer.position]), (6, 6)).softmax(-1)[0]
     torch.testing.assert_close(rows_of(found, "position"), want, rtol=1e-10, atol=1e-12)
 
 

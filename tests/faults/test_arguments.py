@@ -113,6 +113,7 @@ for of, call in (
 for of, call in (
     ("MHSA2d position", lambda v: MHSA2d(8, 4, position=v)),
     ("MHSA2d backend", lambda v: MHSA2d(8, 4, backend=v)),
+    ("MHSA2d resample", lambda v: MHSA2d(8, 4, resample=v)),
     ("MHSA2d content", lambda v: MHSA2d(8, 4, content=v)),
     ("BAM combine", lambda v: BAM(32, combine=v)),
     ("BAM branches", lambda v: BAM(32, branches=v)),

@@ -52,7 +52,7 @@ def test_the_rows_of_every_place_are_in_it(photo, network, step, monkeypatch):
     # The model's own weights are the two terms' product, made to sum to one.
     both = rows.prod(2)
     both /= both.sum((-1, -2), keepdims=True)
-    np.testing.assert_allclose(both[1, 1], mhsa.row(step, step), rtol=2e-3, atol=1e-30)
+    np.testing.assert_allclose(both[1, 1], mhsa.row(step, step), rtol=4e-3, atol=1e-30)
 
 
 def test_what_is_seen_lies_where_the_cut_is(photo, network):

@@ -421,18 +421,18 @@ def test_the_place_can_be_held(page):
     move(page, 6, 6)
 
 
-@pytest.mark.parametrize(
-    ("width", "height"), [(1280, 900), (390, 844), (320, 568)], ids=["desktop", "phone", "small"]
-)
-def test_it_fits_any_width_in_the_dark_and_in_the_light(opened, width, height, tmp_path):
-    paper = {}
-    page = give(opened(viewport={"width": width, "height": height}))
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        paper[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert len({*paper.values()}) == 2
+def test_it_fits_any_width_in_the_dark_and_in_the_light(opened, tmp_path):
+    """And phones: what is drawn lies in tmp_path, to be looked at."""
+    page = give(opened())
+    paper = set()
+    for width, height in ((1280, 900), (390, 844), (320, 568)):
+        page.set_viewport_size({"width": width, "height": height})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            paper.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(paper) == 2
     page.close()
 
 
@@ -445,7 +445,7 @@ def test_the_picture_and_the_numbers_can_be_saved(page, networks):
     wanted = maps_of(networks[1]).mhsas[0].row(3, 4)
     (block,) = found["attention"]
     assert (block["name"], block["cell"], block["map"]) == ("attention", [3, 4], [8, 8])
-    np.testing.assert_allclose(block["rows"], wanted.flatten().numpy(), rtol=2e-3, atol=1e-7)
+    np.testing.assert_allclose(block["rows"], wanted.flatten().numpy(), rtol=5e-3, atol=1e-7)
     assert len(found["bam"]) == 2
     assert numbers.value.suggested_filename == "photo-random-mhsa-0-mean.json"
     page.locator("#strength").evaluate(
@@ -465,9 +465,8 @@ def test_the_camera(page):
         "(video) => new Promise((done) => video.videoWidth ? done() : video.onloadeddata = done)"
     )
     page.get_by_role("button", name="Take the picture").click()
-    page.locator(".map").first.wait_for()
+    page.locator('.picture[aria-label^="camera.jpg"]').wait_for()
     settled(page)
-    assert "camera.jpg" in page.get_attribute(".picture", "aria-label")
     assert page.evaluate("document.querySelector('#video').srcObject") is None, "the camera is off again"
 
 
@@ -487,7 +486,7 @@ def test_alone_in_a_file_it_shows_the_same(opened, page, networks, tmp_path, mon
     monkeypatch.setattr(standing, "MOST_BYTES", 30_000)  # a row is 512 bytes, of the detector's less
     file.write_text(standing.alone(photo(), "photo.png", networks[1:2]))
     lone = settled(opened(file.as_uri(), offline=True))
-    assert "from each 2nd place" in lone.inner_text(".attention")
+    assert "one place in 2 × 2" in lone.inner_text(".attention")
     seen = lone.locator(".seen").bounding_box()
     lone.mouse.move(seen["x"] + seen["width"] * 5.5 / 8, seen["y"] + seen["height"] * 3.5 / 8)
     lone.wait_for_timeout(200)

@@ -233,9 +233,7 @@ def test_too_many_pixels_and_too_many_bytes_are_refused(port, monkeypatch):
 def test_an_upload_says_its_length(port, length):
     found = raw(
         port,
-        b"POST /image HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-        + length
-        + b"\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"POST /image HTTP/1.1\r\nHost: localhost\r\n" + length + b"\r\n5\r\nhello\r\n0\r\n\r\n",
     )
     assert found.startswith(b"HTTP/1.1 411")
     assert found.count(b"HTTP/1.1") == 1, "the body is no next request"
@@ -311,6 +309,7 @@ def test_two_hundred_at_once_are_all_answered(port):
 
 
 def test_slow_clients_keep_nobody_waiting_and_are_left(port, monkeypatch):
+    assert servers.Handler.timeout == servers.SILENCE
     monkeypatch.setattr(servers.Handler, "timeout", 0.5)
     head = f"POST /image HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(picture())}\r\n\r\n".encode()
     slow = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(20)]
@@ -332,7 +331,9 @@ def test_slow_clients_keep_nobody_waiting_and_are_left(port, monkeypatch):
 def test_an_upload_that_never_ends_is_left(port, monkeypatch):
     monkeypatch.setattr(servers, "PATIENCE", 0.3)
     head = b"POST /image HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
-    assert raw(port, head + b"\x89", more=b"P", after=0.5).startswith(b"HTTP/1.1 408")
+    found = raw(port, head + b"\x89", more=b"P", after=0.5)
+    assert found.startswith(b"HTTP/1.1 408")
+    assert b"took over" in found
 
 
 def test_a_client_that_goes_away_is_no_news(port, capfd):

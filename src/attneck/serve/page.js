@@ -230,7 +230,7 @@ class Panel {
       if (!block) list.append(make("h3", "", "Self-attention from the place"));
       const [height, width] = mhsa.map;
       const terms = mhsa.parts.length > 1 ? "" : `, ${mhsa.parts[0]} alone`;
-      const every = mhsa.step > 1 ? `, from each ${mhsa.step}th place` : "";
+      const every = mhsa.step > 1 ? `, one place in ${mhsa.step} × ${mhsa.step}` : "";
       const [, maps] = group(mhsa.name, `${height} × ${width}${terms}${every}`);
       add(maps, `mhsa:${block}:mean`, "mean", `${mhsa.name}, mean of the heads`);
       mhsa.distance.forEach((pixels, head) =>
