@@ -168,8 +168,10 @@ def studies() -> str:
             ]
         ]
         for row in report["rows"]:
+            if row["mean"] is None:  # no run of it has ended: the count of those to come says so
+                continue
             spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
-            mean = "not run" if row["mean"] is None else f"{row['mean']:.2f}{spread} ({row['n']})"
+            mean = f"{row['mean']:.2f}{spread} ({row['n']})"
             other = row["difference"] or {}
             interval = other.get("interval")
             gap = f"{other['mean']:+.2f}" if other else ""
