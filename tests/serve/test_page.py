@@ -363,9 +363,11 @@ def test_by_keyboard_alone(opened, tmp_path):
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Space")
     chooser.value.set_files(file)
+    page.locator(".map").first.wait_for()
     settled(page)
     order = []
     while "map" not in order:
+        assert len(order) < 40, order
         page.keyboard.press("Tab")
         name, outline = page.evaluate(
             """() => {
