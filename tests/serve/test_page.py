@@ -467,7 +467,7 @@ def test_the_camera(page):
         "(video) => new Promise((done) => video.videoWidth ? done() : video.onloadeddata = done)"
     )
     page.get_by_role("button", name="Take the picture").click()
-    page.locator('.picture[aria-label^="camera.jpg"]').wait_for()
+    page.locator('.picture[aria-label^="camera.jpg"]').first.wait_for()
     settled(page)
     assert page.evaluate("document.querySelector('#video').srcObject") is None, "the camera is off again"
 
