@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from fault_cases import LONG, some
@@ -577,7 +578,7 @@ def test_a_random_command_line_is_refused_in_a_line_or_means_something(seed, cap
     reached = []
 
     class Done:
-        folder, steps, weights, best, early = "there", 1, "0", None, False
+        folder, steps, weights, best, early = Path("there"), 1, "0", None, False
 
     def stub(recipe, out, **options):
         reached.append(recipe)

@@ -101,7 +101,10 @@ def test_look_writes_it(photo, tmp_path, monkeypatch, capsys):
     [
         (["--html", "page.png"], "--html page.png: wanted a file that ends in .html"),
         (["--html", "nowhere/page.html"], "there is no folder"),
-        (["--html", "page.html", "--at", "3,4"], "--at, --tables, --cam and --dark are of the picture"),
+        (
+            ["--html", "page.html", "--at", "3,4"],
+            "--layers, --tables, --cam and --dark are of the picture",
+        ),
     ],
 )
 def test_what_does_not_fit_is_a_line(words, says, photo, tmp_path, monkeypatch, capsys):
