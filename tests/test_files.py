@@ -2,10 +2,11 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from attneck.files import write_atomic
+from attneck.files import told_apart, write_atomic
 
 
 @pytest.fixture
@@ -37,3 +38,10 @@ def test_the_file_then_its_name_reach_the_disk(tmp_path, calls, there):
     assert calls == [("file", file), ("renamed", file), ("folder", folder)]
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_paths_are_told_apart_by_their_names_or_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [Path("a/seed-0"), Path("b/seed-0"), Path("b/other")]
+    assert told_apart(paths) == ["a/seed-0", "b/seed-0", "other"]
+    assert told_apart([Path(".")]) == [tmp_path.name]

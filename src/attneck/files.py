@@ -46,6 +46,14 @@ class NotWritten(RunFailed, OSError):  # noqa: N818 - a run's end, as its base i
         return str(self.args[0])
 
 
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, or all of it where two have one name."""
+    names = [path.resolve().name for path in paths]
+    return [
+        name if names.count(name) == 1 else path.as_posix() for name, path in zip(names, paths, strict=True)
+    ]
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What goes wrong as `path` is written, as `NotWritten`."""

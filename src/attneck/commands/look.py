@@ -152,11 +152,12 @@ def _check_page(html: Path, image: Path) -> None:
 def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str, Viewer]]) -> None:
     """The page as a file, whole or not at all."""
     from attneck.data.readers.decode import said
-    from attneck.files import write_atomic
+    from attneck.files import told_apart, write_atomic
     from attneck.serve.alone import alone
     from attneck.serve.network import Network
 
-    page = alone(photo, name, [Network(seer, Path(word).resolve().name) for word, seer in seers])
+    names = told_apart([Path(word) for word, _ in seers])
+    page = alone(photo, name, [Network(seer, one) for (_, seer), one in zip(seers, names, strict=True)])
     write_atomic(html, page.encode())
     print(f"wrote {said(html)}, {len(page) / 1e6:.1f} MB")
 

@@ -13,6 +13,7 @@ from attneck import signals
 from attneck.commands.arguments import call
 from attneck.commands.given_model import kind_of, viewer
 from attneck.errors import RunFailed, UserError
+from attneck.files import told_apart
 from attneck.training.recipe_file import is_run
 
 RUNS = Path("runs")
@@ -49,10 +50,8 @@ def serve(
 
     gallery = Gallery(
         [
-            Network(
-                viewer(model, None, checkpoint if kind == "run" else "newest"), Path(model).resolve().name
-            )
-            for model, kind in zip(given, kinds, strict=True)
+            Network(viewer(model, None, checkpoint if kind == "run" else "newest"), name)
+            for model, kind, name in zip(given, kinds, told_apart([*map(Path, given)]), strict=True)
         ]
     )
     stopped = threading.Event()

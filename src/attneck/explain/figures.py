@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from attneck.errors import UserError
+from attneck.files import told_apart
 
 SCORES = {
     "top1": ("Top-1 error", "error (%)"),
@@ -59,7 +60,7 @@ def curves(runs: list[Path], path: Path) -> None:
     """
     histories, panels = _panels(runs)
     figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
-    names = _names(runs)
+    names = told_apart(runs)
     every = figure.subplots(1, len(panels))
     for axes, (key, labels) in zip(every, panels.items(), strict=True):
         _fill(axes, key, labels, names, histories)
@@ -88,7 +89,7 @@ def drawings(runs: list[Path]) -> tuple[list[tuple[str, str]], str]:
         for key, labels in panels.items():
             figure = Figure(figsize=(5.6, 4))  # a layout that finds its own room takes three times as long
             axes = figure.add_axes((0.13, 0.13, 0.85, 0.7))
-            _fill(axes, key, labels, _names(runs), histories, facecolor="none")
+            _fill(axes, key, labels, told_apart(runs), histories, facecolor="none")
             _legend(figure, histories, {key: labels}, "upper center")
             file = io.StringIO()
             figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
@@ -179,12 +180,6 @@ def _draw(axes: Any, key: str, name: str, records: list[dict[str, float]], colou
 def significant(value: float) -> str:
     """Three significant digits: 77.4, 1.17, 0.0312."""
     return f"{value:#.3g}".rstrip(".")
-
-
-def _names(runs: list[Path]) -> list[str]:
-    """Each run's folder by its name, or by its path where two have one name."""
-    names = [run.resolve().name for run in runs]
-    return [name if names.count(name) == 1 else run.as_posix() for name, run in zip(names, runs, strict=True)]
 
 
 def _records(run: Path) -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from attneck.errors import UserError
+from attneck.files import told_apart
 from attneck.runs.report import sections
 from attneck.runs.report.attention import attention
 from attneck.runs.report.html import Html, join, table, tag
@@ -31,7 +32,10 @@ def document(stories: Sequence[Story], out: Path) -> str:
         top += [_headlines(story), _next(story)]
     else:
         name = f"{len(stories)} runs side by side"
-        parts, top = _several(stories), [tag("p", ", ".join(_names(stories)), ".")]
+        parts, top = (
+            _several(stories),
+            [tag("p", ", ".join(told_apart([story.folder for story in stories])), ".")],
+        )
     title = f"{name} – attneck"
     style = files("attneck.runs.report").joinpath("page.css").read_text(encoding="utf-8")
     there = [part for part in parts if part is not None]
@@ -72,7 +76,7 @@ def _kept(story: Story, part: Callable[[Story], Html | None]) -> Html | None:
 
 
 def _several(stories: Sequence[Story]) -> list[Html | None]:
-    names = _names(stories)
+    names = told_apart([story.folder for story in stories])
     headlines = list(dict.fromkeys(story.headline for story in stories if story.headline))
     if len({key.partition("_")[2] for key in headlines}) > 1:
         raise UserError(
@@ -177,12 +181,6 @@ def _next(story: Story) -> Html:
     if story.summary is None:
         commands.insert(0, f"attneck train {run} --resume")
     return tag("p", "Go on with ", join((tag("code", one) for one in commands), " or "), ".", class_="quiet")
-
-
-def _names(stories: Sequence[Story]) -> list[str]:
-    """Each folder by its name, or by its path where two have one name."""
-    names = [story.name for story in stories]
-    return [story.name if names.count(story.name) == 1 else story.folder.as_posix() for story in stories]
 
 
 def _lacks(stories: Sequence[Story]) -> Html | None:
