@@ -1,4 +1,4 @@
-"""Where runs lie: runs/NAME, runs/NAME-2 and so on."""
+"""Where runs lie: runs/NAME, runs/NAME-2 and so on; and what is in the folder of one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from itertools import count
 from pathlib import Path
 
 from attneck.errors import UserError
+
+PICTURES = "pictures"
+SCORED = "scored.json"
+"""What the last evaluation said: classes, confused pairs, and the images of predictions.png."""
 
 
 def take_folder(name: str) -> Path:

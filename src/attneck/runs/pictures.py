@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import one_line
+from attneck.runs.folder import PICTURES, SCORED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from attneck.explain.contact_sheet import Tile
     from attneck.tasks.task import Evaluation, Facts, Found, Task
 
-PICTURES = "pictures"
-SCORED = "scored.json"
-"""What the last evaluation said: classes, confused pairs, and the images of predictions.png."""
 TILES = 24
 """Held-out images of a classifier on its page."""
 SIDE, MOST = 480, 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attneck.explain.inline import checked, of_bytes
-from attneck.runs.pictures import PICTURES
+from attneck.runs.folder import PICTURES
 from attneck.runs.printed import printed
 from attneck.runs.report.html import Html, join, table, tag, terms
 from attneck.runs.report.story import Story

@@ -10,8 +10,8 @@ from typing import Any
 
 from attneck.errors import UserError, one_line
 from attneck.runs.cost import Cost, cost_of
+from attneck.runs.folder import SCORED
 from attneck.runs.lock import owner
-from attneck.runs.pictures import SCORED
 from attneck.runs.provenance import environment_of
 from attneck.runs.run import Run
 from attneck.runs.snapshots import Snapshot, read
