@@ -361,7 +361,7 @@ def test_by_keyboard_alone(opened, tmp_path):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "file"
     choosers = []
-    page.on("filechooser", choosers.append)
+    page.on("filechooser", lambda one: choosers.append(one))
     while not choosers:  # a busy browser may miss a key
         page.keyboard.press("Space")
         page.wait_for_timeout(1000)
