@@ -19,12 +19,13 @@ from statistics import median
 import yaml
 
 from attneck.commands import papers
-from attneck.commands.measured import Results, recipe_of
+from attneck.commands.measured import Results
 from attneck.files import write_atomic
 from attneck.papers.layout import Checked, Section, tally
 from attneck.papers.results import DATA, FinishedRun
 from attneck.papers.step_times import StepTimes, key, read_step_times
 from attneck.papers.tables import Row, Table
+from attneck.runs.printed import recipe_of
 from attneck.training.recipe_file import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[1]

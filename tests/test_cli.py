@@ -41,6 +41,7 @@ def test_help_names_every_command(capsys):
         ["export", "--help"],
         ["export", "botnte50", "net.onnx"],
         ["export", "botnet50", "net.onxx"],
+        ["status", "no-run"],
     ],
     ids=" ".join,
 )

@@ -37,7 +37,7 @@ MAY = {
     "studies": {"explain", "layers", "measure", "papers", "runs", "training"},
     "hub": {"explain", "models", "runs", "tasks", "training"},
     "export": {"detection", "models", "runs", "seal"},
-    "serve": {"data", "explain", "layers"},
+    "serve": {"data", "explain", "layers", "tasks"},
     "commands": {
         "attention",
         "data",

@@ -95,7 +95,7 @@ def test_the_sheet_shows_what_training_has(root, tmp_path, monkeypatch, capsys, 
 
 REFUSED = {
     "no png": (["folder", "--sheet", "a.jpg"], "ends in .png"),
-    "no folder": (["folder", "--sheet", "none/a.png"], "has no folder"),
+    "no folder": (["folder", "--sheet", "none/a.png"], "there is no folder"),
     "a sheet of objects": (["coco", "--sheet", "a.png"], "--sheet is of check, and of sets of classes"),
     "no sheet": (["folder", "--augmented", "surgery"], "--augmented is given without --sheet"),
     "another set's recipe": (

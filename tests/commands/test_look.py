@@ -102,7 +102,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "no attention": (["cifar_resnet20_bam", "photo.png", "--at", "40,30"], "--at is of self-attention"),
     "no tables": (["cifar_resnet20_bam", "photo.png", "--tables"], "has no position tables"),
-    "an ending": ([NET, "photo.png", "--save", "p.gif"], "ends in .png, .svg, .pdf"),
+    "an ending": ([NET, "photo.png", "--save", "p.gif"], "ends in .png, .svg or .pdf"),
     "a folder": ([NET, "photo.png", "--save", "there/p.png"], "there is no folder"),
     "a size": ([NET, "photo.png", "--image-size", "0"], "give a side in pixels"),
     "a bomb": ([NET, "photo.png", "--max-pixels", "100"], "over 100 pixels"),
@@ -173,7 +173,7 @@ DRAWN_REFUSED: dict[str, tuple[list[str], str]] = {
         "perhaps you meant 'stage'",
     ),
     "surgery fails": (["cifar_densenet100", "--surgery", "attend"], "residual"),
-    "an ending": ([NET, "--save", "p.jpg"], "ends in .png, .svg, .pdf"),
+    "an ending": ([NET, "--save", "p.jpg"], "ends in .png, .svg or .pdf"),
     "too small": (["resnet50_bam", "--image-size", "0"], "--image-size"),
 }
 

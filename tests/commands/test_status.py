@@ -33,6 +33,11 @@ def ended(tmp_path_factory):
 def test_a_run_that_has_ended(ended, capsys):
     found = status(ended)
     assert (found.state, found.owner, found.step, found.steps, found.left) == ("ended", None, 8, 8, None)
+    assert [path.name for path in sorted((ended / "checkpoints").glob("step-*.pt"))] == [
+        "step-00000004.pt",
+        "step-00000008.pt",
+    ]
+    assert found.saved == 8
     records = [json.loads(line) for line in (ended / "metrics.jsonl").read_text().splitlines()]
     assert found.record == records[-1]
     assert found.images_per_second == pytest.approx(4 * 8 / records[-1]["seconds"])

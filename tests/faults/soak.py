@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from attneck.files import write_atomic
-from attneck.training.checkpoint import checkpoints
+from attneck.training.checkpoint_files import checkpoints
 from attneck.training.environment import environment
 
 FAULTS = [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSTOP]

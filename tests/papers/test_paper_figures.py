@@ -214,7 +214,7 @@ def test_a_table_s_cells_do_not_cover_each_other(paper, table, tmp_path, monkeyp
         (["--figure", "9", "--table", "14"], "leave --table out"),
         (["--figure", "9", "--markdown"], "leave --markdown out"),
         (["--figure", "10"], "perhaps|choice"),
-        (["--figure", "9", "--save", "x.doc"], "wanted a file that ends in .svg, .pdf, .png"),
+        (["--figure", "9", "--save", "x.doc"], "wanted a file that ends in .png, .svg or .pdf"),
         (["--figure", "9", "--save", "no/where.svg"], "make it first"),
         (["--save", "x.svg"], "for one table or figure"),
         (["--table", "2", "--save", "x.svg"], "for one table or figure"),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from attneck.commands import papers as command
-from attneck.commands.measured import Results, recipe_of
+from attneck.commands.measured import Results
 from attneck.errors import UserError
 from attneck.models import catalog
 from attneck.papers.layout import Checked, Section, document, sheet, stacked, tally
@@ -28,6 +28,7 @@ from attneck.papers.tables import (
     train_command,
     verdict,
 )
+from attneck.runs.printed import recipe_of
 from attneck.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]

@@ -303,6 +303,8 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert "--resume" not in cell.command()
     (cell.folder / "checkpoints").mkdir(parents=True)
     (cell.folder / "checkpoints/step-00000001.pt").touch()
+    assert "--resume" not in cell.command()  # a write that was cut short, or no checkpoint of ours
+    (cell.folder / "checkpoints/step-00000001.pt.sha256").touch()
     assert cell.command().endswith("--resume")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from attneck.commands.arguments import call
+from attneck.commands.output_file import PICTURES, check_output
 from attneck.errors import UserError
 
 
@@ -24,10 +25,7 @@ def draw(
     """
     if not runs:
         raise UserError("no run given: attneck curves RUN…")
-    if out.suffix.lower() not in {".png", ".svg", ".pdf"} or out.is_dir():
-        raise UserError(f"--out {out}: wanted a file that ends in .png, .svg or .pdf")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+    check_output("--out", out, PICTURES)
 
     from attneck.explain.figures import curves
 

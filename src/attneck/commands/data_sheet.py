@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from attneck.commands.output_file import check_output
 from attneck.errors import UserError
 
 
 def check_sheet(path: Path) -> None:
     """UserError for a file that is no PNG's name, is there already, or has no folder."""
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--sheet {path}: wanted a file that ends in .png")
-    if path.exists() or not path.absolute().parent.is_dir():
-        there = "is there already: give another name" if path.exists() else "has no folder: make it first"
-        raise UserError(f"--sheet {path} {there}")
+    check_output("--sheet", path, (".png",))
+    if path.exists():
+        raise UserError(f"--sheet {path} is there already: give another name")
 
 
 def draw_sheet(path: Path, name: str, augmented: str | None, **options: Any) -> None:

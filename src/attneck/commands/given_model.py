@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attneck.errors import UserError, suggestion, user_mistakes
 from attneck.models import catalog
+from attneck.training.checkpoint_files import named
 from attneck.training.recipe_file import is_run
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def kind_of(model: str) -> Kind:
     """
     path = Path(model)
     if is_run(path):
-        if not any(path.glob("checkpoints/step-*.pt")):
+        if not named(path / "checkpoints"):
             raise UserError(f"{model}: no checkpoint there yet (attneck train {model} makes them)")
         return "run"
     if (path / "config.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ import tyro
 
 from attneck.commands.arguments import call
 from attneck.commands.given_model import Viewer, kind_of, viewer
+from attneck.commands.output_file import PICTURES, check_output
 from attneck.errors import UserError, brief, user_mistakes
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from attneck.explain.looking import Look
     from attneck.explain.seeing import Maps
 
-ENDINGS = (".png", ".svg", ".pdf")
 MOST_PIXELS = 1 << 24
 """Of a photo that is kept in memory, as `attneck predict` has it."""
 LIKELIEST = 3
@@ -139,12 +138,7 @@ def _check_page(html: Path, image: Path) -> None:
     """Raises UserError for what cannot be the page's file."""
     from attneck.data.readers.decode import said
 
-    if html.suffix.lower() not in (".html", ".htm") or html.is_dir():
-        raise UserError(f"--html {said(html)}: wanted a file that ends in .html")
-    if not html.absolute().parent.is_dir():
-        raise UserError(
-            f"--html {said(html)}: there is no folder {said(html.absolute().parent)}; make it first"
-        )
+    check_output("--html", html, (".html",))
     if html.exists() and html.samefile(image):
         raise UserError(f"--html {said(html)} is the photo itself: give another name")
 
@@ -174,12 +168,7 @@ def target(save: Path | None, source: Path | str, what: str) -> Path:
         stem = Path(source).stem
         names = (f"{stem}-{what}{'' if number == 1 else f'-{number}'}.png" for number in count(1))
         return next(path for path in map(Path, names) if not path.exists())
-    if save.suffix.lower() not in ENDINGS or save.is_dir():
-        raise UserError(f"--save {said(save)}: wanted a file that ends in {', '.join(ENDINGS)}")
-    if not save.absolute().parent.is_dir():
-        raise UserError(
-            f"--save {said(save)}: there is no folder {said(save.absolute().parent)}; make it first"
-        )
+    check_output("--save", save, PICTURES)
     if save.exists() and Path(source).exists() and save.samefile(source):
         raise UserError(f"--save {said(save)} is the photo itself: give another name")
     return save
@@ -187,16 +176,9 @@ def target(save: Path | None, source: Path | str, what: str) -> Path:
 
 def write(figure: Any, file: Path) -> None:
     """As its ending says; whole or not at all."""
-    import matplotlib
+    from attneck.explain.vector import save
 
-    from attneck.files import write_atomic
-
-    data = io.BytesIO()
-    ending = file.suffix.lower()[1:]
-    dated = {} if ending == "png" else {"Date" if ending == "svg" else "CreationDate": None}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "attneck"}):
-        figure.savefig(data, format=ending, dpi=110, facecolor=figure.get_facecolor(), metadata=dated)
-    write_atomic(file, data.getvalue())
+    save(figure, file, dpi=110, as_text=True)
 
 
 def _look(seer: Viewer, photo: Image.Image, cam: bool, layers: Sequence[str]) -> Look:
@@ -217,9 +199,10 @@ def _look(seer: Viewer, photo: Image.Image, cam: bool, layers: Sequence[str]) ->
                 f"--cam is of a classifier's likeliest class, and {seer.title} finds objects: leave it out"
             )
         from attneck.explain.gradcam import grad_cam
+        from attneck.tasks.classification import class_name
 
         label, values = grad_cam(seer.network, image)
-        drawn = _class_name(seer, label), values
+        drawn = class_name(seer.facts["classes"], label), values
     if seer.trained:
         lines += ["", *_predictions(seer, found.output)]
     return Look(seer.title, lines, found, seer.window(photo.size, found), drawn)
@@ -252,17 +235,13 @@ def _chosen(found: Maps, layers: Sequence[str], title: str) -> Maps:
 
 def _predictions(seer: Viewer, output: Any) -> list[str]:
     """The likeliest classes, or the surest objects."""
-    if not seer.detects:
-        shares, labels = output.float().softmax(0).sort(descending=True)
-        best = zip(shares[:LIKELIEST].tolist(), labels[:LIKELIEST].tolist(), strict=True)
-        return [f"{100 * share:.1f} %  {_class_name(seer, label)}" for share, label in best]
-    best = zip(output["scores"][:LIKELIEST].tolist(), output["labels"][:LIKELIEST].tolist(), strict=True)
-    return [f"{score:.2f}  {_class_name(seer, label - 1)}" for score, label in best] or ["no object found"]
+    from attneck.tasks.classification import class_name, likeliest
 
-
-def _class_name(seer: Viewer, label: int) -> str:
     classes = seer.facts["classes"]
-    return str(classes[label]) if label < len(classes) else f"class {label}"
+    if not seer.detects:
+        return [f"{100 * share:.1f} %  {name}" for name, share in likeliest(output, classes, LIKELIEST)]
+    best = zip(output["scores"][:LIKELIEST].tolist(), output["labels"][:LIKELIEST].tolist(), strict=True)
+    return [f"{score:.2f}  {class_name(classes, label - 1)}" for score, label in best] or ["no object found"]
 
 
 def _place(word: str) -> tuple[int, int]:

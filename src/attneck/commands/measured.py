@@ -9,17 +9,7 @@ from pathlib import Path
 from attneck.errors import UserError
 from attneck.papers.results import FinishedRun, each_once, read_runs, whole_data
 from attneck.papers.tables import Row, Table
-from attneck.runs.printed import (
-    FREE,
-    HOW_IT_RAN,
-    is_of,
-    same_folder,
-    same_network,
-    started,
-)
-from attneck.runs.printed import (
-    recipe_of as recipe_of,
-)
+from attneck.runs.printed import FREE, HOW_IT_RAN, is_of, same_folder, same_network, started
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import FREE_ON_RESUME, differences, parse_recipe
 

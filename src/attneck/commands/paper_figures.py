@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attneck.errors import UserError
+from attneck.commands.output_file import PICTURES, check_output
 from attneck.papers.figures import FAMILIES, FIGURES, TRANSFORMERS, Point, points
 from attneck.papers.layout import Checked, Section, sheet
 from attneck.papers.results import measured
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 PAPER_OF = {**dict.fromkeys(FIGURES, "botnet"), "ablation": "bam"}
 """The figures that can be drawn, and whose they are; "ablation" is BAM's Table 1."""
-ENDINGS = (".svg", ".pdf", ".png")
-
 ABLATION = ("1a", "1b", "1c")
 
 
@@ -29,13 +27,10 @@ def file_of(name: str, save: Path | None) -> Path:
     """The file that a picture goes to, `name`.svg in this folder if none is given.
 
     Raises:
-        UserError: an ending that is none of `ENDINGS`, or no such folder.
+        UserError: an ending that is none of `PICTURES`, or no such folder.
     """
     path = save or Path(f"{name}.svg")
-    if path.suffix.lower() not in ENDINGS or path.is_dir():
-        raise UserError(f"--save {path}: wanted a file that ends in {', '.join(ENDINGS)}")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--save {path}: there is no folder {path.absolute().parent}; make it first")
+    check_output("--save", path, PICTURES)
     return path
 
 

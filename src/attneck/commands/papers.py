@@ -13,7 +13,7 @@ import tyro
 
 from attneck.commands.arguments import call
 from attneck.commands.counted import counts_of, of_paper
-from attneck.commands.measured import FOLDERS, Results, recipe_of
+from attneck.commands.measured import FOLDERS, Results
 from attneck.commands.paper_figures import (
     ABLATION,
     PAPER_OF,
@@ -53,7 +53,7 @@ from attneck.papers.tables import (
     no_table,
     train_command,
 )
-from attneck.runs.printed import architecture
+from attneck.runs.printed import architecture, recipe_of
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import load_recipe, shipped_recipes
 

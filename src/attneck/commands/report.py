@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from attneck.commands.arguments import call
+from attneck.commands.output_file import check_output
 from attneck.errors import UserError
 
 
@@ -34,10 +35,7 @@ def report(
     for run in runs:
         Run(run).recipe  # noqa: B018 - refuses what is no run
     file = out or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
-    if file.suffix.lower() not in {".html", ".htm"} or file.is_dir():
-        raise UserError(f"--out {file}: wanted a file that ends in .html")
-    if not file.absolute().parent.is_dir():
-        raise UserError(f"--out {file}: there is no folder {file.absolute().parent}; make it first")
+    check_output("--out", file, (".html",))
     twice = [
         str(run)
         for number, run in enumerate(runs)

@@ -169,12 +169,12 @@ class Snapshots:
         """The two likeliest classes; of a detector the surest objects, of SURE or more."""
         classes = self.facts["classes"]
         if not self.task.finds_objects:
-            shares, labels = output.float().softmax(0).topk(min(2, len(output)))
-            names = [classes[label] for label in labels.tolist()]
-        else:
-            shares, order = output["scores"].sort(descending=True)
-            shares = shares[shares >= SURE][:3]
-            names = [classes[label - 1] for label in output["labels"][order[: len(shares)]].tolist()]
+            from attneck.tasks.classification import likeliest
+
+            return [(name, round(share, 4)) for name, share in likeliest(output, classes, 2)]
+        shares, order = output["scores"].sort(descending=True)
+        shares = shares[shares >= SURE][:3]
+        names = [classes[label - 1] for label in output["labels"][order[: len(shares)]].tolist()]
         return [(name, round(share, 4)) for name, share in zip(names, shares.tolist(), strict=True)]
 
 

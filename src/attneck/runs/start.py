@@ -20,6 +20,7 @@ from attneck.runs.lock import only_one
 from attneck.runs.provenance import environment_of
 from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint
+from attneck.training.checkpoint_files import checkpoints
 from attneck.training.distributed import World
 from attneck.training.environment import environment
 from attneck.training.recipe import Recipe
@@ -64,7 +65,7 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
     launch = _launch()
     folder = _taken(wish, launch, held)
     before = environment_of(folder)
-    goes_on = bool(checkpoint.checkpoints(folder / "checkpoints"))
+    goes_on = bool(checkpoints(folder / "checkpoints"))
     starts: list[dict[str, Any]] = before.get("starts", [])
     restarted = bool(starts) and _same(starts[-1].get("launch"), launch)
     if goes_on and not (wish.resume or restarted):
@@ -105,7 +106,7 @@ def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:
             folder = take_folder(wish.name)
         elif not wish.resume:
             folder.mkdir(parents=True, exist_ok=True)
-        elif not checkpoint.checkpoints(folder / "checkpoints"):
+        elif not checkpoints(folder / "checkpoints"):
             checkpoint.load_latest(folder / "checkpoints")  # says so, and nothing is made
         held.enter_context(only_one(folder))
     return folder

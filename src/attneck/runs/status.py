@@ -10,7 +10,7 @@ from typing import Any
 
 from attneck.runs.lock import owner
 from attneck.runs.run import Run
-from attneck.training.checkpoint import checkpoints
+from attneck.training.checkpoint_files import checkpoints, step_of
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def status(folder: Path, now: float | None = None) -> Status:
     run = Run(folder)
     recipe = run.recipe
     trains = owner(folder)
-    records = _records(folder)
+    records = run.history if (folder / "metrics.jsonl").is_file() else []
     there = checkpoints(folder / "checkpoints")
-    saved = int(there[-1].stem.removeprefix("step-")) if there else None
+    saved = step_of(there[0]) if there else None
     images = _images(folder)
     steps = None if images is None else recipe.total_steps(images // recipe.batch)
     done = int(records[-1]["step"]) if records else 0
@@ -69,16 +69,11 @@ def status(folder: Path, now: float | None = None) -> Status:
         step=max(done, saved or 0),
         steps=steps,
         saved=saved,
-        saved_ago=max(0.0, now - there[-1].stat().st_mtime) if there else None,
+        saved_ago=max(0.0, now - there[0].stat().st_mtime) if there else None,
         record=records[-1] if records else None,
         images_per_second=recipe.batch / pace if pace else None,
         left=left,
     )
-
-
-def _records(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def _images(folder: Path) -> int | None:

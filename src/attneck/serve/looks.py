@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from attneck.explain import BAMMaps, Maps, MHSAMaps
 from attneck.explain.seeing import Part
 from attneck.serve.page import STEPS_A_NAT
+from attneck.tasks.classification import class_name, likeliest
 
 CLASSES, OBJECTS = 5, 50
 """Of an image, at most."""
@@ -120,12 +122,8 @@ def _text(data: bytes) -> str:
 
 def classes_of(logits: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
     """The likeliest; logits [classes]."""
-    shares = torch.nan_to_num(logits.float().softmax(0))
-    scores, labels = shares.topk(min(CLASSES, len(shares)))
-    return [
-        {"category": _called(classes, label), "score": score}
-        for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
-    ]
+    found = likeliest(logits, classes, CLASSES)
+    return [{"category": name, "score": 0.0 if isnan(score) else score} for name, score in found]
 
 
 def objects_of(
@@ -140,7 +138,7 @@ def objects_of(
         corners = found["boxes"][index].cpu()
         left, top, right, bottom = corners.tolist()
         row: dict[str, Any] = {
-            "category": _called(classes, int(found["labels"][index]) - 1),
+            "category": class_name(classes, int(found["labels"][index]) - 1),
             "score": float(found["scores"][index]),
         }
         if "masks" in found:
@@ -157,7 +155,3 @@ def objects_of(
         edges = (torch.tensor([left, top, right - left, bottom - top]) / sides).tolist()
         rows.append(row | {"box": edges})
     return rows
-
-
-def _called(classes: Sequence[str], label: int) -> str:
-    return str(classes[label]) if label < len(classes) else f"class {label}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from attneck.errors import UserError
 from attneck.files import write_atomic
+from attneck.training.checkpoint_files import checkpoints
 
 Found = dict[str, Any]
 """As JSON has it."""
@@ -39,4 +40,4 @@ def once(file: Path, key: str, find: Callable[[], Any]) -> None:
 
 def has_weights(folder: Path) -> bool:
     """Whether a run's checkpoints are still there: without them nothing more is found out of it."""
-    return any((folder / "checkpoints").glob("step-*.pt"))
+    return bool(checkpoints(folder / "checkpoints"))

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from attneck.errors import UserError
-from attneck.files import write_atomic
+from attneck.runs.cost import Cost, cost_of
 from attneck.runs.run import Run
-from attneck.studies import kept
 from attneck.studies.statistics import Difference, Spread, difference, spread
 from attneck.studies.study import Cell, Study
-
-COST = "cost.json"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of a variant's network: parameters, and multiply-adds for one of its images."""
-
-    params: int
-    madds: int
 
 
 @dataclass
@@ -84,7 +73,8 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
         row.scores[cell.seed] = float(history[-1][key])
         row.curves[cell.seed] = [(one["step"] * cell.recipe.batch, float(one[key])) for one in history]
         row.seconds.append(median(one["seconds"] / _epochs(history, i) for i, one in enumerate(history)))
-        row.cost = row.cost or cost_of(cell)
+        facts = json.loads((cell.folder / "data.json").read_text())
+        row.cost = row.cost or cost_of(cell.folder, cell.recipe, facts)
     return [
         rows[problem, variant]
         for problem in study.problems or [""]
@@ -105,22 +95,6 @@ def _key(metric: str, record: dict[str, Any], cell: Cell) -> str:
 def _epochs(history: list[dict[str, Any]], number: int) -> int:
     """That lie between a record and the one before."""
     return max(1, history[number]["epoch"] - (history[number - 1]["epoch"] if number else 0))
-
-
-def cost_of(cell: Cell) -> Cost | None:
-    """What its network costs: counted once, while the run's checkpoints are there, and kept beside them."""
-    file = cell.folder / COST
-    if file.is_file():
-        return Cost(**json.loads(file.read_text()))
-    if not kept.has_weights(cell.folder):
-        return None
-    from attneck.measure import count
-
-    run = Run(cell.folder)
-    counts = count(run.model(), run.facts["image_size"])
-    found = Cost(counts.params, counts.madds)
-    write_atomic(file, (json.dumps(asdict(found)) + "\n").encode())
-    return found
 
 
 def baseline_of(study: Study, rows: Sequence[Row], problem: str) -> Row:

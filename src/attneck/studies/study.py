@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from attneck.checks import MOST
 from attneck.errors import UserError, suggestion
+from attneck.training.checkpoint_files import checkpoints
 from attneck.training.recipe import Part, Recipe, Text, Value
 from attneck.training.recipe_file import differences, load_recipe, parse_recipe, read_yaml, refusal
 
@@ -121,7 +122,7 @@ class Cell:
             else:
                 given.setdefault(f"--{_dashed(whole or field)}", []).extend(said)
         words = [word for flag, values in given.items() for word in (flag, *values)]
-        resume = ["--resume"] if any((self.folder / "checkpoints").glob("step-*.pt")) else []
+        resume = ["--resume"] if checkpoints(self.folder / "checkpoints") else []
         return ["train", self.source, *words, "--out", str(self.folder), *resume]
 
     def command(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -189,13 +189,8 @@ class Classification:
         """
         pixels = Classification.prepared(image, facts)[None]  # [1, 3, H, W]
         device = next(model.parameters()).device
-        shares = model(pixels.to(device)).float().softmax(1)[0]  # [classes]
-        scores, labels = shares.topk(min(top_k, len(shares)))
-        return [
-            {"category": facts["classes"][label], "score": score}
-            for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
-            if score >= min_score
-        ]
+        found = likeliest(model(pixels.to(device))[0], facts["classes"], top_k)
+        return [{"category": name, "score": score} for name, score in found if score >= min_score]
 
     @staticmethod
     def tables(evaluations: Mapping[str, Evaluation]) -> str:
@@ -205,6 +200,20 @@ class Classification:
             f"error {scores['error']:.2f} %  loss {scores['loss']:.4f}"
             for name, scores in ((name, one.scores) for name, one in evaluations.items())
         )
+
+
+def likeliest(logits: Tensor, classes: Sequence[str], most: int) -> list[tuple[str, float]]:
+    """The names of the likeliest classes, `most` at most, with their probability; logits [classes]."""
+    scores, labels = logits.float().softmax(0).topk(min(most, len(logits)))
+    return [
+        (class_name(classes, label), score)
+        for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
+    ]
+
+
+def class_name(classes: Sequence[str], label: int) -> str:
+    """Its name, or its number where it has none."""
+    return str(classes[label]) if label < len(classes) else f"class {label}"
 
 
 def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[int, int]) -> nn.Module:

@@ -15,7 +15,6 @@ import hashlib
 import io
 import os
 import re
-import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,12 +25,11 @@ from torch import Tensor
 
 from attneck.errors import UserError, one_line
 from attneck.files import link_atomic, write_atomic, writing
+from attneck.training.checkpoint_files import BEST, checkpoints, is_file, named, step_of, sum_of
 from attneck.training.memory import is_out_of_memory
 from attneck.training.state import check
 
 KEPT = 2
-NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})\.pt")
-BEST = re.compile(r"best-([0-9]{8}|[1-9][0-9]{8,17})\.pt")
 LEFT = re.compile(r"\.(step|best)-[0-9]{8,18}\.pt(\.sha256)?\.[0-9]+\.tmp")
 """What a process that was killed in a write has left."""
 
@@ -53,9 +51,9 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         folder.mkdir(exist_ok=True)  # not its parents: a run's folder that is gone does not come again
     _put_sum(path, sums)
     write_atomic(path, data)
-    older = [old for old in checkpoints(folder) if _step(old) <= step]
+    older = [old for old in checkpoints(folder) if step_of(old) <= step]
     _remove([file for file in folder.iterdir() if LEFT.fullmatch(file.name)])
-    _remove([part for old in older[KEPT:] for part in (old, _sum_of(old))])
+    _remove([part for old in older[KEPT:] for part in (old, sum_of(old))])
     return path
 
 
@@ -67,20 +65,15 @@ def keep_best(folder: Path, step: int) -> None:
     """
     source, path = folder / f"step-{step:08d}.pt", folder / f"best-{step:08d}.pt"
     with writing(path):
-        sums = _sum_of(source).read_text().split()
+        sums = sum_of(source).read_text().split()
     _put_sum(path, sums)
     link_atomic(source, path)
 
 
 def keep_no_other(folder: Path, step: int, best: set[int]) -> None:
     """Remove the best checkpoints up to `step` but those of the steps `best`."""
-    old = [path for path in _named(folder, BEST) if _step(path) <= step and _step(path) not in best]
-    _remove([part for path in old if _is_file(path) for part in (path, _sum_of(path))])
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder` that have their sum, newest step first."""
-    return [path for path in _named(folder) if _is_file(path) and _is_file(_sum_of(path))]
+    old = [path for path in named(folder, BEST) if step_of(path) <= step and step_of(path) not in best]
+    _remove([part for path in old if is_file(path) for part in (path, sum_of(path))])
 
 
 def load_latest(
@@ -95,7 +88,7 @@ def load_latest(
         UserError: there is none that is whole and can be used.
     """
     passed: list[str] = []
-    for path in _named(folder):
+    for path in named(folder):
         try:
             return _whole(path, fits), path, passed
         except ValueError as error:
@@ -154,7 +147,7 @@ def _whole(path: Path, fits: Callable[[dict[str, Any]], None] | None) -> dict[st
         with _opened(path) as file:
             _compare(file, path)
             state: dict[str, Any] = _read(file)
-        check(state, _step(path))
+        check(state, step_of(path))
         if fits is not None:
             fits(state)
         return state
@@ -167,12 +160,12 @@ def _whole(path: Path, fits: Callable[[dict[str, Any]], None] | None) -> dict[st
 def _put_sum(path: Path, sums: list[str]) -> None:
     """Write the sums of what is about to be `path`, and of what is there: it is whole until then."""
     with writing(path):
-        for file in (path, _sum_of(path)):
-            if os.path.lexists(file) and not _is_file(file):
+        for file in (path, sum_of(path)):
+            if os.path.lexists(file) and not is_file(file):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         if path.is_file():
             sums = [*sums, _digest(path)]
-    write_atomic(_sum_of(path), ("\n".join(sums) + "\n").encode())
+    write_atomic(sum_of(path), ("\n".join(sums) + "\n").encode())
 
 
 def _remove(files: list[Path]) -> None:
@@ -181,34 +174,9 @@ def _remove(files: list[Path]) -> None:
             file.unlink(missing_ok=True)
 
 
-def _named(folder: Path, name: re.Pattern[str] = NAME) -> list[Path]:
-    """What has a checkpoint's name, newest step first."""
-    try:
-        found = [path for path in folder.iterdir() if name.fullmatch(path.name)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError) as error:  # a loop, a folder that may not be read, a NUL in its name
-        raise UserError(
-            f"{str(folder)[:150]!r} cannot be read: {getattr(error, 'strerror', error)}"
-        ) from None
-    return sorted(found, key=_step, reverse=True)
-
-
-def _step(path: Path) -> int:
-    return int(path.name[5:-3])
-
-
-def _is_file(path: Path) -> bool:
-    """A file itself, not a link to one."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
-        return False
-
-
 def _opened(path: Path) -> io.BufferedReader:
     """A file to be read; nothing else is opened, and a pipe would be waited for."""
-    if os.path.lexists(path) and not _is_file(path):
+    if os.path.lexists(path) and not is_file(path):
         raise ValueError(f"{path.name} is a link, a folder or a pipe")
     return path.open("rb")
 
@@ -221,7 +189,7 @@ def _digest(path: Path) -> str:
 def _compare(file: io.BufferedReader, path: Path) -> None:
     """Raises ValueError where a checkpoint's bytes are not those that were written."""
     try:
-        with _opened(_sum_of(path)) as known:
+        with _opened(sum_of(path)) as known:
             sums = known.read(1000).split()
     except FileNotFoundError:
         raise ValueError("its SHA-256 is not beside it") from None
@@ -240,7 +208,3 @@ def _read(file: io.BufferedReader) -> Any:
         if is_out_of_memory(error):
             raise
         raise ValueError(f"it is no file of torch's: {type(error).__name__}") from error
-
-
-def _sum_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")

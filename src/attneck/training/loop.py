@@ -27,6 +27,7 @@ from attneck.signals import noted
 from attneck.training import checkpoint, layers, state
 from attneck.training.allocator import keep_freed_memory
 from attneck.training.best import Keeper, gives_up
+from attneck.training.checkpoint_files import checkpoints
 from attneck.training.distributed import World
 from attneck.training.environment import peak_memory
 from attneck.training.finite import Guard, explain
@@ -98,9 +99,11 @@ def train_loop(
         if progress.step:
             # A checkpoint before the next step has the last one's rate, as in a run left alone.
             set_rate(optimizer, _rate(recipe, progress.step - 1, steps_per_epoch))
-    # Strides of 1×1 kernels differ in sides of length one, which mean nothing.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    parallel = DistributedDataParallel(model) if world.size > 1 else model
+    parallel: nn.Module = model
+    if world.size > 1:
+        # Strides of 1×1 kernels differ in sides of length one, which mean nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        parallel = DistributedDataParallel(model)
     steps = recipe.total_steps(steps_per_epoch)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
     guard = Guard(world.device)
@@ -305,7 +308,7 @@ def _left(folder: Path) -> str:
     """What a run that fails leaves behind."""
     there: list[Path] = []
     with suppress(UserError):  # the folder itself can't be read
-        there = checkpoint.checkpoints(folder / "checkpoints")
+        there = checkpoints(folder / "checkpoints")
     return f"{there[0].name} is whole" if there else "there is no checkpoint yet"
 
 

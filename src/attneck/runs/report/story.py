@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from attneck.runs.lock import owner
 from attneck.runs.provenance import environment_of
 from attneck.runs.run import Run
 from attneck.runs.snapshots import Snapshot, read
+from attneck.training.checkpoint_files import checkpoints, step_of
 from attneck.training.recipe import Recipe
 
 Record = dict[str, Any]
@@ -79,21 +79,15 @@ class Story:
         if self.summary is not None:
             early = ", early: its scores were no longer better" if self.summary.get("ended_early") else ""
             return f"ended after {self.summary['steps']:,} steps{early}"
-        steps = [
-            int(found[1]) for name in self._checkpoints() if (found := re.fullmatch(r"step-(\d+)\.pt", name))
-        ]
+        there = checkpoints(self.folder / "checkpoints")
         trains = owner(self.folder)
         how = f"has not ended, and is trained by {trains}" if trains else "has not ended"
-        newest = f"; its newest checkpoint is of step {max(steps):,}" if steps else "; it has no checkpoint"
+        newest = (
+            f"; its newest checkpoint is of step {step_of(there[0]):,}" if there else "; it has no checkpoint"
+        )
         if not self.history:
             return f"{how}; no held-out images were scored yet{newest}"
         return f"{how}: its last record is of step {self.last['step']:,}{newest}"
-
-    def _checkpoints(self) -> list[str]:
-        try:
-            return [file.name for file in (self.folder / "checkpoints").iterdir()]
-        except OSError:
-            return []
 
 
 def read_story(folder: Path) -> Story:
