@@ -47,6 +47,7 @@ def bench(
     form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
     torch.compile. bam: the gate and the module, against the form that expands both branches. step: a whole
     training step of a classifier or a detector, against the same with plain attention and the one without.
+    And how fast images come: attneck bench input --help.
 
     Args:
         what: attention, bam or step.
@@ -337,4 +338,9 @@ def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 def main(words: list[str]) -> None:
     """Parse and run."""
+    if words[:1] == ["input"]:
+        from attneck.commands import bench_input
+
+        bench_input.main(words[1:])
+        return
     call(bench, "attneck bench", words)

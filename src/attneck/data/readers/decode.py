@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
+from attneck.data.readers.shards import Packed, Place
 from attneck.errors import UserError
 
 _AVIF = features.check_module("avif")
@@ -66,14 +68,14 @@ class ImageTooLarge(UnreadableImage):
 
 
 def decode(
-    path: str, name: str, max_pixels: int | None = None, size: tuple[int, int] | None = None
+    path: Place, name: str, max_pixels: int | None = None, size: tuple[int, int] | None = None
 ) -> Image.Image:
     """The image in RGB, upright as its EXIF rotation says; an alpha is not applied.
 
     Of many frames it is the first. 16 bits of grey are brought to 8.
 
     Args:
-        path: a regular file of one of FORMATS, whatever its name ends in.
+        path: a regular file of one of FORMATS, whatever its name ends in; or one in a shard.
         name: the data set's, for the message.
         max_pixels: the limit; MAX_PIXELS if not given.
         size: the (width, height) that is wanted: where the file has it and the upright image has not, the
@@ -112,7 +114,7 @@ def decode_small(
 
 
 def decode_part(
-    path: str, name: str, box: Callable[[tuple[int, int]], Box], side: int, max_pixels: int | None = None
+    path: Place, name: str, box: Callable[[tuple[int, int]], Box], side: int, max_pixels: int | None = None
 ) -> Image.Image:
     """A part of the image that `decode` gives.
 
@@ -155,10 +157,10 @@ def said(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _opened(path: str | IO[bytes], name: str, max_pixels: int | None) -> Iterator[Image.Image]:
+def _opened(path: Place | IO[bytes], name: str, max_pixels: int | None) -> Iterator[Image.Image]:
     """An image of the right kind and size, none of it decoded; whatever fails inside becomes a line."""
     limit = MAX_PIXELS if max_pixels is None else max_pixels
-    called = said(path) if isinstance(path, str) else "the file"
+    called = said(str(path)) if isinstance(path, str | Packed) else "the file"
     try:
         if isinstance(path, str):
             _check_regular(path)
@@ -166,7 +168,8 @@ def _opened(path: str | IO[bytes], name: str, max_pixels: int | None) -> Iterato
             Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow warns over it, and refuses over twice as many
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's of oddities: the image is read, or refused here
-            with Image.open(path, formats=FORMATS) as image:
+            source = io.BytesIO(path.read()) if isinstance(path, Packed) else path
+            with Image.open(source, formats=FORMATS) as image:
                 if image.width * image.height > limit:
                     raise Image.DecompressionBombError
                 yield image
