@@ -98,7 +98,8 @@ def _table(document: dict[str, Any]) -> str:
     """The rows to read, a line each."""
     about, made = document["environment"], document["photographs"]
     head = (
-        f"{about['processor']}, one core, processor time, {document['rounds']} rounds; {made['images']} JPEGs of "
+        f"{about['processor']}, one core, processor time, {document['rounds']} rounds; "
+        f"{made['images']} JPEGs of "
         f"{made['width']:.0f} x {made['height']:.0f} pixels and {made['bytes'] / 1000:.0f} kB on average, to "
         f"{document['image_size']} pixels, batches of {document['batch']}"
     )
