@@ -107,6 +107,7 @@ def test_a_mistake_is_one_line(words: list[str], says: str, capsys: pytest.Captu
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow  # imports torchvision's data sets and timm
 @pytest.mark.data
 def test_input_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "input.json"
