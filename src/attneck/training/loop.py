@@ -28,6 +28,7 @@ from attneck.training import checkpoint, layers, state
 from attneck.training.allocator import keep_freed_memory
 from attneck.training.best import Keeper, gives_up
 from attneck.training.checkpoint_files import checkpoints
+from attneck.training.compiled import as_written, compiling, to_call
 from attneck.training.distributed import World
 from attneck.training.environment import peak_memory
 from attneck.training.finite import Guard, explain
@@ -99,11 +100,11 @@ def train_loop(
         if progress.step:
             # A checkpoint before the next step has the last one's rate, as in a run left alone.
             set_rate(optimizer, _rate(recipe, progress.step - 1, steps_per_epoch))
-    parallel: nn.Module = model
+    parallel = to_call(model, recipe)
     if world.size > 1:
         # Strides of 1×1 kernels differ in sides of length one, which mean nothing.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        parallel = DistributedDataParallel(model)
+        parallel = DistributedDataParallel(parallel)
     steps = recipe.total_steps(steps_per_epoch)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
     guard = Guard(world.device)
@@ -142,6 +143,7 @@ def train_loop(
             scored(partial(look, progress.step), network, recipe, world.device)
 
     with (
+        compiling(recipe),
         noted() as stop,
         _lacks(folder, doing, recipe, world),
         Report(
@@ -201,16 +203,17 @@ def train_loop(
             stopped, late_somewhere = world.maximum([float(stop.signal), float(late)])
             due |= bool(stopped or late_somewhere)
             if (at_once or due) and (first := guard.first()) is not None:
-                said = explain(
-                    first,
-                    model,
-                    parallel,
-                    objective,
-                    batches,
-                    recipe,
-                    world,
-                    steps_per_epoch=steps_per_epoch,
-                )
+                with as_written():
+                    said = explain(
+                        first,
+                        model,
+                        parallel,
+                        objective,
+                        batches,
+                        recipe,
+                        world,
+                        steps_per_epoch=steps_per_epoch,
+                    )
                 raise RunFailed(f"{said}; {_left(folder)}")
             if not at_once:
                 optimizer.found_inf = guard.found_inf  # type: ignore[attr-defined]
@@ -277,7 +280,10 @@ def evaluate(
     """The objective's scores on held-out data: `val_…` for the weights, `ema_…` for their average."""
     networks = {"val": model} | ({"ema": average.module} if average is not None else {})
     score = partial(objective.evaluate, watch=watch)
-    found = {prefix: scored(score, network, recipe, device) for prefix, network in networks.items()}
+    found = {
+        prefix: scored(score, to_call(network, recipe), recipe, device)
+        for prefix, network in networks.items()
+    }
     return {f"{prefix}_{key}": value for prefix, scores in found.items() for key, value in scores.items()}
 
 

@@ -316,6 +316,9 @@ class Recipe(Part):
     """Decay of the moving average of the weights a step; 0 keeps none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast; weights, BatchNorm statistics and the loss stay float32."""
+    compile: bool = False
+    """Classifiers: torch.compile of the whole network, for training and scoring. It takes from seconds to
+    minutes at the start, and wants a C++ compiler, or triton on a GPU. Rounding differs from the plain form's."""
     channels_last: bool = True
     """Images and weights in memory with their channels last, which convolutions are fastest with."""
     sync_bn: bool = True
