@@ -37,7 +37,7 @@ def broken():
 
 
 def test_a_compiled_run_goes_on_with_the_same_bits(tmp_path, traced):
-    """From an evaluation, which comes before training then; its checkpoints have the plain network's names."""
+    """From an evaluation, which comes before training then; the checkpoints have the plain names."""
     run(tmp_path / "straight", WANTED, Task(ALONE))
     assert traced, "nothing was compiled"
     with pytest.raises(BrokenOffError):
@@ -108,7 +108,7 @@ TINY = {
 
 @pytest.mark.slow
 def test_with_the_compiler_itself(tmp_path, monkeypatch):
-    """A network with both papers' attention: broken off and gone on with, it has the bits of one left alone."""
+    """A network with both papers' attention: broken off and gone on with, it has the same bits."""
     wanted = Recipe.model_validate(TINY)
     straight = runs.train(wanted, tmp_path / "straight")
     plain = runs.train(wanted.model_copy(update={"compile": False}), tmp_path / "plain")

@@ -26,6 +26,7 @@ from attneck.files import NotWritten
 from attneck.signals import noted
 from attneck.training import checkpoint, layers, state
 from attneck.training.allocator import keep_freed_memory
+from attneck.training.background import Background
 from attneck.training.best import Keeper, gives_up
 from attneck.training.checkpoint_files import checkpoints
 from attneck.training.compiled import as_written, compiling, to_call
@@ -109,8 +110,17 @@ def train_loop(
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
     guard = Guard(world.device)
     keeper = Keeper(folder / "checkpoints", decides) if decides is not None and world.rank == 0 else None
+    writer = Background()
+
+    def settle() -> None:
+        """The last checkpoint is whole, or the run ends with what kept it from being so, on all processes."""
+        error = writer.end()
+        if world.maximum([float(error is not None)])[0]:
+            raise error or RunFailed(f"step {progress.step + 1}: the first process cannot go on")
 
     def save() -> None:
+        """Held up by the copy: the file is written while the next steps are taken, after the file before."""
+        settle()
         content = state.taken(progress, model, optimizer, average, recipe, facts, world)
         fault = checkpoint.not_finite(content)
         if world.maximum([float(fault is not None)])[0]:  # all processes end together
@@ -120,9 +130,12 @@ def train_loop(
                 f"finite, and was not saved. Try a lower optimizer.lr; {_left(folder)}"
             )
         if world.rank == 0:
-            checkpoint.save(folder / "checkpoints", progress.step, content)
+            writer.start(partial(write, state.copied(content)))
+
+    def write(content: dict[str, Any]) -> None:
+        checkpoint.save(folder / "checkpoints", content["step"], content)
         if keeper is not None:
-            keeper.saved(progress.history, progress.step)
+            keeper.saved(content["history"], content["step"])
 
     def stopped_by(number: int) -> RunFailed:
         return RunFailed(
@@ -146,6 +159,7 @@ def train_loop(
         compiling(recipe),
         noted() as stop,
         _lacks(folder, doing, recipe, world),
+        writer,
         Report(
             folder if world.rank == 0 else None,
             steps=steps,
@@ -168,6 +182,7 @@ def train_loop(
         while True:
             done = progress.step - _last_record(progress)
             if done and (progress.step % period == 0 or progress.step == steps):
+                settle()
                 # The step itself is saved: whatever happens in the evaluation, it is done again on resume.
                 means = _means(progress.sums, done, world)
                 stop.saved = lambda number: str(stopped_by(number))
@@ -190,6 +205,7 @@ def train_loop(
                 trackers.send(progress.history)
                 saved = began = time.monotonic()
             if progress.step == steps or ended_early(progress, recipe, decides, world):
+                settle()
                 return progress, average
 
             layers.to_training(parallel)
@@ -200,9 +216,12 @@ def train_loop(
             due = (progress.step + 1) % period == 0 or progress.step + 1 == steps
             due |= recipe.checkpoint_steps is not None and (progress.step + 1) % recipe.checkpoint_steps == 0
             late = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
-            stopped, late_somewhere = world.maximum([float(stop.signal), float(late)])
+            stopped, late_somewhere, failed = world.maximum([float(stop.signal), late, writer.failed])
             due |= bool(stopped or late_somewhere)
+            if failed:
+                settle()
             if (at_once or due) and (first := guard.first()) is not None:
+                settle()
                 with as_written():
                     said = explain(
                         first,
@@ -230,7 +249,7 @@ def train_loop(
                 save()
                 saved = time.monotonic()
             if stopped:
-                world.maximum([0.0])  # nobody leaves before the first process has saved
+                settle()  # nobody leaves before the first process has saved
                 raise stopped_by(int(stopped))
 
 

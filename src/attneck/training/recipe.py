@@ -318,7 +318,8 @@ class Recipe(Part):
     """bfloat16: autocast; weights, BatchNorm statistics and the loss stay float32."""
     compile: bool = False
     """Classifiers: torch.compile of the whole network, for training and scoring. It takes from seconds to
-    minutes at the start, and wants a C++ compiler, or triton on a GPU. Rounding differs from the plain form's."""
+    minutes at the start, and wants a C++ compiler, or triton on a GPU. It rounds otherwise than the plain
+    form."""
     channels_last: bool = True
     """Images and weights in memory with their channels last, which convolutions are fastest with."""
     sync_bn: bool = True
