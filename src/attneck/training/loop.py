@@ -179,6 +179,7 @@ def train_loop(
         if not progress.step:
             look_on()
         saved = began = time.monotonic()
+        trains = False  # else each step would visit every module
         while True:
             done = progress.step - _last_record(progress)
             if done and (progress.step % period == 0 or progress.step == steps):
@@ -204,11 +205,14 @@ def train_loop(
                 save()
                 trackers.send(progress.history)
                 saved = began = time.monotonic()
+                trains = False
             if progress.step == steps or ended_early(progress, recipe, decides, world):
                 settle()
                 return progress, average
 
-            layers.to_training(parallel)
+            if not trains:
+                layers.to_training(parallel)
+                trains = True
             set_rate(optimizer, _rate(recipe, progress.step, steps_per_epoch))
             scores = gradients(parallel, objective, loader, recipe, world, progress.step)
             norm = clip(model, recipe.optimizer.clip_norm)
