@@ -7,7 +7,8 @@ plain names and plain modules, and the compiled form is only what training and s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,11 @@ def compiling(recipe: Recipe) -> Iterator[None]:
         yield
 
 
-def as_written() -> torch.compiler.set_stance:
+def as_written() -> AbstractContextManager[None]:
     """A context in which nothing runs compiled, for hooks that must see every module."""
-    return torch.compiler.set_stance("force_eager")
+    stance: Any = torch.compiler.set_stance("force_eager")
+    plain: AbstractContextManager[None] = stance
+    return plain
 
 
 def check_compiler(recipe: Recipe, device: torch.device) -> None:

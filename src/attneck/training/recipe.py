@@ -309,7 +309,9 @@ class Recipe(Part):
     batch: Images = 128
     """Images in one optimiser step, over all processes and micro-batches."""
     accumulate: Count = 1
-    """Micro-batches that a step's batch is run in, one after the other."""
+    """Micro-batches that a step's batch is run in, one after the other: the weights are those of the whole
+    batch, to rounding, but where there is BatchNorm, which sees a micro-batch at a time (over all processes
+    with sync_bn)."""
     label_smoothing: Share = 0.0
     """Classifiers: the share of each label that is spread over all classes; 0 spreads none."""
     ema: Share = 0.0
