@@ -80,7 +80,7 @@ def test_the_loop_beside_a_bare_one(tmp_path: Path, capsys: pytest.CaptureFixtur
         built, networks = bench_loop._built, []
         patch.setattr(bench_loop, "_built", lambda *given: networks.append(built(*given)) or networks[-1])
         out = tmp_path / "loop.json"
-        words = ["bench", "step", "--loop", "--model", "cifar_resnet20", "--size", "8", "--batch", "4"]
+        words = ["bench", "step", "--loop", "--model", "cifar_resnet20", "--size", "24", "--batch", "4"]
         assert cli.main([*words, *QUICK[:2], "--threads", "1", "--out", str(out), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads(out.read_text())

@@ -11,7 +11,7 @@ from attneck.training.recipe import Recipe
 IMAGES = 23
 """Which neither 2 nor 3 processes share evenly, nor batches of 4."""
 RECIPE = Recipe.model_validate(
-    {"data": {"name": "shapes", "image_size": 8, "train_size": 10, "val_size": IMAGES}, "batch": 10}
+    {"data": {"name": "shapes", "image_size": 24, "train_size": 10, "val_size": IMAGES}, "batch": 10}
 )
 
 
@@ -20,7 +20,7 @@ class Noting(World):
 
     def total(self, values: list[float]) -> list[float]:
         vars(self)["sums"] = values
-        return values
+        return [values[0] + 1, *values[1:]]  # the others have images, where this one has none
 
     def joined(self, rows: list[object]) -> list[object]:
         return rows
@@ -58,4 +58,5 @@ def test_all_processes_together_have_the_sums_of_one(processes: int) -> None:
     alone, _ = parts(1)
     together, seen = parts(processes)
     assert (alone[0], together[0], seen) == (IMAGES, IMAGES, IMAGES)
-    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+    assert together[2:].tolist() == alone[2:].tolist()
+    torch.testing.assert_close(together[1], alone[1], rtol=1e-6, atol=0)  # float32, in other batches
