@@ -62,7 +62,7 @@ def candidates(
 
 
 def _beyond_offsets(q: Tensor, map_size: tuple[int, int]) -> bool:
-    """Whether an entry of an image lies 2**31 or more behind its first, or the heads are too many for a grid."""
+    """True where an image's entries lie 2**31 or more apart, or the heads are too many for a grid."""
     B, h, N, d = q.shape
     H, W = map_size
     return N * h * max(3 * d, 2 * (H + W)) >= 2**31 or B * h >= 2**16
