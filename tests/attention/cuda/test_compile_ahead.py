@@ -110,6 +110,12 @@ def test_kernels_fit_smaller_and_newer_gpus(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_compile_for_heads_of_256(kernel: str, tmp_path: Path) -> None:
+    assert_fits(compile_kernel(kernel, 256, torch.bfloat16, (8, 9), tmp_path), (8, 9))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_compile_without_the_content_term_and_for_square_patches(kernel: str, tmp_path: Path) -> None:
     found = compile_kernel(kernel, 64, torch.bfloat16, (9, 0), tmp_path, (40, 40), content=False)
     assert_fits(found, (9, 0))

@@ -62,6 +62,7 @@ FAST = [
     Case((7, 7), d=24, dtype="float16"),
     Case((6, 20), d=16, dtype="float16"),
     Case((3, 34), d=16),
+    Case((3, 4), d=256, dtype="float16"),
 ]
 # With the patches of the papers' larger maps, several each way: 32 wide as 64 and 80, which a GPU runs below,
 # and 24 as 40. The interpreter's time grows with the square of a map, so each map comes once.
@@ -181,6 +182,7 @@ def test_the_op_is_registered_as_torch_wants_it_and_compiles_whole() -> None:
         Case((32, 32), d=16, dtype="float16"),
         Case((16, 16), d=128, dtype="bfloat16"),
         Case((20, 20), d=40, dtype="bfloat16", content=False),
+        Case((5, 6), d=256, dtype="float16"),
     ],
     ids=str,
 )
