@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from attneck import surgery
 from attneck.checks import sides
-from attneck.data import ClassificationDataset, collate, loader, open_dataset
+from attneck.data import ClassificationDataset, Normalise, collate, loader, open_dataset
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
@@ -44,6 +44,7 @@ class Classification:
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
         self.held_out = self._open(recipe.data.val_split, size=recipe.data.val_size)
+        self._normalise = Normalise(self.held_out.mean, self.held_out.std).to(everyone.device)
 
     @cached_property
     def training(self) -> ClassificationDataset:
@@ -86,12 +87,12 @@ class Classification:
         }
 
     def _images(self, images: Tensor) -> Tensor:
-        device, last = self.everyone.device, self.recipe.channels_last
-        form = torch.channels_last if last else torch.contiguous_format
-        return images.to(device, non_blocking=True, memory_format=form)
+        """uint8 images [B, 3, H, W] → normalised on the device, in the recipe's memory format."""
+        normalised: Tensor = self._normalise(images.to(self.everyone.device, non_blocking=True))
+        return normalised if self.recipe.channels_last else normalised.contiguous()
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: images [B, 3, H, W], labels [B] → the mean loss, and top-1 in per cent."""
+        """batch: images [B, 3, H, W] uint8, labels [B] → the mean loss, and top-1 in per cent."""
         images, labels = self._images(batch[0]), batch[1].to(self.everyone.device, non_blocking=True)
         logits = model(images).float()  # [B, classes]
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
@@ -115,7 +116,7 @@ class Classification:
         tally = Tally(list(self.held_out.classes))
         two = len(self.held_out.classes) == 2
         margins: list[tuple[float, int]] = []  # how far the second class is above the first, and the label
-        watched = watch(loader(self.held_out, batches, self.recipe.data.workers))
+        watched = watch(loader(self.held_out, batches, self.recipe.data.workers, self.collate))
         for (images, labels), keys in zip(watched, batches, strict=True):
             logits = model(self._images(images)).float().cpu()
             likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
@@ -186,9 +187,9 @@ class Classification:
     def prepared(image: Image.Image, facts: Facts) -> Tensor:
         """Resized, cut and normalised as held-out images are: [3, H, W]."""
         cut = resize_and_centre(image.convert("RGB"), facts["image_size"], facts["crop_pct"])
-        pixels = torch.from_numpy(np.asarray(cut).copy()).permute(2, 0, 1) / 255  # [3, H, W]
-        mean, std = (torch.tensor(facts[key])[:, None, None] for key in ("mean", "std"))
-        return (pixels - mean) / std
+        pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)  # [3, H, W]
+        normalised: Tensor = Normalise(facts["mean"], facts["std"])(pixels[None])
+        return normalised[0].contiguous()
 
     @staticmethod
     def predict(
