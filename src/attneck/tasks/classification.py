@@ -25,6 +25,7 @@ from attneck.models.origin import Origin
 from attneck.models.renamed import renamed
 from attneck.models.weights import Loaded, load_matching, read_weights
 from attneck.tasks.confusion import Tally
+from attneck.tasks.ranking import area
 from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
@@ -103,18 +104,26 @@ class Classification:
         return {name: scores[name] for name in ("loss", "top1", "top5")}
 
     def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
-        """`evaluate`, the top-1 error in per cent, and what is taken for what."""
+        """`evaluate`, the top-1 error in per cent, and what is taken for what.
+
+        Of two classes also "auc", the area under the ROC curve in per cent: what is right whatever the
+        threshold between them.
+        """
         batches = EvalBatches(
             len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
         )
         sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
         tally = Tally(list(self.held_out.classes))
+        two = len(self.held_out.classes) == 2
+        margins: list[tuple[float, int]] = []  # how far the second class is above the first, and the label
         watched = watch(loader(self.held_out, batches, self.recipe.data.workers, self.collate))
         for (images, labels), keys in zip(watched, batches, strict=True):
             logits = model(self._images(images)).float().cpu()
             likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
             shares = logits.softmax(1).gather(1, likeliest[:, :1])[:, 0]
             tally.add(keys, labels, likeliest[:, 0], shares)
+            if two:
+                margins += zip((logits[:, 1] - logits[:, 0]).tolist(), labels.tolist(), strict=True)
             best = likeliest == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
             counts = [len(labels), float(loss), int(best[:, 0].sum()), int(best.sum())]
@@ -122,6 +131,8 @@ class Classification:
         count, loss_sum, top1, top5 = self.everyone.total(sums.tolist())
         scores = {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
         scores["error"] = 100 - scores["top1"]
+        if two and (auc := area(*zip(*self.everyone.joined(margins), strict=True))) is not None:
+            scores["auc"] = auc
         self.last = Evaluation(len(self.held_out), scores, confusion=tally.total(self.everyone))
         return self.last
 
@@ -199,6 +210,7 @@ class Classification:
         return "\n".join(
             f"{name:14} top-1 {scores['top1']:.2f} %  top-5 {scores['top5']:.2f} %  "
             f"error {scores['error']:.2f} %  loss {scores['loss']:.4f}"
+            + (f"  AUC {scores['auc']:.2f} %" if "auc" in scores else "")
             for name, scores in ((name, one.scores) for name, one in evaluations.items())
         )
 

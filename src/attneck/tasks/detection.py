@@ -103,6 +103,8 @@ class Detection:
             )
         if recipe.label_smoothing:
             raise ValueError("label_smoothing is of classifiers; a detector's losses have none: leave it out")
+        if recipe.compile:
+            raise ValueError("compile is of classifiers; a detector's images differ in size: leave it out")
         share = recipe.batch // (recipe.accumulate * self.everyone.size)
         synchronised = recipe.sync_bn and self.everyone.size > 1
         if share < self.options.least_images and not synchronised:

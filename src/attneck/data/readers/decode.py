@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError, features
 from attneck.data.readers.shards import Packed, Place
 from attneck.errors import UserError
 
-_AVIF = features.check_module("avif")
+_AVIF = "avif" in features.get_supported_modules()  # which Pillow before 11.3 does not know
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *["AVIF"] * _AVIF)
 """What Pillow may try: its other readers start programs (Ghostscript), or are seldom looked at."""
 
