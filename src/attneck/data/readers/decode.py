@@ -101,6 +101,8 @@ def decode_small(
     take four bytes a pixel of the file for a moment, one if they are grey.
     """
     with _opened(path, name, max_pixels) as image:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns it, and an old one says only then how large it is
         size = image.size
         scale = (most / (size[0] * size[1])) ** 0.5
         small = (max(1, int(scale * size[0])), max(1, int(scale * size[1])))
