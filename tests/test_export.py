@@ -467,7 +467,9 @@ def test_equal_scores_may_be_chosen_among_otherwise(most: int) -> None:
     labels = torch.randint(1, 3, (300,), generator=draws)
     scores = torch.randint(1, 4, (300,), generator=draws) / 10  # three different ones
     candidates = agreement.Candidates(boxes, labels, scores, 0.45, most)
-    wanted, found = (chosen(candidates, scores + 1e-6 * torch.rand(300, generator=draws)) for _ in range(2))
+    wanted, found = (
+        chosen(candidates, scores + 1e-6 * torch.rand(300, generator=draws)) for _ in range(2)
+    )
     image = torch.zeros(1, 3, 100, 100)
 
     def compared(got: list[Tensor], among: agreement.Candidates | None = candidates) -> agreement.Check:

@@ -52,7 +52,8 @@ def interleave(
         seconds: sampling time of each call, over all rounds.
         least: least number of rounds, however long they take.
         device: "cuda" synchronises at both ends of a sample.
-        clock: time.perf_counter unless given; time.process_time measures the processor's own time, whatever else the machine does.
+        clock: time.perf_counter unless given; time.process_time measures the processor's own time, whatever
+            else the machine does.
     """
     clock = clock or time.perf_counter
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None

@@ -200,9 +200,7 @@ def _library() -> ctypes.CDLL:
     built_by = compiler()
     assert built_by is not None
     about = processor()
-    told = "\n".join(
-        (SOURCE.read_text(), *FLAGS, built_by, about.get("model name", ""), about.get("flags", ""))
-    )
+    told = "\n".join((SOURCE.read_text(), *FLAGS, built_by, about.get("model name", ""), about.get("flags", "")))
     folder = _cache()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="attneck-") as alone:
