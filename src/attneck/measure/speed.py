@@ -40,7 +40,7 @@ def interleave(
     seconds: float = 2.0,
     least: int = 3,
     device: str = "cpu",
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> Times:
     """The times of each call, in seconds.
 
@@ -52,8 +52,10 @@ def interleave(
         seconds: sampling time of each call, over all rounds.
         least: least number of rounds, however long they take.
         device: "cuda" synchronises at both ends of a sample.
-        clock: time.process_time measures the processor's own time, whatever else the machine does.
+        clock: time.perf_counter unless given; time.process_time measures the processor's own time, whatever
+            else the machine does.
     """
+    clock = clock or time.perf_counter
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def sample(call: Call, repeats: int) -> float:
