@@ -100,6 +100,7 @@ def bench(
     import torch
 
     from attneck.attention.cpu.choice import float32_products
+    from attneck.attention.cpu.fused import passes
     from attneck.files import write_atomic
     from attneck.measure import contestants
     from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
@@ -156,7 +157,11 @@ def bench(
     document = {
         "what": what,
         "environment": environment()
-        | {"torch_threads": torch.get_num_threads(), "float32_products": float32_products()},
+        | {
+            "torch_threads": torch.get_num_threads(),
+            "float32_products": float32_products(),
+            "attention_passes": passes(),
+        },
         "gemm_gflops": ceilings,
         "copy_gbytes": bandwidth_ceiling(device) / 1e9,
     }

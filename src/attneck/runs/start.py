@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attneck.attention.cpu.choice import float32_products
+from attneck.attention.cpu.fused import passes
 from attneck.data.fingerprint import changes, shortened
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
@@ -41,19 +42,21 @@ class Wish:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run lies, what it knows of its data, its library of products, and whether it goes on."""
+    """Where a run lies, what it knows of its data, how the CPU computes, and whether it goes on."""
 
     folder: Path
     facts: Facts
     products: str
+    passes: str | None
     resume: bool
 
 
 def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World, held: ExitStack) -> Start:
     """Take the run's folder until `held` ends, and write what the run is made from.
 
-    On resume the run there is compared with this one, and its library of products is kept: another one rounds
-    otherwise. A worker that torchrun starts anew finds the folder that it took, and goes on by itself.
+    On resume the run there is compared with this one, and how the CPU computed is kept: another library of
+    products rounds otherwise, and so do other passes over attention's logits. A worker that torchrun starts
+    anew finds the folder that it took, and goes on by itself.
 
     Raises:
         UserError: a folder that cannot be made or is taken, that holds a run already or none to resume, or
@@ -71,11 +74,14 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
     if goes_on and not (wish.resume or restarted):
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     products: str = float32_products()
+    over_logits: str | None = passes() if everyone.device.type == "cpu" else None
     step = 0
     changed: list[str] = []
     if goes_on:
         step, changed = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
         products = before.get("float32_products", products)
+        # Before they were recorded, there were PyTorch's operators alone.
+        over_logits = before.get("attention_passes", "operators") if over_logits else None
         if (processes := before.get("processes", everyone.size)) != everyone.size:
             _say(
                 f"{folder} goes on with another number of processes, {everyone.size} for {processes}: each "
@@ -85,7 +91,7 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
     if restarted:
         whence = f"going on from step {step}" if goes_on else "from the beginning"
         _say(f"{folder}: started again by torchrun, {whence}")
-    now = environment() | {"float32_products": products}
+    now = environment() | {"float32_products": products, "attention_passes": over_logits}
     at = datetime.now(UTC).isoformat(timespec="seconds")
     this = now | {"at": at, "step": step, "data_changes": changed, "launch": launch}
     around = now | {"starts": [*(starts if goes_on else []), this]}
@@ -93,7 +99,7 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
         write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
         for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
             write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
-    return Start(folder, facts, products, goes_on)
+    return Start(folder, facts, products, over_logits, goes_on)
 
 
 def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:

@@ -49,7 +49,7 @@ _passes: Passes | None = None
 def passes() -> Passes:
     """What is in use: "fused", or "operators" for PyTorch's. The first call decides for the process.
 
-    The environment variable ATTNECK_PASSES comes before the rule: fused wherever it can be built and is right.
+    The environment variable ATTNECK_PASSES comes before the rule: fused where it can be built and is right.
 
     Raises ValueError for a value of that variable that is neither, and for "fused" where it does not work.
     """
@@ -147,7 +147,7 @@ def gradients(
     """What `weights` gave, again, and the gradients of the logits and of the relative logits by offset.
 
     Args:
-        source: [g, n, N], dense: the logits, which are written over; or, without `by_offset`, the kept weights.
+        source: [g, n, N], dense: the logits, which are written over; without `by_offset` the kept weights.
         by_offset: as `weights` has it.
         above: the gradient of its result [g, n', N], dense; may be written over.
         y: the tile's first row.
@@ -200,7 +200,8 @@ def _library() -> ctypes.CDLL:
     built_by = compiler()
     assert built_by is not None
     about = processor()
-    told = "\n".join((SOURCE.read_text(), *FLAGS, built_by, about.get("model name", ""), about.get("flags", "")))
+    on = (built_by, about.get("model name", ""), about.get("flags", ""))
+    told = "\n".join((SOURCE.read_text(), *FLAGS, *on))
     folder = _cache()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="attneck-") as alone:
