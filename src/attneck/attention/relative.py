@@ -1,28 +1,32 @@
 """2-D relative self-attention (BoTNet, arXiv 2101.11605, Fig. 4) as one differentiable function of tensors.
 
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order (token y*W + x).
-
-The relative logits factor by axis: q.rel_h is N x (2H-1) and q.rel_w is N x (2W-1), so no N x N x d tensor
-ever exists. A table's row is an *offset*, key minus query, and a query at position y reads the L rows
-that start at L-1-y: `_skew` takes them all by slicing alone.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from attneck.attention.cpu.operator import DTYPES, relative_attention_2d_cpu
-from attneck.attention.cuda.sdpa import augmented_attention_2d
-from attneck.attention.cuda.triton import triton_attention_2d
-from attneck.attention.graph import being_exported, transformed
+from attneck.attention.backends import BACKENDS
+from attneck.attention.choice import choose
+from attneck.attention.cpu.operator import relative_attention_2d_cpu
+from attneck.attention.plain import axis_logits, pool_tokens
+
+__all__ = [
+    "BACKENDS",
+    "RESAMPLE",
+    "Resample",
+    "pool_tokens",
+    "relative_attention_2d",
+    "relative_logits_2d",
+    "resample_rows",
+    "resample_table",
+]
 
 Resample = Literal["stretch", "keep"]
 RESAMPLE = ("stretch", "keep")
-Backend = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, tuple[int, int], bool], Tensor]
 
 
 def relative_attention_2d(
@@ -49,12 +53,14 @@ def relative_attention_2d(
         map_size: (H, W), with H*W = N.
         pool: average the result over 2x2 windows, stride 2 (appendix A.4). On an odd side the last window
             averages only what is inside the map.
-        backend: "auto" takes the best for the tensors given. "plain" is ordinary PyTorch with N x N logits,
-            for any device, for graphs to export and for any derivative; "cpu" has memory linear in N, and one
-            derivative. For CUDA there are "triton", linear in N, and "sdpa"; "auto" does not take them yet,
-            since neither has been measured on a GPU. Under `torch.func` (grad, jvp, vmap ...) and in forward
-            mode "auto" is "plain"; for second derivatives by `create_graph` pass "plain", which "auto" cannot
-            know beforehand.
+        backend: "auto" takes what `choose` says: the fastest way by rule whose memory is linear in N where
+            N x N hurts, checked on the spot. By name: "plain" is ordinary PyTorch with N x N logits, for any
+            device, for graphs to export and for any derivative. All others have memory linear in N and one
+            derivative: "cpu" on the CPU; "triton" on CUDA, with the same bits each time; "sdpa" on CUDA,
+            pinned to PyTorch's fused kernels; "tiled" on any device. Under `torch.func` (grad, jvp, vmap ...)
+            and in forward mode "auto" is "plain"; for second derivatives by `create_graph` pass "plain",
+            which "auto" cannot know beforehand. The environment variable ATTNECK_ATTENTION names what "auto"
+            stands for elsewhere.
         scale: a factor of q, which costs nothing where the backend copies q anyway.
 
     Returns:
@@ -70,12 +76,21 @@ def relative_attention_2d(
         raise ValueError("v is None: wanted the values, [B, h, N, d]; k alone may be left out")
     if not isinstance(pool, bool) or isinstance(scale, str | None):
         raise ValueError(f"pool={pool!r}, scale={scale!r}: wanted True or False, and a number")
-    name = _choose(q) if backend == "auto" else backend
+    name = backend
+    if name == "auto":
+        operands = (q, v, rel_h, rel_w) if k is None else (q, k, v, rel_h, rel_w)
+        gradients = any(tensor.requires_grad for tensor in operands)
+        name = choose(q, map_size, content=k is not None, gradients=gradients).name
     if name not in tuple(BACKENDS):
         raise ValueError(
             f"unknown attention backend {backend!r}; choose one of {', '.join(('auto', *BACKENDS))}"
         )
     if name == "cpu":  # it copies q anyway
+        if q.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f'the cpu backend wants tensors on the CPU, q is on {q.device}; pass backend="auto", '
+                "and unset ATTNECK_ATTENTION"
+            )
         return relative_attention_2d_cpu(q, k, v, rel_h, rel_w, map_size, pool, scale)
     return BACKENDS[name](q if scale == 1.0 else q * scale, k, v, rel_h, rel_w, map_size, pool)
 
@@ -87,7 +102,7 @@ def relative_logits_2d(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[
     Raises ValueError for shapes that do not fit.
     """
     _check(q, None, None, rel_h, rel_w, map_size)
-    rows, columns = _axis_logits(q, rel_h, rel_w, map_size)  # [B, h, H, W, H], [B, h, H, W, W]
+    rows, columns = axis_logits(q, rel_h, rel_w, map_size)  # [B, h, H, W, H], [B, h, H, W, W]
     return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)  # [B, h, N, N]
 
 
@@ -162,77 +177,6 @@ def _same(rows: int, R: int) -> bool:
     There the weights of the very same size are an identity matrix, exactly.
     """
     return statically_known_true(rows == R) if torch.compiler.is_compiling() else rows == R
-
-
-def pool_tokens(tokens: Tensor, map_size: tuple[int, int]) -> Tensor:
-    """2x2 average pool, stride 2, of a map of tokens: [B, h, H*W, d] -> [B, h, ceil(H/2)*ceil(W/2), d].
-
-    Border windows average only what is inside, so an odd map shrinks as a strided 1x1 convolution shrinks it.
-    """
-    B, h = tokens.shape[:2]
-    maps = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, map_size)  # [B*h, d, H, W]
-    pooled = F.avg_pool2d(maps, kernel_size=2, ceil_mode=True, count_include_pad=False)  # [B*h, d, H', W']
-    return pooled.flatten(2).transpose(1, 2).unflatten(0, (B, h))  # [B, h, H'*W', d]
-
-
-def _plain(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor,
-    rel_h: Tensor,
-    rel_w: Tensor,
-    map_size: tuple[int, int],
-    pool: bool,
-) -> Tensor:
-    """Ordinary PyTorch: all N x N logits of every head at once. Arguments as `relative_attention_2d`."""
-    rows, columns = _axis_logits(q, rel_h, rel_w, map_size)  # [B, h, H, W, H], [B, h, H, W, W]
-    logits = rows[..., :, None] + columns[..., None, :]  # [B, h, H, W, H, W]
-    logits = logits.flatten(4).flatten(2, 3)  # [B, h, N, N]
-    if k is not None:
-        logits = logits + q @ k.transpose(-2, -1)  # [B, h, N, N]
-    out = logits.softmax(dim=-1) @ v  # [B, h, N, d]
-    return pool_tokens(out, map_size) if pool else out
-
-
-BACKENDS: dict[str, Backend] = {
-    "plain": _plain,
-    "cpu": relative_attention_2d_cpu,
-    "sdpa": augmented_attention_2d,
-    "triton": triton_attention_2d,
-}
-"""One entry a way of computing the same numbers."""
-
-
-def _choose(q: Tensor) -> str:
-    """The backend that "auto" stands for, by q's device and dtype; "plain" for export and transforms."""
-    if q.device.type == "cpu" and q.dtype in DTYPES and not (being_exported() or transformed()):
-        return "cpu"
-    return "plain"
-
-
-def _axis_logits(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Relative logits by axis, q [B, h, N, d] -> over rows [B, h, H, W, H], over columns [B, h, H, W, W]."""
-    H, W = map_size
-    by_offset = q @ torch.cat((rel_h, rel_w)).T  # [B, h, N, 2H-1 + 2W-1], one product for both axes
-    over_h, over_w = by_offset.unflatten(2, (H, W)).split((2 * H - 1, 2 * W - 1), dim=-1)
-    rows = _skew(over_h.transpose(2, 3)).transpose(2, 3)  # [B, h, H, W, H]
-    columns = _skew(over_w)  # [B, h, H, W, W]
-    return rows, columns
-
-
-def _skew(by_offset: Tensor) -> Tensor:
-    """From offsets to positions, out[..., i, j] = x[..., i, j-i+L-1]: [..., L, 2L-1] -> [..., L, L].
-
-    In the flattened L*(2L-1) entries, (i, j-i+L-1) stands at L-1 + i*(2L-2) + j: rows 2L-2 apart, from L-1
-    on.
-    """
-    L = by_offset.shape[-2]
-    if L == 1:
-        return by_offset  # [..., 1, 1]
-    rows = by_offset.flatten(-2)[..., L - 1 : -1].unflatten(-1, (L, 2 * L - 2))  # [..., L, 2L-2]
-    if being_exported():  # a copy: the strides of a view would forbid a graph for any size the side of 2
-        return rows.index_select(-1, torch.arange(L, device=rows.device))  # [..., L, L]
-    return rows[..., :L]  # [..., L, L]
 
 
 def _no_side(side: object) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from attneck.attention.choice import in_same_bits, set_attention
 from attneck.attention.cpu.choice import set_float32_products
 from attneck.attention.cpu.fused import set_passes
 from attneck.data import loader
@@ -27,6 +29,7 @@ from attneck.files import write_atomic
 from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
 from attneck.runs import pictures, snapshots
+from attneck.runs.attention_ways import attention_ways
 from attneck.runs.run import Run
 from attneck.runs.split import write_split
 from attneck.runs.start import Start, Wish, start
@@ -34,6 +37,7 @@ from attneck.tasks import open_task
 from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint, layers, loop, trackers
 from attneck.training.best import Best, best_of, key_of
+from attneck.training.compiled import check_compiler
 from attneck.training.distributed import World, world
 from attneck.training.environment import emulates_bfloat16
 from attneck.training.optimizer import parameter_groups
@@ -88,6 +92,7 @@ def train(
         raise UserError("--accept-changes goes with --resume: a new run takes the data as it is")
     wish = Wish(None if out is None else Path(out), name or recipe.model.name, resume, accept_changes)
     with world() as everyone, ExitStack() as held:
+        check_compiler(recipe, everyone.device)
         with user_mistakes():
             task = open_task(recipe, everyone)
             if task.training.classes != task.held_out.classes:
@@ -106,7 +111,9 @@ def train(
             if not resume:
                 started = start_from(recipe.model, task, model, verbose)
                 _check_frozen(model, drawn)
-        begun = _start_once(task, recipe, facts, wish, everyone, held)
+        held.enter_context(in_same_bits())  # a run that was interrupted ends with the same weights
+        ways = partial(attention_ways, model, recipe, everyone.device)
+        begun = _start_once(task, recipe, facts, wish, everyone, held, ways)
         folder = begun.folder
         if everyone.rank == 0:
             write_split(folder, task)
@@ -114,6 +121,7 @@ def train(
             set_float32_products(begun.products)
             if begun.passes is not None:
                 set_passes(begun.passes)
+            set_attention(begun.attention)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and emulates_bfloat16(everyone.device):
             print(
                 "attneck: this processor emulates bfloat16, far slower than float32: --precision float32",
@@ -242,13 +250,19 @@ def weights_of(source: str) -> Any:
 
 
 def _start_once(
-    task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World, held: ExitStack
+    task: Task,
+    recipe: Recipe,
+    facts: Facts,
+    wish: Wish,
+    everyone: World,
+    held: ExitStack,
+    ways: Callable[[], str],
 ) -> Start:
     """`start` by the first process; its result, or its refusal, on every process."""
     box: list[Start | UserError | None] = [None]
     if everyone.rank == 0:
         try:
-            box[0] = start(task, recipe, facts, wish, everyone, held)
+            box[0] = start(task, recipe, facts, wish, everyone, held, ways)
         except UserError as error:
             box[0] = error
     if everyone.size > 1:

@@ -260,7 +260,8 @@ def _right(dtype: torch.dtype, bound: float) -> bool:
         dS = P * (dP - (P * dP).sum(-1, keepdim=True))
         of_offset = torch.zeros_like(offsets).scatter_add_(2, of_row, dS).scatter_add_(2, of_column, dS)
         kept = torch.empty_like(logits)
-        pairs = [(weights(logits.clone(), by_offset, y, (H, W), pool, kept), want), (kept, P)]
+        result = weights(logits.clone(), by_offset, y, (H, W), pool, kept)
+        pairs: list[tuple[Tensor | None, Tensor]] = [(result, want), (kept, P)]
         for source, offset in ((logits.clone(), by_offset), (P.to(dtype), None)):
             got = gradients(source, offset, above.clone(), y, (H, W), pool, for_v=True)
             pairs += zip(got, (want, dS, of_offset), strict=True)

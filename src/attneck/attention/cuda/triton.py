@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from attneck.attention.cuda.operands import (
+from attneck.attention.flops import joined_attention_backward_flops, joined_attention_flops
+from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
+from attneck.attention.operands import (
     by_offset,
     by_position,
     capability,
@@ -25,12 +27,18 @@ from attneck.attention.cuda.operands import (
     pool_maps,
     rows_whole,
 )
-from attneck.attention.flops import joined_attention_backward_flops, joined_attention_flops
-from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+KERNELS = ("forward", "backward_queries", "backward_keys")
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's interpreter runs the kernels on the CPU: slow, and how they are tested without a GPU."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What the kernels compute in."""
+
+WIDEST_HEAD = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
+"""The widest head that "auto" hands to the kernels: wider ones do not fit in registers."""
 
 FLOAT32_DOT = "ieee"
 """Products of float32 tensors: "ieee" is exact to rounding and runs on the ordinary units; "tf32x3" splits
@@ -55,7 +63,13 @@ def tile(kernel: str, d: int, dtype: torch.dtype, capability: tuple[int, int]) -
     in shared memory, 163 KiB a block on 8.0 and 227 KiB on 9.0 and 10.0; one stage fewer elsewhere (99 KiB).
     Float32 is cut small because Triton unrolls an "ieee" product along all of d.
     """
-    if dtype != torch.float32:
+    if d > 128 and dtype != torch.float32:
+        table = {
+            "forward": Tile(64, 32, 8, 2),
+            "backward_queries": Tile(32, 32, 8, 1),
+            "backward_keys": Tile(32, 32, 8, 1),
+        }
+    elif dtype != torch.float32:
         table = {
             "forward": Tile(128, 64, 8, 3),
             "backward_queries": Tile(64, 64, 8 if d > 64 else 4, 2),
@@ -67,6 +81,8 @@ def tile(kernel: str, d: int, dtype: torch.dtype, capability: tuple[int, int]) -
             "backward_queries": Tile(32, 32, 8, 1),
             "backward_keys": Tile(32, 32, 8, 1),
         }
+    elif d > 128:
+        table = dict.fromkeys(KERNELS, Tile(16, 16, 8, 1))
     else:
         table = {
             "forward": Tile(32, 16, 8, 1),
@@ -123,10 +139,11 @@ def triton_attention_2d(
         )
     if q.device.type != "cuda" and not INTERPRETED:
         raise ValueError(
-            f'the triton backend wants tensors on a CUDA device, q is on {q.device}; pass backend="auto"'
+            f'the triton backend wants tensors on a CUDA device, q is on {q.device}; pass backend="auto", '
+            "and unset ATTNECK_ATTENTION"
         )
     q, k, v, table = operands(q, k, v, rel_h, rel_w)
-    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if q.dtype not in DTYPES:
         raise ValueError(
             f"the triton backend computes in float32, float16 or bfloat16, q is {q.dtype}; "
             'pass backend="plain"'
@@ -267,6 +284,8 @@ def _launch(
     q = results[0]
     B, h, N, d = q.shape
     H, W = map_size
+    if not B:
+        return
     cut = tile(kernel, d, q.dtype, capability(q.device))
     high, wide = patch(cut.keys, map_size)
     programs = -(-H // high) * -(-W // wide) if kernel == "backward_keys" else -(-N // cut.queries)

@@ -1,4 +1,4 @@
-"""What the two CUDA backends share: operands of one dtype, relative logits by offset and by position.
+"""What the memory-linear backends share: operands of one dtype, relative logits by offset and by position.
 
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order, L = 2H-1 + 2W-1 rows
 in both tables. Results lie in memory as [B, N, h, d], so that joining the heads again is a view.
@@ -13,16 +13,23 @@ def operands(
     q: Tensor, k: Tensor | None, v: Tensor, rel_h: Tensor, rel_w: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """q, k, v and both tables [L, d] in one dtype: autocast's where it is on, else q's."""
-    device = q.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
+    dtype = products_dtype(q)
     table = torch.cat((rel_h, rel_w)).to(dtype)  # [L, d]
     return q.to(dtype), None if k is None else k.to(dtype), v.to(dtype), table
+
+
+def products_dtype(q: Tensor) -> torch.dtype:
+    """The dtype in which a product of q is taken: autocast's where it is on, which leaves float64 alone."""
+    device = q.device.type
+    if q.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return q.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
 
 
 def by_offset(q: Tensor, table: Tensor) -> Tensor:
     """Relative logits of both axes by offset, one product: [B, h, N, d], [L, d] -> [B, N, h, L]."""
     B, h, N, d = q.shape
-    return (q.transpose(1, 2).reshape(-1, d) @ table.T).view(B, N, h, -1)
+    return (q.transpose(1, 2).reshape(-1, d) @ table.T).view(B, N, h, len(table))
 
 
 def by_position(x: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -47,7 +54,8 @@ def pool_maps(tokens: Tensor, map_size: tuple[int, int]) -> Tensor:
     B, h, _, d = tokens.shape
     maps = tokens.transpose(1, 2).reshape(B, *map_size, h * d).permute(0, 3, 1, 2)  # [B, h*d, H, W]
     pooled = F.avg_pool2d(maps, kernel_size=2, ceil_mode=True, count_include_pad=False)  # [B, h*d, H', W']
-    return pooled.permute(0, 2, 3, 1).reshape(B, -1, h, d).transpose(1, 2)  # [B, h, N', d]
+    pooled = pooled.permute(0, 2, 3, 1).flatten(1, 2)  # [B, N', h*d]; B may be 0
+    return pooled.unflatten(2, (h, d)).transpose(1, 2)  # [B, h, N', d]
 
 
 def like_queries(q: Tensor) -> Tensor:
@@ -63,5 +71,6 @@ def rows_whole(tokens: Tensor) -> Tensor:
 
 @torch.compiler.assume_constant_result
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a CUDA device; (0, 0) for any other."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    """Compute capability of a CUDA device; (0, 0) for any other, and where no GPU is."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_capability(device) if there else (0, 0)
