@@ -113,6 +113,7 @@ def bench(
 
     from attneck.attention.choice import attention
     from attneck.attention.cpu.choice import float32_products
+    from attneck.attention.cpu.fused import passes
     from attneck.files import write_atomic
     from attneck.measure import contestants
     from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
@@ -180,6 +181,7 @@ def bench(
         | {
             "torch_threads": torch.get_num_threads(),
             "float32_products": float32_products(),
+            "attention_passes": passes(),
             "attention": attention(),
         },
         "gemm_gflops": ceilings,

@@ -45,7 +45,8 @@ def interleave(
     """The times of each call, in seconds.
 
     The calls take turns, each round in another order, so other work of the machine slows all of them alike.
-    Compare times of one run only.
+    Compare times of one run only. On the CPU by one thread it is processor time: waiting for a busy machine
+    does not count.
 
     Args:
         calls: by name.
@@ -57,6 +58,8 @@ def interleave(
     """
     clock = clock or time.perf_counter
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
 
     def sample(call: Call, repeats: int) -> float:
         wait()
