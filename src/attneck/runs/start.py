@@ -67,7 +67,8 @@ def start(
 
     On resume the run there is compared with this one, and its library of products, its passes over the logits
     and what was asked of its attention are kept: others round otherwise. `ways` says how the model's
-    attention is computed. A worker that torchrun starts anew finds the folder that it took, and goes on by itself.
+    attention is computed. A worker that torchrun starts anew finds the folder that it took, and goes on by
+    itself.
 
     Raises:
         UserError: a folder that cannot be made or is taken, that holds a run already or none to resume, or
