@@ -1,30 +1,68 @@
-"""Which way serves a case on CUDA."""
+"""Which ways may serve a case on CUDA, best first: a rule of sizes, and no clock."""
 
 import torch
 from torch import Tensor
 
-from attneck.attention.cuda.operands import capability
-from attneck.attention.cuda.triton import HAS_TRITON
+from attneck.attention.cuda.limits import limits
+from attneck.attention.cuda.sdpa import head_width
+from attneck.attention.cuda.triton import DTYPES, HAS_TRITON, WIDEST_HEAD
+from attneck.attention.operands import capability
+
+FLASH_HEAD = 256
+"""The widest head of PyTorch's flash attention."""
 
 
-def choose(q: Tensor, map_size: tuple[int, int]) -> str:
-    """Which backend serves queries [B, h, N, d] on a CUDA device: "plain", "sdpa" or "triton".
+def candidates(
+    q: Tensor,
+    dtype: torch.dtype,
+    map_size: tuple[int, int],
+    *,
+    content: bool,
+    gradients: bool,
+    same_bits: bool,
+) -> tuple[tuple[str, ...], str]:
+    """Ways for queries [B, h, N, d] that are computed in `dtype`, best first, and why.
 
-    | map | without gradients | with gradients |
-    |---|---|---|
-    | below 10x10 | plain | plain |
-    | both sides up to 32 | sdpa | triton |
-    | larger | triton | triton |
+    | map | ways |
+    |---|---|
+    | fewer positions than `plain_below` squared | plain |
+    | H + W up to twice `sdpa_up_to` | sdpa, triton, tiled |
+    | larger | triton, sdpa, tiled |
 
-    Expected, not measured; a GPU is to correct the two limits. Gradients keep to Triton all the same: SDPA's
-    flash and memory-efficient backward add atomically and give other bits each time, unless
-    `torch.use_deterministic_algorithms(True)` is set. float64 has no fused kernel and is always plain; where
-    Triton does not run (not installed, before compute capability 8.0, or d > 128) SDPA serves instead.
+    `limits.py` has the two numbers. sdpa stays out where gradients must be the same bits each time, since
+    PyTorch's kernels add some of them atomically, and where its head, d + H + W wide, is wider than flash
+    takes. triton stays out for heads wider than 128 and for tensors beyond its 32-bit offsets. Both stay out
+    in float64 and on a GPU before compute capability 8.0.
     """
     H, W = map_size
-    if q.dtype == torch.float64 or H * W < 100:
-        return "plain"
-    if not HAS_TRITON or capability(q.device) < (8, 0) or q.shape[3] > 128:
-        return "sdpa"
-    training = torch.is_grad_enabled() and q.requires_grad
-    return "sdpa" if max(H, W) <= 32 and not training else "triton"
+    gpu = capability(q.device)
+    training = gradients and torch.is_grad_enabled()
+    plain_below, sdpa_up_to = limits(gpu, "training" if training else "forward")
+    if H * W < plain_below**2:
+        return ("plain",), f"the N x N logits of a map below {plain_below}x{plain_below} are small"
+    order, size = (("sdpa", "triton"), "up to") if H + W <= 2 * sdpa_up_to else (("triton", "sdpa"), "above")
+    out: dict[str, str] = {}
+    if dtype not in DTYPES or gpu < (8, 0):
+        both = f"no kernel for {dtype}" if dtype not in DTYPES else "compute capability below 8.0"
+        out = {"sdpa": both, "triton": both}
+    else:
+        if training and same_bits:
+            out["sdpa"] = "gradients must be the same bits each time"
+        elif head_width(q.shape[3], map_size, dtype, content) > FLASH_HEAD:
+            out["sdpa"] = f"its head, d + H + W, is wider than {FLASH_HEAD}"
+        if not HAS_TRITON:
+            out["triton"] = "triton is not installed"
+        elif q.shape[3] > WIDEST_HEAD:
+            out["triton"] = f"the head is wider than {WIDEST_HEAD}"
+        elif _beyond_offsets(q, map_size):
+            out["triton"] = "the tensors are too large for its offsets"
+    names = [name for name in order if name not in out]
+    why = f"a map {size} {sdpa_up_to}x{sdpa_up_to}"
+    return (*names, "tiled"), why + "".join(f"; not {name}: {said}" for name, said in out.items())
+
+
+def _beyond_offsets(q: Tensor, map_size: tuple[int, int]) -> bool:
+    """Whether an entry of one image lies 2**31 or more behind the first, or the heads are no grid of CUDA's."""
+    B, h, N, d = q.shape
+    H, W = map_size
+    return N * h * max(3 * d, 2 * (H + W)) >= 2**31 or B * h >= 2**16

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attneck.attention.cuda.operands import by_offset, by_position, operands, pool_maps
+from attneck.attention.operands import by_offset, by_position, operands, pool_maps
 
 
 def augmented_attention_2d(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from attneck.attention.cuda.operands import (
+from attneck.attention.operands import (
     by_offset,
     by_position,
     capability,

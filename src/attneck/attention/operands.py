@@ -1,4 +1,4 @@
-"""What the two CUDA backends share: operands of one dtype, relative logits by offset and by position.
+"""What the memory-linear backends share: operands of one dtype, relative logits by offset and by position.
 
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order, L = 2H-1 + 2W-1 rows
 in both tables. Results lie in memory as [B, N, h, d], so that joining the heads again is a view.
@@ -13,10 +13,17 @@ def operands(
     q: Tensor, k: Tensor | None, v: Tensor, rel_h: Tensor, rel_w: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """q, k, v and both tables [L, d] in one dtype: autocast's where it is on, else q's."""
-    device = q.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
+    dtype = products_dtype(q)
     table = torch.cat((rel_h, rel_w)).to(dtype)  # [L, d]
     return q.to(dtype), None if k is None else k.to(dtype), v.to(dtype), table
+
+
+def products_dtype(q: Tensor) -> torch.dtype:
+    """The dtype in which a product of q is taken: autocast's where it is on, which leaves float64 alone."""
+    device = q.device.type
+    if q.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return q.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
 
 
 def by_offset(q: Tensor, table: Tensor) -> Tensor:

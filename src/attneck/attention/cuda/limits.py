@@ -1,0 +1,32 @@
+"""Up to which map each way is taken on CUDA: one table, which a measurement on a GPU corrects.
+
+Nothing here has been measured yet. `plain` is first where N x N logits are small, `sdpa` next (with head
+width 128 a map of 64x64 makes 128 + 64 + 64 = 256, the widest head that flash attention takes), then
+`triton`.
+"""
+
+from typing import Literal, NamedTuple
+
+Direction = Literal["forward", "training"]
+
+
+class Limits(NamedTuple):
+    """The sides of a square map at which the way changes; other maps as `cuda/choice.py` says."""
+
+    plain_below: int
+    """The plain form serves maps of fewer positions than this side squared."""
+    sdpa_up_to: int
+    """PyTorch's fused attention serves maps up to this side; Triton's kernels serve what is larger."""
+
+
+LIMITS: dict[tuple[str, Direction], Limits] = {
+    ("any", "forward"): Limits(plain_below=20, sdpa_up_to=64),
+    ("any", "training"): Limits(plain_below=20, sdpa_up_to=64),
+}
+"""By compute capability, such as "9.0", or "any" for those without a row; and by direction."""
+
+
+def limits(capability: tuple[int, int], direction: Direction) -> Limits:
+    """The row of a GPU of this compute capability."""
+    major, minor = capability
+    return LIMITS.get((f"{major}.{minor}", direction), LIMITS["any", direction])
