@@ -50,8 +50,10 @@ def contest(
         call = None  # type: ignore[assignment]
         _free(job.device)
     kept.doing(key)
-    times = interleave(calls, seconds=0.001 if job.tiny else SECONDS, device=job.device) if calls else {}
-    row["ms"] = {name: 1000 * times.median(name) for name in times}  # type: ignore[union-attr]
+    if calls:
+        seconds, least = (0.001, 1) if job.tiny else (SECONDS, 3)
+        times = interleave(calls, seconds=seconds, least=least, device=job.device)
+        row["ms"] = {name: 1000 * times.median(name) for name in times}
     del calls
     _free(job.device)
     return row

@@ -20,10 +20,9 @@ GOAL = 1.10
 def cases(job: Job) -> list[tuple[StepCase, bool]]:
     """Cases, and whether they are compiled; what matters most comes first."""
     if job.tiny:
-        return [
-            (StepCase("botnet26_thin", "resnet26_thin", 64, 2, "bfloat16"), False),
-            (StepCase("maskrcnn_botnet26_thin", "maskrcnn_resnet26_thin", 128, 1, "bfloat16"), False),
-        ]
+        small = StepCase("cifar_resnet20_bot", "cifar_resnet20", 32, 2, "bfloat16")
+        detectors = StepCase("maskrcnn_botnet26_thin", "maskrcnn_resnet26_thin", 96, 1)
+        return [(small, False), (detectors, False), (small, True)]
 
     def at(size: int, model: str = "botnet50", plain: str = "resnet50") -> StepCase:
         return StepCase(model, plain, size, 8, "bfloat16")
