@@ -1,5 +1,6 @@
 """Attention as functions of tensors; `reference` holds the same equations written to be read."""
 
+from attneck.attention.choice import Choice, choose
 from attneck.attention.gate import gate
 from attneck.attention.relative import (
     pool_tokens,
@@ -10,6 +11,8 @@ from attneck.attention.relative import (
 )
 
 __all__ = [
+    "Choice",
+    "choose",
     "gate",
     "pool_tokens",
     "relative_attention_2d",

@@ -72,21 +72,25 @@ def choose(
     H, W = map_size
     if q.device.type != "cuda" or torch.version.hip is not None:
         side = LIMITS["any", "forward"].plain_below
-        if H * W < side * side:
+        if side * side > H * W:
             return Choice("plain", f"the N x N logits of a map below {side}x{side} are small")
         return Choice("tiled", f"no kernel is made for this device ({q.device.type})")
     gradients = q.requires_grad if gradients is None else gradients
-    names, reason = candidates(q, products_dtype(q), map_size, gradients=gradients, same_bits=same_bits())
+    gradients = gradients and not torch.is_inference_mode_enabled()
+    dtype = products_dtype(q)
+    names, reason = candidates(
+        q, dtype, map_size, content=content, gradients=gradients, same_bits=same_bits()
+    )
     if names[0] in ("plain", "tiled"):
         return Choice(names[0], reason)
-    name, instead = first_right(names, q, products_dtype(q), map_size, content=content, gradients=gradients)
-    return Choice(name, f"{reason}{instead}")
+    name, said = first_right(names, q, dtype, map_size, content=content, gradients=gradients)
+    return Choice(name, reason + said)
 
 
 def attention() -> str:
-    """What "auto" stands for in this process: "auto" for the rule of this file, or the way that was asked for.
+    """What "auto" stands for in this process: "auto" for the rule of this file, or a way that was asked for.
 
-    The environment variable ATTNECK_ATTENTION is read at the first call; ValueError for a value that is no way.
+    The first call reads the environment variable ATTNECK_ATTENTION. ValueError for a value that is no way.
     """
     if _asked is None:
         set_attention(os.environ.get(VARIABLE) or None)
@@ -110,13 +114,13 @@ def set_attention(name: str | None) -> None:
 
 
 def same_bits() -> bool:
-    """True where gradients must be the same bits each time: in `in_same_bits`, and where PyTorch was told so."""
+    """True where gradients must be the same bits each time: `in_same_bits`, or where PyTorch was told so."""
     return _same_bits or torch.are_deterministic_algorithms_enabled()
 
 
 @contextmanager
 def in_same_bits() -> Iterator[None]:
-    """For a run that promises the same weights again: "auto" takes no way whose gradients are added atomically."""
+    """Here "auto" takes no way that adds gradients atomically: for a run that promises the same weights."""
     global _same_bits
     before, _same_bits = _same_bits, True
     try:

@@ -67,5 +67,3 @@ def pool_tokens(tokens: Tensor, map_size: tuple[int, int]) -> Tensor:
     maps = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, map_size)  # [B*h, d, H, W]
     pooled = F.avg_pool2d(maps, kernel_size=2, ceil_mode=True, count_include_pad=False)  # [B*h, d, H', W']
     return pooled.flatten(2).transpose(1, 2).unflatten(0, (B, h))  # [B, h, H'*W', d]
-
-

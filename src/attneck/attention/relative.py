@@ -1,28 +1,32 @@
 """2-D relative self-attention (BoTNet, arXiv 2101.11605, Fig. 4) as one differentiable function of tensors.
 
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order (token y*W + x).
-
-The relative logits factor by axis: q.rel_h is N x (2H-1) and q.rel_w is N x (2W-1), so no N x N x d tensor
-ever exists. A table's row is an *offset*, key minus query, and a query at position y reads the L rows
-that start at L-1-y: `_skew` takes them all by slicing alone.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from attneck.attention.cpu.operator import DTYPES, relative_attention_2d_cpu
-from attneck.attention.cuda.sdpa import augmented_attention_2d
-from attneck.attention.cuda.triton import triton_attention_2d
-from attneck.attention.graph import being_exported, transformed
+from attneck.attention.backends import BACKENDS
+from attneck.attention.choice import choose
+from attneck.attention.cpu.operator import relative_attention_2d_cpu
+from attneck.attention.plain import axis_logits, pool_tokens
+
+__all__ = [
+    "BACKENDS",
+    "RESAMPLE",
+    "Resample",
+    "pool_tokens",
+    "relative_attention_2d",
+    "relative_logits_2d",
+    "resample_rows",
+    "resample_table",
+]
 
 Resample = Literal["stretch", "keep"]
 RESAMPLE = ("stretch", "keep")
-Backend = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, tuple[int, int], bool], Tensor]
 
 
 def relative_attention_2d(
@@ -49,12 +53,14 @@ def relative_attention_2d(
         map_size: (H, W), with H*W = N.
         pool: average the result over 2x2 windows, stride 2 (appendix A.4). On an odd side the last window
             averages only what is inside the map.
-        backend: "auto" takes the best for the tensors given. "plain" is ordinary PyTorch with N x N logits,
-            for any device, for graphs to export and for any derivative; "cpu" has memory linear in N, and one
-            derivative. For CUDA there are "triton", linear in N, and "sdpa"; "auto" does not take them yet,
-            since neither has been measured on a GPU. Under `torch.func` (grad, jvp, vmap ...) and in forward
-            mode "auto" is "plain"; for second derivatives by `create_graph` pass "plain", which "auto" cannot
-            know beforehand.
+        backend: "auto" takes what `choose` says: the fastest way by rule whose memory is linear in N where
+            N x N hurts, checked on the spot. By name: "plain" is ordinary PyTorch with N x N logits, for any
+            device, for graphs to export and for any derivative. All others have memory linear in N and one
+            derivative: "cpu" on the CPU; "triton" on CUDA, with the same bits each time; "sdpa" on CUDA,
+            pinned to PyTorch's fused kernels; "tiled" on any device. Under `torch.func` (grad, jvp, vmap ...)
+            and in forward mode "auto" is "plain"; for second derivatives by `create_graph` pass "plain",
+            which "auto" cannot know beforehand. The environment variable ATTNECK_ATTENTION names what "auto"
+            stands for elsewhere.
         scale: a factor of q, which costs nothing where the backend copies q anyway.
 
     Returns:
@@ -70,12 +76,21 @@ def relative_attention_2d(
         raise ValueError("v is None: wanted the values, [B, h, N, d]; k alone may be left out")
     if not isinstance(pool, bool) or isinstance(scale, str | None):
         raise ValueError(f"pool={pool!r}, scale={scale!r}: wanted True or False, and a number")
-    name = _choose(q) if backend == "auto" else backend
+    name = backend
+    if name == "auto":
+        operands = (q, v, rel_h, rel_w) if k is None else (q, k, v, rel_h, rel_w)
+        gradients = any(tensor.requires_grad for tensor in operands)
+        name = choose(q, map_size, content=k is not None, gradients=gradients).name
     if name not in tuple(BACKENDS):
         raise ValueError(
             f"unknown attention backend {backend!r}; choose one of {', '.join(('auto', *BACKENDS))}"
         )
     if name == "cpu":  # it copies q anyway
+        if q.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f'the cpu backend wants tensors on the CPU, q is on {q.device}; pass backend="auto", '
+                "and unset ATTNECK_ATTENTION"
+            )
         return relative_attention_2d_cpu(q, k, v, rel_h, rel_w, map_size, pool, scale)
     return BACKENDS[name](q if scale == 1.0 else q * scale, k, v, rel_h, rel_w, map_size, pool)
 

@@ -1,26 +1,33 @@
 """A kernel is checked on the spot, before it is trusted: a small case, against the plain form on the CPU.
 
-The first use in a process of (kernel, dtype, head width, device) pays for it, later ones look it up. The check
-runs in a thread of its own, where nothing of the caller's is on: no dispatch mode, no fake tensors, no
-autocast, no transform, no inference mode, no compiler. It draws from a generator of its own. No process waits
-for another: where GPUs differ, each decides for itself, and the ways agree up to rounding.
+The first use in a process of (kernel, dtype, head width, device) pays for it, later ones look it up. It runs
+in a thread of its own, where nothing of the caller's is on: no dispatch mode, no fake tensors, no autocast,
+no transform, no inference mode, no compiler. It draws from a generator of its own. No process waits for
+another: where GPUs differ, each decides for itself, and the ways agree up to rounding. While a CUDA graph is
+captured, or inside a backward pass, nothing can be checked, and only what was checked before is taken. A
+kernel that leaves the CUDA context broken ends the process: nothing in it can catch that.
 """
 
 import threading
 import warnings
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attneck.attention.backends import BACKENDS
-from attneck.attention.cuda.sdpa import NoFusedKernel, head_width
-from attneck.attention.cuda.triton import alike
+from attneck.attention.backends import BACKENDS, Backend
+from attneck.attention.cuda.sdpa import NoFusedKernelError, head_width
+from attneck.attention.cuda.triton import KERNELS, patch, tile
+from attneck.attention.operands import capability
 from attneck.attention.plain import plain_attention_2d
 
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Norm of the error over the norm of the plain form's in float64, for the result and each gradient. Float32 has
-room for TF32 products; a wrong entry in a hundred shows in all three."""
+"""Norm of the error over the norm of what is right, at most, for the result and each gradient. Float32 has
+room for TF32 products. One wrong query of a small case is further off than any of them."""
+
+FLASH_HEADS = (32, 64, 96, 128, 192, 256)
+"""The widths of a head for which PyTorch's fused attention has kernels of their own."""
 
 
 class Kernel(NamedTuple):
@@ -31,5 +38,189 @@ class Kernel(NamedTuple):
     d: int
     device: torch.device
 
-    def __str__(self) -> str:
-        return f"{self.name} ({self.dtype}, head width {self.d}, {_gpu(self.device)})"
+
+class Case(NamedTuple):
+    """A small case of one kernel: what is compiled for it alone."""
+
+    kernel: Kernel
+    map_size: tuple[int, int]
+    content: bool
+    gradients: bool
+
+
+_right: set[Case] = set()
+_not_taken: dict[Case, str] = {}  # PyTorch says of its own that it has no kernel
+_left_out: dict[Kernel, str] = {}
+_one_at_a_time = threading.Lock()
+
+
+def first_right(
+    names: tuple[str, ...],
+    q: Tensor,
+    dtype: torch.dtype,
+    map_size: tuple[int, int],
+    *,
+    content: bool,
+    gradients: bool,
+) -> tuple[str, str]:
+    """The first of `names` that is right for queries [B, h, N, d] in `dtype`, and what is wrong with others.
+
+    The last name is taken unchecked. Warns once of each kernel that fails.
+    """
+    d, wide = q.shape[3], head_width(q.shape[3], map_size, dtype, content)
+    if torch.compiler.is_compiling():  # sizes may be symbols; what is compared with a number becomes one
+        d = next(number for number in range(1, 257) if d == number)
+        small = (16, 16)
+    else:
+        small = _cut_alike(map_size, d, dtype, capability(q.device))
+    wide = next((number for number in FLASH_HEADS if wide <= number), FLASH_HEADS[-1])
+    return _first_right(names, q.device, dtype, d, small, wide, content, gradients)
+
+
+@torch.compiler.assume_constant_result
+def _first_right(
+    names: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    d: int,
+    small: tuple[int, int],
+    wide: int,
+    content: bool,
+    gradients: bool,
+) -> tuple[str, str]:
+    said, failed = "", []
+    for name in names[:-1]:
+        kernel = Kernel(name, dtype, d, device)
+        known = kernel in _left_out
+        if name == "sdpa":
+            # The map whose head gets `wide`; an unordered sum is not to be had where PyTorch forbids it.
+            sides = (2, wide - (d if content else 0) - 2)
+            twice = gradients and not torch.are_deterministic_algorithms_enabled()
+            what = _wrong(Case(kernel, sides, content, twice))
+        else:
+            what = _wrong(Case(kernel, small, content, gradients))
+        if not what:
+            break
+        said += f"; not {name}: {what}"
+        if kernel in _left_out and not known:
+            failed.append((kernel, what))
+    else:
+        name = names[-1]
+    for kernel, what in failed:
+        warnings.warn(
+            f"relative attention leaves out {kernel.name} for {kernel.dtype}, head width {kernel.d}, on "
+            f"{_called(device)}: {what}; {name} is taken instead",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return name, said
+
+
+def _wrong(case: Case) -> str:
+    """What is wrong with a kernel, or nothing; it is run where that is not known."""
+    kernel = case.kernel
+    with _one_at_a_time:
+        if case in _right:
+            return ""
+        if what := _left_out.get(kernel) or _not_taken.get(case) or _not_now(kernel.device):
+            return what
+        found: list[Exception | dict[str, float]] = []
+
+        def check() -> None:
+            try:
+                found.append(_errors(case))
+            except Exception as error:
+                found.append(error)
+
+        thread = threading.Thread(target=check, name="attneck self-check")
+        thread.start()
+        thread.join()
+        outcome = found[0]
+        if isinstance(outcome, torch.OutOfMemoryError):
+            return "there was no memory for its check"
+        if isinstance(outcome, NoFusedKernelError):
+            _not_taken[case] = "PyTorch has no fused kernel for it on this GPU"
+            return _not_taken[case]
+        if isinstance(outcome, Exception):
+            line = (str(outcome).strip().splitlines() or [""])[0]
+            _left_out[kernel] = f"it fails with {type(outcome).__name__}: {line[:100]}"
+            return _left_out[kernel]
+        most = TOLERANCE[kernel.dtype]
+        far = {name: error for name, error in outcome.items() if not error <= most}  # NaN is far
+        if far:
+            name = next(iter(far))
+            _left_out[kernel] = f"a small case is wrong, {name} by {far[name]:.2g} of its norm"
+            return _left_out[kernel]
+        _right.add(case)
+        return ""
+
+
+def _errors(case: Case) -> dict[str, float]:
+    """Norm of the kernel's error over the norm of what is right: of the result, and of each gradient."""
+    d, (H, W) = case.kernel.d, case.map_size
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+
+    tokens = drawn(1, H * W, 3, 2, d) * torch.tensor([d**-0.5, 1.0, 1.0], device="cpu").view(3, 1, 1)
+    given = [tokens, drawn(2 * H - 1, d), drawn(2 * W - 1, d), drawn(1, 2, H * W, d)]
+    given = [tensor.to(case.kernel.dtype) for tensor in given]
+    exact = _results(plain_attention_2d, [tensor.double() for tensor in given], case)
+    found = _results(BACKENDS[case.kernel.name], [tensor.to(case.kernel.device) for tensor in given], case)
+    return {
+        name: float((found[name].detach().cpu().double() - right).norm() / right.norm())
+        for name, right in exact.items()
+    }
+
+
+def _results(attend: Backend, given: list[Tensor], case: Case) -> dict[str, Tensor]:
+    """The result and its gradients; q, k and v lie as a layer has them, views of one product's tokens."""
+    tokens, rel_h, rel_w, direction = given  # [1, N, 3, h, d], both tables, [1, h, N, d]
+    q, k, v = (one.transpose(1, 2) for one in tokens.unbind(2))  # [1, h, N, d]
+    leaves = {"q": q, "k": k, "v": v, "rel_h": rel_h, "rel_w": rel_w}
+    if not case.content:
+        del leaves["k"]
+    leaves = {name: leaf.detach().requires_grad_(case.gradients) for name, leaf in leaves.items()}
+    out = attend(
+        leaves["q"], leaves.get("k"), leaves["v"], leaves["rel_h"], leaves["rel_w"], case.map_size, False
+    )
+    if not case.gradients:
+        return {"the result": out}
+    gradients = torch.autograd.grad(out, list(leaves.values()), direction)
+    return {"the result": out} | {
+        f"the gradient of {name}": one for name, one in zip(leaves, gradients, strict=True)
+    }
+
+
+def _not_now(device: torch.device) -> str:
+    """Why nothing can be run for real at this moment, or nothing."""
+    if torch._C._current_graph_task_id() != -1:
+        return "it was not checked before a backward pass"  # whose thread a check would wait for
+    if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return "it was not checked before a CUDA graph was captured"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "there is no GPU to check it on"
+    return ""
+
+
+def _called(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+@lru_cache(maxsize=1024)
+def _cut_alike(
+    map_size: tuple[int, int], d: int, dtype: torch.dtype, capability: tuple[int, int]
+) -> tuple[int, int]:
+    """A small map for which Triton compiles the same kernels: of the same patches, its sides as divisible."""
+    cuts = {tile(kernel, d, dtype, capability).keys for kernel in KERNELS}
+
+    def kind(H: int, W: int) -> tuple[object, ...]:
+        return *(patch(keys, (H, W)) for keys in cuts), H % 16 == 0, W % 16 == 0, H == 1, W == 1
+
+    wanted = kind(*map_size)
+    sides = sorted(
+        ((H, W) for H in range(1, 513) for W in range(128 // H + 1, 512 // H + 1)),
+        key=lambda side: side[0] * side[1],
+    )
+    return next((small for small in sides if kind(*small) == wanted), (16, 16))

@@ -53,8 +53,7 @@ def _attend(q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, H: int, W: in
     out = like_queries(q)
     with _without_autocast(q):
         windows = _windows(table, H, W)
-        queries, keys, values = _heads(q), _heads(k), _heads(v)  # [B*h, N, d] each
-        assert queries is not None and values is not None
+        queries, keys, values = _heads(q), None if k is None else _heads(k), _heads(v)  # [B*h, N, d]
         result = torch.empty_like(values)
         for heads, y, r in _tiles(q, H, W):
             n = slice(y * W, (y + r) * W)
@@ -70,8 +69,8 @@ def _attend_backward(
     """Gradients of q, k (empty without k), v [B, h, N, d] and of the table [L, d]."""
     with _without_autocast(q):
         windows = _windows(table, H, W)
-        queries, keys, values, above = _heads(q), _heads(k), _heads(v), _heads(d_out)  # [B*h, N, d] each
-        assert queries is not None and values is not None and above is not None
+        queries, values, above = _heads(q), _heads(v), _heads(d_out)  # [B*h, N, d] each
+        keys = None if k is None else _heads(k)  # [B*h, N, d]
         sums = torch.promote_types(q.dtype, torch.float32)  # what is a sum over tiles
         d_q, d_v = torch.empty_like(queries), torch.zeros_like(queries, dtype=sums)
         d_k = None if keys is None else torch.zeros_like(queries, dtype=sums)
@@ -172,9 +171,9 @@ def _by_offset(windows: Tensor) -> Tensor:
     return shifted.transpose(0, 1).flatten(1)[:, : S * (2 * S - 1)].view(d, S, 2 * S - 1).sum(1).T
 
 
-def _heads(tokens: Tensor | None) -> Tensor | None:
-    """[B, h, N, d] -> [B*h, N, d], dense; None stays None."""
-    return None if tokens is None else tokens.contiguous().flatten(0, 1)
+def _heads(tokens: Tensor) -> Tensor:
+    """[B, h, N, d] -> [B*h, N, d], dense."""
+    return tokens.contiguous().flatten(0, 1)
 
 
 def _without_autocast(q: Tensor) -> AbstractContextManager[Any]:

@@ -108,6 +108,7 @@ def bench(
 
     import torch
 
+    from attneck.attention.choice import attention
     from attneck.attention.cpu.choice import float32_products
     from attneck.files import write_atomic
     from attneck.measure import contestants
@@ -175,7 +176,11 @@ def bench(
     document = {
         "what": what,
         "environment": environment()
-        | {"torch_threads": torch.get_num_threads(), "float32_products": float32_products()},
+        | {
+            "torch_threads": torch.get_num_threads(),
+            "float32_products": float32_products(),
+            "attention": attention(),
+        },
         "gemm_gflops": ceilings,
         "copy_gbytes": bandwidth_ceiling(device) / 1e9,
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from attneck.attention.choice import attention, set_attention
 from attneck.attention.cpu.choice import float32_products
 from attneck.data.fingerprint import changes, shortened
 from attneck.errors import UserError, user_mistakes
@@ -41,19 +43,29 @@ class Wish:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run lies, what it knows of its data, its library of products, and whether it goes on."""
+    """Where a run lies, what it knows of its data, what computes its numbers, and whether it goes on."""
 
     folder: Path
     facts: Facts
     products: str
+    attention: str
     resume: bool
 
 
-def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World, held: ExitStack) -> Start:
+def start(
+    task: Task,
+    recipe: Recipe,
+    facts: Facts,
+    wish: Wish,
+    everyone: World,
+    held: ExitStack,
+    ways: Callable[[], str],
+) -> Start:
     """Take the run's folder until `held` ends, and write what the run is made from.
 
-    On resume the run there is compared with this one, and its library of products is kept: another one rounds
-    otherwise. A worker that torchrun starts anew finds the folder that it took, and goes on by itself.
+    On resume the run there is compared with this one, and its library of products and what was asked of its
+    attention are kept: others round otherwise. `ways` says how the model's attention is computed. A worker
+    that torchrun starts anew finds the folder that it took, and goes on by itself.
 
     Raises:
         UserError: a folder that cannot be made or is taken, that holds a run already or none to resume, or
@@ -71,11 +83,14 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
     if goes_on and not (wish.resume or restarted):
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     products: str = float32_products()
+    with user_mistakes():
+        asked: str = attention()
     step = 0
     changed: list[str] = []
     if goes_on:
         step, changed = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
         products = before.get("float32_products", products)
+        asked = before.get("attention", asked)
         if (processes := before.get("processes", everyone.size)) != everyone.size:
             _say(
                 f"{folder} goes on with another number of processes, {everyone.size} for {processes}: each "
@@ -85,7 +100,15 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
     if restarted:
         whence = f"going on from step {step}" if goes_on else "from the beginning"
         _say(f"{folder}: started again by torchrun, {whence}")
-    now = environment() | {"float32_products": products}
+    with user_mistakes():
+        set_attention(asked)
+    taken = ways()
+    if goes_on and (earlier := before.get("attention_ways", taken)) != taken:
+        _say(
+            f"{folder} goes on with other ways of computing attention ({taken or 'none'}; before: "
+            f"{earlier or 'none'}): rounding differs, and so will the last bits of its weights"
+        )
+    now = environment() | {"float32_products": products, "attention": asked, "attention_ways": taken}
     at = datetime.now(UTC).isoformat(timespec="seconds")
     this = now | {"at": at, "step": step, "data_changes": changed, "launch": launch}
     around = now | {"starts": [*(starts if goes_on else []), this]}
@@ -93,7 +116,7 @@ def start(task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World,
         write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
         for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
             write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
-    return Start(folder, facts, products, goes_on)
+    return Start(folder, facts, products, asked, goes_on)
 
 
 def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from attneck.attention.choice import in_same_bits, set_attention
 from attneck.attention.cpu.choice import set_float32_products
 from attneck.data import loader
 from attneck.data.sampling import TrainBatches
@@ -26,6 +28,7 @@ from attneck.files import write_atomic
 from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
 from attneck.runs import pictures, snapshots
+from attneck.runs.attention_ways import attention_ways
 from attneck.runs.run import Run
 from attneck.runs.split import write_split
 from attneck.runs.start import Start, Wish, start
@@ -105,12 +108,15 @@ def train(
             if not resume:
                 started = start_from(recipe.model, task, model, verbose)
                 _check_frozen(model, drawn)
-        begun = _start_once(task, recipe, facts, wish, everyone, held)
+        held.enter_context(in_same_bits())  # a run that was interrupted ends with the same weights
+        ways = partial(attention_ways, model, recipe, everyone.device)
+        begun = _start_once(task, recipe, facts, wish, everyone, held, ways)
         folder = begun.folder
         if everyone.rank == 0:
             write_split(folder, task)
         with user_mistakes():
             set_float32_products(begun.products)
+            set_attention(begun.attention)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and emulates_bfloat16(everyone.device):
             print(
                 "attneck: this processor emulates bfloat16, far slower than float32: --precision float32",
@@ -239,13 +245,19 @@ def weights_of(source: str) -> Any:
 
 
 def _start_once(
-    task: Task, recipe: Recipe, facts: Facts, wish: Wish, everyone: World, held: ExitStack
+    task: Task,
+    recipe: Recipe,
+    facts: Facts,
+    wish: Wish,
+    everyone: World,
+    held: ExitStack,
+    ways: Callable[[], str],
 ) -> Start:
     """`start` by the first process; its result, or its refusal, on every process."""
     box: list[Start | UserError | None] = [None]
     if everyone.rank == 0:
         try:
-            box[0] = start(task, recipe, facts, wish, everyone, held)
+            box[0] = start(task, recipe, facts, wish, everyone, held, ways)
         except UserError as error:
             box[0] = error
     if everyone.size > 1:

@@ -38,9 +38,9 @@ def candidates(
     gpu = capability(q.device)
     training = gradients and torch.is_grad_enabled()
     plain_below, sdpa_up_to = limits(gpu, "training" if training else "forward")
-    if H * W < plain_below**2:
+    if plain_below**2 > H * W:
         return ("plain",), f"the N x N logits of a map below {plain_below}x{plain_below} are small"
-    order, size = (("sdpa", "triton"), "up to") if H + W <= 2 * sdpa_up_to else (("triton", "sdpa"), "above")
+    order, size = (("sdpa", "triton"), "up to") if 2 * sdpa_up_to >= H + W else (("triton", "sdpa"), "above")
     out: dict[str, str] = {}
     if dtype not in DTYPES or gpu < (8, 0):
         both = f"no kernel for {dtype}" if dtype not in DTYPES else "compute capability below 8.0"
@@ -62,7 +62,7 @@ def candidates(
 
 
 def _beyond_offsets(q: Tensor, map_size: tuple[int, int]) -> bool:
-    """Whether an entry of one image lies 2**31 or more behind the first, or the heads are no grid of CUDA's."""
+    """True where an image's entries lie 2**31 or more apart, or the heads are too many for a grid."""
     B, h, N, d = q.shape
     H, W = map_size
     return N * h * max(3 * d, 2 * (H + W)) >= 2**31 or B * h >= 2**16

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from attneck.attention.flops import joined_attention_backward_flops, joined_attention_flops
+from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
 from attneck.attention.operands import (
     by_offset,
     by_position,
@@ -25,12 +27,18 @@ from attneck.attention.operands import (
     pool_maps,
     rows_whole,
 )
-from attneck.attention.flops import joined_attention_backward_flops, joined_attention_flops
-from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+KERNELS = ("forward", "backward_queries", "backward_keys")
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's interpreter runs the kernels on the CPU: slow, and how they are tested without a GPU."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What the kernels compute in."""
+
+WIDEST_HEAD = 128
+"""The widest head that "auto" hands to the kernels: wider ones spill (test_compile_ahead.py)."""
 
 FLOAT32_DOT = "ieee"
 """Products of float32 tensors: "ieee" is exact to rounding and runs on the ordinary units; "tf32x3" splits
@@ -123,10 +131,11 @@ def triton_attention_2d(
         )
     if q.device.type != "cuda" and not INTERPRETED:
         raise ValueError(
-            f'the triton backend wants tensors on a CUDA device, q is on {q.device}; pass backend="auto"'
+            f'the triton backend wants tensors on a CUDA device, q is on {q.device}; pass backend="auto", '
+            "and unset ATTNECK_ATTENTION"
         )
     q, k, v, table = operands(q, k, v, rel_h, rel_w)
-    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if q.dtype not in DTYPES:
         raise ValueError(
             f"the triton backend computes in float32, float16 or bfloat16, q is {q.dtype}; "
             'pass backend="plain"'

@@ -223,6 +223,8 @@ def cost(story: Story) -> Html:
 ENVIRONMENT = {
     "gpu": "GPU",
     "float32_products": "Library of float32 products",
+    "attention": "Attention asked for",
+    "attention_ways": "Attention computed by",
     "torch_threads": "Threads",
 }
 

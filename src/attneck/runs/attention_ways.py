@@ -1,0 +1,27 @@
+"""By which ways a run computes its attention: a part of what its numbers are made from."""
+
+import torch
+from torch import nn
+
+from attneck.attention import choose
+from attneck.layers import MHSA2d
+from attneck.training.recipe import Recipe
+from attneck.training.step import precision
+
+
+def attention_ways(model: nn.Module, recipe: Recipe, device: torch.device) -> str:
+    """Of each map that the model's relative attention is made for, "64x64 triton, 14x14 plain", in training.
+
+    Nothing where it has none. On CUDA this is when a kernel is checked.
+    """
+    found: dict[str, None] = {}
+    with torch.enable_grad(), precision(recipe, device):
+        for layer in model.modules():
+            if isinstance(layer, MHSA2d) and layer.position == "relative":
+                H, W = layer.map_size
+                q = torch.empty((), device=device).expand(1, layer.heads, H * W, layer.head_width)
+                way = layer.backend
+                if way == "auto":
+                    way = choose(q, (H, W), content=layer.content, gradients=True).name
+                found[f"{H}x{W} {way}"] = None
+    return ", ".join(found)
