@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from attneck import cli
+from attneck.commands import bench_inference
+from attneck.measure import inference
+from attneck.measure.inference import InferenceCase
 
 QUICK = ["--seconds", "0.001", "--no-compiled"]
 
@@ -63,6 +66,29 @@ def test_the_document(
             assert min(row["peak_mib"].values()) > 1
 
 
+@pytest.mark.parametrize("model", ["botnet26_thin", "resnet18_bam"])
+def test_inference_is_one_function_by_whoever_computes_it(model: str) -> None:
+    case = InferenceCase(model, 64, 2)
+    compiled = inference.inference_names(case, True)
+    everybody = bench_inference.names(case, False, "cpu")
+    assert everybody[0] == "attneck"
+    assert {name + " compiled" for name in everybody[:2]} < {*compiled}
+    ours, *others = (torch.as_tensor(bench_inference.call(case, name, "forward")()) for name in everybody)
+    assert len(others) == 2  # the library's layers or the expanded form, and onnxruntime
+    for logits in others:
+        torch.testing.assert_close(logits, ours, rtol=1e-3, atol=1e-4)
+
+
+def test_the_document_of_inference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["inference", "--size", "64", "--model", "resnet18_bam", "--no-memory"]
+    assert cli.main(["bench", *words, *QUICK, "--threads", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["clock"] == "processor time"
+    (row,) = document["rows"]
+    assert row["direction"] == "forward"
+    assert [*row["ms"]] == ["attneck", "expanded", "onnxruntime"]
+
+
 def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "bam", "--size", "4", "--batch", "2", *QUICK, "--no-memory"]) == 0
     said = capsys.readouterr().out
@@ -91,6 +117,8 @@ def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
             ],
             "want 72 pixels or more",
         ),
+        (["inference", "--dtype", "bfloat16"], "--dtype float32 alone"),
+        (["inference", "--size", "64", "--model", "ssd300_vgg16"], "give two of a kind"),
         (["bam", "--out", "nowhere/there.json"], "make it first"),
         pytest.param(
             ["bam", "--device", "cuda"],

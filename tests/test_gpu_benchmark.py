@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def trained_here(words: list[str], seconds: float) -> int:
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command's, after one run of it."""
     folder = tmp_path_factory.mktemp("gpu")
     words = ["--out", f"{folder}/out", "--runs", f"{folder}/runs", "--device", "cpu", "--tiny"]
@@ -42,7 +41,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         before = signal.getsignal(signal.SIGTERM)
         assert command.main(words) == 0
         signal.signal(signal.SIGTERM, before)
-    yield words
+    return words
 
 
 def documents(words: list[str]) -> dict[str, Any]:
@@ -189,7 +188,9 @@ def test_a_part_that_fails_says_so_and_the_next_one_runs(
 def test_times_of_two_machines_do_not_meet(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(Path(words[1], "steps.json"))
     there = kept.document["where"]
-    with pytest.raises(command.UserError, match=r"measured with gpu None, and here it is H100.*another --out"):
+    with pytest.raises(
+        command.UserError, match=r"measured with gpu None, and here it is H100.*another --out"
+    ):
         kept.on(there | {"gpu": "H100"})
 
 

@@ -1,13 +1,15 @@
 """benchmarks/gpu: what only a GPU can tell, in the order of what matters, in the minutes that there are.
 
-Each part runs in a process of its own, in its share of the time, and writes FOLDER/PART.json after each row. The
-same command with the same FOLDER goes on from there; a part whose file is removed is done again. A part that
-fails, hangs or crashes is said and left; the next one runs. SIGTERM, or a kill, loses the row that is under way.
+Each part runs in a process of its own, in its share of the time, and writes FOLDER/PART.json after each row.
+The same command with the same FOLDER goes on from there; a part whose file is removed is done again. A part
+that fails, hangs or crashes is said and left; the next one runs. SIGTERM, or a kill, loses the row that is
+under way.
 
-It runs from a copy of the repository: nothing is built or downloaded. Python 3.11 or later needs torch with CUDA
-and Triton, torchvision, timm, and what pyproject.toml lists beside them (pydantic, tyro, rich, safetensors,
-faster-coco-eval ...); pytest and hypothesis for part "tests"; bottleneck-transformer-pytorch to compare with;
-a C compiler for torch.compile. What is missing is said. ATTNECK_DATA is the folder that holds cifar-100-python.
+It runs from a copy of the repository: nothing is built or downloaded. Python 3.11 or later needs torch with
+CUDA and Triton, torchvision, timm, and what pyproject.toml lists beside them (pydantic, tyro, rich,
+safetensors, faster-coco-eval ...); pytest and hypothesis for part "tests"; bottleneck-transformer-pytorch to
+compare with; a C compiler for torch.compile. What is missing is said. ATTNECK_DATA is the folder that holds
+cifar-100-python.
 """
 
 from __future__ import annotations
@@ -18,16 +20,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from attneck.errors import UserError, ending
 
-from .apart import apart
-from .kept import DONE, Job
+from .apart import Work, apart
+from .kept import DONE, Job, Kept
 
 
 class Part(NamedTuple):
@@ -71,14 +74,18 @@ def run(arguments: argparse.Namespace) -> dict[str, str]:
     """Every part that is asked for and not done; the state of each."""
     # The system is asked for its GPUs then, not CUDA: a process that has used CUDA can't be forked.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    import torch  # noqa: F401 - once, for all processes that are forked from here
-
-    import attneck.measure.steps  # noqa: F401
-
+    # Loaded once, for all processes that are forked from here; what can't be is its part's to say.
+    for module in ("torch._dynamo", *(f"{__package__}.{part.module}" for part in PARTS.values())):
+        with suppress(Exception):
+            import_module(module)
     if arguments.device == "cuda" and not _has_cuda():
-        raise UserError("this machine has no CUDA device that torch can use: --device cpu --tiny tries all out")
+        raise UserError(
+            "this machine has no CUDA device that torch can use: --device cpu --tiny tries all out"
+        )
     until = time.monotonic() + 60 * arguments.minutes
-    states = {name: _state(arguments.out / f"{name}.json") for name in PARTS if name in (arguments.only or PARTS)}
+    states = {
+        name: _state(arguments.out / f"{name}.json") for name in PARTS if name in (arguments.only or PARTS)
+    }
     todo = [name for name, state in states.items() if state != DONE]
     for number, name in enumerate(todo):
         left = until - time.monotonic()
@@ -88,8 +95,7 @@ def run(arguments: argparse.Namespace) -> dict[str, str]:
         box = left * weights[0] / sum(weights)
         job = Job(arguments.out, arguments.device, arguments.tiny, time.monotonic() + box, arguments.runs)
         print(f"\n== {name}: {PARTS[name].what}; {box:.0f} s", flush=True)
-        work: Any = import_module(f".{PARTS[name].module}", __package__).work
-        states[name] = apart(name, work, job)
+        states[name] = apart(name, _work(PARTS[name]), job)
     return states
 
 
@@ -101,12 +107,23 @@ def summary(out: Path, states: dict[str, str]) -> Iterator[str]:
             continue
         document = json.loads(file.read_bytes())
         yield f"\n== {name}: {state}{': ' * bool(document.get('why'))}{document.get('why', '')}"
-        lines: Callable[[Any], Iterator[str]] = import_module(f".{PARTS[name].module}", __package__).lines
-        yield from lines(document)
+        try:
+            yield from list(import_module(f".{PARTS[name].module}", __package__).lines(document))
+        except Exception as error:  # what was measured is in the file all the same
+            yield f"  {file} can't be told: {type(error).__name__}: {error}"
         if len(digests := {row["sources"] for row in document["rows"].values()}) > 1:
             yield f"  its rows are of {len(digests)} versions of the sources: remove {file} to do it again"
     left = [name for name, state in states.items() if state != DONE]
     yield f"\nleft: {', '.join(left)}; the same command goes on" if left else "\nnothing is left"
+
+
+def _work(part: Part) -> Work:
+    """Imported where it runs: what is missing for one part is no other's trouble."""
+
+    def work(kept: Kept, job: Job) -> bool:
+        return bool(import_module(f".{part.module}", __package__).work(kept, job))
+
+    return work
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
@@ -116,10 +133,14 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parts = "\n".join(f"  {name:<11}{part.what}" for name, part in PARTS.items())
     parser.epilog = f"parts:\n{parts}"
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the documents")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for all parts together; a last row may overrun")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="for all parts together; a last row may overrun"
+    )
     parser.add_argument("--only", choices=list(PARTS), action="append", help="this part; may be given again")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="sizes that show that everything runs, and no more")
+    parser.add_argument(
+        "--tiny", action="store_true", help="sizes that show that everything runs, and no more"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/gpu"), metavar="FOLDER", help="of part cifar")
     return parser.parse_args(words)
 

@@ -1,8 +1,8 @@
 """Part 2: the attention itself, q, k, v to out, every way of this project and three others.
 
-Letters: B batch, h heads, d head width, H x W map, N = H*W. All get one map of q, k, v, [B, 3hd, H, W], as the
-projection leaves it, and the same tables: timm's and bottleneck-transformer-pytorch's layers have an identity
-for their projection.
+Letters: B batch, h heads, d head width, H x W map, N = H*W. All get one map of q, k, v, [B, 3hd, H, W], as
+the projection leaves it, and the same tables: timm's and bottleneck-transformer-pytorch's layers have an
+identity for their projection.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attneck.attention.backends import BACKENDS
 from attneck.attention.flops import relative_attention_flops
-from attneck.attention.relative import BACKENDS, relative_attention_2d
+from attneck.attention.relative import relative_attention_2d
 from attneck.measure.contestants import DTYPES, LUCIDRAINS, TIMM, Direction
 from attneck.measure.speed import Call, bandwidth_ceiling, gemm_ceiling
 
@@ -31,8 +32,8 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", BOTH)
 CHECKED = 4e9
 """Bytes of float32 logits up to which the results are compared with the plain form's in float32."""
 BACKWARD = 3.5
-"""Products of a forward and backward pass over those of a forward pass: two there, and five, since the weights
-are computed again where they are not kept."""
+"""Products of a forward and backward pass over those of a forward pass: two there, and five, since the
+weights are computed again where they are not kept."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _row(kept: Kept, job: Job, case: Case, direction: Direction, key: str) -> di
 
 
 def contestants(case: Case) -> list[str]:
-    """This project's ways, and the others that are installed; FlexAttention, which compiles long, for a few."""
+    """This project's ways, and what others are installed; FlexAttention, which compiles long, in a few."""
     names = [name for name in BACKENDS if name != "cpu"]
     if importlib.util.find_spec("timm"):
         names.append(TIMM)
@@ -164,7 +165,7 @@ class Given:
         return both
 
     def result(self, call: Call) -> Tensor:
-        """What a call returns, in one layout: out [B, h, N, d], or the gradient of q, k, v [B, N, 3, h, d]."""
+        """What a call returns, in one layout: out [B, h, N, d], or q, k, v's gradient [B, N, 3, h, d]."""
         found = call()
         assert isinstance(found, Tensor)
         if found.ndim == 4 and found.shape[2] == found.shape[3] == self.case.size:
@@ -200,7 +201,9 @@ class Given:
         else:
             from bottleneck_transformer_pytorch.bottleneck_transformer_pytorch import Attention
 
-            layer = Attention(dim=heads * d, fmap_size=(size, size), heads=heads, dim_head=d, rel_pos_emb=True)
+            layer = Attention(
+                dim=heads * d, fmap_size=(size, size), heads=heads, dim_head=d, rel_pos_emb=True
+            )
             layer.to_qkv, layer.scale = nn.Identity(), 1.0
             layer.pos_emb.rel_height, layer.pos_emb.rel_width = self.rel_h, self.rel_w
         layer.to(self.device, dtype)
@@ -283,8 +286,8 @@ def goals(rows: dict[str, Any]) -> Iterator[str]:
         floor = max(row["floor_ms"].values())
         limit = f"at most {wanted} floors" if wanted else f"{BACKWARD} times the forward pass's floor"
         yield (
-            f"GOAL {key} {direction}: {best} {ways[best]:.3f} ms, {ways[best] / floor:.2f} times its floor of "
-            f"{floor:.3f} ms here; wanted {limit} ({aim} ms is the floor on an H200)"
+            f"GOAL {key} {direction}: {best} {ways[best]:.3f} ms, {ways[best] / floor:.2f} times its floor "
+            f"of {floor:.3f} ms here; wanted {limit} ({aim} ms is the floor on an H200)"
         )
     small, large = (rows.get(f"{Case(size, 8)} {BOTH}") for size in (64, 128))
     if small and large:

@@ -1,4 +1,4 @@
-"""Part 1: the tests that need CUDA, one row a test; a test that hangs or spoils the GPU is left out, and said."""
+"""Part 1: the tests that need CUDA, a row each; one that hangs or spoils the GPU is left out, and said."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ def bench(
     form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
     torch.compile. bam: the gate and the module, against the form that expands both branches. step: a whole
     training step of a classifier or a detector, against the same with plain attention and the one without.
-    inference: a whole classifier folded and in channels_last, eager and compiled, against the same with timm's
-    attention or with BAM's branches expanded, and against onnxruntime; on one thread, processor time.
+    inference: a whole classifier folded and in channels_last, eager and compiled, against the same with
+    timm's attention or with BAM's branches expanded, and against onnxruntime; on one thread, processor time.
 
     Args:
         what: attention, bam, step or inference.
@@ -184,7 +184,9 @@ def bench(
         "gemm_gflops": ceilings,
         "copy_gbytes": bandwidth_ceiling(device) / 1e9,
     }
-    directions = {"step": ["forward+backward"], "inference": ["forward"]}.get(what, ["forward", "forward+backward"])
+    directions = {"step": ["forward+backward"], "inference": ["forward"]}.get(
+        what, ["forward", "forward+backward"]
+    )
     clock = None
     if what == "inference" and device == "cpu" and torch.get_num_threads() == 1:
         clock = time.process_time  # other programs may wait for the core, too

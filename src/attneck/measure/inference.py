@@ -1,4 +1,4 @@
-"""Whole classifiers as they are served: folded, in channels_last, compiled; and the same network by others' layers."""
+"""Whole classifiers as they are served: folded, channels_last, compiled; and the same by others' layers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def images_of(case: InferenceCase) -> torch.Tensor:
 
 
 def inference_names(case: InferenceCase, compiled: bool) -> list[str]:
-    """This project's form first, then the same network with timm's attention, or with BAM's branches expanded."""
+    """This project's form first, then the same with timm's attention, or with BAM's branches expanded."""
     with torch.device("meta"):
         layers = list(network_of(case).modules())
     names = [OURS]
