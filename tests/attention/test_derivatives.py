@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from attneck.attention import relative_attention_2d
+from attneck.attention import relative_attention_2d, tiled
 from attneck.attention.cpu.products import linear
 from attneck.attention.cuda import triton as cuda
 
@@ -93,7 +93,7 @@ REFUSED = (
 )
 
 
-@pytest.mark.parametrize(("backend", "name"), [("cpu", "CPU"), ("triton", "triton")])
+@pytest.mark.parametrize(("backend", "name"), [("cpu", "CPU"), ("tiled", "tiled"), ("triton", "triton")])
 def test_a_backend_without_them_that_was_asked_for_by_name_refuses(backend: str, name: str) -> None:
     if backend == "triton" and not cuda.HAS_TRITON:
         pytest.skip("triton is not installed")
@@ -136,6 +136,8 @@ def test_a_backward_pass_in_forward_mode_refuses() -> None:
                 torch.autograd.grad(result, leaf, grad)
         with pytest.raises(NotImplementedError, match="forward-mode derivative; set backend='plain'"):
             cuda._gradients(None, torch.empty(0), torch.empty(0))
+        with pytest.raises(NotImplementedError, match="forward-mode derivative; set backend='plain'"):
+            tiled._gradients(None, torch.empty(0))
 
 
 def test_second_derivatives_of_the_operators_refuse_and_name_the_way_out() -> None:
@@ -143,6 +145,7 @@ def test_second_derivatives_of_the_operators_refuse_and_name_the_way_out() -> No
     x, weight = (torch.randn(4, 4, requires_grad=True) for _ in range(2))
     results = [
         (relative_attention_2d(*leaves, MAP, backend="cpu"), leaves[0]),
+        (relative_attention_2d(*leaves, MAP, backend="tiled"), leaves[0]),
         (linear(x, weight), x),
     ]
     for result, leaf in results:

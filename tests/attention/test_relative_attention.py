@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attneck.attention import reference, relative_attention_2d
 
-BACKENDS = ["plain", "cpu"]
+BACKENDS = ["plain", "cpu", "tiled"]
 
 
 def problem(B: int, h: int, d: int, map_size: tuple[int, int]) -> list[Tensor]:

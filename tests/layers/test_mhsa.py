@@ -65,7 +65,7 @@ def test_kept_tables_are_the_oracle_s_on_another_map(
     stretched = copy.deepcopy(layer)
     stretched.resample = "stretch"
     assert not torch.allclose(stretched(x), want)
-    for backend in ("auto", "plain", "cpu", "sdpa") if position == "relative" else ("auto", "plain"):
+    for backend in ("auto", "plain", "cpu", "tiled", "sdpa") if position == "relative" else ("auto", "plain"):
         layer.backend = backend
         torch.testing.assert_close(layer(x), want, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(layer.attention_maps(x), wide.attention_maps(x), rtol=1e-11, atol=1e-11)

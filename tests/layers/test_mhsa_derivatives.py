@@ -151,7 +151,7 @@ def test_plain_is_the_same_function_by_pytorch_s_own_operators(position: str) ->
 def test_the_backend_is_checked_and_shown_when_it_is_not_auto() -> None:
     assert "backend" not in repr(MHSA2d(8, 4))
     assert "stride=1, backend='plain'" in repr(MHSA2d(8, 4, backend="plain"))
-    with pytest.raises(ValueError, match=r"'flash'.*choose one of auto, plain, cpu, sdpa, triton$"):
+    with pytest.raises(ValueError, match=r"'flash'.*choose one of auto, plain, cpu, tiled, sdpa, triton$"):
         MHSA2d(8, 4, backend="flash")
     for position in ("absolute", "none"):
         layer = MHSA2d(8, 4, position=position, backend="plain")

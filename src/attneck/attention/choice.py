@@ -25,13 +25,14 @@ from attneck.attention.cuda.choice import candidates
 from attneck.attention.cuda.limits import LIMITS
 from attneck.attention.graph import being_exported, transformed
 from attneck.attention.operands import products_dtype
-from attneck.attention.selfcheck import first_right
+from attneck.attention.selfcheck import failures, first_right
 
 VARIABLE = "ATTNECK_ATTENTION"
 """The environment variable that overrides the rule."""
 
 _asked: str | None = None
 _same_bits = False
+_settled: dict[object, "Choice"] = {}
 
 
 class Choice(NamedTuple):
@@ -60,31 +61,57 @@ def choose(
     """
     if being_exported() or transformed():
         return Choice("plain", "exported graphs, torch.func and forward mode take PyTorch's own operators")
-    if q.device.type == "meta":
+    kind = platform(q.device)
+    if kind == "meta":
         return Choice("plain", "nothing is computed on the meta device")
     asked = attention()
     if asked != "auto":
         return Choice(asked, f"the environment variable {VARIABLE}, or the run that goes on, asks for it")
-    if q.device.type == "cpu":
+    if kind == "cpu":
         if q.dtype in DTYPES:
             return Choice("cpu", "the tensors are on the CPU")
         return Choice("plain", f"the CPU's operator does not take {q.dtype}")
     H, W = map_size
-    if q.device.type != "cuda" or torch.version.hip is not None:
+    if kind != "cuda":
         side = LIMITS["any", "forward"].plain_below
         if side * side > H * W:
             return Choice("plain", f"the N x N logits of a map below {side}x{side} are small")
-        return Choice("tiled", f"no kernel is made for this device ({q.device.type})")
+        return Choice("tiled", f"no kernel of this project is made for {kind}")
     gradients = q.requires_grad if gradients is None else gradients
+    if torch.compiler.is_compiling():  # once a graph; sizes may be symbols, which are no keys
+        return _on_cuda(q, products_dtype(q), map_size, content, gradients, same_bits())[0]
     gradients = gradients and not torch.is_inference_mode_enabled()
-    dtype = products_dtype(q)
-    names, reason = candidates(
-        q, dtype, map_size, content=content, gradients=gradients, same_bits=same_bits()
-    )
-    if names[0] in ("plain", "tiled"):
-        return Choice(names[0], reason)
-    name, said = first_right(names, q, dtype, map_size, content=content, gradients=gradients)
-    return Choice(name, reason + said)
+    facts = (products_dtype(q), map_size, content, gradients, same_bits())
+    key = (q.device, q.shape, torch.is_grad_enabled(), failures(), *facts)
+    if key not in _settled:
+        choice, settled = _on_cuda(q, *facts)
+        if not settled:
+            return choice
+        if len(_settled) >= 4096:  # sizes that never come twice
+            _settled.clear()
+        _settled[key] = choice
+    return _settled[key]
+
+
+def _on_cuda(
+    q: Tensor,
+    dtype: torch.dtype,
+    map_size: tuple[int, int],
+    content: bool,
+    gradients: bool,
+    same_bits: bool,
+) -> tuple[Choice, bool]:
+    """The choice, and whether it is the one for good: a check may have to wait."""
+    names, reason = candidates(q, dtype, map_size, content=content, gradients=gradients, same_bits=same_bits)
+    if len(names) == 1:
+        return Choice(names[0], reason), True
+    name, said, settled = first_right(names, q, dtype, map_size, content=content, gradients=gradients)
+    return Choice(name, reason + said), settled
+
+
+def platform(device: torch.device) -> str:
+    """A device's type, "cuda" for NVIDIA's alone: PyTorch calls AMD's so too."""
+    return "rocm" if device.type == "cuda" and torch.version.hip is not None else device.type
 
 
 def attention() -> str:

@@ -29,7 +29,7 @@ def products_dtype(q: Tensor) -> torch.dtype:
 def by_offset(q: Tensor, table: Tensor) -> Tensor:
     """Relative logits of both axes by offset, one product: [B, h, N, d], [L, d] -> [B, N, h, L]."""
     B, h, N, d = q.shape
-    return (q.transpose(1, 2).reshape(-1, d) @ table.T).view(B, N, h, -1)
+    return (q.transpose(1, 2).reshape(-1, d) @ table.T).view(B, N, h, len(table))
 
 
 def by_position(x: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,8 @@ def pool_maps(tokens: Tensor, map_size: tuple[int, int]) -> Tensor:
     B, h, _, d = tokens.shape
     maps = tokens.transpose(1, 2).reshape(B, *map_size, h * d).permute(0, 3, 1, 2)  # [B, h*d, H, W]
     pooled = F.avg_pool2d(maps, kernel_size=2, ceil_mode=True, count_include_pad=False)  # [B, h*d, H', W']
-    return pooled.permute(0, 2, 3, 1).reshape(B, -1, h, d).transpose(1, 2)  # [B, h, N', d]
+    pooled = pooled.permute(0, 2, 3, 1).flatten(1, 2)  # [B, N', h*d]; B may be 0
+    return pooled.unflatten(2, (h, d)).transpose(1, 2)  # [B, h, N', d]
 
 
 def like_queries(q: Tensor) -> Tensor:
@@ -70,5 +71,6 @@ def rows_whole(tokens: Tensor) -> Tensor:
 
 @torch.compiler.assume_constant_result
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a CUDA device; (0, 0) for any other."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    """Compute capability of a CUDA device; (0, 0) for any other, and where no GPU is."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_capability(device) if there else (0, 0)

@@ -22,9 +22,9 @@ from attneck.attention.cuda.triton import KERNELS, patch, tile
 from attneck.attention.operands import capability
 from attneck.attention.plain import plain_attention_2d
 
-TOLERANCE = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Norm of the error over the norm of what is right, at most, for the result and each gradient. Float32 has
-room for TF32 products. One wrong query of a small case is further off than any of them."""
+TOLERANCE = {torch.float32: 5e-3, torch.float16: 3e-2, torch.bfloat16: 0.2}
+"""The largest error of a token, or of a table's row, at most: its norm over the root mean square of all norms
+of what is right. Float32 has room for TF32 products. A token that is wrong altogether is about 1 off."""
 
 FLASH_HEADS = (32, 64, 96, 128, 192, 256)
 """The widths of a head for which PyTorch's fused attention has kernels of their own."""
@@ -62,8 +62,9 @@ def first_right(
     *,
     content: bool,
     gradients: bool,
-) -> tuple[str, str]:
-    """The first of `names` that is right for queries [B, h, N, d] in `dtype`, and what is wrong with others.
+) -> tuple[str, str, bool]:
+    """The first of `names` that is right for queries [B, h, N, d] in `dtype`, what is wrong with others, and if
+    that will stay so.
 
     The last name is taken unchecked. Warns once of each kernel that fails.
     """
@@ -77,6 +78,11 @@ def first_right(
     return _first_right(names, q.device, dtype, d, small, wide, content, gradients)
 
 
+def failures() -> int:
+    """How many kernels are left out by now; a choice made before may be another since."""
+    return len(_left_out)
+
+
 @torch.compiler.assume_constant_result
 def _first_right(
     names: tuple[str, ...],
@@ -87,8 +93,8 @@ def _first_right(
     wide: int,
     content: bool,
     gradients: bool,
-) -> tuple[str, str]:
-    said, failed = "", []
+) -> tuple[str, str, bool]:
+    said, failed, settled = "", [], True
     for name in names[:-1]:
         kernel = Kernel(name, dtype, d, device)
         known = kernel in _left_out
@@ -96,12 +102,14 @@ def _first_right(
             # The map whose head gets `wide`; an unordered sum is not to be had where PyTorch forbids it.
             sides = (2, wide - (d if content else 0) - 2)
             twice = gradients and not torch.are_deterministic_algorithms_enabled()
-            what = _wrong(Case(kernel, sides, content, twice))
+            case = Case(kernel, sides, content, twice)
         else:
-            what = _wrong(Case(kernel, small, content, gradients))
+            case = Case(kernel, small, content, gradients)
+        what = _wrong(case)
         if not what:
             break
         said += f"; not {name}: {what}"
+        settled &= kernel in _left_out or case in _not_taken
         if kernel in _left_out and not known:
             failed.append((kernel, what))
     else:
@@ -113,16 +121,18 @@ def _first_right(
             RuntimeWarning,
             stacklevel=2,
         )
-    return name, said
+    return name, said, settled
 
 
 def _wrong(case: Case) -> str:
     """What is wrong with a kernel, or nothing; it is run where that is not known."""
     kernel = case.kernel
     with _one_at_a_time:
+        if what := _left_out.get(kernel) or _not_taken.get(case):
+            return what
         if case in _right:
             return ""
-        if what := _left_out.get(kernel) or _not_taken.get(case) or _not_now(kernel.device):
+        if what := _not_now(kernel.device):
             return what
         found: list[Exception | dict[str, float]] = []
 
@@ -149,14 +159,14 @@ def _wrong(case: Case) -> str:
         far = {name: error for name, error in outcome.items() if not error <= most}  # NaN is far
         if far:
             name = next(iter(far))
-            _left_out[kernel] = f"a small case is wrong, {name} by {far[name]:.2g} of its norm"
+            _left_out[kernel] = f"a small case is wrong, {name} by {far[name]:.2g} of its size"
             return _left_out[kernel]
         _right.add(case)
         return ""
 
 
 def _errors(case: Case) -> dict[str, float]:
-    """Norm of the kernel's error over the norm of what is right: of the result, and of each gradient."""
+    """The kernel's largest error, as TOLERANCE has it: of the result, and of each gradient."""
     d, (H, W) = case.kernel.d, case.map_size
     generator = torch.Generator("cpu").manual_seed(0)
 
@@ -169,9 +179,13 @@ def _errors(case: Case) -> dict[str, float]:
     exact = _results(plain_attention_2d, [tensor.double() for tensor in given], case)
     found = _results(BACKENDS[case.kernel.name], [tensor.to(case.kernel.device) for tensor in given], case)
     return {
-        name: float((found[name].detach().cpu().double() - right).norm() / right.norm())
+        name: float((found[name].cpu().double() - right).norm(dim=-1).max() / _size(right))
         for name, right in exact.items()
     }
+
+
+def _size(tensor: Tensor) -> Tensor:
+    return tensor.norm(dim=-1).square().mean().sqrt()
 
 
 def _results(attend: Backend, given: list[Tensor], case: Case) -> dict[str, Tensor]:
@@ -186,9 +200,9 @@ def _results(attend: Backend, given: list[Tensor], case: Case) -> dict[str, Tens
         leaves["q"], leaves.get("k"), leaves["v"], leaves["rel_h"], leaves["rel_w"], case.map_size, False
     )
     if not case.gradients:
-        return {"the result": out}
+        return {"the result": out.detach()}
     gradients = torch.autograd.grad(out, list(leaves.values()), direction)
-    return {"the result": out} | {
+    return {"the result": out.detach()} | {
         f"the gradient of {name}": one for name, one in zip(leaves, gradients, strict=True)
     }
 
@@ -197,10 +211,8 @@ def _not_now(device: torch.device) -> str:
     """Why nothing can be run for real at this moment, or nothing."""
     if torch._C._current_graph_task_id() != -1:
         return "it was not checked before a backward pass"  # whose thread a check would wait for
-    if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return "it was not checked before a CUDA graph was captured"
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return "there is no GPU to check it on"
     return ""
 
 

@@ -43,7 +43,7 @@ def candidates(
     order, size = (("sdpa", "triton"), "up to") if 2 * sdpa_up_to >= H + W else (("triton", "sdpa"), "above")
     out: dict[str, str] = {}
     if dtype not in DTYPES or gpu < (8, 0):
-        both = f"no kernel for {dtype}" if dtype not in DTYPES else "compute capability below 8.0"
+        both = f"no kernel for {dtype}" if dtype not in DTYPES else f"compute capability {gpu}, below 8.0"
         out = {"sdpa": both, "triton": both}
     else:
         if training and same_bits:

@@ -276,6 +276,8 @@ def _launch(
     q = results[0]
     B, h, N, d = q.shape
     H, W = map_size
+    if not B:
+        return
     cut = tile(kernel, d, q.dtype, capability(q.device))
     high, wide = patch(cut.keys, map_size)
     programs = -(-H // high) * -(-W // wide) if kernel == "backward_keys" else -(-N // cut.queries)
