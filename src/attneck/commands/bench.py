@@ -173,7 +173,7 @@ def bench(
         name: gemm_ceiling(contestants.DTYPES[name], device) / 1e9
         for name in sorted({case.dtype for case in cases})
     }
-    document = {
+    document: dict[str, Any] = {
         "what": what,
         "environment": environment()
         | {

@@ -69,7 +69,7 @@ def inference_call(case: InferenceCase, name: str, device: str = "cpu") -> Calla
         for layer in network.modules():
             if isinstance(layer, BAM):
                 layer.__class__ = ExpandedBAM
-    network = network.to(device, memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=torch.channels_last)
     images = images_of(case).to(device).contiguous(memory_format=torch.channels_last)
     if compiled:
         network.compile(options={"freezing": True})
