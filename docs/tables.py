@@ -420,6 +420,27 @@ def steps() -> str:
     return "\n\n".join(parts) or "None is in results/ yet."
 
 
+def bot_over_r() -> str:
+    """BoT50's step over R50's, by the size of the image."""
+    from attneck.commands import bench_table
+
+    parts = []
+    for path in sorted(RESULTS.rglob("*.json")):
+        if f'"{bench_table.RATIOS}"' not in (text := path.read_text())[:200]:
+            continue
+        document = json.loads(text)
+        environment = document["environment"]
+        header = ["pixels", "R50 ms", "BoT50 ms", "BoT50 over R50", "printed (Mask R-CNN on them)"]
+        rounds = min(len(row["samples_ms"]) for row in document["rows"])
+        parts.append(
+            f"{environment['gpu'] or environment['processor']}, batch {document['batch']}, "
+            f"{document['dtype']}, {document['clock']}, rounds {rounds} "
+            f"(`{path.relative_to(ROOT).as_posix()}`):\n\n"
+            f"{markdown([header, *bench_table.bot_over_r(document)])}"
+        )
+    return "\n\n".join(parts) or "None is in results/ yet."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "top1": lambda: chosen("top1"),
     "ap": lambda: chosen("ap"),
@@ -428,6 +449,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "studies": studies,
     "runs": runs,
     "steps": steps,
+    "bot_over_r": bot_over_r,
     "costs": costs,
     "detectors": detectors,
 }

@@ -93,7 +93,7 @@ class Task:
 
     def loss(self, model: nn.Module, batch: tuple[At, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         at, images, labels = batch
-        net: Any = getattr(model, "module", model)
+        net: Any = next(m for m in model.modules() if hasattr(m, "breaking"))  # it may be wrapped
         net.breaking.how = self.how if at == self.at else None
         loss = F.cross_entropy(model(images).float(), labels)
         if self.how == "constant" and at == self.at:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attneck import cli
-from attneck.commands import bench_inference
+from attneck.commands import bench_inference, bench_loop
 
 QUICK = ["--seconds", "0.001", "--no-compiled"]
 
@@ -96,6 +96,38 @@ def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert "GFLOP/s in float32" in said
 
 
+def test_the_loop_beside_a_bare_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both take their steps in turns; the two networks end as one, for they are given the same."""
+    ends = []
+    with pytest.MonkeyPatch.context() as patch:
+        checkpoint = bench_loop._checkpoint
+        patch.setattr(bench_loop, "_checkpoint", lambda *given: ends.append(given[0]) or checkpoint(*given))
+        built, networks = bench_loop._built, []
+        patch.setattr(bench_loop, "_built", lambda *given: networks.append(built(*given)) or networks[-1])
+        out = tmp_path / "loop.json"
+        words = ["bench", "step", "--loop", "--model", "cifar_resnet20", "--size", "24", "--batch", "4"]
+        assert cli.main([*words, *QUICK[:2], "--threads", "1", "--out", str(out), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads(out.read_text())
+    (row,) = document["rows"]
+    assert row["steps"] >= bench_loop.LEAST
+    assert 0.1 < row["ratio"] < 10
+    assert row["checkpoint"].keys() == {"mib", "finite_ms", "copy_ms", "write_ms"}
+    assert all(value > 0 for value in row["checkpoint"].values())
+    ours, bare = networks
+    assert ends == [ours]
+    for one, other in zip(ours.parameters(), bare.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert "of classifiers" in bench_loop_mistake(capsys)
+
+
+def bench_loop_mistake(capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said of a detector."""
+    words = ["bench", "step", "--loop", "--model", "ssd300_mobilenet", "--size", "300", "--batch", "1"]
+    assert cli.main(words) == 2
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -119,6 +151,8 @@ def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["inference", "--dtype", "bfloat16"], "--dtype float32 alone"),
         (["inference", "--size", "64", "--model", "ssd300_vgg16"], "give two of a kind"),
+        (["bam", "--loop"], "attneck bench step --loop takes"),
+        (["step", "--loop", "--table", "5"], "attneck bench step --loop takes"),
         (["bam", "--out", "nowhere/there.json"], "make it first"),
         pytest.param(
             ["bam", "--device", "cuda"],

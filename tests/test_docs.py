@@ -1,9 +1,19 @@
 """What the pages under docs/ show works as it stands there, from top to bottom."""
 
+import functools
 import re
+import shlex
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from attneck.commands import study
+from attneck.commands.arguments import parse
+from attneck.commands.study import divided
+from attneck.commands.train import parse as parse_recipe_words
+from attneck.data.table import SETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if "```python" in path.read_text())
@@ -48,3 +58,43 @@ def test_the_tables_of_when_to_attend_are_those_of_the_reports() -> None:
         lines = [line for line in block.splitlines() if line.startswith("|")]
         assert len(lines) > 2
         assert all(line in report for line in lines)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.name != "papers.md"],
+    ids=lambda page: page.name,
+)
+def test_every_command_is_one_and_says_its_data(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is understood; one that trains on a folder of photos has its place and size, one on a published
+    set its place, or the page says where it is looked for. (docs/papers.md is held by its own tests.)"""
+    text = page.read_text()
+    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    for line in lines:
+        words = shlex.split(line, comments=True) if line.startswith("attneck ") else []
+        if not words:
+            continue
+        name, *rest = words[1:]
+        if name == "train" and not rest[0].startswith("runs/"):
+            data = parse_recipe_words(rest[0], rest[1:]).recipe.data
+            own = data.name == "folder" and rest[0] == "surgery"
+            assert SETS[data.name].drawn or "--data.root" in rest or (not own and "ATTNECK_DATA" in text), line
+            assert not own or "--data.image-size" in rest, line
+        elif name == "study":
+            own_words, _ = divided(rest[1:])
+            parse(study.Arguments, "study", own_words)
+        elif name != "train":
+            module = import_module(f"attneck.commands.{name}")
+            monkeypatch.setattr(module, "call", understood)
+            module.main(rest)
+
+
+def understood(command: Callable[..., None], prog: str, words: list[str]) -> None:
+    """The words are the command's, which is not run. Raises UserError where they are not."""
+
+    @functools.wraps(command)
+    def nothing(*args: object, **options: object) -> None:
+        pass
+
+    parse(nothing, prog, words)

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import batched_nms
 
 import attneck
 from attneck import cli, export
@@ -369,6 +370,8 @@ def test_a_detector_s_graph_finds_what_the_detector_finds(kind: str) -> None:
         check = agreement.compare_objects(image, lambda _, it=wanted: it, lambda _, it=given: list(it))
         assert check.unmatched <= 1  # a box on the edge of overlapping too much
         assert check.max_rel < 1e-5
+        if (candidates := graph.candidates(image)) is not None:
+            assert agreement.chosen_of(candidates, list(given), [each[:0] for each in wanted], max(size))
 
 
 def test_mask_rcnn_in_onnxruntime(tmp_path: Path) -> None:
@@ -447,6 +450,50 @@ def test_objects_are_compared_with_their_counterparts(spoil: Any, unmatched: int
     else:
         check = agreement.compare_objects(image, lambda _: wanted, lambda _: spoil(*wanted))
         assert (check.objects, check.unmatched, check.max_rel) == (60, unmatched, 0)
+
+
+def chosen(candidates: agreement.Candidates, scores: Tensor) -> list[Tensor]:
+    """By torchvision's suppression, in the order of these scores."""
+    keep = batched_nms(candidates.boxes, scores, candidates.labels, candidates.overlap)[: candidates.most]
+    return [candidates.boxes[keep], candidates.labels[keep], candidates.scores[keep]]
+
+
+@pytest.mark.parametrize("most", [300, 20])
+def test_equal_scores_may_be_chosen_among_otherwise(most: int) -> None:
+    """As of a network that was hardly trained: a wrong choice among them is still a wrong one."""
+    draws = torch.Generator().manual_seed(1)
+    corners = 60 * torch.rand(300, 2, generator=draws)
+    boxes = torch.cat([corners, corners + 16 + 8 * torch.rand(300, 2, generator=draws)], 1)
+    labels = torch.randint(1, 3, (300,), generator=draws)
+    scores = torch.randint(1, 4, (300,), generator=draws) / 10  # three different ones
+    candidates = agreement.Candidates(boxes, labels, scores, 0.45, most)
+    wanted, found = (
+        chosen(candidates, scores + 1e-6 * torch.rand(300, generator=draws)) for _ in range(2)
+    )
+    image = torch.zeros(1, 3, 100, 100)
+
+    def compared(got: list[Tensor], among: agreement.Candidates | None = candidates) -> agreement.Check:
+        return agreement.compare_objects(image, lambda _: wanted, lambda _: got, among)
+
+    check = compared(found)
+    assert check.unmatched is not None
+    assert check.unmatched > 2 * agreement.FLIPPED * max(len(wanted[0]), len(found[0]))
+    beside = [torch.cat([each, each[:1] + add]) for each, add in zip(found, (200, 0, 0), strict=True)]
+    twice = [torch.cat([each, each[:1]]) for each in found]
+    wrong = {
+        "not told": (found, None),
+        "moved": ([found[0] + 1, *found[1:]], candidates),
+        "another class": ([found[0], 3 - found[1], found[2]], candidates),
+        "surer": ([*found[:2], found[2] + 1e-3], candidates),
+        "the surest is missing": ([each[1:] for each in found], candidates),
+        "one twice": (twice, candidates),
+        "none": ([each[:0] for each in found], candidates),
+        "the order is turned round": (chosen(candidates, -scores), candidates),
+        "one that is no candidate": (beside, candidates),
+    }
+    for got, among in wrong.values():
+        with pytest.raises(export.DisagreementError, match="have no counterpart"):
+            compared(got, among)
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def raises(*given: Any) -> Tensor:
 
 BROKEN = {
     wrong_numbers: "a small case is wrong, the result by ",
-    wrong_gradients: "a small case is wrong, the gradient of q by 0.2",
+    wrong_gradients: "a small case is wrong, the gradient of q by 0.",
     not_a_number: "a small case is wrong, the result by nan",
     raises: "it fails with RuntimeError: out of resource: shared memory; ",
 }

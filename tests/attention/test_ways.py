@@ -31,15 +31,8 @@ def results(layer: nn.Module, x: Tensor) -> list[Tensor]:
     return [out.detach(), x.grad, *(one.grad.clone() for one in layer.parameters())]
 
 
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("backend", WAYS)
-def test_each_way_is_itself_everywhere(backend: str, one_process: None) -> None:
+def check_everywhere(backend: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Needs a process group, of one."""
     layer, x = layer_and_input(backend)
     want = results(layer, x)
     by_oracle, _ = layer_and_input("plain")
@@ -66,9 +59,25 @@ def test_each_way_is_itself_everywhere(backend: str, one_process: None) -> None:
     for how in ("DDP", "compiled", "reentrant", "checkpointed"):
         for one, right in zip(again(how), want, strict=True):
             torch.testing.assert_close(one, right, rtol=1e-5, atol=1e-6, msg=how)
-    for dtype in (torch.bfloat16, torch.float16):
+    for dtype in dtypes:
         with torch.autocast("cpu", dtype):
             found = results(layer, x)
         assert found[0].dtype == dtype
         for one, right in zip(found, want, strict=True):
             assert (one.float() - right).norm() < 0.05 * right.norm(), dtype
+
+
+def begin() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    begin()
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("backend", WAYS)
+def test_each_way_is_itself_everywhere(backend: str, one_process: None) -> None:
+    check_everywhere(backend, (torch.bfloat16, torch.float16))

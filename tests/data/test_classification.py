@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attneck.data import EvalBatches, TrainBatches, loader, open_dataset
+from attneck.data import EvalBatches, Normalise, TrainBatches, collate, loader, open_dataset
 from attneck.data.augment.crop_flip import crop_flip
 from attneck.data.drawn.relations import Relations
 from attneck.data.readers import cifar
@@ -124,10 +124,41 @@ def test_images_are_normalised(dataset: Any) -> None:
     dataset.augment = "none"
     dataset._transform = None
     keys = [(0, i) for i in range(len(dataset))]
-    images, _ = dataset.__getitems__(keys)
+    batch = dataset.__getitems__(keys)
+    assert batch[0].dtype == torch.uint8
+    assert batch[0].is_contiguous(memory_format=torch.channels_last)
+    images, _ = dataset.collate(batch)
+    assert torch.equal(images, Normalise(dataset.mean, dataset.std)(batch[0]))
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (dataset.mean, dataset.std))
     pixels = torch.from_numpy(dataset.pixels(keys)).permute(0, 3, 1, 2).double() / 255
     torch.testing.assert_close(images.double(), (pixels - mean) / std, rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_has_the_same_bits_in_every_batch() -> None:
+    """(x - 255 mean) · (1 / 255 std), each of the two rounded by itself; floats are normalised already."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 3), dtype=np.uint8)
+    mean, std = (0.1, 0.22, 0.7), (0.3, 0.229, 0.11)
+    normalise = Normalise(mean, std)
+    images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    wanted = (pixels - np.float32(np.array(mean) * 255)) * np.float32(1 / (np.array(std) * 255))
+    assert wanted.dtype == np.float32
+    np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy(), wanted)
+    for image, whole in zip(pixels, images, strict=True):
+        alone = torch.from_numpy(image.transpose(2, 0, 1).copy())  # in the other memory format
+        assert torch.equal(normalise(alone[None])[0], whole)
+    with pytest.raises(ValueError, match=r"images are torch.float32: give uint8"):
+        normalise(images)
+
+
+def test_batches_of_bytes_are_those_of_floats() -> None:
+    dataset = open_dataset("shapes", "train", size=12, augment="crop_flip")
+    batches = TrainBatches(12, 6, seed=5, steps=2)
+    for workers in (0, 1):
+        for raw, ready in zip(
+            loader(dataset, batches, workers, collate), loader(dataset, batches), strict=True
+        ):
+            assert raw[0].dtype == torch.uint8
+            assert torch.equal(dataset.collate(raw)[0], ready[0])
 
 
 def test_crop_flip_reaches_every_corner_and_pads_with_zeros() -> None:

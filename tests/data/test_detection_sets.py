@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from attneck.data import TrainBatches, loader
-from attneck.data.detection import collate, open_detection
+from attneck.data.detection import open_detection
 from attneck.data.drawn import shapes
 from attneck.data.drawn.scenes import MOST
 from attneck.data.readers.annotations import Records
@@ -88,7 +88,7 @@ def test_items_are_what_torchvisions_detectors_take(dataset: Any) -> None:
 def test_workers_give_the_same_bits(dataset: Any) -> None:
     batches = TrainBatches(len(dataset), 2, seed=5, steps=3)
     state, numpy_state = torch.get_rng_state(), pickle.dumps(np.random.get_state())
-    alone, forked = (list(loader(dataset, batches, workers, collate)) for workers in (0, 1))
+    alone, forked = (list(loader(dataset, batches, workers)) for workers in (0, 1))
     assert torch.equal(state, torch.get_rng_state())
     assert numpy_state == pickle.dumps(np.random.get_state())
     assert len(alone) == len(forked) == 3

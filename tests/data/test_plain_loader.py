@@ -1,5 +1,6 @@
 """Data sets in a plain DataLoader: the same images as with our batches, and no augmentation that repeats."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -15,6 +16,9 @@ def test_a_detection_set(workers):
     images = [image for batch, _ in batches for image in batch]
     targets = [target for _, batch in batches for target in batch]
     assert len(images) == 5
+    (image, _), (pixels, _) = scenes[0, 1], scenes.__getitems__([(0, 1)])[0]
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(image.numpy(), pixels.numpy() / np.float32(255))
     for index, (image, target) in enumerate(zip(images, targets, strict=True)):
         wanted, boxes = scenes[0, index]
         assert torch.equal(image, wanted)
@@ -26,7 +30,8 @@ def test_a_detection_set(workers):
 def test_a_classification_set():
     shapes = open_dataset("shapes", "val", size=6, image_size=24)
     images, labels = next(iter(DataLoader(shapes, batch_size=6, collate_fn=shapes.collate)))
-    wanted, right = shapes.__getitems__([(0, index) for index in range(6)])
+    wanted, right = shapes.collate(shapes.__getitems__([(0, index) for index in range(6)]))
+    assert images.dtype == torch.float32
     assert torch.equal(images, wanted)
     assert torch.equal(labels, right)
     assert torch.equal(shapes[3][0], wanted[3])

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -69,10 +70,12 @@ def small_disk(folder, size="4m"):
 
 
 def fill(folder, leave=0):
-    """All but so many bytes of a disk."""
-    free = shutil.disk_usage(folder).free
-    (folder / "filler").write_bytes(bytes(free))
-    os.truncate(folder / "filler", free - leave)
+    """All but so many bytes of a disk, which a checkpoint may be on its way to."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(1 << 14)):
+            pass
+    os.truncate(filler, max(0, filler.stat().st_size - leave))
 
 
 @pytest.mark.parametrize("leave", [0, 1 << 12, 1 << 13])
@@ -98,7 +101,10 @@ def test_read_only(tmp_path, whole, step, evaluating):
     with small_disk(tmp_path / "disk") as disk:
 
         def remount(how):
-            subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+            command = ["mount", "-o", f"remount,{how}", str(disk)]
+            end = time.monotonic() + 60
+            while subprocess.run(command, capture_output=True).returncode:  # a checkpoint is being written
+                assert time.monotonic() < end
 
         with pytest.raises(RunFailed) as error:
             run(disk / "run", WANTED, Doing(step, lambda: remount("ro"), evaluating=evaluating))
@@ -150,20 +156,26 @@ def test_a_limit_on_files(tmp_path, whole, step, size):
     goes_on(tmp_path / "run", whole)
 
 
+def removed(folder):
+    """All of it, whatever is written there meanwhile."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def moved(folder):
     folder.rename(folder.with_name("elsewhere"))
 
 
 def a_file(folder):
-    shutil.rmtree(folder)
+    removed(folder)
     folder.write_text("a file")
 
 
 GONE = {
-    "removed": shutil.rmtree,
+    "removed": removed,
     "moved": moved,
     "a file": a_file,
-    "a dangling link": lambda folder: (shutil.rmtree(folder), folder.symlink_to("nowhere")),
+    "a dangling link": lambda folder: (removed(folder), folder.symlink_to("nowhere")),
 }
 
 

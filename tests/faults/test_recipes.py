@@ -403,6 +403,7 @@ FIELDS = {
     "ema": SHARES,
     "precision": st.sampled_from(["float32", "bfloat16"]),
     "channels_last": st.booleans(),
+    "compile": st.booleans(),
     "seed": st.integers(-(2**63), 2**63 - 1),
     "checkpoint_minutes": RATES,
     "checkpoint_steps": st.none() | COUNTS,

@@ -285,6 +285,24 @@ def test_it_goes_on_where_it_was_stopped(few, tmp_path, monkeypatch):
     assert len(few) == 2 * bench_table.ROUNDS
 
 
+def test_bot_over_r_at_three_sizes_beside_table_5(few, tmp_path, capsys):
+    out = tmp_path / "ratios.json"
+    words = ["bench", "step", "--table", "5", "--threads", "1", "--out", str(out)]
+    assert cli.main(words) == 0
+    document = json.loads(out.read_text())
+    assert [(row["model"], row["image_size"]) for row in document["rows"]] == [
+        (model, side) for side in (224, 1024, 1280) for model in ("resnet50", "botnet50")
+    ]
+    said = capsys.readouterr().out
+    # The second of two samples, of three rounds: (k + 6) / (k + 5) hundredths.
+    assert re.search(r"1024 +90.0 +100.0 +1.11 +1.31\n", said)
+    assert re.search(r"1280 +110.0 +120.0 +1.09 *\n", said + "\n")
+    assert read_step_times([tmp_path]) == []  # its rows are not those of Table 14's networks
+    assert cli.main(words) == 0
+    assert len(few) == 6 * bench_table.ROUNDS
+    assert cli.main([*WORDS, "--out", str(out)]) == 2
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_said(few, tmp_path, capsys):
     out = tmp_path / "times.json"
     assert cli.main([*WORDS, "--batch", "8", "--out", str(out)]) == 0

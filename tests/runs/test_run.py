@@ -128,6 +128,33 @@ def test_a_resumed_run_keeps_its_library_of_products(tmp_path, monkeypatch):
         runs.train(recipe, tmp_path, resume=True)
 
 
+def test_a_resumed_run_keeps_what_was_asked_of_its_attention(tmp_path, monkeypatch, capfd):
+    from attneck.attention import choice
+
+    part = {"name": "cifar_resnet20_bot", "options": {"depths": [1, 1, 1]}}
+    recipe = Recipe.model_validate(TINY | {"model": part})
+    monkeypatch.setattr(choice, "_asked", None)
+    monkeypatch.setenv(choice.VARIABLE, "tiled")
+    runs.train(recipe, tmp_path)
+    file = tmp_path / "environment.json"
+    around = json.loads(file.read_text())
+    assert around["attention"] == "tiled"
+    side = around["attention_ways"].removesuffix(" tiled")
+    assert not choice.same_bits()  # a run alone wants them
+    monkeypatch.setattr(choice, "_asked", None)
+    monkeypatch.setenv(choice.VARIABLE, "plain")
+    runs.train(recipe, tmp_path, resume=True)
+    assert choice.attention() == "tiled"
+    assert json.loads(file.read_text())["attention"] == "tiled"
+    assert "other ways of computing attention" not in capfd.readouterr().err
+    file.write_text(file.read_text().replace(f"{side} tiled", f"{side} sdpa"))
+    runs.train(recipe, tmp_path, resume=True)
+    assert f"other ways of computing attention ({side} tiled; before: {side} sdpa)" in capfd.readouterr().err
+    file.write_text(file.read_text().replace('"tiled"', '"flash"'))
+    with pytest.raises(UserError, match="unknown way 'flash'"):
+        runs.train(recipe, tmp_path, resume=True)
+
+
 @pytest.mark.parametrize(
     ("precision", "emulated"), [("bfloat16", True), ("bfloat16", False), ("float32", True)]
 )

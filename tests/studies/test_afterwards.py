@@ -51,8 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def by_hand(run: Run, size: int, resample: str) -> float:
-    """Top-1 of images of that side, which the network made for 32 pixels is given as they are."""
+def by_hand(run: Run, size: int, resample: str) -> dict[str, float]:
+    """Scores of images of that side, which the network made for 32 pixels is given as they are."""
     model = run.model()
     for module in model.modules():
         if isinstance(module, MHSA2d):
@@ -60,22 +60,29 @@ def by_hand(run: Run, size: int, resample: str) -> float:
     pixels, answers = draw("same", FIRST_VALIDATION_INDEX + torch.arange(40).numpy(), size)
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.22) / 0.22
     with torch.no_grad():
-        found = model(images).argmax(1).bool().numpy()
-    return float(100 * (found == answers).mean())
+        logits = model(images)
+    margins = (logits[:, 1] - logits[:, 0]).double().numpy()
+    ones, zeros = margins[answers], margins[~answers]
+    above = (ones[:, None] > zeros[None, :]) + 0.5 * (ones[:, None] == zeros[None, :])
+    found = logits.argmax(1).bool().numpy()
+    return {"top1": float(100 * (found == answers).mean()), "auc": float(100 * above.mean())}
 
 
 def test_scores_at_another_size_are_those_of_the_same_weights_on_images_of_that_size(folder: Path) -> None:
-    rows = {row.name: row for row in sizes.collect(ONE, cells(ONE, folder))}
-    assert list(rows) == ["plain", "bot", "bot_kept"]
+    rows = {(row.metric, row.name): row for row in sizes.collect(ONE, cells(ONE, folder))}
+    assert list(rows) == [
+        (metric, name) for metric in ("top1", "auc") for name in ("plain", "bot", "bot_kept")
+    ]
     for name, variant, resample in (
         ("plain", "plain", "stretch"),
         ("bot", "bot", "stretch"),
         ("bot_kept", "bot", "keep"),
     ):
         run = Run(folder / variant / "seed-0")
-        assert rows[name].scores[32] == {0: run.history[-1]["val_top1"]}
+        assert rows["top1", name].scores[32] == {0: run.history[-1]["val_top1"]}
         for size in (24, 64):
-            assert rows[name].scores[size] == {0: pytest.approx(by_hand(run, size, resample))}
+            found = {metric: rows[metric, name].scores[size][0] for metric in ("top1", "auc")}
+            assert found == pytest.approx(by_hand(run, size, resample))
 
 
 def test_scoring_goes_on_where_it_was_and_needs_no_checkpoint_afterwards(
@@ -108,7 +115,8 @@ def test_scoring_goes_on_where_it_was_and_needs_no_checkpoint_afterwards(
     try:
         file.write_text(json.dumps(lost))
         sizes.find(ONE, [cell], lambda line: pytest.fail(line))
-        assert {row.name: [*row.scores] for row in sizes.collect(ONE, [cell])} == {"bot": [24, 32]}
+        scored = {(row.metric, row.name): [*row.scores] for row in sizes.collect(ONE, [cell])}
+        assert scored == {("top1", "bot"): [24, 32], ("auc", "bot"): [24, 32]}
     finally:
         (tmp_path / "elsewhere").rename(checkpoints)
         file.write_text(whole)
@@ -144,16 +152,16 @@ def test_the_report_and_a_page_have_them(
     assert cli.main([*words, "--page", str(tmp_path / "page.md")]) == 0
     assert "scored" not in capsys.readouterr().err  # all of it is kept
     written = (tmp_path / "page.md").read_text()
-    assert written.startswith("# A page\n\n<!-- study mine -->\n| problem | scored as | 24 pixels |")
+    assert written.startswith("# A page\n\n<!-- study mine -->\n| problem | score | scored as | 24 pixels |")
     assert written.endswith("\n<!-- end -->\n\nafter\n")
     assert "](to/there/sizes.svg)" in written
     assert "2 runs have not ended" in written
     whole = (tmp_path / "to/there/report.md").read_text()
     assert "| variant | same | path | parameters |" in whole
-    assert "| same | bot_kept | " in whole
+    assert "| same | top1 | bot_kept | " in whole
     assert "| same | bot | layer3.2.conv2 | " in whole
     document = json.loads((tmp_path / "to/there/report.json").read_text())
-    assert [row["name"] for row in document["sizes"]] == ["plain", "bot", "bot_kept"]
+    assert [row["name"] for row in document["sizes"]] == 2 * ["plain", "bot", "bot_kept"]
     assert len(document["distances"]) == 3
     assert (tmp_path / "to/there/sizes.svg").stat().st_size > 5_000
     for name, said in (
@@ -182,7 +190,8 @@ def test_eval_at_another_size(folder: Path, capsys: pytest.CaptureFixture[str]) 
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert document["image_size"] == 24
-    assert document["val_top1"] == pytest.approx(by_hand(Run(run), 24, "stretch"))
+    found = {name: document[f"val_{name}"] for name in ("top1", "auc")}
+    assert found == pytest.approx(by_hand(Run(run), 24, "stretch"))
     assert err == ""  # other sizes were asked for: nothing has changed
     for size, said in (("0", "data.image_size=0"), ("30", "wanted a multiple of 4")):
         assert cli.main(["eval", str(run), "--image-size", size]) == 2

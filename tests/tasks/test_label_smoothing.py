@@ -28,7 +28,7 @@ def test_the_loss_is_smoothed_cross_entropy(smoothing):
     task = Classification(recipe, World(0, 1, torch.device("cpu")))
     torch.manual_seed(0)
     logits, labels = 3 * torch.randn(6, 10, dtype=torch.float64), torch.tensor([0, 3, 9, 1, 1, 7])
-    loss, scores = task.loss(Fixed(logits), (torch.zeros(6, 3, 24, 24), labels))
+    loss, scores = task.loss(Fixed(logits), (torch.zeros(6, 3, 24, 24, dtype=torch.uint8), labels))
     surprise = -(logits - logits.logsumexp(1, keepdim=True))  # [6, 10]
     wanted = (1 - smoothing) * surprise[range(6), labels].mean() + smoothing * surprise.mean()
     torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-6)

@@ -6,6 +6,7 @@ from small_run import ALONE, Net, Task, recipe, run
 from torch import nn
 
 from attneck.training.distributed import World
+from attneck.training.loop import train_loop
 from attneck.training.optimizer import make_optimizer
 from attneck.training.recipe import Optimizer
 from attneck.training.step import gradients
@@ -65,6 +66,55 @@ def test_each_process_step_and_micro_batch_has_its_own_draws():
     everything = [draws(rank, step) for rank in (0, 1) for step in (0, 1, 2)]
     assert len({draw for drawn in everything for draw in drawn}) == 12
     assert everything == [draws(rank, step) for rank in (0, 1) for step in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.3, "weight_decay": 0.01}], ids=["plain", "clipped"])
+def test_accumulated_a_run_ends_with_the_weights_of_whole_batches(tmp_path, options):
+    """To rounding, in float64, with momentum; of a network without BatchNorm, which sees a part at a time."""
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.fc(self.conv(x).relu().mean((2, 3)))
+
+    class Objective:
+        def loss(self, model, batch):
+            return nn.functional.cross_entropy(model(batch[0]), batch[1]), {}
+
+        def evaluate(self, model, watch):
+            return {"none": 0.0}
+
+    def trained(accumulate):
+        torch.manual_seed(0)
+        net = Plain().double()
+        draws = torch.Generator().manual_seed(1)
+        images = torch.randn(6, 8, 3, 6, 6, generator=draws, dtype=torch.float64)
+        labels = torch.randint(5, (6, 8), generator=draws)
+        parts = (
+            part
+            for step in range(6)
+            for part in zip(images[step].chunk(accumulate), labels[step].chunk(accumulate), strict=True)
+        )
+        wanted = recipe(accumulate=accumulate, optimizer={"lr": 0.5, **options})
+        train_loop(
+            net,
+            Objective(),
+            lambda step: parts,
+            wanted,
+            tmp_path / str(accumulate),
+            ALONE,
+            steps_per_epoch=3,
+            resume=False,
+            facts={"classes": []},
+        )
+        return net.state_dict()
+
+    (tmp_path / "1").mkdir()
+    (tmp_path / "4").mkdir()
+    torch.testing.assert_close(trained(4), trained(1), rtol=1e-11, atol=1e-11)
 
 
 def test_scores_are_means_over_micro_batches_in_float64():

@@ -26,6 +26,7 @@ from attneck.attention.cuda.limits import LIMITS
 from attneck.attention.graph import being_exported, transformed
 from attneck.attention.operands import products_dtype
 from attneck.attention.selfcheck import failures, first_right
+from attneck.errors import UserError
 
 VARIABLE = "ATTNECK_ATTENTION"
 """The environment variable that overrides the rule."""
@@ -33,6 +34,10 @@ VARIABLE = "ATTNECK_ATTENTION"
 _asked: str | None = None
 _same_bits = False
 _settled: dict[object, "Choice"] = {}
+
+
+class UnknownWayError(UserError, ValueError):
+    """A name that is no way of computing attention; at the command line, the user's mistake."""
 
 
 class Choice(NamedTuple):
@@ -133,7 +138,7 @@ def set_attention(name: str | None) -> None:
     global _asked
     name = name or "auto"
     if name not in ("auto", *BACKENDS):
-        raise ValueError(
+        raise UnknownWayError(
             f"unknown way {name!r} of computing attention; choose one of {', '.join(('auto', *BACKENDS))} "
             f"(the environment variable {VARIABLE} sets it too)"
         )

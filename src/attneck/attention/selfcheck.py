@@ -63,8 +63,9 @@ def first_right(
     content: bool,
     gradients: bool,
 ) -> tuple[str, str, bool]:
-    """The first of `names` that is right for queries [B, h, N, d] in `dtype`, what is wrong with others, and if
-    that will stay so.
+    """The first of `names` that is right for queries [B, h, N, d] in `dtype`.
+
+    Then what is wrong with those before it, and whether that will stay so.
 
     The last name is taken unchecked. Warns once of each kernel that fails.
     """

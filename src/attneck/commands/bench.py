@@ -33,7 +33,8 @@ def bench(
     channels: int = 512,
     model: str = "botnet50",
     plain: str = "resnet50",
-    table: Literal["14"] | None = None,
+    table: Literal["14", "5"] | None = None,
+    loop: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
     seconds: float = 2.0,
@@ -61,7 +62,10 @@ def bench(
         model: step and inference: the network with attention; of a step, also a detector on it.
         plain: step only: the network or detector that it is compared with.
         table: step only: forward and backward of BoTNet's Table 14 and its figures' ViT and DeiT, in rounds,
-            beside the printed step times. Goes on from what is in --out.
+            beside the printed step times; or BoT50 and R50 at 224, 1024 and 1280 pixels, beside those of
+            Table 5. Goes on from what is in --out.
+        loop: step only: a run's whole loop beside a bare PyTorch loop over the same network and batches, and
+            how long a step waits for a checkpoint; of --model at --size, or of the project's own cases.
         device: where.
         threads: as torch takes them; its own choice if not given.
         seconds: how long each contestant is timed for in each case.
@@ -70,6 +74,13 @@ def bench(
         out: write the JSON document there too.
         json_: print one JSON document and nothing else.
     """
+    if loop and (what, table, stride, channels, plain, compiled, memory) != (
+        *("step", None, 1, 512, "resnet50", True, True),
+    ):
+        raise UserError(
+            "--loop times a run's loop beside a bare one: attneck bench step --loop takes --model, --size, "
+            "--batch, --dtype, --device, --threads, --seconds, --out and --json"
+        )
     if table is not None and (what, size, stride, channels, model, plain, compiled, memory) != (
         *("step", None, 1, 512, "botnet50", "resnet50", True, True),
     ):
@@ -122,7 +133,15 @@ def bench(
     if table is not None:
         from attneck.commands.bench_table import bench_table
 
-        bench_table(batch, dtype or "float32", device, seconds, out, json_)
+        bench_table(table, batch, dtype or "float32", device, seconds, out, json_)
+        return
+    if loop:
+        from attneck.commands.bench_loop import CASES, bench_loop
+
+        if dtype == "float16":
+            raise UserError("--dtype float16: a recipe has no such precision; give float32 or bfloat16")
+        chosen = list(CASES) if size is None else [(model, size, batch or 1)]
+        bench_loop(chosen, dtype or "float32", device, seconds, out, json_)
         return
     cases: Sequence[Any]
     call: Callable[..., Callable[[], object]]

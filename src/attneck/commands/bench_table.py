@@ -28,6 +28,10 @@ SAME = ("processor", "gpu", "torch_threads", "torch", "cores")
 """Of the environment: what times of one document share."""
 PAIRS = (("B7", "T7-320", "2.33"), ("B7-RA", "T7", "1.64"))
 """What §4.8.7 says is so many times faster."""
+SIDES = (224, 1024, 1280)
+"""Pixels that BoT50 is compared with R50 at; Table 5's are 1024."""
+RATIOS = "step ratios"
+"""What the document of Table 5's two says that it is."""
 
 
 def rows() -> list[Row]:
@@ -40,12 +44,47 @@ def rows() -> list[Row]:
     return list(found.values())
 
 
+def two_at_all_sides() -> list[dict[str, Any]]:
+    """R50 and BoT50 at `SIDES`, with the printed step of a detector on each, where there is one."""
+    printed = {
+        row.model: (row.image_size, float(row.printed["step_ms"]))
+        for row in load_paper("botnet").table("5").rows
+        if row.printed["c5_attn"] in ("[0,0,0]", "[1,1,1]") and row.model in ("resnet50", "botnet50")
+    }
+    return [
+        {
+            "name": f"{name} {side}",
+            "model": model,
+            "options": {},
+            "image_size": side,
+            "printed_ms": printed[model][1] if printed[model][0] == side else None,
+        }
+        for side in SIDES
+        for name, model in (("R50", "resnet50"), ("BoT50", "botnet50"))
+    ]
+
+
+def all_of_table_14() -> list[dict[str, Any]]:
+    """`rows`, as the document has them."""
+    return [
+        {
+            "name": name_of(row),
+            "model": row.model,
+            "options": row.options,
+            "image_size": row.image_size,
+            "printed_ms": float(row.printed["step_ms"]) if "step_ms" in row.printed else None,
+        }
+        for row in rows()
+    ]
+
+
 def bench_table(
-    batch: int | None, dtype: str, device: str, seconds: float, out: Path | None, json_: bool
+    number: str, batch: int | None, dtype: str, device: str, seconds: float, out: Path | None, json_: bool
 ) -> None:
     """Time every network that `out` lacks times of, and print them all.
 
     Args:
+        number: "14", or "5".
         batch: images of a step; 32 on CUDA and 1 on the CPU if not given. One that does not fit is halved.
         seconds: how long each network is timed in each round, one step at least.
 
@@ -58,24 +97,15 @@ def bench_table(
 
     asked = batch or (PRINTED_BATCH if device == "cuda" else 1)
     document: dict[str, Any] = {
-        "what": KIND,
-        "table": TABLES[0],
+        "what": KIND if number == TABLES[0] else RATIOS,
+        "table": number,
         "dtype": dtype,
         "batch": asked,
         "clock": clock(device),
         "environment": environment() | {"torch_threads": torch.get_num_threads()},
         "rows": [
-            {
-                "name": name_of(row),
-                "model": row.model,
-                "options": row.options,
-                "image_size": row.image_size,
-                "batch": asked,
-                "ms": None,
-                "samples_ms": [],
-                "printed_ms": float(row.printed["step_ms"]) if "step_ms" in row.printed else None,
-            }
-            for row in rows()
+            row | {"batch": asked, "ms": None, "samples_ms": []}
+            for row in (all_of_table_14() if number == TABLES[0] else two_at_all_sides())
         ],
     }
     if device == "cpu":  # a machine may have a GPU that these were not measured on
@@ -83,7 +113,8 @@ def bench_table(
     if out is not None and out.exists():
         document = _taken_up(out, document)
     _measure(document, device, seconds, out)
-    print(json.dumps(document, indent=1, ensure_ascii=False) if json_ else table(document))
+    told = table(document) if number == TABLES[0] else said_of_ratios(document)
+    print(json.dumps(document, indent=1, ensure_ascii=False) if json_ else told)
 
 
 def _taken_up(out: Path, fresh: dict[str, Any]) -> dict[str, Any]:
@@ -214,6 +245,46 @@ def table(document: dict[str, Any]) -> str:
             "",
             captured.get(),
             *ratios(measured, printed),
+        ]
+    )
+
+
+def bot_over_r(document: dict[str, Any]) -> list[list[str]]:
+    """A line a side: pixels, milliseconds of R50 and of BoT50, their ratio, and Table 5's where it has one.
+
+    Table 5's steps are those of Mask R-CNN on each; these are of the networks alone.
+    """
+    lines = []
+    for side in SIDES:
+        plain, bot = (
+            next(row for row in document["rows"] if row["name"] == f"{name} {side}")
+            for name in ("R50", "BoT50")
+        )
+        whole = plain["ms"] and bot["ms"] and plain["batch"] == bot["batch"]
+        lines.append(
+            [
+                str(side),
+                _number(plain["ms"]),
+                _number(bot["ms"]),
+                f"{bot['ms'] / plain['ms']:.2f}" if whole else "",
+                f"{bot['printed_ms'] / plain['printed_ms']:.2f}" if bot["printed_ms"] else "",
+            ]
+        )
+    return lines
+
+
+def said_of_ratios(document: dict[str, Any]) -> str:
+    """`bot_over_r` to be read."""
+    environment, form = document["environment"], "{:>6} {:>10} {:>10} {:>15} {:>8}".format
+    rounds = min(len(row["samples_ms"]) for row in document["rows"])
+    return "\n".join(
+        [
+            f"{environment['gpu'] or environment['processor']}, torch {environment['torch']}, "
+            f"{document['dtype']}, batch {document['batch']}; forward and backward, {document['clock']}, "
+            f"medians of {rounds} rounds. Printed: Mask R-CNN on them, Table 5.",
+            "",
+            form("pixels", "R50 ms", "BoT50 ms", "BoT50 over R50", "printed"),
+            *(form(*line) for line in bot_over_r(document)),
         ]
     )
 

@@ -109,7 +109,8 @@ def _show(document: dict[str, Any]) -> None:
     for check in document["checks"]:
         share = f"differs by {check['max_abs']:.1e} at most, {check['max_rel']:.1e} of the largest value"
         if check["objects"] is not None:
-            share = f"{check['objects']} objects, {check['unmatched']} without a counterpart; {share}"
+            equal = " (scores or overlaps equal but for rounding)" if check["unmatched"] else ""
+            share = f"{check['objects']} objects, {check['unmatched']} without a counterpart{equal}; {share}"
         print(f"checked {_times(check['shape'])}: {share}")
     other = "onnxruntime" if document["opset"] else "the program"
     shape = f"{_times(document['checks'][0]['shape'])}, threads: {document['threads']}, medians"

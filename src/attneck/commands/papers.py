@@ -197,6 +197,7 @@ def cost(network: Network) -> Cost | None:
 def render(sections: list[Section], source: str) -> None:
     """Print the tables: as wide as they are, or row by row on a terminal that is narrower."""
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -206,10 +207,11 @@ def render(sections: list[Section], source: str) -> None:
         console = Console(file=sys.stdout, width=1000)
     for section in sections:
         laid: Sheet = sheet(section)
-        grid = RichTable(
-            *laid.header, title=laid.title, caption=laid.setup, box=box.SIMPLE_HEAD, title_justify="left"
-        )
+        grid = RichTable(title=laid.title, caption=laid.setup, box=box.SIMPLE_HEAD, title_justify="left")
         grid.caption_justify = "left"
+        for name, *cells in zip(laid.header, *laid.rows, strict=True):
+            # Said here, it isn't found out by laying out every cell, which takes as long as all the rest.
+            grid.add_column(name, width=max(map(cell_len, (name, *cells))))
         for cells in laid.rows:
             styles = {"same": "green", "differs": "red"}
             grid.add_row(*(Text(cell, styles.get(cell.split(",")[0].split(" ")[0], "")) for cell in cells))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attneck.data.classification import ClassificationDataset, open_dataset
     from attneck.data.detection import DetectionDataset, open_detection
+    from attneck.data.normalise import Normalise
     from attneck.data.sampling import EvalBatches, TrainBatches, step_seed
     from attneck.data.workers import collate, loader
 
@@ -18,6 +19,7 @@ _HOMES = {
     "ClassificationDataset": "classification",
     "DetectionDataset": "detection",
     "EvalBatches": "sampling",
+    "Normalise": "normalise",
     "TrainBatches": "sampling",
     "collate": "workers",
     "loader": "workers",
@@ -30,6 +32,7 @@ __all__ = [
     "ClassificationDataset",
     "DetectionDataset",
     "EvalBatches",
+    "Normalise",
     "TrainBatches",
     "collate",
     "loader",

@@ -11,22 +11,24 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from attneck.data.fingerprint import Fingerprint
+from attneck.data.normalise import Normalise
 from attneck.data.sampling import Key, key_of
 from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
-from attneck.data.workers import collate
 
 Batch = tuple[Tensor, Tensor]
-"""Images [B, 3, H, W] float32 normalised, and labels [B] int64."""
+"""Images [B, 3, H, W], uint8 until `Normalise` has had them, and labels [B] int64."""
 
 
 class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     """Images with labels, indexed by (epoch, index); every random draw is a function of (seed, epoch, index).
 
     `dataset[key]` is one image [3, H, W], float32, normalised with `mean` and `std`, and its label.
-    `dataset.__getitems__(keys)`, which DataLoader calls, is the whole batch at once (see `Batch`); its
-    images are the same bits. Both lie in memory channels last. A plain index is one of epoch 0; for a plain
-    DataLoader give collate_fn=dataset.collate.
+    `dataset.__getitems__(keys)`, which DataLoader calls, is the whole batch at once, its images uint8: a
+    quarter of the bytes for workers, pinned memory and the bus. `Normalise(dataset.mean, dataset.std)` turns
+    them into the same bits on their device; `dataset.collate` does so where they are loaded. All lie in
+    memory channels last. A plain index is one of epoch 0; for a plain DataLoader give
+    collate_fn=dataset.collate.
 
     A subclass gives `pixels`, `labels` and `fingerprint`; and `crop_pct`, the share of a resized image's side
     that is cut out of its centre in evaluation.
@@ -34,7 +36,6 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
 
     crop_pct = 1.0
     augment = "none"
-    collate = staticmethod(collate)
     skipped: Skipped | None = None
 
     def __init__(
@@ -53,11 +54,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     def normalise(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Take these in place of the set's own, a number a channel: weights may want others."""
         self.mean, self.std = mean, std
-        # (x / 255 - mean) / std as one subtraction and one multiplication, each rounded by itself: the
-        # result of an image does not depend on the batch it comes in. A row of pixels at a time, because
-        # numpy is slow over a last dimension of 3.
-        self._offset = np.tile(np.array(mean) * 255, self.image_size).astype(np.float32)
-        self._scale = np.tile(1 / (np.array(std) * 255), self.image_size).astype(np.float32)
+        self._normalise = Normalise(mean, std)
 
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         """The images as they are after augmentation, in [0, 255], uint8 [B, H, W, 3]."""
@@ -80,14 +77,15 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
         pairs = [key_of(key, self.augment) for key in keys]
-        pixels = self.pixels(pairs)
-        rows = pixels.reshape(*pixels.shape[:2], -1) - self._offset
-        rows *= self._scale
-        images = rows.reshape(pixels.shape)
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.targets(pairs))
+        images = torch.from_numpy(self.pixels(pairs)).permute(0, 3, 1, 2)
+        return images, torch.from_numpy(self.targets(pairs))
+
+    def collate(self, batch: Batch) -> Batch:
+        """What `__getitems__` gives, with its images float32 and normalised."""
+        return self._normalise(batch[0]), batch[1]
 
     def __getitem__(self, key: Key | int) -> tuple[Tensor, int]:
-        images, labels = self.__getitems__([key])
+        images, labels = self.collate(self.__getitems__([key]))
         return images[0], int(labels[0])
 
 

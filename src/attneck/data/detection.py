@@ -22,10 +22,19 @@ SIDES = {"scale_jitter": 1024, "ssd": 300}
 """The default image_size of these augmentations, in pixels."""
 
 
-def collate(items: Sequence[Item]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images and targets as torchvision's detectors take them: a list of each."""
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+"""Images and targets as torchvision's detectors take them: a list of each."""
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """A batch of what a data set's `__getitems__` made, its images uint8."""
     images, targets = zip(*items, strict=True)
     return list(images), list(targets)
+
+
+def floats(image: Tensor) -> Tensor:
+    """A uint8 image on any device → float32 in 0 … 1, the same bits."""
+    return image.float() / torch.full((), 255.0, device=image.device)  # CUDA multiplies by 1 / a number
 
 
 class DetectionDataset(Dataset[Item]):
@@ -46,13 +55,13 @@ class DetectionDataset(Dataset[Item]):
     4.1). "ssd": see `SSDAugment`.
 
     A plain index is one of epoch 0: DataLoader(dataset, batch_size=2, collate_fn=dataset.collate).
+    `dataset.__getitems__(keys)`, which DataLoader calls, is a list of such pairs, their images uint8 still.
 
     A subclass gives `read`, `record`, `__len__`, `fingerprint` and `dropped`, the number of its objects that
     are left out of training because their box has no size.
     """
 
     dropped: int
-    collate = staticmethod(collate)
     skipped: Skipped | None = None
 
     def __init__(
@@ -92,7 +101,20 @@ class DetectionDataset(Dataset[Item]):
         """What shows that another set is in its place: see `attneck.data.fingerprint`."""
         raise NotImplementedError
 
+    @staticmethod
+    def collate(items: Sequence[Item]) -> Batch:
+        """A batch of what `__getitems__` made, with its images float32 in 0 … 1."""
+        images, targets = collate(items)
+        return [floats(image) for image in images], targets
+
     def __getitem__(self, key: Key | int) -> Item:
+        image, target = self._item(key)
+        return floats(image), target
+
+    def __getitems__(self, keys: Sequence[Key | int]) -> list[Item]:
+        return [self._item(key) for key in keys]
+
+    def _item(self, key: Key | int) -> Item:
         epoch, index = key_of(key, self.augment)
         pixels, record = self.read(index)
         chosen = record.trained_on()
@@ -116,8 +138,7 @@ class DetectionDataset(Dataset[Item]):
             size = record.height, record.width
             target["orig_size"] = torch.tensor(size)
             target["size"] = torch.tensor(resized(*size, self.image_size) if self.image_size else size)
-        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        return image.float() / 255, target
+        return torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))), target
 
     def _augmented(self, sample: Sample, epoch: int, index: int) -> Sample:
         if self.augment == "ssd":

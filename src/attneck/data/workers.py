@@ -61,26 +61,30 @@ def worker_init(worker_id: int) -> None:
 
 
 def collate(batch: Any) -> Any:
-    """Hands on the finished batch that a data set's `__getitems__` made."""
+    """Hands on what a data set's `__getitems__` made, its images uint8."""
     return batch
+
+
+_as_it_is = collate
 
 
 def loader(
     dataset: Dataset[Any],
     batches: Sampler[list[Key]],
     workers: int = 0,
-    collate: Callable[[Any], Any] = collate,
+    collate: Callable[[Any], Any] | None = None,
 ) -> DataLoader[Any]:
     """The DataLoader over `batches` (`TrainBatches` or `EvalBatches`).
 
-    Its workers run in process groups of their own (see `worker_init`) and end with each iteration; memory is
-    pinned where CUDA is there. Iterating draws nothing from torch's global generator.
+    `collate` is `dataset.collate` unless given, which makes floats of a set's images; `attneck.data.collate`
+    leaves them uint8. The workers run in process groups of their own (see `worker_init`) and end with each
+    iteration; memory is pinned where CUDA is there. Iterating draws nothing from torch's global generator.
     """
     return SteadyLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate or getattr(dataset, "collate", _as_it_is),
         worker_init_fn=worker_init,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,

@@ -188,7 +188,10 @@ class _MadeDetector(_Made):
         exported = _runner(data, suffix, least)
         self.thresholds.score_thresh = least
         try:
-            return [compare_objects(image, self.eager, exported) for image in self.images]
+            return [
+                compare_objects(image, self.eager, exported, self.graph.candidates(image))
+                for image in self.images
+            ]
         finally:
             self.thresholds.score_thresh = own
 

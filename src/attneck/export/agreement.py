@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,20 @@ CANDIDATES = 500
 """Boxes that a detector's choice is compared on: on noise its own threshold leaves none, or far too many."""
 
 Function = Callable[["Tensor"], "list[Tensor]"]
+
+
+class Candidates(NamedTuple):
+    """What a detector chooses its objects among: boxes [m, 4], labels [m], scores [m].
+
+    Of two of a class that overlap by more than `overlap` (IoU), it takes the surer one; of all the surest
+    `most`.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    overlap: float
+    most: int
 
 
 class DisagreementError(RuntimeError):
@@ -73,11 +87,16 @@ def compare(images: Tensor, network: Function, exported: Function) -> Check:
     return Check(shape, largest, relative)
 
 
-def compare_objects(image: Tensor, network: Function, exported: Function) -> Check:
+def compare_objects(
+    image: Tensor, network: Function, exported: Function, candidates: Candidates | None = None
+) -> Check:
     """Each object that one finds and the other one's of the same class, box, score and mask.
 
     Both give boxes [n, 4], labels [n], scores [n], and masks [n, 1, H, W] if any. Differences are relative to
     the image's sides in boxes, and to 1 in scores and masks.
+
+    A network that was hardly trained has the same score for many boxes. Where too few objects have a
+    counterpart, the choice is tried on `candidates`, those of the network, if they are known.
     """
     import torch
 
@@ -96,13 +115,42 @@ def compare_objects(image: Tensor, network: Function, exported: Function) -> Che
             differences[i] = differences[i].maximum((of_one / scale).float())
     matched = differences <= TOLERANCE  # NaN matches nothing
     unmatched = int((~matched.any(1)).sum()) + int((~matched.any(0)).sum())
-    if unmatched > 2 * FLIPPED * max(matched.shape):
+    missing = [want[~matched.any(1)] for want in wanted[:3]]
+    if unmatched > 2 * FLIPPED * max(matched.shape) and not (
+        candidates is not None and chosen_of(candidates, found, missing, scales[0])
+    ):
         raise DisagreementError(
             f"on an image {list(shape)} {unmatched} of the {matched.shape[0]} objects of the network and the "
             f"{matched.shape[1]} of the exported graph have no counterpart; nothing was written"
         )
     relative = float(differences[matched].max()) if matched.any() else 0.0
     return Check(shape, relative * scales[0], relative, matched.shape[0], unmatched)
+
+
+def chosen_of(candidates: Candidates, found: list[Tensor], missing: list[Tensor], scale: float) -> bool:
+    """Whether `found` without `missing` is as good a choice of the candidates, but for equal scores' order.
+
+    Each object is a candidate, no two of a class overlap by too much, and each that is missing overlaps one of
+    its class that is as sure, or is among the least sure where there is room for no more. Differences of
+    boxes are relative to `scale`.
+    """
+    from torchvision.ops import box_iou
+
+    boxes, labels, scores = (each.to(candidates.boxes) for each in found[:3])
+    for box, label, score in zip(boxes, labels, scores, strict=True):
+        near = ((candidates.boxes - box).abs().amax(1) / scale).maximum((candidates.scores - score).abs())
+        if not bool(((near <= TOLERANCE) & (candidates.labels == label)).any()):
+            return False
+    overlaps = box_iou(boxes, boxes).fill_diagonal_(0)
+    if bool(((overlaps > candidates.overlap + TOLERANCE) & (labels[:, None] == labels)).any()):
+        return False
+    there, of_class, sure = (each.to(boxes) for each in missing)
+    covered = box_iou(there, boxes) > candidates.overlap - TOLERANCE
+    as_sure = (of_class[:, None] == labels) & (sure[:, None] <= scores + TOLERANCE)
+    explained = (covered & as_sure).any(1)
+    if 0 < len(scores) == candidates.most:
+        explained |= sure <= scores.min() + TOLERANCE
+    return bool(explained.all())
 
 
 def race(functions: list[Function], images: Tensor, rounds: int) -> list[float]:

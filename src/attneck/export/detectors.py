@@ -29,6 +29,7 @@ from torchvision.ops import nms, roi_align
 from attneck.detection.rcnn import RCNN
 from attneck.detection.ssd import SIDE, SSD300
 from attneck.detection.transform import canvas
+from attneck.export.agreement import Candidates
 
 
 def is_detector(model: nn.Module) -> bool:
@@ -76,6 +77,10 @@ class Graph(nn.Module):
     def class_scores(self, image: Tensor) -> Tensor:
         """The scores that `least_score` chooses among, of all boxes and classes: any shape."""
         raise NotImplementedError
+
+    def candidates(self, image: Tensor) -> Candidates | None:
+        """What objects are chosen among, in the image's pixels; None where that is a choice itself."""
+        return None
 
     def _chosen(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best of the boxes [m, 4] without those that overlap a better one of their class."""
@@ -182,6 +187,16 @@ class SSDGraph(Graph):
     def class_scores(self, image: Tensor) -> Tensor:
         """[A, K - 1]"""
         return self._boxes(image)[1]
+
+    def candidates(self, image: Tensor) -> Candidates:
+        """Every box of every class: [A · (K - 1)]."""
+        boxes, scores = self._boxes(image)
+        ratio = _sides(image).to(boxes) / SIDE
+        boxes = boxes * torch.stack([ratio[1], ratio[0], ratio[1], ratio[0]])
+        A, K = scores.shape[0], scores.shape[1] + 1
+        labels = torch.arange(1, K).repeat(A)
+        boxes = boxes.repeat_interleave(K - 1, 0)
+        return Candidates(boxes, labels, scores.flatten(), self.overlap, self.most)
 
     def _boxes(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [A, 4] in the resized image, and their scores [A, K - 1]."""

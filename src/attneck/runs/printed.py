@@ -13,7 +13,7 @@ from attneck.papers.tables import PAPERS, Row, Table, load_paper
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import differences, load_recipe, parse_recipe, shipped_recipes
 
-HOW_IT_RAN = {"accumulate", "precision", "channels_last", "sync_bn"}
+HOW_IT_RAN = {"accumulate", "precision", "channels_last", "sync_bn", "compile"}
 """What may differ from the row's recipe and is said then: how a step is computed, not what it is."""
 
 FREE = {

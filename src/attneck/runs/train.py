@@ -36,6 +36,7 @@ from attneck.tasks import open_task
 from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint, layers, loop, trackers
 from attneck.training.best import Best, best_of, key_of
+from attneck.training.compiled import check_compiler
 from attneck.training.distributed import World, world
 from attneck.training.environment import emulates_bfloat16
 from attneck.training.optimizer import parameter_groups
@@ -90,6 +91,7 @@ def train(
         raise UserError("--accept-changes goes with --resume: a new run takes the data as it is")
     wish = Wish(None if out is None else Path(out), name or recipe.model.name, resume, accept_changes)
     with world() as everyone, ExitStack() as held:
+        check_compiler(recipe, everyone.device)
         with user_mistakes():
             task = open_task(recipe, everyone)
             if task.training.classes != task.held_out.classes:

@@ -64,7 +64,11 @@ def write(results: Results, folder: Path) -> list[Path]:
     written = [folder / file for file in texts]
     pictures: list[tuple[str, Sequence[Row | SizeRow], str]] = [
         ("curves", rows, "training images seen"),
-        ("sizes", results.sizes, "side of the image in pixels"),
+        (
+            "sizes",
+            [row for row in results.sizes if row.metric == study.metric],
+            "side of the image in pixels",
+        ),
     ]
     for name, those, what in pictures:
         if not any(row.curves for row in those):
@@ -90,8 +94,9 @@ def page(results: Results) -> str:
     if results.sizes:
         parts += [
             "## At other sizes",
-            f"The {study.metric} of the same weights on held-out images of these sides: "
-            "mean ± standard deviation (n).",
+            f"The {study.metric} of the same weights on held-out images of these sides, and, of two answers, "
+            "the area under the ROC curve (auc, in per cent), which is right whatever the threshold between "
+            "them: mean ± standard deviation (n).",
             markdown(*size_table(study, results.sizes)).strip(),
         ]
     if results.distances:

@@ -14,15 +14,19 @@ from attneck.training.recipe import Model
 FILE = "sizes.json"
 """Beside a run's summary: scores by how the network was made, and by the side in pixels."""
 AS_TRAINED = "as trained"
+RANKING = "auc"
+"""Of two answers, the area under the ROC curve: another size may move all logits to one side, and leave
+them in their order."""
 Said = Callable[[str], None]
 
 
 @dataclass
 class SizeRow:
-    """A way to score a variant's runs on a problem: by side in pixels and seed, the study's metric."""
+    """A way to score a variant's runs on a problem: by side in pixels and seed, a metric."""
 
     problem: str
     name: str
+    metric: str
     scores: dict[int, dict[int, float]] = field(default_factory=dict)
 
     @property
@@ -52,24 +56,27 @@ def find(study: Study, cells: Sequence[Cell], said: Said) -> None:
 
 
 def collect(study: Study, cells: Sequence[Cell]) -> list[SizeRow]:
-    """A row for each way on each problem, from whatever has been scored."""
-    rows: dict[tuple[str, str], SizeRow] = {}
-    for cell in cells:
-        found = kept.read(cell.folder / FILE) if cell.done else {}
-        for name, fields in _ways(study, cell.variant).items():
-            row = rows.setdefault((cell.problem, name), SizeRow(cell.problem, name))
-            for size in study.sizes:
-                scores = found.get(f"{_key(fields)}, {size}")
-                if scores is not None:
-                    row.scores.setdefault(size, {})[cell.seed] = float(scores[study.metric])
+    """A row for each way on each problem by the study's metric, then by RANKING, of whatever was scored."""
+    rows: dict[tuple[str, str, str], SizeRow] = {}
+    for metric in (study.metric, RANKING):
+        for cell in cells:
+            found = kept.read(cell.folder / FILE) if cell.done else {}
+            for name, fields in _ways(study, cell.variant).items():
+                key = (cell.problem, name, metric)
+                row = rows.setdefault(key, SizeRow(*key))
+                for size in study.sizes:
+                    scores = found.get(f"{_key(fields)}, {size}", {})
+                    if metric in scores:
+                        row.scores.setdefault(size, {})[cell.seed] = float(scores[metric])
     return [row for row in rows.values() if row.scores]
 
 
 def table(study: Study, rows: Sequence[SizeRow]) -> tuple[list[str], list[list[str]]]:
     """The head, and a row of words for each: the mean at each size, with its standard deviation and n."""
-    head = ["problem", "scored as", *(f"{size} pixels" for size in study.sizes)]
+    head = ["problem", "score", "scored as", *(f"{size} pixels" for size in study.sizes)]
     body = [
-        [row.problem, row.name, *(told(row.scores.get(size, {})) for size in study.sizes)] for row in rows
+        [row.problem, row.metric, row.name, *(told(row.scores.get(size, {})) for size in study.sizes)]
+        for row in rows
     ]
     if not study.problems:
         head, body = head[1:], [line[1:] for line in body]

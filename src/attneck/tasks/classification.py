@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from attneck import surgery
 from attneck.checks import sides
-from attneck.data import ClassificationDataset, collate, loader, open_dataset
+from attneck.data import ClassificationDataset, Normalise, collate, loader, open_dataset
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
@@ -25,6 +25,7 @@ from attneck.models.origin import Origin
 from attneck.models.renamed import renamed
 from attneck.models.weights import Loaded, load_matching, read_weights
 from attneck.tasks.confusion import Tally
+from attneck.tasks.ranking import area
 from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
@@ -43,6 +44,7 @@ class Classification:
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
         self.held_out = self._open(recipe.data.val_split, size=recipe.data.val_size)
+        self._normalise = Normalise(self.held_out.mean, self.held_out.std).to(everyone.device)
 
     @cached_property
     def training(self) -> ClassificationDataset:
@@ -85,12 +87,12 @@ class Classification:
         }
 
     def _images(self, images: Tensor) -> Tensor:
-        device, last = self.everyone.device, self.recipe.channels_last
-        form = torch.channels_last if last else torch.contiguous_format
-        return images.to(device, non_blocking=True, memory_format=form)
+        """uint8 images [B, 3, H, W] → normalised on the device, in the recipe's memory format."""
+        normalised: Tensor = self._normalise(images.to(self.everyone.device, non_blocking=True))
+        return normalised if self.recipe.channels_last else normalised.contiguous()
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: images [B, 3, H, W], labels [B] → the mean loss, and top-1 in per cent."""
+        """batch: images [B, 3, H, W] uint8, labels [B] → the mean loss, and top-1 in per cent."""
         images, labels = self._images(batch[0]), batch[1].to(self.everyone.device, non_blocking=True)
         logits = model(images).float()  # [B, classes]
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
@@ -102,18 +104,26 @@ class Classification:
         return {name: scores[name] for name in ("loss", "top1", "top5")}
 
     def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
-        """`evaluate`, the top-1 error in per cent, and what is taken for what."""
+        """`evaluate`, the top-1 error in per cent, and what is taken for what.
+
+        Of two classes also "auc", the area under the ROC curve in per cent: what is right whatever the
+        threshold between them.
+        """
         batches = EvalBatches(
             len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
         )
         sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
         tally = Tally(list(self.held_out.classes))
-        watched = watch(loader(self.held_out, batches, self.recipe.data.workers))
+        two = len(self.held_out.classes) == 2
+        margins: list[tuple[float, int]] = []  # how far the second class is above the first, and the label
+        watched = watch(loader(self.held_out, batches, self.recipe.data.workers, self.collate))
         for (images, labels), keys in zip(watched, batches, strict=True):
             logits = model(self._images(images)).float().cpu()
             likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
             shares = logits.softmax(1).gather(1, likeliest[:, :1])[:, 0]
             tally.add(keys, labels, likeliest[:, 0], shares)
+            if two:
+                margins += zip((logits[:, 1] - logits[:, 0]).tolist(), labels.tolist(), strict=True)
             best = likeliest == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
             counts = [len(labels), float(loss), int(best[:, 0].sum()), int(best.sum())]
@@ -121,6 +131,8 @@ class Classification:
         count, loss_sum, top1, top5 = self.everyone.total(sums.tolist())
         scores = {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
         scores["error"] = 100 - scores["top1"]
+        if two and (auc := area(*zip(*self.everyone.joined(margins), strict=True))) is not None:
+            scores["auc"] = auc
         self.last = Evaluation(len(self.held_out), scores, confusion=tally.total(self.everyone))
         return self.last
 
@@ -175,9 +187,9 @@ class Classification:
     def prepared(image: Image.Image, facts: Facts) -> Tensor:
         """Resized, cut and normalised as held-out images are: [3, H, W]."""
         cut = resize_and_centre(image.convert("RGB"), facts["image_size"], facts["crop_pct"])
-        pixels = torch.from_numpy(np.asarray(cut).copy()).permute(2, 0, 1) / 255  # [3, H, W]
-        mean, std = (torch.tensor(facts[key])[:, None, None] for key in ("mean", "std"))
-        return (pixels - mean) / std
+        pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)  # [3, H, W]
+        normalised: Tensor = Normalise(facts["mean"], facts["std"])(pixels[None])
+        return normalised[0].contiguous()
 
     @staticmethod
     def predict(
@@ -198,6 +210,7 @@ class Classification:
         return "\n".join(
             f"{name:14} top-1 {scores['top1']:.2f} %  top-5 {scores['top5']:.2f} %  "
             f"error {scores['error']:.2f} %  loss {scores['loss']:.4f}"
+            + (f"  AUC {scores['auc']:.2f} %" if "auc" in scores else "")
             for name, scores in ((name, one.scores) for name, one in evaluations.items())
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 from attneck.data import loader
-from attneck.data.detection import DetectionDataset, collate, open_detection
+from attneck.data.detection import DetectionDataset, collate, floats, open_detection
 from attneck.data.sampling import EvalBatches, spread
 from attneck.data.table import SETS
 from attneck.detection.metrics import Detections, coco_evaluators, coco_stats, voc_scores
@@ -103,6 +103,8 @@ class Detection:
             )
         if recipe.label_smoothing:
             raise ValueError("label_smoothing is of classifiers; a detector's losses have none: leave it out")
+        if recipe.compile:
+            raise ValueError("compile is of classifiers; a detector's images differ in size: leave it out")
         share = recipe.batch // (recipe.accumulate * self.everyone.size)
         synchronised = recipe.sync_bn and self.everyone.size > 1
         if share < self.options.least_images and not synchronised:
@@ -137,12 +139,12 @@ class Detection:
         device = self.everyone.device
         images, targets = batch
         return (
-            [image.to(device, non_blocking=True) for image in images],
+            [floats(image.to(device, non_blocking=True)) for image in images],
             [{key: value.to(device, non_blocking=True) for key, value in one.items()} for one in targets],
         )
 
     def loss(self, model: nn.Module, batch: tuple[list[Tensor], Targets]) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: images [3, H, W] and their targets → the sum of the losses, and each by its name."""
+        """batch: images [3, H, W] uint8 and their targets → the sum of the losses, and each by its name."""
         losses: dict[str, Tensor] = model(*self._here(batch))
         named = {f"loss_{name.removeprefix('loss_')}": loss.detach() for name, loss in losses.items()}
         return torch.stack([*losses.values()]).sum(), named
@@ -154,7 +156,7 @@ class Detection:
         )
         found: Detections = []
         for images, targets in watch(loader(self.held_out, batches, self.recipe.data.workers, collate)):
-            outputs = model([image.to(self.everyone.device, non_blocking=True) for image in images])
+            outputs = model([floats(image.to(self.everyone.device, non_blocking=True)) for image in images])
             found += to_coco_detections(outputs, targets, self.held_out.category_ids)
         return self.everyone.joined(found)
 

@@ -126,7 +126,9 @@ def load_best(
 def not_finite(state: Any, name: str = "") -> str | None:
     """The dotted name of the first tensor in nested dicts and lists that is not finite, or None."""
     if isinstance(state, Tensor):
-        return None if bool(state.isfinite().all()) else name
+        # A sum is read at the speed of memory. One that overflows says nothing: then each value is looked at.
+        finite = bool(state.sum().isfinite()) or bool(state.isfinite().all())
+        return None if finite else name
     parts = state.items() if isinstance(state, dict) else enumerate(state if isinstance(state, list) else [])
     found = (not_finite(part, f"{name}.{key}".removeprefix(".")) for key, part in parts)
     return next((fault for fault in found if fault is not None), None)

@@ -26,8 +26,10 @@ from attneck.files import NotWritten
 from attneck.signals import noted
 from attneck.training import checkpoint, layers, state
 from attneck.training.allocator import keep_freed_memory
+from attneck.training.background import Background
 from attneck.training.best import Keeper, gives_up
 from attneck.training.checkpoint_files import checkpoints
+from attneck.training.compiled import as_written, compiling, to_call
 from attneck.training.distributed import World
 from attneck.training.environment import peak_memory
 from attneck.training.finite import Guard, explain
@@ -99,17 +101,26 @@ def train_loop(
         if progress.step:
             # A checkpoint before the next step has the last one's rate, as in a run left alone.
             set_rate(optimizer, _rate(recipe, progress.step - 1, steps_per_epoch))
-    parallel: nn.Module = model
+    parallel = to_call(model, recipe)
     if world.size > 1:
         # Strides of 1×1 kernels differ in sides of length one, which mean nothing.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        parallel = DistributedDataParallel(model)
+        parallel = DistributedDataParallel(parallel)
     steps = recipe.total_steps(steps_per_epoch)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
     guard = Guard(world.device)
     keeper = Keeper(folder / "checkpoints", decides) if decides is not None and world.rank == 0 else None
+    writer = Background()
+
+    def settle() -> None:
+        """The last checkpoint is whole, or the run ends with what kept it from being so, on all processes."""
+        error = writer.end()
+        if world.maximum([float(error is not None)])[0]:
+            raise error or RunFailed(f"step {progress.step + 1}: the first process cannot go on")
 
     def save() -> None:
+        """Held up by the copy: the file is written while the next steps are taken, after the file before."""
+        settle()
         content = state.taken(progress, model, optimizer, average, recipe, facts, world)
         fault = checkpoint.not_finite(content)
         if world.maximum([float(fault is not None)])[0]:  # all processes end together
@@ -119,9 +130,12 @@ def train_loop(
                 f"finite, and was not saved. Try a lower optimizer.lr; {_left(folder)}"
             )
         if world.rank == 0:
-            checkpoint.save(folder / "checkpoints", progress.step, content)
+            writer.start(partial(write, state.copied(content)))
+
+    def write(content: dict[str, Any]) -> None:
+        checkpoint.save(folder / "checkpoints", content["step"], content)
         if keeper is not None:
-            keeper.saved(progress.history, progress.step)
+            keeper.saved(content["history"], content["step"])
 
     def stopped_by(number: int) -> RunFailed:
         return RunFailed(
@@ -142,8 +156,10 @@ def train_loop(
             scored(partial(look, progress.step), network, recipe, world.device)
 
     with (
+        compiling(recipe),
         noted() as stop,
         _lacks(folder, doing, recipe, world),
+        writer,
         Report(
             folder if world.rank == 0 else None,
             steps=steps,
@@ -163,9 +179,11 @@ def train_loop(
         if not progress.step:
             look_on()
         saved = began = time.monotonic()
+        trains = False  # else each step would visit every module
         while True:
             done = progress.step - _last_record(progress)
             if done and (progress.step % period == 0 or progress.step == steps):
+                settle()
                 # The step itself is saved: whatever happens in the evaluation, it is done again on resume.
                 means = _means(progress.sums, done, world)
                 stop.saved = lambda number: str(stopped_by(number))
@@ -187,10 +205,14 @@ def train_loop(
                 save()
                 trackers.send(progress.history)
                 saved = began = time.monotonic()
+                trains = False
             if progress.step == steps or ended_early(progress, recipe, decides, world):
+                settle()
                 return progress, average
 
-            layers.to_training(parallel)
+            if not trains:
+                layers.to_training(parallel)
+                trains = True
             set_rate(optimizer, _rate(recipe, progress.step, steps_per_epoch))
             scores = gradients(parallel, objective, loader, recipe, world, progress.step)
             norm = clip(model, recipe.optimizer.clip_norm)
@@ -198,19 +220,23 @@ def train_loop(
             due = (progress.step + 1) % period == 0 or progress.step + 1 == steps
             due |= recipe.checkpoint_steps is not None and (progress.step + 1) % recipe.checkpoint_steps == 0
             late = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
-            stopped, late_somewhere = world.maximum([float(stop.signal), float(late)])
+            stopped, late_somewhere, failed = world.maximum([float(stop.signal), late, writer.failed])
             due |= bool(stopped or late_somewhere)
+            if failed:
+                settle()
             if (at_once or due) and (first := guard.first()) is not None:
-                said = explain(
-                    first,
-                    model,
-                    parallel,
-                    objective,
-                    batches,
-                    recipe,
-                    world,
-                    steps_per_epoch=steps_per_epoch,
-                )
+                settle()
+                with as_written():
+                    said = explain(
+                        first,
+                        model,
+                        parallel,
+                        objective,
+                        batches,
+                        recipe,
+                        world,
+                        steps_per_epoch=steps_per_epoch,
+                    )
                 raise RunFailed(f"{said}; {_left(folder)}")
             if not at_once:
                 optimizer.found_inf = guard.found_inf  # type: ignore[attr-defined]
@@ -227,7 +253,7 @@ def train_loop(
                 save()
                 saved = time.monotonic()
             if stopped:
-                world.maximum([0.0])  # nobody leaves before the first process has saved
+                settle()  # nobody leaves before the first process has saved
                 raise stopped_by(int(stopped))
 
 
@@ -277,7 +303,10 @@ def evaluate(
     """The objective's scores on held-out data: `val_…` for the weights, `ema_…` for their average."""
     networks = {"val": model} | ({"ema": average.module} if average is not None else {})
     score = partial(objective.evaluate, watch=watch)
-    found = {prefix: scored(score, network, recipe, device) for prefix, network in networks.items()}
+    found = {
+        prefix: scored(score, to_call(network, recipe), recipe, device)
+        for prefix, network in networks.items()
+    }
     return {f"{prefix}_{key}": value for prefix, scores in found.items() for key, value in scores.items()}
 
 

@@ -42,6 +42,7 @@ class SyncBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"SyncBatchNorm got {list(input.shape)}, wants [B, C, …]")
 
+    @torch.compiler.disable  # what processes exchange is no part of a compiled graph
     def forward(self, input: Tensor) -> Tensor:
         """x [B, C, …] → the same shape, normalised over every dimension but C and over all processes.
 

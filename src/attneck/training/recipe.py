@@ -309,13 +309,19 @@ class Recipe(Part):
     batch: Images = 128
     """Images in one optimiser step, over all processes and micro-batches."""
     accumulate: Count = 1
-    """Micro-batches that a step's batch is run in, one after the other."""
+    """Micro-batches that a step's batch is run in, one after the other: the weights are those of the whole
+    batch, to rounding, but where there is BatchNorm, which sees a micro-batch at a time (over all processes
+    with sync_bn)."""
     label_smoothing: Share = 0.0
     """Classifiers: the share of each label that is spread over all classes; 0 spreads none."""
     ema: Share = 0.0
     """Decay of the moving average of the weights a step; 0 keeps none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast; weights, BatchNorm statistics and the loss stay float32."""
+    compile: bool = False
+    """Classifiers: torch.compile of the whole network, for training and scoring. It takes from seconds to
+    minutes at the start, and wants a C++ compiler, or triton on a GPU. It rounds otherwise than the plain
+    form."""
     channels_last: bool = True
     """Images and weights in memory with their channels last, which convolutions are fastest with."""
     sync_bn: bool = True

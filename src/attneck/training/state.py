@@ -74,6 +74,17 @@ def taken(
     }
 
 
+def copied(content: Any) -> Any:
+    """What `taken` gave, its tensors copied to the CPU: the next steps change nothing in it."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: copied(part) for key, part in content.items()}
+    if isinstance(content, list):
+        return [copied(part) for part in content]
+    return content
+
+
 def put_back(
     state: dict[str, Any],
     model: nn.Module,

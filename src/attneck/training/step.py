@@ -44,9 +44,20 @@ def micro_batch_loss(
     number: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and scores of the loader's next batch; `number` counts the run's micro-batches from 0."""
-    torch.manual_seed(step_seed(recipe.seed, number, world.rank))
+    seed(step_seed(recipe.seed, number, world.rank), world.device)
     with precision(recipe, world.device):
         return objective.loss(parallel, next(loader))
+
+
+def seed(number: int, device: torch.device) -> None:
+    """What torch draws on the CPU and on `device` is a function of `number`.
+
+    `torch.manual_seed` does the same for every kind of device there is, and writes down where it was called
+    from for each that is not in use: 0.2 ms of every step.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
 
 
 def backward(loss: Tensor, accumulate: int) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
+from attneck import cli
 from attneck.attention import Choice, choice, choose, relative_attention_2d, selfcheck
 from attneck.attention.cuda import choice as rule
 from attneck.attention.cuda import limits
@@ -61,8 +62,9 @@ def test_the_rule_by_size(gpu: pytest.MonkeyPatch) -> None:
 
 
 def test_the_rule_by_head_width_and_dtype(gpu: pytest.MonkeyPatch) -> None:
-    assert [chosen(40, d=d) for d in (16, 24, 64, 128, 176, 192, 256)] == [*["sdpa"] * 5, *["tiled"] * 2]
-    assert [chosen(80, d=d) for d in (16, 64, 128, 136, 256)] == [*["triton"] * 3, "tiled", "tiled"]
+    assert [chosen(40, d=d) for d in (16, 24, 64, 128, 176, 192, 256)] == [*["sdpa"] * 5, *["triton"] * 2]
+    assert [chosen(80, d=d) for d in (16, 64, 128, 136, 256, 264)] == [*["triton"] * 5, "tiled"]
+    assert [chosen(80, d=d, dtype=torch.float32) for d in (128, 136)] == ["triton", "tiled"]
     assert [chosen(40, dtype=dtype) for dtype in (torch.float32, torch.float16, torch.float64)] == [
         "sdpa", "sdpa", "tiled",
     ]  # fmt: skip
@@ -77,7 +79,8 @@ def test_the_same_bits_each_time_are_triton_s(gpu: pytest.MonkeyPatch) -> None:
         assert choose(*queries(32)) == Choice(
             "triton", "a map up to 64x64; not sdpa: gradients must be the same bits each time"
         )
-        assert chosen(32, d=256) == "tiled"
+        assert chosen(32, d=256) == "triton"
+        assert chosen(32, d=264) == "tiled"
         assert chosen(32, grad=False) == "sdpa"
         assert choose(*queries(32, grad=False), gradients=True).name == "triton"
         with torch.no_grad():
@@ -182,12 +185,18 @@ def test_an_override_comes_before_the_rule_and_a_name_before_it(how: str, gpu: p
         way()
 
 
-def test_an_unknown_name_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(choice.VARIABLE, "flash")
     q, map_size = queries(2, d=4)
     for ask in (choice.attention, lambda: choose(q, map_size), lambda: choice.set_attention("flash")):
         with pytest.raises(ValueError, match=r"^unknown way 'flash'.*auto, plain, cpu.*ATTNECK_ATTENTION"):
             ask()
+    assert cli.main(["bench", "attention", "--size", "2", "--channels", "8", "--no-memory"]) == 2
+    said = capsys.readouterr().err
+    assert "unknown way 'flash'" in said
+    assert said.count("\n") == 1
 
 
 def test_the_cpu_s_operator_refuses_another_device_in_one_line() -> None:

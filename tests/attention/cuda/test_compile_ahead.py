@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 KERNELS = ["forward", "backward_queries", "backward_keys"]
-SHARED = {(8, 0): 163, (8, 9): 99, (9, 0): 227}
+SHARED = {(8, 0): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227}
 """KiB of shared memory that one block may have."""
 FLOAT32 = {"lse_ptr", "delta_ptr", "d_rows_ptr", "d_columns_ptr"}
 
@@ -99,12 +99,19 @@ def test_kernels_compile_without_spilling(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("capability", [(8, 9), (10, 0)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_fit_the_shared_memory_of_smaller_gpus(
-    kernel: str, dtype: torch.dtype, tmp_path: Path
+def test_kernels_fit_smaller_and_newer_gpus(
+    kernel: str, dtype: torch.dtype, capability: tuple[int, int], tmp_path: Path
 ) -> None:
-    assert_fits(compile_kernel(kernel, 128, dtype, (8, 9), tmp_path), (8, 9))
+    assert_fits(compile_kernel(kernel, 128, dtype, capability, tmp_path), capability)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_compile_for_heads_of_256(kernel: str, tmp_path: Path) -> None:
+    assert_fits(compile_kernel(kernel, 256, torch.bfloat16, (8, 9), tmp_path), (8, 9))
 
 
 @pytest.mark.slow

@@ -11,13 +11,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from attneck.attention import reference, relative_attention_2d
+from attneck.attention import reference, relative_attention_2d, selfcheck
 from attneck.attention.cuda import sdpa
 from attneck.attention.cuda import triton as cuda
 
@@ -60,6 +62,7 @@ FAST = [
     Case((7, 7), d=24, dtype="float16"),
     Case((6, 20), d=16, dtype="float16"),
     Case((3, 34), d=16),
+    Case((3, 4), d=256, dtype="float16"),
 ]
 # With the patches of the papers' larger maps, several each way: 32 wide as 64 and 80, which a GPU runs below,
 # and 24 as 40. The interpreter's time grows with the square of a map, so each map comes once.
@@ -160,6 +163,11 @@ def test_logits_far_out_overflow_nowhere() -> None:
 
 
 @needs_triton
+def test_the_kernels_are_themselves_everywhere() -> None:
+    assert "the same elsewhere" in run_interpreted("elsewhere")
+
+
+@needs_triton
 def test_the_op_is_registered_as_torch_wants_it_and_compiles_whole() -> None:
     assert "as torch wants it" in run_interpreted("registration")
 
@@ -174,6 +182,7 @@ def test_the_op_is_registered_as_torch_wants_it_and_compiles_whole() -> None:
         Case((32, 32), d=16, dtype="float16"),
         Case((16, 16), d=128, dtype="bfloat16"),
         Case((20, 20), d=40, dtype="bfloat16", content=False),
+        Case((5, 6), d=256, dtype="float16"),
     ],
     ids=str,
 )
@@ -190,6 +199,41 @@ def test_sdpa_with_a_longer_head_is_exact(dtype: torch.dtype) -> None:
     want = results(reference.relative_attention_2d, tensors, case)
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12 * float(other.abs().max()))
+
+
+def test_on_cuda_sdpa_is_pinned_to_fused_kernels_and_says_so_where_none_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case((6, 5), d=8, dtype="bfloat16", pool=True)
+    tensors = problem(case)
+    want = results(sdpa.augmented_attention_2d, tensors, case)
+    enabled: list[bool] = []
+
+    def takes(*_: Tensor) -> bool:
+        flags = torch.backends.cuda
+        enabled.extend(
+            [flags.flash_sdp_enabled(), flags.mem_efficient_sdp_enabled(), flags.math_sdp_enabled()]
+        )
+        return True
+
+    monkeypatch.setattr(sdpa, "_is_pinned", lambda q: True)
+    monkeypatch.setattr(sdpa, "_a_kernel_takes", takes)
+    got = results(sdpa.augmented_attention_2d, tensors, case)
+    assert enabled == [True, True, False]
+    assert torch.backends.cuda.math_sdp_enabled()
+    torch._dynamo.reset()
+    compiled = torch.compile(sdpa.augmented_attention_2d, fullgraph=True, backend="aot_eager")
+    for found in (got, results(lambda *arguments: compiled(*arguments), tensors, case)):
+        for one, other in zip(found, want, strict=True):
+            torch.testing.assert_close(one, other)
+    monkeypatch.setattr(sdpa, "_a_kernel_takes", lambda *_: False)
+    with pytest.raises(sdpa.NoFusedKernelError, match=r"^none of .* 32 wide.*backend='tiled'[^\n]*$"):
+        sdpa.augmented_attention_2d(*tensors, case.map_size, False)
+    assert torch.backends.cuda.math_sdp_enabled()
+    monkeypatch.undo()
+    with FakeTensorMode():
+        assert sdpa._is_pinned(torch.empty(1, device="cuda"))
+    assert not sdpa._is_pinned(torch.empty(1))
 
 
 def test_autocast_s_dtype_is_the_product_s() -> None:
@@ -313,15 +357,31 @@ def check_registration() -> None:
             got = results(cuda.triton_attention_2d, problem(case), case)
         for one, other in zip(got, want, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
-    for way, got, want in in_other_ways(cuda.triton_attention_2d, dtype=torch.float16):
-        assert near(got, want, 2e-2), way
     print("as torch wants it")
+
+
+def check_elsewhere() -> None:
+    """What `test_ways` asks of each way; the check at first use; a batch of none."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from test_ways import begin, check_everywhere
+
+    begin()
+    check_everywhere("triton", (torch.float16,))
+    kernel = selfcheck.Kernel("triton", torch.float16, 16, torch.device("cpu"))
+    small = selfcheck.Case(kernel, (5, 8), content=True, gradients=True)
+    assert not selfcheck._wrong(small)
+    assert small in selfcheck._right
+    case = Case((2, 3), B=0)
+    assert results(cuda.triton_attention_2d, problem(case), case)[0].shape == (0, 1, 6, 16)
+    print("the same elsewhere")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:] == ["registration"]:
         check_registration()
+    elif sys.argv[1:] == ["elsewhere"]:
+        check_elsewhere()
     else:
         known = {str(case): case for case in [*FAST, *SLOW, *FAR_OUT]}
         print(json.dumps({name: errors(cuda.triton_attention_2d, known[name]) for name in sys.argv[1:]}))

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import timm.data.auto_augment as timms
+import torch
 from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.functional import pil_to_tensor
 
-from attneck.data.augment.inception import inception
+from attneck.data.augment.inception import Inception
 from attneck.data.sampling import seeded
 
 
@@ -31,7 +34,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
 def test_every_operation_is_applied_at_its_magnitude(
     applied: list[tuple[str, float]], layers: int, magnitude: int
 ) -> None:
-    transform, image = inception(16, layers, magnitude), Image.new("RGB", (20, 30))
+    transform, image = Inception(16, layers, magnitude), Image.new("RGB", (20, 30))
     for draw in range(200):
         before = len(applied)
         with seeded(draw):
@@ -42,7 +45,7 @@ def test_every_operation_is_applied_at_its_magnitude(
 
 
 def test_no_layers_are_no_operations(applied: list[tuple[str, float]]) -> None:
-    inception(16)(Image.new("RGB", (20, 30)))
+    Inception(16)(Image.new("RGB", (20, 30)))
     assert not applied
 
 
@@ -51,8 +54,29 @@ def test_magnitudes_over_timms_ten_still_turn_further() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     turned = []
     for magnitude in (10, 24):
-        operations = inception(32, 1, magnitude).transforms[-1].ops  # type: ignore[attr-defined]
+        operations = Inception(32, 1, magnitude).randaugment.ops  # type: ignore[union-attr]
         (rotate,) = [op for op in operations if op.name == "Rotate"]
         rotate.aug_fn = lambda image, degrees, **_: turned.append(abs(degrees)) or image
         rotate(image)
     assert turned == pytest.approx([30, 72])
+
+
+@pytest.mark.parametrize("of", [(60, 41), (9, 30), (300, 200)])
+def test_it_is_torchvisions(of: tuple[int, int]) -> None:
+    """The same draws and the same bits as v2's RandomResizedCrop and RandomHorizontalFlip of a tensor."""
+    pixels = np.random.default_rng(1).integers(0, 256, (of[1], of[0], 3), dtype=np.uint8)
+    image, ours = Image.fromarray(pixels), Inception(24)
+    theirs = v2.Compose([v2.RandomResizedCrop(24), v2.RandomHorizontalFlip()])
+    for seed in range(12):
+        with ours.seeded(seed):
+            found = ours(image.crop(ours.box(image.size)))
+        with seeded(seed):
+            wanted = theirs(pil_to_tensor(image))
+        np.testing.assert_array_equal(found, wanted.permute(1, 2, 0).numpy())
+
+
+def test_the_global_generators_are_left_alone() -> None:
+    before = torch.get_rng_state()
+    with Inception(24).seeded(3):
+        torch.rand(1)
+    assert torch.equal(before, torch.get_rng_state())

@@ -151,7 +151,7 @@ def test_nothing_but_two_dashes_tells_whether_a_path_joins() -> None:
 def test_every_epoch_has_new_images_and_an_image_comes_back() -> None:
     data = open_dataset("relations", "train", problem="twins", size=20)
     keys = [(epoch, index) for epoch in (0, 1) for index in range(20)]
-    images, labels = data.__getitems__(keys)
+    images, labels = data.collate(data.__getitems__(keys))
     assert images.shape == (40, 3, 32, 32)
     assert len({image.numpy().tobytes() for image in images}) == 40
     assert [int(data[key][1]) for key in keys] == labels.tolist()

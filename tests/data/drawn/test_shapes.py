@@ -126,7 +126,9 @@ def test_the_set_is_balanced_normalised_and_its_splits_disjoint() -> None:
 
 def test_a_linear_model_fails() -> None:
     train, val = open_dataset("shapes", "train", size=4000), open_dataset("shapes", "val", size=1000)
-    (x, y), (val_x, val_y) = (data.__getitems__([(0, i) for i in range(len(data))]) for data in (train, val))
+    (x, y), (val_x, val_y) = (
+        data.collate(data.__getitems__([(0, i) for i in range(len(data))])) for data in (train, val)
+    )
     x, val_x = x.flatten(1), val_x.flatten(1)
     assert max(_linear_accuracy(x, y, val_x, val_y, decay) for decay in (1e-2, 1.0)) < 0.35
 

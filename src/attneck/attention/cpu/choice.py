@@ -99,3 +99,14 @@ def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b^T + bias by oneDNN: [M, K], [N, K], [N] -> [M, N]."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return y
+
+
+@torch.compiler.assume_constant_result
+def emulated(dtype: torch.dtype) -> bool:
+    """Whether products in this half precision are emulated here, at a tenth to a hundredth of float32's speed.
+
+    On x86 that is without AVX-512 for bfloat16, and without its half-precision instructions for float16.
+    """
+    ask = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
+    supported = getattr(torch.ops.mkldnn, ask, None) if ask else None
+    return supported is not None and not supported()

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from attneck.attention.cpu.choice import emulated
 from attneck.attention.cpu.products import inner_product, product
 from attneck.attention.cpu.tiles import (
     KEEP,
     Tiling,
     heads_of,
-    pool_queries,
     pool_shares,
-    spread_queries,
 )
 from attneck.attention.flops import relative_attention_backward_flops, relative_attention_flops
 from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
@@ -46,6 +45,7 @@ def relative_attention_2d_cpu(
     """`relative_attention_2d` of fitting tensors on the CPU, differentiable once, in reverse mode.
 
     All have one dtype of DTYPES; where autocast is on they are taken in its dtype, as `matmul` takes them.
+    Half precision that this processor would emulate is computed in float32.
     The result [B, h, N', d] lies token by token in memory: [B, N', h*d] is a view of it.
 
     Raises ValueError for other dtypes, NotImplementedError under a transform of `torch.func` and in forward
@@ -63,9 +63,13 @@ def relative_attention_2d_cpu(
             f"wants one of {', '.join(map(str, DTYPES))} for all: convert them, or use autocast"
         )
     H, W = map_size
+    dtype = q.dtype
+    if emulated(dtype):  # float32 is many times faster, and more precise
+        q, v, rel_h, rel_w = q.float(), v.float(), rel_h.float(), rel_w.float()
+        k = None if k is None else k.float()
     keep = H * W <= KEEP and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     out: Tensor = _attend(q, k, v, rel_h, rel_w, H, W, pool, scale, keep)[0]  # [B, h, N', d]
-    return out
+    return out.to(dtype)
 
 
 @torch.library.custom_op("attneck::relative_attention_2d_cpu", mutates_args=(), device_types="cpu")
@@ -92,13 +96,12 @@ def _attend(
             values = heads_of(v, block).transpose(1, 2)  # [g, d, N]
             result = out[block]  # [images, heads, N', d]
             for y, r in tiling.rows_of_queries():
-                logits = tiling.logits(queries[:, y * W : (y + r) * W], keys, table, y)  # [g, n, N]
-                P = torch.softmax(logits, dim=-1, out=weights[block].view_as(logits) if keep else logits)
                 n = _tokens_out(y, r, W, pool)
-                if shares is None:
-                    tile = product(P, values, tiling.onednn)  # [g, n, d]
-                else:
-                    tile = product(pool_queries(P, r, W), values, tiling.onednn) * shares[n]  # [g, n', d]
+                kept = weights[block].flatten(0, 1) if keep else None  # [g, n, N]
+                P = tiling.weights(queries[:, y * W : (y + r) * W], keys, table, y, kept)  # [g, n', N]
+                tile = product(P, values, tiling.onednn)  # [g, n', d]
+                if shares is not None:
+                    tile *= shares[n]
                 result[:, :, n] = tile.unflatten(0, result.shape[:2])
     return out, weights
 
@@ -142,6 +145,7 @@ def _differentiate(
     table = torch.cat((rel_h, rel_w))  # [L, d]
     tiling = Tiling.of(q, k, H, W, pool)
     shares = pool_shares(H, W, q) if pool else None  # [N', 1]
+    for_logits = for_q or for_k or for_table
     with torch.autocast("cpu", enabled=False):
         for block in tiling.blocks():
             queries, keys = heads_of(q, block, scale), tiling.keys(k, block)  # [g, N, d], [g, N, d or more]
@@ -150,25 +154,20 @@ def _differentiate(
             for y, r in tiling.rows_of_queries():
                 n, n_out = slice(y * W, (y + r) * W), _tokens_out(y, r, W, pool)
                 Q, dO = queries[:, n], above[:, n_out]  # [g, n, d], [g, n', d]
-                if weights.numel():
-                    P = weights[block].flatten(0, 1)  # [g, n, N]
-                else:
-                    logits = tiling.logits(Q, keys, table, y)  # [g, n, N]
-                    P = torch.softmax(logits, dim=-1, out=logits)
                 if shares is not None:
                     dO = dO * shares[n_out]
-                if for_v:
-                    pooled = P if shares is None else pool_queries(P, r, W)  # [g, n', N]
-                    to_v = tiling.plus(to_v, inner_product(pooled, dO, tiling.onednn))  # [g, N, d]
-                if not (for_q or for_k or for_table):
+                dP = product(dO, values, tiling.onednn) if for_logits or tiling.fused else None  # [g, n', N]
+                kept = weights[block].flatten(0, 1) if weights.numel() else None  # [g, n, N]
+                P, dS, of_offset = tiling.gradients(Q, keys, table, y, kept, dP, for_v=for_v)
+                if P is not None:
+                    to_v = tiling.plus(to_v, inner_product(P, dO, tiling.onednn))  # [g, N, d]
+                if dS is None or not for_logits:
                     continue
-                dP = product(dO, values, tiling.onednn)  # [g, n', N]
-                dP = dP if shares is None else spread_queries(dP, r, W)  # [g, n, N]
-                dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)  # [g, n, N]
                 if for_k:
                     to_k = tiling.plus(to_k, inner_product(dS, Q, tiling.onednn))  # [g, N, d]
                 if for_q or for_table:
-                    dQ, by_offset = tiling.query_gradients(dS, keys, table, y)  # [g, n, d], [g*n, L]
+                    dQ, by_offset = tiling.query_gradients(dS, of_offset, keys, table, y)
+                    # [g, n, d], [g*n, L]
                     if for_q:
                         torch.mul(dQ.view_as(dq[block][:, :, n]), scale, out=dq[block][:, :, n])
                     if for_table:

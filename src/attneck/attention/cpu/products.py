@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from attneck.attention.cpu.choice import float32_products, onednn
+from attneck.attention.cpu.choice import emulated, float32_products, onednn
 from attneck.attention.flops import linear_backward_flops, linear_flops
 from attneck.attention.graph import no_second_derivative, refuse_tangents, transformed
 
@@ -40,11 +40,19 @@ def inner_product(a: Tensor, b: Tensor, by_onednn: bool) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` on the CPU, faster in float32: x [..., K], weight [O, K], bias [O] -> [..., O].
 
+    Half precision that this processor would emulate is computed in float32.
+
     Differentiable once; under a transform of `torch.func` and in forward mode it is `F.linear` itself. Not
     for a graph that is `being_exported`.
     """
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    dtypes = {x.dtype, weight.dtype}
+    if emulated(dtype) and torch.float64 not in dtypes and (autocast or len(dtypes) == 1):
+        with torch.autocast("cpu", enabled=False):
+            return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(dtype)
     ordinary = x.dtype != torch.float32 or weight.dtype != x.dtype
-    if ordinary or torch.is_autocast_enabled("cpu") or transformed():
+    if ordinary or autocast or transformed():
         return F.linear(x, weight, bias)
     y: Tensor = _linear(x.flatten(0, -2), weight, bias)  # [M, O]
     return y.unflatten(0, x.shape[:-1])  # [..., O]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attneck.attention.cpu import fused
 from attneck.attention.cpu.choice import float32_products
 from attneck.attention.cpu.products import product
 
@@ -42,6 +43,9 @@ class Tiling:
     """Whether products go through oneDNN (float32 alone)."""
     columns: bool
     """Whether the relative logits are columns of q k^T, or are added to it."""
+    pool: bool
+    fused: bool
+    """Whether the passes over the logits are `fused`'s; else PyTorch's operators."""
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor | None, H: int, W: int, pool: bool) -> Tiling:
@@ -49,15 +53,16 @@ class Tiling:
         B, h, N, d = q.shape
         short = q.dtype in (torch.bfloat16, torch.float16)
         onednn = q.dtype == torch.float32 and N >= 144 and float32_products() == "onednn"
+        fuses = k is not None and q.dtype in fused.DTYPES and fused.passes() == "fused"
         # Wide rows add fast; in half precision, columns also save the logits a rounding.
-        columns = k is not None and (W % 32 != 0 if short else W < 14)
+        columns = k is not None and not fuses and (W % 32 != 0 if short else W < 14)
         if N > KEEP:
             rows = max(1, (2 * LOGITS if short else LOGITS) // (N * W))
-            return cls(B, h, H, W, 1, min(H, rows + rows % 2 if pool else rows), onednn, columns)
+            return cls(B, h, H, W, 1, min(H, rows + rows % 2 if pool else rows), onednn, columns, pool, fuses)
         # Tokens and logits of a tile stay in the cache; half precision gains more by fewer, larger products.
         tokens, logits = (1 << 20, 1 << 21) if short else (1 << 17, 1 << 19)
         heads = max(1, min(tokens // (N * d), logits // (N * N)))
-        return cls(B, h, H, W, heads, H, onednn, columns)
+        return cls(B, h, H, W, heads, H, onednn, columns, pool, fuses)
 
     def blocks(self) -> Iterator[Block]:
         """Every head of every image once, `heads` at a time."""
@@ -82,10 +87,64 @@ class Tiling:
         column = torch.eye(self.W, dtype=k.dtype, device="cpu").repeat(self.H, 1)  # [N, W]
         return torch.cat((keys, torch.cat((row, column), 1).expand(len(keys), -1, -1)), 2)
 
+    def weights(
+        self, q: Tensor, keys: Tensor | None, table: Tensor, y: int, kept: Tensor | None = None
+    ) -> Tensor:
+        """The weights P of a tile [g, n, N], or with `pool` the sums of its windows of queries [g, n', N].
+
+        Operands as of `logits`. `kept` is dense memory for P itself, where it is to be kept.
+        """
+        if self.fused:
+            assert keys is not None
+            logits = product(q, keys, self.onednn)  # [g, n, N]
+            return fused.weights(logits, self.by_offset(q, table), y, (self.H, self.W), self.pool, kept)
+        logits = self.logits(q, keys, table, y)  # [g, n, N]
+        P = torch.softmax(logits, dim=-1, out=logits if kept is None else kept)
+        return self._pooled(P)
+
+    def gradients(
+        self,
+        q: Tensor,
+        keys: Tensor | None,
+        table: Tensor,
+        y: int,
+        kept: Tensor | None,
+        above: Tensor | None,
+        *,
+        for_v: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """From the gradient `above` of `weights` [g, n', N]: of the logits [g, n, N], and by offset [g, n, L].
+
+        Before the two, `weights` again if `for_v`. Operands as of `logits`; `kept` is P if it was kept. The
+        gradient by offset is None where it is still to be summed; without `above`, which `fused` always
+        needs, there is none.
+        """
+        if self.fused:
+            assert keys is not None
+            assert above is not None
+            by_offset = None if kept is not None else self.by_offset(q, table)
+            source = product(q, keys, self.onednn) if kept is None else kept  # [g, n, N]
+            return fused.gradients(source, by_offset, above, y, (self.H, self.W), self.pool, for_v=for_v)
+        P = kept
+        if P is None:
+            logits = self.logits(q, keys, table, y)  # [g, n, N]
+            P = torch.softmax(logits, dim=-1, out=logits)
+        again = self._pooled(P) if for_v else None
+        if above is None:
+            return again, None, None
+        dP = spread_queries(above, P.shape[1] // self.W, self.W) if self.pool else above  # [g, n, N]
+        return again, torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype), None
+
+    def _pooled(self, P: Tensor) -> Tensor:
+        return pool_queries(P, P.shape[1] // self.W, self.W) if self.pool else P
+
+    def by_offset(self, q: Tensor, table: Tensor) -> Tensor:
+        """Relative logits by offset: q [g, n, d], table [L, d] -> [g, n, L]."""
+        return product(q.flatten(0, 1)[None], table[None], self.onednn).view(*q.shape[:2], -1)
+
     def logits(self, q: Tensor, keys: Tensor | None, table: Tensor, y: int) -> Tensor:
         """Of a tile from row y on: q [g, n, d], keys as above, table [L, d] -> [g, n, N]."""
-        by_offset = product(q.flatten(0, 1)[None], table[None], self.onednn)  # [1, g*n, L]
-        rows, columns = self.by_position(by_offset.view(*q.shape[:2], -1), y)  # [g, r, W, H], [g, r, W, W]
+        rows, columns = self.by_position(self.by_offset(q, table), y)  # [g, r, W, H], [g, r, W, W]
         if keys is None:
             return (rows[..., :, None] + columns[..., None, :]).view(*q.shape[:2], -1)  # [g, n, N]
         if self.columns:
@@ -115,26 +174,34 @@ class Tiling:
         return rows, columns
 
     def query_gradients(
-        self, dS: Tensor, keys: Tensor | None, table: Tensor, y: int
+        self, dS: Tensor, of_offset: Tensor | None, keys: Tensor | None, table: Tensor, y: int
     ) -> tuple[Tensor, Tensor]:
-        """From the logits' gradient [g, n, N]: of q [g, n, d], and of q table^T [g*n, L]."""
+        """From `gradients`' two: of q [g, n, d], and of q table^T [g*n, L]."""
         g, n, _ = dS.shape
-        d, H, W = table.shape[1], self.H, self.W
-        by_offset = dS.new_zeros(g, n, table.shape[0])  # [g, n, L]
-        rows, columns = self.by_position(by_offset, y)  # [g, r, W, H], [g, r, W, W]
+        d = table.shape[1]
         # [g, n, d], or [g, n, d + H + W] with columns
         dq = None if keys is None else product(dS, keys.transpose(1, 2), self.onednn)
-        if self.columns and dq is not None:
-            dq, of_rows, of_columns = dq.split((d, H, W), dim=2)
+        if of_offset is None:
+            of_offset = self._by_offset_again(dS, None if dq is None else dq[..., d:], y)
+        by_offset = of_offset.flatten(0, 1)  # [g*n, L]
+        relative = product(by_offset[None], table.T[None], self.onednn).view(g, n, d)
+        return relative if dq is None else relative.add_(dq[..., :d]), by_offset
+
+    def _by_offset_again(self, dS: Tensor, summed: Tensor | None, y: int) -> Tensor:
+        """The gradient by offset [g, n, L]; the sums over key rows and columns may be there [g, n, H + W]."""
+        g, n, _ = dS.shape
+        H, W = self.H, self.W
+        by_offset = dS.new_zeros(g, n, 2 * H + 2 * W - 2)  # [g, n, L]
+        rows, columns = self.by_position(by_offset, y)  # [g, r, W, H], [g, r, W, W]
+        if self.columns and summed is not None:
+            of_rows, of_columns = summed.split((H, W), dim=2)
             rows.copy_(of_rows.view_as(rows))
             columns.copy_(of_columns.view_as(columns))
         else:
             by_axis = dS.view(g, -1, W, H, W)  # [g, r, W, H, W]
             rows.copy_(by_axis.sum(-1))
             columns.copy_(by_axis.sum(-2))
-        by_offset = by_offset.flatten(0, 1)  # [g*n, L]
-        relative = product(by_offset[None], table.T[None], self.onednn).view(g, n, d)
-        return relative if dq is None else relative.add_(dq), by_offset
+        return by_offset
 
     def plus(self, total: Tensor | None, part: Tensor) -> Tensor:
         """A sum over the tiles of a head, in float32 at least if there are several."""

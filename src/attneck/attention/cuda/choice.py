@@ -31,7 +31,7 @@ def candidates(
 
     `limits.py` has the two numbers. sdpa stays out where gradients must be the same bits each time, since
     PyTorch's kernels add some of them atomically, and where its head, d + H + W wide, is wider than flash
-    takes. triton stays out for heads wider than 128 and for tensors beyond its 32-bit offsets. Both stay out
+    takes. triton stays out for heads wider than 256, in float32 than 128, and for tensors beyond its 32-bit offsets. Both stay out
     in float64 and on a GPU before compute capability 8.0.
     """
     H, W = map_size
@@ -52,8 +52,8 @@ def candidates(
             out["sdpa"] = f"its head, d + H + W, is wider than {FLASH_HEAD}"
         if not HAS_TRITON:
             out["triton"] = "triton is not installed"
-        elif q.shape[3] > WIDEST_HEAD:
-            out["triton"] = f"the head is wider than {WIDEST_HEAD}"
+        elif q.shape[3] > WIDEST_HEAD[dtype]:
+            out["triton"] = f"the head is wider than {WIDEST_HEAD[dtype]}"
         elif _beyond_offsets(q, map_size):
             out["triton"] = "the tensors are too large for its offsets"
     names = [name for name in order if name not in out]

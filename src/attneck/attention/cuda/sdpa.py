@@ -75,10 +75,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     with sdpa_kernel(FUSED):
         # A compiler finds out while it traces: no kernel is left that it could record.
         if not torch.compiler.is_compiling() and not _a_kernel_takes(q, k, v):
+            also = " and gradients" if q.requires_grad else ""
             raise NoFusedKernelError(
                 f"none of PyTorch's fused attention kernels takes {q.dtype}, heads {q.shape[3]} wide (d + H "
-                f"+ W{', gradients' if q.requires_grad else ''}) on this GPU: pass backend='tiled', which has "
-                "memory linear in N too, or 'auto'"
+                f"+ W){also} on this GPU: pass backend='tiled', whose memory is linear in N too, or 'auto'"
             )
         return F.scaled_dot_product_attention(q, k, v, scale=1.0)
 

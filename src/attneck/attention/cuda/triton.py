@@ -37,8 +37,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What the kernels compute in."""
 
-WIDEST_HEAD = 128
-"""The widest head that "auto" hands to the kernels: wider ones spill (test_compile_ahead.py)."""
+WIDEST_HEAD = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
+"""The widest head that "auto" hands to the kernels: wider ones do not fit in registers."""
 
 FLOAT32_DOT = "ieee"
 """Products of float32 tensors: "ieee" is exact to rounding and runs on the ordinary units; "tf32x3" splits
@@ -63,7 +63,13 @@ def tile(kernel: str, d: int, dtype: torch.dtype, capability: tuple[int, int]) -
     in shared memory, 163 KiB a block on 8.0 and 227 KiB on 9.0 and 10.0; one stage fewer elsewhere (99 KiB).
     Float32 is cut small because Triton unrolls an "ieee" product along all of d.
     """
-    if dtype != torch.float32:
+    if d > 128 and dtype != torch.float32:
+        table = {
+            "forward": Tile(64, 32, 8, 2),
+            "backward_queries": Tile(32, 32, 8, 1),
+            "backward_keys": Tile(32, 32, 8, 1),
+        }
+    elif dtype != torch.float32:
         table = {
             "forward": Tile(128, 64, 8, 3),
             "backward_queries": Tile(64, 64, 8 if d > 64 else 4, 2),
@@ -75,6 +81,8 @@ def tile(kernel: str, d: int, dtype: torch.dtype, capability: tuple[int, int]) -
             "backward_queries": Tile(32, 32, 8, 1),
             "backward_keys": Tile(32, 32, 8, 1),
         }
+    elif d > 128:
+        table = dict.fromkeys(KERNELS, Tile(16, 16, 8, 1))
     else:
         table = {
             "forward": Tile(32, 16, 8, 1),

@@ -1,34 +1,68 @@
 """ImageNet's training augmentation by torchvision and timm, whose draws come from global generators."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-Transform = Callable[[Any], Any]
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from attneck.data.readers.decode import Box
+from attneck.data.sampling import seeded
+
+AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]
+"""Of the part of an image that is taken: the share of its area, and width over height."""
 
 
-def inception(size: int, randaugment_layers: int = 0, randaugment_magnitude: int = 10) -> Transform:
-    """A PIL image → one of size × size pixels: a random crop, resized, a flip, and RandAugment's operations.
+class Inception:
+    """A random part of an image at size × size pixels, flipped or not, with RandAugment's operations.
 
-    The crop has 8 to 100 % of the area at an aspect of 3/4 to 4/3. RandAugment (BoTNet section 4.8) is
-    timm's: each layer draws one of its 15 operations and applies it. Magnitudes are on the paper's scale,
-    where 10 is 30 degrees of rotation (torchvision's 10 is 10 degrees).
+    The part is `box`, by torchvision's draws; calling resizes it as `torchvision.transforms.v2.Resize` does a
+    tensor. RandAugment (BoTNet section 4.8) is timm's: each layer draws one of its 15 operations and applies
+    it. Magnitudes are on the paper's scale, where 10 is 30 degrees of rotation (torchvision's 10 is 10
+    degrees).
 
     Raises ValueError for a number of layers under 0 or a magnitude outside 0 … 30.
     """
-    from torchvision.transforms import v2  # seconds of imports: only where used
 
-    if randaugment_layers < 0 or not 0 <= randaugment_magnitude <= 30:
-        raise ValueError(
-            f"randaugment with {randaugment_layers} layers of magnitude {randaugment_magnitude}: "
-            f"layers must be 0 or more, the magnitude 0 ... 30"
-        )
-    steps: list[Transform] = [v2.RandomResizedCrop(size, scale=(0.08, 1.0)), v2.RandomHorizontalFlip()]
-    if randaugment_layers:
-        from timm.data.auto_augment import rand_augment_transform  # seconds of imports: only where used
+    def __init__(self, size: int, randaugment_layers: int = 0, randaugment_magnitude: int = 10) -> None:
+        from torchvision.transforms import RandomResizedCrop  # seconds of imports: only where used
 
-        # p1: timm's default applies each drawn operation to every second image only, the paper's always.
-        # mmax: timm's cap at 10 lifted, as the paper's 15 and 24 want it.
-        form = f"rand-p1-m{randaugment_magnitude}-mmax{randaugment_magnitude}-n{randaugment_layers}"
-        steps.append(rand_augment_transform(form, {"img_mean": (128, 128, 128)}))
-    compose: Transform = v2.Compose(steps)
-    return compose
+        if randaugment_layers < 0 or not 0 <= randaugment_magnitude <= 30:
+            raise ValueError(
+                f"randaugment with {randaugment_layers} layers of magnitude {randaugment_magnitude}: "
+                f"layers must be 0 or more, the magnitude 0 ... 30"
+            )
+        self.size = size
+        self._draw_box = RandomResizedCrop.get_params
+        self.randaugment: Callable[[Any], Any] | None = None
+        if randaugment_layers:
+            from timm.data.auto_augment import rand_augment_transform  # seconds of imports: only where used
+
+            # p1: timm's default applies each drawn operation to every second image only, the paper's always.
+            # mmax: timm's cap at 10 lifted, as the paper's 15 and 24 want it.
+            form = f"rand-p1-m{randaugment_magnitude}-mmax{randaugment_magnitude}-n{randaugment_layers}"
+            self.randaugment = rand_augment_transform(form, {"img_mean": (128, 128, 128)})
+
+    def seeded(self, seed: int) -> AbstractContextManager[None]:
+        """In this context `box` and a call draw what is a function of `seed`."""
+        return seeded(seed, torch_alone=self.randaugment is None)
+
+    def box(self, of: tuple[int, int]) -> Box:
+        """The part that is taken of an image `of` (width, height)."""
+        width, height = of
+        blank = torch.empty(3, height, width, device="meta")
+        top, left, high, wide = self._draw_box(blank, AREA, ASPECT)
+        return left, top, left + wide, top + high
+
+    def __call__(self, part: Image.Image) -> NDArray[np.uint8]:
+        """The part, in RGB → uint8 [size, size, 3]."""
+        pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)[None]  # [1, 3, h, w]
+        small = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
+        image: NDArray[np.uint8] = small[0].permute(1, 2, 0).numpy()
+        if torch.rand(1) < 0.5:
+            image = image[:, ::-1]
+        return image if self.randaugment is None else np.array(self.randaugment(Image.fromarray(image)))

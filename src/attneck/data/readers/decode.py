@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from attneck.errors import UserError
 
-_AVIF = features.check_module("avif")
+_AVIF = "avif" in features.get_supported_modules()  # which Pillow before 11.3 does not know
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *["AVIF"] * _AVIF)
 """What Pillow may try: its other readers start programs (Ghostscript), or are seldom looked at."""
 
@@ -25,6 +25,9 @@ SUFFIXES = (
     *[".avif"] * _AVIF,
 )
 """What the names of such files end in: of a folder's files these are taken for images."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels."""
 
 _ORIENTATION = 274
 _UPRIGHT = {
@@ -106,6 +109,37 @@ def decode_small(
             found = found.resize(small, Image.Resampling.BILINEAR)
         orientation = _orientation(image)
         return _upright(found.convert("RGB"), orientation), size[::-1] if orientation >= 5 else size
+
+
+def decode_part(
+    path: str, name: str, box: Callable[[tuple[int, int]], Box], side: int, max_pixels: int | None = None
+) -> Image.Image:
+    """A part of the image that `decode` gives.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size as long as the part keeps `side` pixels on
+    each side; `box` is then cut down to whole pixels of that size. Nothing is made larger.
+
+    Args:
+        box: of a (width, height): left, top, right and bottom of the part.
+    """
+    with _opened(path, name, max_pixels) as image:
+        by = 1
+        if image.format == "JPEG":
+            orientation = _orientation(image)
+            size = image.size[::-1] if orientation >= 5 else image.size
+            left, top, right, bottom = box(size)
+            by = next((n for n in (8, 4, 2) if min(right - left, bottom - top) // n >= side), 1)
+            if by > 1 and image.draft(None, (image.width // by, image.height // by)) is None:
+                by = 1
+            found = _upright(_eight_bits(image), orientation)
+        else:  # it may say its orientation after its pixels
+            found = _eight_bits(image)
+            found = _upright(found, _orientation(image))
+            size = found.size
+            left, top, right, bottom = box(size)
+        wide, high, left, top = (right - left) // by, (bottom - top) // by, left // by, top // by
+        part = found.crop((left, top, left + wide, top + high))
+        return part if part.mode == "RGB" else part.convert("RGB")
 
 
 def look_at(path: str, name: str, max_pixels: int | None = None) -> None:

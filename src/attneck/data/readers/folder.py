@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attneck.data.augment.inception import inception
+from attneck.data.augment.inception import Inception
 from attneck.data.classification import ClassificationDataset
 from attneck.data.fingerprint import Fingerprint, of_files
-from attneck.data.readers.decode import decode
+from attneck.data.readers.decode import decode, decode_part
 from attneck.data.readers.tree import LAYOUT, scan, tell_left
 from attneck.data.root import resolve
-from attneck.data.sampling import Key, item_seed, seeded, spread
+from attneck.data.sampling import Key, item_seed, spread
 from attneck.data.skipping import Skipped, skips
 from attneck.imagenet import MEAN, STD
 
@@ -22,7 +22,8 @@ class FolderDataset(ClassificationDataset):
     """Images decoded by Pillow as they are asked for; normalised with ImageNet's mean and std.
 
     augment "none": the shorter side resized to image_size / 0.875, then the centre, as ImageNet is evaluated.
-    "inception", "randaugment": see `inception`.
+    "inception", "randaugment": see `Inception`; a JPEG is decoded smaller where its part allows it, see
+    `decode_part`.
 
     Attributes:
         paths: of each image.
@@ -52,32 +53,30 @@ class FolderDataset(ClassificationDataset):
         self.skipped = Skipped(len(paths), paths.__getitem__) if skip_bad else None
         # Built here, so that forked workers inherit the import of torchvision.
         layers = randaugment_layers if augment == "randaugment" else 0
-        self._transform = None if augment == "none" else inception(image_size, layers, randaugment_magnitude)
+        self._transform = None if augment == "none" else Inception(image_size, layers, randaugment_magnitude)
 
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         return np.stack([self._one(epoch, index) for epoch, index in keys])
 
     def _one(self, epoch: int, index: int) -> NDArray[np.uint8]:
-        image = self._image(index)
-        if self._transform is None:
-            return np.array(resize_and_centre(image, self.image_size, self.crop_pct))
-        with seeded(item_seed(self.seed, epoch, index)):
-            return np.array(self._transform(image))
+        seed = item_seed(self.seed, epoch, index)
+        if self.skipped is None:
+            return self._square(index, seed)
+        return self.skipped.first(self._from(index), lambda candidate: self._square(candidate, seed))
+
+    def _square(self, index: int, seed: int) -> NDArray[np.uint8]:
+        if self._transform is None:  # evaluated from all pixels, as published scores are
+            return np.array(resize_and_centre(self.whole(index), self.image_size, self.crop_pct))
+        with self._transform.seeded(seed):
+            place, size = self.paths[index], self.image_size
+            return self._transform(decode_part(place, "folder", self._transform.box, size, self.max_pixels))
 
     def whole(self, index: int) -> Image.Image:
-        return self._decoded(index)
+        return decode(self.paths[index], "folder", self.max_pixels)
 
     def fingerprint(self) -> Fingerprint:
         inside = [name.partition("/")[2] for name in self.names]
         return of_files(self.paths, self.labels, self.classes, inside)
-
-    def _image(self, index: int) -> Image.Image:
-        if self.skipped is None:
-            return self._decoded(index)
-        return self.skipped.first(self._from(index), self._decoded)
-
-    def _decoded(self, index: int) -> Image.Image:
-        return decode(self.paths[index], "folder", self.max_pixels)
 
     def _from(self, index: int) -> Iterator[int]:
         """An image and those that may take its place: the rest of its class, the following ones first."""

@@ -1,0 +1,272 @@
+"""The passes over a tile's logits as one compiled function each way (fused.cpp): built, tested, chosen.
+
+Relative logits, softmax and pooling are three to six passes over the logits by PyTorch's operators, and one
+here. That takes a C++ compiler: the functions are built at the first use (about a second) and kept in the
+user's cache. Without a compiler, or where what it made fails its test, PyTorch's operators do the work.
+
+The two ways round differently, so the choice is a part of what makes a run reproducible: a run can record it
+and set it again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from attneck.attention.cpu.choice import processor
+
+Passes = Literal["fused", "operators"]
+
+VARIABLE = "ATTNECK_PASSES"
+"""The environment variable that overrides the choice."""
+
+DTYPES = {torch.float32: "float", torch.bfloat16: "BFloat16"}
+"""What the functions are built for, and how fused.cpp calls it."""
+
+SOURCE = Path(__file__).with_name("fused.cpp")
+FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
+    *("-fno-math-errno", "-fno-trapping-math"),
+)
+COMPILERS = ("c++", "g++", "clang++")
+PATIENCE = 120
+"""Seconds that a compiler may take; it needs about one."""
+
+_passes: Passes | None = None
+
+
+def passes() -> Passes:
+    """What is in use: "fused", or "operators" for PyTorch's. The first call decides for the process.
+
+    The environment variable ATTNECK_PASSES comes before the rule: fused wherever it can be built and is right.
+
+    Raises ValueError for a value of that variable that is neither, and for "fused" where it does not work.
+    """
+    if _passes is None:
+        set_passes(os.environ.get(VARIABLE) or None)
+        assert _passes is not None
+    return _passes
+
+
+def set_passes(name: str | None) -> None:
+    """Use this from now on, as a resumed run does; None decides by what this machine can build.
+
+    Raises ValueError for an unknown name, and for "fused" where it can't be built or is wrong.
+    """
+    global _passes
+    if name is not None and name not in get_args(Passes):
+        raise ValueError(
+            f"unknown way {name!r} for the passes over the logits; choose one of "
+            f"{', '.join(get_args(Passes))} (the environment variable {VARIABLE} sets it too)"
+        )
+    why_not = None if name == "operators" else trouble()
+    if name == "fused" and why_not:
+        raise ValueError(
+            f"fused passes were asked for, but {why_not}; choose 'operators' (the environment variable "
+            f"{VARIABLE} sets it too), or mend that"
+        )
+    if name is None and why_not and compiler():  # a machine without a compiler is nothing to warn of
+        warnings.warn(f"attention takes PyTorch's operators for its passes: {why_not}", stacklevel=2)
+    _passes = "operators" if name == "operators" or why_not else "fused"
+
+
+def compiler() -> str | None:
+    """The C++ compiler's path: that of the variable CXX, or the first of COMPILERS; None without one."""
+    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))), None)
+
+
+@cache
+def trouble() -> str | None:
+    """Why the functions cannot be used, or None where they can: they are built, and right."""
+    if compiler() is None:
+        return "there is no C++ compiler"
+    try:
+        _library()
+        right = all(_right(dtype, bound) for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)))
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr or "no message").strip().splitlines()[-1][:150]
+        return f"{compiler()} could not build them ({last})"
+    except (OSError, AttributeError, subprocess.TimeoutExpired) as error:
+        return f"they could not be built or loaded ({str(error)[:150]})"
+    return None if right else f"what {compiler()} made of them gives wrong numbers"
+
+
+class Tile(ctypes.Structure):
+    """g heads of r rows of queries from row y0 on, of an H x W map, pooled or not; threads to use."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("g", "r", "y0", "H", "W", "pool", "threads")]
+
+
+def weights(
+    logits: Tensor, by_offset: Tensor, y: int, map_size: tuple[int, int], pool: bool, kept: Tensor | None
+) -> Tensor:
+    """Softmax of a tile's logits plus relative logits; with `pool` the sums of its 2x2 windows of queries.
+
+    Args:
+        logits: [g, n, N] of DTYPES, dense; written over.
+        by_offset: relative logits by offset [g, n, L], dense.
+        y: the tile's first row.
+        map_size: (H, W).
+        pool: whether windows are wanted.
+        kept: dense memory for the weights [g, n, N], where they are to be kept.
+
+    Returns:
+        [g, n', N], the weights or their windows' sums.
+    """
+    tile = _tile(logits, y, map_size, pool)
+    if pool:
+        sums = logits.new_empty(tile.g, _windows(tile), logits.shape[2])
+        _call("weights", tile, logits, by_offset, kept, sums)
+        return sums
+    out = logits if kept is None else kept
+    _call("weights", tile, logits, by_offset, out, None)
+    return out
+
+
+def gradients(
+    source: Tensor,
+    by_offset: Tensor | None,
+    above: Tensor,
+    y: int,
+    map_size: tuple[int, int],
+    pool: bool,
+    *,
+    for_v: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """What `weights` gave, again, and the gradients of the logits and of the relative logits by offset.
+
+    Args:
+        source: [g, n, N], dense: the logits, which are written over; or, without `by_offset`, the kept weights.
+        by_offset: as `weights` has it.
+        above: the gradient of its result [g, n', N], dense; may be written over.
+        y: the tile's first row.
+        map_size: (H, W).
+        pool: as `weights` had it.
+        for_v: whether its result is asked for.
+
+    Returns:
+        [g, n', N] or None, [g, n, N] and [g, n, L].
+    """
+    H, W = map_size
+    tile = _tile(source, y, map_size, pool)
+    of_offset = source.new_empty(*source.shape[:2], 2 * H + 2 * W - 2)
+    kept = by_offset is None
+    of_logits = source
+    if kept:  # a second backward pass may want the weights again
+        of_logits = torch.empty_like(source) if pool else above
+    result = torch.empty_like(above) if for_v and (pool or not kept) else None
+    _call("gradients", tile, source, by_offset, above, of_logits, result, of_offset)
+    return source if for_v and result is None else result, of_logits, of_offset
+
+
+def _tile(logits: Tensor, y: int, map_size: tuple[int, int], pool: bool) -> Tile:
+    g, n, _ = logits.shape
+    H, W = map_size
+    return Tile(g, n // W, y, H, W, pool, torch.get_num_threads())
+
+
+def _windows(tile: Tile) -> int:
+    return int(-(-tile.r // 2) * -(-tile.W // 2))
+
+
+def _call(name: str, tile: Tile, *tensors: Tensor | None) -> None:
+    """Call a function of fused.cpp with these tensors, all dense and of one dtype; None is a null pointer."""
+    first = tensors[0]
+    assert first is not None
+    assert all(one is None or (one.is_contiguous() and one.dtype == first.dtype) for one in tensors)
+    function = getattr(_library(), f"{name}_{DTYPES[first.dtype]}")
+    pointers = (ctypes.c_void_p(None if one is None else one.data_ptr()) for one in tensors)
+    if function(tile, *pointers):
+        raise MemoryError("attention's fused passes got no memory for a few rows of logits")
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The functions, built by this machine's compiler for its processor, or taken from the user's cache.
+
+    Raises OSError, CalledProcessError or TimeoutExpired where that fails.
+    """
+    built_by = compiler()
+    assert built_by is not None
+    about = processor()
+    told = "\n".join(
+        (SOURCE.read_text(), *FLAGS, built_by, about.get("model name", ""), about.get("flags", ""))
+    )
+    folder = _cache()
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="attneck-") as alone:
+            return ctypes.CDLL(str(_build(built_by, Path(alone) / "fused.so")))
+    path = folder / f"fused-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
+    return ctypes.CDLL(str(path if path.exists() else _build(built_by, path)))
+
+
+def _build(built_by: str, path: Path) -> Path:
+    """Compile SOURCE to `path`, whole or not at all: several processes may be at it."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+        made = Path(aside) / path.name
+        command = [built_by, *FLAGS, str(SOURCE), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
+        os.replace(made, path)
+    return path
+
+
+def _cache() -> Path | None:
+    """The user's own folder for what was built; None where there is none that nobody else can write to."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "attneck"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.stat()
+    except (OSError, RuntimeError):
+        return None
+    own = about.st_uid == os.getuid() and not about.st_mode & 0o022
+    return folder if own and os.access(folder, os.W_OK) else None
+
+
+def _right(dtype: torch.dtype, bound: float) -> bool:
+    """Whether both functions agree with their formulas in float64 on a small tile, pooled and not.
+
+    One logit is huge, and the map's sides are odd.
+    """
+    g, r, y, (H, W) = 2, 3, 2, (5, 11)
+    n, N = r * W, H * W
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device="cpu", dtype=torch.float32).to(dtype)
+
+    logits, by_offset = normal(g, n, N), normal(g, n, 2 * H + 2 * W - 2)
+    logits[0, 0, 0] = 1e4
+    query, key = torch.arange(n, device="cpu"), torch.arange(N, device="cpu")
+    of_row = (key // W - (y + query // W)[:, None] + H - 1).expand(g, n, N)
+    of_column = (key % W - (query % W)[:, None] + W - 1 + 2 * H - 1).expand(g, n, N)
+    wide, offsets = logits.double(), by_offset.double()
+    P = (wide + offsets.gather(2, of_row) + offsets.gather(2, of_column)).softmax(-1)  # [g, n, N]
+    for pool in (False, True):
+        window = query // W // 2 * -(-W // 2) + query % W // 2 if pool else query  # [n]
+        into = (torch.arange(int(window.max()) + 1, device="cpu")[:, None] == window).double()  # [n', n]
+        want = into @ P  # [g, n', N]
+        above = normal(*want.shape)
+        dP = into.T @ above.double()  # [g, n, N]
+        dS = P * (dP - (P * dP).sum(-1, keepdim=True))
+        of_offset = torch.zeros_like(offsets).scatter_add_(2, of_row, dS).scatter_add_(2, of_column, dS)
+        kept = torch.empty_like(logits)
+        pairs = [(weights(logits.clone(), by_offset, y, (H, W), pool, kept), want), (kept, P)]
+        for source, offset in ((logits.clone(), by_offset), (P.to(dtype), None)):
+            got = gradients(source, offset, above.clone(), y, (H, W), pool, for_v=True)
+            pairs += zip(got, (want, dS, of_offset), strict=True)
+        for one, other in pairs:
+            assert one is not None
+            if not (one.double() - other).abs().max() <= bound * other.abs().max():  # nor NaN
+                return False
+    return True

@@ -1,0 +1,82 @@
+"""A part of an image, of a JPEG decoded smaller where the part allows it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attneck.data.readers.decode import UnreadableImage, decode, decode_part
+
+SIDE = 32
+
+
+def photo(width: int = 333, height: int = 262) -> Image.Image:
+    """Smooth, with edges: what a photograph is to a decoder."""
+    y, x = np.mgrid[:height, :width] / 40
+    waves = np.stack([np.sin(x + y), np.cos(2 * x - y), np.sin(x) * np.cos(y)], axis=2)
+    waves[60:140, 90:200] += 0.8
+    return Image.fromarray((127 + 80 * waves).clip(0, 255).astype(np.uint8))
+
+
+def saved(path: Path, orientation: int = 1, form: str = "JPEG") -> str:
+    exif = Image.Exif()
+    exif[274] = orientation
+    photo().save(path, form, quality=95, exif=exif)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "by"),
+    [
+        ((40, 24, 103, 151), 1),
+        ((40, 24, 104, 88), 2),
+        ((8, 16, 136, 143), 2),
+        ((8, 8, 264, 262), 4),
+        ((0, 0, 257, 258), 8),
+    ],
+)
+def test_a_jpeg_is_decoded_smaller(tmp_path: Path, part: tuple[int, int, int, int], by: int) -> None:
+    """By the most that leaves 32 pixels on each side; what is there is what all pixels say, made smaller."""
+    path = saved(tmp_path / "a.jpg")
+    small = decode_part(path, "test", lambda size: part, SIDE)
+    left, top, right, bottom = part
+    assert small.size == ((right - left) // by, (bottom - top) // by)
+    assert min(small.size) >= SIDE
+    left, top, wide, high = (n // by * by for n in (left, top, right - left, bottom - top))
+    whole = decode(path, "test").crop((left, top, left + wide, top + high)).reduce(by)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < (1.5 if by > 1 else 1e-9)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_its_orientation_comes_first(tmp_path: Path, orientation: int) -> None:
+    """The part is of the upright image, whose size is said."""
+    path = saved(tmp_path / "a.jpg", orientation)
+    upright, sizes = decode(path, "test"), []
+
+    def box(size: tuple[int, int]) -> tuple[int, int, int, int]:
+        sizes.append(size)
+        return 16, 32, 176, 200
+
+    small = np.asarray(decode_part(path, "test", box, SIDE)).astype(int)
+    assert sizes == [upright.size]
+    assert small.shape == (42, 40, 3)
+    assert np.abs(small - np.asarray(upright.crop((16, 32, 176, 200)).reduce(4))).mean() < 6
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+def test_others_are_decoded_whole(tmp_path: Path, form: str) -> None:
+    path = saved(tmp_path / "a", 6, form)
+    upright = decode(path, "test")
+    found = decode_part(path, "test", lambda size: (0, 0, *size), SIDE)
+    assert np.array_equal(np.asarray(found), np.asarray(upright))
+
+
+def test_grey_and_cmyk_are_colour_and_half_a_file_is_refused(tmp_path: Path) -> None:
+    for mode in ("L", "CMYK"):
+        photo().convert(mode).save(tmp_path / mode, "JPEG")
+        assert decode_part(str(tmp_path / mode), "test", lambda size: (0, 0, *size), SIDE).mode == "RGB"
+    content = (tmp_path / "L").read_bytes()
+    (tmp_path / "L").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnreadableImage, match=r"cannot read .*/L "):
+        decode_part(str(tmp_path / "L"), "test", lambda size: (0, 0, *size), SIDE)

@@ -1,0 +1,81 @@
+"""The study of Tiny-ImageNet: the ImageNet recipes' regimes, each of its networks trained for two steps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attneck import cli
+from attneck.runs.train import train
+from attneck.studies.study import Cell, cells, load_study
+from attneck.training.recipe_file import flat, load_recipe
+
+MADE = [cell for cell in cells(load_study("tiny-imagenet"), Path("x")) if cell.seed == 0]
+SCALED = {
+    "epochs",
+    "batch",
+    "schedule.warmup_epochs",
+    "ema",
+    "precision",
+    "data.root",
+    "data.image_size",
+    "data.workers",
+    "model.name",
+    "seed",
+    "reach",
+}
+NAMES = {cell.variant for cell in MADE}
+
+
+def test_a_regime_is_that_of_its_recipe() -> None:
+    """Whatever is not scaled; an option of the model beside what makes it another network."""
+    for cell in MADE:
+        theirs = flat(load_recipe(f"imagenet-{cell.problem.removeprefix('regime_')}"))
+        ours = flat(cell.recipe)
+        own = {"model.options.bam", "model.options.c5_stride"}
+        different = {name for name in theirs | ours if theirs.get(name) != ours.get(name)}
+        assert different <= SCALED | own, cell.name
+        assert (theirs["ema"] > 0) == (ours["ema"] > 0)
+        assert ours["epochs"] * 10 == theirs["epochs"]
+    assert (len(MADE), len(NAMES)) == (18, 6)
+
+
+def test_its_runs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["study", "tiny-imagenet", "--list", "--only", "regime_350"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 18
+    assert all(line.startswith("attneck train imagenet-100 ") for line in lines)
+    assert all("--data.root tiny-imagenet-20" in line for line in lines)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of 64×64 in the layout of the real ones."""
+    root = tmp_path_factory.mktemp("data") / "tiny-imagenet-20"
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 1)):
+        for name in ("n01443537", "n01784675"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{name}_{number}.JPEG")
+    return root.parent
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [cell for cell in MADE if cell.problem == "regime_350" or cell.variant == "botnet"],
+    ids=lambda cell: cell.name,
+)
+def test_each_is_built_and_takes_two_steps(
+    cell: Cell, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every network in the regime with the most options, and one network in every regime."""
+    monkeypatch.setenv("ATTNECK_DATA", str(photos))
+    recipe = cell.recipe.model_copy(update={"batch": 4, "epochs": 1, "pictures": False})
+    summary = train(recipe, tmp_path / "run")
+    assert summary.steps == 2
+    assert summary.best is not None
+    assert summary.best.key == ("ema_top1" if recipe.ema else "val_top1")

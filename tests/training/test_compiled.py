@@ -1,0 +1,131 @@
+"""compile: the whole network compiled, in training and in scoring, and nothing else of a run is otherwise."""
+
+import pytest
+import torch
+from small_run import ALONE, At, Doing, Net, Task, digest, history, recipe, run
+
+from attneck import cli
+from attneck.errors import RunFailed, UserError
+from attneck.runs import train as runs
+from attneck.runs.run import Run
+from attneck.training import checkpoint, compiled
+from attneck.training.recipe import Recipe
+
+WANTED = recipe(compile=True, ema=0.5, accumulate=2, checkpoint_steps=1)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Graphs are taken and run as they are, which needs no compiler; how many there are."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    torch._dynamo.reset()
+    return graphs
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+def broken():
+    raise BrokenOffError
+
+
+def test_a_compiled_run_goes_on_with_the_same_bits(tmp_path, traced):
+    """From an evaluation, which comes before training then; the checkpoints have the plain names."""
+    run(tmp_path / "straight", WANTED, Task(ALONE))
+    assert traced, "nothing was compiled"
+    with pytest.raises(BrokenOffError):
+        run(tmp_path / "broken", WANTED, Doing(2, broken, evaluating=True))
+    run(tmp_path / "broken", WANTED, Task(ALONE), resume=True)
+    one, two = (checkpoint.load_latest(tmp_path / name / "checkpoints")[0] for name in ("straight", "broken"))
+    assert (digest(one), history(one)) == (digest(two), history(two))
+    assert one["model"].keys() == Net().state_dict().keys()
+    assert one["average"].keys() == {"n_averaged", *(f"module.{name}" for name in one["model"])}
+
+
+def test_sizes_of_evaluation_share_a_form_and_training_has_its_own(traced):
+    """Whatever came first: the number of images is fixed in training and open without a gradient."""
+    torch.manual_seed(0)
+    net = Net()
+    both = compiled.Compiled(net)
+    with compiled.compiling(WANTED):
+        both.eval()
+        with torch.inference_mode():
+            for images in (8, 5, 3):
+                x = torch.randn(images, 3, 6, 6)
+                torch.testing.assert_close(both(x), net(x))
+        assert len(traced) == 1
+        both.train()
+        both(torch.randn(4, 3, 6, 6)).sum().backward()
+        assert len(traced) == 2
+        (images,) = (node.meta["example_value"] for node in traced[1].graph.nodes if node.name == "l_x_")
+        assert list(images.shape) == [4, 3, 6, 6]
+        assert all(isinstance(side, int) for side in images.shape)
+    assert net.conv.weight.grad is not None
+    assert [name.removeprefix("network.") for name in both.state_dict()] == [*net.state_dict()]
+
+
+def test_a_gradient_that_is_not_finite_is_explained_layer_by_layer(tmp_path, traced):
+    with pytest.raises(RunFailed, match="first the output of breaking is not finite"):
+        run(tmp_path, WANTED, Task(ALONE, "output", At(3)))
+
+
+def test_without_a_compiler_it_is_refused_in_a_line(tmp_path, monkeypatch):
+    wanted = Recipe.model_validate(TINY)
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(UserError, match="there is no C\\+\\+ compiler: install"),
+    ):
+        runs.train(wanted, tmp_path / "run")
+    monkeypatch.setattr(torch._dynamo, "is_dynamo_supported", lambda: False)
+    with pytest.raises(UserError, match="cannot compile under this Python"):
+        runs.train(wanted, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_detector_is_refused(tmp_path, capsys):
+    words = ["train", "shapes-maskrcnn", "--compile", "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 2
+    assert "compile is of classifiers" in capsys.readouterr().err
+
+
+TINY = {
+    "model": {"name": "cifar_resnet20_bot_bam", "options": {"depths": [1, 1, 1]}},
+    "data": {"name": "shapes", "augment": "crop_flip", "train_size": 96, "val_size": 30, "image_size": 24},
+    "optimizer": {"lr": 0.05},
+    "epochs": 2,
+    "batch": 32,
+    "ema": 0.5,
+    "compile": True,
+}
+
+
+@pytest.mark.slow
+def test_with_the_compiler_itself(tmp_path, monkeypatch):
+    """A network with both papers' attention: broken off and gone on with, it has the same bits."""
+    wanted = Recipe.model_validate(TINY)
+    straight = runs.train(wanted, tmp_path / "straight")
+    plain = runs.train(wanted.model_copy(update={"compile": False}), tmp_path / "plain")
+    whole = checkpoint.save
+
+    def save(folder, step, state):
+        whole(folder, step, state)
+        broken()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises(BrokenOffError):
+            runs.train(wanted, tmp_path / "broken")
+    torch._dynamo.reset()  # as a process of its own
+    resumed = runs.train(wanted, tmp_path / "broken", resume=True)
+    assert resumed.weights == straight.weights != plain.weights
+    for key in ("train_loss", "val_loss", "ema_loss"):
+        assert resumed.scores[key] == straight.scores[key] == pytest.approx(plain.scores[key], rel=0.02)
+    found = Run(tmp_path / "straight").evaluate()  # by the plain network
+    assert found["val"].scores["loss"] == pytest.approx(straight.scores["val_loss"], rel=1e-4)
