@@ -138,6 +138,7 @@ def test_a_lost_context_goes_on_in_a_new_process(tmp_path: Path, monkeypatch: py
         if "spoilt" not in kept.left_out:
             kept.doing("spoilt")
             apart.sound(kept, "cuda")
+            raise AssertionError("nothing more may run in this process")
         return True
 
     monkeypatch.setattr("torch.cuda.synchronize", lost)
@@ -149,8 +150,8 @@ def test_a_lost_context_goes_on_in_a_new_process(tmp_path: Path, monkeypatch: py
 def test_a_row_that_hangs_is_ended_in_time(tmp_path: Path) -> None:
     began = time.monotonic()
     work = rows_of(nothing, lambda: time.sleep(60))
-    assert apart.apart("part", work, job(tmp_path, seconds=0.3), grace=0.2) == "unfinished"
-    assert time.monotonic() - began < 10
+    assert apart.apart("part", work, job(tmp_path, seconds=3), grace=0.2) == "unfinished"
+    assert time.monotonic() - began < 45
     document = json.loads((tmp_path / "part.json").read_bytes())
     assert [*document["rows"]] == ["row 0"]
     assert not document["left_out"], "it began too late to be one that takes too long"

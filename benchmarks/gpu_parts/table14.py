@@ -26,6 +26,7 @@ def work(kept: Kept, job: Job) -> bool:
     kept.document["times"] = file.name
     kept.write()
     bench_table.bench_table(
+        "14",
         1 if job.tiny else None,
         "float32" if job.tiny else "bfloat16",
         job.device,
