@@ -167,3 +167,44 @@ def test_a_mistake_is_one_line(words: list[str], says: str, capsys: pytest.Captu
     said = capsys.readouterr().err
     assert says in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.slow  # imports torchvision's data sets and timm
+@pytest.mark.data
+def test_input_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "input.json"
+    words = ["--images", "8", "--batch", "4", "--image-size", "32", "--seconds", "0.001"]
+    assert cli.main(["bench", "input", *words, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    document = json.loads(out.read_text())
+    assert document["environment"]["processor"] in said
+    rows = {row["name"]: row for row in document["rows"]}
+    assert [name.partition(",")[0] for name in rows] == ["attneck"] * 3 + ["torchvision"] * 2 + ["timm"]
+    assert rows["attneck"]["ratio"] == 1
+    assert all(row["images_per_second"] > 0 and row["name"] in said for row in rows.values())
+    assert document["photographs"]["width"] > 400
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--root", "nowhere"], "is not a folder"),
+        (["--root", "."], "of 128 photographs in coco/train2017"),
+        (["--batch", "200"], "--batch=200: wanted a whole number from 1 to 128"),
+        (["--seconds", "0"], "wanted more than 0"),
+        (["--out", "a.txt"], "wanted a file that ends in .json"),
+    ],
+)
+def test_input_refuses(
+    words: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ATTNECK_DATA", raising=False)
+    assert cli.main(["bench", "input", *words]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1

@@ -62,7 +62,11 @@ def test_the_tables_of_when_to_attend_are_those_of_the_reports() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.name != "papers.md"],
+    [
+        path
+        for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        if path.name != "papers.md"
+    ],
     ids=lambda page: page.name,
 )
 def test_every_command_is_one_and_says_its_data(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +83,9 @@ def test_every_command_is_one_and_says_its_data(page: Path, monkeypatch: pytest.
         if name == "train" and not rest[0].startswith("runs/"):
             data = parse_recipe_words(rest[0], rest[1:]).recipe.data
             own = data.name == "folder" and rest[0] == "surgery"
-            assert SETS[data.name].drawn or "--data.root" in rest or (not own and "ATTNECK_DATA" in text), line
+            assert SETS[data.name].drawn or "--data.root" in rest or (not own and "ATTNECK_DATA" in text), (
+                line
+            )
             assert not own or "--data.image-size" in rest, line
         elif name == "study":
             own_words, _ = divided(rest[1:])

@@ -1,5 +1,6 @@
 """Exported files say what the network says, at every size that they are for, in plain operators."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -397,10 +398,22 @@ def test_mask_rcnn_in_onnxruntime(tmp_path: Path) -> None:
     assert wanted[3].shape[1:] == (1, 70, 60)
 
 
-def test_a_detector_as_a_program_finds_nothing_too(tmp_path: Path) -> None:
-    """A program that says that there are two objects at least, as torchvision does, would refuse that."""
+def test_stairnet_in_onnxruntime_and_as_a_program_that_finds_nothing_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that says that there are two objects at least, as torchvision does, would refuse that.
+
+    Both are made of one capture, which takes longer than all the rest.
+    """
     model = BUILD["stairnet"]()
     model.score_thresh = 0.0
+    made = export._detector(copy.deepcopy(model), (300, 300))
+    monkeypatch.setattr(export, "_detector", lambda *_: made)
+    leaves = export.export(model, tmp_path / "net.onnx")
+    assert [check.shape for check in leaves.checks] == [(1, 3, 300, 300), (1, 3, 226, 375)]
+    session = onnxruntime.InferenceSession(leaves.file, providers=["CPUExecutionProvider"])
+    assert [out.name for out in session.get_outputs()] == ["boxes", "labels", "scores"]
+    assert {node.domain for node in onnx.load(leaves.file).graph.node} == {""}
     done = export.export(model, tmp_path / "net.pt2")
     assert done.checks[0].objects == model.detections_per_img
     files = {"metadata.json": ""}
@@ -467,9 +480,7 @@ def test_equal_scores_may_be_chosen_among_otherwise(most: int) -> None:
     labels = torch.randint(1, 3, (300,), generator=draws)
     scores = torch.randint(1, 4, (300,), generator=draws) / 10  # three different ones
     candidates = agreement.Candidates(boxes, labels, scores, 0.45, most)
-    wanted, found = (
-        chosen(candidates, scores + 1e-6 * torch.rand(300, generator=draws)) for _ in range(2)
-    )
+    wanted, found = (chosen(candidates, scores + 1e-6 * torch.rand(300, generator=draws)) for _ in range(2))
     image = torch.zeros(1, 3, 100, 100)
 
     def compared(got: list[Tensor], among: agreement.Candidates | None = candidates) -> agreement.Check:

@@ -255,10 +255,10 @@ def with_alpha(mode: str) -> tuple[bytes, Any]:
     return buffer.getvalue(), np.asarray(image.convert("RGB"))
 
 
-def low_bits() -> tuple[bytes, Any]:
-    """A grey PPM of ten bits."""
-    values = NOISE[..., 0].astype(np.uint16) * 4
-    return b"P5 40 48 1020\n" + values.astype(">u2").tobytes(), grey(NOISE[..., 0])
+def pgm(most: int) -> tuple[bytes, Any]:
+    """A grey PPM whose white is `most`, 255 times a whole number; an old Pillow does not write them."""
+    values = NOISE[..., 0].astype(np.uint16) * (most // 255)
+    return b"P5 40 48 %d\n" % most + values.astype(">u2").tobytes(), grey(NOISE[..., 0])
 
 
 GOOD: dict[str, tuple[bytes, Any]] = {
@@ -269,8 +269,8 @@ GOOD: dict[str, tuple[bytes, Any]] = {
         raw_tiff((65_535 - NOISE[..., 0].astype(np.uint16) * 257).astype("<u2"), 16, white=0),
         grey(NOISE[..., 0]),
     ),
-    "16 bit pgm": (depth16("PPM"), grey(NOISE[..., 0])),
-    "10 bit pgm": low_bits(),
+    "16 bit pgm": pgm(65_535),
+    "10 bit pgm": pgm(1020),
     "palette": converted("PNG", "P"),
     "palette with alpha": see_through(),
     "grey with alpha": with_alpha("LA"),

@@ -51,6 +51,7 @@ def bench(
     training step of a classifier or a detector, against the same with plain attention and the one without.
     inference: a whole classifier folded and in channels_last, eager and compiled, against the same with
     timm's attention or with BAM's branches expanded, and against onnxruntime; on one thread, processor time.
+    And how fast images come: attneck bench input --help.
 
     Args:
         what: attention, bam, step or inference.
@@ -387,4 +388,9 @@ def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 def main(words: list[str]) -> None:
     """Parse and run."""
+    if words[:1] == ["input"]:
+        from attneck.commands import bench_input
+
+        bench_input.main(words[1:])
+        return
     call(bench, "attneck bench", words)

@@ -1,4 +1,4 @@
-"""attneck data: find a data set and check it."""
+"""attneck data: find a data set and check it; pack one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def inspect(
     augmented: str | None = None,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Find a data set and check it.
+    """Find a data set and check it, or pack a folder of images into shards: attneck data pack --help.
 
     check reads a folder's images with all processors, and lists every one that cannot be read.
 
@@ -166,4 +166,9 @@ def _check_detection(name: str, root: str | None, max_pixels: int | None, masks:
 
 def main(words: list[str]) -> None:
     """Parse and run."""
+    if words[:1] == ["pack"]:
+        from attneck.commands import data_pack
+
+        data_pack.main(words[1:])
+        return
     call(inspect, "attneck data", words)

@@ -14,4 +14,6 @@ def shown(items: Iterable[T], what: str, quiet: bool = False) -> Iterable[T]:
     from rich.progress import track
 
     console = Console(stderr=True)
-    return track(items, what, disable=quiet or not console.is_terminal, transient=True, console=console)
+    if quiet or not console.is_terminal:  # a bar that rich is told to leave out still ends in an empty line
+        return items
+    return track(items, what, transient=True, console=console)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from attneck.data.readers.decode import UnreadableImage, decode
+from attneck.data.readers.shards import Place
 
 THREADS = min(32, os.cpu_count() or 1)
 """Pillow's decoders let other threads run meanwhile."""
@@ -25,7 +26,7 @@ class Reading:
         max_pixels: see `decode`.
     """
 
-    def __init__(self, paths: Sequence[str], name: str, max_pixels: int | None = None) -> None:
+    def __init__(self, paths: Sequence[Place], name: str, max_pixels: int | None = None) -> None:
         self.paths, self.name, self.max_pixels = paths, name, max_pixels
 
     def __len__(self) -> int:
@@ -42,7 +43,7 @@ class Reading:
             while ahead:
                 yield ahead.popleft().result()
 
-    def _problem(self, path: str) -> str | None:
+    def _problem(self, path: Place) -> str | None:
         try:
             decode(path, self.name, self.max_pixels)
         except UnreadableImage as error:

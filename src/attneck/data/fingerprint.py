@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attneck.data.readers.shards import Packed, Place
+
 Row = list[Any]
 """[images, digest of names, digest of names and sizes]; the names of images in memory are ""."""
 Fingerprint = dict[str, Row]
@@ -25,9 +27,12 @@ THREADS, CHUNK = 16, 1000
 
 
 def of_files(
-    paths: Sequence[str], labels: NDArray[np.int64], classes: Sequence[str], names: Sequence[str]
+    paths: Sequence[Place], labels: NDArray[np.int64], classes: Sequence[str], names: Sequence[str]
 ) -> Fingerprint:
-    """Of images in files, their labels int64 [N], the names of the labels, and of each file in its class."""
+    """Of images in files, their labels int64 [N], the names of the labels, and of each file in its class.
+
+    The same images in shards have the same fingerprint.
+    """
     sizes = _sizes(paths)
     found = {}
     for label, name in enumerate(classes):
@@ -155,7 +160,7 @@ def _digest(words: Iterable[str]) -> str:
     return total.hexdigest()
 
 
-def _sizes(paths: Sequence[str]) -> list[int]:
+def _sizes(paths: Sequence[Place]) -> list[int]:
     """Bytes of each file; -1 of one that cannot be asked: reading it says why."""
     chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -166,7 +171,9 @@ def _sizes(paths: Sequence[str]) -> list[int]:
         ]
 
 
-def _size(path: str) -> int:
+def _size(path: Place) -> int:
+    if isinstance(path, Packed):
+        return path.size
     try:
         return os.stat(path).st_size
     except OSError:

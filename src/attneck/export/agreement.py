@@ -130,8 +130,8 @@ def compare_objects(
 def chosen_of(candidates: Candidates, found: list[Tensor], missing: list[Tensor], scale: float) -> bool:
     """Whether `found` without `missing` is as good a choice of the candidates, but for equal scores' order.
 
-    Each object is a candidate, no two of a class overlap by too much, and each that is missing overlaps one of
-    its class that is as sure, or is among the least sure where there is room for no more. Differences of
+    Each object is a candidate, no two of a class overlap by too much, and each that is missing overlaps one
+    of its class that is as sure, or is among the least sure where there is room for no more. Differences of
     boxes are relative to `scale`.
     """
     from torchvision.ops import box_iou

@@ -143,9 +143,9 @@ class Classification:
     def sample(self, index: int) -> Sample:
         """A held-out image before it is resized and cut, with its class; its file, where it has one."""
         images = self.held_out
-        paths: list[str] | None = getattr(images, "paths", None)
+        paths: Sequence[object] | None = getattr(images, "paths", None)
         return Sample(
-            f"{self.recipe.data.val_split}-{index}" if paths is None else paths[index],
+            f"{self.recipe.data.val_split}-{index}" if paths is None else str(paths[index]),
             images.whole(index),
             [{"category": images.classes[int(images.labels[index])]}],
         )

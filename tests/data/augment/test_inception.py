@@ -34,7 +34,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
 def test_every_operation_is_applied_at_its_magnitude(
     applied: list[tuple[str, float]], layers: int, magnitude: int
 ) -> None:
-    transform, image = Inception(16, layers, magnitude), Image.new("RGB", (20, 30))
+    transform, image = Inception(16, layers, magnitude), np.zeros((30, 20, 3), dtype=np.uint8)
     for draw in range(200):
         before = len(applied)
         with seeded(draw):
@@ -45,7 +45,7 @@ def test_every_operation_is_applied_at_its_magnitude(
 
 
 def test_no_layers_are_no_operations(applied: list[tuple[str, float]]) -> None:
-    Inception(16)(Image.new("RGB", (20, 30)))
+    Inception(16)(np.zeros((30, 20, 3), dtype=np.uint8))
     assert not applied
 
 
@@ -69,7 +69,7 @@ def test_it_is_torchvisions(of: tuple[int, int]) -> None:
     theirs = v2.Compose([v2.RandomResizedCrop(24), v2.RandomHorizontalFlip()])
     for seed in range(12):
         with ours.seeded(seed):
-            found = ours(image.crop(ours.box(image.size)))
+            found = ours(np.array(image.crop(ours.box(image.size))))
         with seeded(seed):
             wanted = theirs(pil_to_tensor(image))
         np.testing.assert_array_equal(found, wanted.permute(1, 2, 0).numpy())

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision.io
+from numpy.typing import NDArray
 from PIL import Image
 
 from attneck.data.readers.decode import UnreadableImage, decode, decode_part
@@ -41,11 +43,11 @@ def test_a_jpeg_is_decoded_smaller(tmp_path: Path, part: tuple[int, int, int, in
     path = saved(tmp_path / "a.jpg")
     small = decode_part(path, "test", lambda size: part, SIDE)
     left, top, right, bottom = part
-    assert small.size == ((right - left) // by, (bottom - top) // by)
-    assert min(small.size) >= SIDE
+    assert small.shape == ((bottom - top) // by, (right - left) // by, 3)
+    assert min(small.shape[:2]) >= SIDE
     left, top, wide, high = (n // by * by for n in (left, top, right - left, bottom - top))
     whole = decode(path, "test").crop((left, top, left + wide, top + high)).reduce(by)
-    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < (1.5 if by > 1 else 1e-9)
+    assert np.abs(small.astype(int) - np.asarray(whole)).mean() < (1.5 if by > 1 else 1e-9)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -58,7 +60,7 @@ def test_its_orientation_comes_first(tmp_path: Path, orientation: int) -> None:
         sizes.append(size)
         return 16, 32, 176, 200
 
-    small = np.asarray(decode_part(path, "test", box, SIDE)).astype(int)
+    small = decode_part(path, "test", box, SIDE).astype(int)
     assert sizes == [upright.size]
     assert small.shape == (42, 40, 3)
     assert np.abs(small - np.asarray(upright.crop((16, 32, 176, 200)).reduce(4))).mean() < 6
@@ -69,14 +71,38 @@ def test_others_are_decoded_whole(tmp_path: Path, form: str) -> None:
     path = saved(tmp_path / "a", 6, form)
     upright = decode(path, "test")
     found = decode_part(path, "test", lambda size: (0, 0, *size), SIDE)
-    assert np.array_equal(np.asarray(found), np.asarray(upright))
+    assert np.array_equal(found, np.asarray(upright))
 
 
 def test_grey_and_cmyk_are_colour_and_half_a_file_is_refused(tmp_path: Path) -> None:
     for mode in ("L", "CMYK"):
         photo().convert(mode).save(tmp_path / mode, "JPEG")
-        assert decode_part(str(tmp_path / mode), "test", lambda size: (0, 0, *size), SIDE).mode == "RGB"
+        found = decode_part(str(tmp_path / mode), "test", lambda size: (0, 0, *size), 250)
+        assert np.array_equal(found, np.asarray(decode(str(tmp_path / mode), "test")))
     content = (tmp_path / "L").read_bytes()
     (tmp_path / "L").write_bytes(content[: len(content) // 2])
     with pytest.raises(UnreadableImage, match=r"cannot read .*/L "):
-        decode_part(str(tmp_path / "L"), "test", lambda size: (0, 0, *size), SIDE)
+        decode_part(str(tmp_path / "L"), "test", lambda size: (0, 0, *size), 250)
+
+
+@pytest.mark.parametrize("quality", [30, 75, 98])
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_torchvision_and_pillow_decode_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quality: int, sampling: str, progressive: bool
+) -> None:
+    """Also where one of them cannot."""
+    path = str(tmp_path / "a")
+    photo().save(path, "JPEG", quality=quality, subsampling=sampling, progressive=progressive)
+    wanted = np.asarray(decode(path, "test"))
+
+    def whole() -> NDArray[np.uint8]:
+        return decode_part(path, "test", lambda size: (0, 0, *size), 250)
+
+    assert np.array_equal(whole(), wanted)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no JPEG here")
+
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", fails)
+    assert np.array_equal(whole(), wanted)

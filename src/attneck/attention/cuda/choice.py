@@ -31,8 +31,8 @@ def candidates(
 
     `limits.py` has the two numbers. sdpa stays out where gradients must be the same bits each time, since
     PyTorch's kernels add some of them atomically, and where its head, d + H + W wide, is wider than flash
-    takes. triton stays out for heads wider than 256, in float32 than 128, and for tensors beyond its 32-bit offsets. Both stay out
-    in float64 and on a GPU before compute capability 8.0.
+    takes. triton stays out for heads wider than 256, in float32 than 128, and for tensors beyond its 32-bit
+    offsets. Both stay out in float64 and on a GPU before compute capability 8.0.
     """
     H, W = map_size
     gpu = capability(q.device)

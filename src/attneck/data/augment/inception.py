@@ -58,9 +58,9 @@ class Inception:
         top, left, high, wide = self._draw_box(blank, AREA, ASPECT)
         return left, top, left + wide, top + high
 
-    def __call__(self, part: Image.Image) -> NDArray[np.uint8]:
-        """The part, in RGB → uint8 [size, size, 3]."""
-        pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)[None]  # [1, 3, h, w]
+    def __call__(self, part: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The part, uint8 [h, w, 3] → uint8 [size, size, 3]."""
+        pixels = torch.from_numpy(part).permute(2, 0, 1)[None]  # [1, 3, h, w]
         small = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         image: NDArray[np.uint8] = small[0].permute(1, 2, 0).numpy()
         if torch.rand(1) < 0.5:

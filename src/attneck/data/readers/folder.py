@@ -11,6 +11,7 @@ from attneck.data.augment.inception import Inception
 from attneck.data.classification import ClassificationDataset
 from attneck.data.fingerprint import Fingerprint, of_files
 from attneck.data.readers.decode import decode, decode_part
+from attneck.data.readers.shards import Place
 from attneck.data.readers.tree import LAYOUT, scan, tell_left
 from attneck.data.root import resolve
 from attneck.data.sampling import Key, item_seed, spread
@@ -26,7 +27,7 @@ class FolderDataset(ClassificationDataset):
     `decode_part`.
 
     Attributes:
-        paths: of each image.
+        paths: of each image, or its place in a shard.
         names: of each image, in the folder of the classes: CLASS/…/FILE.
     """
 
@@ -34,7 +35,7 @@ class FolderDataset(ClassificationDataset):
 
     def __init__(
         self,
-        paths: list[str],
+        paths: Sequence[Place],
         labels: NDArray[np.int64],
         *,
         names: list[str],
@@ -50,7 +51,7 @@ class FolderDataset(ClassificationDataset):
         super().__init__(classes=classes, mean=MEAN, std=STD, image_size=image_size, labels=labels)
         self.paths, self.names = paths, names
         self.augment, self.seed, self.max_pixels = augment, seed, max_pixels
-        self.skipped = Skipped(len(paths), paths.__getitem__) if skip_bad else None
+        self.skipped = Skipped(len(paths), lambda index: str(paths[index])) if skip_bad else None
         # Built here, so that forked workers inherit the import of torchvision.
         layers = randaugment_layers if augment == "randaugment" else 0
         self._transform = None if augment == "none" else Inception(image_size, layers, randaugment_magnitude)
@@ -101,7 +102,7 @@ def open_folder(
     on_bad_image: str = "stop",
     val_share: float | None = None,
 ) -> FolderDataset:
-    """Opens root/{train,val}/<class>/…, the images in a class's folder at any depth.
+    """Opens root/{train,val}/<class>/…, the images in a class's folder at any depth, or in shards of these.
 
     augment: see `FolderDataset`; RandAugment's layers and magnitude are BoTNet section 4.8's unless given.
     classes: the class names expected, in the order of the labels; else these follow the sorted names.

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from attneck.data.readers.decode import SUFFIXES, said
+from attneck.data.readers.shards import PackedImages, Place, is_packed, read_index
 from attneck.data.table import SETS
 
 LAYOUT = SETS["folder"].source
@@ -45,6 +49,7 @@ class Tree:
         names: of each image, its path in `folder`: CLASS/…/FILE.
         labels: the number of each image's class.
         left: what is in the folder beside.
+        shards, packed: where the images are in shards, the tars and the table of `PackedImages`.
     """
 
     folder: Path
@@ -52,10 +57,14 @@ class Tree:
     names: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     left: Left = field(default_factory=Left)
+    shards: list[str] = field(default_factory=list)
+    packed: NDArray[np.int64] | None = None
 
     @property
-    def paths(self) -> list[str]:
-        """Of each image."""
+    def paths(self) -> Sequence[Place]:
+        """Of each image, or its place in a shard."""
+        if self.packed is not None:
+            return PackedImages(self.shards, self.packed, self.names)
         return [os.path.join(self.folder, name) for name in self.names]
 
 
@@ -70,6 +79,9 @@ def scan(
 
     A label is the position of its class among the sorted names, or in `classes` where given. What begins with
     a dot is left out: `._1.jpg` is macOS's, and no image. A link to a folder inside a class is not followed.
+
+    A folder that holds the index of `attneck data pack` has its images in shards: the same ones, in the same
+    order.
 
     With `val_share` an image is held out if the hash of its name in root is below that share: adding a file
     moves no other. Where root holds train/ alone, that is the root.
@@ -101,6 +113,15 @@ def scan(
     return tree if val_share is None else _part(tree, split, val_share)
 
 
+def every_split(root: Path) -> dict[str, Tree]:
+    """The images of train and val, those that are there, or under "" of a root of class folders."""
+    splits = [split for split in ("train", "val") if (root / split).is_dir()]
+    if splits:
+        return {split: scan(root, split) for split in splits}
+    names, left = _class_names(root, root)
+    return {"": _read(Tree(root, tuple(names), left=left), skip_bad=False)}
+
+
 def held_out(name: str, share: float) -> bool:
     """Whether the image of that name in its root is held out: a function of the two alone."""
     digest = blake2b(os.fsencode(name), digest_size=8).digest()
@@ -123,6 +144,8 @@ def tell_left(left: Left, where: str) -> None:
 
 
 def _read(tree: Tree, skip_bad: bool) -> Tree:
+    if is_packed(tree.folder):
+        return _read_packed(tree)
     for label, name in sorted(enumerate(tree.classes), key=lambda pair: pair[1]):
         inside = tree.folder / name
         loop = inside.resolve() in [tree.folder.resolve(), *tree.folder.resolve().parents]
@@ -137,6 +160,14 @@ def _read(tree: Tree, skip_bad: bool) -> Tree:
             )
         tree.names += [file for file, _ in images]
         tree.labels += [label] * len(images)
+    return tree
+
+
+def _read_packed(tree: Tree) -> Tree:
+    tree.shards, names, tree.packed = read_index(tree.folder)
+    tree.names = list(names)
+    labels = {name: label for label, name in enumerate(tree.classes)}
+    tree.labels = [labels[name.partition("/")[0]] for name in names]
     return tree
 
 
@@ -164,6 +195,8 @@ def _unsplit(root: Path) -> Path:
             "root of class folders alone"
         )
     train = root / "train"
+    if is_packed(root) or is_packed(train):
+        return root if is_packed(root) else train
     if train.is_dir() and any(_is(entry.is_dir) for entry in _entries(train, "", Left())):
         folders = [entry.name for entry in _entries(root, "", Left()) if _is(entry.is_dir)]
         if folders != ["train"]:
@@ -195,24 +228,23 @@ def _part(tree: Tree, split: str, share: float) -> Tree:
                 f"{len(tree.classes)} classes ({said(lacking[0])}{more}): trained on, and not scored",
                 file=sys.stderr,
             )
-    rows = [
-        (name, label)
-        for name, label, out in zip(tree.names, tree.labels, chosen, strict=True)
-        if out == (split == "val")
-    ]
-    return Tree(
-        tree.folder, tree.classes, [name for name, _ in rows], [label for _, label in rows], tree.left
-    )
+    part = [index for index, out in enumerate(chosen) if out == (split == "val")]
+    tree.names, tree.labels = [tree.names[i] for i in part], [tree.labels[i] for i in part]
+    if tree.packed is not None:
+        tree.packed = tree.packed[part]
+    return tree
 
 
 def _class_names(folder: Path, root: Path) -> tuple[list[str], Left]:
     """The names of the class folders in a folder, sorted, and what is beside them."""
     if not folder.is_dir():
         flat = [entry for entry in _entries(root, "", Left()) if _is(entry.is_dir)]
-        own = "; for its folders as classes give --data.val-share 0.2" if flat else ""
+        own = "; for its folders as classes give --data.val-share 0.2" if flat or is_packed(root) else ""
         raise FileNotFoundError(f"folder: {said(folder)} is missing: {said(root)} must hold {LAYOUT}{own}")
     names: list[str] = []
     left = Left()
+    if is_packed(folder):
+        return sorted({name.partition("/")[0] for name in read_index(folder)[1]}), left
     for entry in _entries(folder, "", left):
         (names if _is(entry.is_dir) else left.others).append(entry.name)
     if not names:
