@@ -19,6 +19,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 
 # Where the package may import what an extra brings: inside functions, so that all else works without.
 EXTRA_OF = {
+    "commands/bench_inference.py": "export",
     "explain/gradcam.py": "explain",
     "export/": "export",
     "hub/": "hub",
