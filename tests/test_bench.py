@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from attneck import cli
-from attneck.commands import bench_loop
+from attneck.commands import bench_inference, bench_loop
 
 QUICK = ["--seconds", "0.001", "--no-compiled"]
 
@@ -62,6 +63,30 @@ def test_the_document(
         if "--no-memory" not in words:
             assert row["peak_mib"].keys() == row["ms"].keys()
             assert min(row["peak_mib"].values()) > 1
+
+
+def test_inference_is_one_function_by_whoever_computes_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: dict[str, Any] = {}
+    make = bench_inference.call
+
+    def kept(case: Any, name: str, *rest: Any) -> Any:
+        calls[name] = make(case, name, *rest)
+        return calls[name]
+
+    monkeypatch.setattr(bench_inference, "call", kept)
+    words = ["inference", "--size", "32", "--batch", "2", "--model", "cifar_resnet20_bot_bam", "--no-memory"]
+    assert cli.main(["bench", *words, *QUICK, "--threads", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["clock"] == "processor time"
+    (row,) = document["rows"]
+    assert row["direction"] == "forward"
+    assert [*row["ms"]] == ["attneck", "timm BottleneckAttn", "expanded", "onnxruntime"]
+    ours = calls.pop("attneck")()
+    for name, theirs in calls.items():
+        worst = (theirs() - ours).abs().max() / ours.abs().max()
+        assert worst < 1e-4, name
 
 
 def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +149,8 @@ def bench_loop_mistake(capsys: pytest.CaptureFixture[str]) -> str:
             ],
             "want 72 pixels or more",
         ),
+        (["inference", "--dtype", "bfloat16"], "--dtype float32 alone"),
+        (["inference", "--size", "64", "--model", "ssd300_vgg16"], "give two of a kind"),
         (["bam", "--loop"], "attneck bench step --loop takes"),
         (["step", "--loop", "--table", "5"], "attneck bench step --loop takes"),
         (["bam", "--out", "nowhere/there.json"], "make it first"),

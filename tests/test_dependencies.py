@@ -19,6 +19,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 
 # Where the package may import what an extra brings: inside functions, so that all else works without.
 EXTRA_OF = {
+    "commands/bench_inference.py": "export",
     "explain/gradcam.py": "explain",
     "export/": "export",
     "hub/": "hub",
@@ -69,6 +70,7 @@ def modules(tree: ast.Module) -> Iterator[tuple[str, bool]]:
 def imports(*folders: str) -> Iterator[tuple[Path, str, bool]]:
     """File, distribution, and whether it is imported inside a function, for every third-party import."""
     ours = {"attneck", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    ours |= {path.name for path in (ROOT / "benchmarks").iterdir() if path.is_dir()}
     brings = metadata.packages_distributions()
     for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         for module, lazy in modules(ast.parse(path.read_text())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +20,7 @@ from attneck.errors import UserError, user_mistakes
 if TYPE_CHECKING:
     from attneck.measure.steps import StepCase
 
-What = Literal["attention", "bam", "step"]
+What = Literal["attention", "bam", "step", "inference"]
 
 
 def bench(
@@ -48,16 +49,18 @@ def bench(
     form, timm's BottleneckAttn in both memory formats and bottleneck-transformer-pytorch, eager and under
     torch.compile. bam: the gate and the module, against the form that expands both branches. step: a whole
     training step of a classifier or a detector, against the same with plain attention and the one without.
+    inference: a whole classifier folded and in channels_last, eager and compiled, against the same with
+    timm's attention or with BAM's branches expanded, and against onnxruntime; on one thread, processor time.
     And how fast images come: attneck bench input --help.
 
     Args:
-        what: attention, bam or step.
+        what: attention, bam, step or inference.
         size: side of the map, or of the image in a step: one case instead of the list.
         batch: images; 1 if not given with --size.
         dtype: of that case (float32 if not given), or of those of the list; a step runs under autocast.
         stride: attention only: 2 averages the result over 2x2 windows.
         channels: of the map.
-        model: step only: the network with attention, or a detector on it.
+        model: step and inference: the network with attention; of a step, also a detector on it.
         plain: step only: the network or detector that it is compared with.
         table: step only: forward and backward of BoTNet's Table 14 and its figures' ViT and DeiT, in rounds,
             beside the printed step times; or BoT50 and R50 at 224, 1024 and 1280 pixels, beside those of
@@ -93,6 +96,12 @@ def bench(
     ):
         raise UserError(
             "--batch, --stride, --channels, --model and --plain are of one case: give its --size too"
+        )
+    if what == "inference" and (
+        (stride, channels, plain) != (1, 512, "resnet50") or dtype not in (None, "float32")
+    ):
+        raise UserError(
+            "attneck bench inference takes no --stride, --channels and --plain, and --dtype float32 alone"
         )
     with user_mistakes():
         for name, value in {"--size": size, "--batch": batch, "--channels": channels}.items():
@@ -157,6 +166,16 @@ def bench(
             return contestants.bam_names(compiled)
 
         call = contestants.bam_call
+    elif what == "inference":
+        from attneck.commands import bench_inference
+
+        _comparable(model, "resnet50")
+        cases = bench_inference.cases(model, size, batch)
+
+        def names(case: Any) -> list[str]:
+            return bench_inference.names(case, compiled, device)
+
+        call = bench_inference.call
     else:
         from attneck.measure import steps
 
@@ -175,7 +194,7 @@ def bench(
         name: gemm_ceiling(contestants.DTYPES[name], device) / 1e9
         for name in sorted({case.dtype for case in cases})
     }
-    document = {
+    document: dict[str, Any] = {
         "what": what,
         "environment": environment()
         | {
@@ -187,7 +206,13 @@ def bench(
         "gemm_gflops": ceilings,
         "copy_gbytes": bandwidth_ceiling(device) / 1e9,
     }
-    directions = ["forward+backward"] if what == "step" else ["forward", "forward+backward"]
+    directions = {"step": ["forward+backward"], "inference": ["forward"]}.get(
+        what, ["forward", "forward+backward"]
+    )
+    clock = None
+    if what == "inference" and device == "cpu" and torch.get_num_threads() == 1:
+        clock = time.process_time  # other programs may wait for the core, too
+    document["clock"] = "processor time" if clock else "wall time"
 
     def weighed(case: Any) -> bool:
         # Every peak takes a process that loads torch anew; in the list, small maps are not worth it.
@@ -195,7 +220,7 @@ def bench(
 
     rows: list[dict[str, Any]] = []
     text = ""
-    for row in _measure(cases, directions, names, call, document, seconds, weighed, device):
+    for row in _measure(cases, directions, names, call, document, seconds, weighed, device, clock):
         rows.append(row)
         text = json.dumps(document | {"rows": rows}, indent=1, ensure_ascii=False)
         if out is not None:  # after each row: an interrupted benchmark leaves what it has
@@ -279,6 +304,7 @@ def _measure(
     seconds: float,
     weighed: Callable[[Any], bool],
     device: str,
+    clock: Callable[[], float] | None,
 ) -> Iterator[dict[str, Any]]:
     """A row for each case and direction; of `names`, the first, eager or compiled, meets the best other."""
     from rich.console import Console
@@ -295,7 +321,7 @@ def _measure(
                 everybody = names(case)
                 progress.update(task, description=f"{case}, {direction}")
                 calls = {name: call(case, name, direction, device) for name in everybody}
-                times = interleave(calls, seconds=seconds, device=device)
+                times = interleave(calls, seconds=seconds, device=device, clock=clock)
                 del calls
                 own = [name for name in everybody if name.removesuffix(COMPILED) == everybody[0]]
                 ours = min(own, key=times.median)

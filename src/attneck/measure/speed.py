@@ -52,22 +52,20 @@ def interleave(
         calls: by name.
         seconds: sampling time of each call, over all rounds.
         least: least number of rounds, however long they take.
-        device: "cuda" synchronises at both ends of a sample.
-        clock: time.perf_counter unless given; time.process_time measures the processor's own time, whatever
-            else the machine does.
+        device: "cuda" takes the GPU's own time, by events at both ends of a sample.
+        clock: seconds so far, of the CPU; `time.process_time` leaves out what other programs take. If not
+            given, this thread's own time where there is one, else `time.perf_counter`.
     """
-    clock = clock or time.perf_counter
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     alone = device == "cpu" and torch.get_num_threads() == 1
-    clock = time.thread_time if alone else time.perf_counter
+    now = clock or (time.thread_time if alone else time.perf_counter)
 
     def sample(call: Call, repeats: int) -> float:
-        wait()
-        start = clock()
+        if device == "cuda":
+            return _by_events(call, repeats)
+        start = now()
         for _ in range(repeats):
             call()
-        wait()
-        return (clock() - start) / repeats
+        return (now() - start) / repeats
 
     repeats = {}
     for name, call in calls.items():
@@ -80,6 +78,18 @@ def interleave(
         for name in names:
             times[name].append(sample(calls[name], repeats[name]))
     return times
+
+
+def _by_events(call: Call, repeats: int) -> float:
+    """Seconds of a call on the GPU, from the first of `repeats` to the end of the last."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / repeats
 
 
 def gemm_ceiling(dtype: torch.dtype, device: str = "cpu") -> float:

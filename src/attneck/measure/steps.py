@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attneck.layers import MHSA2d
-from attneck.measure.contestants import DTYPES, PLAIN, Direction, PlainMHSA
+from attneck.measure.contestants import COMPILED, DTYPES, PLAIN, Direction, PlainMHSA
 from attneck.models import catalog, create_model
 
 PLAIN_ATTENTION = f", {PLAIN} attention"
@@ -42,15 +42,20 @@ def step_names(case: StepCase) -> list[str]:
 def step_call(case: StepCase, name: str, direction: Direction, device: str = "cpu") -> Callable[[], object]:
     """One training step of `name`: SGD with momentum, channels_last, autocast in half precision.
 
-    A classifier learns noise with cross-entropy; a detector learns drawn scenes with all of its losses.
+    A classifier learns noise with cross-entropy; a detector learns drawn scenes with all of its losses. With
+    COMPILED behind its name the network is compiled, and of a detector its backbone.
     """
     torch.manual_seed(0)
-    data = _scenes if catalog.find(case.model).task == "detection" else _noise
+    detects = catalog.find(case.model).task == "detection"
+    data = _scenes if detects else _noise
+    name, compiled = name.removesuffix(COMPILED), name.endswith(COMPILED)
     network, losses = data(case, name.removesuffix(PLAIN_ATTENTION), device)
     if name.endswith(PLAIN_ATTENTION):
         for module in filter(_has_plain_form, network.modules()):
             module.__class__ = PlainMHSA
     network.to(device).to(memory_format=torch.channels_last).train()
+    if compiled:
+        (network.get_submodule("backbone") if detects else network).compile()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
     short = case.dtype != "float32"
 

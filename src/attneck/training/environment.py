@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 
+from attneck import __version__
+
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and command of a run, as JSON has them."""
-    packages = ("attneck", "torch", "torchvision", "timm", "numpy")
+    packages = ("torch", "torchvision", "timm", "numpy")
     return {
         "command": " ".join(["attneck", *sys.argv[1:]]),
         "python": platform.python_version(),
+        "attneck": __version__,  # there too where the package is a folder on the path
         **{name: version(name) for name in packages},
         "platform": platform.platform(),
         "processor": _processor(),

@@ -1,0 +1,244 @@
+"""benchmarks/gpu on the CPU, tiny: every part runs, goes on where it was, and none stops another."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from gpu_parts import __main__ as command  # noqa: E402
+from gpu_parts import apart, attention, cifar, kept, steps, thresholds  # noqa: E402
+from gpu_parts.kept import Job, Kept  # noqa: E402
+
+
+def trained_here(words: list[str], seconds: float) -> int:
+    """`attneck WORDS` in this process, which has torch loaded."""
+    from attneck import cli
+
+    return cli.main(words)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command's, after one run of it."""
+    folder = tmp_path_factory.mktemp("gpu")
+    words = ["--out", f"{folder}/out", "--runs", f"{folder}/runs", "--device", "cpu", "--tiny"]
+    words += ["--minutes", "60"]
+    small = steps.cases(job(folder))[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        # What takes long and is tested elsewhere. A part's process is forked, and has these too.
+        patch.setattr(cifar, "train", trained_here)
+        patch.setattr(steps, "cases", lambda job: small)
+        patch.setattr(attention, "gemm_ceiling", lambda *_: 1e11)
+        patch.setattr(attention, "bandwidth_ceiling", lambda *_: 1e10)
+        before = signal.getsignal(signal.SIGTERM)
+        assert command.main(words) == 0
+        signal.signal(signal.SIGTERM, before)
+    return words
+
+
+def documents(words: list[str]) -> dict[str, Any]:
+    return {name: json.loads(Path(words[1], f"{name}.json").read_bytes()) for name in command.PARTS}
+
+
+def test_every_part_runs_tiny_on_the_cpu(words: list[str]) -> None:
+    found = documents(words)
+    assert {name: document["state"] for name, document in found.items()} == dict.fromkeys(found, "done")
+    assert {row["outcome"] for row in found["tests"]["rows"].values()} <= {"passed", "skipped"}
+    for key, row in found["attention"]["rows"].items():
+        assert row["ms"].keys() >= {"plain", "sdpa", "tiled"}, key
+        assert "triton" in row["left_out"], "it wants a GPU: said, not failed"
+        limit = attention.LARGEST[row["dtype"]]
+        assert all(check["error"] < limit for check in row["checks"].values()), key
+    for row in found["steps"]["rows"].values():
+        assert row["ms"].keys() == row["peak_mib"].keys() == {*row["names"]}
+    assert found["thresholds"]["rows"].keys() == {"forward", "training"}
+    assert [row["history"][-1]["epoch"] for row in found["cifar"]["rows"].values()] == [1, 1]
+    assert "over R50's" in found["table14"]["table"]
+
+
+def test_a_second_call_measures_what_is_missing_alone(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = documents(words)
+    assert command.main(words) == 0
+    assert documents(words) == before
+    file = Path(words[1], "attention.json")
+    document = json.loads(file.read_bytes()) | {"state": "unfinished"}
+    last, row = document["rows"].popitem()
+    file.write_text(json.dumps(document))
+    assert command.main([*words, "--only", "attention"]) == 0
+    after = documents(words)["attention"]
+    assert after["state"] == "done"
+    assert after["rows"].pop(last)["ms"] != row["ms"]
+    assert after["rows"] == document["rows"]
+    assert "nothing is left" in capsys.readouterr().out
+
+
+def test_a_part_without_time_keeps_what_it_has(words: list[str]) -> None:
+    kept = Kept(Path(words[1], "attention.json"))
+    assert not attention.work(kept_without_rows(kept), job(kept.path.parent, seconds=0))
+
+
+def kept_without_rows(kept: Kept) -> Kept:
+    kept.rows.clear()
+    kept.path = kept.path.with_name("other.json")
+    return kept
+
+
+def job(out: Path, seconds: float = 60) -> Job:
+    return Job(out, "cpu", True, time.monotonic() + seconds, out)
+
+
+def rows_of(*faults: Any) -> Any:
+    """Work of a row for each of these, which are called in it."""
+
+    def work(kept: Kept, job: Job) -> bool:
+        for number, fault in enumerate(faults):
+            key = f"row {number}"
+            if key in kept.rows or key in kept.left_out:
+                continue
+            if job.left <= 0:
+                return False
+            kept.doing(key, "someone")
+            fault()
+            kept.row(key, {})
+        return True
+
+    return work
+
+
+def nothing() -> None:
+    pass
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_crash_loses_its_row_alone(tmp_path: Path) -> None:
+    assert apart.apart("part", rows_of(nothing, crash, nothing), job(tmp_path)) == "done"
+    document = json.loads((tmp_path / "part.json").read_bytes())
+    assert [*document["rows"]] == ["row 0", "row 2"]
+    assert document["left_out"] == {"row 1": {"someone": "its process ended: SIGSEGV"}}
+
+
+def test_a_lost_context_goes_on_in_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def work(kept: Kept, job: Job) -> bool:
+        if "spoilt" not in kept.left_out:
+            kept.doing("spoilt")
+            apart.sound(kept, "cuda")
+            raise AssertionError("nothing more may run in this process")
+        return True
+
+    monkeypatch.setattr("torch.cuda.synchronize", lost)
+    assert apart.apart("part", work, job(tmp_path)) == "done"
+    document = json.loads((tmp_path / "part.json").read_bytes())
+    assert document["left_out"] == {"spoilt": {"": "an illegal memory access was encountered"}}
+
+
+def test_a_row_that_hangs_is_ended_in_time(tmp_path: Path) -> None:
+    began = time.monotonic()
+    work = rows_of(nothing, lambda: time.sleep(60))
+    assert apart.apart("part", work, job(tmp_path, seconds=3), grace=0.2) == "unfinished"
+    assert time.monotonic() - began < 45
+    document = json.loads((tmp_path / "part.json").read_bytes())
+    assert [*document["rows"]] == ["row 0"]
+    assert not document["left_out"], "it began too late to be one that takes too long"
+
+
+def test_what_ends_the_whole_command_three_times_is_left_out(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "part.json")
+    for _ in range(3):
+        kept.doing("row 0", "someone")  # and no more: killed
+        assert apart.apart("part", lambda kept, job: True, job(tmp_path)) == "done"
+        kept = Kept(kept.path)
+    assert "row 0" in kept.left_out
+
+
+def test_a_part_that_fails_says_so_and_the_next_one_runs(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(kept: Kept, job: Job) -> bool:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr("gpu_parts.cuda_tests.work", fails)
+    monkeypatch.setattr("gpu_parts.cifar.work", lambda kept, job: True)
+    only = ["--only", "cifar", "--only", "tests"]
+    assert command.main(["--out", str(tmp_path), *words[2:], *only]) == 1
+    said = capsys.readouterr().out
+    assert "tests: failed: ValueError: no such thing" in said
+    assert "cifar: done" in said
+    assert "left: tests" in said
+
+
+def test_times_of_two_machines_do_not_meet(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(Path(words[1], "steps.json"))
+    there = kept.document["where"]
+    with pytest.raises(
+        command.UserError, match=r"measured with gpu None, and here it is H100.*another --out"
+    ):
+        kept.on(there | {"gpu": "H100"})
+
+
+def test_the_command_refuses_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "steps.json").write_text("[1]")
+    for words, says in (
+        (["--minutes", "0"], "wanted a number above 0"),
+        ([], "no CUDA device"),
+        (["--device", "cpu", "--tiny"], "move it away"),
+    ):
+        if says == "no CUDA device" and kept.where(job(tmp_path))["gpu"]:
+            continue
+        assert command.main(["--out", str(tmp_path), *words]) == 2
+        assert says in (said := capsys.readouterr().err)
+        assert said.count("\n") == 1
+
+
+def row(size: int, direction: str = "forward", **ms: float) -> dict[str, Any]:
+    checks = {name: {"error": 0.0} for name in ms}
+    return {"size": size, "dtype": "bfloat16", "direction": direction, "ms": ms, "checks": checks}
+
+
+def test_limits_are_where_the_fastest_way_changes() -> None:
+    rows = [
+        row(7, plain=1, sdpa=2, triton=3),
+        row(14, plain=1, sdpa=2, triton=3),
+        row(20, plain=3, sdpa=2, triton=3),
+        row(32, plain=9, sdpa=2, triton=3),
+        row(64, plain=99, sdpa=4, triton=3),
+    ]
+    assert thresholds.best(rows, (20, 64)) == ((20, 32), 1.0)
+    assert thresholds.best(rows, (17, 40)) == ((17, 40), 1.0), "no change that gains nothing"
+    rows[3]["checks"]["sdpa"]["error"] = 1.0  # wrong there, however fast
+    (plain, sdpa), _ = thresholds.best(rows, (20, 64))
+    assert thresholds.way(32, plain, sdpa) == "triton"
+    large = [row(size, plain=1, sdpa=2, triton=3) for size in (14, 32, 64)]
+    (plain, _), _ = thresholds.best(large, (20, 64))
+    assert plain == 33, "no N×N above it, however fast"
+
+
+def test_the_patch_is_of_the_table(words: list[str]) -> None:
+    source = (ROOT / thresholds.LIMITS).read_text()
+    for limits in ((14, 48), (10, 32)):  # a new row, then its other values
+        source = thresholds.replaced(source, "9.0", "forward", limits)
+        there: dict[str, Any] = {}
+        exec(source, there)
+        assert there["limits"]((9, 0), "forward") == limits
+        assert there["limits"]((8, 0), "forward") == there["LIMITS"]["any", "forward"]
+    patch = Path(words[1], thresholds.PATCH).read_text()
+    assert patch.startswith(f"--- a/{thresholds.LIMITS}\n+++ b/{thresholds.LIMITS}\n")
+    assert '+    ("0.0", "forward"): Limits(plain_below=' in patch
