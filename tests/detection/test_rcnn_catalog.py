@@ -222,6 +222,7 @@ CHANGES = {
     "box_features": 128,
     "mask_convs": 8,
     "proposals": 20,
+    "candidates": 300,
     "rois": 16,
     "norm_momentum": 0.01,
 }
@@ -237,6 +238,8 @@ def test_every_option_does_something(option):
     model = on_meta("maskrcnn_botnet26_thin", **{option: CHANGES[option]})
     if option == "proposals":
         assert model.eval().rpn.post_nms_top_n() == model.train().rpn.post_nms_top_n() == 20
+    elif option == "candidates":
+        assert (model.train().rpn.pre_nms_top_n(), model.eval().rpn.pre_nms_top_n()) == (300, 1000)
     elif option == "rois":
         assert model.roi_heads.fg_bg_sampler.batch_size_per_image == 16
     elif option == "freeze_norms":

@@ -29,7 +29,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock.now)
+    for name in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(speed.time, name, lambda: clock.now)
     monkeypatch.setattr(speed.time, "monotonic", lambda: clock.now)
     return clock
 
@@ -56,6 +57,12 @@ def test_short_calls_are_repeated_within_a_sample(clock: Clock) -> None:
     times = speed.interleave({"a": clock.call("a", speed.SAMPLE / 50)}, seconds=0, least=2)
     assert times.median("a") == pytest.approx(speed.SAMPLE / 50)
     assert len(clock.order) == speed.WARM_UP + 1 + 2 * 50
+
+
+def test_by_one_thread_it_is_processor_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: pytest.fail("waiting was counted"))
+    assert speed.interleave({"a": clock.call("a", 1.0)}, seconds=0).median("a") == 1.0
 
 
 def test_ceilings_are_positive() -> None:

@@ -128,6 +128,28 @@ def test_a_resumed_run_keeps_its_library_of_products(tmp_path, monkeypatch):
         runs.train(recipe, tmp_path, resume=True)
 
 
+def test_a_resumed_run_keeps_its_passes_over_the_logits(tmp_path, monkeypatch):
+    from attneck.attention.cpu import fused
+
+    recipe = Recipe.model_validate(TINY)
+    monkeypatch.setattr(fused, "_passes", "operators")
+    monkeypatch.setattr(fused, "trouble", lambda: None)
+    runs.train(recipe, tmp_path)
+    file = tmp_path / "environment.json"
+    assert json.loads(file.read_text())["attention_passes"] == "operators"
+    fused.set_passes("fused")
+    runs.train(recipe, tmp_path, resume=True)
+    assert fused.passes() == "operators"
+    file.write_text(
+        file.read_text().replace('"attention_passes": "operators"', '"attention_passes": "fused"')
+    )
+    runs.train(recipe, tmp_path, resume=True)
+    assert fused.passes() == "fused"
+    monkeypatch.setattr(fused, "trouble", lambda: "there is no C++ compiler")
+    with pytest.raises(UserError, match=r"fused passes were asked for, but there is no C\+\+ compiler"):
+        runs.train(recipe, tmp_path, resume=True)
+
+
 def test_a_resumed_run_keeps_what_was_asked_of_its_attention(tmp_path, monkeypatch, capfd):
     from attneck.attention import choice
 

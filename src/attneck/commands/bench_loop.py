@@ -1,7 +1,8 @@
 """attneck bench step --loop: a step of a run's own loop beside one of a bare PyTorch loop; its checkpoint.
 
 Both train the same network on the same batches, and take turns step by step: the run's loop asks for its
-next batch, and in between the bare loop takes its step. Both are timed by the same clock.
+next batch, and in between the bare loop takes its step. Both are timed by the same clock. The bare loop is
+given its images as the network takes them; to normalise them is a part of the run's.
 """
 
 from __future__ import annotations

@@ -65,6 +65,7 @@ class RCNN(detection.FasterRCNN):
         super().__init__(
             pyramid,
             rpn_anchor_generator=Anchors(pyramid.reductions[0], levels),
+            rpn_pre_nms_top_n_train=options.candidates,
             rpn_post_nms_top_n_train=options.proposals * (2 if plain else 1),
             rpn_post_nms_top_n_test=options.proposals,
             box_roi_pool=RoIAlign(pyramid.names, BOX_BINS, reductions),
@@ -145,8 +146,8 @@ def faster_rcnn(
     Args:
         backbone, num_classes: see `RCNN`.
         image_size: side or (height, width) in pixels.
-        options: `variant`, `channels`, `rpn_convs`, `box_convs`, `box_features`, `proposals`, `rois`,
-            `norm_momentum`, `freeze_norms`; see `RCNNOptions`.
+        options: `variant`, `channels`, `rpn_convs`, `box_convs`, `box_features`, `proposals`, `candidates`,
+            `rois`, `norm_momentum`, `freeze_norms`; see `RCNNOptions`.
 
     Raises:
         ValueError: see `RCNN`; or an unknown option, or a value that the option does not take.

@@ -156,7 +156,7 @@ class RCNNGraph(Graph):
         for number, count in enumerate(counts):
             top = min(count, rpn.pre_nms_top_n())
             best.append(flat[start : start + count].topk(top).indices + start)
-            numbers.append(torch.full((top,), number))
+            numbers.append(torch.full((top,), number, dtype=torch.int64))  # said for old exporters
             start += count
         index, of_level = torch.cat(best), torch.cat(numbers)
         boxes, scores = _clipped(boxes[index], size), flat[index].sigmoid()

@@ -83,7 +83,7 @@ def contestants(folder: Path, size: int, batch: int) -> dict[str, Callable[[], A
         (3, size, size),
         batch,
         is_training=True,
-        color_jitter=None,
+        color_jitter=None,  # type: ignore[arg-type]
         interpolation="bilinear",
         mean=MEAN,
         std=STD,

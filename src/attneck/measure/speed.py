@@ -45,17 +45,19 @@ def interleave(
     """The times of each call, in seconds.
 
     The calls take turns, each round in another order, so other work of the machine slows all of them alike.
-    Compare times of one run only.
+    Compare times of one run only. On the CPU by one thread it is processor time: waiting for a busy machine
+    does not count.
 
     Args:
         calls: by name.
         seconds: sampling time of each call, over all rounds.
         least: least number of rounds, however long they take.
         device: "cuda" takes the GPU's own time, by events at both ends of a sample.
-        clock: seconds so far, of the CPU; `time.process_time` leaves out what other programs take.
+        clock: seconds so far, of the CPU. If not given, this thread's own processor time where PyTorch has
+            one thread, since other programs may wait for the core too; else the wall's.
     """
-
-    now = clock or time.perf_counter
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    now = clock or (time.thread_time if alone else time.perf_counter)
 
     def sample(call: Call, repeats: int) -> float:
         if device == "cuda":

@@ -108,6 +108,8 @@ class RCNNOptions(DetectorOptions):
     """Convolutions of the mask head; 8 for BoTNet's best model."""
     proposals: Positive = 1000
     """Boxes of an image that are given to the heads; torchvision's variant trains with twice as many."""
+    candidates: Positive = 2000
+    """Best boxes of each pyramid level that non-maximum suppression is given in training; else 1000."""
     rois: Positive = 512
     """Boxes that are sampled from these for the losses of the heads."""
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.003

@@ -14,6 +14,7 @@ from typing import Any
 
 from attneck.attention.choice import attention, set_attention
 from attneck.attention.cpu.choice import float32_products
+from attneck.attention.cpu.fused import passes
 from attneck.data.fingerprint import changes, shortened
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
@@ -48,6 +49,7 @@ class Start:
     folder: Path
     facts: Facts
     products: str
+    passes: str | None
     attention: str
     resume: bool
 
@@ -63,9 +65,10 @@ def start(
 ) -> Start:
     """Take the run's folder until `held` ends, and write what the run is made from.
 
-    On resume the run there is compared with this one, and its library of products and what was asked of its
-    attention are kept: others round otherwise. `ways` says how the model's attention is computed. A worker
-    that torchrun starts anew finds the folder that it took, and goes on by itself.
+    On resume the run there is compared with this one, and its library of products, its passes over the logits
+    and what was asked of its attention are kept: others round otherwise. `ways` says how the model's
+    attention is computed. A worker that torchrun starts anew finds the folder that it took, and goes on by
+    itself.
 
     Raises:
         UserError: a folder that cannot be made or is taken, that holds a run already or none to resume, or
@@ -85,11 +88,14 @@ def start(
     products: str = float32_products()
     with user_mistakes():
         asked: str = attention()
+        over_logits: str | None = passes() if everyone.device.type == "cpu" else None
     step = 0
     changed: list[str] = []
     if goes_on:
         step, changed = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
         products = before.get("float32_products", products)
+        # Before they were recorded, there were PyTorch's operators alone.
+        over_logits = before.get("attention_passes", "operators") if over_logits else None
         asked = before.get("attention", asked)
         if (processes := before.get("processes", everyone.size)) != everyone.size:
             _say(
@@ -108,7 +114,12 @@ def start(
             f"{folder} goes on with other ways of computing attention ({taken or 'none'}; before: "
             f"{earlier or 'none'}): rounding differs, and so will the last bits of its weights"
         )
-    now = environment() | {"float32_products": products, "attention": asked, "attention_ways": taken}
+    now = environment() | {
+        "float32_products": products,
+        "attention_passes": over_logits,
+        "attention": asked,
+        "attention_ways": taken,
+    }
     at = datetime.now(UTC).isoformat(timespec="seconds")
     this = now | {"at": at, "step": step, "data_changes": changed, "launch": launch}
     around = now | {"starts": [*(starts if goes_on else []), this]}
@@ -116,7 +127,7 @@ def start(
         write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
         for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
             write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
-    return Start(folder, facts, products, asked, goes_on)
+    return Start(folder, facts, products, over_logits, asked, goes_on)
 
 
 def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from attneck.attention.choice import in_same_bits, set_attention
 from attneck.attention.cpu.choice import set_float32_products
+from attneck.attention.cpu.fused import set_passes
 from attneck.data import loader
 from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of
@@ -118,6 +119,8 @@ def train(
             write_split(folder, task)
         with user_mistakes():
             set_float32_products(begun.products)
+            if begun.passes is not None:
+                set_passes(begun.passes)
             set_attention(begun.attention)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and emulates_bfloat16(everyone.device):
             print(

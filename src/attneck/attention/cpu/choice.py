@@ -103,7 +103,7 @@ def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @torch.compiler.assume_constant_result
 def emulated(dtype: torch.dtype) -> bool:
-    """Whether products in this half precision are emulated here, at a tenth to a hundredth of float32's speed.
+    """Whether products in this half precision are emulated here, 10 to 100 times slower than float32.
 
     On x86 that is without AVX-512 for bfloat16, and without its half-precision instructions for float16.
     """

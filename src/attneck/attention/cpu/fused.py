@@ -49,7 +49,7 @@ _passes: Passes | None = None
 def passes() -> Passes:
     """What is in use: "fused", or "operators" for PyTorch's. The first call decides for the process.
 
-    The environment variable ATTNECK_PASSES comes before the rule: fused wherever it can be built and is right.
+    The environment variable ATTNECK_PASSES comes before the rule: fused where it can be built and is right.
 
     Raises ValueError for a value of that variable that is neither, and for "fused" where it does not work.
     """
@@ -147,7 +147,7 @@ def gradients(
     """What `weights` gave, again, and the gradients of the logits and of the relative logits by offset.
 
     Args:
-        source: [g, n, N], dense: the logits, which are written over; or, without `by_offset`, the kept weights.
+        source: [g, n, N], dense: the logits, which are written over; without `by_offset` the kept weights.
         by_offset: as `weights` has it.
         above: the gradient of its result [g, n', N], dense; may be written over.
         y: the tile's first row.
@@ -200,9 +200,8 @@ def _library() -> ctypes.CDLL:
     built_by = compiler()
     assert built_by is not None
     about = processor()
-    told = "\n".join(
-        (SOURCE.read_text(), *FLAGS, built_by, about.get("model name", ""), about.get("flags", ""))
-    )
+    on = (built_by, about.get("model name", ""), about.get("flags", ""))
+    told = "\n".join((SOURCE.read_text(), *FLAGS, *on))
     folder = _cache()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="attneck-") as alone:
@@ -261,7 +260,8 @@ def _right(dtype: torch.dtype, bound: float) -> bool:
         dS = P * (dP - (P * dP).sum(-1, keepdim=True))
         of_offset = torch.zeros_like(offsets).scatter_add_(2, of_row, dS).scatter_add_(2, of_column, dS)
         kept = torch.empty_like(logits)
-        pairs = [(weights(logits.clone(), by_offset, y, (H, W), pool, kept), want), (kept, P)]
+        result = weights(logits.clone(), by_offset, y, (H, W), pool, kept)
+        pairs: list[tuple[Tensor | None, Tensor]] = [(result, want), (kept, P)]
         for source, offset in ((logits.clone(), by_offset), (P.to(dtype), None)):
             got = gradients(source, offset, above.clone(), y, (H, W), pool, for_v=True)
             pairs += zip(got, (want, dS, of_offset), strict=True)

@@ -113,7 +113,7 @@ class Tiling:
         *,
         for_v: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """From the gradient `above` of `weights` [g, n', N]: of the logits [g, n, N], and by offset [g, n, L].
+        """From the gradient `above` of `weights` [g, n', N]: of the logits [g, n, N], by offset [g, n, L].
 
         Before the two, `weights` again if `for_v`. Operands as of `logits`; `kept` is P if it was kept. The
         gradient by offset is None where it is still to be summed; without `above`, which `fused` always
