@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -209,10 +208,8 @@ def bench(
     directions = {"step": ["forward+backward"], "inference": ["forward"]}.get(
         what, ["forward", "forward+backward"]
     )
-    clock = None
-    if what == "inference" and device == "cpu" and torch.get_num_threads() == 1:
-        clock = time.process_time  # other programs may wait for the core, too
-    document["clock"] = "processor time" if clock else "wall time"
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    document["clock"] = "processor time" if alone else "wall time"
 
     def weighed(case: Any) -> bool:
         # Every peak takes a process that loads torch anew; in the list, small maps are not worth it.
@@ -220,7 +217,7 @@ def bench(
 
     rows: list[dict[str, Any]] = []
     text = ""
-    for row in _measure(cases, directions, names, call, document, seconds, weighed, device, clock):
+    for row in _measure(cases, directions, names, call, document, seconds, weighed, device):
         rows.append(row)
         text = json.dumps(document | {"rows": rows}, indent=1, ensure_ascii=False)
         if out is not None:  # after each row: an interrupted benchmark leaves what it has
@@ -304,7 +301,6 @@ def _measure(
     seconds: float,
     weighed: Callable[[Any], bool],
     device: str,
-    clock: Callable[[], float] | None,
 ) -> Iterator[dict[str, Any]]:
     """A row for each case and direction; of `names`, the first, eager or compiled, meets the best other."""
     from rich.console import Console
@@ -321,7 +317,7 @@ def _measure(
                 everybody = names(case)
                 progress.update(task, description=f"{case}, {direction}")
                 calls = {name: call(case, name, direction, device) for name in everybody}
-                times = interleave(calls, seconds=seconds, device=device, clock=clock)
+                times = interleave(calls, seconds=seconds, device=device)
                 del calls
                 own = [name for name in everybody if name.removesuffix(COMPILED) == everybody[0]]
                 ours = min(own, key=times.median)

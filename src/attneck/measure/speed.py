@@ -53,8 +53,8 @@ def interleave(
         seconds: sampling time of each call, over all rounds.
         least: least number of rounds, however long they take.
         device: "cuda" takes the GPU's own time, by events at both ends of a sample.
-        clock: seconds so far, of the CPU; `time.process_time` leaves out what other programs take. If not
-            given, this thread's own time where there is one, else `time.perf_counter`.
+        clock: seconds so far, of the CPU. If not given, this thread's own processor time where PyTorch has
+            one thread, since other programs may wait for the core too; else the wall's.
     """
     alone = device == "cpu" and torch.get_num_threads() == 1
     now = clock or (time.thread_time if alone else time.perf_counter)
