@@ -22,6 +22,7 @@ from attneck.attention.cpu import operator as cpu
 from attneck.measure.contestants import OURS, AttentionCase, attention_call
 from attneck.measure.memory import peak_elsewhere
 from attneck.measure.speed import interleave
+from attneck.processor import processor
 
 Override = dict[str, Any]
 
@@ -106,7 +107,7 @@ PRODUCTS = "products"
 
 def products(seconds: float) -> Iterator[str]:
     """A table of float32 products [M, K] [N, K]^T by both libraries, and what this machine takes."""
-    about = choice.processor()
+    about = processor()
     known = ("vendor_id", "cpu family", "model", "model name")
     chosen = choice.float32_products()
     yield f"{', '.join(f'{name} {about[name]}' for name in known if name in about)}"

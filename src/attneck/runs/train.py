@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from attneck.attention.choice import in_same_bits, set_attention
-from attneck.attention.cpu.choice import set_float32_products
+from attneck.attention.cpu.choice import emulated, set_float32_products
 from attneck.attention.cpu.fused import set_passes
 from attneck.data import loader
 from attneck.data.sampling import TrainBatches
@@ -39,7 +39,6 @@ from attneck.training import checkpoint, layers, loop, trackers
 from attneck.training.best import Best, best_of, key_of
 from attneck.training.compiled import check_compiler
 from attneck.training.distributed import World, world
-from attneck.training.environment import emulates_bfloat16
 from attneck.training.optimizer import parameter_groups
 from attneck.training.recipe import Model, Recipe
 
@@ -122,7 +121,8 @@ def train(
             if begun.passes is not None:
                 set_passes(begun.passes)
             set_attention(begun.attention)
-        if recipe.precision == "bfloat16" and everyone.rank == 0 and emulates_bfloat16(everyone.device):
+        slow = everyone.device.type == "cpu" and emulated(torch.bfloat16)
+        if recipe.precision == "bfloat16" and everyone.rank == 0 and slow:
             print(
                 "attneck: this processor emulates bfloat16, far slower than float32: --precision float32",
                 file=sys.stderr,

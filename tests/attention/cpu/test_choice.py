@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attneck.attention import relative_attention_2d
 from attneck.attention.cpu import choice
+from attneck.processor import processor
 
 CPUINFO = """processor\t: 0
 vendor_id\t: {vendor}
@@ -46,7 +47,7 @@ def test_only_processors_that_were_measured_take_onednn(
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(CPUINFO.format(vendor=vendor, family=family, flags=flags))
-    found = choice.processor(cpuinfo)
+    found = processor(cpuinfo)
     assert found["model name"] == "a name: with a colon"
     assert choice.onednn_is_faster(found) == faster
     monkeypatch.setattr(choice, "processor", lambda: found)
@@ -57,7 +58,7 @@ def test_only_processors_that_were_measured_take_onednn(
 
 
 def test_a_system_without_cpuinfo_takes_pytorch_s_own(tmp_path: Path) -> None:
-    assert choice.processor(tmp_path / "none") == {}
+    assert processor(tmp_path / "none") == {}
     assert not choice.onednn_is_faster({})
 
 

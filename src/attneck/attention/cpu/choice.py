@@ -18,11 +18,12 @@ runs AVX-512 in two halves.
 """
 
 import os
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from attneck.processor import processor
 
 Products = Literal["onednn", "mkl"]
 
@@ -67,20 +68,10 @@ def set_float32_products(name: str | None) -> None:
     _products = "onednn" if name == "onednn" else "mkl"
 
 
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """What Linux says of the first processor, by its own names; empty on other systems."""
-    try:
-        first = cpuinfo.read_text().split("\n\n", 1)[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def onednn_is_faster(processor: dict[str, str]) -> bool:
+def onednn_is_faster(about: dict[str, str]) -> bool:
     """Whether oneDNN was measured clearly faster than MKL on this processor (the table above)."""
-    zen5 = processor.get("vendor_id") == "AuthenticAMD" and processor.get("cpu family") == "26"
-    return zen5 and "avx512f" in processor.get("flags", "").split()
+    zen5 = about.get("vendor_id") == "AuthenticAMD" and about.get("cpu family") == "26"
+    return zen5 and "avx512f" in about.get("flags", "").split()
 
 
 def onednn_works() -> bool:

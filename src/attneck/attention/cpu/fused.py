@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from attneck.attention.cpu.choice import processor
+from attneck.processor import processor
 
 Passes = Literal["fused", "operators"]
 
