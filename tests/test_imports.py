@@ -116,4 +116,9 @@ def test_imports_run_one_way(path, target):
             "timm_hook",
         }
     else:
-        assert target in MAY[part] | {part} | COMMON
+        may = MAY[part] | {part} | COMMON
+        assert target in may, f"{path.name} ({part}) must not import attneck.{target}"
+
+
+def test_every_part_has_its_rule():
+    assert {part_of(path) for path in PACKAGE.rglob("*.py")} <= set(MAY) | {"__init__"}
