@@ -3,12 +3,15 @@
 import copy
 
 import pytest
+import timm
 import torch
+from timm.layers import StdConv2d
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from attneck.layers import BAM, MHSA2d, fold
 from attneck.models import create_model
+from attneck.surgery import insert_bam
 
 
 def lively(model: nn.Module) -> nn.Module:
@@ -77,25 +80,36 @@ def test_bam_s_branches_take_their_norms(options: dict[str, str], removed: int) 
 
 
 @pytest.mark.parametrize(
-    ("name", "removed"), [("cifar_resnet20_bot", None), ("cifar_resnet20_bam", None), ("botnet50", 3)]
+    "name", ["cifar_resnet20_bot", "cifar_resnet20_bam", "botnet50", "mobilenet_bam", "squeezenet1_1_bam"]
 )
-def test_whole_models(name: str, removed: int | None) -> None:
+def test_of_whole_models_no_norm_is_left(name: str) -> None:
     torch.manual_seed(0)
     model = lively(create_model(name, num_classes=4, image_size=32))
-    attentions = sum(isinstance(module, MHSA2d) for module in model.modules())
-    bams = sum(isinstance(module, BAM) for module in model.modules())
-    assert attentions + bams > 0
-    assert removed in (None, attentions)
-    assert_folds(model, torch.randn(2, 3, 32, 32).double(), attentions + 2 * bams)
+    assert_folds(model, torch.randn(2, 3, 32, 32).double(), norms(model))
+
+
+def test_a_norm_before_its_convolution_stays() -> None:
+    """DenseNet's stand after sums, or feed a convolution; those inside a dense layer are fed by one."""
+    torch.manual_seed(0)
+    model = lively(create_model("cifar_densenet100", num_classes=4, image_size=32))
+    inside = sum(isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) for module in model.modules())
+    assert_folds(
+        model, torch.randn(2, 3, 32, 32).double(), removed=inside - 1
+    )  # the first convolution has none
+
+
+def test_a_network_with_bam_put_in() -> None:
+    torch.manual_seed(0)
+    model = lively(insert_bam(timm.create_model("resnet18", num_classes=4)).model)
+    assert norms(assert_folds(model, torch.randn(2, 3, 64, 64).double(), norms(model))) == 0
 
 
 def test_a_block_of_timm_s() -> None:
     torch.manual_seed(0)
     block = Bottleneck(16, 4)
     block.conv2 = MHSA2d(4, (4, 4), heads=2)
-    folded = assert_folds(lively(block), torch.randn(2, 16, 4, 4).double(), removed=1)
+    folded = assert_folds(lively(block), torch.randn(2, 16, 4, 4).double(), removed=3)
     assert isinstance(folded.bn2, nn.Identity)
-    assert isinstance(folded.bn1, nn.BatchNorm2d)
 
 
 class Twice(nn.Module):
@@ -117,6 +131,17 @@ class Reused(Twice):
         return self.attention(self.norm(self.attention(x)))
 
 
+class Read(nn.Module):
+    """Its convolution's weights are used directly, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + nn.functional.conv2d(x, self.conv.weight)
+
+
 class Untraceable(Twice):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.attention(x)) if x.sum() > -1e9 else x
@@ -131,8 +156,12 @@ class Activated(nn.BatchNorm2d):
 
 def test_what_is_not_certain_stays_as_it_is() -> None:
     torch.manual_seed(0)
-    shared = MHSA2d(8, 4)
+    shared, conv = MHSA2d(8, 4), nn.Conv2d(8, 8, 1)
     models = [
+        Read(),
+        nn.Sequential(StdConv2d(8, 8, 1), nn.BatchNorm2d(8)),  # it computes its weights
+        nn.Sequential(nn.ConvTranspose2d(8, 8, 1), nn.BatchNorm2d(8)),
+        nn.Sequential(nn.Sequential(conv, nn.BatchNorm2d(8)), nn.Sequential(conv, nn.BatchNorm2d(8))),
         Twice(),
         Reused(),
         Untraceable(),

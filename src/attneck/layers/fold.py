@@ -27,13 +27,15 @@ def fold(model: Module) -> Module:
     """A copy of `model`, in eval mode, with the same results up to rounding and less to do.
 
     - `MHSA2d`: q's scale, d**-0.5, goes into the queries' weights.
-    - The BatchNorm that an `MHSA2d` feeds, and nothing else does: y = s*x + t a channel. Every channel of the
-      result is a mean of that channel of v, whatever the weights, as they sum to one (those of the 2x2 pool
-      do, too). So s goes into the values' weights and t becomes their bias, exactly. It is found by tracing
-      the module that holds both; where that cannot be traced, or either is used twice, it stays.
-    - `BAM`: each BatchNorm of a branch goes into the linear layer or convolution right before it.
+    - A BatchNorm that a convolution or a linear layer feeds, and nothing else does, goes into its weights and
+      bias: those of the network, and those of BAM's branches.
+    - The BatchNorm that an `MHSA2d` feeds: y = s*x + t a channel. Every channel of the result is a mean of
+      that channel of v, whatever the weights, as they sum to one (those of the 2x2 pool do, too). So s goes
+      into the values' weights and t becomes their bias, exactly.
 
-    A layer that has forward hooks, or a parametrization, stays as it is.
+    Which layer feeds a norm is found by tracing the module that holds both. Where that cannot be traced, or
+    either is used twice, both stay; so does a norm that brings its own activation, as timm's may. A layer
+    that has forward hooks, or a parametrization, stays as it is.
 
     A folded norm leaves an `nn.Identity` under its name. What has been folded is not folded again. The copy's
     state dict is no checkpoint: its weights and names are those of the folded layers.
@@ -48,18 +50,23 @@ def fold(model: Module) -> Module:
             "the batch; call .eval() on the model first"
         )
     folded = copy.deepcopy(model)
-    positions = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
-    for parent in list(folded.modules()):
-        if any(isinstance(child, MHSA2d) for child in parent.children()):
-            for attention, name in _norms_after_attention(parent):
-                norm = parent.get_submodule(name)
-                if positions[id(attention)] == positions[id(norm)] == 1:
-                    _into_values(attention, norm)
-                    parent.set_submodule(name, nn.Identity())
-        if isinstance(parent, BAM):
-            for sequence in parent.modules():
+    for bam in folded.modules():
+        if isinstance(bam, BAM):  # whose branches are sequences, though it does not call them as such
+            for sequence in bam.modules():
                 if isinstance(sequence, nn.Sequential):
                     _fold_sequence(sequence)
+    places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
+    calls = {parent: _calls(parent) for parent in folded.modules()}
+    uses = Counter(id(module) for nodes in calls.values() for module in nodes.values())
+    for parent, nodes in calls.items():
+        for node, layer in nodes.items():
+            after = [*node.users]
+            norm = nodes.get(after[0]) if len(after) == 1 else None
+            if norm is None or not _foldable(norm) or not _takes_a_norm(layer):
+                continue
+            if all(places[id(module)] == uses[id(module)] == 1 for module in (layer, norm)):
+                _fold_norm(layer, norm)
+                parent.set_submodule(str(after[0].target), nn.Identity())
     for module in folded.modules():
         if isinstance(module, MHSA2d) and _is_rewritable(module.qkv):
             _fold_scale(module, module.qkv)
@@ -73,24 +80,35 @@ class _Shallow(fx.Tracer):
         return True
 
 
-def _norms_after_attention(parent: nn.Module) -> list[tuple[MHSA2d, str]]:
-    """The MHSA2d whose results go to a BatchNorm of the same parent and nowhere else, and its norm's name."""
+def _calls(parent: nn.Module) -> dict[fx.Node, nn.Module]:
+    """What a module calls of what it holds, by the call's node; nothing where it cannot be traced."""
+    if not any(True for _ in parent.children()):
+        return {}
     try:
         graph = _Shallow().trace(parent)
     except Exception:  # control flow on data, or anything else that a tracer does not take
-        return []
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    modules = {node: parent.get_submodule(str(node.target)) for node in calls}
-    found = []
-    for node in calls:
-        attention, users = modules[node], list(node.users)
-        if not isinstance(attention, MHSA2d) or len(users) != 1 or users[0] not in modules:
-            continue
-        norm = modules[users[0]]
-        once = all(sum(other is module for other in modules.values()) == 1 for module in (attention, norm))
-        if once and _foldable(norm) and _is_rewritable(attention.qkv) and not _has_hooks(attention):
-            found.append((attention, str(users[0].target)))
-    return found
+        return {}
+    read = [str(node.target) for node in graph.nodes if node.op == "get_attr"]  # weights, used directly
+    return {
+        node: parent.get_submodule(str(node.target))
+        for node in graph.nodes
+        if node.op == "call_module" and not any(name.startswith(f"{node.target}.") for name in read)
+    }
+
+
+def _takes_a_norm(layer: nn.Module) -> bool:
+    """Whether what follows it, scale and shift a channel, can become a part of its weights."""
+    if isinstance(layer, MHSA2d):
+        return _is_rewritable(layer.qkv) and not _has_hooks(layer)
+    return _is_rewritable(layer)
+
+
+def _fold_norm(layer: nn.Module, norm: nn.Module) -> None:
+    if isinstance(layer, MHSA2d):
+        _into_values(layer, norm)
+    else:
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        _into(layer, *_affine(norm))
 
 
 def _foldable(norm: nn.Module) -> bool:
@@ -100,7 +118,7 @@ def _foldable(norm: nn.Module) -> bool:
 
 def _is_rewritable(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     """Whether the layer's weights can be replaced: nothing computes them, and nobody is told its result."""
-    known = isinstance(layer, nn.Linear | nn.Conv2d)
+    known = type(layer) in (nn.Linear, nn.Conv2d)  # others may do more with their weights
     return known and not is_parametrized(layer) and not _has_hooks(layer)
 
 
