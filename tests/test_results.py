@@ -1,9 +1,8 @@
 """The pages' tables are those that the files in results/ make, and every run there is in them."""
 
-import importlib.util
+import importlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def load():
-    """docs/tables.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def tables():
+    """docs/tables.py, which is no part of the package, where its command runs: its paths are so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        patch.chdir(ROOT)
+        yield importlib.import_module("tables")
 
 
 @pytest.fixture(scope="module")
-def tables():
-    """Where the command runs, so that paths are as it writes them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield load()
+def costs(tables):
+    """docs/costs.py."""
+    return tables.costs
 
 
 def test_the_pages_are_current(tables):
@@ -58,43 +55,43 @@ def test_a_command_that_is_not_the_runs_own_is_refused(tables, tmp_path):
 # What trainings cost
 
 
-def test_hours_by_a_printed_step(tables):
+def test_hours_by_a_printed_step(costs):
     """Table 5's BoT50 over 36 epochs: 67,500 steps of 1,032.7 ms on eight cores."""
     training = next(
         one
-        for one in tables.trainings()
+        for one in costs.trainings()
         if one.row.trained == "maskrcnn_botnet50" and one.images == 67_500 * 64 and not one.row.options
     )
-    step = tables.printed_steps()[tables._key(training.row)]
-    assert tables._hours(training, step) == pytest.approx(67_500 * 1.0327 * 8 / 3600)
+    step = costs.printed_steps()[costs._key(training.row)]
+    assert costs._hours(training, step) == pytest.approx(67_500 * 1.0327 * 8 / 3600)
 
 
-def test_hours_of_an_imagenet_training_by_its_own_step_or_by_its_multiply_adds(tables):
+def test_hours_of_an_imagenet_training_by_its_own_step_or_by_its_multiply_adds(costs):
     """T7: 350 epochs of 1,281,167 images; 45.801 G multiply-adds."""
-    training = next(one for one in tables.trainings() if one.row.label == "T7 BoTNet-S1-128")
+    training = next(one for one in costs.trainings() if one.row.label == "T7 BoTNet-S1-128")
     images = 350 * 1_281_167
     assert training.images == images
-    step = tables.printed_steps()[tables._key(training.row)]
-    assert tables._hours(training, step) == pytest.approx(images / 32 * 0.8045 / 3600)
-    own = {tables._key(training.row): 500.0}
-    assert tables._measured_hours(training, own, 1e12) == pytest.approx(images * 0.5 / 3600)
-    by_rate = tables._measured_hours(training, {}, 1e12)
+    step = costs.printed_steps()[costs._key(training.row)]
+    assert costs._hours(training, step) == pytest.approx(images / 32 * 0.8045 / 3600)
+    own = {costs._key(training.row): 500.0}
+    assert costs._measured_hours(training, own, 1e12) == pytest.approx(images * 0.5 / 3600)
+    by_rate = costs._measured_hours(training, {}, 1e12)
     assert by_rate == pytest.approx(images * 6 * training.madds / 1e12 / 3600)
     assert round(training.madds / 1e9, 1) == 45.8
 
 
-def test_a_copied_step_time_costs_nothing(tables):
-    row = next(one.row for one in tables.trainings() if one.row.label == "S5 SENet-350")
-    assert tables._key(row) not in tables.printed_steps()
+def test_a_copied_step_time_costs_nothing(costs):
+    row = next(one.row for one in costs.trainings() if one.row.label == "S5 SENet-350")
+    assert costs._key(row) not in costs.printed_steps()
 
 
-def test_a_detector_without_its_mask_is_another_one(tables):
-    row = next(one.row for one in tables.trainings() if one.row.detector == "fasterrcnn_botnet50")
-    assert tables._key(row) not in tables.printed_steps()
+def test_a_detector_without_its_mask_is_another_one(costs):
+    row = next(one.row for one in costs.trainings() if one.row.detector == "fasterrcnn_botnet50")
+    assert costs._key(row) not in costs.printed_steps()
 
 
-def test_each_training_is_counted_once(tables):
-    rows = [(one.row.trained, str(one.row.trained_options), one.row.image_size) for one in tables.trainings()]
+def test_each_training_is_counted_once(costs):
+    rows = [(one.row.trained, str(one.row.trained_options), one.row.image_size) for one in costs.trainings()]
     assert rows.count(("maskrcnn_resnet101", "{}", 1024)) == 1  # of Tables 5 and 6
     assert len(rows) > 100
 
