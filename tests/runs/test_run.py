@@ -257,3 +257,17 @@ def test_a_run_of_a_timm_network_loads_and_leaves(photos, surgery, capsys):
 def test_processes_are_one_or_more(capsys):
     assert cli.main(["train", "demo", "--processes", "0"]) == 2
     assert "--processes=0: wanted a whole number from 1" in capsys.readouterr().err
+
+
+def test_convolutions_take_the_same_bits_while_a_run_trains_and_no_longer(tmp_path, monkeypatch):
+    seen = []
+    real = runs.loop.train_loop
+
+    def looked(*args, **options):
+        seen.append(torch.backends.cudnn.deterministic)
+        return real(*args, **options)
+
+    monkeypatch.setattr(runs.loop, "train_loop", looked)
+    runs.train(Recipe.model_validate(TINY), tmp_path)
+    assert seen == [True]
+    assert not torch.backends.cudnn.deterministic

@@ -39,6 +39,7 @@ from attneck.training import checkpoint, layers, loop, trackers
 from attneck.training.best import Best, best_of, key_of
 from attneck.training.compiled import check_compiler
 from attneck.training.distributed import World, world
+from attneck.training.environment import convolutions_in_same_bits
 from attneck.training.optimizer import parameter_groups
 from attneck.training.recipe import Model, Recipe
 
@@ -110,7 +111,9 @@ def train(
             if not resume:
                 started = start_from(recipe.model, task, model, verbose)
                 _check_frozen(model, drawn)
-        held.enter_context(in_same_bits())  # a run that was interrupted ends with the same weights
+        # A run that was interrupted ends with the same weights.
+        held.enter_context(in_same_bits())
+        held.enter_context(convolutions_in_same_bits())
         ways = partial(attention_ways, model, recipe, everyone.device)
         begun = _start_once(task, recipe, facts, wish, everyone, held, ways)
         folder = begun.folder

@@ -1,4 +1,4 @@
-"""Versions, hardware and command of a run, and the memory that it took."""
+"""Versions, hardware and command of a run, the memory that it took, and what of it is the same each time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -38,3 +40,13 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+@contextmanager
+def convolutions_in_same_bits() -> Iterator[None]:
+    """Here cuDNN takes no convolution that adds atomically; on the CPU it changes nothing."""
+    before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
