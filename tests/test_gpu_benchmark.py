@@ -25,14 +25,21 @@ def trained_here(words: list[str], seconds: float) -> int:
     return cli.main(words)
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command's, after one run of it."""
-    folder = tmp_path_factory.mktemp("gpu")
-    words = ["--out", f"{folder}/out", "--runs", f"{folder}/runs", "--device", "cpu", "--tiny"]
-    words += ["--minutes", "60"]
-    small = steps.cases(job(folder))[:1]
-    with pytest.MonkeyPatch.context() as patch:
+TINY = ["--device", "cpu", "--tiny", "--minutes", "60"]
+
+
+def documents(out: Path) -> dict[str, Any]:
+    return {name: json.loads((out / f"{name}.json").read_bytes()) for name in command.PARTS}
+
+
+def test_every_part_runs_tiny_on_the_cpu_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run of all parts serves all of this: it is the dear part."""
+    out = tmp_path / "out"
+    words = ["--out", str(out), "--runs", str(tmp_path / "runs"), *TINY]
+    small = steps.cases(job(tmp_path))[:1]
+    with monkeypatch.context() as patch:
         # What takes long and is tested elsewhere. A part's process is forked, and has these too.
         patch.setattr(cifar, "train", trained_here)
         patch.setattr(steps, "cases", lambda job: small)
@@ -41,15 +48,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         before = signal.getsignal(signal.SIGTERM)
         assert command.main(words) == 0
         signal.signal(signal.SIGTERM, before)
-    return words
-
-
-def documents(words: list[str]) -> dict[str, Any]:
-    return {name: json.loads(Path(words[1], f"{name}.json").read_bytes()) for name in command.PARTS}
-
-
-def test_every_part_runs_tiny_on_the_cpu(words: list[str]) -> None:
-    found = documents(words)
+    found = documents(out)
     assert {name: document["state"] for name, document in found.items()} == dict.fromkeys(found, "done")
     assert {row["outcome"] for row in found["tests"]["rows"].values()} <= {"passed", "skipped"}
     for key, row in found["attention"]["rows"].items():
@@ -62,29 +61,33 @@ def test_every_part_runs_tiny_on_the_cpu(words: list[str]) -> None:
     assert found["thresholds"]["rows"].keys() == {"forward", "training"}
     assert [row["history"][-1]["epoch"] for row in found["cifar"]["rows"].values()] == [1, 1]
     assert "over R50's" in found["table14"]["table"]
+    patch_file = (out / thresholds.PATCH).read_text()
+    assert patch_file.startswith(f"--- a/{thresholds.LIMITS}\n+++ b/{thresholds.LIMITS}\n")
+    assert '+    ("0.0", "forward"): Limits(plain_below=' in patch_file
 
+    assert command.main(words) == 0  # nothing is measured again
+    assert documents(out) == found
 
-def test_a_second_call_measures_what_is_missing_alone(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = documents(words)
-    assert command.main(words) == 0
-    assert documents(words) == before
-    file = Path(words[1], "attention.json")
+    file = out / "attention.json"
     document = json.loads(file.read_bytes()) | {"state": "unfinished"}
     last, row = document["rows"].popitem()
     file.write_text(json.dumps(document))
     assert command.main([*words, "--only", "attention"]) == 0
-    after = documents(words)["attention"]
+    after = documents(out)["attention"]
     assert after["state"] == "done"
     assert after["rows"].pop(last)["ms"] != row["ms"]
     assert after["rows"] == document["rows"]
     assert "nothing is left" in capsys.readouterr().out
 
+    kept = Kept(file)  # a part without time keeps what it has
+    assert not attention.work(kept_without_rows(kept), job(out, seconds=0))
 
-def test_a_part_without_time_keeps_what_it_has(words: list[str]) -> None:
-    kept = Kept(Path(words[1], "attention.json"))
-    assert not attention.work(kept_without_rows(kept), job(kept.path.parent, seconds=0))
+    kept = Kept(out / "steps.json")  # times of two machines do not meet
+    there = kept.document["where"]
+    with pytest.raises(
+        command.UserError, match=r"measured with gpu None, and here it is H100.*another --out"
+    ):
+        kept.on(there | {"gpu": "H100"})
 
 
 def kept_without_rows(kept: Kept) -> Kept:
@@ -167,10 +170,7 @@ def test_what_ends_the_whole_command_three_times_is_left_out(tmp_path: Path) -> 
 
 
 def test_a_part_that_fails_says_so_and_the_next_one_runs(
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(kept: Kept, job: Job) -> bool:
         raise ValueError("no such thing")
@@ -178,20 +178,11 @@ def test_a_part_that_fails_says_so_and_the_next_one_runs(
     monkeypatch.setattr("gpu_parts.cuda_tests.work", fails)
     monkeypatch.setattr("gpu_parts.cifar.work", lambda kept, job: True)
     only = ["--only", "cifar", "--only", "tests"]
-    assert command.main(["--out", str(tmp_path), *words[2:], *only]) == 1
+    assert command.main(["--out", str(tmp_path), *TINY, *only]) == 1
     said = capsys.readouterr().out
     assert "tests: failed: ValueError: no such thing" in said
     assert "cifar: done" in said
     assert "left: tests" in said
-
-
-def test_times_of_two_machines_do_not_meet(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Kept(Path(words[1], "steps.json"))
-    there = kept.document["where"]
-    with pytest.raises(
-        command.UserError, match=r"measured with gpu None, and here it is H100.*another --out"
-    ):
-        kept.on(there | {"gpu": "H100"})
 
 
 def test_the_command_refuses_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,7 +222,7 @@ def test_limits_are_where_the_fastest_way_changes() -> None:
     assert plain == 33, "no N×N above it, however fast"
 
 
-def test_the_patch_is_of_the_table(words: list[str]) -> None:
+def test_the_patch_is_of_the_table() -> None:
     source = (ROOT / thresholds.LIMITS).read_text()
     for limits in ((14, 48), (10, 32)):  # a new row, then its other values
         source = thresholds.replaced(source, "9.0", "forward", limits)
@@ -239,6 +230,3 @@ def test_the_patch_is_of_the_table(words: list[str]) -> None:
         exec(source, there)
         assert there["limits"]((9, 0), "forward") == limits
         assert there["limits"]((8, 0), "forward") == there["LIMITS"]["any", "forward"]
-    patch = Path(words[1], thresholds.PATCH).read_text()
-    assert patch.startswith(f"--- a/{thresholds.LIMITS}\n+++ b/{thresholds.LIMITS}\n")
-    assert '+    ("0.0", "forward"): Limits(plain_below=' in patch

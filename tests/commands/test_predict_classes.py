@@ -181,7 +181,7 @@ def test_the_confusion_is_that_of_every_image(place):
     with torch.inference_mode():
         evaluation = task.report(known.model())
         images, labels = task.held_out.__getitems__([(0, i) for i in range(len(task.held_out))])
-        predicted = known.model()(images).argmax(1)
+        predicted = known.model()(task.normalised(images)).argmax(1)
     confusion = evaluation.confusion
     wanted = np.zeros((3, 3), dtype=int)
     for label, other in zip(labels.tolist(), predicted.tolist(), strict=True):

@@ -86,14 +86,14 @@ class Classification:
             "crop_pct": images.crop_pct,
         }
 
-    def _images(self, images: Tensor) -> Tensor:
+    def normalised(self, images: Tensor) -> Tensor:
         """uint8 images [B, 3, H, W] → normalised on the device, in the recipe's memory format."""
-        normalised: Tensor = self._normalise(images.to(self.everyone.device, non_blocking=True))
-        return normalised if self.recipe.channels_last else normalised.contiguous()
+        found: Tensor = self._normalise(images.to(self.everyone.device, non_blocking=True))
+        return found if self.recipe.channels_last else found.contiguous()
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: images [B, 3, H, W] uint8, labels [B] → the mean loss, and top-1 in per cent."""
-        images, labels = self._images(batch[0]), batch[1].to(self.everyone.device, non_blocking=True)
+        images, labels = self.normalised(batch[0]), batch[1].to(self.everyone.device, non_blocking=True)
         logits = model(images).float()  # [B, classes]
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         return loss, {"top1": 100 * (logits.detach().argmax(1) == labels).float().mean()}
@@ -118,7 +118,7 @@ class Classification:
         margins: list[tuple[float, int]] = []  # how far the second class is above the first, and the label
         watched = watch(loader(self.held_out, batches, self.recipe.data.workers, self.collate))
         for (images, labels), keys in zip(watched, batches, strict=True):
-            logits = model(self._images(images)).float().cpu()
+            logits = model(self.normalised(images)).float().cpu()
             likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
             shares = logits.softmax(1).gather(1, likeliest[:, :1])[:, 0]
             tally.add(keys, labels, likeliest[:, 0], shares)
