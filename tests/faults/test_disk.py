@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,8 +70,16 @@ def small_disk(folder, size="4m"):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def written():
+    """Wait for the checkpoint that is being written: the one before goes with it, and leaves room."""
+    for thread in threading.enumerate():
+        if thread.name == "attneck checkpoint":
+            thread.join()
+
+
 def fill(folder, leave=0):
-    """All but so many bytes of a disk, which a checkpoint may be on its way to."""
+    """All but so many bytes of a disk."""
+    written()
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         while file.write(bytes(1 << 14)):
