@@ -131,7 +131,8 @@ def test_a_resumed_run_keeps_its_library_of_products(tmp_path, monkeypatch):
 def test_a_resumed_run_keeps_its_passes_over_the_logits(tmp_path, monkeypatch):
     from attneck.attention.cpu import fused
 
-    recipe = Recipe.model_validate(TINY)
+    part = {"name": "cifar_resnet20_bot", "options": {"depths": [1, 1, 1]}}
+    recipe = Recipe.model_validate(TINY | {"model": part})
     monkeypatch.setattr(fused, "_passes", "operators")
     monkeypatch.setattr(fused, "trouble", lambda: None)
     runs.train(recipe, tmp_path)
@@ -148,6 +149,15 @@ def test_a_resumed_run_keeps_its_passes_over_the_logits(tmp_path, monkeypatch):
     monkeypatch.setattr(fused, "trouble", lambda: "there is no C++ compiler")
     with pytest.raises(UserError, match=r"fused passes were asked for, but there is no C\+\+ compiler"):
         runs.train(recipe, tmp_path, resume=True)
+
+
+def test_a_run_without_attention_builds_nothing_for_it(tmp_path, monkeypatch):
+    from attneck.attention.cpu import fused
+
+    monkeypatch.setattr(fused, "_passes", None)
+    monkeypatch.setattr(fused, "trouble", lambda: pytest.fail("the compiler was asked"))
+    runs.train(Recipe.model_validate(TINY), tmp_path)
+    assert json.loads((tmp_path / "environment.json").read_text())["attention_passes"] is None
 
 
 def test_a_resumed_run_keeps_what_was_asked_of_its_attention(tmp_path, monkeypatch, capfd):

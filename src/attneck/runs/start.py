@@ -88,14 +88,11 @@ def start(
     products: str = float32_products()
     with user_mistakes():
         asked: str = attention()
-        over_logits: str | None = passes() if everyone.device.type == "cpu" else None
     step = 0
     changed: list[str] = []
     if goes_on:
         step, changed = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
         products = before.get("float32_products", products)
-        # Before they were recorded, there were PyTorch's operators alone.
-        over_logits = before.get("attention_passes", "operators") if over_logits else None
         asked = before.get("attention", asked)
         if (processes := before.get("processes", everyone.size)) != everyone.size:
             _say(
@@ -108,7 +105,11 @@ def start(
         _say(f"{folder}: started again by torchrun, {whence}")
     with user_mistakes():
         set_attention(asked)
-    taken = ways()
+        taken = ways()
+        over_logits: str | None = None
+        if taken and everyone.device.type == "cpu":
+            # Before they were recorded, there were PyTorch's operators alone.
+            over_logits = before.get("attention_passes", "operators") if goes_on else passes()
     if goes_on and (earlier := before.get("attention_ways", taken)) != taken:
         _say(
             f"{folder} goes on with other ways of computing attention ({taken or 'none'}; before: "
