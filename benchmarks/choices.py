@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 
-from attneck.attention.cpu import choice, tiles
+from attneck.attention.cpu import choice, fused, tiles
 from attneck.attention.cpu import operator as cpu
 from attneck.measure.contestants import OURS, AttentionCase, attention_call
 from attneck.measure.memory import peak_elsewhere
@@ -29,9 +29,12 @@ Override = dict[str, Any]
 
 @contextmanager
 def choosing(override: Override) -> Iterator[None]:
-    """Inside, tilings have these fields; `keep` and `logits` stand for the constants KEEP and LOGITS."""
+    """Inside, tilings have these fields; `keep` and `logits` are the constants KEEP and LOGITS.
+
+    `passes` is who makes the passes over the logits.
+    """
     chosen = tiles.Tiling.of
-    fields = {name: value for name, value in override.items() if name not in ("keep", "logits")}
+    fields = {name: value for name, value in override.items() if name not in ("keep", "logits", "passes")}
 
     def of(*arguments: Any) -> tiles.Tiling:
         return dataclasses.replace(chosen(*arguments), **fields)
@@ -43,6 +46,8 @@ def choosing(override: Override) -> Iterator[None]:
             stack.enter_context(patch.object(cpu, "KEEP", override["keep"]))
         if "logits" in override:
             stack.enter_context(patch.object(tiles, "LOGITS", override["logits"]))
+        if "passes" in override:
+            stack.enter_context(patch.object(fused, "_passes", override["passes"]))
         yield
 
 
@@ -88,6 +93,14 @@ def choices() -> dict[str, tuple[str, str, list[Pair]]]:
                 (AttentionCase(size, batch, dtype), {"keep": 10**9}, {"keep": 0})
                 for dtype in (fp32, bf16)
                 for size, batch in ((14, 8), (20, 4), (32, 2))
+            ],
+        ),
+        "passes over the logits": (
+            "compiled",
+            "PyTorch's operators",
+            [
+                (AttentionCase(*shape), {"passes": "fused"}, {"passes": "operators"})
+                for shape in ((14, 8), (20, 4), (32, 2), (64, 1, fp32, 2))
             ],
         ),
         "logits a tile of a large map": (
