@@ -30,10 +30,16 @@ def as_ranks(program: Callable[..., Any], *words: Any, processes: int = 2) -> li
 
 
 class Forked:
-    """`attneck WORDS` in a fork of this process, in a session and a folder of its own; it says into a file."""
+    """`attneck WORDS` in `folder`, in a fork of this process and a session of its own; what it says is in `said`."""
 
-    def __init__(self, folder: Path, words: list[str], prepare: Callable[[], object] = lambda: None) -> None:
-        self.said = folder / "said.txt"
+    def __init__(
+        self,
+        folder: Path,
+        words: list[str],
+        prepare: Callable[[], object] = lambda: None,
+        said: Path | None = None,
+    ) -> None:
+        self.said = said or folder / "said.txt"
         self.pid = os.fork()
         if self.pid:
             self.code: int | None = None
