@@ -32,7 +32,7 @@ def small(name: str) -> Recipe:
     if isinstance(options, ResNetOptions):
         model["options"] |= THIN
     elif isinstance(options, CifarResNetOptions):
-        model["options"]["depths"] = [1, 1, 1]
+        model["options"]["depths"] = [1] * len(options.depths)
     elif isinstance(options, DetectorOptions):
         data["val_size"] = 2
         if options.least_images == 1:
