@@ -18,7 +18,7 @@ CLASSES = 5
 
 
 def narrow(name: str) -> dict[str, Any]:
-    """A quarter of the width, where that leaves enough: as deep, with every branch, and fewer weights to draw.
+    """A quarter of the width where that leaves enough: as deep, with every branch, and fewer weights to draw.
 
     `tests/measure/test_counts.py` runs each at its full width, without storage.
     """

@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from timm.models.hrnet import HighResolutionNet
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
@@ -33,18 +32,6 @@ def bam(name: str, **options: Any) -> nn.Module:
     return insert_bam(timm.create_model(name, **options), reduction=4).model
 
 
-def thin_hrnet() -> nn.Module:
-    """hrnet_w18_small with one module a stage, one block a branch, and fewer channels."""
-
-    def stage(*channels: int, block: str = "BASIC") -> dict[str, Any]:
-        ones = {"num_modules": 1, "num_branches": len(channels), "num_blocks": (1,) * len(channels)}
-        return ones | {"block_type": block, "num_channels": channels, "fuse_method": "SUM"}
-
-    stages = [stage(8, block="BOTTLENECK"), stage(16, 32), stage(16, 32, 64), stage(16, 32, 64, 128)]
-    widths = {f"stage{number}": each for number, each in enumerate(stages, 1)}
-    return HighResolutionNet({"stem_width": 16} | widths, num_classes=5)
-
-
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "all of it": lambda: everything(ResNet(Bottleneck, **THIN)),
     "an averaged shortcut": lambda: everything(ResNet(Bottleneck, **THIN, avg_down=True)),
@@ -59,7 +46,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "BAM after children in a row": lambda: bam("regnetx_002", depth=6, wa=60),
     "BAM after a dense block": lambda: bam("densenet121", block_config=(1, 1, 1, 1)),
     "BAM after an activation": lambda: bam("vgg11_bn", mlp_ratio=1 / 64),
-    "BAM on one of several maps": lambda: insert_bam(thin_hrnet(), reduction=4).model,
+    "BAM on one of several maps": lambda: bam("hrnet_w18_small"),
     "features": lambda: bam("test_resnet", features_only=True),
 }
 

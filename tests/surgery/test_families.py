@@ -315,8 +315,8 @@ def _learns(model: nn.Module, x: Tensor) -> None:
 OF_TIMM = [case for case in RUN if not case.name.startswith("tv:")]
 FEATURES = ["resnet18", "dla46_c", "densenet121", "vgg11_bn", "test_nfnet", "selecsls42", "mobilenetv2_050"]
 FEATURES += ["mobilenetv3_small_100", "legacy_xception", "hrnet_w18_small"]
-"""Each way in which timm builds a network for its features, each kind of place, and a network with more places
-than taps."""
+"""Each way in which timm builds a network for its features, each kind of place, and one with more places than
+taps."""
 
 
 def check_places(case: Case, report: Report) -> None:

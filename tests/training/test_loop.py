@@ -61,10 +61,10 @@ def test_resumed_ends_with_the_same_bits(tmp_path, monkeypatch, changes):
     """Broken off mid-epoch (2) and at an epoch's end (3)."""
     wanted = recipe(**changes, checkpoint_steps=1)
     straight = runs.train(wanted, tmp_path / "straight")
-    for step in (2, 3):
-        folder = tmp_path / f"broken off after {step}"
+    for done in (2, 3):
+        folder = tmp_path / f"broken off after {done}"
         with monkeypatch.context() as patch:
-            stop_after(patch, step)
+            stop_after(patch, done)
             with pytest.raises(BrokenOffError):
                 runs.train(wanted, folder)
         resumed = runs.train(wanted, folder, resume=True)
