@@ -30,7 +30,7 @@ def as_ranks(program: Callable[..., Any], *words: Any, processes: int = 2) -> li
 
 
 class Forked:
-    """`attneck WORDS` in `folder`, in a fork of this process and a session of its own; it says into a file."""
+    """`attneck WORDS` in `folder`: a fork of this process, in a session of its own; it says into a file."""
 
     def __init__(
         self,
