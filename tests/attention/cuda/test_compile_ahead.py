@@ -43,7 +43,7 @@ def compiled(
 
     function = getattr(triton_kernels, kernel)
     H, W = map_size
-    constants = cuda.constants(kernel, map_size, d, dtype, capability)
+    constants = {**cuda.constants(kernel, map_size, d, dtype, capability)}
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
     # A number that is 1 and a pointer that is None are constants to Triton, as at a call.
     constants |= {name: 1 for name, side in zip("HW", map_size, strict=True) if side == 1}

@@ -131,10 +131,10 @@ def test_a_gpu_of_another_make_is_not_nvidia_s(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_row_of_the_table_is_its_gpu_s(gpu: pytest.MonkeyPatch) -> None:
-    gpu.setitem(limits.LIMITS, ("9.0", "training"), limits.Limits(plain_below=30, sdpa_up_to=30))
+    gpu.setitem(limits.LIMITS, ("8.0", "training"), limits.Limits(plain_below=30, sdpa_up_to=30))
     assert [chosen(side) for side in (29, 30, 31)] == ["plain", "sdpa", "triton"]
     assert chosen(29, grad=False) == "sdpa"
-    gpu.setattr(rule, "capability", lambda device: (8, 0))
+    gpu.setattr(rule, "capability", lambda device: (8, 9))
     gpu.setattr(choice, "_settled", {})
     assert chosen(29) == "sdpa"
 

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -119,10 +120,14 @@ def patch(kernel: str, keys: int, map_size: tuple[int, int]) -> tuple[int, int]:
     return keys // wide, wide
 
 
+@lru_cache(maxsize=1024)
 def constants(
     kernel: str, map_size: tuple[int, int], d: int, dtype: torch.dtype, capability: tuple[int, int]
 ) -> dict[str, Any]:
-    """All that one kernel is compiled for but the divisibility of its numbers: its constants and options."""
+    """All that one kernel is compiled for but the divisibility of its numbers: its constants and options.
+
+    The same dictionary each time: a call on a small map waits for Python.
+    """
     H, W = map_size
     cut = tile(kernel, d, dtype, capability)
     high, wide = patch(kernel, cut.keys, map_size)
