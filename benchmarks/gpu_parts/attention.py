@@ -126,7 +126,7 @@ def contestants(case: Case) -> list[str]:
         names.append(TIMM)
     if importlib.util.find_spec("bottleneck_transformer_pytorch"):
         names.append(LUCIDRAINS)
-    if case.batch in (1, 8) and case.size in (4, 14, 32, 64, 128):
+    if case.batch in (1, 8) and case.size in (4, 32, 64):
         names.append(FLEX)
     return names
 
@@ -216,7 +216,7 @@ class Given:
         return q, k, v
 
     def _flex(self) -> Callable[[], Tensor]:
-        """The bias is read from q times both tables, [B, h, N, L], by offset."""
+        """The bias is read from q times either table, [B, h, N, 2L-1], by offset."""
         from torch.nn.attention.flex_attention import flex_attention
 
         size = self.case.size
@@ -224,12 +224,13 @@ class Given:
 
         def form() -> Tensor:
             q, k, v = self._heads()
-            by_offset = q @ torch.cat((self.rel_h, self.rel_w)).T
+            # Two tensors: it has no gradient of one that is read at two places.
+            rows, columns = q @ self.rel_h.T, q @ self.rel_w.T
 
             def biased(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 row = key // size - query // size + size - 1
-                column = key % size - query % size + 3 * size - 2
-                return score + by_offset[b, h, query, row] + by_offset[b, h, query, column]
+                column = key % size - query % size + size - 1
+                return score + rows[b, h, query, row] + columns[b, h, query, column]
 
             out: Tensor = attention(q, k, v, score_mod=biased, scale=1.0)
             return out

@@ -27,23 +27,26 @@ def products_dtype(q: Tensor) -> torch.dtype:
 
 
 def by_offset(q: Tensor, table: Tensor) -> Tensor:
-    """Relative logits of both axes by offset, one product: [B, h, N, d], [L, d] -> [B, N, h, L]."""
+    """Relative logits of both axes by offset, one product: [B, h, N, d], [L, d] -> [h, B, N, L].
+
+    Heads lead: queries that are a view of a product's tokens are multiplied as they lie.
+    """
     B, h, N, d = q.shape
-    return (q.transpose(1, 2).reshape(-1, d) @ table.T).view(B, N, h, len(table))
+    tokens = q.transpose(0, 1).reshape(h, B * N, d)
+    return torch.bmm(tokens, table.T.expand(h, d, len(table))).view(h, B, N, len(table))
 
 
 def by_position(x: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Views by key row [B, h, H, W, H] and key column [B, h, H, W, W] of logits by offset [B, N, h, L].
+    """Views by key row [B, h, H, W, H] and key column [B, h, H, W, W] of logits by offset [h, B, N, L].
 
     A query one row (column) further down starts one entry earlier. No entry is in a view twice, so the
     gradient is a copy too.
     """
     H, W = map_size
-    B, N, h, L = x.shape
-    row, token = W * h * L, h * L
-    rows = x.as_strided((B, h, H, W, H), (N * h * L, L, row - 1, token, 1), H - 1)
-    columns = x.as_strided((B, h, H, W, W), (N * h * L, L, row, token - 1, 1), 2 * H + W - 2)
-    return rows, columns
+    h, B, N, L = x.shape
+    rows = x.as_strided((h, B, H, W, H), (B * N * L, N * L, W * L - 1, L, 1), H - 1)
+    columns = x.as_strided((h, B, H, W, W), (B * N * L, N * L, W * L, L - 1, 1), 2 * H + W - 2)
+    return rows.transpose(0, 1), columns.transpose(0, 1)
 
 
 def pool_maps(tokens: Tensor, map_size: tuple[int, int]) -> Tensor:

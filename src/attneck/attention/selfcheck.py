@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attneck.attention.backends import BACKENDS, Backend
 from attneck.attention.cuda.sdpa import NoFusedKernelError, head_width
-from attneck.attention.cuda.triton import KERNELS, patch, tile
+from attneck.attention.cuda.triton import KERNELS, constants
 from attneck.attention.operands import capability
 from attneck.attention.plain import plain_attention_2d
 
@@ -226,14 +226,14 @@ def _cut_alike(
     map_size: tuple[int, int], d: int, dtype: torch.dtype, capability: tuple[int, int]
 ) -> tuple[int, int]:
     """A small map for which Triton compiles the same kernels: of the same patches, its sides as divisible."""
-    cuts = {tile(kernel, d, dtype, capability).keys for kernel in KERNELS}
 
     def kind(H: int, W: int) -> tuple[object, ...]:
-        return *(patch(keys, (H, W)) for keys in cuts), H % 16 == 0, W % 16 == 0, H == 1, W == 1
+        compiled = (constants(kernel, (H, W), d, dtype, capability) for kernel in KERNELS)
+        return *compiled, *(number % 16 == 0 for number in (H, W, H * W)), H == 1, W == 1
 
     wanted = kind(*map_size)
     sides = sorted(
-        ((H, W) for H in range(1, 513) for W in range(128 // H + 1, 512 // H + 1)),
+        ((H, W) for H in range(1, 1025) for W in range(128 // H + 1, 1024 // H + 1)),
         key=lambda side: side[0] * side[1],
     )
     return next((small for small in sides if kind(*small) == wanted), (16, 16))

@@ -20,6 +20,8 @@ class Limits(NamedTuple):
 
 
 LIMITS: dict[tuple[str, Direction], Limits] = {
+    ("9.0", "forward"): Limits(plain_below=14, sdpa_up_to=0),
+    ("9.0", "training"): Limits(plain_below=14, sdpa_up_to=0),
     ("any", "forward"): Limits(plain_below=20, sdpa_up_to=64),
     ("any", "training"): Limits(plain_below=20, sdpa_up_to=64),
 }

@@ -20,7 +20,6 @@ from attneck.attention.flops import joined_attention_backward_flops, joined_atte
 from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
 from attneck.attention.operands import (
     by_offset,
-    by_position,
     capability,
     like_queries,
     operands,
@@ -40,11 +39,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST_HEAD = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
 """The widest head that "auto" hands to the kernels: wider ones do not fit in registers."""
 
-FLOAT32_DOT = "ieee"
-"""Products of float32 tensors: "ieee" is exact to rounding and runs on the ordinary units; "tf32x3" splits
-each number in two for the matrix units, is good to about 1e-6 and should be some times faster; "tf32" (3e-4)
-is never right here. Half types ignore it."""
-
 
 @dataclass(frozen=True)
 class Tile:
@@ -59,57 +53,81 @@ class Tile:
 def tile(kernel: str, d: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tile:
     """The constants of one kernel: by head width, dtype and GPU.
 
-    Not measured on a GPU: the largest that fit in 255 registers without spilling (test_compile_ahead.py) and
-    in shared memory, 163 KiB a block on 8.0 and 227 KiB on 9.0 and 10.0; one stage fewer elsewhere (99 KiB).
-    Float32 is cut small because Triton unrolls an "ieee" product along all of d.
+    Those of 9.0 are the fastest of those that were tried on an H100: a warp for every 16 queries (keys, where
+    they lead), though some registers are spilled. Elsewhere nothing is measured, and they are the largest
+    that fit without spilling (test_compile_ahead.py) and in shared memory: 163 KiB a block on 8.0, more on
+    10.0; one stage fewer where there are 99 KiB. Float32 is cut small there because Triton unrolls an "ieee"
+    product along all of d.
     """
-    if d > 128 and dtype != torch.float32:
-        table = {
-            "forward": Tile(64, 32, 8, 2),
-            "backward_queries": Tile(32, 32, 8, 1),
-            "backward_keys": Tile(32, 32, 8, 1),
-        }
-    elif dtype != torch.float32:
-        table = {
-            "forward": Tile(128, 64, 8, 3),
-            "backward_queries": Tile(64, 64, 8 if d > 64 else 4, 2),
-            "backward_keys": Tile(64, 64, 8, 2),
-        }
-    elif d <= 64:
-        table = {
-            "forward": Tile(32, 32, 4, 2),
-            "backward_queries": Tile(32, 32, 8, 1),
-            "backward_keys": Tile(32, 32, 8, 1),
-        }
+    half = dtype != torch.float32
+    if capability == (9, 0) and (half or d <= 128):
+        if half and d > 128:
+            tiles = Tile(64, 32, 4, 2), Tile(64, 32, 4, 1), Tile(64, 64, 8, 1)
+        elif half and d > 64:
+            tiles = Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 2)
+        elif half:
+            tiles = Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2)
+        elif d > 64:
+            tiles = Tile(128, 32, 8, 2), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)
+        else:
+            tiles = Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)
+    elif half and d > 128:
+        tiles = Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)
+    elif half:
+        tiles = Tile(128, 32, 8, 3), Tile(128, 32, 8, 2), Tile(64, 32, 4, 2)
     elif d > 128:
-        table = dict.fromkeys(KERNELS, Tile(16, 16, 8, 1))
+        tiles = Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)
+    elif d > 64:
+        tiles = Tile(32, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 32, 8, 1)
     else:
-        table = {
-            "forward": Tile(32, 16, 8, 1),
-            "backward_queries": Tile(16, 16, 8, 1),
-            "backward_keys": Tile(16, 32, 8, 1),
-        }
-    found = table[kernel]
+        tiles = Tile(32, 32, 4, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)
+    found = dict(zip(KERNELS, tiles, strict=True))[kernel]
     if capability not in ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3)):
         return Tile(found.queries, found.keys, found.warps, max(1, found.stages - 1))
     return found
 
 
-def patch(keys: int, map_size: tuple[int, int]) -> tuple[int, int]:
+def float32_dot(capability: tuple[int, int]) -> str:
+    """How products of float32 tensors are taken; half types ignore it.
+
+    "tf32x3" splits each number in two for the matrix units: about 1e-6 off, as a float32 product of that
+    length is, and three times as fast on an H100 as "ieee", which runs on the ordinary units and is taken
+    where nothing is measured. "tf32" (3e-4) is never right here.
+    """
+    return "tf32x3" if capability == (9, 0) else "ieee"
+
+
+def patch(kernel: str, keys: int, map_size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of a patch of `keys` keys, the powers of two that cover the map with least beside it.
 
-    Of equals, 16 columns or near it: a query then holds 16 + keys/16 numbers of bias, and as many of its
-    gradient, in registers, where a row of 64 spills. (4, 16) on maps 64 and 80 wide, (8, 8) on 40.
+    Of equals the widest for what runs over keys: what is read of each query once, its columns, is then most.
+    `backward_keys` runs over queries, and takes the squarest: of each query it reads rows and columns.
     """
     H, W = map_size
 
     def cost(wide: int) -> tuple[int, int]:
         high = keys // wide
         covered = (-(-H // high) * high) * (-(-W // wide) * wide)
-        return covered, abs(wide - 16)
+        return covered, wide + high if kernel == "backward_keys" else -wide
 
     wide = min((2**i for i in range(keys.bit_length())), key=cost)
     return keys // wide, wide
+
+
+def constants(
+    kernel: str, map_size: tuple[int, int], d: int, dtype: torch.dtype, capability: tuple[int, int]
+) -> dict[str, Any]:
+    """All that one kernel is compiled for but the divisibility of its numbers: its constants and options."""
+    H, W = map_size
+    cut = tile(kernel, d, dtype, capability)
+    high, wide = patch(kernel, cut.keys, map_size)
+    found = {"HEAD": d, "D": max(16, 1 << (d - 1).bit_length()), "M": cut.queries, "PH": high, "PW": wide}
+    if kernel == "backward_keys":
+        found |= {"EVEN": H * W % cut.queries == 0, "E": max(16, 1 << (high + wide - 1).bit_length())}
+    else:
+        found |= {"EVEN": H % high == 0 and W % wide == 0}
+    options = {"num_warps": cut.warps, "num_stages": cut.stages, "enable_fp_fusion": True}
+    return {**found, "DOT": float32_dot(capability), **options}
 
 
 def triton_attention_2d(
@@ -160,11 +178,8 @@ def _attention(
     q, k, v = rows_whole(q), None if k is None else rows_whole(k), rows_whole(v)
     B, h, N, _ = q.shape
     out, lse = like_queries(q), q.new_empty((B, h, N), dtype=torch.float32)
-    x = by_offset(q, table)  # [B, N, h, L]
-    # Read by offset as it is: each query's columns once, its rows from the cache.
-    bias = (x[..., H - 1 :], x[..., 2 * H + W - 2 :])
-    strides = (x.stride(0), x.stride(2), x.stride(1), 1)
-    _launch("forward", (H, W), (q, k, v, *bias, out, lse), (q, k, v), strides, (out,), skew=1)
+    x = by_offset(q, table)  # [h, B, N, L]
+    _launch("forward", (H, W), (q, k, v, x, out, lse), (q, k, v), (out,))
     return out, lse
 
 
@@ -188,44 +203,20 @@ def _attention_backward(
     d_k = q.new_empty(0) if k is None else like_queries(q)
     if out.stride() != d_q.stride():  # saved by a hook that laid it anew; the kernels write where out lies
         out = like_queries(q).copy_(out)
-    x = by_offset(q, table)  # [B, N, h, L], cheaper than to keep
-    # By position, queries innermost: `backward_keys` reads a tile of it for every step.
+    x = by_offset(q, table)  # [h, B, N, L], cheaper than to keep
+    d_x, delta = torch.empty_like(x), torch.empty_like(lse)
+    d_rows, d_columns = lse.new_empty(B, h, H, N), lse.new_empty(B, h, N, W)
     bias = x.new_empty(B, h, H + W, N)
-    for part, positions in zip(bias.split((H, W), dim=2), by_position(x, (H, W)), strict=True):
-        part.unflatten(3, (H, W)).copy_(positions.permute(0, 1, 4, 2, 3))  # [B, h, H or W, H, W]
-    d_bias = torch.empty_like(bias, dtype=torch.float32)
-    delta = torch.empty_like(lse)
-    rows, columns = bias.split((H, W), dim=2)
-    d_rows, d_columns = d_bias.split((H, W), dim=2)
-    strides = (bias.stride(0), bias.stride(1), 1, N)
-    _launch(
-        "backward_queries",
-        (H, W),
-        (q, k, v, rows, columns, out, lse, d_out, d_q, d_rows, d_columns, delta),
-        (q, k, v),
-        strides,
-        (out, d_out),
-        skew=0,
-    )
-    _launch(
-        "backward_keys",
-        (H, W),
-        (q, k, v, rows, columns, lse, delta, d_out, d_k, d_v),
-        (q, k, v),
-        strides,
-        (out, d_out),
-        skew=0,
-    )
-    d_x = torch.zeros_like(x)  # [B, N, h, L]
-    for part, positions in zip((d_rows, d_columns), by_position(d_x, (H, W)), strict=True):
-        positions.copy_(part.unflatten(3, (H, W)).permute(0, 1, 3, 4, 2))  # [B, h, H, W, H or W]
-    d_x = d_x.flatten(0, 2)  # [B*N*h, L]
-    d_q_flat = d_q.transpose(1, 2).view(-1, d)  # [B*N*h, d]
+    tensors = (q, k, v, x, out, lse, d_out, d_q, d_x, d_rows, d_columns, bias, delta)
+    _launch("backward_queries", (H, W), tensors, (q, k, v), (out, d_out))
+    _launch("backward_keys", (H, W), (q, k, v, bias, lse, delta, d_out, d_k, d_v), (q, k, v), (out, d_out))
+    d_tokens = d_q.transpose(0, 1).view(h, B * N, d)
+    by_head = d_x.view(h, B * N, -1), table.expand(h, -1, -1)  # [h, B*N, L], [h, L, d]
     if k is None:
-        torch.mm(d_x, table, out=d_q_flat)
+        torch.bmm(*by_head, out=d_tokens)
     else:
-        d_q_flat.addmm_(d_x, table)
-    d_table = d_x.T @ q.transpose(1, 2).reshape(-1, d)  # [L, d]
+        d_tokens.baddbmm_(*by_head)
+    d_table = d_x.view(h * B * N, -1).T @ q.transpose(0, 1).reshape(-1, d)  # [L, d]
     return d_q, d_k, d_v, d_table
 
 
@@ -274,9 +265,7 @@ def _launch(
     map_size: tuple[int, int],
     tensors: tuple[Tensor | None, ...],
     operands: tuple[Tensor | None, ...],
-    bias_strides: tuple[int, int, int, int],
     results: tuple[Tensor, ...],
-    skew: int,
 ) -> None:
     """Run one kernel: one program a block of queries, or a patch of keys, and head."""
     from attneck.attention.cuda import kernels  # here, so that the package imports without triton
@@ -286,14 +275,10 @@ def _launch(
     H, W = map_size
     if not B:
         return
-    cut = tile(kernel, d, q.dtype, capability(q.device))
-    high, wide = patch(cut.keys, map_size)
-    programs = -(-H // high) * -(-W // wide) if kernel == "backward_keys" else -(-N // cut.queries)
-    strides = [0 if t is None else t.stride(i) for t in operands for i in range(3)]
-    strides += [*bias_strides, *(t.stride(i) for t in results for i in range(3))]
+    found = constants(kernel, map_size, d, q.dtype, capability(q.device))
+    patches = -(-H // found["PH"]) * -(-W // found["PW"])
+    programs = patches if kernel == "backward_keys" else -(-N // found["M"])
+    strides = [0 if t is None else t.stride(i) for t in (*operands, *results) for i in range(3)]
     with torch.cuda.device_of(q):
-        getattr(kernels, kernel)[(programs, B * h)](
-            *tensors, *strides, h, H, W, HEAD=d, D=max(16, 1 << (d - 1).bit_length()), M=cut.queries,
-            PH=high, PW=wide, SKEW=skew, DOT=FLOAT32_DOT, num_warps=cut.warps, num_stages=cut.stages,
-            enable_fp_fusion=True,
-        )  # fmt: skip
+        numbers = (h, H, W, N) if kernel == "backward_keys" else (h, H, W, N, -1)
+        getattr(kernels, kernel)[(programs, B * h)](*tensors, *strides, *numbers, **found)
