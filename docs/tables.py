@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import costs
+import on_gpu
 import yaml
 from table_parts import RESULTS, ROOT, Lines, markdown, sections
 
@@ -205,6 +206,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "bot_over_r": costs.bot_over_r,
     "costs": costs.costs,
     "detectors": costs.detectors,
+    "gpu_attention": on_gpu.attention,
+    "gpu_steps": on_gpu.steps,
+    "gpu_tests": on_gpu.tests,
 }
 
 if __name__ == "__main__":

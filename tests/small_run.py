@@ -1,10 +1,7 @@
 """Not a test: a small net that can be made to break at one step, its task, a run; and a small detector."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +15,6 @@ from attneck.training.distributed import World
 from attneck.training.loop import train_loop
 from attneck.training.recipe import Recipe
 
-PROGRAM = Path(__file__).with_name("two_small_runs.py")
 STEPS_PER_EPOCH = 3
 ALONE = World(0, 1, torch.device("cpu"))
 CLOCKS = {"seconds", "peak_gib"}
@@ -195,17 +191,3 @@ def ending(folder: Path, recipe: Recipe) -> tuple[str, list[dict[str, Any]]]:
     run(folder, recipe, Task(ALONE))
     state, _, _ = checkpoint.load_latest(folder / "checkpoints")
     return digest(state), history(state)
-
-
-def two_processes(folder: Path, kind: str) -> Any:
-    """What `two_small_runs.py` reports of its runs."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*command, str(PROGRAM), str(folder), kind],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,23 @@ from attneck.layers import MHSA2d
 from attneck.training.recipe import Recipe
 
 THIN = {"depths": [1, 1, 1, 1], "widths": [16, 16, 16, 32]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _captured_once() -> Iterator[None]:
+    """torch.export takes longer than all the rest: the same network, example and axes are captured once."""
+    capture, known = export._capture, {}
+
+    def once(network: nn.Module, example: Tensor, axes: dict[int, str]) -> Any:
+        weights = tuple(float(tensor.double().sum()) for tensor in network.state_dict().values())
+        key = repr(network), weights, example.shape, tuple(axes)
+        if key not in known:
+            known[key] = capture(network, example, axes)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_capture", once)
+        yield
 
 
 def fill(model: nn.Module) -> Any:

@@ -1,13 +1,10 @@
-"""Not a test: a program that torchrun starts in two processes.
+"""Not a test: small runs in two processes, broken off and gone on with."""
 
-Usage: two_small_runs.py FOLDER faults|grid|stops
-"""
-
-import json
-import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+from forked import as_ranks
 from small_run import At, Task, digest, history, recipe, run, tensors
 
 from attneck.errors import RunFailed
@@ -46,7 +43,12 @@ def broken_off(folder: Path, wanted, task: Task, everyone: World) -> dict:
     return report | {"same_end": end(folder) == end(folder.parent / "whole")}
 
 
-def main(folder: Path, kind: str) -> None:
+def two_processes(folder: Path, kind: str) -> dict[str, Any]:
+    """What becomes of the runs of a kind: faults, grid or stops."""
+    return as_ranks(_runs, folder, kind)[0]
+
+
+def _runs(folder: Path, kind: str) -> dict[str, Any]:
     with world() as everyone:
         wanted = recipe(accumulate=2, ema=0.5)
         run(folder / "whole", wanted, Task(everyone), world=everyone)
@@ -67,9 +69,4 @@ def main(folder: Path, kind: str) -> None:
                 task = Task(everyone)
                 task.signal_after = 2 if everyone.rank in ranks else None
                 found[name] = broken_off(folder / name, wanted, task, everyone)
-        if everyone.rank == 0:
-            sys.stdout.write(json.dumps(found) + "\n")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+        return found

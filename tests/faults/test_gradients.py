@@ -4,7 +4,8 @@ from itertools import product
 
 import pytest
 from fault_cases import LONG, some
-from small_run import ALONE, At, Task, digest, recipe, run, tensors, two_processes
+from small_run import ALONE, At, Task, digest, recipe, run, tensors
+from two_small_runs import two_processes
 
 from attneck.errors import RunFailed
 from attneck.training import checkpoint, loop

@@ -1,26 +1,25 @@
 """A run as a process of its own, killed and resumed; and the same run in two processes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
-import torch
 import yaml
+from forked import Forked, as_ranks
+from train_in_float64 import train_in_float64
+
+from attneck import cli
 
 TINY = {
     "model": {"name": "cifar_resnet20_bot_bam", "options": {"depths": [1, 1, 1]}},
-    "data": {"name": "shapes", "augment": "crop_flip", "train_size": 320, "image_size": 24},
+    "data": {"name": "shapes", "augment": "crop_flip", "train_size": 320, "val_size": 20, "image_size": 24},
     "epochs": 2,
     "batch": 16,
     "pictures": False,
     "ema": 0.9,
     "checkpoint_steps": 3,
 }
-STEPS = 40
 
 
 @pytest.fixture
@@ -30,26 +29,18 @@ def start(tmp_path):
     started = []
 
     def run(*words):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "attneck.cli", "train", "tiny.yaml", *words],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(process)
-        return process
+        started.append(Forked(tmp_path, ["train", "tiny.yaml", *words]))
+        return started[-1]
 
     yield run
     for process in started:
         process.kill()
-        process.wait()
 
 
 def wait_for_step(folder, step, process):
     """Until a checkpoint of `step` or later is there."""
     while not any(int(path.name[5:13]) >= step for path in (folder / "checkpoints").glob("step-*.pt")):
-        assert process.poll() is None, process.stdout.read()
+        assert not process.ended(), process.said.read_text()
         time.sleep(0.02)
 
 
@@ -65,19 +56,19 @@ def test_kill_9_and_resume_end_with_the_same_weights(start, tmp_path):
             resume = ["--resume"] if step > 4 else []
             process = start("--out", workers, "--data.workers", workers, *resume)
             wait_for_step(tmp_path / workers, step, process)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.kill()
         last = start("--out", workers, "--data.workers", workers, "--resume")
-        assert last.wait() == 0, last.stdout.read()
-        assert whole.wait() == 0, whole.stdout.read()
+        assert last.wait() == 0, last.said.read_text()
+        assert whole.wait() == 0, whole.said.read_text()
         assert weights(tmp_path / workers) == weights(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_many_processes_refuse_in_one_voice(start, tmp_path):
-    process = start("--out", "run", "--processes", "2", "--resume")
-    said = process.communicate()[0]
-    assert process.returncode == 2, said
+def test_many_processes_refuse_in_one_voice(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+    assert cli.main(["train", "tiny.yaml", "--out", "run", "--processes", "2", "--resume"]) == 2
+    said = "".join(capfd.readouterr())
     assert said.count("no checkpoint there") == 1
     assert "Traceback" not in said
 
@@ -86,20 +77,9 @@ def test_many_processes_refuse_in_one_voice(start, tmp_path):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_end_with_the_weights_of_one(tmp_path, accumulate):
     """In float64, so that nothing but rounding may differ: SyncBatchNorm, DDP, the split of the data."""
-    program = os.path.join(os.path.dirname(__file__), "../training/train_in_float64.py")
-    ends = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if processes == 2 else []
-        done = subprocess.run(
-            [sys.executable, *launcher, program, str(folder), "3", str(accumulate)],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        ends.append(torch.load(folder / "weights.pt", weights_only=True))
+    one = train_in_float64(tmp_path / "1", 3, accumulate)
+    two, _ = as_ranks(train_in_float64, tmp_path / "2", 3, accumulate)
     # With accumulation BatchNorm sees half a batch at a time, in both.
-    for name, one in ends[0].items():
-        error = (one - ends[1][name]).abs().max() if one.is_floating_point() else 0
-        assert error <= 1e-9 * (1 + one.abs().max()), name
+    for name, wanted in one.items():
+        error = abs(wanted - two[name]).max() if wanted.dtype.kind == "f" else 0
+        assert error <= 1e-9 * (1 + abs(wanted).max()), name

@@ -20,9 +20,10 @@ import torch
 import torch.utils.data
 import yaml
 from fault_cases import LONG, some
+from forked import Forked
 from test_kills import TINY as LARGER
 
-from attneck import cli, signals
+from attneck import signals
 from attneck.runs import train as runs
 from attneck.tasks.classification import Classification
 from attneck.training import checkpoint, loop
@@ -104,36 +105,13 @@ def of_held_out(loader):
     return len(loader.dataset) == 20
 
 
-class Forked:
-    """`attneck WORDS` in a fork of this process and a session of its own, stopped in `phase`."""
+class Stopped(Forked):
+    """A fork, stopped in `phase`."""
 
     def __init__(self, folder, phase, words, prepare=lambda: None):
-        self.said = folder / "said.txt"
         self.reader, writer = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 99
-            try:
-                os.setsid()
-                os.chdir(folder)
-                out = os.open(self.said, os.O_WRONLY | os.O_CREAT)
-                os.dup2(out, 1)
-                os.dup2(out, 2)
-                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-                signal.signal(INT, signal.default_int_handler)
-                prepare()
-                PHASES[phase](writer)
-                sys.argv = ["attneck", *words]
-                code = cli.main()
-                sys.stdout.flush()
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-            finally:
-                os._exit(code)
+        super().__init__(folder, words, lambda: (prepare(), PHASES[phase](writer)))
         os.close(writer)
-        self.code = None
 
     def wait_for_phase(self):
         assert select.select([self.reader], [], [], 60)[0], self.said.read_text()
@@ -146,9 +124,7 @@ class Forked:
         """The exit code, and the seconds that it took."""
         began = time.monotonic()
         while time.monotonic() < began + within:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.code = os.waitstatus_to_exitcode(status)
+            if self.ended():
                 return self.code, time.monotonic() - began
             time.sleep(0.02)
         raise AssertionError(f"it goes on after {within} s: {self.said.read_text()}")
@@ -165,9 +141,7 @@ class Forked:
 
     def close(self):
         os.close(self.reader)
-        if self.code is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self.kill()
         for pid in self.left():
             with suppress(OSError):
                 os.kill(int(pid), signal.SIGKILL)
@@ -179,7 +153,7 @@ def forked(tmp_path):
     made = []
 
     def start(phase, *words, **options):
-        made.append(Forked(tmp_path, phase, words, **options))
+        made.append(Stopped(tmp_path, phase, words, **options))
         return made[-1]
 
     yield start

@@ -15,6 +15,7 @@ from multiprocessing.pool import ThreadPool
 import pytest
 import yaml
 from fault_cases import LONG, some
+from forked import Forked
 
 from attneck import cli
 from attneck.errors import UserError
@@ -281,36 +282,27 @@ def test_two_programs(place, case):
     try:
         for words in both:
             time.sleep(apart if processes else 0)
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "attneck.cli", "train", *words],
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
+            said = place / f"said-{len(processes)}.txt"
+            processes.append(Forked(place, ["train", *words], said=said))
         if "numbered" in case:
             assert [process.wait() for process in processes] == [0, 0]
             assert all((place / f"runs/{name}/summary.json").is_file() for name in ("tiny", "tiny-2"))
             assert len(list((place / "runs").iterdir())) == 2
             return
-        while all(process.poll() is None for process in processes):
+        while not any(process.ended() for process in processes):
             time.sleep(0.1)
-        (loser,) = (process for process in processes if process.poll() is not None)
+        (loser,) = (process for process in processes if process.ended())
         (winner,) = (process for process in processes if process is not loser)
-        (line,) = loser.stderr.read().strip().splitlines()
-        assert loser.returncode == 2, line
+        (line,) = loser.said.read_text().strip().splitlines()
+        assert loser.code == 2, line
         assert f"trained by process {winner.pid} on {HERE} since" in line
-        assert winner.poll() is None
+        assert not winner.ended()
         winner.kill()
-        winner.wait()
         with only_one(place / both[0][2]):
             pass
     finally:
         for process in processes:
             process.kill()
-            process.wait()
-            process.stderr.close()
 
 
 def break_off(content, folder):

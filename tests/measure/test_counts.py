@@ -1,6 +1,7 @@
 """Counts against a second way of counting, shape by shape, and against figures known by heart."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from attneck.errors import UserError
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.measure import count
 from attneck.measure.counts import REST, meta_copy
+from attneck.measure.kept import kept
 from attneck.models import catalog
 
 
@@ -87,6 +89,7 @@ def test_every_listed_model_agrees_with_the_analytic_count(listed):
     classes = catalog.CATALOG[listed[0]].num_classes
     assert (counts.madds - counts.madds_no_classifier) % classes == 0
     assert counts.madds_no_classifier < counts.madds
+    assert kept(catalog.CATALOG[listed[0]].options, side, classes) == replace(counts, stages=None)
 
 
 @pytest.mark.parametrize("position", ["relative", "absolute", "none"])

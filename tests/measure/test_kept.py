@@ -10,8 +10,13 @@ from attneck.commands.counted import Asked, counts_of, row_of, to_be_kept
 from attneck.measure.kept import kept, read_rows
 from attneck.models import catalog
 
-PARTS = 8
+PARTS = 4
 """So that processes share the work."""
+PUBLISHED = [
+    Asked(name, {}, entry.image_size, entry.num_classes)
+    for name, entry in catalog.CATALOG.items()
+    if entry.task == "classification"
+]
 
 
 def test_kept_is_what_is_to_be_kept():
@@ -22,10 +27,11 @@ def test_kept_is_what_is_to_be_kept():
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_network_counts_as_is_kept(part):
-    rows = read_rows()[part::PARTS]
-    assert len(rows) > 20
-    for row in rows:
-        asked = Asked(row["model"], row["options"], row["image_size"], row["num_classes"])
+    """But the classifiers as published, which `test_counts.py` counts."""
+    rows = [(Asked(*map(row.get, Asked._fields)), row) for row in read_rows()]
+    others = [(asked, row) for asked, row in rows if asked not in PUBLISHED]
+    assert len(others) > 80
+    for asked, row in others[part::PARTS]:
         assert row_of(asked, counted.counted(asked)) == row, "run: make counts"
 
 

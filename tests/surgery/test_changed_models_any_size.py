@@ -43,7 +43,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         ).model
     ),
     "groups": lambda: attend(timm.create_model("regnetx_002"), image_size=64).model,
-    "BAM after children in a row": lambda: bam("regnetx_002"),
+    "BAM after children in a row": lambda: bam("regnetx_002", depth=6, wa=60),
     "BAM after a dense block": lambda: bam("densenet121", block_config=(1, 1, 1, 1)),
     "BAM after an activation": lambda: bam("vgg11_bn", mlp_ratio=1 / 64),
     "BAM on one of several maps": lambda: bam("hrnet_w18_small"),

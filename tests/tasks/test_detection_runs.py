@@ -147,8 +147,9 @@ def test_predict_draws_and_tells(trained, tmp_path, monkeypatch):
     assert [(image["width"], image["height"]) for image in document["images"]] == [size] * 2
     (found,) = document["runs"]
     assert found["detections"]
+    classes = Run(trained).facts["classes"]
     for row in found["detections"]:
-        assert row["category"] in Run(trained).facts["classes"]
+        assert row["category"] in classes
         assert row["segmentation"]["size"] == [120, 160]
     # Two images of one name; each picture in the proportions of its image.
     for name in ("noise", "noise-2"):

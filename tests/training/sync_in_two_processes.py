@@ -1,11 +1,9 @@
-"""Not a test: a program that torchrun starts in two processes, which report what became of their BatchNorms.
+"""Not a test: what becomes of the BatchNorms of two processes.
 
 "families": each process has two of a batch of four images. "nothing": the second has nothing to learn from.
 """
 
 import copy
-import json
-import sys
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attneck.models import create_model
+from attneck.training.distributed import world
 from attneck.training.norms import SyncBatchNorm, synchronise_batchnorm
 
 
@@ -99,7 +98,7 @@ def nothing(rank: int) -> dict[str, Any]:
     return report
 
 
-dist.init_process_group("gloo")
-mine = {"families": families(dist.get_rank()), "nothing": nothing(dist.get_rank())}
-sys.stdout.write(json.dumps(mine) + "\n")  # at once: print writes the line's end by itself
-dist.destroy_process_group()
+def sync_in_two_processes() -> dict[str, Any]:
+    """Of this one of two processes, what became of its BatchNorms."""
+    with world() as everyone:
+        return {"families": families(everyone.rank), "nothing": nothing(everyone.rank)}

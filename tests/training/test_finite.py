@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from small_run import ALONE, At, Net, Task, digest, history, recipe, run, tensors, two_processes
+from small_run import ALONE, At, Net, Task, digest, history, recipe, run, tensors
+from two_small_runs import two_processes
 
 from attneck.errors import RunFailed
 from attneck.training import checkpoint, loop

@@ -7,16 +7,19 @@ import yaml
 
 from attneck.commands import papers
 from attneck.models import catalog
-from attneck.models.detector_options import RCNNOptions
+from attneck.models.cifar import CifarResNetOptions
+from attneck.models.detector_options import DetectorOptions, RCNNOptions
+from attneck.models.resnet import ResNetOptions
 from attneck.runs import train as runs
-from attneck.training.recipe import Recipe
+from attneck.training.recipe import TIMM, Recipe
 from attneck.training.recipe_file import SHIPPED, load_recipe, shipped_recipes
 
-SMALL = {"depths": [1, 1, 1, 1], "channels": 32, "box_features": 64, "proposals": 50, "rois": 16}
+SMALL = {"channels": 32, "box_features": 64, "proposals": 50, "rois": 16}
+THIN = {"depths": [1, 1, 1, 1], "widths": [16, 32, 64, 128]}
 
 
 def small(name: str) -> Recipe:
-    """The recipe with a few images, two steps and a small batch; all else as it is."""
+    """The recipe with a few images, two steps, a small batch and a thin network; all else as it is."""
     recipe = load_recipe(name)
     content = recipe.model_dump()
     data, model = content["data"], content["model"]
@@ -25,11 +28,18 @@ def small(name: str) -> Recipe:
     content["schedule"] |= {"warmup_epochs": 0, "warmup_steps": 0}
     if data["name"] == "folder":
         data |= {"root": "tiny-imagenet-20", "image_size": 64}
-    if model["name"] in catalog.list_detectors():
+    options = None if model["name"].startswith(TIMM) else catalog.find(model["name"]).options
+    if isinstance(options, ResNetOptions):
+        model["options"] |= THIN
+    elif isinstance(options, CifarResNetOptions):
+        model["options"]["depths"] = [1] * len(options.depths)
+    elif isinstance(options, DetectorOptions):
         data["val_size"] = 2
-        if isinstance(catalog.find(model["name"]).options, RCNNOptions):
+        if options.least_images == 1:
+            data["train_size"], content["batch"] = 2, 1
+        if isinstance(options, RCNNOptions):
             data["image_size"] = 128
-            model["options"] |= SMALL
+            model["options"] |= SMALL | THIN
             if "freeze_norms" in model["options"]:  # of trained weights, which there are none of here
                 model["options"]["freeze_norms"] = False
         if data["name"] == "voc0712":  # of which there is a part of one year

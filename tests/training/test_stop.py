@@ -5,7 +5,8 @@ import signal
 
 import pytest
 import torch
-from small_run import ALONE, Task, digest, history, recipe, run, two_processes
+from small_run import ALONE, Task, digest, history, recipe, run
+from two_small_runs import two_processes
 
 from attneck.errors import RunFailed
 from attneck.training import checkpoint

@@ -1,16 +1,13 @@
 """BatchNorm over all processes: of every kind, with all that hangs on it, also where some have nothing."""
 
 import copy
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from forked import as_ranks
 from norm_families import FAMILIES, norms
+from sync_in_two_processes import sync_in_two_processes
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -20,19 +17,8 @@ from attneck.training.norms import SyncBatchNorm, synchronise_batchnorm
 
 @pytest.fixture(scope="module")
 def two_processes():
-    """What both processes of the program report, under torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*command, str(Path(__file__).with_name("sync_in_two_processes.py"))],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) == 2
-    return found
+    """What each of two processes reports."""
+    return as_ranks(sync_in_two_processes)
 
 
 @pytest.fixture

@@ -29,11 +29,11 @@ def products_dtype(q: Tensor) -> torch.dtype:
 def by_offset(q: Tensor, table: Tensor) -> Tensor:
     """Relative logits of both axes by offset, one product: [B, h, N, d], [L, d] -> [h, B, N, L].
 
-    Heads lead: queries that are a view of a product's tokens are multiplied as they lie.
+    Heads lead: queries that are a view of a product's tokens are then multiplied as they lie (where no
+    gradient is wanted; else PyTorch copies them, and the table's gradient is one product).
     """
     B, h, N, d = q.shape
-    tokens = q.transpose(0, 1).reshape(h, B * N, d)
-    return torch.bmm(tokens, table.T.expand(h, d, len(table))).view(h, B, N, len(table))
+    return (q.transpose(0, 1).reshape(h, B * N, d) @ table.T).view(h, B, N, len(table))
 
 
 def by_position(x: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:

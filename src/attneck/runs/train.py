@@ -34,7 +34,7 @@ from attneck.runs.run import Run
 from attneck.runs.split import write_split
 from attneck.runs.start import Start, Wish, start
 from attneck.tasks import open_task
-from attneck.tasks.task import Facts, Task
+from attneck.tasks.task import Task
 from attneck.training import checkpoint, layers, loop, trackers
 from attneck.training.best import Best, best_of, key_of
 from attneck.training.compiled import check_compiler
@@ -115,7 +115,7 @@ def train(
         held.enter_context(in_same_bits())
         held.enter_context(convolutions_in_same_bits())
         ways = partial(attention_ways, model, recipe, everyone.device)
-        begun = _start_once(task, recipe, facts, wish, everyone, held, ways)
+        begun = _start_once(everyone, partial(start, task, recipe, facts, wish, everyone, held, ways))
         folder = begun.folder
         if everyone.rank == 0:
             write_split(folder, task)
@@ -252,20 +252,12 @@ def weights_of(source: str) -> Any:
     return Run(source).weights() if os.path.isdir(source) else read_weights(source)
 
 
-def _start_once(
-    task: Task,
-    recipe: Recipe,
-    facts: Facts,
-    wish: Wish,
-    everyone: World,
-    held: ExitStack,
-    ways: Callable[[], str],
-) -> Start:
-    """`start` by the first process; its result, or its refusal, on every process."""
+def _start_once(everyone: World, begin: Callable[[], Start]) -> Start:
+    """What `begin` gives the first process, or its refusal, on every process."""
     box: list[Start | UserError | None] = [None]
     if everyone.rank == 0:
         try:
-            box[0] = start(task, recipe, facts, wish, everyone, held, ways)
+            box[0] = begin()
         except UserError as error:
             box[0] = error
     if everyone.size > 1:

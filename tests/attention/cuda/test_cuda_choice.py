@@ -24,10 +24,10 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An H100 with Triton whose kernels are all right; the tensors are on the CPU all the same."""
+    """An A100 with Triton whose kernels are all right; the tensors are on the CPU all the same."""
     monkeypatch.setattr(choice, "platform", lambda device: "cuda")
     for module in (rule, selfcheck):
-        monkeypatch.setattr(module, "capability", lambda device: (9, 0))
+        monkeypatch.setattr(module, "capability", lambda device: (8, 0))
     monkeypatch.setattr(rule, "HAS_TRITON", True)
     monkeypatch.setattr(selfcheck, "_wrong", lambda case: "")
     return monkeypatch
@@ -59,6 +59,12 @@ def test_the_rule_by_size(gpu: pytest.MonkeyPatch) -> None:
     assert chosen(8, 49) == "plain"
     assert chosen(8, 120) == "sdpa"
     assert chosen(8, 121) == "triton"  # a head of 257
+
+
+def test_on_an_h100_triton_s_kernels_are_the_fastest(gpu: pytest.MonkeyPatch) -> None:
+    gpu.setattr(rule, "capability", lambda device: (9, 0))
+    assert [chosen(side) for side in (7, 14, 20, 32, 64, 128)] == ["plain"] * 2 + ["triton"] * 4
+    assert [chosen(side, grad=False) for side in (6, 7, 14, 64)] == ["plain"] + ["triton"] * 3
 
 
 def test_the_rule_by_head_width_and_dtype(gpu: pytest.MonkeyPatch) -> None:

@@ -29,10 +29,10 @@ def candidates(
     | H + W up to twice `sdpa_up_to` | sdpa, triton, tiled |
     | larger | triton, sdpa, tiled |
 
-    `limits.py` has the two numbers. sdpa stays out where gradients must be the same bits each time, since
-    PyTorch's kernels add some of them atomically, and where its head, d + H + W wide, is wider than flash
-    takes. triton stays out for heads wider than 256, in float32 than 128, and for tensors beyond its 32-bit
-    offsets. Both stay out in float64 and on a GPU before compute capability 8.0.
+    `limits.py` has the two numbers, by GPU. sdpa stays out where gradients must be the same bits each time,
+    since PyTorch's kernels add some of them atomically, and where its head, d + H + W wide, is wider than
+    flash takes. triton stays out for heads wider than 256, in float32 than 128, and for tensors beyond its
+    32-bit offsets. Both stay out in float64 and on a GPU before compute capability 8.0.
     """
     H, W = map_size
     gpu = capability(q.device)
@@ -57,7 +57,7 @@ def candidates(
         elif _beyond_offsets(q, map_size):
             out["triton"] = "the tensors are too large for its offsets"
     names = [name for name in order if name not in out]
-    why = f"a map {size} {sdpa_up_to}x{sdpa_up_to}"
+    why = f"a map {size} {sdpa_up_to}x{sdpa_up_to}" if sdpa_up_to else "N x N logits are large"
     return (*names, "tiled"), why + "".join(f"; not {name}: {said}" for name, said in out.items())
 
 

@@ -9,6 +9,7 @@ in both tables.
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,10 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 WIDEST_HEAD = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
 """The widest head that "auto" hands to the kernels: wider ones do not fit in registers."""
+
+
+SCRATCH = 2**28
+"""Bytes of what is read and written by key row and column at a time, unless one image takes more."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def tile(kernel: str, d: int, dtype: torch.dtype, capability: tuple[int, int]) -
     elif half and d > 128:
         tiles = Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)
     elif half:
-        tiles = Tile(128, 32, 8, 3), Tile(128, 32, 8, 2), Tile(64, 32, 4, 2)
+        tiles = Tile(128, 32, 8, 3), Tile(64, 32, 8, 2), Tile(64, 32, 4, 2)
     elif d > 128:
         tiles = Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)
     elif d > 64:
@@ -178,8 +183,10 @@ def _attention(
     q, k, v = rows_whole(q), None if k is None else rows_whole(k), rows_whole(v)
     B, h, N, _ = q.shape
     out, lse = like_queries(q), q.new_empty((B, h, N), dtype=torch.float32)
-    x = by_offset(q, table)  # [h, B, N, L]
-    _launch("forward", (H, W), (q, k, v, x, out, lse), (q, k, v), (out,))
+    for some in _images(q, H, W, q.element_size() * len(table)):
+        Q, K, V = q[some], None if k is None else k[some], v[some]
+        x = by_offset(Q, table)  # [h, B, N, L]
+        _launch("forward", (H, W), (Q, K, V, x, out[some], lse[some]), (Q, K, V), (out[some],))
     return out, lse
 
 
@@ -198,26 +205,32 @@ def _attention_backward(
     """Gradients of q, k (empty without k), v [B, h, N, d] and of the table [L, d]."""
     q, k, v = rows_whole(q), None if k is None else rows_whole(k), rows_whole(v)
     d_out, lse = rows_whole(d_out), lse.contiguous()
-    B, h, N, d = q.shape
+    _, h, N, d = q.shape
     d_q, d_v = like_queries(q), like_queries(q)
     d_k = q.new_empty(0) if k is None else like_queries(q)
     if out.stride() != d_q.stride():  # saved by a hook that laid it anew; the kernels write where out lies
         out = like_queries(q).copy_(out)
-    x = by_offset(q, table)  # [h, B, N, L], cheaper than to keep
-    d_x, delta = torch.empty_like(x), torch.empty_like(lse)
-    d_rows, d_columns = lse.new_empty(B, h, H, N), lse.new_empty(B, h, N, W)
-    bias = x.new_empty(B, h, H + W, N)
-    tensors = (q, k, v, x, out, lse, d_out, d_q, d_x, d_rows, d_columns, bias, delta)
-    _launch("backward_queries", (H, W), tensors, (q, k, v), (out, d_out))
-    _launch("backward_keys", (H, W), (q, k, v, bias, lse, delta, d_out, d_k, d_v), (q, k, v), (out, d_out))
-    d_tokens = d_q.transpose(0, 1).view(h, B * N, d)
-    by_head = d_x.view(h, B * N, -1), table.expand(h, -1, -1)  # [h, B*N, L], [h, L, d]
-    if k is None:
-        torch.bmm(*by_head, out=d_tokens)
-    else:
-        d_tokens.baddbmm_(*by_head)
-    d_table = d_x.view(h * B * N, -1).T @ q.transpose(0, 1).reshape(-1, d)  # [L, d]
-    return d_q, d_k, d_v, d_table
+    d_table = torch.zeros_like(table, dtype=torch.float32)
+    each = q.element_size() * (2 * len(table) + H + W) + lse.element_size() * (H + W)
+    for some in _images(q, H, W, each):
+        Q, K, V = q[some], None if k is None else k[some], v[some]
+        x = by_offset(Q, table)  # [h, B, N, L], cheaper than to keep
+        d_x, bias = torch.empty_like(x), x.new_empty(len(Q), h, H + W, N)
+        d_rows, d_columns = lse.new_empty(len(Q), h, H, N), lse.new_empty(len(Q), h, N, W)
+        sums, above = lse[some], d_out[some]
+        delta, results = torch.empty_like(sums), (out[some], above)
+        tensors = (Q, K, V, x, out[some], sums, above, d_q[some], d_x, d_rows, d_columns, bias, delta)
+        _launch("backward_queries", (H, W), tensors, (Q, K, V), results)
+        found = (d_k if K is None else d_k[some], d_v[some])
+        _launch("backward_keys", (H, W), (Q, K, V, bias, sums, delta, above, *found), (Q, K, V), results)
+        d_tokens = d_q[some].transpose(0, 1).view(h, len(Q) * N, d)
+        by_head = d_x.flatten(1, 2), table.expand(h, -1, -1)  # [h, B*N, L], [h, L, d]
+        if K is None:
+            torch.bmm(*by_head, out=d_tokens)
+        else:
+            d_tokens.baddbmm_(*by_head)
+        d_table += d_x.flatten(0, 2).T @ Q.transpose(0, 1).reshape(-1, d)  # [L, d]
+    return d_q, d_k, d_v, d_table.to(table.dtype)
 
 
 @_attention.register_fake
@@ -260,6 +273,16 @@ register_flop_formula(torch.ops.attneck.relative_attention_2d_cuda)(joined_atten
 register_flop_formula(torch.ops.attneck.relative_attention_2d_cuda_backward)(joined_attention_backward_flops)
 
 
+def _images(q: Tensor, H: int, W: int, each: int) -> Iterator[slice]:
+    """As many images at a time as the numbers by key row and column, `each` bytes a query and head, allow.
+
+    Those grow as N * (H + W): all at once they would be most of the memory of a large map.
+    """
+    some = max(1, SCRATCH // (q.shape[1] * H * W * each))
+    for first in range(0, len(q), some):
+        yield slice(first, first + some)
+
+
 def _launch(
     kernel: str,
     map_size: tuple[int, int],
@@ -273,8 +296,6 @@ def _launch(
     q = results[0]
     B, h, N, d = q.shape
     H, W = map_size
-    if not B:
-        return
     found = constants(kernel, map_size, d, q.dtype, capability(q.device))
     patches = -(-H // found["PH"]) * -(-W // found["PW"])
     programs = patches if kernel == "backward_keys" else -(-N // found["M"])

@@ -1,11 +1,8 @@
-"""Not a test: a program that torchrun starts. Trains a net of both papers in float64 and saves its weights.
+"""Not a test: trains a net of both papers in float64, in one process or as one of several."""
 
-Usage: train_in_float64.py FOLDER STEPS ACCUMULATE
-"""
-
-import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from attneck.data import TrainBatches, loader, open_dataset
@@ -24,7 +21,8 @@ class InFloat64:
         return {}
 
 
-def main(folder: Path, steps: int, accumulate: int) -> None:
+def train_in_float64(folder: Path, steps: int, accumulate: int) -> dict[str, np.ndarray]:
+    """The weights that the steps end with."""
     recipe = Recipe(batch=16, accumulate=accumulate, epochs=1, optimizer=Optimizer(lr=0.05))
     dataset = open_dataset("shapes", "train", size=16 * steps, image_size=24, augment="crop_flip")
     with world() as everyone:
@@ -52,9 +50,4 @@ def main(folder: Path, steps: int, accumulate: int) -> None:
             resume=False,
             facts={},
         )
-        if everyone.rank == 0:
-            torch.save(model.state_dict(), folder / "weights.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+        return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
