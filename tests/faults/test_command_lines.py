@@ -197,6 +197,8 @@ train demo --mdoel x
 train demo --model.nmae x
 train demo --model.name
 train demo --model.name cifar_resnet21
+train demo --model.weights nowhere.safetensors
+train demo --model.weights nowhere/run
 train demo --model.name ''
 train demo --model.name 'a b'
 train demo --model.options bam_dilatoin 2

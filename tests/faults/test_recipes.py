@@ -447,7 +447,7 @@ CONTENTS = st.fixed_dictionaries({}, optional=FIELDS).map(nested)
 @given(CONTENTS)
 def test_any_recipe_survives_a_round_trip_through_its_file(tmp_path_factory, content):
     recipe = parse_recipe(content, "drawn")
-    file = tmp_path_factory.getbasetemp() / "recipe.yaml"
+    file = tmp_path_factory.getbasetemp() / "drawn.yaml"  # a folder with recipe.yaml is a run
     file.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(str(file)) == recipe
 

@@ -132,7 +132,9 @@ def test_a_run_in_training_can_be_read(place, hold, word, capsys):
     before = content(place / "run")
     more = {"eval": [], "predict": ["--held-out", "1", "--out", "out"], "curves": ["--out", "curves.png"]}
     assert cli.main([word, "run", *more[word]]) == 0, capsys.readouterr().err
-    assert content(place / "run") == before
+    after = content(place / "run")
+    assert {path: after.pop(path) for path in before} == before
+    assert {path.parent.name for path in after} == ({"evaluation"} if word == "eval" else set())
 
 
 LEFT = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from attneck.attention import choice
 from attneck.models import create_model
 
 THIN = {"depths": [1, 1, 1, 1], "widths": [16, 16, 16, 32]}
@@ -28,8 +29,9 @@ def make(name: str, **options: Any) -> Any:
 
 
 @pytest.fixture
-def no_recompilation() -> Any:
-    """Calls refuse to compile from the second on."""
+def no_recompilation(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Calls refuse to compile from the second on, in a process that has not asked for attention before."""
+    monkeypatch.setattr(choice, "_asked", None)
     torch._dynamo.reset()
     yield lambda: torch.compiler.set_stance("fail_on_recompile")
     torch.compiler.set_stance("default")

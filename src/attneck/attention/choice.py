@@ -124,10 +124,16 @@ def attention() -> str:
 
     The first call reads the environment variable ATTNECK_ATTENTION. ValueError for a value that is no way.
     """
-    if _asked is None:
-        set_attention(os.environ.get(VARIABLE) or None)
+    _read_environment()
     assert _asked is not None
     return _asked
+
+
+@torch.compiler.assume_constant_result
+def _read_environment() -> None:
+    """A compiler calls this as it traces: a graph that guards on `_asked` finds what its next call finds."""
+    if _asked is None:
+        set_attention(os.environ.get(VARIABLE) or None)
 
 
 def set_attention(name: str | None) -> None:

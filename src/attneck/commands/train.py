@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from attneck import signals
 from attneck.checks import whole
 from attneck.commands.arguments import parse as arguments_of
-from attneck.errors import RunFailed, UserError
+from attneck.errors import RunFailed, UserError, brief
 from attneck.models import catalog
 from attneck.runs.folder import newest_folder, writing
 from attneck.runs.lock import LOCK, only_one
@@ -72,6 +72,8 @@ def main(words: list[str]) -> None:
         require(recipe)
     except ValueError as error:
         raise UserError(str(error)) from None
+    if recipe.model.weights is not None and not arguments.resume and not os.path.exists(recipe.model.weights):
+        raise UserError(f"{brief(recipe.model.weights)}: there is no such file")  # before data is drawn
     if out is None and is_run(Path(name)):
         out = Path(name)
     elif out is None and arguments.resume:

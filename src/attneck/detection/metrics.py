@@ -67,7 +67,9 @@ def coco_evaluators(
         objects = [annotation | {"id": i} for i, annotation in enumerate(ground_truth["annotations"], 1)]
         truth = COCO(ground_truth | {"annotations": objects})
         keys = ("image_id", "category_id", "score", field)
-        found = truth.loadRes([{key: detection[key] for key in keys} for detection in detections])
+        rows = [{key: detection[key] for key in keys} for detection in detections]
+        # Before 1.8 loadRes looks at the first row.
+        found = truth.loadRes(rows) if rows else COCO(ground_truth | {"annotations": []})
         evaluators[kind] = COCOeval_faster(truth, found, kind)
         evaluators[kind].run()
     return evaluators

@@ -241,11 +241,16 @@ def _download(repo_id: str, **options: Any) -> Path:
             unanswered = error
             options["local_files_only"] = True  # it may have been downloaded before
     try:
-        return Path(hub.snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS], **options))
+        folder = Path(hub.snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS], **options))
     except Exception as error:
         raise ValueError(
             f"{shown(repo_id)} is not there, and the Hub did not give it ({one_line(unanswered or error)})"
         ) from error
+    if not all((folder / name).exists() for name in (CONFIG, WEIGHTS)):
+        raise ValueError(
+            f"{shown(repo_id)}: that repository is no saved model: it has no {CONFIG} and {WEIGHTS}"
+        )
+    return folder
 
 
 def _huggingface_hub() -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import RECIPE, differences, dump_recipe, parse_recipe
 
 ENVIRONMENT = "environment.json"
+LEFT = re.compile(r"\.(recipe\.yaml|(environment|data|summary)\.json|metrics\.(jsonl|csv))\.[0-9]+\.tmp")
+"""What a process that was killed in a write has left: only who holds the folder writes these files."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,10 @@ def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:
         elif not checkpoints(folder / "checkpoints"):
             checkpoint.load_latest(folder / "checkpoints")  # says so, and nothing is made
         held.enter_context(only_one(folder))
+        for file in folder.iterdir():
+            if LEFT.fullmatch(file.name):
+                with suppress(OSError):  # it is in nobody's way
+                    file.unlink()
     return folder
 
 
