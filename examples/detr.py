@@ -22,6 +22,8 @@ def build(side: int) -> DetrForObjectDetection:
         backbone_config=ResNetConfig(
             embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage4"]
         ),
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
         num_labels=len(CLASSES),
         num_queries=20,
         d_model=64,
@@ -35,7 +37,9 @@ def build(side: int) -> DetrForObjectDetection:
     detr = DetrForObjectDetection(config)
     # Our BatchNorms learn. DETR freezes those of the backbones that it builds: they are pre-trained.
     backbone = Pyramid(attneck.create_model("botnet26_thin", num_classes=0, image_size=side), stages=1)
-    detr.model.backbone.model = backbone
+    encoder = getattr(detr.model.backbone, "conv_encoder", detr.model.backbone)  # transformers 4, and 5
+    encoder.model = backbone
+    config.use_timm_backbone = True  # ours gives a list of maps, as timm's do: transformers 4 asks
     detr.model.input_projection = nn.Conv2d(backbone.channels[-1], config.d_model, 1)
     return detr
 
