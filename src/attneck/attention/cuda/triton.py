@@ -97,8 +97,8 @@ def float32_dot(capability: tuple[int, int]) -> str:
     """How products of float32 tensors are taken; half types ignore it.
 
     "tf32x3" splits each number in two for the matrix units: about as exact as a float32 product of that
-    length, and much faster on an H100 than "ieee", which runs on the ordinary units and is taken where nothing
-    is measured. "tf32" is never right here.
+    length, and much faster on an H100 than "ieee", which runs on the ordinary units and is taken where
+    nothing is measured. "tf32" is never right here.
     """
     return "tf32x3" if capability == (9, 0) else "ieee"
 
