@@ -1,8 +1,9 @@
 """Up to which map each way is taken on CUDA: one table, which a measurement on a GPU corrects.
 
 Those of 9.0 were measured on an H100 (results/gpu; bfloat16, heads of 128, batch 8). There Triton's kernels
-take a third of the time of `sdpa` from 64x64 on. Below 20x20 a training step waits for Python and not for the
-GPU, and `plain` has the fewest calls: BoTNet-50's at 224 pixels was 14 % longer with the kernels at 14x14.
+take two fifths of the time of `sdpa` at 64x64, and a tenth or less at 128x128. Below 20x20 a training step
+waits for Python and not for the GPU, and `plain` has the fewest calls: BoTNet-50's at 224 pixels was 14 %
+longer with the kernels at 14x14.
 
 The rest is a rule. `plain` is first where N x N logits are small, `sdpa` next (with head width 128 a map of
 64x64 makes 128 + 64 + 64 = 256, the widest head that flash attention takes), then `triton`.
