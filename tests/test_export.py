@@ -74,7 +74,7 @@ def in_onnxruntime(file: Path, images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("build", "opset", "dynamic", "shapes"),
     [
-        (bot_bam, 20, (), [(1, 3, 32, 32)]),
+        pytest.param(bot_bam, 20, (), [(1, 3, 32, 32)], marks=pytest.mark.slow),
         (bot_bam, 18, ("batch", "size"), [(1, 3, 32, 32), (5, 3, 27, 44), (2, 3, 4, 50)]),
         pytest.param(
             lambda: make("botnet50", image_size=64, **THIN),
