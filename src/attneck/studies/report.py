@@ -91,6 +91,7 @@ def page(results: Results) -> str:
     if len(study.problems) > 1:
         parts += [markdown(*overview(study, results.rows)).strip()]
     parts += [markdown(*table(study, results.rows)).strip(), *notes(study, results.undone)]
+    parts += timed_on(results.rows)
     if results.sizes:
         parts += [
             "## At other sizes",
@@ -145,7 +146,7 @@ def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
         f"images to {study.threshold or 0:g}": lambda row: _reached(row, study.threshold or 0),
         "parameters": lambda row: f"{row.cost.params:,}" if row.cost else "",
         "multiply-adds (M)": lambda row: f"{row.cost.madds / 1e6:,.1f}" if row.cost else "",
-        "seconds an epoch": lambda row: f"{min(row.seconds):,.1f}" if row.seconds else "",
+        "seconds an epoch": lambda row: _seconds(row, len(machines(rows)) > 1),
         "printed": lambda row: printed.get(row.variant, ""),
     }
     drop = set()
@@ -154,6 +155,18 @@ def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     drop |= set() if printed else {"printed"}
     kept = {name: cell for name, cell in columns.items() if name not in drop}
     return list(kept), [[cell(row) for cell in kept.values()] for row in rows]
+
+
+def machines(rows: Sequence[Row]) -> list[str]:
+    """The processors and GPUs that epochs were timed on, each once."""
+    return list(dict.fromkeys(machine for row in rows for machine in row.seconds))
+
+
+def _seconds(row: Row, named: bool) -> str:
+    """Of an epoch, with the machine where there are several."""
+    return "; ".join(
+        f"{took:,.1f}" + (f" ({machine})" if named else "") for machine, took in row.seconds.items()
+    )
 
 
 def _difference(study: Study, rows: Sequence[Row], row: Row) -> str:
@@ -218,6 +231,13 @@ def notes(study: Study, undone: int) -> list[str]:
     return said + ended(undone)
 
 
+def timed_on(rows: Sequence[Row]) -> list[str]:
+    """Where the seconds are from, if there are any."""
+    where = " and ".join(machines(rows))
+    told = f"Seconds an epoch are those of the fastest seed on {where}; runs beside each other take longer."
+    return [told] if where else []
+
+
 def ended(undone: int) -> list[str]:
     """How many runs are still to come, if any."""
     return [f"**{undone} runs have not ended yet**, and are not in it."] if undone else []
@@ -273,7 +293,7 @@ def document(results: Results) -> dict[str, object]:
                 "images_to": None if study.threshold is None else row.images_to(study.threshold),
                 "params": row.cost and row.cost.params,
                 "madds": row.cost and row.cost.madds,
-                "seconds_an_epoch": min(row.seconds) if row.seconds else None,
+                "seconds_an_epoch": row.seconds,
                 "curves": row.curves,
             }
         )
