@@ -265,9 +265,25 @@ def test_what_is_not_there_or_not_ours(small: Path, tmp_path: Path) -> None:
     assert "not what attneck.hub.save wrote" in refusal(small)
 
 
+def put(layer: str, **values: Any) -> Any:
+    """Sets attributes of a model's layer after the model was built."""
+
+    def on(model: Any) -> Any:
+        for name, value in values.items():
+            setattr(model.get_submodule(layer), name, value)
+        return model
+
+    return on
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
+        (put("conv1", stride=(2, 2)), r"its conv1 stride is \(2, 2\) and would be \(1, 1\) in what load makes"),
+        (put("layer3.0.conv2", resample="keep"), "its layer3.0.conv2 resample is keep and would be stretch"),
+        (put("layer3.0.conv2", scale=1.0), "its layer3.0.conv2 scale is 1.0 and would be 0.25"),
+        (put("layer1.0.bn1", eps=0.1), "its layer1.0.bn1 eps is 0.1 and would be 1e-05"),
+        (lambda model: model.reset_classifier(5, "max") or model, "its global_pool pool_type is max and would"),
         (lambda model: nn.Sequential(model), "Sequential was not made by attneck.create_model"),
         (lambda model: model.layer1.append(nn.Linear(2, 2)) and model, "2 tensors .layer1.2.bias first"),
     ],
@@ -276,6 +292,13 @@ def test_what_could_not_be_loaded_is_not_saved(spoil: Any, says: str, tmp_path: 
     with pytest.raises(ValueError, match=says):
         hub.save(spoil(make("cifar_resnet20_bot_bam")), tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+def test_what_computes_the_same_is_saved(tmp_path: Path) -> None:
+    model = make("cifar_resnet20_bot_bam")
+    model.layer3[0].conv2.show_maps()
+    model.set_grad_checkpointing()
+    hub.save(nn.SyncBatchNorm.convert_sync_batchnorm(model), tmp_path / "folder")
 
 
 @pytest.mark.parametrize("given", [{"mean": (0.5,)}, {"std": (1, 2, 3)}, {"label_names": ["a"]}])
