@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import torch
 import yaml
@@ -305,6 +305,12 @@ def test_what_computes_the_same_is_saved(tmp_path: Path) -> None:
 def test_figures_that_do_not_fit_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"entries, wanted [45]"):
         hub.describe(make("cifar_resnet20_bot_bam"), **given)
+
+
+def test_an_option_that_would_change_nothing_is_refused(small: Path) -> None:
+    for given in ({"num_classes": 3}, {"revision": "main"}):
+        with pytest.raises(ValueError, match=f"{[*given][0]} would change nothing"):
+            hub.load(small, **given)
 
 
 def test_a_repository_of_the_hub(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,21 +126,28 @@ def load(
         download: for the Hub: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        ValueError: no files, or files that are damaged, of two models, or not written by this library.
+        ValueError: no files, or files that are damaged, of two models, or not written by this library; an
+            option of a download for what lies here.
         UserError: a run without a checkpoint that is whole.
     """
     from attneck.models.weight_files import shown
     from attneck.models.weights import cast
     from attneck.runs.run import Run
 
+    if not isinstance(source, (str, Path, Run)) or not str(source):
+        raise ValueError(f"{brief(source)}: wanted a run, a folder, a .safetensors file or OWNER/NAME")
+    path = source.folder if isinstance(source, Run) else Path(source)
+    is_here = os.path.exists(path)
+    if download and is_here:
+        raise ValueError(
+            f"{', '.join(download)} would change nothing: {shown(path)} lies here, and nothing is downloaded; "
+            "leave it out (load itself takes image_size)"
+        )
     if isinstance(source, Run):
         return source.model(image_size)
-    if not isinstance(source, (str, Path)) or not str(source):
-        raise ValueError(f"{brief(source)}: wanted a run, a folder, a .safetensors file or OWNER/NAME")
-    path = Path(source)
     if is_run(path):
         return Run(path).model(image_size)
-    if not os.path.exists(path):
+    if not is_here:
         path = _download(str(source), **download)
     config, state = _read(path)
     try:
