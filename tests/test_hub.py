@@ -279,11 +279,17 @@ def put(layer: str, **values: Any) -> Any:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (put("conv1", stride=(2, 2)), r"its conv1 stride is \(2, 2\) and would be \(1, 1\) in what load makes"),
+        (
+            put("conv1", stride=(2, 2)),
+            r"its conv1 stride is \(2, 2\) and would be \(1, 1\) in what load makes",
+        ),
         (put("layer3.0.conv2", resample="keep"), "its layer3.0.conv2 resample is keep and would be stretch"),
         (put("layer3.0.conv2", scale=1.0), "its layer3.0.conv2 scale is 1.0 and would be 0.25"),
         (put("layer1.0.bn1", eps=0.1), "its layer1.0.bn1 eps is 0.1 and would be 1e-05"),
-        (lambda model: model.reset_classifier(5, "max") or model, "its global_pool pool_type is max and would"),
+        (
+            lambda model: model.reset_classifier(5, "max") or model,
+            "its global_pool pool_type is max and would",
+        ),
         (lambda model: nn.Sequential(model), "Sequential was not made by attneck.create_model"),
         (lambda model: model.layer1.append(nn.Linear(2, 2)) and model, "2 tensors .layer1.2.bias first"),
     ],

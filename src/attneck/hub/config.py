@@ -112,7 +112,9 @@ def computed(model: nn.Module) -> dict[str, str]:
         if isinstance(module, Softmax):  # of `MHSA2d.show_maps`, with which a layer computes the same
             found.pop(name, None)
         said = ((key, vars(module).get(key)) for key in UNSEEN)
-        found |= {f"{name} {key}".strip(): str(one) for key, one in said if isinstance(one, int | float | str)}
+        found |= {
+            f"{name} {key}".strip(): str(one) for key, one in said if isinstance(one, int | float | str)
+        }
     return found
 
 
