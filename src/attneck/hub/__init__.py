@@ -140,7 +140,7 @@ def load(
     is_here = os.path.exists(path)
     if download and is_here:
         raise ValueError(
-            f"{', '.join(download)} would change nothing: {shown(path)} lies here, and nothing is downloaded; "
+            f"{', '.join(download)} would change nothing: {shown(path)} lies here, so there is no download; "
             "leave it out (load itself takes image_size)"
         )
     if isinstance(source, Run):

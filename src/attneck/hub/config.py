@@ -96,8 +96,9 @@ def describe(
 
 
 UNSEEN = (
-    "eps scale resample combine pool_type global_pool score_thresh nms_thresh detections_per_img topk_candidates"
-).split()
+    *("eps", "scale", "resample", "combine", "pool_type", "global_pool"),
+    *("score_thresh", "nms_thresh", "detections_per_img", "topk_candidates"),
+)
 """Attributes of layers that change what they compute and the shape of no tensor."""
 
 
