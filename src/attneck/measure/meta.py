@@ -33,6 +33,17 @@ def check_module(model: object) -> None:
         )
 
 
+def likely_channels(model: nn.Module) -> list[int]:
+    """How many channels its images may have, the likeliest first: what it says, its first convolution's, 3.
+
+    That convolution may see the image folded (TResNet).
+    """
+    origin = getattr(model, "origin", None)
+    said = [origin.in_chans] if origin else []
+    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+    return list(dict.fromkeys([*said, first, 3]))
+
+
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` whose tensors have shapes and no storage; nothing is allocated on the way.
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from attneck.checks import sides
-from attneck.measure.meta import check_module, meta_copy, without_global_hooks
+from attneck.measure.meta import check_module, likely_channels, meta_copy, without_global_hooks
 
 
 @dataclass(eq=False)
@@ -124,7 +124,7 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
     if dtype is None:
         raise ValueError(f"{type(model).__name__} has no parameters: it is no network that attention fits in")
     failures = []
-    for channels in _image_channels(skeleton):
+    for channels in likely_channels(skeleton):
         recorder = _Recorder(skeleton)
         image = torch.empty(2, channels, *size, device="meta", dtype=dtype)
         try:
@@ -147,12 +147,6 @@ def _image_size(model: nn.Module, image_size: int | tuple[int, int] | None) -> t
         config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
         image_size = tuple(config.get("input_size", (3, 224, 224))[1:])
     return sides("image_size", image_size)
-
-
-def _image_channels(model: nn.Module) -> list[int]:
-    """Those of the first convolution, and 3, where that one sees the image folded (TResNet)."""
-    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return list(dict.fromkeys([*(conv.in_channels for conv in list(convs)[:1]), 3]))
 
 
 class _Recorder(TorchFunctionMode):
