@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from attneck.errors import UserError
+from attneck.explain.plain import plain
 from attneck.files import told_apart
 
 SCORES = {
@@ -174,7 +175,7 @@ def _draw(axes: Any, key: str, name: str, records: list[dict[str, float]], colou
         f"{value} {what}" if split != "val" else value for split, what, value in lasts if split != "train"
     ]
     if lasts:
-        axes.plot([], [], color=colour, label=f"{name}: {', '.join(told or [lasts[0][2]])}")
+        axes.plot([], [], color=colour, label=plain(f"{name}: {', '.join(told or [lasts[0][2]])}"))
 
 
 def significant(value: float) -> str:
