@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from attneck.explain.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from attneck.explain.plain import plain
+from attneck.explain.vector import save
 
 Curve = list[tuple[int, float]]
 """A number, of training images seen say, and the score there."""
@@ -73,4 +74,4 @@ def draw(
     for axes in list(grid.flat)[len(problems) :]:
         axes.set_axis_off()
     figure.legend([*handles.values()], [*map(plain, handles)], loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from attneck.errors import UserError
 from attneck.explain.plain import plain
+from attneck.explain.vector import save
 from attneck.files import told_apart
 
 SCORES = {
@@ -58,6 +59,7 @@ def curves(runs: list[Path], path: Path) -> None:
     Raises:
         UserError: a folder without metrics.jsonl, runs with different scores, or a kind of file that
             matplotlib does not write.
+        NotWritten: what was there stays as it was.
     """
     histories, panels = _panels(runs)
     figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
@@ -68,7 +70,7 @@ def curves(runs: list[Path], path: Path) -> None:
     _legend(figure, histories, panels)
     figure.supxlabel(textwrap.fill(_gap(histories), 75 * len(panels)), fontsize="small", color="#444444")
     try:
-        figure.savefig(path, dpi=120)
+        save(figure, path, dpi=120, as_text=True)
     except ValueError as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
 
