@@ -317,7 +317,7 @@ def test_wrapped_models_and_things_that_are_no_networks_are_refused() -> None:
             insert_bam(wrapped)
     in_part = thin()
     in_part.layer2 = torch.compile(in_part.layer2)
-    with pytest.raises(ValueError, match=r"its 'layer2' is wrapped in OptimizedModule; give the model itself"):
+    with pytest.raises(ValueError, match=r"its 'layer2' is wrapped in OptimizedModule; give the model"):
         insert_bam(in_part)
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         insert_bam(nn.ReLU())
