@@ -55,12 +55,16 @@ def test_an_augmentation_to_a_square_makes_it_of_the_detectors_size(tmp_path, au
 def test_ssd_is_trained_on_images_as_sharp_as_those_it_is_scored_on():
     """An image that is only resized is what the detector itself makes of the whole one, to a rounding."""
     augment = SSDAugment(300)
-    augment._transform.transforms = [step for step in augment._transform.transforms if type(step) is v2.Resize]
+    augment._transform.transforms = [
+        step for step in augment._transform.transforms if type(step) is v2.Resize
+    ]
     pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
     nothing = np.zeros((0, 4), dtype=np.float32)
     small = augment(Sample(pixels, nothing, None, np.zeros(0, dtype=np.int64)), seed=0).image
     transform = create_model("ssd300_mobilenet", num_classes=2).eval().transform
     batch = transform([torch.from_numpy(pixels).permute(2, 0, 1) / 255])[0].tensors[0]
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (transform.image_mean, transform.image_std))
+    mean, std = (
+        torch.tensor(numbers)[:, None, None] for numbers in (transform.image_mean, transform.image_std)
+    )
     seen = 255 * (batch * std + mean)
     assert (torch.from_numpy(small).permute(2, 0, 1) - seen).abs().max() < 1
