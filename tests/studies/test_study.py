@@ -29,6 +29,7 @@ from attneck.studies.results import Row, collect
 from attneck.studies.statistics import difference, spread
 from attneck.studies.study import Study, cells, load_study, shipped_studies
 from attneck.tasks.classification import build_classifier
+from attneck.training.recipe_file import flat
 
 TINY = {
     "recipe": "relations",
@@ -103,6 +104,39 @@ def test_a_word_of_the_command_line_changes_every_run() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (  # the recipe's own value, and not the study's; an option of the recipe that is taken back
+            ["--epochs", "8", "--pictures", "--model.options.depths=None"],
+            {"epochs": 8, "pictures": True, "model.options.depths": None},
+        ),
+        (
+            ["--no-pictures", "--batch=128", "--model.options", "depths", "2", "2", "stem", "8"],
+            {"pictures": False, "batch": 128, "model.options.depths": [2, 2], "model.options.stem": 8},
+        ),
+    ],
+)
+def test_a_word_counts_also_where_it_is_what_the_recipe_has(words: list[str], found: dict) -> None:
+    given = changes(study(), words)
+    assert given == found
+    cell = cells(study(), Path("x"), given)[0]
+    assert {field: flat(cell.recipe).get(field) for field in found} == found
+    assert parse(cell.source, shlex.split(cell.command())[3:]).recipe == cell.recipe
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data.problem", "path"], "--data.problem: path of the study have values of their own"),
+        (["--model.options.se", "False"], "--model.options.se: se of the study have values of their own"),
+    ],
+)
+def test_what_tells_variants_or_problems_apart_is_not_made_one(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        cells(study(), Path("x"), changes(study(), words))
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ({"baseline": "plan"}, "baseline names 'plan'; perhaps you meant 'plain'"),
@@ -112,6 +146,7 @@ def test_a_word_of_the_command_line_changes_every_run() -> None:
         ({"variants": {"plain": {"modl.name": "x"}}}, "no field 'modl.name' in a recipe"),
         ({"variants": {"plain": {"epochs": -1}}}, "relations of same/plain: epochs=-1"),
         ({"paper": {"plain": "bam/4a/nothing"}}, "no such row"),
+        ({"variants": {"plain": {"optimizer.name": "adamw"}}}, "adamw is given without optimizer.lr"),
         ({"sizes": [24, 24]}, "sizes are (24, 24): give each once"),
         ({"rescored": {"x": {"variant": "se"}}}, "rescored is given without sizes"),
         (
@@ -251,6 +286,36 @@ def test_the_interval_is_the_paired_t_test_s() -> None:
     assert spread({3: 5.0}).std is None
     assert spread({0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)
     assert Row("", "x").spread is None
+
+
+def test_means_of_other_seeds_than_the_pairs_are_told() -> None:
+    rows = [
+        Row("same", "plain", {0: 1.0, 1: 2.0, 2: 6.0}),
+        Row("same", "se", {0: 3.0, 1: 5.0}),
+        Row("path", "plain", {0: 1.0}),
+        Row("path", "se", {0: 3.0, 1: 3.0}),
+    ]
+    head, body = report.table(study(), rows)
+    told = [line[head.index("difference to plain [95 %]")] for line in body]
+    assert told[0] == told[2] == ""
+    assert told[1].startswith("+2.50 [-3.85, +8.85] (2 pairs)")
+    assert told[3] == "+2.00 (1 pair)"
+
+
+def test_less_loss_is_better() -> None:
+    """The score that is reached is at most the threshold, and bold is what is surely below the baseline."""
+    losses = study(metric="loss", threshold=0.5)
+    curve = [(10, 0.9), (20, 0.6), (30, 0.4)]
+    rows = [
+        Row("same", "plain", {0: 0.9, 1: 0.9, 2: 0.91}, {0: curve[:2], 1: curve[:2], 2: curve[:2]}),
+        Row("same", "se", {0: 0.4, 1: 0.41, 2: 0.4}, {0: curve, 1: [(10, 0.2)], 2: curve[:1]}),
+    ]
+    head, body = report.table(losses, rows)
+    assert [line[head.index("images to 0.5")] for line in body] == ["never, in 20", "20 (2 of 3)"]
+    assert report.overview(losses, rows)[1][1][1] == "**0.40 ± 0.01 (3)**"
+    assert "Bold: below" in report.bold(losses)
+    better = study(threshold=0.5)
+    assert report.overview(better, rows)[1][1][1] == "0.40 ± 0.01 (3)"
 
 
 TRAINER = """

@@ -43,10 +43,11 @@ class Row:
         """Its difference to the baseline's, over the seeds of both."""
         return None if self is baseline else difference(self.scores, baseline.scores)
 
-    def images_to(self, threshold: float) -> dict[int, int | None]:
+    def images_to(self, threshold: float, *, less_is_better: bool = False) -> dict[int, int | None]:
         """By seed: the images seen when the score first reached `threshold`; None where it never did."""
+        sign = -1 if less_is_better else 1
         return {
-            seed: next((images for images, score in curve if score >= threshold), None)
+            seed: next((images for images, score in curve if sign * score >= sign * threshold), None)
             for seed, curve in self.curves.items()
         }
 

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 from attneck.data import loader
-from attneck.data.detection import DetectionDataset, collate, floats, open_detection
+from attneck.data.detection import (
+    SIDES,
+    DetectionDataset,
+    check_same_classes,
+    collate,
+    floats,
+    open_detection,
+)
 from attneck.data.sampling import EvalBatches, spread
 from attneck.data.table import SETS
 from attneck.detection.metrics import Detections, coco_evaluators, coco_stats, voc_scores
@@ -76,11 +83,11 @@ class Detection:
 
     @cached_property
     def training(self) -> DetectionDataset:
-        """The data set that is trained on."""
+        """The data set that is trained on; ValueError where its classes are not the held-out images'."""
         data = self.recipe.data
         # SSD brings whole images to its size by itself, and in evaluation the same way.
-        squares = not self.options.resizes or data.augment == "ssd"
-        return open_detection(
+        squares = not self.options.resizes or data.augment in SIDES
+        opened = open_detection(
             data.name,
             data.train_split,
             root=data.root,
@@ -93,6 +100,8 @@ class Detection:
             on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
             **data.augmentation(),
         )
+        check_same_classes({data.train_split: opened, data.val_split: self.held_out})
+        return opened
 
     def _check(self) -> None:
         """ValueError for a part of the recipe that would be passed over, or fail in the first step."""

@@ -191,7 +191,8 @@ class Optimizer(Part):
     """As the optimiser has it: SGD and adam add the decay to the gradient, adamw, lion and the like take it
     off the weights themselves."""
     decay_all: bool = False
-    """Decay biases, BatchNorm and position tables too; else only weights with two or more dimensions."""
+    """Decay biases, BatchNorm and position tables too; else only weights with two or more dimensions, but for
+    what a network of timm's excludes itself, such as class tokens."""
     clip_norm: Rate | None = None
     """Greatest norm of the whole gradient; no clipping where not given."""
     layer_decay: Annotated[Rate, Field(le=1)] | None = None
