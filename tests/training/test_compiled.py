@@ -158,7 +158,6 @@ TINY = {
 }
 
 
-@pytest.mark.slow
 def test_with_the_compiler_itself(tmp_path):
     """Dropout's draws too are the compiler's own; what goes on is compiled anew, as in another process."""
     run(tmp_path / "straight", WANTED, Task(ALONE))
