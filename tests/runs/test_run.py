@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -50,6 +51,26 @@ def test_predictions_are_the_networks_own_probabilities(folder):
     assert all(
         row["score"] >= 0.2 for rows in known.predict([samples[0].image], min_score=0.2) for row in rows
     )
+
+
+def test_an_image_that_was_opened_is_seen_as_its_file(folder, tmp_path):
+    known, noise = Run(folder), Image.effect_noise((40, 30), 60)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise.save(tmp_path / "turned.png", exif=turned)
+    Image.fromarray(np.asarray(noise).astype(np.uint16) * 200).save(tmp_path / "deep.png")
+    for name in ("turned.png", "deep.png"):
+        path = tmp_path / name
+        assert known.predict([Image.open(path)]) == known.predict([path])
+        assert torch.equal(known.prepared(Image.open(path)), known.prepared(path))
+    assert not torch.equal(known.prepared(tmp_path / "turned.png"), known.prepared(noise))
+    for given, says in (
+        (tmp_path / "deep.png", "wanted several, a list of one say"),
+        ([torch.zeros(3, 8, 8)], "wanted an image of Pillow's"),
+        ([Image.new("F", (8, 8))], "32 bits a pixel"),
+    ):
+        with pytest.raises(UserError, match=says):
+            known.predict(given)
 
 
 def test_the_predict_command_takes_classifiers(folder, tmp_path, capsys):
