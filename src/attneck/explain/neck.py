@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from attneck.explain.palette import GREEN, ORANGE, PURPLE, SKY
+from attneck.explain.palette import GREEN, ORANGE, PURPLE, SKY, YELLOW
 from attneck.explain.plain import printable
 from attneck.explain.sheet import DARK, LIGHT
 from attneck.measure.stages import Stage
 
 KINDS = {
     "BAM": (ORANGE, "x + x · sigmoid(c + p): which channels c and which places p of a stage's map matter"),
+    "ungated": (YELLOW, "x + (c + p), BAM's branches without its gate: a control, no paper has it"),
     "MHSA": (SKY, "self-attention, softmax(q·k + q·r) v in BoTNet: every place looks at every other"),
     "SE": (GREEN, "x · sigmoid(c): which channels matter"),
     "non-local": (PURPLE, "x + softmax(q·k) x: every place looks at every other, by content"),
