@@ -202,8 +202,10 @@ class _Page:
         self, left: float, top: float, words: str, size: float, soft: bool = False, **style: Any
     ) -> None:
         W, H = self.figure.get_size_inches()
-        style = {"va": "top", "color": self.colours["soft" if soft else "ink"], "parse_math": False} | style
-        self.figure.text(left / W, 1 - top / H, printable(words), fontsize=size, **style)
+        own: dict[str, Any] = {"va": "top", "color": self.colours["soft" if soft else "ink"]}
+        self.figure.text(
+            left / W, 1 - top / H, printable(words), fontsize=size, parse_math=False, **own | style
+        )
 
     def column(self, column: Column, left: float, top: float) -> None:
         self.text(left, top, column.title, 13, weight="bold")
