@@ -285,6 +285,21 @@ def test_a_run_of_a_timm_network_loads_and_leaves(photos, surgery, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["input"] == [1, 3, 32, 32]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("timm/test_vit", {"dynamic_img_size": False}, "does not take RGB images of 24×24 .Input height"),
+        ("timm/test_resnet", {"in_chans": 1}, "does not take RGB images of 24×24"),
+        ("timm/test_resnet", {"features_only": True}, "gives a list for an image, wanted 10 logits"),
+    ],
+)
+def test_a_timm_network_that_makes_no_logits_of_the_images_is_refused(tmp_path, name, options, says):
+    recipe = Recipe.model_validate(TINY | {"model": {"name": name, "options": options}})
+    with pytest.raises(UserError, match=says):
+        runs.train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_processes_are_one_or_more(capsys):
     assert cli.main(["train", "demo", "--processes", "0"]) == 2
     assert "--processes=0: wanted a whole number from 1" in capsys.readouterr().err
