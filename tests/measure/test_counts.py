@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from one_of_each import one_of_each
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
@@ -68,7 +69,15 @@ def analytic_madds(model: nn.Module, size: tuple[int, int]) -> int:
     return sum(found)
 
 
-@pytest.fixture(scope="module", params=catalog.list_models())
+KINDS = one_of_each(catalog.list_models(), lambda name: catalog.CATALOG[name].options)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in catalog.list_models()
+    ],
+)
 def listed(request):
     """Every model of the catalog, at its published size: (name, side, model)."""
     entry = catalog.CATALOG[request.param]

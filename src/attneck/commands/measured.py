@@ -41,7 +41,10 @@ class Results:
         for run in self.runs:
             own = self.recipes.get(run.folder)
             if own is None or not (
-                whole_data(run, table) and same_network(recipe, own) and same_folder(recipe, own)
+                whole_data(run, table)
+                and _whole_length(run, own)
+                and same_network(recipe, own)
+                and same_folder(recipe, own)
             ):
                 continue
             if started(own) != (row.detector is not None):  # detectors start from ImageNet, classifiers anew
@@ -50,3 +53,10 @@ class Results:
             if all(is_of(said, HOW_IT_RAN) for said in changes):
                 found.append(replace(run, note=", ".join(changes)))
         return found
+
+
+def _whole_length(run: FinishedRun, recipe: Recipe) -> bool:
+    """Whether the run went on to the end of its recipe: its `patience` may have ended it before."""
+    if recipe.steps is None:
+        return run.epoch >= (recipe.epochs or 1)
+    return run.steps >= recipe.total_steps(0)

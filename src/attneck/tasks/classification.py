@@ -44,6 +44,11 @@ class Classification:
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
         self.held_out = self._open(recipe.data.val_split, size=recipe.data.val_size)
+        if len(names := self.held_out.classes) < 2:
+            raise ValueError(
+                f"{recipe.data.name}: all images are of one class, {', '.join(names)}, so every answer is "
+                "right: give a data.root in which each class has a folder of its own"
+            )
         self._normalise = Normalise(self.held_out.mean, self.held_out.std).to(everyone.device)
 
     @cached_property
