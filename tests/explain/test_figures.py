@@ -55,14 +55,14 @@ def drawn(records: list[list[dict]], tmp_path, monkeypatch) -> Figure:
 
 
 def test_a_run_s_name_is_shown_whatever_it_is(run, tmp_path, monkeypatch):
-    named = [run.rename(tmp_path / "_a"), tmp_path / r"$b\c$"]
+    named = [run.rename(tmp_path / "_a"), tmp_path / "$b\\c$\udcff"]
     named[1].mkdir()
     (named[1] / "metrics.jsonl").write_bytes((named[0] / "metrics.jsonl").read_bytes())
     made = []
     monkeypatch.setattr(figures, "Figure", lambda **options: made.append(Figure(**options)) or made[0])
     figures.curves(named, tmp_path / "curves.png")
     said = [text.get_text() for text in made[0].axes[1].get_legend().get_texts()]
-    assert said == [" _a: 76.0", r"\$b\c\$: 76.0"]
+    assert said == [" _a: 76.0", r"\$b\c\$\udcff: 76.0"]
 
 
 def detector(epoch: int, **more: float) -> dict:

@@ -74,6 +74,32 @@ def meta_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def check_logits(model: nn.Module, image_size: int, classes: int) -> None:
+    """ValueError unless the model makes `classes` logits of an RGB image of that side.
+
+    What does not run without storage for a reason of its own is let through.
+    """
+    image = torch.empty(2, 3, image_size, image_size, device="meta")
+    try:
+        with torch.no_grad(), without_global_hooks():
+            found = meta_copy(model).eval()(image)
+    except NotImplementedError:
+        return
+    except Exception as error:  # a network asserts, or PyTorch finds shapes that do not fit
+        if "meta" in str(error):
+            return
+        raise ValueError(
+            f"this {type(model).__name__} does not take RGB images of {image_size}×{image_size} "
+            f"({one_line(error, 150)}): give data.image_size another value, or model.options, img_size say"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != (2, classes):
+        given = list(found.shape[1:]) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ValueError(
+            f"this {type(model).__name__} gives {given} for an image, wanted {classes} logits: leave the "
+            "model.options out that make it so"
+        )
+
+
 @contextmanager
 def without_global_hooks() -> Iterator[None]:
     """Inside it no hook runs that was registered for all modules; afterwards they are there again."""

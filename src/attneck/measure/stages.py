@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
+from attneck.layers.ungated import UngatedBAM
 from attneck.measure.counts import madds_by_name
 from attneck.measure.meta import check_module, meta_copy
 
 ATTENTION: dict[type[nn.Module], str] = {
     BAM: "BAM",
+    UngatedBAM: "ungated",
     MHSA2d: "MHSA",
     NonLocal2d: "non-local",
     SqueezeExcite2d: "SE",
@@ -89,7 +91,7 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
             _blocks(module),
             sum(parameter.numel() for parameter in module.parameters()),
             cost(name),
-            dict(Counter(ATTENTION[type(one)] for one in module.modules() if type(one) in ATTENTION)),
+            _attention(module),
         )
         if rows and (rows[-1].name == where or (first < at < last and not _is_stage(module))):
             stage = _joined(rows.pop(), stage)
@@ -100,6 +102,13 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
         rest = all_of - sum(row.params for row in rows), madds["Global"] - sum(row.madds for row in rows)
         rows[0] = replace(rows[0], params=rows[0].params + rest[0], madds=rows[0].madds + rest[1])
     return rows
+
+
+def _attention(module: nn.Module) -> dict[str, int]:
+    """How many of which; the BAM of whose branches an ungated one is made is none."""
+    inner = {one.branches for one in module.modules() if isinstance(one, UngatedBAM)}
+    kinds = (ATTENTION.get(type(one)) for one in module.modules() if one not in inner)
+    return dict(Counter(kind for kind in kinds if kind is not None))
 
 
 def _blocks(module: nn.Module) -> int:

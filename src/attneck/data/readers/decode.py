@@ -101,6 +101,15 @@ def decode(
         return found if found.size == size != upright.size else upright
 
 
+def as_decoded(image: Image.Image) -> Image.Image:
+    """What `decode` gives of the file of an image that somebody else has opened.
+
+    Raises ValueError for 32 bits a pixel, and what Pillow raises as it decodes.
+    """
+    found = _upright(_eight_bits(image), _orientation(image))
+    return found if found.mode == "RGB" else found.convert("RGB")
+
+
 def decode_small(
     path: str | IO[bytes], name: str, most: int, max_pixels: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
