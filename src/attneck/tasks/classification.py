@@ -25,6 +25,7 @@ from attneck.models.origin import Origin
 from attneck.models.renamed import renamed
 from attneck.models.weights import Loaded, load_matching, read_weights
 from attneck.tasks.confusion import Tally
+from attneck.tasks.of_timm import of_timm
 from attneck.tasks.ranking import area
 from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
@@ -244,8 +245,15 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
     options: dict[str, Any] = dict(recipe.options)
     network: Any
     if recipe.name.startswith(TIMM):
-        network = _of_timm(recipe.name.removeprefix(TIMM), num_classes, options)
-        network.origin = Origin(recipe.name, num_classes, sides("image_size", image_size), 3, options)
+        size = sides("image_size", image_size)
+        network, options = of_timm(
+            recipe.name.removeprefix(TIMM),
+            num_classes,
+            options,
+            size,
+            resized_later=recipe.surgery == "adopt",
+        )
+        network.origin = Origin(recipe.name, num_classes, size, 3, options)
     else:
         catalog.find(recipe.name, options)  # refuses what is no option of the family
         network = create_model(recipe.name, num_classes=num_classes, image_size=image_size, **options)
@@ -265,23 +273,11 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
                 f"{recipe.surgery} has no option {name!r}{suggestion(name, wanted)} "
                 f"(there are {', '.join(wanted) or 'none'})"
             )
-    size = {"image_size": image_size} if "image_size" in arguments else {}
-    network, report = operate(network, **size, **recipe.surgery_options)
+    for_size = {"image_size": image_size} if "image_size" in arguments else {}
+    network, report = operate(network, **for_size, **recipe.surgery_options)
     network.surgery_report = report
     network.origin = dataclasses.replace(
         network.origin, surgery=recipe.surgery, surgery_options=dict(recipe.surgery_options)
     )
     changed: nn.Module = network
     return changed
-
-
-def _of_timm(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
-    import timm
-
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
-    try:
-        network: nn.Module = timm.create_model(name, num_classes=num_classes, **options)
-    except TypeError as error:
-        raise ValueError(f"timm's {name} does not take these options ({error}): {options}") from error
-    return network
