@@ -93,9 +93,9 @@ def _key(metric: str, record: dict[str, Any], cell: Cell) -> str:
     raise UserError(f"{cell.folder} has no score {metric!r}: give the study a metric of {', '.join(known)}")
 
 
-def _epochs(history: list[dict[str, Any]], number: int) -> int:
-    """That lie between a record and the one before."""
-    return max(1, history[number]["epoch"] - (history[number - 1]["epoch"] if number else 0))
+def _epochs(history: list[dict[str, Any]], number: int) -> float:
+    """That lie between a record and the one before; a run of steps may end within one."""
+    return max(0.001, history[number]["epoch"] - (history[number - 1]["epoch"] if number else 0))
 
 
 def baseline_of(study: Study, rows: Sequence[Row], problem: str) -> Row:
