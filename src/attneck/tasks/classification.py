@@ -32,7 +32,9 @@ from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
 
-EVAL_BATCH = 500
+EVAL_BATCH, EVAL_PIXELS = 500, 500 * 224**2
+"""Images in a batch of an evaluation, and their pixels, at most: larger ones would want more memory than a
+training batch does."""
 
 
 class Classification:
@@ -115,9 +117,8 @@ class Classification:
         Of two classes also "auc", the area under the ROC curve in per cent: what is right whatever the
         threshold between them.
         """
-        batches = EvalBatches(
-            len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
-        )
+        count = max(1, min(EVAL_BATCH, EVAL_PIXELS // self.held_out.image_size**2))
+        batches = EvalBatches(len(self.held_out), count, rank=self.everyone.rank, world=self.everyone.size)
         sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
         tally = Tally(list(self.held_out.classes))
         two = len(self.held_out.classes) == 2
