@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+import attneck
+from attneck.errors import UserError
 from attneck.tasks.classification import build_classifier
-from attneck.training.recipe import Model
+from attneck.training.recipe import Model, Recipe
 
 TINY = {"embed_dim": 12, "depth": 1, "num_heads": 1}
 
@@ -46,3 +48,17 @@ def test_what_takes_no_other_size_is_refused_in_a_line():
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="does not take these options"):
         built("vit_tiny_patch16_224", 64, heads=3)
+
+
+def test_a_run_is_read_back_for_its_own_size_alone(tmp_path):
+    recipe = {
+        "model": {"name": "timm/vit_tiny_patch16_224", "options": TINY},
+        "data": {"name": "shapes", "image_size": 32, "train_size": 4, "val_size": 4},
+        "batch": 4,
+        "pictures": False,
+    }
+    attneck.train(Recipe.model_validate(recipe), tmp_path / "run")
+    run = attneck.Run(tmp_path / "run")
+    assert run.model()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    with pytest.raises(UserError, match="for images of 32 pixels alone, and not of 48"):
+        run.evaluate(image_size=48)
