@@ -117,8 +117,8 @@ class Classification:
         Of two classes also "auc", the area under the ROC curve in per cent: what is right whatever the
         threshold between them.
         """
-        count = max(1, min(EVAL_BATCH, EVAL_PIXELS // self.held_out.image_size**2))
-        batches = EvalBatches(len(self.held_out), count, rank=self.everyone.rank, world=self.everyone.size)
+        most = max(1, min(EVAL_BATCH, EVAL_PIXELS // self.held_out.image_size**2))
+        batches = EvalBatches(len(self.held_out), most, rank=self.everyone.rank, world=self.everyone.size)
         sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
         tally = Tally(list(self.held_out.classes))
         two = len(self.held_out.classes) == 2
