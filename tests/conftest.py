@@ -1,5 +1,6 @@
 """Fixtures and marks that every test shares."""
 
+import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: small steps are many times slower when threads fight
@@ -23,6 +24,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="no CUDA"))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no later collection looks at it, and no forked process copies its pages."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries look at the end whether anything of theirs is left, and say so."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

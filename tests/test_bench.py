@@ -10,6 +10,9 @@ import torch
 from attneck import cli
 from attneck.commands import bench_inference, bench_loop
 
+STEP = ["step", "--size", "32"]
+CLASSIFIERS = ["--model", "cifar_resnet20_bam", "--plain", "cifar_resnet20"]
+DETECTORS = ["--model", "maskrcnn_botnet26_thin", "--plain", "maskrcnn_resnet26_thin"]
 QUICK = ["--seconds", "0.001", "--no-compiled"]
 
 
@@ -25,22 +28,10 @@ def _same_threads() -> object:
     [
         (["attention", "--size", "4", "--batch", "2", "--stride", "2", "--channels", "16", "--no-memory"], 2),
         (["bam", "--size", "4", "--batch", "2", "--channels", "32", "--dtype", "bfloat16", "--no-memory"], 4),
-        pytest.param(
-            ["step", "--size", "32", "--batch", "2", "--model", "resnet18_bam", "--plain", "resnet18"],
-            1,
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            [
-                "step",
-                "--size",
-                "128",
-                *("--model", "maskrcnn_botnet26_thin", "--plain", "maskrcnn_resnet26_thin"),
-                "--no-memory",  # which a classifier's step is enough for: it starts Python once a contestant
-            ],
-            1,
-            marks=pytest.mark.slow,
-        ),
+        # Of memory `tests/measure/test_speed.py` has the short form: here it starts Python once a contestant.
+        pytest.param([*STEP, "--batch", "2", *CLASSIFIERS], 1, marks=pytest.mark.slow),
+        ([*STEP, "--batch", "2", *CLASSIFIERS, "--no-memory"], 1),
+        ([*STEP[:2], "96", *DETECTORS, "--no-memory"], 1),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
@@ -59,7 +50,7 @@ def test_the_document(
         assert row["best_other"] == min(others, key=row["ms"].__getitem__)
         assert row["ratio"] > 0
         assert row["ratios"].keys() == {*others}
-        assert row["ours"] in ("attneck", "resnet18_bam", "maskrcnn_botnet26_thin")
+        assert row["ours"] in ("attneck", "cifar_resnet20_bam", "maskrcnn_botnet26_thin")
         if "--no-memory" not in words:
             assert row["peak_mib"].keys() == row["ms"].keys()
             assert min(row["peak_mib"].values()) > 1
@@ -138,15 +129,7 @@ def bench_loop_mistake(capsys: pytest.CaptureFixture[str]) -> str:
         (["step", "--size", "32", "--model", "ssd300_vgg16"], "give two of a kind"),
         (["attention", "--size", "4", "--channels", "10"], "do not split into 4 heads"),
         (
-            [
-                "step",
-                "--size",
-                "32",
-                "--model",
-                "maskrcnn_botnet26_thin",
-                "--plain",
-                "maskrcnn_resnet26_thin",
-            ],
+            [*STEP, *DETECTORS],
             "want 72 pixels or more",
         ),
         (["inference", "--dtype", "bfloat16"], "--dtype float32 alone"),
@@ -169,7 +152,6 @@ def test_a_mistake_is_one_line(words: list[str], says: str, capsys: pytest.Captu
     assert said.count("\n") == 1
 
 
-@pytest.mark.slow  # imports torchvision's data sets and timm
 @pytest.mark.data
 def test_input_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "input.json"

@@ -76,11 +76,12 @@ def in_onnxruntime(file: Path, images: Tensor) -> Tensor:
     [
         (bot_bam, 20, (), [(1, 3, 32, 32)]),
         (bot_bam, 18, ("batch", "size"), [(1, 3, 32, 32), (5, 3, 27, 44), (2, 3, 4, 50)]),
-        (
+        pytest.param(
             lambda: make("botnet50", image_size=64, **THIN),
             23,
             ("batch", "size"),
             [(1, 3, 64, 64), (3, 3, 33, 95), (2, 3, 129, 70)],
+            marks=pytest.mark.slow,
         ),
         (
             lambda: make("deit_small_patch16_224", width=32, depth=1, heads=2, image_size=64),
@@ -195,6 +196,34 @@ def test_a_network_of_others(tmp_path: Path) -> None:
         done.file.write_bytes(other)
         with pytest.raises(ValueError, match=says):
             export.verify(done.file)
+
+
+def test_it_says_no_more_of_its_results_than_they_are(tmp_path: Path) -> None:
+    """Class names of as many logits, a task where there are logits; other results are refused."""
+
+    class Said(nn.Module):
+        pretrained_cfg: Any = {"label_names": ("cat", "dog"), "input_size": (3, 8, 8)}  # noqa: RUF012
+
+        def __init__(self, result: Any) -> None:
+            super().__init__()
+            self.conv, self.result = nn.Conv2d(3, 2, 1), result
+
+        def forward(self, x: Tensor) -> Any:
+            return self.result(self.conv(x))
+
+    def about(result: Any) -> dict[str, str]:
+        export.export(Said(result), tmp_path / "net.pt2")
+        files: dict[str, Any] = {"metadata.json": ""}
+        torch.export.load(tmp_path / "net.pt2", extra_files=files)
+        found: dict[str, str] = json.loads(files["metadata.json"])
+        return found
+
+    known = about(lambda x: x.mean((2, 3)))
+    assert (known["task"], known["classes"]) == ("classification", '["cat", "dog"]')
+    assert "classes" not in about(lambda x: x.mean((2, 3))[:, :1])
+    assert not {"task", "classes"} & about(lambda x: x).keys()
+    with pytest.raises(ValueError, match="this Said gives a dict: wanted a tensor or a list of tensors"):
+        export.export(Said(lambda x: {"out": x}), tmp_path / "other.pt2")
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,6 +378,7 @@ def detector(name: str, **options: Any) -> Any:
 
 def mask_rcnn() -> Any:
     small = {"box_features": 16, "box_convs": 1, "mask_convs": 1, "rpn_convs": 1, "proposals": 50}
+    small |= {"depths": [1, 1, 1, 1]}
     return detector("maskrcnn_botnet26_thin", image_size=128, channels=8, **small)
 
 
@@ -393,8 +423,11 @@ def test_a_detector_s_graph_finds_what_the_detector_finds(kind: str) -> None:
             assert agreement.chosen_of(candidates, list(given), [each[:0] for each in wanted], max(size))
 
 
-def test_mask_rcnn_in_onnxruntime(tmp_path: Path) -> None:
+def test_mask_rcnn_in_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was captured, which a .pt2 file holds, finds nothing too."""
     model = mask_rcnn()
+    made = export._detector(copy.deepcopy(model), (128, 128))
+    monkeypatch.setattr(export, "_detector", lambda *_: made)
     model.pretrained_cfg = {"label_names": ("background", "a", "b", "c", "d")}
     done = export.export(model, tmp_path / "net.onnx")
     export.verify(done.file)
@@ -414,15 +447,20 @@ def test_mask_rcnn_in_onnxruntime(tmp_path: Path) -> None:
     for out, want in zip(session.run(None, {"image": image.numpy()}), wanted, strict=True):
         torch.testing.assert_close(torch.from_numpy(out), want, rtol=1e-3, atol=1e-2)
     assert wanted[3].shape[1:] == (1, 70, 60)
+    finds_nothing_too(made.program.module(), image)
 
 
-def test_stairnet_in_onnxruntime_and_as_a_program_that_finds_nothing_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A program that says that there are two objects at least, as torchvision does, would refuse that.
+def finds_nothing_too(program: Any, image: Tensor) -> None:
+    """A program that says that there are two objects at least, as torchvision does, would refuse that."""
+    with torch.no_grad():
+        _, _, scores, *_ = program(image)
+    for count in (1, 0):
+        program.get_buffer("least_score").fill_(float(scores[count]))
+        assert {len(out) for out in program(image)} == {count}
 
-    Both are made of one capture, which takes longer than all the rest.
-    """
+
+@pytest.mark.slow
+def test_stairnet_in_onnxruntime_and_as_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = BUILD["stairnet"]()
     model.score_thresh = 0.0
     made = export._detector(copy.deepcopy(model), (300, 300))
@@ -439,11 +477,9 @@ def test_stairnet_in_onnxruntime_and_as_a_program_that_finds_nothing_too(
     assert json.loads(files["metadata.json"])["task"] == "detection"
     image = agreement.clouds((1, 3, 80, 90))
     with torch.no_grad():
-        boxes, _, scores = program(image)
+        boxes, _, _ = program(image)
     assert len(boxes) == model.detections_per_img
-    for count in (1, 0):
-        program.get_buffer("least_score").fill_(float(scores[count]))
-        assert [len(out) for out in program(image)] == [count] * 3
+    finds_nothing_too(program, image)
 
 
 def test_other_people_s_detectors_are_refused(tmp_path: Path) -> None:

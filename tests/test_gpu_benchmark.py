@@ -32,13 +32,20 @@ def documents(out: Path) -> dict[str, Any]:
     return {name: json.loads((out / f"{name}.json").read_bytes()) for name in command.PARTS}
 
 
+@pytest.mark.parametrize("flex", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "flex"])
 def test_every_part_runs_tiny_on_the_cpu_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flex: bool
 ) -> None:
-    """One run of all parts serves all of this: it is the dear part."""
+    """One run of all parts serves all of this: it is the dear part.
+
+    flex: with FlexAttention, which is compiled, in the smallest case.
+    """
     out = tmp_path / "out"
     words = ["--out", str(out), "--runs", str(tmp_path / "runs"), *TINY]
-    small = steps.cases(job(tmp_path))[:1]
+    small, (smallest, other) = steps.cases(job(tmp_path))[:1], attention.cases(job(tmp_path))
+    assert attention.FLEX in attention.contestants(smallest)
+    assert attention.FLEX not in attention.contestants(other)
+    monkeypatch.setattr(attention, "cases", lambda job: [smallest, other] if flex else [other])
     with monkeypatch.context() as patch:
         # What takes long and is tested elsewhere. A part's process is forked, and has these too.
         patch.setattr(cifar, "train", trained_here)
@@ -51,6 +58,7 @@ def test_every_part_runs_tiny_on_the_cpu_and_goes_on(
     found = documents(out)
     assert {name: document["state"] for name, document in found.items()} == dict.fromkeys(found, "done")
     assert {row["outcome"] for row in found["tests"]["rows"].values()} <= {"passed", "skipped"}
+    assert any(attention.FLEX in row["ms"] for row in found["attention"]["rows"].values()) == flex
     for key, row in found["attention"]["rows"].items():
         assert row["ms"].keys() >= {"plain", "sdpa", "tiled"}, key
         assert "triton" in row["left_out"], "it wants a GPU: said, not failed"

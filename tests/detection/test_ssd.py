@@ -175,20 +175,19 @@ def test_boxes_are_as_fine_in_bfloat16():
     assert not torch.equal(boxes, boxes.bfloat16().float())
 
 
-@pytest.mark.slow
 def test_a_few_steps_lower_the_loss():
     torch.manual_seed(0)
     model = create_model("ssd300_mobilenet").train()
     images, targets = [torch.rand(3, 200, 200) for _ in range(2)], targets_of(2, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     seen = []
-    for _ in range(12):
+    for _ in range(8):
         loss = sum(model(images, targets).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         seen.append(loss.item())
-    assert seen[-1] < 0.85 * seen[0]
+    assert seen[-1] < 0.9 * seen[0]
 
 
 @pytest.mark.parametrize("name", [name for name in ONE_OF_EACH if isinstance(name, str)])

@@ -101,7 +101,7 @@ def test_layout_from_one_module_to_many(bams: int, mhsas: int, size: tuple[int, 
     torch.manual_seed(0)
     found = maps(Tower(bams, mhsas), torch.randn(16, 4, 4))
     window = centred(size, 4, 1.0)
-    look = Look("a tower", ["It is untrained: its weights are random.", "12 %  a class"], found, window)
+    look = Look("a tower", ["It is untrained: its weights are random.", r"12 %  $a \class$"], found, window)
     place = Place(size[0] / 2, size[1] / 2, "x 30, y 50")
     figure = picture(Image.new("RGB", size), [look], [place], tables=True, dark=True)
     assert len([axes for axes in figure.axes if len(axes.images) == 2]) == 4 * bams + mhsas * 5 - (mhsas > 0)
@@ -150,7 +150,7 @@ def test_stages_are_the_whole_network(name: str, options: Any, names: Any, atten
         assert [stage.channels for stage in found] == [64, 256, 512, 1024, 2048, 1000]
         assert [stage.blocks for stage in found[1:5]] == [3, 4, 6, 3]
     assert len({stage.name for stage in found}) == len(found) >= 4
-    figure = neck([Drawn(name, found), Drawn("again", found, frozenset({found[1].name}))], size)
+    figure = neck([Drawn(name, found), Drawn(r"runs/$a\gain$", found, frozenset({found[1].name}))], size)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [(text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts if text.get_text()]

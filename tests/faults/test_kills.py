@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fault_cases import some
 from forked import Forked, as_ranks
 from train_in_float64 import train_in_float64
 
@@ -20,6 +21,9 @@ TINY = {
     "ema": 0.9,
     "checkpoint_steps": 3,
 }
+
+
+WORKERS = some(["2", "0"], 1)
 
 
 @pytest.fixture
@@ -48,10 +52,9 @@ def weights(folder):
     return json.loads((folder / "summary.json").read_text())["weights"]
 
 
-@pytest.mark.slow
 def test_kill_9_and_resume_end_with_the_same_weights(start, tmp_path):
     whole = start("--out", "whole")
-    for workers in ("0", "2"):
+    for workers in WORKERS:
         for step in (4, 23):  # in the first epoch, and in the second
             resume = ["--resume"] if step > 4 else []
             process = start("--out", workers, "--data.workers", workers, *resume)
@@ -63,18 +66,21 @@ def test_kill_9_and_resume_end_with_the_same_weights(start, tmp_path):
         assert weights(tmp_path / workers) == weights(tmp_path / "whole")
 
 
-@pytest.mark.slow
-def test_many_processes_refuse_in_one_voice(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("how", ["forks", pytest.param("launcher", marks=pytest.mark.slow)])
+def test_many_processes_refuse_in_one_voice(tmp_path, monkeypatch, capfd, how):
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
-    assert cli.main(["train", "tiny.yaml", "--out", "run", "--processes", "2", "--resume"]) == 2
+    words = ["train", "tiny.yaml", "--out", "run", "--resume"]
+    if how == "forks":
+        assert as_ranks(cli.main, words) == [2, 2]
+    else:
+        assert cli.main([*words, "--processes", "2"]) == 2
     said = "".join(capfd.readouterr())
     assert said.count("no checkpoint there") == 1
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", some([2, 1], 1))
 def test_two_processes_end_with_the_weights_of_one(tmp_path, accumulate):
     """In float64, so that nothing but rounding may differ: SyncBatchNorm, DDP, the split of the data."""
     one = train_in_float64(tmp_path / "1", 3, accumulate)

@@ -362,7 +362,6 @@ def test_a_batch_that_does_not_divide_is_refused(place, size, capsys, monkeypatc
     assert f"does not divide over {size} ranks" in refused(["train", "run", "--resume"], capsys)
 
 
-@pytest.mark.slow
 def test_two_processes_go_on_for_one(place, capsys):
     """And end where one would: each step has the same images."""
     shutil.copytree("run", "alone")

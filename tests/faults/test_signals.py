@@ -376,8 +376,11 @@ TWO = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("to", "numbers", "when"), some(TWO, 2), ids=named)
+@pytest.mark.parametrize(
+    ("to", "numbers", "when"),
+    [TWO[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in some(TWO[1:], 1))],
+    ids=named,
+)
 def test_two_processes(started, tmp_path, to, numbers, when):
     run = started("--processes", "2", "--data.workers", "1")
     if when == "training":

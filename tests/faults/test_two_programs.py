@@ -265,7 +265,6 @@ BOTH = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", some(BOTH, 2) if LONG else ["new, 3 s apart, other recipes", "numbered"])
 def test_two_programs(place, case):
     """As processes of their own, started at once or 3 s apart."""

@@ -63,7 +63,6 @@ def test_one_graph_for_sizes_that_change() -> None:
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.slow
 def test_inductor_makes_code_of_a_block_with_both() -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()

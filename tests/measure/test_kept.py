@@ -4,14 +4,13 @@ import subprocess
 import sys
 
 import pytest
+from one_of_each import one_of_each
 
 from attneck.commands import counted
 from attneck.commands.counted import Asked, counts_of, row_of, to_be_kept
 from attneck.measure.kept import kept, read_rows
 from attneck.models import catalog
 
-PARTS = 4
-"""So that processes share the work."""
 PUBLISHED = [
     Asked(name, {}, entry.image_size, entry.num_classes)
     for name, entry in catalog.CATALOG.items()
@@ -24,14 +23,15 @@ def test_kept_is_what_is_to_be_kept():
     assert rows == to_be_kept(), "run: make counts"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", range(PARTS))
-def test_every_network_counts_as_is_kept(part):
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kinds", "all"])
+def test_a_network_counts_as_is_kept(every):
     """But the classifiers as published, which `test_counts.py` counts."""
     rows = [(Asked(*map(row.get, Asked._fields)), row) for row in read_rows()]
     others = [(asked, row) for asked, row in rows if asked not in PUBLISHED]
     assert len(others) > 80
-    for asked, row in others[part::PARTS]:
+    kinds = one_of_each(others, lambda other: catalog.find(other[0].model, other[0].options).options)
+    assert len(kinds) > 10
+    for asked, row in others if every else kinds:
         assert row_of(asked, counted.counted(asked)) == row, "run: make counts"
 
 

@@ -73,13 +73,12 @@ def test_one_graph_for_every_size(
         torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_detector_is_compiled_once(no_recompilation: Any) -> None:
     """Images of other sizes in every call."""
     torch.manual_seed(0)
     model = create_model("ssd300_mobilenet", num_classes=4).eval()
     compiled = torch.compile(model, dynamic=True, backend="eager")
-    for sizes in ([(200, 250), (310, 280)], [(120, 333), (300, 300)], [(400, 210), (150, 160)]):
+    for sizes in ([(200, 250), (310, 280)], [(120, 333), (300, 300)]):
         images = [torch.rand(3, height, width) for height, width in sizes]
         with torch.no_grad():
             torch.testing.assert_close(compiled(images), model(images))

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 import attneck
 
-pytestmark = pytest.mark.slow  # of their imports
-
 
 def assert_learns(model: nn.Module, loss: Tensor) -> None:
     loss.backward()

@@ -8,8 +8,10 @@ import torch
 from attneck.explain import maps
 from attneck.layers import BAM, MHSA2d
 from attneck.models import create_model, list_models
-from attneck.models.catalog import CATALOG
+from attneck.models.catalog import CATALOG, find
 from attneck.models.cifar import CifarResNetOptions
+from attneck.models.densenet import DenseNetOptions
+from attneck.models.efficientnet import EfficientNetOptions
 from attneck.models.features import Pyramid
 from attneck.models.resnet import ResNetOptions
 from attneck.models.vit import ViTOptions
@@ -30,6 +32,31 @@ def narrow(name: str) -> dict[str, Any]:
     if isinstance(options, ViTOptions) and options.heads % 4 == 0:
         return {"width": options.width // 4, "heads": options.heads // 4}
     return {}
+
+
+def shallow(name: str) -> dict[str, Any]:
+    """Narrow, with two blocks a stage or four layers a dense one: every kind of block that the network has."""
+    options = CATALOG[name].options
+    if isinstance(options, ResNetOptions):
+        *depths, last = options.depths  # where each block of the last stage has a flag, they stay
+        last = last if len(options.attend) > 1 else min(last, 2)
+        return narrow(name) | {"depths": [*(min(depth, 2) for depth in depths), last]}
+    if isinstance(options, CifarResNetOptions):
+        return narrow(name) | {"depths": [min(depth, 2) for depth in options.depths]}
+    if isinstance(options, DenseNetOptions):
+        return {"depths": [4 for _ in options.depths]}
+    if isinstance(options, ViTOptions):
+        return narrow(name) | {"depth": 2}
+    return {"variant": "b0"} if isinstance(options, EfficientNetOptions) else {}
+
+
+KINDS = {find(name, shallow(name)).options: name for name in reversed(list_models())}
+"""Networks that differ in depth or size alone are one kind; its first name."""
+
+
+@pytest.mark.parametrize("name", sorted(KINDS.values()))
+def test_every_kind_of_model(name: str) -> None:
+    check(name, **shallow(name))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from attneck.commands.study import changes
 from attneck.commands.train import parse
 from attneck.errors import RunFailed, UserError
 from attneck.papers.results import measured, read_runs
+from attneck.processor import processor_name
 from attneck.runs.lock import only_one
 from attneck.runs.train import train
 from attneck.studies import jobs, report
@@ -237,6 +239,31 @@ def test_the_report_needs_no_checkpoint_once_the_cost_is_known(trained: Path) ->
     for file in trained.glob("same/*/*/checkpoints/*"):
         file.unlink()
     assert [row.cost for row in collect(one, cells(one, trained))] == before
+
+
+def test_seconds_of_one_machine_never_stand_for_those_of_another(trained: Path, tmp_path: Path) -> None:
+    """One seed ran on a GPU, and another began here and went on there."""
+    copied = tmp_path / "study"
+    shutil.copytree(trained, copied)
+    one = study()
+    here = collect(one, cells(one, copied))
+    assert report.timed_on(here) == [
+        f"Seconds an epoch are those of the fastest seed on {processor_name()}; "
+        "runs beside each other take longer."
+    ]
+    for variant, gpus in {"se": ["GPU"], "plain": [None, "GPU"]}.items():
+        file = copied / f"same/{variant}/seed-1/environment.json"
+        environment = json.loads(file.read_text())
+        environment["starts"] = [environment["starts"][0] | {"gpu": gpu} for gpu in gpus]
+        file.write_text(json.dumps(environment))
+    plain, se, *_ = rows = collect(one, cells(one, copied))
+    assert list(plain.seconds) == [processor_name()]
+    assert list(se.seconds) == [processor_name(), "GPU"]
+    head, body = report.table(one, rows)
+    at = head.index("seconds an epoch")
+    assert [line[at].count("; ") for line in body] == [0, 1, 0, 0]
+    assert body[0][at].endswith(f"({processor_name()})")
+    assert body[1][at].endswith("(GPU)")
 
 
 def test_a_run_of_another_recipe_is_no_part_of_it(trained: Path) -> None:

@@ -81,10 +81,19 @@ def test_odd_and_oblong_images_in_either_format(name: str) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=1e-3 * float(want.abs().max()))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["all of it", "BAM after children in a row", "BAM after a dense block", "BAM on one of several maps"],
+    [
+        "all of it",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "BAM after children in a row",
+                "BAM after a dense block",
+                "BAM on one of several maps",
+            )
+        ),
+    ],
 )
 def test_one_graph_for_sizes_that_change(name: str) -> None:
     """In training: results and gradients. `tests/layers/test_compile.py` has the layers' backward passes.

@@ -197,7 +197,27 @@ CASES = [
     c("tv:efficientnet_b0", *resnet(24, 40, 112, names="features.2 features.3 features.5"), blocks=9),
     c("tv:convnext_tiny", *resnet(96, 192, 384, names="features.1 features.3 features.5"), blocks=18),
 ]
-RUN = [case for case in CASES if case.run]
+SHORT = {
+    *(
+        "resnet18",
+        "resnet26d",
+        "regnetx_002",
+        "densenet121",
+        "vgg11",
+        "mobilenetv3_small_100",
+        "convnext_atto",
+    ),
+    *("test_nfnet", "darknet17", "inception_v3", "legacy_xception", "ghostnet_050", "hrnet_w18_small"),
+    *("selecsls42", "edgenext_xx_small", "repvgg_a0", "tv:squeezenet1_1", "tv:shufflenet_v2_x0_5"),
+    "tv:mobilenet_v3_small",
+}
+"""One of each make. The others, whose places are looked for in any case, are run in the long form."""
+RUN = [
+    pytest.param(case, marks=() if case.name in SHORT else pytest.mark.slow, id=case.name)
+    for case in CASES
+    if case.run
+]
+OF_TIMM = [case for case in RUN if not str(case.id).startswith("tv:")]
 
 
 def build(case: Case, **options: object) -> nn.Module:
@@ -252,7 +272,7 @@ def test_places_are_where_the_architecture_has_them(case: Case) -> None:
         assert len(ends) == case.blocks == len({place.call.name for place in ends})
 
 
-@pytest.mark.parametrize("case", RUN, ids=str)
+@pytest.mark.parametrize("case", RUN)
 def test_bam_stands_where_it_belongs_changes_nothing_at_first_and_learns(case: Case) -> None:
     model = build(case).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -312,7 +332,7 @@ def _learns(model: nn.Module, x: Tensor) -> None:
         assert all(grad is not None and grad.any() for grad in weights.values()), name
 
 
-@pytest.mark.parametrize("case", [case for case in RUN if not case.name.startswith("tv:")], ids=str)
+@pytest.mark.parametrize("case", OF_TIMM)
 def test_networks_built_for_their_features_take_it_too(case: Case) -> None:
     model = build(case, features_only=True).eval()
     before = list(model.state_dict())

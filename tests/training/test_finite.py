@@ -173,7 +173,6 @@ def test_a_checkpoint_of_another_kernel_goes_on_with_this_one(tmp_path, monkeypa
         run(tmp_path, recipe(checkpoint_steps=None), Task(ALONE, "nan", At(3)), resume=True)
 
 
-@pytest.mark.slow
 def test_of_two_processes_one_has_it(tmp_path):
     """In one of its two micro-batches; BatchNorm over both processes carries it to the other one as well."""
     found = two_processes(tmp_path, "faults")

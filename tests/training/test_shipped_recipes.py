@@ -32,11 +32,14 @@ def small(name: str) -> Recipe:
     if isinstance(options, ResNetOptions):
         model["options"] |= THIN
     elif isinstance(options, CifarResNetOptions):
-        model["options"]["depths"] = [1] * len(options.depths)
+        model["options"] |= {"depths": [1] * len(options.depths)}
+        model["options"] |= {"mids": [16, 16, 16, 16], "outs": [64] * 4} if len(options.depths) == 4 else {}
     elif isinstance(options, DetectorOptions):
         data["val_size"] = 2
         if options.least_images == 1:
             data["train_size"], content["batch"] = 2, 1
+        if model["name"] == "ssd300_vgg16":  # a VGG cannot be made thin
+            model["name"] = "ssd300_mobilenet"
         if isinstance(options, RCNNOptions):
             data["image_size"] = 128
             model["options"] |= SMALL | THIN
@@ -47,11 +50,22 @@ def small(name: str) -> Recipe:
     return Recipe.model_validate(content)
 
 
-@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_takes_its_steps(name, tmp_path):
-    summary = runs.train(small(name), tmp_path / "run")
+    takes_its_steps(small(name), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_takes_its_steps_with_a_whole_vgg(tmp_path):
+    recipe = small("voc-ssd300")
+    model = load_recipe("voc-ssd300").model
+    takes_its_steps(recipe.model_copy(update={"model": model}), tmp_path)
+
+
+def takes_its_steps(recipe, tmp_path):
+    summary = runs.train(recipe, tmp_path / "run")
     assert summary.steps == 2
     assert 0 < summary.scores["train_loss"] < 40
     assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["model"]["name"]

@@ -106,7 +106,6 @@ def test_nobody_leaves_before_the_first_process_has_saved(tmp_path, monkeypatch)
     assert events[-2:] == ["saved", "agrees"]
 
 
-@pytest.mark.slow
 def test_of_two_processes_one_or_both_get_a_signal_in_an_evaluation(tmp_path):
     """Each process evaluates 5 batches. Both end, also where one is not told, with the step saved."""
     found = two_processes(tmp_path, "stops")

@@ -92,7 +92,6 @@ def test_a_network_stays_the_same_function(family, device):
     assert synchronise_batchnorm(model, torch.device(device)) == count, "a second time changes nothing"
 
 
-@pytest.mark.slow
 def test_two_processes_are_as_one_with_the_whole_batch(two_processes):
     """Every family, in float64: outputs, gradients and running statistics."""
     for process in two_processes:
@@ -101,7 +100,6 @@ def test_two_processes_are_as_one_with_the_whole_batch(two_processes):
             assert max(errors.values()) < 1e-9, (family, errors)
 
 
-@pytest.mark.slow
 def test_two_processes_of_which_one_has_nothing(two_processes):
     """The layer, and a Mask R-CNN of which one process sees images without objects."""
     found = [process["nothing"] for process in two_processes]

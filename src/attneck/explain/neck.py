@@ -62,7 +62,8 @@ def neck(networks: Sequence[Drawn], image_size: tuple[int, int], *, dark: bool =
 def _network(axes: Any, network: Drawn, image_size: tuple[int, int], top: float, dark: bool) -> None:
     colours = DARK if dark else LIGHT
     params, madds = (sum(getattr(stage, what) for stage in network.stages) for what in ("params", "madds"))
-    axes.text(EDGE, top, network.title, va="top", fontsize=12, weight="bold", color=colours["ink"])
+    title = {"fontsize": 12, "weight": "bold", "color": colours["ink"], "parse_math": False}
+    axes.text(EDGE, top, network.title, va="top", **title)
     total = f"{_count(params)} parameters, {_count(madds)} multiply-adds"
     right = EDGE + (len(network.stages) + 1) * (WIDE + GAP) - GAP
     axes.text(right, top + 0.02, total, va="top", ha="right", fontsize=9, color=colours["soft"])

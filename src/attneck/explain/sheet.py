@@ -201,7 +201,7 @@ class _Page:
         self, left: float, top: float, words: str, size: float, soft: bool = False, **style: Any
     ) -> None:
         W, H = self.figure.get_size_inches()
-        style = {"va": "top", "color": self.colours["soft" if soft else "ink"]} | style
+        style = {"va": "top", "color": self.colours["soft" if soft else "ink"], "parse_math": False} | style
         self.figure.text(left / W, 1 - top / H, words, fontsize=size, **style)
 
     def column(self, column: Column, left: float, top: float) -> None:

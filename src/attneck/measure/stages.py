@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
@@ -56,10 +55,6 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
     """
     check_module(model)
     model = meta_copy(model).eval()
-    floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
-    origin = getattr(model, "origin", None)
-    channels = origin.in_chans if origin else 3
-    image = torch.empty(1, channels, *image_size, device="meta", dtype=next(floats, torch.float32))
     shapes: dict[str, tuple[int, ...] | None] = {}
 
     def note(name: str) -> Any:
@@ -71,7 +66,7 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
 
     for name, module in model.named_modules():
         module.register_forward_hook(note(name))
-    madds = madds_by_name(model, image)
+    madds = madds_by_name(model, image_size)
     root = type(model).__name__
 
     def cost(name: str) -> int:

@@ -91,6 +91,7 @@ def page(results: Results) -> str:
     if len(study.problems) > 1:
         parts += [markdown(*overview(study, results.rows)).strip()]
     parts += [markdown(*table(study, results.rows)).strip(), *notes(study, results.undone)]
+    parts += timed_on(results.rows)
     if results.sizes:
         parts += [
             "## At other sizes",
@@ -146,7 +147,7 @@ def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
         f"images to {study.threshold or 0:g}": lambda row: _reached(study, row),
         "parameters": lambda row: f"{row.cost.params:,}" if row.cost else "",
         "multiply-adds (M)": lambda row: f"{row.cost.madds / 1e6:,.1f}" if row.cost else "",
-        "seconds an epoch": lambda row: f"{min(row.seconds):,.1f}" if row.seconds else "",
+        "seconds an epoch": lambda row: _seconds(row, len(machines(rows)) > 1),
         "printed": lambda row: printed.get(row.variant, ""),
     }
     drop = set()
@@ -155,6 +156,18 @@ def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     drop |= set() if printed else {"printed"}
     kept = {name: cell for name, cell in columns.items() if name not in drop}
     return list(kept), [[cell(row) for cell in kept.values()] for row in rows]
+
+
+def machines(rows: Sequence[Row]) -> list[str]:
+    """The processors and GPUs that epochs were timed on, each once."""
+    return list(dict.fromkeys(machine for row in rows for machine in row.seconds))
+
+
+def _seconds(row: Row, named: bool) -> str:
+    """Of an epoch, with the machine where there are several."""
+    return "; ".join(
+        f"{took:,.1f}" + (f" ({machine})" if named else "") for machine, took in row.seconds.items()
+    )
 
 
 def _difference(study: Study, rows: Sequence[Row], row: Row) -> str:
@@ -229,6 +242,13 @@ def notes(study: Study, undone: int) -> list[str]:
     return said + ended(undone)
 
 
+def timed_on(rows: Sequence[Row]) -> list[str]:
+    """Where the seconds are from, if there are any."""
+    where = " and ".join(machines(rows))
+    told = f"Seconds an epoch are those of the fastest seed on {where}; runs beside each other take longer."
+    return [told] if where else []
+
+
 def bold(study: Study) -> str:
     """What a bold mean is."""
     where = "below" if study.less_is_better else "above"
@@ -293,7 +313,7 @@ def document(results: Results) -> dict[str, object]:
                 "images_to": None if study.threshold is None else _images_to(study, row),
                 "params": row.cost and row.cost.params,
                 "madds": row.cost and row.cost.madds,
-                "seconds_an_epoch": min(row.seconds) if row.seconds else None,
+                "seconds_an_epoch": row.seconds,
                 "curves": row.curves,
             }
         )

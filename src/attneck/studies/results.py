@@ -25,8 +25,8 @@ class Row:
     """By seed."""
     curves: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     """By seed: the training images seen, and the score then."""
-    seconds: list[float] = field(default_factory=list)
-    """An epoch of each run, the median."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """An epoch's, by processor or GPU: each run's median, and of the seeds that ran there the least."""
     cost: Cost | None = None
 
     @property
@@ -73,7 +73,9 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
         key = _key(study.metric, history[-1], cell)
         row.scores[cell.seed] = float(history[-1][key])
         row.curves[cell.seed] = [(one["step"] * cell.recipe.batch, float(one[key])) for one in history]
-        row.seconds.append(median(one["seconds"] / _epochs(history, i) for i, one in enumerate(history)))
+        took = median(one["seconds"] / _epochs(history, i) for i, one in enumerate(history))
+        for machine in _machines(cell):
+            row.seconds[machine] = min(took, row.seconds.get(machine, took))
         facts = json.loads((cell.folder / "data.json").read_text())
         row.cost = row.cost or cost_of(cell.folder, cell.recipe, facts)
     return [
@@ -91,6 +93,14 @@ def _key(metric: str, record: dict[str, Any], cell: Cell) -> str:
             return key
     known = sorted(name.removeprefix("val_") for name in record if name.startswith("val_"))
     raise UserError(f"{cell.folder} has no score {metric!r}: give the study a metric of {', '.join(known)}")
+
+
+def _machines(cell: Cell) -> list[str]:
+    """The processor or GPU that it ran on; none where it went on on another: its seconds are of neither."""
+    environment = json.loads((cell.folder / "environment.json").read_text())
+    starts = environment.get("starts") or [environment]
+    found = {start.get("gpu") or start.get("processor") or "unknown" for start in starts}
+    return [*found] if len(found) == 1 else []
 
 
 def _epochs(history: list[dict[str, Any]], number: int) -> float:

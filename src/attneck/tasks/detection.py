@@ -27,6 +27,7 @@ from attneck.detection.metrics import Detections, coco_evaluators, coco_stats, v
 from attneck.detection.precision_recall import Curve, coco_curves, voc_curves
 from attneck.detection.results import to_coco_detections
 from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
+from attneck.detection.transform import Transform
 from attneck.detection.weights import load_weights
 from attneck.models import catalog, create_model
 from attneck.models.detector_options import DetectorOptions
@@ -112,8 +113,6 @@ class Detection:
             )
         if recipe.label_smoothing:
             raise ValueError("label_smoothing is of classifiers; a detector's losses have none: leave it out")
-        if recipe.compile:
-            raise ValueError("compile is of classifiers; a detector's images differ in size: leave it out")
         share = recipe.batch // (recipe.accumulate * self.everyone.size)
         synchronised = recipe.sync_bn and self.everyone.size > 1
         if share < self.options.least_images and not synchronised:
@@ -236,6 +235,8 @@ class Detection:
         model: Any = create_model(name, num_classes=len(facts["classes"]) + 1, image_size=size, **options)
         # What attneck.hub and the exports write.
         model.pretrained_cfg = {"label_names": ("background", *facts["classes"])}
+        if recipe.compile and isinstance(model.transform, Transform):
+            model.transform.whole = True  # one compiled form for all batches
         if "mean" in facts:
             follow(model, facts["mean"], facts["std"])
         built: nn.Module = model

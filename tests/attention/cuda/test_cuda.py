@@ -120,23 +120,23 @@ def plain(*arguments: Any) -> Tensor:
     return relative_attention_2d(*arguments, backend="plain")
 
 
-def run_interpreted(*arguments: str) -> str:
-    """Standard output of this file as a program under Triton's interpreter."""
+def interpreted(*arguments: str) -> dict[str, Any]:
+    """What this file as a program prints under Triton's interpreter."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return json.loads(done.stdout)
 
 
-def interpreted_errors(cases: list[Case]) -> dict[str, list[float]]:
-    """`errors` of the kernels for some of the cases of this file, all in one process."""
-    return json.loads(run_interpreted(*map(str, cases)))
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """All that one such process says: `errors` of the kernels, and how the op is registered."""
+    return interpreted(*map(str, [*FAST, *FAR_OUT]), "registration")
 
 
-def assert_near(found: dict[str, list[float]], cases: list[Case]) -> None:
-    assert list(found) == [str(case) for case in cases]
+def assert_near(found: dict[str, Any], cases: list[Case]) -> None:
     near = {str(case): all(error <= case.tolerance for error in found[str(case)]) for case in cases}
     assert all(near.values()), {name: found[name] for name in near if not near[name]}
 
@@ -145,21 +145,20 @@ needs_triton = pytest.mark.skipif(not cuda.HAS_TRITON, reason="triton is not ins
 
 
 @needs_triton
-def test_kernels_in_the_interpreter_are_the_oracle_s() -> None:
-    assert_near(interpreted_errors(FAST), FAST)
+def test_kernels_in_the_interpreter_are_the_oracle_s(found: dict[str, Any]) -> None:
+    assert_near(found, FAST)
 
 
 @needs_triton
 @pytest.mark.slow
 def test_kernels_in_the_interpreter_are_the_oracle_s_on_larger_maps() -> None:
-    assert_near(interpreted_errors(SLOW), SLOW)
+    assert_near(interpreted(*map(str, SLOW)), SLOW)
 
 
 @needs_triton
-def test_logits_far_out_overflow_nowhere() -> None:
+def test_logits_far_out_overflow_nowhere(found: dict[str, Any]) -> None:
     # So far out the softmax is all but a maximum, and rounding of the logits themselves decides: only the
     # result is held to the oracle, and to the error that logits of 1e4 have in the dtype.
-    found = interpreted_errors(FAR_OUT)
     for case in FAR_OUT:
         out, *gradients = found[str(case)]
         assert out < (1e-2 if case.dtype == "float32" else 1), (str(case), out)
@@ -167,10 +166,8 @@ def test_logits_far_out_overflow_nowhere() -> None:
 
 
 @needs_triton
-def test_the_op_is_registered_as_torch_wants_it_and_itself_everywhere() -> None:
-    said = run_interpreted("registration")
-    assert "as torch wants it" in said
-    assert "the same elsewhere" in said
+def test_the_op_is_registered_as_torch_wants_it_and_itself_everywhere(found: dict[str, Any]) -> None:
+    assert found["registration"] == ["as torch wants it", "the same elsewhere"]
 
 
 @pytest.mark.parametrize(
@@ -376,7 +373,7 @@ def test_on_a_gpu_memory_grows_with_the_map_and_not_with_its_square(backend: str
     assert peak(80) < 9 * peak(40) + (8 * tiled.LOGITS if backend == "tiled" else 0)
 
 
-def check_registration() -> None:
+def check_registration() -> str:
     """`torch.library.opcheck`, and the whole function through dynamo and AOT autograd."""
     for case in (Case((3, 4), d=8, h=2, strided=True, pool=True), Case((2, 3), d=4, content=False)):
         q, k, v, rel_h, rel_w = problem(case)
@@ -394,10 +391,10 @@ def check_registration() -> None:
             got = results(cuda.triton_attention_2d, problem(case), case)
         for one, other in zip(got, want, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
-    print("as torch wants it")
+    return "as torch wants it"
 
 
-def check_elsewhere() -> None:
+def check_elsewhere() -> str:
     """What `test_ways` asks of each way; the check at first use; a batch of none."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from test_ways import begin, check_everywhere
@@ -410,15 +407,19 @@ def check_elsewhere() -> None:
     assert small in selfcheck._right
     case = Case((2, 3), B=0)
     assert results(cuda.triton_attention_2d, problem(case), case)[0].shape == (0, 1, 6, 16)
-    print("the same elsewhere")
+    return "the same elsewhere"
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1:] == ["registration"]:
-        check_registration()
-        check_elsewhere()
-    else:
-        known = {str(case): case for case in [*FAST, *SLOW, *FAR_OUT]}
-        cuda.SCRATCH = 2**14  # small maps of two images are computed one by one, as large ones are
-        print(json.dumps({name: errors(cuda.triton_attention_2d, known[name]) for name in sys.argv[1:]}))
+    known = {str(case): case for case in [*FAST, *SLOW, *FAR_OUT]}
+    said: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            cuda, "SCRATCH", 2**14
+        )  # small maps of two images are computed as large ones: one by one
+        for name in known.keys() & sys.argv[1:]:
+            said[name] = errors(cuda.triton_attention_2d, known[name])
+    if "registration" in sys.argv:
+        said["registration"] = [check_registration(), check_elsewhere()]
+    print(json.dumps(said))
