@@ -484,7 +484,7 @@ def test_detectors_have_ap_where_they_started_from_weights(tmp_path, monkeypatch
     found = json.loads(capsys.readouterr().out)
     row = found["papers"][0]["tables"][0]["rows"][5]["measured"]
     assert row["ap_bbox"] == {"mean": 43.5, "std": None, "n": 1}
-    assert row["runs"] == [{"folder": "runs/a", "note": ""}]
+    assert row["runs"] == [{"folder": "runs/a", "note": "started from resnet50.safetensors"}]
     assert found["measured"].startswith("Measured: 2 of 4 finished runs in runs/,")
     command.main(["botnet", "--table", "3"])
     assert re.search(

@@ -25,7 +25,7 @@ from attneck.runs.lock import only_one
 from attneck.runs.train import train
 from attneck.studies import jobs, report
 from attneck.studies.jobs import log_of, progress, run_all
-from attneck.studies.results import Row, collect
+from attneck.studies.results import Row, _epochs, collect
 from attneck.studies.statistics import difference, spread
 from attneck.studies.study import Study, cells, load_study, shipped_studies
 from attneck.tasks.classification import build_classifier
@@ -193,6 +193,13 @@ def test_the_report_has_what_the_runs_have(trained: Path, tmp_path: Path) -> Non
             assert row.curves[seed][-1] == (2 * 32, last["val_top1"])
         assert row.images_to(0) == {0: 32, 1: 32}
         assert row.images_to(101) == {0: None, 1: None}
+    records = [
+        {"epoch": 1, "seconds": 10.0},
+        {"epoch": 1.25, "seconds": 2.0},
+        {"epoch": 3.25, "seconds": 16.0},
+    ]
+    epochs = [_epochs(records, number) for number in range(3)]
+    assert [one["seconds"] / part for one, part in zip(records, epochs, strict=True)] == [10, 8, 8]
     assert rows[0].cost is not None
     assert rows[1].cost is not None
     assert rows[0].cost.params < rows[1].cost.params

@@ -33,7 +33,8 @@ class Results:
     def of(self, table: Table, row: Row, recipe: Recipe | None) -> list[FinishedRun]:
         """The runs of the row's network on all of its data by `recipe`, from the start that the paper has.
 
-        Each says by `note` how its steps were computed, where otherwise than by the recipe.
+        Each says by `note` how its steps were computed, where otherwise than by the recipe, and which file or
+        run it started from.
         """
         if recipe is None:
             return []
@@ -51,6 +52,8 @@ class Results:
                 continue
             changes = [said for said in differences(recipe, own) if not is_of(said, FREE | FREE_ON_RESUME)]
             if all(is_of(said, HOW_IT_RAN) for said in changes):
+                if own.model.weights is not None:  # of whatever: another detector's, say
+                    changes.append(f"started from {own.model.weights}")
                 found.append(replace(run, note=", ".join(changes)))
         return found
 

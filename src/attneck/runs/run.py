@@ -121,7 +121,15 @@ class Run:
         recipe = self.recipe if part is None else self.recipe.model_copy(update={"model": part})
         with user_mistakes():
             model = self._task.build(recipe, self.facts, image_size)
-        model.load_state_dict(self.weights(average=average))
+        try:
+            model.load_state_dict(self.weights(average=average))
+        except RuntimeError as error:
+            if image_size is None:
+                raise
+            raise UserError(  # a network of timm's, such as a vision transformer
+                f"{self.folder}: its weights have shapes that are for images of {self.facts['image_size']} "
+                f"pixels alone, and not of {image_size}: leave image_size out"
+            ) from error
         return model.eval()
 
     def data(self, split: str = "val", *, root: str | None = None) -> Any:

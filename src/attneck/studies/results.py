@@ -103,9 +103,9 @@ def _machines(cell: Cell) -> list[str]:
     return [*found] if len(found) == 1 else []
 
 
-def _epochs(history: list[dict[str, Any]], number: int) -> int:
-    """That lie between a record and the one before."""
-    return max(1, history[number]["epoch"] - (history[number - 1]["epoch"] if number else 0))
+def _epochs(history: list[dict[str, Any]], number: int) -> float:
+    """That lie between a record and the one before; a run of steps may end within one."""
+    return max(0.001, history[number]["epoch"] - (history[number - 1]["epoch"] if number else 0))
 
 
 def baseline_of(study: Study, rows: Sequence[Row], problem: str) -> Row:

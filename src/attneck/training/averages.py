@@ -27,7 +27,8 @@ def too_slow(model: nn.Module, recipe: Recipe, steps: int) -> list[str]:
             f"ema {recipe.ema:g} is slow for {steps:,} steps: at the end {share:.0%} of the average would be "
             f"the weights of the first step; {1 - 5 / steps:.4g} would do"
         )
-    slow = min((norm.momentum for norm in model.modules() if _starts(norm) and norm.momentum), default=1.0)
+    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and _starts(norm)]
+    slow = min((norm.momentum for norm in norms if norm.momentum is not None), default=1.0)
     if (share := (1 - slow) ** (steps * recipe.accumulate)) > MOST:
         said.append(
             f"BatchNorm's momentum {slow:g} is slow for {steps:,} steps: at the end {share:.0%} of its mean "
@@ -37,9 +38,9 @@ def too_slow(model: nn.Module, recipe: Recipe, steps: int) -> list[str]:
     return said
 
 
-def _starts(module: nn.Module) -> bool:
-    """Whether it is a BatchNorm that will learn statistics, and has seen nothing yet."""
-    if not isinstance(module, _BatchNorm) or getattr(module, KEPT, False):
+def _starts(norm: _BatchNorm) -> bool:
+    """Whether it will learn statistics, and has seen nothing yet."""
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None or getattr(norm, KEPT, False):
         return False
-    mean, var = module.running_mean, module.running_var
-    return mean is not None and var is not None and bool((mean == 0).all() and (var == 1).all())
+    return bool((mean == 0).all() and (var == 1).all())
