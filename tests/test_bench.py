@@ -31,7 +31,7 @@ def _same_threads() -> object:
         # Of memory `tests/measure/test_speed.py` has the short form: here it starts Python once a contestant.
         pytest.param([*STEP, "--batch", "2", *CLASSIFIERS], 1, marks=pytest.mark.slow),
         ([*STEP, "--batch", "2", *CLASSIFIERS, "--no-memory"], 1),
-        ([*STEP[:2], "96", *DETECTORS, "--no-memory"], 1),
+        pytest.param([*STEP[:2], "96", *DETECTORS, "--no-memory"], 1, marks=pytest.mark.slow),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )

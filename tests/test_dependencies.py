@@ -5,6 +5,7 @@ import platform
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -67,13 +68,22 @@ def modules(tree: ast.Module) -> Iterator[tuple[str, bool]]:
         yield from ((name, id(node) in inside) for name in names)
 
 
+distributions = cache(metadata.packages_distributions)
+
+
+@cache
+def modules_of(path: Path) -> list[tuple[str, bool]]:
+    """`modules` of a file."""
+    return list(modules(ast.parse(path.read_text())))
+
+
 def imports(*folders: str) -> Iterator[tuple[Path, str, bool]]:
     """File, distribution, and whether it is imported inside a function, for every third-party import."""
     ours = {"attneck", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
     ours |= {path.name for path in (ROOT / "benchmarks").iterdir() if path.is_dir()}
-    brings = metadata.packages_distributions()
+    brings = distributions()
     for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
-        for module, lazy in modules(ast.parse(path.read_text())):
+        for module, lazy in modules_of(path):
             top = module.split(".")[0]
             if top not in sys.stdlib_module_names and top not in ours:
                 for distribution in {canonical(name) for name in brings.get(top, [top])}:

@@ -74,7 +74,7 @@ def in_onnxruntime(file: Path, images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("build", "opset", "dynamic", "shapes"),
     [
-        (bot_bam, 20, (), [(1, 3, 32, 32)]),
+        pytest.param(bot_bam, 20, (), [(1, 3, 32, 32)], marks=pytest.mark.slow),
         (bot_bam, 18, ("batch", "size"), [(1, 3, 32, 32), (5, 3, 27, 44), (2, 3, 4, 50)]),
         pytest.param(
             lambda: make("botnet50", image_size=64, **THIN),
@@ -123,7 +123,10 @@ def test_onnx_says_what_the_network_says(
         torch.testing.assert_close(in_onnxruntime(done.file, x), eager(model, x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dynamic", [(), ("batch", "size")], ids=["fixed", "open"])
+@pytest.mark.parametrize(
+    "dynamic",
+    [pytest.param((), marks=pytest.mark.slow, id="fixed"), pytest.param(("batch", "size"), id="open")],
+)
 def test_a_program_says_what_the_network_says(dynamic: tuple[str, ...], tmp_path: Path) -> None:
     model = bot_bam()
     done = export.export(model, tmp_path / "net.pt2", batch=2, dynamic=dynamic)
@@ -154,9 +157,9 @@ def test_attention_has_a_say_in_these_tests() -> None:
         {},
         {"stride": 2},
         {"content": False},
-        {"position": "absolute", "stride": 2},
-        {"position": "none"},
-        {"resample": "keep"},
+        pytest.param({"position": "absolute", "stride": 2}, marks=pytest.mark.slow),
+        pytest.param({"position": "none"}, marks=pytest.mark.slow),
+        pytest.param({"resample": "keep"}, marks=pytest.mark.slow),
         {"position": "absolute", "resample": "keep"},
     ],
     ids=str,

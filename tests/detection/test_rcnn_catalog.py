@@ -8,6 +8,7 @@ from importlib.resources import files
 import pytest
 import torch
 import torchvision
+from one_of_each import one_of_each
 from torch import nn
 
 from attneck.detection.rcnn import RCNN, MaskRCNN, faster_rcnn, mask_rcnn
@@ -18,6 +19,11 @@ from attneck.models.mobilenet import MobileNetOptions
 from attneck.models.resnet import ResNetOptions
 
 NAMES = [name for name in list_detectors() if "rcnn_" in name]
+KINDS = [
+    *one_of_each(list_detectors("maskrcnn_*"), lambda name: CATALOG[name].options.backbone),
+    *("fasterrcnn_botnet26_thin", "fasterrcnn_mobilenet_bam"),
+]
+"""A backbone of each kind, and two without masks."""
 TABLES = [
     table
     for paper in ("botnet", "bam")
@@ -107,7 +113,9 @@ def test_the_class_goes_with_the_masks():
             kind(body, 3, (64, 64), RCNNOptions(masks=masks))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in NAMES]
+)
 def test_parameters_are_the_sum_by_hand(name):
     assert size_of(on_meta(name)) == size_by_hand(name, CATALOG[name].num_classes)
 

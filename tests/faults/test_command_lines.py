@@ -405,7 +405,7 @@ def test_no_refusal_imports_torch(tmp_path):
     program = (
         "import os, sys\n"
         "from attneck.cli import main\n"
-        f"for name, words in {quick!a}.items():\n"
+        f"for name, words in {dict(some(quick.items(), 150))!a}.items():\n"
         "    try: main(words)\n"
         "    except SystemExit: pass\n"
         "    if 'torch' in sys.modules: sys.exit('torch was imported by ' + ascii(name))\n"

@@ -132,7 +132,7 @@ def test_each_image_has_a_picture_of_its_own(run, case):
         else:
             photo(name, (40 + number, 32))
     before = everything(".")
-    assert cli.main(["predict", str(run), *names, "--out", "../out", "--min-score", "0"]) == 0
+    assert cli.main(["predict", str(run), *names, "--out", "../out"]) == 0
     assert everything(".") == before
     images = json.loads(Path("../out/predictions.json").read_text())["images"]
     assert [image["file_name"] for image in images] == names

@@ -1,6 +1,7 @@
 """torch.compile takes each layer as one graph, forward and backward, with eager's numbers."""
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -18,10 +19,17 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "squeeze-excite": lambda: SqueezeExcite2d(16),
     "non-local": lambda: NonLocal2d(16),
 }
+OTHERS = sorted(LAYERS.keys() - {"relative", "bam"})
 
 
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("name", "memory_format"),
+    [
+        *product(LAYERS, [torch.contiguous_format]),
+        *product(["relative", "bam"], [torch.channels_last]),
+        *(pytest.param(name, torch.channels_last, marks=pytest.mark.slow) for name in OTHERS),
+    ],
+)
 def test_one_graph_and_the_same_numbers(name: str, memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()

@@ -46,7 +46,7 @@ def no_recompilation(monkeypatch: pytest.MonkeyPatch) -> Any:
             {"depths": [1, 1], "mids": [16, 32], "outs": [16, 32], "image_size": 32},
             "eager",
         ),
-        ("botnet50", {**THIN, "image_size": 64}, "eager"),
+        pytest.param("botnet50", {**THIN, "image_size": 64}, "eager", marks=pytest.mark.slow),
         (
             "deit_small_patch16_224",
             {**VIT, "image_size": 64},

@@ -12,6 +12,7 @@ from timm.models import FeatureInfo, group_parameters
 from timm.models._features_fx import FeatureGraphNet
 from timm.optim import create_optimizer_v2
 from timm.utils import AttentionExtract
+from one_of_each import one_of_each
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -21,7 +22,12 @@ from attneck.models.catalog import CATALOG
 from attneck.models.recomputing import Recomputed
 
 # timm's own EfficientNets differ in numbers alone.
-NAMES = [name for name in attneck.list_models() if name not in {f"efficientnet_b{n}" for n in range(1, 8)}]
+KINDS = one_of_each(attneck.list_models(), lambda name: CATALOG[name].options)
+NAMES = [
+    pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
+    for name in attneck.list_models()
+    if name not in {f"efficientnet_b{n}" for n in range(1, 8)}
+]
 OWN = [name for name in FAMILIES if not name.startswith(("efficientnet", "deit"))]
 WITH_NORMS = [*OWN, "resnet50_bot_c4"]
 

@@ -455,6 +455,7 @@ def test_it_is_adopted_in_any_precision_and_without_storage() -> None:
     }
 
 
+@pytest.mark.slow
 def test_it_leaves_as_onnx_for_any_size(tmp_path: Any) -> None:
     torch.manual_seed(0)
     layer = BottleneckAttn(32, feat_size=(16, 16), dim_head=4, stride=2, qkv_bias=True)

@@ -1,6 +1,7 @@
 """What surgery put after a norm stays when a library replaces the norm."""
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +74,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 def changed(name: str, insert: Any) -> nn.Module:
     """A network after surgery in which every norm and every gain has an effect."""
+    return copy.deepcopy(_changed(name, insert))
+
+
+@functools.cache
+def _changed(name: str, insert: Any) -> nn.Module:
     torch.manual_seed(0)
     build, at = NETWORKS[name]
     model = insert(build(), at, reduction=4, image_size=64).model
