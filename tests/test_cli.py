@@ -160,6 +160,13 @@ def test_help_breaks_between_words(command, capsys, monkeypatch):
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
+def test_help_on_a_terminal_of_one_column(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1")
+    assert cli.main(["count", "--help"]) == 0
+    assert os.environ["COLUMNS"] == "1"
+    assert "--num-classes" in "".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("about", "said"),
     [

@@ -201,6 +201,34 @@ def test_a_network_of_others(tmp_path: Path) -> None:
             export.verify(done.file)
 
 
+def test_it_says_no_more_of_its_results_than_they_are(tmp_path: Path) -> None:
+    """Class names of as many logits, a task where there are logits; other results are refused."""
+
+    class Said(nn.Module):
+        pretrained_cfg: Any = {"label_names": ("cat", "dog"), "input_size": (3, 8, 8)}  # noqa: RUF012
+
+        def __init__(self, result: Any) -> None:
+            super().__init__()
+            self.conv, self.result = nn.Conv2d(3, 2, 1), result
+
+        def forward(self, x: Tensor) -> Any:
+            return self.result(self.conv(x))
+
+    def about(result: Any) -> dict[str, str]:
+        export.export(Said(result), tmp_path / "net.pt2")
+        files: dict[str, Any] = {"metadata.json": ""}
+        torch.export.load(tmp_path / "net.pt2", extra_files=files)
+        found: dict[str, str] = json.loads(files["metadata.json"])
+        return found
+
+    known = about(lambda x: x.mean((2, 3)))
+    assert (known["task"], known["classes"]) == ("classification", '["cat", "dog"]')
+    assert "classes" not in about(lambda x: x.mean((2, 3))[:, :1])
+    assert not {"task", "classes"} & about(lambda x: x).keys()
+    with pytest.raises(ValueError, match="this Said gives a dict: wanted a tensor or a list of tensors"):
+        export.export(Said(lambda x: {"out": x}), tmp_path / "other.pt2")
+
+
 def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = export._loaded
 

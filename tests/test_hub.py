@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import torch
 import yaml
@@ -265,9 +265,31 @@ def test_what_is_not_there_or_not_ours(small: Path, tmp_path: Path) -> None:
     assert "not what attneck.hub.save wrote" in refusal(small)
 
 
+def put(layer: str, **values: Any) -> Any:
+    """Sets attributes of a model's layer after the model was built."""
+
+    def on(model: Any) -> Any:
+        for name, value in values.items():
+            setattr(model.get_submodule(layer), name, value)
+        return model
+
+    return on
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
+        (
+            put("conv1", stride=(2, 2)),
+            r"its conv1 stride is \(2, 2\) and would be \(1, 1\) in what load makes",
+        ),
+        (put("layer3.0.conv2", resample="keep"), "its layer3.0.conv2 resample is keep and would be stretch"),
+        (put("layer3.0.conv2", scale=1.0), "its layer3.0.conv2 scale is 1.0 and would be 0.25"),
+        (put("layer1.0.bn1", eps=0.1), "its layer1.0.bn1 eps is 0.1 and would be 1e-05"),
+        (
+            lambda model: model.reset_classifier(5, "max") or model,
+            "its global_pool pool_type is max and would",
+        ),
         (lambda model: nn.Sequential(model), "Sequential was not made by attneck.create_model"),
         (lambda model: model.layer1.append(nn.Linear(2, 2)) and model, "2 tensors .layer1.2.bias first"),
     ],
@@ -278,10 +300,23 @@ def test_what_could_not_be_loaded_is_not_saved(spoil: Any, says: str, tmp_path: 
     assert not (tmp_path / "folder").exists()
 
 
+def test_what_computes_the_same_is_saved(tmp_path: Path) -> None:
+    model = make("cifar_resnet20_bot_bam")
+    model.layer3[0].conv2.show_maps()
+    model.set_grad_checkpointing()
+    hub.save(nn.SyncBatchNorm.convert_sync_batchnorm(model), tmp_path / "folder")
+
+
 @pytest.mark.parametrize("given", [{"mean": (0.5,)}, {"std": (1, 2, 3)}, {"label_names": ["a"]}])
 def test_figures_that_do_not_fit_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"entries, wanted [45]"):
         hub.describe(make("cifar_resnet20_bot_bam"), **given)
+
+
+def test_an_option_that_would_change_nothing_is_refused(small: Path) -> None:
+    for given in ("num_classes", "revision"):
+        with pytest.raises(ValueError, match=f"{given} would change nothing"):
+            hub.load(small, **{given: "3"})
 
 
 def test_a_repository_of_the_hub(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

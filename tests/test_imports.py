@@ -20,7 +20,7 @@ MAY = {
     "papers": set(),
     "training": {"data"},
     "measure": {"attention", "data", "layers", "models"},
-    "explain": {"attention", "data", "layers", "measure"},
+    "explain": {"attention", "data", "layers", "measure", "models"},
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
     "runs": {

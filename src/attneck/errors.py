@@ -38,7 +38,13 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):  # noqa: N818 - a run's end, with its own exit code
-    """A run that could not go on, with its work saved: one line, and the exit code."""
+    """A run that could not go on, with its work saved: one line, and the exit code.
+
+    Attributes:
+        of_one: see `UserError`.
+    """
+
+    of_one = False
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)

@@ -47,6 +47,20 @@ def test_a_run_that_has_ended(ended, capsys):
     assert json.loads(capsys.readouterr().out)["state"] == "ended"
 
 
+def test_a_run_that_its_patience_ended_has_ended(ended, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    (folder / "checkpoints" / "step-00000008.pt").unlink()
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    (folder / "metrics.jsonl").write_text(json.dumps(first) + "\n")
+    (folder / "summary.json").write_text(json.dumps({"steps": 4, "ended_early": True}))
+    assert status(folder).state == "ended"
+    assert cli.main(["status", str(folder)]) == 0
+    assert "ended early" in capsys.readouterr().out
+    (folder / "summary.json").write_text(json.dumps({"steps": 3, "ended_early": True}))  # and went on
+    assert status(folder).state == "stopped"
+
+
 def test_a_run_in_the_middle_is_trained_or_stopped(ended, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(ended, folder)

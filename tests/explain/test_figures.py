@@ -37,10 +37,7 @@ def test_curves_are_drawn(run, tmp_path, kind, opening):
 
 def test_the_held_out_error_stands_in_the_legend(run, tmp_path):
     picture = tmp_path / "curves.svg"
-    import matplotlib as mpl
-
-    with mpl.rc_context({"svg.fonttype": "none"}):
-        assert cli.main(["curves", str(run), "--out", str(picture)]) == 0
+    assert cli.main(["curves", str(run), "--out", str(picture)]) == 0
     assert "run: 76.0" in picture.read_text()
 
 
@@ -55,6 +52,17 @@ def drawn(records: list[list[dict]], tmp_path, monkeypatch) -> Figure:
     monkeypatch.setattr(figures, "Figure", lambda **options: made.append(Figure(**options)) or made[0])
     figures.curves(folders, tmp_path / "curves.png")
     return made[0]
+
+
+def test_a_run_s_name_is_shown_whatever_it_is(run, tmp_path, monkeypatch):
+    named = [run.rename(tmp_path / "_a"), tmp_path / "$b\\c$\udcff"]
+    named[1].mkdir()
+    (named[1] / "metrics.jsonl").write_bytes((named[0] / "metrics.jsonl").read_bytes())
+    made = []
+    monkeypatch.setattr(figures, "Figure", lambda **options: made.append(Figure(**options)) or made[0])
+    figures.curves(named, tmp_path / "curves.png")
+    said = [text.get_text() for text in made[0].axes[1].get_legend().get_texts()]
+    assert said == [" _a: 76.0", r"\$b\c\$\udcff: 76.0"]
 
 
 def detector(epoch: int, **more: float) -> dict:

@@ -101,7 +101,9 @@ def test_layout_from_one_module_to_many(bams: int, mhsas: int, size: tuple[int, 
     torch.manual_seed(0)
     found = maps(Tower(bams, mhsas), torch.randn(16, 4, 4))
     window = centred(size, 4, 1.0)
-    look = Look("a tower", ["It is untrained: its weights are random.", "12 %  a class"], found, window)
+    look = Look(
+        "a tower", ["It is untrained: its weights are random.", "12 %  $a \\class$\udcff"], found, window
+    )
     place = Place(size[0] / 2, size[1] / 2, "x 30, y 50")
     figure = picture(Image.new("RGB", size), [look], [place], tables=True, dark=True)
     assert len([axes for axes in figure.axes if len(axes.images) == 2]) == 4 * bams + mhsas * 5 - (mhsas > 0)
@@ -131,6 +133,12 @@ def test_models_beside_each_other() -> None:
             [{}, {"BAM": 1}, {"BAM": 1}, {"BAM": 1}, {"MHSA": 3}, {}],
         ),
         ("squeezenet1_1_bam", {}, None, None),
+        (
+            "cifar_resnet20_bam",
+            {"bam_gate": False},
+            ["stem", "layer1", "layer2", "layer3", "head"],
+            [{}, {"ungated": 1}, {"ungated": 1}, {}, {}],
+        ),
         ("vit_base_patch16_384", {"depth": 2}, None, None),
         ("maskrcnn_botnet50", {}, None, None),
     ],
@@ -146,11 +154,14 @@ def test_stages_are_the_whole_network(name: str, options: Any, names: Any, atten
     if names is not None:
         assert [stage.name for stage in found] == names
         assert [stage.attention for stage in found] == attention
+    if name == "botnet50":
         assert [stage.map_size for stage in found[1:5]] == [(56, 56), (28, 28), (14, 14), (7, 7)]
         assert [stage.channels for stage in found] == [64, 256, 512, 1024, 2048, 1000]
         assert [stage.blocks for stage in found[1:5]] == [3, 4, 6, 3]
     assert len({stage.name for stage in found}) == len(found) >= 4
-    figure = neck([Drawn(name, found), Drawn("again", found, frozenset({found[1].name}))], size)
+    figure = neck(
+        [Drawn(name, found), Drawn("runs/$a\\gain$\udcff", found, frozenset({found[1].name}))], size
+    )
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [(text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts if text.get_text()]

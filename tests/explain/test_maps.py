@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.layers.bottleneck_attn import BottleneckAttn
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attneck
@@ -280,6 +281,22 @@ def test_a_detector_says_what_its_batch_is() -> None:
     assert found.mhsas[0].image_size == (128, 128)
     assert set(found.output) == {"boxes", "labels", "scores"}
     assert model.training
+    averaged = maps(AveragedModel(model), torch.rand(3, 40, 60))
+    assert (averaged.image_size, averaged.seen) == (found.image_size, found.seen)
+
+
+def test_a_dictionary_or_a_list_of_results_loses_its_batch() -> None:
+    class Named(nn.Module):
+        def __init__(self, result: Any) -> None:
+            super().__init__()
+            self.bam, self.result = BAM(16, reduction=4), result
+
+        def forward(self, x: Tensor) -> Any:
+            return self.result(self.bam(x))
+
+    x = torch.randn(16, 4, 4)
+    assert maps(Named(lambda y: {"out": y, "aux": [y]}), x).output["aux"][0].shape == (16, 4, 4)
+    assert [y.shape for y in maps(Named(lambda y: [y, y.mean((2, 3))]), x).output] == [(16, 4, 4), (16,)]
 
 
 MISTAKES = {

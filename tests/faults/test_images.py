@@ -1,5 +1,7 @@
 """Files that only have an image's name: a line with the path, wherever met; odd images are read right."""
 
+import errno
+import json
 import os
 import shutil
 import signal
@@ -11,6 +13,7 @@ import pytest
 import yaml
 from bad_images import BAD, FORMATS, GOOD, SMOOTH, whole
 from fault_cases import flips, some
+from PIL import Image
 
 from attneck import cli
 from attneck.data.readers.decode import decode
@@ -123,6 +126,35 @@ def test_training_with_workers(case, trained, spoilt, tmp_path, capsys):
     path = spoil(BAD[case], "train")
     words = ["train", trained / "tiny.yaml", "--out", tmp_path / "run", "--data.root", root]
     refused([*words, "--data.workers", "1"], capsys, path)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_disk_that_fails_is_no_bad_image(workers, trained, photos, tmp_path, capsys, monkeypatch):
+    """No other image takes its place, and the run that goes on when it is back ends as if left alone."""
+    late = photos / "train/b/2.png"
+    whole_open = Image.open
+
+    def failing(file, *others, **named):
+        if file == str(late):
+            raise OSError(errno.EIO, "Input/output error")
+        return whole_open(file, *others, **named)
+
+    words = ["train", trained / "tiny.yaml", "--data.root", photos, "--data.workers", workers]
+    words = [*map(str, words), "--data.on-bad-image", "skip", "--checkpoint-steps", "1", "--batch", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", failing)
+        assert cli.main([*words, "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1] == (
+        f"attneck: folder: {late} was not read (Input/output error): mend the disk or its mount, and run the "
+        "command again (a run: with --resume)"
+    )
+    assert not any("skipped" in line for line in said)
+    resume = ["--resume"] if (tmp_path / "run/checkpoints").is_dir() else []
+    assert cli.main([*words, "--out", str(tmp_path / "run"), *resume]) == 0
+    assert cli.main([*words, "--out", str(tmp_path / "alone")]) == 0
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "alone"))
+    assert one["weights"] == two["weights"]
 
 
 @pytest.mark.parametrize("case", some(BAD, 5))

@@ -4,9 +4,11 @@ import math
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from one_of_each import one_of_each
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from attneck.errors import UserError
@@ -14,6 +16,7 @@ from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.measure import count
 from attneck.measure.counts import REST, meta_copy
 from attneck.measure.kept import kept
+from attneck.measure.stages import stages
 from attneck.models import catalog
 
 
@@ -164,6 +167,26 @@ def test_conventions_leave_out_what_they_say():
     assert counts.bias_adds == 8 * 4 * 4
 
 
+def test_tables_are_left_out_however_they_are_held():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), MHSA2d(8, 4, heads=2))
+    whole = count(model, 4)
+    prune.l1_unstructured(model[1], "rel_h", 0.5)
+    nn.utils.parametrizations.weight_norm(model[1], "rel_w")
+    changed = count(model, 4)
+    assert changed.params_paper == whole.params_paper
+    assert changed.params == whole.params + 7  # weight_norm's lengths, one a row
+
+
+def test_grey_images_are_seen_by_the_first_convolution():
+    model = timm.create_model("resnet10t", in_chans=1, num_classes=5)
+    assert count(model, 32) == count(model, 32, image_channels=1)
+    assert stages(model, (32, 32))[0].channels
+    folding = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 8, 1))
+    assert count(folding, 32).bias_adds == 8 * 8 * 8
+    with pytest.raises(ValueError, match=r"does not run on an image of 2×2.*give the image_size"):
+        count(nn.Conv2d(1, 3, 3), 2)
+
+
 def test_the_model_stays_as_it_is():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(4 * 36, 5)
@@ -265,6 +288,11 @@ def test_other_people_s_counters_see_all_of_botnet50_on_the_cpu():
     for layer in attention:
         layer.backend = "plain"
     assert flops(backward=True) == both > 2 * 2 * counts.madds
+
+
+def test_an_image_that_a_network_asserts_against_is_refused():
+    with pytest.raises(ValueError, match=r"does not run on an image of 32×32.*give the image_size"):
+        count(timm.create_model("test_vit", dynamic_img_size=False), 32)
 
 
 @pytest.mark.parametrize("size", [0, -1, (0, 4)])

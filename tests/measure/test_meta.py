@@ -147,3 +147,12 @@ def test_the_copy_is_of_shapes_alone() -> None:
     assert all(vars(model.layer1)[table] for table in HOOKS)
     copied.register_forward_hook(Locked())  # each module of the copy has tables of its own
     assert not copied.layer1._forward_hooks
+
+
+def test_what_cannot_be_copied_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    model.lock = threading.Lock()
+    with pytest.raises(
+        ValueError, match=r"no copy can be made of this Sequential to look at .TypeError: cannot"
+    ):
+        count(model, 8)

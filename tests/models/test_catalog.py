@@ -237,9 +237,11 @@ def test_names_and_mistakes_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_our_own_networks_need_no_timm() -> None:
+def test_our_own_networks_need_no_timm_and_layers_no_compiler() -> None:
     code = (
         "import sys\n"
+        "import attneck.layers\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
         "from attneck.models import create_model\n"
         "create_model('cifar_resnet20_bot_bam')\n"
         "assert not {'timm', 'torchvision'} & sys.modules.keys()\n"

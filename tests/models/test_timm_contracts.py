@@ -19,6 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import attneck
 from attneck.layers import BAM, MHSA2d
 from attneck.models.catalog import CATALOG
+from attneck.models.recomputing import Recomputed
 
 # timm's own EfficientNets differ in numbers alone.
 KINDS = one_of_each(attneck.list_models(), lambda name: CATALOG[name].options)
@@ -133,6 +134,16 @@ def test_layer_decay_reaches_every_block() -> None:
     assert by_name["layer4.0.conv1.weight"] == 0.5
     assert by_name["layer3.bot.conv2.rel_h"] == by_name["layer3.1.conv1.weight"] == 0.25
     assert by_name["conv1.weight"] == 0.5**6
+
+
+def test_a_stage_of_another_class_is_not_passed_over() -> None:
+    model = small("cifar_resnet20")
+    model.layer1 = torch.compile(model.layer1)
+    model.set_grad_checkpointing()
+    assert type(model.layer1._orig_mod) is Recomputed
+    model.layer2.__class__ = type("FSDPSequential", (nn.Sequential,), {})
+    with pytest.raises(ValueError, match="a stage is a FSDPSequential by now"):
+        model.set_grad_checkpointing(False)
 
 
 @pytest.mark.parametrize("name", WITH_NORMS)

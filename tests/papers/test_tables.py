@@ -416,6 +416,8 @@ def test_runs_of_a_rows_recipe_stand_beside_it_and_no_others(tmp_path):
     _write_run(results / "toy", *wrn, error, images=256, data__train_size=256)
     _write_run(results / "cut", *wrn, error, images=40_000)
     _write_run(results / "short", *wrn, error, epochs=199)
+    _write_run(results / "impatient", *wrn, {**error, "steps": 120 * 390, "epoch": 120.0}, patience=5)
+    _write_run(results / "patient", *wrn, error, patience=5)
     _write_run(results / "rate", *wrn, error, optimizer__lr=0.2)
     _write_run(results / "batch", *wrn, error, batch=64)
     _write_run(results / "held", *wrn, error, data__val_size=100)
@@ -429,8 +431,9 @@ def test_runs_of_a_rows_recipe_stand_beside_it_and_no_others(tmp_path):
     _write_run(results / "dropout", *wrn, error, model__options={"dropout": 0.1})
     (results / "no-recipe").mkdir()
     (results / "no-recipe" / "summary.json").write_text("{}")
+    wide = ["results/a", "results/deep/b", "results/long", "results/patient", "results/tried"]
     assert _beside(results, "5") == {
-        "WideResNet28 (w=8)": ["results/a", "results/deep/b", "results/long", "results/tried"],
+        "WideResNet28 (w=8)": wide,
         "ResNet50 + BAM": ["results/named"],
     }
     assert list(_beside(results, "1a")) == ["d = 4", "r = 16"]
@@ -440,7 +443,7 @@ def test_runs_of_a_rows_recipe_stand_beside_it_and_no_others(tmp_path):
     column = laid.header.index("Error measured")
     assert {cells[0].split(" ")[0]: cells[column] for cells in laid.rows if cells[column]} == {
         "ResNet50": "21.00",
-        "WideResNet28": "20.75 ± 0.50 (n = 4)",
+        "WideResNet28": "20.80 ± 0.45 (n = 5)",
     }
     (note,) = [text for text in laid.footnotes if "results/long" in text]
     assert "results/long (accumulate: 1 → 2, precision: float32 → bfloat16)" in note
@@ -481,7 +484,7 @@ def test_detectors_have_ap_where_they_started_from_weights(tmp_path, monkeypatch
     found = json.loads(capsys.readouterr().out)
     row = found["papers"][0]["tables"][0]["rows"][5]["measured"]
     assert row["ap_bbox"] == {"mean": 43.5, "std": None, "n": 1}
-    assert row["runs"] == [{"folder": "runs/a", "note": ""}]
+    assert row["runs"] == [{"folder": "runs/a", "note": "started from resnet50.safetensors"}]
     assert found["measured"].startswith("Measured: 2 of 4 finished runs in runs/,")
     command.main(["botnet", "--table", "3"])
     assert re.search(

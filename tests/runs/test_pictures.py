@@ -150,7 +150,7 @@ def test_a_confusion_matrix_of_any_number_of_classes(count):
     np.fill_diagonal(counts, 5)
     counts[0] = 0
     counts[0, count - 1] = 5  # all of the first are taken for the last
-    names = [f"$class_{number}^ with a name that does not end" for number in range(count)]
+    names = [f"\udcff$class_{number}^ with a name that does not end" for number in range(count)]
     import io
 
     picture = np.asarray(

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -50,6 +51,26 @@ def test_predictions_are_the_networks_own_probabilities(folder):
     assert all(
         row["score"] >= 0.2 for rows in known.predict([samples[0].image], min_score=0.2) for row in rows
     )
+
+
+def test_an_image_that_was_opened_is_seen_as_its_file(folder, tmp_path):
+    known, noise = Run(folder), Image.effect_noise((40, 30), 60)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise.save(tmp_path / "turned.png", exif=turned)
+    Image.fromarray(np.asarray(noise).astype(np.uint16) * 200).save(tmp_path / "deep.png")
+    for name in ("turned.png", "deep.png"):
+        path = tmp_path / name
+        assert known.predict([Image.open(path)]) == known.predict([path])
+        assert torch.equal(known.prepared(Image.open(path)), known.prepared(path))
+    assert not torch.equal(known.prepared(tmp_path / "turned.png"), known.prepared(noise))
+    for given, says in (
+        (tmp_path / "deep.png", "wanted several, a list of one say"),
+        ([torch.zeros(3, 8, 8)], "wanted an image of Pillow's"),
+        ([Image.new("F", (8, 8))], "32 bits a pixel"),
+    ):
+        with pytest.raises(UserError, match=says):
+            known.predict(given)
 
 
 def test_the_predict_command_takes_classifiers(folder, tmp_path, capsys):
@@ -262,6 +283,21 @@ def test_a_run_of_a_timm_network_loads_and_leaves(photos, surgery, capsys):
     assert Run(place / "run").model()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
     assert cli.main(["export", str(place / "run"), str(place / "net.pt2"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["input"] == [1, 3, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("timm/test_vit", {"dynamic_img_size": False}, "does not take RGB images of 24×24 .Input height"),
+        ("timm/test_resnet", {"in_chans": 1}, "does not take RGB images of 24×24"),
+        ("timm/test_resnet", {"features_only": True}, "gives a list for an image, wanted 10 logits"),
+    ],
+)
+def test_a_timm_network_that_makes_no_logits_of_the_images_is_refused(tmp_path, name, options, says):
+    recipe = Recipe.model_validate(TINY | {"model": {"name": name, "options": options}})
+    with pytest.raises(UserError, match=says):
+        runs.train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_processes_are_one_or_more(capsys):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -19,14 +20,16 @@ from attneck.commands.study import changes
 from attneck.commands.train import parse
 from attneck.errors import RunFailed, UserError
 from attneck.papers.results import measured, read_runs
+from attneck.processor import processor_name
 from attneck.runs.lock import only_one
 from attneck.runs.train import train
 from attneck.studies import jobs, report
 from attneck.studies.jobs import log_of, progress, run_all
-from attneck.studies.results import Row, collect
+from attneck.studies.results import Row, _epochs, collect
 from attneck.studies.statistics import difference, spread
 from attneck.studies.study import Study, cells, load_study, shipped_studies
 from attneck.tasks.classification import build_classifier
+from attneck.training.recipe_file import flat
 
 TINY = {
     "recipe": "relations",
@@ -101,6 +104,39 @@ def test_a_word_of_the_command_line_changes_every_run() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (  # the recipe's own value, and not the study's; an option of the recipe that is taken back
+            ["--epochs", "8", "--pictures", "--model.options.depths=None"],
+            {"epochs": 8, "pictures": True, "model.options.depths": None},
+        ),
+        (
+            ["--no-pictures", "--batch=128", "--model.options", "depths", "2", "2", "stem", "8"],
+            {"pictures": False, "batch": 128, "model.options.depths": [2, 2], "model.options.stem": 8},
+        ),
+    ],
+)
+def test_a_word_counts_also_where_it_is_what_the_recipe_has(words: list[str], found: dict) -> None:
+    given = changes(study(), words)
+    assert given == found
+    cell = cells(study(), Path("x"), given)[0]
+    assert {field: flat(cell.recipe).get(field) for field in found} == found
+    assert parse(cell.source, shlex.split(cell.command())[3:]).recipe == cell.recipe
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data.problem", "path"], "--data.problem: path of the study have values of their own"),
+        (["--model.options.se", "False"], "--model.options.se: se of the study have values of their own"),
+    ],
+)
+def test_what_tells_variants_or_problems_apart_is_not_made_one(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        cells(study(), Path("x"), changes(study(), words))
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ({"baseline": "plan"}, "baseline names 'plan'; perhaps you meant 'plain'"),
@@ -110,6 +146,7 @@ def test_a_word_of_the_command_line_changes_every_run() -> None:
         ({"variants": {"plain": {"modl.name": "x"}}}, "no field 'modl.name' in a recipe"),
         ({"variants": {"plain": {"epochs": -1}}}, "relations of same/plain: epochs=-1"),
         ({"paper": {"plain": "bam/4a/nothing"}}, "no such row"),
+        ({"variants": {"plain": {"optimizer.name": "adamw"}}}, "adamw is given without optimizer.lr"),
         ({"sizes": [24, 24]}, "sizes are (24, 24): give each once"),
         ({"rescored": {"x": {"variant": "se"}}}, "rescored is given without sizes"),
         (
@@ -156,6 +193,13 @@ def test_the_report_has_what_the_runs_have(trained: Path, tmp_path: Path) -> Non
             assert row.curves[seed][-1] == (2 * 32, last["val_top1"])
         assert row.images_to(0) == {0: 32, 1: 32}
         assert row.images_to(101) == {0: None, 1: None}
+    records = [
+        {"epoch": 1, "seconds": 10.0},
+        {"epoch": 1.25, "seconds": 2.0},
+        {"epoch": 3.25, "seconds": 16.0},
+    ]
+    epochs = [_epochs(records, number) for number in range(3)]
+    assert [one["seconds"] / part for one, part in zip(records, epochs, strict=True)] == [10, 8, 8]
     assert rows[0].cost is not None
     assert rows[1].cost is not None
     assert rows[0].cost.params < rows[1].cost.params
@@ -197,6 +241,31 @@ def test_the_report_needs_no_checkpoint_once_the_cost_is_known(trained: Path) ->
     assert [row.cost for row in collect(one, cells(one, trained))] == before
 
 
+def test_seconds_of_one_machine_never_stand_for_those_of_another(trained: Path, tmp_path: Path) -> None:
+    """One seed ran on a GPU, and another began here and went on there."""
+    copied = tmp_path / "study"
+    shutil.copytree(trained, copied)
+    one = study()
+    here = collect(one, cells(one, copied))
+    assert report.timed_on(here) == [
+        f"Seconds an epoch are those of the fastest seed on {processor_name()}; "
+        "runs beside each other take longer."
+    ]
+    for variant, gpus in {"se": ["GPU"], "plain": [None, "GPU"]}.items():
+        file = copied / f"same/{variant}/seed-1/environment.json"
+        environment = json.loads(file.read_text())
+        environment["starts"] = [environment["starts"][0] | {"gpu": gpu} for gpu in gpus]
+        file.write_text(json.dumps(environment))
+    plain, se, *_ = rows = collect(one, cells(one, copied))
+    assert list(plain.seconds) == [processor_name()]
+    assert list(se.seconds) == [processor_name(), "GPU"]
+    head, body = report.table(one, rows)
+    at = head.index("seconds an epoch")
+    assert [line[at].count("; ") for line in body] == [0, 1, 0, 0]
+    assert body[0][at].endswith(f"({processor_name()})")
+    assert body[1][at].endswith("(GPU)")
+
+
 def test_a_run_of_another_recipe_is_no_part_of_it(trained: Path) -> None:
     other = study(fields=TINY["fields"] | {"epochs": 3})
     with pytest.raises(UserError, match="another recipe"):
@@ -224,6 +293,36 @@ def test_the_interval_is_the_paired_t_test_s() -> None:
     assert spread({3: 5.0}).std is None
     assert spread({0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)
     assert Row("", "x").spread is None
+
+
+def test_means_of_other_seeds_than_the_pairs_are_told() -> None:
+    rows = [
+        Row("same", "plain", {0: 1.0, 1: 2.0, 2: 6.0}),
+        Row("same", "se", {0: 3.0, 1: 5.0}),
+        Row("path", "plain", {0: 1.0}),
+        Row("path", "se", {0: 3.0, 1: 3.0}),
+    ]
+    head, body = report.table(study(), rows)
+    told = [line[head.index("difference to plain [95 %]")] for line in body]
+    assert told[0] == told[2] == ""
+    assert told[1].startswith("+2.50 [-3.85, +8.85] (2 pairs)")
+    assert told[3] == "+2.00 (1 pair)"
+
+
+def test_less_loss_is_better() -> None:
+    """The score that is reached is at most the threshold, and bold is what is surely below the baseline."""
+    losses = study(metric="loss", threshold=0.5)
+    curve = [(10, 0.9), (20, 0.6), (30, 0.4)]
+    rows = [
+        Row("same", "plain", {0: 0.9, 1: 0.9, 2: 0.91}, {0: curve[:2], 1: curve[:2], 2: curve[:2]}),
+        Row("same", "se", {0: 0.4, 1: 0.41, 2: 0.4}, {0: curve, 1: [(10, 0.2)], 2: curve[:1]}),
+    ]
+    head, body = report.table(losses, rows)
+    assert [line[head.index("images to 0.5")] for line in body] == ["never, in 20", "20 (2 of 3)"]
+    assert report.overview(losses, rows)[1][1][1] == "**0.40 ± 0.01 (3)**"
+    assert "Bold: below" in report.bold(losses)
+    better = study(threshold=0.5)
+    assert report.overview(better, rows)[1][1][1] == "0.40 ± 0.01 (3)"
 
 
 TRAINER = """

@@ -313,8 +313,12 @@ def test_what_has_no_place_says_what_was_looked_for(model: str, arguments: Any, 
 
 def test_wrapped_models_and_things_that_are_no_networks_are_refused() -> None:
     for wrapped in (nn.DataParallel(thin()), torch.compile(thin())):
-        with pytest.raises(ValueError, match=r"wrapped in \w+; give the model itself"):
+        with pytest.raises(ValueError, match=r"the model is wrapped in \w+; give the model itself"):
             insert_bam(wrapped)
+    in_part = thin()
+    in_part.layer2 = torch.compile(in_part.layer2)
+    with pytest.raises(ValueError, match=r"its 'layer2' is wrapped in OptimizedModule; give the model"):
+        insert_bam(in_part)
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         insert_bam(nn.ReLU())
 

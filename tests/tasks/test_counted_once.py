@@ -29,10 +29,11 @@ class Noting(World):
 class Counting(nn.Module):
     """Scores for ten classes by the image alone; counts the images."""
 
-    seen = 0
+    seen = most = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen += len(x)
+        self.most = max(self.most, len(x))
         return x.flatten(1)[:, :10] * 3
 
 
@@ -60,3 +61,13 @@ def test_all_processes_together_have_the_sums_of_one(processes: int) -> None:
     assert (alone[0], together[0], seen) == (IMAGES, IMAGES, IMAGES)
     assert together[2:].tolist() == alone[2:].tolist()
     torch.testing.assert_close(together[1], alone[1], rtol=1e-6, atol=0)  # float32, in other batches
+
+
+@pytest.mark.parametrize(("pixels", "most"), [(2 * 24**2, 2), (100, 1), (100 * 24**2, 4)])
+def test_large_images_come_in_smaller_batches(
+    pixels: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attneck.tasks.classification.EVAL_PIXELS", pixels)
+    network = Counting()
+    Classification(RECIPE, World(0, 1, torch.device("cpu"))).report(network)
+    assert (network.most, network.seen) == (most, IMAGES)

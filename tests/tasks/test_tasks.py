@@ -3,11 +3,16 @@
 from typing import Protocol
 
 import pytest
+import torch
+from PIL import Image
 
 from attneck.models.catalog import CATALOG
-from attneck.tasks import TASKS, task_of
+from attneck.tasks import TASKS, open_task, task_of
 from attneck.tasks.task import Task
+from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def test_every_model_s_task_is_in_the_dictionary() -> None:
@@ -22,3 +27,18 @@ def test_a_task_has_every_member_of_the_protocol(name: str) -> None:
     assert len(members) > 9
     missing = sorted(member for member in members if not hasattr(kind, member))
     assert not missing
+
+
+def test_a_root_one_folder_too_high_is_refused(tmp_path) -> None:
+    """Images lie at any depth under a class's folder, so all of them would be of the class "photos"."""
+    for name in ("cat", "dog"):
+        for number in range(8):
+            file = tmp_path / "photos" / name / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(file)
+    data = {"name": "folder", "root": str(tmp_path), "val_share": 0.3}
+    with pytest.raises(ValueError, match="all images are of one class, photos") as error:
+        open_task(Recipe.model_validate({"data": data}), ALONE)
+    assert len(str(error.value)) < 300
+    data["root"] += "/photos"
+    assert open_task(Recipe.model_validate({"data": data}), ALONE).held_out.classes == ("cat", "dog")

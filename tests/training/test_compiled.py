@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_run import ALONE, At, Doing, Net, Task, digest, history, recipe, run
+from small_run import ALONE, At, Doing, Net, Task, digest, history, recipe, run, thin_mask_rcnn
 
-from attneck import cli
 from attneck.errors import RunFailed, UserError
 from attneck.runs import train as runs
+from attneck.tasks.detection import Detection
 from attneck.training import checkpoint, compiled
 from attneck.training.recipe import Recipe
 
@@ -88,10 +88,63 @@ def test_without_a_compiler_it_is_refused_in_a_line(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_detector_is_refused(tmp_path, capsys):
-    words = ["train", "shapes-maskrcnn", "--compile", "--out", str(tmp_path / "run")]
-    assert cli.main(words) == 2
-    assert "compile is of classifiers" in capsys.readouterr().err
+DETECTOR = {
+    "model": thin_mask_rcnn(proposals=20),
+    "data": {"name": "shapes", "image_size": 96, "augment": "scale_jitter", "train_size": 6, "val_size": 3},
+    "optimizer": {"lr": 0.01, "nesterov": False},
+    "batch": 2,
+    "steps": 3,
+    "checkpoint_steps": 1,
+    "compile": True,
+}
+
+
+def test_a_detector_has_one_form_in_training_whatever_its_images_sizes(traced):
+    """With the losses and gradients of the plain one; larger images than the form has are refused."""
+    wanted = Recipe.model_validate(DETECTOR)
+    network = Detection.build(wanted, {"classes": ["a"], "image_size": 128})
+    both = compiled.to_call(network, wanted)
+    own, names = network.backbone, [*network.state_dict()]
+    box = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 50.0]]), "labels": torch.ones(1, dtype=torch.int64)}
+    for sides in ((90, 70), (128, 40)):
+        images = [torch.rand(3, *sides), torch.rand(3, 64, 64)]
+        targets = [box | {"masks": torch.ones(1, *image.shape[1:], dtype=torch.uint8)} for image in images]
+        found = []
+        for one in (network, both):
+            torch.manual_seed(0)
+            for parameter in network.parameters():
+                parameter.grad = None
+            losses = one(images, targets)
+            torch.stack([*losses.values()]).sum().backward()
+            found.append((losses, network.backbone.body.model.conv1.weight.grad))
+        torch.testing.assert_close(*found)
+        assert network.backbone is own
+    assert len(traced) == 1
+    assert [name.removeprefix("network.") for name in both.state_dict()] == names
+    with pytest.raises(
+        ValueError, match="an image of 129×64 does not fit into the batch's 128×128: scale it"
+    ):
+        both([torch.rand(3, 129, 30), torch.rand(3, 64, 64)], targets)
+    assert network.backbone is own
+
+
+def test_a_detector_s_compiled_run_goes_on_with_the_same_bits(tmp_path, traced, monkeypatch):
+    wanted = Recipe.model_validate(DETECTOR)
+    straight = runs.train(wanted, tmp_path / "straight")
+    assert 1 < len(traced) <= 3  # training's, and evaluation's of several images and of one
+    whole = checkpoint.save
+
+    def save(folder, step, state):
+        whole(folder, step, state)
+        if step == 2:
+            raise BrokenOffError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises(BrokenOffError):
+            runs.train(wanted, tmp_path / "broken")
+    resumed = runs.train(wanted, tmp_path / "broken", resume=True)
+    assert resumed.weights == straight.weights
 
 
 TINY = {

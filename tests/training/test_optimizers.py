@@ -112,7 +112,7 @@ def test_a_fused_kernel_holds_a_step_back(name):
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_layer_decay_is_timms(name, decay_all):
-    """Each parameter has the rate and, but for what is no table, the decay of timm's groups."""
+    """Each parameter has the rate and the decay of timm's groups; a transformer's positions have none."""
     net = timm.create_model(name, num_classes=5)
     options = optimizer("adamw", weight_decay=0.1, layer_decay=0.75, decay_all=decay_all)
     made = make_optimizer(net, options)
@@ -121,7 +121,13 @@ def test_layer_decay_is_timms(name, decay_all):
     ours = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in made.param_groups for p in g["params"]}
     theirs = {
         names[id(p)]: (0.2 * g["lr_scale"], g["weight_decay"])
-        for g in param_groups_layer_decay(net, 0.1, layer_decay=0.75, weight_decay_exclude_1d=not decay_all)
+        for g in param_groups_layer_decay(
+            net,
+            0.1,
+            no_weight_decay_list=() if decay_all else getattr(net, "no_weight_decay", tuple)(),
+            layer_decay=0.75,
+            weight_decay_exclude_1d=not decay_all,
+        )
         for p in g["params"]
     }
     assert ours.keys() == theirs.keys()
@@ -143,6 +149,16 @@ def test_every_optimiser_decays_the_same_parameters():
         for name in ("sgd", "adamw", "lamb")
     ]
     assert decayed[0] == decayed[1] == decayed[2] != set()
+
+
+def test_no_position_table_decays():
+    """timm's BottleneckAttn has tables of two dimensions, of which its network says nothing."""
+    net = timm.create_model("botnet26t_256", num_classes=5)
+    groups = parameter_groups(net, optimizer("sgd", weight_decay=0.1))
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    decayed = [names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]]
+    assert len(decayed) > 25
+    assert not [name for name in decayed if "pos_embed" in name]
 
 
 def test_no_order_of_layers_is_refused():

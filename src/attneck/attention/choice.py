@@ -23,7 +23,7 @@ from attneck.attention.backends import BACKENDS
 from attneck.attention.cpu.operator import DTYPES
 from attneck.attention.cuda.choice import candidates
 from attneck.attention.cuda.limits import LIMITS
-from attneck.attention.graph import being_exported, transformed
+from attneck.attention.graph import being_exported, constant, transformed
 from attneck.attention.operands import products_dtype
 from attneck.attention.selfcheck import failures, first_right
 from attneck.errors import UserError
@@ -129,7 +129,7 @@ def attention() -> str:
     return _asked
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _read_environment() -> None:
     """A compiler calls this as it traces: a graph that guards on `_asked` finds what its next call finds."""
     if _asked is None:

@@ -1,13 +1,28 @@
 """How PyTorch runs the code that asks: eagerly, for a graph, or under a transform of derivatives."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch.autograd import forward_ad
+
+F = TypeVar("F", bound=Callable[..., object])
 
 WAY_OUT = (
     "set backend='plain' on the MHSA2d (an argument, and an attribute of a layer that is built), "
     "or pass it to relative_attention_2d"
 )
 """What a user does where an operator has no derivative; the end of every such message."""
+
+
+def constant(function: F) -> F:
+    """Marks a function that a compiler calls as it traces, and whose result it takes for a constant.
+
+    `torch.compiler.assume_constant_result` sets the same mark, and imports the compiler for it: that takes as
+    long as `import torch`, in every process that has a layer and compiles nothing.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def being_exported() -> bool:
@@ -34,7 +49,7 @@ def transformed() -> bool:
     return in_forward_mode() or _in_functorch()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _in_functorch() -> bool:
     """True inside a transform of `torch.func`; a compiler asks while it traces, and guards on the stack."""
     return torch._C._functorch.peek_interpreter_stack() is not None

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attneck.attention.graph import constant
+
 
 def operands(
     q: Tensor, k: Tensor | None, v: Tensor, rel_h: Tensor, rel_w: Tensor
@@ -72,7 +74,7 @@ def rows_whole(tokens: Tensor) -> Tensor:
     return tokens if tokens.stride(3) == 1 else tokens.contiguous()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability of a CUDA device; (0, 0) for any other, and where no GPU is."""
     there = device.type == "cuda" and torch.cuda.is_available()

@@ -19,6 +19,7 @@ from torch import Tensor
 from attneck.attention.backends import BACKENDS, Backend
 from attneck.attention.cuda.sdpa import NoFusedKernelError, head_width
 from attneck.attention.cuda.triton import KERNELS, constants
+from attneck.attention.graph import constant
 from attneck.attention.operands import capability
 from attneck.attention.plain import plain_attention_2d
 
@@ -84,7 +85,7 @@ def failures() -> int:
     return len(_left_out)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _first_right(
     names: tuple[str, ...],
     device: torch.device,

@@ -23,6 +23,9 @@ from attneck.errors import UserError, brief, suggestion
 
 T = TypeVar("T")
 
+LEAST_WIDTH = 20
+"""Columns that a help text is laid out for at least."""
+
 
 def call(command: Callable[..., None], prog: str, words: list[str]) -> None:
     """Call `command` with what `words` say.
@@ -54,6 +57,8 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
     told, columns = io.StringIO(), os.environ.get("COLUMNS")
     try:
         if {"-h", "--help"} & set(words):
+            # tyro takes all of the memory for a terminal of two columns.
+            os.environ["COLUMNS"] = str(max(LEAST_WIDTH, shutil.get_terminal_size().columns))
             options.setdefault("description", _description(kind))
         else:
             os.environ["COLUMNS"] = "10000"  # what is told is read below, and lines would be broken

@@ -33,7 +33,8 @@ class Results:
     def of(self, table: Table, row: Row, recipe: Recipe | None) -> list[FinishedRun]:
         """The runs of the row's network on all of its data by `recipe`, from the start that the paper has.
 
-        Each says by `note` how its steps were computed, where otherwise than by the recipe.
+        Each says by `note` how its steps were computed, where otherwise than by the recipe, and which file or
+        run it started from.
         """
         if recipe is None:
             return []
@@ -41,12 +42,24 @@ class Results:
         for run in self.runs:
             own = self.recipes.get(run.folder)
             if own is None or not (
-                whole_data(run, table) and same_network(recipe, own) and same_folder(recipe, own)
+                whole_data(run, table)
+                and _whole_length(run, own)
+                and same_network(recipe, own)
+                and same_folder(recipe, own)
             ):
                 continue
             if started(own) != (row.detector is not None):  # detectors start from ImageNet, classifiers anew
                 continue
             changes = [said for said in differences(recipe, own) if not is_of(said, FREE | FREE_ON_RESUME)]
             if all(is_of(said, HOW_IT_RAN) for said in changes):
+                if own.model.weights is not None:  # of whatever: another detector's, say
+                    changes.append(f"started from {own.model.weights}")
                 found.append(replace(run, note=", ".join(changes)))
         return found
+
+
+def _whole_length(run: FinishedRun, recipe: Recipe) -> bool:
+    """Whether the run went on to the end of its recipe: its `patience` may have ended it before."""
+    if recipe.steps is None:
+        return run.epoch >= (recipe.epochs or 1)
+    return run.steps >= recipe.total_steps(0)

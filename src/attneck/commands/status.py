@@ -44,7 +44,9 @@ def _in_words(run: Status) -> str:
 
     doing = {
         "training": f"trained by {run.owner}",
-        "ended": "ended",
+        "ended": "ended"
+        if run.steps is None or run.step >= run.steps
+        else "ended early: its scores were no longer better (patience)",
         "stopped": f"nobody trains it: attneck train … --out {run.folder} --resume goes on"
         if run.saved
         else "nobody trains it, and it has no checkpoint yet",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +13,10 @@ import tyro
 
 from attneck.checks import whole
 from attneck.commands.arguments import parse
+from attneck.commands.train import gathered
 from attneck.commands.train import parse as recipe_of
 from attneck.errors import UserError, user_mistakes
-from attneck.studies.study import Cell, Study, cells, load_study, shipped_studies
+from attneck.studies.study import OWN_DICTS, Cell, Study, cells, load_study, shipped_studies
 from attneck.training.recipe_file import flat
 
 USAGE = """usage: attneck study NAME [--list | --report] [--jobs N] [--seeds N] [--only CELL …] [--out FOLDER]
@@ -120,14 +122,34 @@ def divided(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def changes(study: Study, words: list[str]) -> dict[str, Any]:
-    """The fields that `words` change in the study's recipe, by their dotted names."""
+    """The fields that `words` give a value, by their dotted names, and those that change with these.
+
+    An option of the model that is taken back is None.
+    """
     plain, given = (recipe_of(study.recipe, some) for some in ([], words))
     if given.resume or given.accept_changes or given.processes != 1:
         raise UserError("--resume, --accept-changes and --processes are a run's: a study goes on by itself")
     before, after = (flat(one.recipe) for one in (plain, given))
-    found = {field: value for field, value in after.items() if before.get(field) != value}
+    # Also a value that the recipe has already: the study may have another one.
+    named = _named(words, {**before, **after})
+    found = {field: value for field, value in after.items() if before.get(field) != value or field in named}
     if "seed" in found:
         raise UserError("--seed is a run's: give the study --seeds N, for seeds 0 … N-1")
+    return found | dict.fromkeys(named - after.keys())
+
+
+def _named(words: list[str], known: Mapping[str, Any]) -> set[str]:
+    """The fields of a recipe that `words` name, and the options; `known`: those that there are."""
+    found: set[str] = set()
+    flag, after = "", gathered(words)
+    for word, value in zip(after, [*after[1:], ""], strict=False):
+        if word.startswith("--"):
+            flag = word[2:].partition("=")[0].replace("-", "_")
+            *path, last = flag.split(".")
+            positive = ".".join([*path, last.removeprefix("no_")])
+            found.update({flag, positive} & known.keys())
+        elif flag in OWN_DICTS and (f"{flag}.{word}" in known or value == "None"):
+            found.add(f"{flag}.{word}")
     return found
 
 

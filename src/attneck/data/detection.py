@@ -1,7 +1,8 @@
 """What every detection set is: images with boxes and masks from stateless keys, and their ground truth."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from attneck.data.augment.geometry import Sample, mirror, resize_crop_pad, resized, visible
 from attneck.data.fingerprint import Fingerprint
-from attneck.data.readers.annotations import Record
+from attneck.data.readers.annotations import Record, shown
 from attneck.data.sampling import Key, item_seed, key_of, uniforms
 from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
@@ -200,3 +201,17 @@ def open_detection(name: str, split: str, **options: Any) -> DetectionDataset:
     """Opens a set of `attneck.data.table` for detection: see `open_data`."""
     opened: DetectionDataset = open_data("detection", name, split, **options)
     return opened
+
+
+def check_same_classes(sets: Mapping[str, DetectionDataset]) -> None:
+    """ValueError unless a label is the same class in each of the sets, which are given by their splits."""
+    for label, names in enumerate(zip_longest(*(images.classes for images in sets.values())), 1):
+        if len(set(names)) > 1:
+            said = [
+                f"{shown(name)} in {split}" if name is not None else f"not there in {split}"
+                for split, name in zip(sets, names, strict=True)
+            ]
+            raise ValueError(
+                f"class {label}, in the order of the source's ids, is {' and '.join(said)}: give each split "
+                "the same categories, those without objects too"
+            )

@@ -49,6 +49,8 @@ class RCNN(detection.FasterRCNN):
             backbone without BatchNorm; in the first step, where a frozen BatchNorm has no statistics.
     """
 
+    compiled_part = "backbone"
+
     def __init__(
         self, backbone: nn.Module, num_classes: int, image_size: tuple[int, int], options: RCNNOptions
     ) -> None:

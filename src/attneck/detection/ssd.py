@@ -170,6 +170,8 @@ class SSD300(SSD):
         kernel_size: of each head's convolution.
     """
 
+    compiled_part = "backbone"
+
     def __init__(
         self,
         backbone: nn.Module,

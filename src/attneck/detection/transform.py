@@ -32,11 +32,13 @@ class Transform(GeneralizedRCNNTransform):
 
     Attributes:
         size: (height, width) in pixels; it can be changed at any time.
+        whole: whether a batch has that size in training too.
     """
 
     def __init__(self, size: tuple[int, int], step: int) -> None:
         super().__init__(min(size), max(size), [*MEAN], [*STD], size_divisible=step)
         self.size = size
+        self.whole = False
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
         """image [3, h, w] → the same in training, fitted into `size` in evaluation; the target stays."""
@@ -51,7 +53,13 @@ class Transform(GeneralizedRCNNTransform):
     def batch_images(self, images: list[Tensor], size_divisible: int | None = None) -> Tensor:
         """B images [3, h, w] → [B, 3, H, W]."""
         largest = [max(sides) for sides in zip(*(image.shape[1:] for image in images), strict=True)]
-        H, W = canvas(largest if self.training else self.size, self.size_divisible)
+        alone = self.training and not self.whole
+        H, W = canvas(largest if alone else self.size, self.size_divisible)
+        if largest[0] > H or largest[1] > W:
+            raise ValueError(
+                f"an image of {largest[0]}×{largest[1]} does not fit into the batch's {H}×{W}: scale it "
+                "before, or leave whole out"
+            )
         batch = images[0].new_zeros(len(images), 3, H, W)
         for padded, image in zip(batch, images, strict=True):
             padded[:, : image.shape[1], : image.shape[2]] = image

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from attneck.explain.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from attneck.explain.plain import plain
+from attneck.explain.vector import save
 
 Curve = list[tuple[int, float]]
 """A number, of training images seen say, and the score there."""
@@ -67,9 +69,9 @@ def draw(
             handles.setdefault(variant, line)
         if threshold is not None:
             axes.axhline(threshold, color="0.6", linewidth=0.8, linestyle=":")
-        axes.set(title=problem, xlabel=what, ylabel=metric)
+        axes.set(title=plain(problem), xlabel=what, ylabel=metric)
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(problems) :]:
         axes.set_axis_off()
-    figure.legend([*handles.values()], [*handles], loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=120)
+    figure.legend([*handles.values()], [*map(plain, handles)], loc="outside right upper", fontsize="small")
+    save(figure, path, dpi=120)

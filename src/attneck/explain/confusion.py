@@ -10,6 +10,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from attneck.explain.plain import printable
+
 LABELS = 40
 """Class names on an axis at most; of more classes every so many-th is named."""
 NUMBERED = 20
@@ -33,7 +35,8 @@ def confusion_picture(counts: NDArray[np.int64], classes: Sequence[str], title: 
     drawn = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     every = -(-number // LABELS)
     ticks = range(0, number, every)
-    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in classes]
+    shown = map(printable, classes)
+    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in shown]
     # A name may have dollars, which would be read as formulas.
     axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(ticks, [names[i] for i in ticks], fontsize=8, parse_math=False)

@@ -15,6 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from attneck.errors import UserError
+from attneck.explain.plain import plain
+from attneck.explain.vector import save
 from attneck.files import told_apart
 
 SCORES = {
@@ -57,6 +59,7 @@ def curves(runs: list[Path], path: Path) -> None:
     Raises:
         UserError: a folder without metrics.jsonl, runs with different scores, or a kind of file that
             matplotlib does not write.
+        NotWritten: what was there stays as it was.
     """
     histories, panels = _panels(runs)
     figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
@@ -67,7 +70,7 @@ def curves(runs: list[Path], path: Path) -> None:
     _legend(figure, histories, panels)
     figure.supxlabel(textwrap.fill(_gap(histories), 75 * len(panels)), fontsize="small", color="#444444")
     try:
-        figure.savefig(path, dpi=120)
+        save(figure, path, dpi=120, as_text=True)
     except ValueError as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
 
@@ -174,7 +177,7 @@ def _draw(axes: Any, key: str, name: str, records: list[dict[str, float]], colou
         f"{value} {what}" if split != "val" else value for split, what, value in lasts if split != "train"
     ]
     if lasts:
-        axes.plot([], [], color=colour, label=f"{name}: {', '.join(told or [lasts[0][2]])}")
+        axes.plot([], [], color=colour, label=plain(f"{name}: {', '.join(told or [lasts[0][2]])}"))
 
 
 def significant(value: float) -> str:

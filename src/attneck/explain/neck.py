@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from attneck.explain.palette import GREEN, ORANGE, PURPLE, SKY
+from attneck.explain.palette import GREEN, ORANGE, PURPLE, SKY, YELLOW
+from attneck.explain.plain import printable
 from attneck.explain.sheet import DARK, LIGHT
 from attneck.measure.stages import Stage
 
 KINDS = {
     "BAM": (ORANGE, "x + x · sigmoid(c + p): which channels c and which places p of a stage's map matter"),
+    "ungated": (YELLOW, "x + (c + p), BAM's branches without its gate: a control, no paper has it"),
     "MHSA": (SKY, "self-attention, softmax(q·k + q·r) v in BoTNet: every place looks at every other"),
     "SE": (GREEN, "x · sigmoid(c): which channels matter"),
     "non-local": (PURPLE, "x + softmax(q·k) x: every place looks at every other, by content"),
@@ -62,7 +64,8 @@ def neck(networks: Sequence[Drawn], image_size: tuple[int, int], *, dark: bool =
 def _network(axes: Any, network: Drawn, image_size: tuple[int, int], top: float, dark: bool) -> None:
     colours = DARK if dark else LIGHT
     params, madds = (sum(getattr(stage, what) for stage in network.stages) for what in ("params", "madds"))
-    axes.text(EDGE, top, network.title, va="top", fontsize=12, weight="bold", color=colours["ink"])
+    title = {"fontsize": 12, "weight": "bold", "color": colours["ink"], "parse_math": False}
+    axes.text(EDGE, top, printable(network.title), va="top", **title)
     total = f"{_count(params)} parameters, {_count(madds)} multiply-adds"
     right = EDGE + (len(network.stages) + 1) * (WIDE + GAP) - GAP
     axes.text(right, top + 0.02, total, va="top", ha="right", fontsize=9, color=colours["soft"])

@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from attneck.explain.plain import plain
+
 NAMED = 10
 """Classes with a colour and a name at most; the others are grey."""
 
@@ -31,7 +33,7 @@ def pr_picture(curves: Mapping[str, Sequence[Any]], title: str) -> bytes:
                 row.precision,
                 color=f"C{number}" if named else "0.8",
                 linewidth=1.4 if named else 0.7,
-                label=f"{name}: {100 * row.ap:.1f}".replace("$", r"\$") if named else None,
+                label=plain(f"{name}: {100 * row.ap:.1f}") if named else None,
             )
         axes.set(
             xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02), title=f"{title}: {kind}"

@@ -13,9 +13,11 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from attneck.errors import brief
 from attneck.layers import BAM, MHSA2d
+from attneck.models.origin import bare
 
 Part = Literal["both", "content", "position"]
 PARTS = ("both", "content", "position")
@@ -177,7 +179,8 @@ class Maps:
         seen: the part of it that the image fills, from the top left corner; less only in a detector.
         bams: of each BAM, in the order in which they ran.
         mhsas: of each MHSA, likewise.
-        output: the network's, without the batch: logits [classes], or a detector's boxes, labels and scores.
+        output: the network's, without the batch: logits [classes], or a detector's boxes, labels and scores;
+            of a dictionary or list of tensors each one's.
         notes: a line for each layer of ours that has no map here, or more than one, and why.
     """
 
@@ -198,7 +201,8 @@ def maps(model: nn.Module | RunLike, image: Tensor | str | PathLike[str] | Any) 
 
     Args:
         model: any module with `MHSA2d` or `BAM` in it: of the catalog, a detector, after surgery, your own;
-            or an `attneck.Run`, whose weights are taken as `Run.model` does.
+            or an `attneck.Run`, whose weights are taken as `Run.model` does. What is inside `torch.compile`,
+            an `AveragedModel` or DistributedDataParallel is looked at itself.
         image: what the model takes: [3, H, W] or [1, 3, H, W], of floating point, normalised (a detector
             takes values from 0 to 1). With a run also an image's path, or a PIL image: it is prepared as
             held-out images are.
@@ -211,7 +215,7 @@ def maps(model: nn.Module | RunLike, image: Tensor | str | PathLike[str] | Any) 
             raise ValueError(f"model is {brief(model)}: wanted a torch.nn.Module or an attneck.Run")
         run, model = model, model.model()
         image = run.prepared(image) if not isinstance(image, Tensor) else image
-    network: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    network = bare(model)
     pixels = _checked(image)
     own = next((p for p in network.parameters() if p.is_floating_point()), pixels)
     pixels = pixels.to(own.device, own.dtype)  # [1, 3, H, W]
@@ -224,7 +228,8 @@ def maps(model: nn.Module | RunLike, image: Tensor | str | PathLike[str] | Any) 
     detects = _detects(network)
     with _watched(network, layers) as seen, _evaluating(network):
         output = network([pixels[0]] if detects else pixels)
-    return seen.maps((pixels.shape[2], pixels.shape[3]), output[0])
+    one = output[0] if detects else tree_map_only(Tensor, lambda part: part[0] if part.ndim else part, output)
+    return seen.maps((pixels.shape[2], pixels.shape[3]), one)
 
 
 def _checked(image: Any) -> Tensor:

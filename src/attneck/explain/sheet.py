@@ -18,6 +18,7 @@ from PIL import Image
 
 from attneck.explain.palette import HEAT, VERMILION
 from attneck.explain.photo import Window
+from attneck.explain.plain import printable
 
 LIGHT = {"ink": "#1d2733", "soft": "#5b6875", "paper": "#ffffff"}
 DARK = {"ink": "#e8edf2", "soft": "#9aa7b4", "paper": "#14181d"}
@@ -201,8 +202,10 @@ class _Page:
         self, left: float, top: float, words: str, size: float, soft: bool = False, **style: Any
     ) -> None:
         W, H = self.figure.get_size_inches()
-        style = {"va": "top", "color": self.colours["soft" if soft else "ink"]} | style
-        self.figure.text(left / W, 1 - top / H, words, fontsize=size, **style)
+        own: dict[str, Any] = {"va": "top", "color": self.colours["soft" if soft else "ink"]}
+        self.figure.text(
+            left / W, 1 - top / H, printable(words), fontsize=size, parse_math=False, **own | style
+        )
 
     def column(self, column: Column, left: float, top: float) -> None:
         self.text(left, top, column.title, 13, weight="bold")

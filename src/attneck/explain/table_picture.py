@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from attneck.explain.plain import plain
 from attneck.explain.vector import save
 
 SIZE = 9
@@ -38,7 +39,7 @@ def draw(
     lines = max(word.count("\n") + 1 for word in header)
 
     def wide(text: str, **style: Any) -> float:
-        probe = figure.text(0, 0, _plain(text), fontsize=SIZE, **style)
+        probe = figure.text(0, 0, plain(text), fontsize=SIZE, **style)
         inches = probe.get_window_extent().width / figure.dpi
         probe.remove()
         return inches
@@ -59,7 +60,7 @@ def draw(
     axes.set_axis_off()
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
-        axes.text(x, y, _plain(text), fontsize=SIZE, **{"va": "center", "ha": "left"} | style)
+        axes.text(x, y, plain(text), fontsize=SIZE, **{"va": "center", "ha": "left"} | style)
 
     write(0, 0.6 * ROW, title, weight="bold")
     y = 1.3 * ROW
@@ -86,8 +87,3 @@ def draw(
         write(0, y + 0.4 * ROW, line, color="#444444")
         y += ROW
     save(figure, path, tight=True)
-
-
-def _plain(text: str) -> str:
-    """Without matplotlib's mathematics."""
-    return text.replace("$", r"\$")

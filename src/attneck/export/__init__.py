@@ -106,7 +106,7 @@ def export(
 
     Raises:
         ValueError: what `check_request` refuses; a network that torch.export does not take, or not with
-            these axes dynamic.
+            these axes dynamic, or whose result is no tensor and no list of them.
         DisagreementError: the file's results differ by more than rounding.
         OSError: the file could not be written.
         UserError: a run without a checkpoint that is whole.
@@ -132,7 +132,7 @@ def export(
             made = _detector(network, (height, width))
         else:
             made = _plain(network, (batch, channels, height, width), dynamic)
-        about = metadata(model, (height, width), detects) | notes
+        about = metadata(model, (height, width), detects, made.classes) | notes
         if file.suffix == ".onnx":
             opset = opset or OPSETS[0]
             data = seal(_onnx(made, opset, about), file.suffix)
@@ -168,6 +168,8 @@ class _Made:
     outputs: list[str]
     eager: Function
     images: list[Tensor]
+    classes: int | None
+    """How many logits an image has; None where the results are no logits."""
 
     def compare(self, exported: Function, data: bytes, suffix: str) -> list[Check]:
         """`exported` with the network; `data` is the file that it runs."""
@@ -212,18 +214,26 @@ def _network(
 
 def _plain(network: nn.Module, shape: tuple[int, int, int, int], dynamic: Collection[str]) -> _Made:
     """The graph of a network from images to tensors."""
+    from torch import Tensor
+
     batch, channels, height, width = shape
     # Dynamic axes are traced at lengths that torch.export does not specialise on: not 1, not the model's
     # own, not equal.
     longer = 32 * ("size" in dynamic)
     example = noise((max(batch, 1 + ("batch" in dynamic)), channels, height + longer, width + 2 * longer))
     eager: Function = lambda images: _tensors(network(images))  # noqa: E731
-    found = network(noise(shape))
+    found: Any = network(noise(shape))
+    if not all(isinstance(one, Tensor) for one in _tensors(found)):
+        raise ValueError(
+            f"this {type(network).__name__} gives a {type(found).__name__}: wanted a tensor or a list of "
+            "tensors; export a module whose forward takes what is wanted out of it, net(x)['out'] say"
+        )
     outputs = [f"map_{i}" for i in range(len(found))] if isinstance(found, (list, tuple)) else ["logits"]
+    classes = found.shape[1] if isinstance(found, Tensor) and found.ndim == 2 else None
     program = _capture(network, example, _axes(dynamic))
     lowest = _smallest(program) if "size" in dynamic else None
     shapes = _shapes(batch, channels, (height, width), dynamic, lowest)
-    return _Made(program, example, _axes(dynamic), outputs, eager, [noise(each) for each in shapes])
+    return _Made(program, example, _axes(dynamic), outputs, eager, [noise(each) for each in shapes], classes)
 
 
 def _detector(detector: Any, size: tuple[int, int]) -> _MadeDetector:
@@ -246,6 +256,7 @@ def _detector(detector: Any, size: tuple[int, int]) -> _MadeDetector:
         outputs=list(graph.outputs),
         eager=eager,
         images=images,
+        classes=None,
         graph=graph,
         thresholds=getattr(detector, "roi_heads", detector),
     )

@@ -17,12 +17,17 @@ OUTSIDE = (
 )
 
 
-def metadata(model: nn.Module, size: tuple[int, int], detects: bool) -> dict[str, str]:
+def metadata(
+    model: nn.Module, size: tuple[int, int], detects: bool, logits: int | None = None
+) -> dict[str, str]:
     """By name: `attneck` (its version), `task`, `preprocessing`, and as far as the model knows them as JSON
     `classes`, `mean`, `std`, `size` ([height, width]), `crop_pct`, `interpolation`, `model`, `surgery`.
 
     `mean` and `std` are what the caller normalises with: a detector's graph does it itself, so they are 0 and
     1. The classes of a detector have the background at 0.
+
+    Args:
+        logits: how many a classifier makes of an image; None of a network that makes none, which has no task.
     """
     from attneck import __version__
     from attneck.models.origin import Origin
@@ -30,8 +35,9 @@ def metadata(model: nn.Module, size: tuple[int, int], detects: bool) -> dict[str
     known: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     origin: Origin | None = getattr(model, "origin", None)
     about: dict[str, Any] = {"size": list(size)}
-    if known.get("label_names"):
-        about["classes"] = list(known["label_names"])
+    names = list(known.get("label_names") or ())
+    if names and (detects or len(names) == logits):  # else those of a classifier that was taken off
+        about["classes"] = names
     if detects:
         about |= {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
     else:
@@ -41,7 +47,9 @@ def metadata(model: nn.Module, size: tuple[int, int], detects: bool) -> dict[str
         about["model"] = {"name": origin.name, "options": origin.options}
         if origin.surgery != "none":
             about["surgery"] = {"name": origin.surgery, "options": origin.surgery_options}
-    words = {"attneck": __version__, "task": "detection" if detects else "classification"}
+    words = {"attneck": __version__}
+    if detects or logits is not None:
+        words["task"] = "detection" if detects else "classification"
     if detects or "mean" in about:
         words["preprocessing"] = INSIDE if detects else OUTSIDE
     return words | {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from attneck.errors import brief, one_line
 from attneck.files import write_atomic
-from attneck.hub.config import DATA, check_bounds, describe, from_config, name_of
+from attneck.hub.config import DATA, check_bounds, computed, describe, from_config, name_of
 from attneck.models.origin import bare
 from attneck.training.recipe_file import RECIPE, is_run
 
@@ -59,7 +59,8 @@ def save(model: nn.Module | Run, path: str | Path, *, run: Run | None = None, **
 
     Raises:
         ValueError: a model whose tensors are not finite, or not those that its config makes (after surgery
-            that no run did, for example); what `describe` refuses.
+            that no run did, for example); one whose layers compute otherwise, by another stride, pool or
+            `resample` say that was set after it was built; what `describe` refuses.
         OSError: the file could not be written.
         UserError: a run without a checkpoint that is whole.
     """
@@ -77,13 +78,22 @@ def save(model: nn.Module | Run, path: str | Path, *, run: Run | None = None, **
     config, path = describe(network, **data), Path(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with torch.device("meta"):
-        again = from_config(config).state_dict()
-    shapes, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, again))
+        again = from_config(config)
+    shapes, wanted = (
+        {name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, again.state_dict())
+    )
     if shapes != wanted:
         other = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
         raise ValueError(
             f"{len(other)} tensors ({other[0]} first) are not those of {name_of(config)} any more, and the "
             "model could not be loaded: keep its state_dict() with safetensors.torch.save_file"
+        )
+    now, then = computed(network), computed(again)
+    if other := sorted(key for key in now | then if now.get(key) != then.get(key)):
+        raise ValueError(
+            f"its {other[0]} is {now.get(other[0])} and would be {then.get(other[0])} in what load makes, as "
+            "no config says what was set after a model was built: build it with that as an option, or keep "
+            "its state_dict() with safetensors.torch.save_file"
         )
     for name, tensor in state.items():
         cast(name, tensor, tensor.dtype)
@@ -116,21 +126,28 @@ def load(
         download: for the Hub: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        ValueError: no files, or files that are damaged, of two models, or not written by this library.
+        ValueError: no files, or files that are damaged, of two models, or not written by this library; an
+            option of a download for what lies here.
         UserError: a run without a checkpoint that is whole.
     """
     from attneck.models.weight_files import shown
     from attneck.models.weights import cast
     from attneck.runs.run import Run
 
+    if not isinstance(source, (str, Path, Run)) or not str(source):
+        raise ValueError(f"{brief(source)}: wanted a run, a folder, a .safetensors file or OWNER/NAME")
+    path = source.folder if isinstance(source, Run) else Path(source)
+    is_here = os.path.exists(path)
+    if download and is_here:
+        raise ValueError(
+            f"{', '.join(download)} would change nothing: {shown(path)} lies here, so there is no download; "
+            "leave it out (load itself takes image_size)"
+        )
     if isinstance(source, Run):
         return source.model(image_size)
-    if not isinstance(source, (str, Path)) or not str(source):
-        raise ValueError(f"{brief(source)}: wanted a run, a folder, a .safetensors file or OWNER/NAME")
-    path = Path(source)
     if is_run(path):
         return Run(path).model(image_size)
-    if not os.path.exists(path):
+    if not is_here:
         path = _download(str(source), **download)
     config, state = _read(path)
     try:

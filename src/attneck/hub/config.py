@@ -95,6 +95,30 @@ def describe(
     return as_json
 
 
+UNSEEN = (
+    *("eps", "scale", "resample", "combine", "pool_type", "global_pool"),
+    *("score_thresh", "nms_thresh", "detections_per_img", "topk_candidates"),
+)
+"""Attributes of layers that change what they compute and the shape of no tensor."""
+
+
+def computed(model: nn.Module) -> dict[str, str]:
+    """What its layers compute that its tensors do not show, by the layer's name and what is set there."""
+    from torch.nn import Softmax
+
+    from attneck.models.weights import settings
+
+    found = settings(model)
+    for name, module in model.named_modules():
+        if isinstance(module, Softmax):  # of `MHSA2d.show_maps`, with which a layer computes the same
+            found.pop(name, None)
+        said = ((key, vars(module).get(key)) for key in UNSEEN)
+        found |= {
+            f"{name} {key}".strip(): str(one) for key, one in said if isinstance(one, int | float | str)
+        }
+    return found
+
+
 def from_config(config: dict[str, Any], image_size: int | tuple[int, int] | None = None) -> nn.Module:
     """The model of a config from `describe`, freshly initialised; `image_size` replaces the config's.
 

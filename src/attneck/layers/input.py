@@ -7,9 +7,9 @@ from attneck.errors import brief
 
 
 def check_input(x: Tensor, channels: int, layer: nn.Module) -> None:
-    """ValueError unless x is a batch of `channels`-channel maps [B, C, H, W] of the layer's dtype and device.
+    """ValueError unless x is a batch of `channels`-channel maps [B, C, H, W] of a floating dtype.
 
-    Under autocast any floating dtype goes in.
+    Whether that is the layer's dtype, and where x is, PyTorch says.
     """
     if isinstance(x, torch.fx.Proxy):  # a tracer's, which has no shape yet
         return

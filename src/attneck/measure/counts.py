@@ -21,8 +21,10 @@ from attneck.checks import sides, whole
 from attneck.errors import one_line
 from attneck.layers.mhsa import TABLES, MHSA2d
 from attneck.measure.kept import Counts
-from attneck.measure.meta import check_module, meta_copy, without_global_hooks
+from attneck.measure.meta import check_module, likely_channels, meta_copy, without_global_hooks
 
+COMPUTED = ("", "parametrizations.")
+"""Where a table's parameters are: at its name, longer under pruning, or among what it is computed from."""
 REST = "(rest)"
 """The stage that holds what belongs to no child of the model."""
 
@@ -36,7 +38,8 @@ def count(
 ) -> Counts:
     """What `model` costs on one image of `image_size`, a side or (height, width) in pixels.
 
-    The image has `image_channels`; where None, those that `create_model` was asked for, else 3.
+    The image has `image_channels`; where None, those that `create_model` was asked for, else those of the
+    first convolution, else 3.
 
     Runs a copy on the meta device in eval mode, without hooks: no weight is read or copied, the model stays
     as it is, and what a hook computes is not counted.
@@ -51,12 +54,8 @@ def count(
     if image_channels is not None:
         whole("image_channels", image_channels)
     model = meta_copy(model).eval()
-    floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
-    origin = getattr(model, "origin", None)
-    channels = image_channels or (origin.in_chans if origin else 3)
-    image = torch.empty(1, channels, height, width, device="meta", dtype=next(floats, torch.float32))
     with _biases(model) as adds:
-        by_name = madds_by_name(model, image)
+        by_name = madds_by_name(model, (height, width), image_channels)
     madds = by_name.get("Global", 0)
     root = type(model).__name__  # how the counter calls the model itself
 
@@ -81,29 +80,44 @@ def count(
     )
 
 
-def madds_by_name(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """Multiply-adds of a model on the meta device, in evaluation mode, for an image [1, C, H, W].
+def madds_by_name(
+    model: nn.Module, image_size: tuple[int, int], channels: int | None = None
+) -> dict[str, int]:
+    """Multiply-adds of a model on the meta device, in evaluation mode, for an image of (height, width).
 
     By module, called by the model's class and its dotted name; "Global" is all of it.
+
+    Args:
+        channels: of the image; where None the first of `likely_channels` that the model runs on.
 
     Raises:
         ValueError: an image that it does not run on.
     """
-    with (
-        without_global_hooks(),  # first: the counter has some of its own
-        FlopCounterMode(display=False) as counter,
-        torch.no_grad(),
-        _WithoutNorms(),
-    ):
-        try:
-            model(image)
-        except RuntimeError as error:  # a map that has become too small, say
-            height, width = image.shape[2:]
-            raise ValueError(
-                f"{type(model).__name__} does not run on an image of {height}×{width}: {one_line(error)}; "
-                "give the image_size that it takes"
-            ) from error
-    return {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    dtype, failures = next(floats, torch.float32), []
+    for number in likely_channels(model) if channels is None else [channels]:
+        image = torch.empty(1, number, *image_size, device="meta", dtype=dtype)
+        with (
+            without_global_hooks(),  # first: the counter has some of its own
+            FlopCounterMode(display=False) as counter,
+            torch.no_grad(),
+            _WithoutNorms(),
+        ):
+            try:
+                model(image)
+            except (
+                RuntimeError,
+                AssertionError,
+                ValueError,
+            ) as error:  # a map that has become too small, say
+                failures.append(f"{number} channels: {one_line(error, 100)}")
+                continue
+        return {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    height, width = image_size
+    raise ValueError(
+        f"{type(model).__name__} does not run on an image of {height}×{width} ({'; '.join(failures)}); give "
+        "the image_size that it takes"
+    )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int, int]:
@@ -113,7 +127,10 @@ def count_parameters(model: nn.Module) -> tuple[int, int, int]:
         if isinstance(module, _BatchNorm):
             norms_and_tables.update(map(id, module.parameters(recurse=False)))
         elif isinstance(module, MHSA2d):
-            norms_and_tables.update(id(module.get_parameter(name)) for name in TABLES[module.position])
+            tables = tuple(f"{way}{name}" for name in TABLES[module.position] for way in COMPUTED)
+            norms_and_tables.update(
+                id(one) for name, one in module.named_parameters() if name.startswith(tables)
+            )
     total = paper = weights = 0
     for name, parameter in model.named_parameters():
         size = parameter.numel()
@@ -132,14 +149,17 @@ class _WithoutNorms(TorchFunctionMode):
 
 @contextmanager
 def _biases(model: nn.Module) -> Iterator[list[int]]:
-    """A list that every convolution with a bias adds its number of outputs to."""
+    """A list that every convolution with a bias adds its number of outputs to, in the model's last pass."""
     adds: list[int] = []
 
     def note(module: nn.Module, arguments: Any, out: Tensor) -> None:
         adds.append(out.numel())
 
+    def anew(module: nn.Module, arguments: Any) -> None:
+        adds.clear()
+
     convs = [module for module in model.modules() if isinstance(module, _ConvNd) and module.bias is not None]
-    hooks = [conv.register_forward_hook(note) for conv in convs]
+    hooks = [model.register_forward_pre_hook(anew), *(conv.register_forward_hook(note) for conv in convs)]
     yield adds
     for hook in hooks:
         hook.remove()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_torch
 
-from attneck.errors import brief
+from attneck.errors import brief, one_line
 
 HOOKS = [name for name, value in vars(nn.Module()).items() if "_hooks" in name and isinstance(value, dict)]
 """The attributes of a module that hold its hooks, and flags by hook."""
@@ -33,12 +33,25 @@ def check_module(model: object) -> None:
         )
 
 
+def likely_channels(model: nn.Module) -> list[int]:
+    """How many channels its images may have, the likeliest first: what it says, its first convolution's, 3.
+
+    That convolution may see the image folded (TResNet).
+    """
+    origin = getattr(model, "origin", None)
+    said = [origin.in_chans] if origin else []
+    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+    return list(dict.fromkeys([*said, first, 3]))
+
+
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` whose tensors have shapes and no storage; nothing is allocated on the way.
 
     The copy has no hooks, of any kind: a hook is somebody's code, and would be given tensors without values.
     The weight that torch's old `weight_norm`, `spectral_norm` or a pruning computes in a hook is in the copy
     as a tensor of its shape.
+
+    Raises ValueError for a model that cannot be copied.
     """
     modules = list(model.modules())
     held: list[Tensor] = [*model.parameters(), *model.buffers()]
@@ -52,7 +65,39 @@ def meta_copy(model: nn.Module) -> nn.Module:
     # Left out, not copied and then removed: what a hook holds may be large, or no copy may be made of it.
     tables = [vars(module)[name] for module in modules for name in HOOKS if name in vars(module)]
     memo |= {id(table): OrderedDict() for table in tables}
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # what it holds may forbid it in any way: a lock, or a model that is sharded
+        raise ValueError(
+            f"no copy can be made of this {type(model).__name__} to look at ({type(error).__name__}: "
+            f"{one_line(error, 150)}): give the network itself, before it is sharded or given anything else"
+        ) from error
+
+
+def check_logits(model: nn.Module, image_size: int, classes: int) -> None:
+    """ValueError unless the model makes `classes` logits of an RGB image of that side.
+
+    What does not run without storage for a reason of its own is let through.
+    """
+    image = torch.empty(2, 3, image_size, image_size, device="meta")
+    try:
+        with torch.no_grad(), without_global_hooks():
+            found = meta_copy(model).eval()(image)
+    except NotImplementedError:
+        return
+    except Exception as error:  # a network asserts, or PyTorch finds shapes that do not fit
+        if "meta" in str(error):
+            return
+        raise ValueError(
+            f"this {type(model).__name__} does not take RGB images of {image_size}×{image_size} "
+            f"({one_line(error, 150)}): give data.image_size another value, or model.options, img_size say"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != (2, classes):
+        given = list(found.shape[1:]) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ValueError(
+            f"this {type(model).__name__} gives {given} for an image, wanted {classes} logits: leave the "
+            "model.options out that make it so"
+        )
 
 
 @contextmanager

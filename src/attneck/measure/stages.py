@@ -6,15 +6,16 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
+from attneck.layers.ungated import UngatedBAM
 from attneck.measure.counts import madds_by_name
 from attneck.measure.meta import check_module, meta_copy
 
 ATTENTION: dict[type[nn.Module], str] = {
     BAM: "BAM",
+    UngatedBAM: "ungated",
     MHSA2d: "MHSA",
     NonLocal2d: "non-local",
     SqueezeExcite2d: "SE",
@@ -56,10 +57,6 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
     """
     check_module(model)
     model = meta_copy(model).eval()
-    floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
-    origin = getattr(model, "origin", None)
-    channels = origin.in_chans if origin else 3
-    image = torch.empty(1, channels, *image_size, device="meta", dtype=next(floats, torch.float32))
     shapes: dict[str, tuple[int, ...] | None] = {}
 
     def note(name: str) -> Any:
@@ -71,7 +68,7 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
 
     for name, module in model.named_modules():
         module.register_forward_hook(note(name))
-    madds = madds_by_name(model, image)
+    madds = madds_by_name(model, image_size)
     root = type(model).__name__
 
     def cost(name: str) -> int:
@@ -94,7 +91,7 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
             _blocks(module),
             sum(parameter.numel() for parameter in module.parameters()),
             cost(name),
-            dict(Counter(ATTENTION[type(one)] for one in module.modules() if type(one) in ATTENTION)),
+            _attention(module),
         )
         if rows and (rows[-1].name == where or (first < at < last and not _is_stage(module))):
             stage = _joined(rows.pop(), stage)
@@ -105,6 +102,13 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
         rest = all_of - sum(row.params for row in rows), madds["Global"] - sum(row.madds for row in rows)
         rows[0] = replace(rows[0], params=rows[0].params + rest[0], madds=rows[0].madds + rest[1])
     return rows
+
+
+def _attention(module: nn.Module) -> dict[str, int]:
+    """How many of which; the BAM of whose branches an ungated one is made is none."""
+    inner = {one.branches for one in module.modules() if isinstance(one, UngatedBAM)}
+    kinds = (ATTENTION.get(type(one)) for one in module.modules() if one not in inner)
+    return dict(Counter(kind for kind in kinds if kind is not None))
 
 
 def _blocks(module: nn.Module) -> int:

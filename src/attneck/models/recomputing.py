@@ -31,10 +31,18 @@ class Recomputed(nn.Sequential):
 
 
 def recompute(stage: nn.Module, enable: bool) -> None:
-    """Switch a plain Sequential's checkpointing on or off, in place."""
-    plain, checkpointed = (nn.Sequential, Recomputed) if enable else (Recomputed, nn.Sequential)
-    if type(stage) is plain:
-        stage.__class__ = checkpointed
+    """Switch a Sequential's checkpointing on or off, in place; what is none has no blocks.
+
+    Raises ValueError for one whose class was changed, by sharding say.
+    """
+    stage = getattr(stage, "_orig_mod", stage)  # what torch.compile wraps
+    if type(stage) in (nn.Sequential, Recomputed):
+        stage.__class__ = Recomputed if enable else nn.Sequential
+    elif isinstance(stage, nn.Sequential):
+        raise ValueError(
+            f"a stage is a {type(stage).__name__} by now, whose checkpointing cannot be switched: call "
+            "set_grad_checkpointing before the network is sharded or changed"
+        )
 
 
 @torch.compiler.disable  # what is compiled may neither switch statistics off nor be run again by hand

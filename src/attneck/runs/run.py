@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from attneck.errors import UserError, user_mistakes
+from attneck.errors import UserError, brief, user_mistakes
 from attneck.training.recipe import Model, Recipe
 from attneck.training.recipe_file import RECIPE, is_run, load_recipe, parse_recipe
 
@@ -121,7 +121,15 @@ class Run:
         recipe = self.recipe if part is None else self.recipe.model_copy(update={"model": part})
         with user_mistakes():
             model = self._task.build(recipe, self.facts, image_size)
-        model.load_state_dict(self.weights(average=average))
+        try:
+            model.load_state_dict(self.weights(average=average))
+        except RuntimeError as error:
+            if image_size is None:
+                raise
+            raise UserError(  # a network of timm's, such as a vision transformer
+                f"{self.folder}: its weights have shapes that are for images of {self.facts['image_size']} "
+                f"pixels alone, and not of {image_size}: leave image_size out"
+            ) from error
         return model.eval()
 
     def data(self, split: str = "val", *, root: str | None = None) -> Any:
@@ -185,16 +193,13 @@ class Run:
         """An image as `model` takes it, as held-out images are prepared: [3, H, W], without the batch.
 
         Args:
-            image: of any size, or the path of one.
+            image: of any size, or the path of one. It is read as a file's is: upright as its EXIF says, 16
+                bits of grey brought to 8.
         """
-        if isinstance(image, str | Path):
-            from attneck.data.readers.decode import decode
-
-            image = decode(str(image), str(self.folder))
-        return self._task.prepared(image, self.facts)
+        return self._task.prepared(self._decoded(image), self.facts)
 
     def predict(
-        self, images: Iterable[Image.Image], *, min_score: float = 0.0, top_k: int | None = None
+        self, images: Iterable[Image.Image | str | Path], *, min_score: float = 0.0, top_k: int | None = None
     ) -> list[Found]:
         """What its model finds in each image, best first: classes, or objects with their boxes and masks.
 
@@ -202,14 +207,14 @@ class Run:
         height in the image's pixels) and, where the model makes masks, `segmentation` (COCO's run lengths).
 
         Args:
-            images: of any size.
+            images: of any size, or paths, as `prepared` takes them. Boxes are in the upright image.
             min_score: what is less sure is left out, 0 to 1.
             top_k: of a classifier, so many classes at most; 5 where None.
         """
         return list(self.predict_each(images, min_score=min_score, top_k=top_k))
 
     def predict_each(
-        self, images: Iterable[Image.Image], *, min_score: float = 0.0, top_k: int | None = None
+        self, images: Iterable[Image.Image | str | Path], *, min_score: float = 0.0, top_k: int | None = None
     ) -> Iterator[Found]:
         """As `predict`, one image after the other: none is taken before the one before was asked for."""
         from functools import partial
@@ -217,6 +222,8 @@ class Run:
         from attneck.training.distributed import world
         from attneck.training.loop import scored
 
+        if isinstance(images, str | Path) or not hasattr(images, "__iter__"):
+            raise UserError(f"images={brief(images)}: wanted several, a list of one say")
         options: dict[str, Any] = {"min_score": min_score}
         if top_k is not None:
             if self.finds_objects:
@@ -225,8 +232,22 @@ class Run:
         with world() as everyone, self._enough_memory():
             model = self._placed(self.model(), everyone)
             for image in images:
-                find = partial(self._task.predict, image=image, facts=self.facts, **options)
+                seen = self._decoded(image)
+                find = partial(self._task.predict, image=seen, facts=self.facts, **options)
                 yield scored(find, model, self.recipe, everyone.device)
+
+    def _decoded(self, image: Image.Image | str | Path) -> Image.Image:
+        """An image that was opened, or is at a path, as a data set's files are read."""
+        from PIL import Image
+
+        from attneck.data.readers.decode import as_decoded, decode
+
+        with user_mistakes():
+            if isinstance(image, str | Path):
+                return decode(str(image), str(self.folder))
+            if not isinstance(image, Image.Image):
+                raise ValueError(f"image={brief(image)}: wanted an image of Pillow's, or the path of one")
+            return as_decoded(image)
 
     @cached_property
     def _state(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def status(folder: Path, now: float | None = None) -> Status:
     images = _images(folder)
     steps = None if images is None else recipe.total_steps(images // recipe.batch)
     done = int(records[-1]["step"]) if records else 0
-    ended = (folder / "summary.json").is_file() and (steps is None or done >= steps)
+    ended = _ended(folder, max(done, saved or 0), steps)
     pace = _pace(records)  # seconds a step
     left = None
     if trains and pace and steps and not ended:
@@ -74,6 +74,19 @@ def status(folder: Path, now: float | None = None) -> Status:
         images_per_second=recipe.batch / pace if pace else None,
         left=left,
     )
+
+
+def _ended(folder: Path, step: int, steps: int | None) -> bool:
+    """Whether the summary there is of a run that came to its last step, or that its patience ended at `step`.
+
+    A run that goes on with more patience has the summary of its first end until its second one.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_bytes())
+        early = bool(summary.get("ended_early")) and summary["steps"] >= step
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, or damaged
+        return False
+    return steps is None or step >= steps or early
 
 
 def _images(folder: Path) -> int | None:

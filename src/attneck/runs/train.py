@@ -26,6 +26,7 @@ from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
+from attneck.measure.meta import check_logits
 from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
 from attneck.runs import pictures, snapshots
@@ -41,7 +42,7 @@ from attneck.training.compiled import check_compiler
 from attneck.training.distributed import World, world
 from attneck.training.environment import convolutions_in_same_bits
 from attneck.training.optimizer import parameter_groups
-from attneck.training.recipe import Model, Recipe
+from attneck.training.recipe import TIMM, Model, Recipe
 
 MANY = 1000
 """Epochs of a run at most; steps that are more were meant for a larger data set."""
@@ -105,6 +106,8 @@ def train(
             facts = task.describe()
             torch.manual_seed(recipe.seed)
             model = task.build(recipe, facts)
+            if recipe.model.name.startswith(TIMM):  # of others' networks nothing else is known
+                check_logits(model, facts["image_size"], len(facts["classes"]))
             parameter_groups(model, recipe.optimizer)  # refuses layer_decay where there is no order of layers
             drawn = _frozen(model, recipe)
             started: list[str] = []

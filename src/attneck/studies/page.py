@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from attneck.errors import UserError
 from attneck.files import write_atomic
-from attneck.studies.report import BOLD, Results, ended, markdown, overview, table
+from attneck.studies.report import Results, bold, ended, markdown, overview, table
 from attneck.studies.sizes import table as size_table
 
 END = "<!-- end -->"
@@ -53,7 +53,7 @@ def block(results: Results, report: Path, *, picture: bool) -> str:
     if results.sizes:
         laid, drawn, said = size_table(study, results.sizes), "sizes", ""
     elif several:
-        laid, drawn, said = overview(study, results.rows), "curves", BOLD
+        laid, drawn, said = overview(study, results.rows), "curves", bold(study)
     else:
         laid, drawn, said = table(study, results.rows), "curves", ""
     parts = [markdown(*laid).strip()]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from attneck.errors import UserError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 Cells = list[str]
 NOT_RUN = "not run"
-BOLD = "Bold: above the baseline by an interval that does not hold 0; of many figures some are so by chance."
 PRINTED = {"top1": "top-1", "top1_error": "error", "ap_bbox": "box AP"}
 """The papers' figures that stand beside a variant, the first that its row has."""
 
@@ -91,6 +91,7 @@ def page(results: Results) -> str:
     if len(study.problems) > 1:
         parts += [markdown(*overview(study, results.rows)).strip()]
     parts += [markdown(*table(study, results.rows)).strip(), *notes(study, results.undone)]
+    parts += timed_on(results.rows)
     if results.sizes:
         parts += [
             "## At other sizes",
@@ -113,7 +114,7 @@ def page(results: Results) -> str:
 def overview(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     """A row for each variant, a column for each problem, and the cost: mean ± standard deviation (n).
 
-    A mean is bold where it is above the baseline's by more than the seeds' spread explains.
+    A mean is bold where it is better than the baseline's by more than the seeds' spread explains.
     """
     costs = {
         "parameters": lambda row: f"{row.cost.params:,}",
@@ -127,7 +128,8 @@ def overview(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
             row = own[problem]
             said = told(row.scores) or NOT_RUN
             found = row.against(baseline_of(study, rows, problem))
-            line.append(f"**{said}**" if found is not None and found.higher else said)
+            better = found is not None and found.surely(lower=study.less_is_better)
+            line.append(f"**{said}**" if better else said)
         costed = next((row for row in own.values() if row.cost), None)
         body.append(line + [cell(costed) if costed else "" for cell in costs.values()])
     return ["variant", *_problems(rows), *costs], body
@@ -142,10 +144,10 @@ def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
         f"{study.metric}, mean ± std (n)": lambda row: told(row.scores) or NOT_RUN,
         f"difference to {study.baseline} [95 %]": lambda row: _difference(study, rows, row),
         "verdict": lambda row: _verdict(study, rows, row),
-        f"images to {study.threshold or 0:g}": lambda row: _reached(row, study.threshold or 0),
+        f"images to {study.threshold or 0:g}": lambda row: _reached(study, row),
         "parameters": lambda row: f"{row.cost.params:,}" if row.cost else "",
         "multiply-adds (M)": lambda row: f"{row.cost.madds / 1e6:,.1f}" if row.cost else "",
-        "seconds an epoch": lambda row: f"{min(row.seconds):,.1f}" if row.seconds else "",
+        "seconds an epoch": lambda row: _seconds(row, len(machines(rows)) > 1),
         "printed": lambda row: printed.get(row.variant, ""),
     }
     drop = set()
@@ -156,13 +158,29 @@ def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     return list(kept), [[cell(row) for cell in kept.values()] for row in rows]
 
 
+def machines(rows: Sequence[Row]) -> list[str]:
+    """The processors and GPUs that epochs were timed on, each once."""
+    return list(dict.fromkeys(machine for row in rows for machine in row.seconds))
+
+
+def _seconds(row: Row, named: bool) -> str:
+    """Of an epoch, with the machine where there are several."""
+    return "; ".join(
+        f"{took:,.1f}" + (f" ({machine})" if named else "") for machine, took in row.seconds.items()
+    )
+
+
 def _difference(study: Study, rows: Sequence[Row], row: Row) -> str:
-    found = row.against(baseline_of(study, rows, row.problem))
+    """With the number of pairs, where one side has more seeds: its mean is not that of the pairs."""
+    baseline = baseline_of(study, rows, row.problem)
+    found = row.against(baseline)
     if found is None:
         return ""
-    if found.interval is None:
-        return f"{found.mean:+.2f}"
-    return f"{found.mean:+.2f} [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]"
+    said = f"{found.mean:+.2f}"
+    if found.interval is not None:
+        said += f" [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]"
+    fewer = found.n < max(len(row.scores), len(baseline.scores))
+    return said + (f" ({found.n} pair{'s' * (found.n > 1)})" if fewer else "")
 
 
 def _verdict(study: Study, rows: Sequence[Row], row: Row) -> str:
@@ -170,14 +188,20 @@ def _verdict(study: Study, rows: Sequence[Row], row: Row) -> str:
     return "" if found is None else found.verdict
 
 
-def _reached(row: Row, threshold: float) -> str:
-    found = [images for images in row.images_to(threshold).values() if images is not None]
-    if not row.curves:
-        return ""
+def _reached(study: Study, row: Row) -> str:
+    found = _images_to(study, row)
+    reached = [images for images in found.values() if images is not None]
     if not found:
+        return ""
+    if not reached:
         return f"never, in {max(curve[-1][0] for curve in row.curves.values()):,}"
-    middle = sorted(found)[len(found) // 2]
-    return f"{middle:,} ({len(found)} of {len(row.curves)})"
+    return f"{median(reached):,.0f} ({len(reached)} of {len(found)})"
+
+
+def _images_to(study: Study, row: Row) -> dict[int, int | None]:
+    if study.threshold is None:
+        return {}
+    return row.images_to(study.threshold, less_is_better=study.less_is_better)
 
 
 def _printed(study: Study) -> dict[str, str]:
@@ -214,8 +238,24 @@ def notes(study: Study, undone: int) -> list[str]:
             "median of the seeds that did."
         )
     if len(study.problems) > 1:
-        said.append(BOLD)
+        said.append(bold(study))
     return said + ended(undone)
+
+
+def timed_on(rows: Sequence[Row]) -> list[str]:
+    """Where the seconds are from, if there are any."""
+    where = " and ".join(machines(rows))
+    told = f"Seconds an epoch are those of the fastest seed on {where}; runs beside each other take longer."
+    return [told] if where else []
+
+
+def bold(study: Study) -> str:
+    """What a bold mean is."""
+    where = "below" if study.less_is_better else "above"
+    return (
+        f"Bold: {where} the baseline by an interval that does not hold 0; of many figures some are so by "
+        "chance."
+    )
 
 
 def ended(undone: int) -> list[str]:
@@ -270,10 +310,10 @@ def document(results: Results) -> dict[str, object]:
                 "scores": row.scores,
                 "difference": against and asdict(against),
                 "verdict": against and against.verdict,
-                "images_to": None if study.threshold is None else row.images_to(study.threshold),
+                "images_to": None if study.threshold is None else _images_to(study, row),
                 "params": row.cost and row.cost.params,
                 "madds": row.cost and row.cost.madds,
-                "seconds_an_epoch": min(row.seconds) if row.seconds else None,
+                "seconds_an_epoch": row.seconds,
                 "curves": row.curves,
             }
         )

@@ -25,8 +25,8 @@ class Row:
     """By seed."""
     curves: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     """By seed: the training images seen, and the score then."""
-    seconds: list[float] = field(default_factory=list)
-    """An epoch of each run, the median."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """An epoch's, by processor or GPU: each run's median, and of the seeds that ran there the least."""
     cost: Cost | None = None
 
     @property
@@ -43,10 +43,11 @@ class Row:
         """Its difference to the baseline's, over the seeds of both."""
         return None if self is baseline else difference(self.scores, baseline.scores)
 
-    def images_to(self, threshold: float) -> dict[int, int | None]:
+    def images_to(self, threshold: float, *, less_is_better: bool = False) -> dict[int, int | None]:
         """By seed: the images seen when the score first reached `threshold`; None where it never did."""
+        sign = -1 if less_is_better else 1
         return {
-            seed: next((images for images, score in curve if score >= threshold), None)
+            seed: next((images for images, score in curve if sign * score >= sign * threshold), None)
             for seed, curve in self.curves.items()
         }
 
@@ -72,7 +73,9 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
         key = _key(study.metric, history[-1], cell)
         row.scores[cell.seed] = float(history[-1][key])
         row.curves[cell.seed] = [(one["step"] * cell.recipe.batch, float(one[key])) for one in history]
-        row.seconds.append(median(one["seconds"] / _epochs(history, i) for i, one in enumerate(history)))
+        took = median(one["seconds"] / _epochs(history, i) for i, one in enumerate(history))
+        for machine in _machines(cell):
+            row.seconds[machine] = min(took, row.seconds.get(machine, took))
         facts = json.loads((cell.folder / "data.json").read_text())
         row.cost = row.cost or cost_of(cell.folder, cell.recipe, facts)
     return [
@@ -92,9 +95,17 @@ def _key(metric: str, record: dict[str, Any], cell: Cell) -> str:
     raise UserError(f"{cell.folder} has no score {metric!r}: give the study a metric of {', '.join(known)}")
 
 
-def _epochs(history: list[dict[str, Any]], number: int) -> int:
-    """That lie between a record and the one before."""
-    return max(1, history[number]["epoch"] - (history[number - 1]["epoch"] if number else 0))
+def _machines(cell: Cell) -> list[str]:
+    """The processor or GPU that it ran on; none where it went on on another: its seconds are of neither."""
+    environment = json.loads((cell.folder / "environment.json").read_text())
+    starts = environment.get("starts") or [environment]
+    found = {start.get("gpu") or start.get("processor") or "unknown" for start in starts}
+    return [*found] if len(found) == 1 else []
+
+
+def _epochs(history: list[dict[str, Any]], number: int) -> float:
+    """That lie between a record and the one before; a run of steps may end within one."""
+    return max(0.001, history[number]["epoch"] - (history[number - 1]["epoch"] if number else 0))
 
 
 def baseline_of(study: Study, rows: Sequence[Row], problem: str) -> Row:

@@ -30,10 +30,9 @@ class Difference:
     mean: float
     interval: tuple[float, float] | None
 
-    @property
-    def higher(self) -> bool:
-        """Whether the interval lies above 0."""
-        return self.interval is not None and self.interval[0] > 0
+    def surely(self, *, lower: bool = False) -> bool:
+        """Whether the interval lies above 0, or below."""
+        return self.interval is not None and (self.interval[1] < 0 if lower else self.interval[0] > 0)
 
     @property
     def verdict(self) -> str:

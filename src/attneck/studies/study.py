@@ -12,8 +12,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from attneck.checks import MOST
 from attneck.errors import UserError, suggestion
+from attneck.training.best import LOWER
 from attneck.training.checkpoint_files import checkpoints
-from attneck.training.recipe import Part, Recipe, Text, Value
+from attneck.training.recipe import Part, Recipe, Text, Value, no_rate
 from attneck.training.recipe_file import differences, load_recipe, parse_recipe, read_yaml, refusal
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -55,6 +56,11 @@ class Study(Part):
     """The study whose runs these are, in its folder; None: its own."""
     paper: dict[Name, Text] = Field(default_factory=dict)
     """A variant's row in the papers: PAPER/TABLE/LABEL, such as bam/2/ResNet50 + BAM."""
+
+    @property
+    def less_is_better(self) -> bool:
+        """Of the metric."""
+        return self.metric in LOWER
 
     @model_validator(mode="after")
     def _names_are_there(self) -> Study:
@@ -168,9 +174,18 @@ def cells(study: Study, folder: Path, fields: Mapping[str, Any] | None = None) -
         fields: fields of the recipe that change every run, by their dotted names.
 
     Raises:
-        UserError: a variant whose recipe does not stand, with its name.
+        UserError: a variant whose recipe does not stand, with its name; one of `fields` that variants or
+            problems have for themselves.
     """
     base = load_recipe(study.recipe)
+    own_fields = [*study.problems.items(), *study.variants.items()]
+    for field in fields or {}:
+        if whose := [name for name, own in own_fields if field in own]:
+            said = ", ".join(whose[:3]) + ", …" * (len(whose) > 3)
+            raise UserError(
+                f"--{_dashed(field)}: {said} of the study have values of their own, which one for all would "
+                "make alike: leave it out, or write a study of your own"
+            )
     made = []
     for problem, variant, own in _combinations(study):
         both = {**study.fields, **own, **(fields or {})}
@@ -189,7 +204,7 @@ def _combinations(study: Study) -> Iterator[tuple[str, str, Fields]]:
 
 
 def changed(base: Recipe, fields: Mapping[str, Any], source: str) -> Recipe:
-    """`base` with other values of some fields, by their dotted names.
+    """`base` with other values of some fields, by their dotted names; an option of None is taken back.
 
     Raises:
         UserError: a field that a recipe does not have, or a value that it cannot have.
@@ -203,7 +218,12 @@ def changed(base: Recipe, fields: Mapping[str, Any], source: str) -> Recipe:
             if not isinstance(part, dict):
                 raise UserError(f"{source}: there is no field {name!r} in a recipe")
         part[last] = value
-    return parse_recipe(content, source)
+        if value is None and ".".join(path) in OWN_DICTS:
+            del part[last]
+    made = parse_recipe(content, source)
+    if made.optimizer.name not in ("sgd", base.optimizer.name) and "optimizer.lr" not in fields:
+        raise UserError(f"{source}: {no_rate(made.optimizer.name)}")
+    return made
 
 
 def _dashed(field: str) -> str:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from attneck.layers import BAM, MHSA2d
-from attneck.measure.meta import check_module
 from attneck.surgery.others import Form, Ours, halves, is_of_bottle, kind_of
 from attneck.surgery.report import Change, state_tensors
+from attneck.surgery.trace import check_unwrapped
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,7 @@ def adopt(model: nn.Module) -> Adopted:
         ValueError: nothing to adopt, and no attention of ours either; attention that ours cannot stand for
             exactly, by its name and with the reason; a model in a wrapper. The model is as it was then.
     """
-    check_module(model)
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(
-        model, "_orig_mod"
-    ):
-        raise ValueError(
-            f"the model is wrapped in {type(model).__name__}; give the model itself, and wrap or compile it "
-            "after the surgery"
-        )
+    check_unwrapped(model)
     network, modules = type(model).__name__, dict(model.named_modules(remove_duplicate=False))
     found = {
         name: (module, kind) for name, module in modules.items() if (kind := kind_of(module)) is not None

@@ -49,7 +49,7 @@ def attend(
     to the whole of its block's input, and its 2×2 average pool takes the block's stride (BoTNet A.4), be that
     of the 3×3 or of the 1×1 before it. In a basic block it replaces the last 3×3, which does not
     stride; the first one, which widens the map, keeps its stride. A block that pools by a layer of its own,
-    as anti-aliased ones do, goes on to do so.
+    as anti-aliased ones do, goes on to do so. An optimiser that was made before knows none of the new layers.
 
     Args:
         model: a network with residual blocks, of torchvision, timm or your own, on any device.

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from attneck.checks import sides
-from attneck.measure.meta import check_module, meta_copy, without_global_hooks
+from attneck.measure.meta import check_module, likely_channels, meta_copy, without_global_hooks
 
 
 @dataclass(eq=False)
@@ -99,6 +99,24 @@ class Trace:
         return sum(step.module is module for step in self.calls())
 
 
+WRAPPERS = {
+    *("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"),
+    *("OptimizedModule", "ScriptModule"),
+}
+"""torch's classes around or instead of a module's own: parallel, sharded, compiled and scripted ones."""
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """ValueError for what is no model, and for one that is one of WRAPPERS, or has one inside."""
+    check_module(model)
+    for name, module in model.named_modules():
+        if WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
+            raise ValueError(
+                f"{f'its {name!r}' if name else 'the model'} is wrapped in {type(module).__name__}; give the "
+                "model itself, and wrap, shard or compile it after the surgery"
+            )
+
+
 def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> Trace:
     """Run a copy of `model` in eval mode, without storage and without hooks, and write down what it calls.
 
@@ -111,20 +129,14 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
         ValueError: what is no model, an `image_size` that is none, a model in a wrapper, or one that does not
             run on such an image on the meta device.
     """
-    check_module(model)
-    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    if parallel or hasattr(model, "_orig_mod"):  # torch.compile's wrapper
-        raise ValueError(
-            f"the model is wrapped in {type(model).__name__}; give the model itself, and wrap or compile it "
-            "after the surgery"
-        )
+    check_unwrapped(model)
     size = _image_size(model, image_size)
     skeleton = meta_copy(model).eval()
     dtype = next((p.dtype for p in skeleton.parameters() if p.is_floating_point()), None)
     if dtype is None:
         raise ValueError(f"{type(model).__name__} has no parameters: it is no network that attention fits in")
     failures = []
-    for channels in _image_channels(skeleton):
+    for channels in likely_channels(skeleton):
         recorder = _Recorder(skeleton)
         image = torch.empty(2, channels, *size, device="meta", dtype=dtype)
         try:
@@ -138,7 +150,8 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
         return Trace(skeleton, size, channels, recorder.steps, recorder.shapes, recorder.makers)
     raise ValueError(
         f"{type(model).__name__} does not run on an image of {size[0]}×{size[1]} on the meta device, where "
-        f"places are looked for ({'; '.join(failures)}); give the image_size that it takes"
+        f"places are looked for ({'; '.join(failures)}); give the image_size that it takes, or of a detector "
+        "its backbone"
     )
 
 
@@ -147,12 +160,6 @@ def _image_size(model: nn.Module, image_size: int | tuple[int, int] | None) -> t
         config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
         image_size = tuple(config.get("input_size", (3, 224, 224))[1:])
     return sides("image_size", image_size)
-
-
-def _image_channels(model: nn.Module) -> list[int]:
-    """Those of the first convolution, and 3, where that one sees the image folded (TResNet)."""
-    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return list(dict.fromkeys([*(conv.in_channels for conv in list(convs)[:1]), 3]))
 
 
 class _Recorder(TorchFunctionMode):

@@ -25,13 +25,16 @@ from attneck.models.origin import Origin
 from attneck.models.renamed import renamed
 from attneck.models.weights import Loaded, load_matching, read_weights
 from attneck.tasks.confusion import Tally
+from attneck.tasks.of_timm import of_timm
 from attneck.tasks.ranking import area
 from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
 
-EVAL_BATCH = 500
+EVAL_BATCH, EVAL_PIXELS = 500, 500 * 224**2
+"""Images in a batch of an evaluation, and their pixels, at most: larger ones would want more memory than a
+training batch does."""
 
 
 class Classification:
@@ -44,6 +47,11 @@ class Classification:
     def __init__(self, recipe: Recipe, everyone: World) -> None:
         self.recipe, self.everyone = recipe, everyone
         self.held_out = self._open(recipe.data.val_split, size=recipe.data.val_size)
+        if len(names := self.held_out.classes) < 2:
+            raise ValueError(
+                f"{recipe.data.name}: all images are of one class, {', '.join(names)}, so every answer is "
+                "right: give a data.root in which each class has a folder of its own"
+            )
         self._normalise = Normalise(self.held_out.mean, self.held_out.std).to(everyone.device)
 
     @cached_property
@@ -109,9 +117,8 @@ class Classification:
         Of two classes also "auc", the area under the ROC curve in per cent: what is right whatever the
         threshold between them.
         """
-        batches = EvalBatches(
-            len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
-        )
+        most = max(1, min(EVAL_BATCH, EVAL_PIXELS // self.held_out.image_size**2))
+        batches = EvalBatches(len(self.held_out), most, rank=self.everyone.rank, world=self.everyone.size)
         sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
         tally = Tally(list(self.held_out.classes))
         two = len(self.held_out.classes) == 2
@@ -239,8 +246,15 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
     options: dict[str, Any] = dict(recipe.options)
     network: Any
     if recipe.name.startswith(TIMM):
-        network = _of_timm(recipe.name.removeprefix(TIMM), num_classes, options)
-        network.origin = Origin(recipe.name, num_classes, sides("image_size", image_size), 3, options)
+        size = sides("image_size", image_size)
+        network, options = of_timm(
+            recipe.name.removeprefix(TIMM),
+            num_classes,
+            options,
+            size,
+            resized_later=recipe.surgery == "adopt",
+        )
+        network.origin = Origin(recipe.name, num_classes, size, 3, options)
     else:
         catalog.find(recipe.name, options)  # refuses what is no option of the family
         network = create_model(recipe.name, num_classes=num_classes, image_size=image_size, **options)
@@ -260,23 +274,11 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
                 f"{recipe.surgery} has no option {name!r}{suggestion(name, wanted)} "
                 f"(there are {', '.join(wanted) or 'none'})"
             )
-    size = {"image_size": image_size} if "image_size" in arguments else {}
-    network, report = operate(network, **size, **recipe.surgery_options)
+    for_size = {"image_size": image_size} if "image_size" in arguments else {}
+    network, report = operate(network, **for_size, **recipe.surgery_options)
     network.surgery_report = report
     network.origin = dataclasses.replace(
         network.origin, surgery=recipe.surgery, surgery_options=dict(recipe.surgery_options)
     )
     changed: nn.Module = network
     return changed
-
-
-def _of_timm(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
-    import timm
-
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
-    try:
-        network: nn.Module = timm.create_model(name, num_classes=num_classes, **options)
-    except TypeError as error:
-        raise ValueError(f"timm's {name} does not take these options ({error}): {options}") from error
-    return network

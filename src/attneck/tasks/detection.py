@@ -13,13 +13,21 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 from attneck.data import loader
-from attneck.data.detection import DetectionDataset, collate, floats, open_detection
+from attneck.data.detection import (
+    SIDES,
+    DetectionDataset,
+    check_same_classes,
+    collate,
+    floats,
+    open_detection,
+)
 from attneck.data.sampling import EvalBatches, spread
 from attneck.data.table import SETS
 from attneck.detection.metrics import Detections, coco_evaluators, coco_stats, voc_scores
 from attneck.detection.precision_recall import Curve, coco_curves, voc_curves
 from attneck.detection.results import to_coco_detections
 from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
+from attneck.detection.transform import Transform
 from attneck.detection.weights import load_weights
 from attneck.models import catalog, create_model
 from attneck.models.detector_options import DetectorOptions
@@ -75,11 +83,11 @@ class Detection:
 
     @cached_property
     def training(self) -> DetectionDataset:
-        """The data set that is trained on."""
+        """The data set that is trained on; ValueError where its classes are not the held-out images'."""
         data = self.recipe.data
         # SSD brings whole images to its size by itself, and in evaluation the same way.
-        squares = not self.options.resizes or data.augment == "ssd"
-        return open_detection(
+        squares = not self.options.resizes or data.augment in SIDES
+        opened = open_detection(
             data.name,
             data.train_split,
             root=data.root,
@@ -92,6 +100,8 @@ class Detection:
             on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
             **data.augmentation(),
         )
+        check_same_classes({data.train_split: opened, data.val_split: self.held_out})
+        return opened
 
     def _check(self) -> None:
         """ValueError for a part of the recipe that would be passed over, or fail in the first step."""
@@ -103,8 +113,6 @@ class Detection:
             )
         if recipe.label_smoothing:
             raise ValueError("label_smoothing is of classifiers; a detector's losses have none: leave it out")
-        if recipe.compile:
-            raise ValueError("compile is of classifiers; a detector's images differ in size: leave it out")
         share = recipe.batch // (recipe.accumulate * self.everyone.size)
         synchronised = recipe.sync_bn and self.everyone.size > 1
         if share < self.options.least_images and not synchronised:
@@ -227,6 +235,8 @@ class Detection:
         model: Any = create_model(name, num_classes=len(facts["classes"]) + 1, image_size=size, **options)
         # What attneck.hub and the exports write.
         model.pretrained_cfg = {"label_names": ("background", *facts["classes"])}
+        if recipe.compile and isinstance(model.transform, Transform):
+            model.transform.whole = True  # one compiled form for all batches
         if "mean" in facts:
             follow(model, facts["mean"], facts["std"])
         built: nn.Module = model

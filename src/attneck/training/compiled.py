@@ -1,4 +1,4 @@
-"""A network that runs compiled, whole, beside itself as it is: `compile: true` in a recipe.
+"""A network that runs compiled beside itself as it is: `compile: true` in a recipe.
 
 The network's own modules stay as they are. So checkpoints, averages and whatever hangs hooks on a layer see
 plain names and plain modules, and the compiled form is only what training and scoring call.
@@ -36,17 +36,44 @@ class Compiled(nn.Module):
         # In a tuple: as a child its weights would have a second name.
         self._compiled = (torch.compile(network, dynamic=False, backend=BACKEND),)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """x [B, C, H, W] → what the network says of it."""
         if not torch.is_grad_enabled() and len(x) > 1:  # a single one is a form of its own in any case
             torch._dynamo.maybe_mark_dynamic(x, 0)
-        result: Tensor = self._compiled[0](x)
-        return result
+        return self._compiled[0](x)
+
+
+class PartCompiled(nn.Module):
+    """`network`, with one of its children compiled where it is called through this module.
+
+    A detector: behind its maps, the number of regions is another in each image, so they run as written.
+    """
+
+    def __init__(self, network: nn.Module, part: str) -> None:
+        super().__init__()
+        self.network, self.part = network, part
+        self._compiled = (Compiled(network.get_submodule(part)),)
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the network says of its inputs."""
+        children = self.network._modules
+        own = children[self.part]
+        children[self.part] = self._compiled[0]
+        try:
+            return self.network(*inputs)
+        finally:
+            children[self.part] = own
 
 
 def to_call(network: nn.Module, recipe: Recipe) -> nn.Module:
-    """What stands for `network` in training and scoring: itself, or its compiled form."""
-    return Compiled(network) if recipe.compile else network
+    """What stands for `network` in training and scoring: itself, or its compiled form.
+
+    A network that says so (`compiled_part`) is compiled in that child alone.
+    """
+    if not recipe.compile:
+        return network
+    part: str | None = getattr(network, "compiled_part", None)
+    return Compiled(network) if part is None else PartCompiled(network, part)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from attneck.files import NotWritten
 from attneck.signals import noted
 from attneck.training import checkpoint, layers, state
 from attneck.training.allocator import keep_freed_memory
+from attneck.training.averages import too_slow
 from attneck.training.background import Background
 from attneck.training.best import Keeper, gives_up
 from attneck.training.checkpoint_files import checkpoints
@@ -107,6 +108,9 @@ def train_loop(
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         parallel = DistributedDataParallel(parallel)
     steps = recipe.total_steps(steps_per_epoch)
+    if world.rank == 0 and not progress.step:
+        for said in too_slow(model, recipe, steps):
+            print(f"attneck: {said}", file=sys.stderr)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
     guard = Guard(world.device)
     keeper = Keeper(folder / "checkpoints", decides) if decides is not None and world.rank == 0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from attneck.training.recipe import Optimizer
 
 HOLD_BACK = {"sgd", "adam", "adamw"}
 """Those of which torch has a fused kernel that holds a step back on the device."""
+TABLES = re.compile(r"(rel|abs)_.+|(height|width)_rel|pos_emb(ed)?")
+"""Names of position tables: ours, and those of timm's networks with attention in their blocks."""
 
 
 def make_optimizer(model: nn.Module, options: Optimizer, *, fused: bool = False) -> torch.optim.Optimizer:
@@ -32,8 +35,9 @@ def make_optimizer(model: nn.Module, options: Optimizer, *, fused: bool = False)
 def parameter_groups(model: nn.Module, options: Optimizer) -> list[dict[str, Any]]:
     """The parameters by their weight decay and, with layer_decay, by their layer from the first one on.
 
-    Decay is on weights of two and more dimensions except position tables, or on all. A layer's group has
-    `lr_scale`, layer_decay to the power of the layers after it, as timm's `param_groups_layer_decay` has it.
+    Decay is on weights of two and more dimensions except position tables and what the model says of itself
+    (timm's `no_weight_decay`), or on all. A layer's group has `lr_scale`, layer_decay to the power of the
+    layers after it, as timm's `param_groups_layer_decay` has it.
 
     Raises:
         ValueError: layer_decay, and the model has no order of layers.
@@ -42,10 +46,12 @@ def parameter_groups(model: nn.Module, options: Optimizer) -> list[dict[str, Any
     if options.layer_decay is not None:
         layers = layer_of(model, "optimizer.layer_decay")
         last = max(layers.values())
+    says: Any = getattr(model, "no_weight_decay", set)
+    spared = says()
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        table = name.rpartition(".")[2].startswith(("rel_", "abs_"))
-        decayed = options.decay_all or (parameter.dim() > 1 and not table)
+        table = TABLES.fullmatch(name.rpartition(".")[2]) is not None
+        decayed = options.decay_all or (parameter.dim() > 1 and not table and name not in spared)
         groups.setdefault((layers.get(name, last), not decayed), []).append(parameter)
     found = []
     for layer, free in sorted(groups):

@@ -191,7 +191,8 @@ class Optimizer(Part):
     """As the optimiser has it: SGD and adam add the decay to the gradient, adamw, lion and the like take it
     off the weights themselves."""
     decay_all: bool = False
-    """Decay biases, BatchNorm and position tables too; else only weights with two or more dimensions."""
+    """Decay biases, BatchNorm and position tables too; else only weights with two or more dimensions, but for
+    what a network of timm's excludes itself, such as class tokens."""
     clip_norm: Rate | None = None
     """Greatest norm of the whole gradient; no clipping where not given."""
     layer_decay: Annotated[Rate, Field(le=1)] | None = None
@@ -319,9 +320,9 @@ class Recipe(Part):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast; weights, BatchNorm statistics and the loss stay float32."""
     compile: bool = False
-    """Classifiers: torch.compile of the whole network, for training and scoring. It takes from seconds to
-    minutes at the start, and wants a C++ compiler, or triton on a GPU. It rounds otherwise than the plain
-    form."""
+    """torch.compile of the whole network, of a detector its backbone with the pyramid, for training and
+    scoring. It takes from seconds to minutes at the start, and wants a C++ compiler, or triton on a GPU. It
+    rounds otherwise than the plain form; a detector's batches are as large as image_size in training too."""
     channels_last: bool = True
     """Images and weights in memory with their channels last, which convolutions are fastest with."""
     sync_bn: bool = True

@@ -23,6 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from attneck.attention.graph import constant
 from attneck.processor import processor
 
 Products = Literal["onednn", "mkl"]
@@ -92,7 +93,7 @@ def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
-@torch.compiler.assume_constant_result
+@constant
 def emulated(dtype: torch.dtype) -> bool:
     """Whether products in this half precision are emulated here, 10 to 100 times slower than float32.
 

@@ -25,7 +25,7 @@ class SSDAugment:
             v2.RandomPhotometricDistort(),
             v2.RandomZoomOut(fill={tv_tensors.Image: FILL.tolist(), "others": 0}),
             v2.RandomIoUCrop(),
-            v2.Resize((side, side), antialias=True),
+            v2.Resize((side, side), antialias=False),  # as torchvision's SSD resizes what it is scored on
             v2.RandomHorizontalFlip(),
             v2.ClampBoundingBoxes(),  # rounding puts some 1e-6 outside, which the next would take out
             v2.SanitizeBoundingBoxes(labels_getter=itemgetter("kept")),

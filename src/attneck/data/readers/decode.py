@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
 from attneck.data.readers.shards import Packed, Place
-from attneck.errors import UserError
+from attneck.errors import USERS, RunFailed, UserError
 
 _AVIF = "avif" in features.get_supported_modules()  # which Pillow before 11.3 does not know
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *["AVIF"] * _AVIF)
@@ -51,20 +51,30 @@ SHOWN = 120
 
 
 class UnreadableImage(UserError, ValueError):  # noqa: N818 - what the image is
-    """A file that is missing, damaged, too large or no image: one line with its path.
-
-    A DataLoader hands a worker's error on as its type and the text of its traceback, whose last line is what
-    the error says.
-    """
+    """A file that is missing, damaged, too large or no image: one line with its path."""
 
     of_one = True
 
     def __init__(self, said: str) -> None:
-        super().__init__(said.rstrip("\n").rpartition("\n")[2].rpartition(f"{type(self).__name__}: ")[2])
+        super().__init__(_own_words(said, type(self)))
 
 
 class ImageTooLarge(UnreadableImage):
     """More pixels than the limit."""
+
+
+class NotRead(RunFailed):
+    """The disk, the mount or the system failed, and the image may be whole: it is never passed over."""
+
+    of_one = True
+
+    def __init__(self, said: str) -> None:
+        super().__init__(_own_words(said, type(self)))
+
+
+def _own_words(said: str, kind: type[Exception]) -> str:
+    """A DataLoader hands a worker's error on as its type and its traceback: the last line has the words."""
+    return said.rstrip("\n").rpartition("\n")[2].rpartition(f"{kind.__name__}: ")[2]
 
 
 def decode(
@@ -83,11 +93,21 @@ def decode(
 
     Raises:
         UnreadableImage: a ValueError, with the path; nothing but a regular file is opened.
+        NotRead: the system's fault, as of a mount that is gone.
     """
     with _opened(path, name, max_pixels) as image:
         found = _eight_bits(image).convert("RGB")
         upright = _upright(found, _orientation(image))
         return found if found.size == size != upright.size else upright
+
+
+def as_decoded(image: Image.Image) -> Image.Image:
+    """What `decode` gives of the file of an image that somebody else has opened.
+
+    Raises ValueError for 32 bits a pixel, and what Pillow raises as it decodes.
+    """
+    found = _upright(_eight_bits(image), _orientation(image))
+    return found if found.mode == "RGB" else found.convert("RGB")
 
 
 def decode_small(
@@ -203,6 +223,11 @@ def _opened(path: Place | IO[bytes], name: str, max_pixels: int | None) -> Itera
             "(train: --data.max-pixels)"
         ) from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken files.
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in USERS:
+            raise NotRead(
+                f"{name}: {called} was not read ({_reason(error)}): mend the disk or its mount, and run the "
+                "command again (a run: with --resume)"
+            ) from error
         raise UnreadableImage(
             f"{name}: cannot read {called} ({_reason(error)}): replace it or remove it"
         ) from error

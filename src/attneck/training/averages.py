@@ -1,0 +1,46 @@
+"""Moving averages that a run is too short for: what is scored by them would be much of where they began."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from attneck.training.layers import KEPT
+from attneck.training.recipe import Recipe
+
+MOST = 0.2
+"""The share of an average's beginning that may be left in it when a run ends."""
+TRIAL = 20
+"""Steps of a run that is only tried, of which nothing is said."""
+
+
+def too_slow(model: nn.Module, recipe: Recipe, steps: int) -> list[str]:
+    """Before the first step: a line for each kind of average that `steps` would leave over MOST of its start.
+
+    A BatchNorm with statistics that were loaded starts well.
+    """
+    said: list[str] = []
+    if steps < TRIAL:
+        return said
+    if (share := recipe.ema ** (steps - 1)) > MOST:
+        said.append(
+            f"ema {recipe.ema:g} is slow for {steps:,} steps: at the end {share:.0%} of the average would be "
+            f"the weights of the first step; {1 - 5 / steps:.4g} would do"
+        )
+    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and _starts(norm)]
+    slow = min((norm.momentum for norm in norms if norm.momentum is not None), default=1.0)
+    if (share := (1 - slow) ** (steps * recipe.accumulate)) > MOST:
+        said.append(
+            f"BatchNorm's momentum {slow:g} is slow for {steps:,} steps: at the end {share:.0%} of its mean "
+            "and variance, which images are scored with, would be the 0 and 1 that it starts from; give "
+            "model.options norm_momentum 0.1 (of a classifier bn_momentum), or more steps"
+        )
+    return said
+
+
+def _starts(norm: _BatchNorm) -> bool:
+    """Whether it will learn statistics, and has seen nothing yet."""
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None or getattr(norm, KEPT, False):
+        return False
+    return bool((mean == 0).all() and (var == 1).all())

@@ -1,0 +1,70 @@
+"""What a detector is trained on fits what it is scored on."""
+
+import numpy as np
+import pytest
+import torch
+from detection_files import coco_content, write_coco
+from torchvision.transforms import v2
+
+from attneck.data.augment.geometry import Sample
+from attneck.data.augment.ssd import SSDAugment
+from attneck.models import create_model
+from attneck.tasks import open_task
+from attneck.training.distributed import World
+from attneck.training.recipe import Recipe
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def task(root, name="fasterrcnn_botnet26_thin", **data):
+    content = {"model": {"name": name}, "data": {"name": "coco", "root": str(root), **data}, "batch": 1}
+    return open_task(Recipe.model_validate(content), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["dog", "person", "toothbrush"], "class 1, .* is 'person' in train and 'dog' in val"),
+        (["person", "dog"], "class 3, .* is 'toothbrush' in train and not there in val"),
+        (["person", "dog", "toothbrush"], None),
+    ],
+)
+def test_a_label_is_the_same_class_on_both_sides(tmp_path, names, says):
+    """Labels follow the ids of each file: another list of categories would give a label another meaning."""
+    content = coco_content()
+    write_coco(tmp_path, content, "train2017")
+    categories = [{"id": number, "name": name} for number, name in zip([2, 20, 91], names, strict=False)]
+    write_coco(tmp_path, content | {"categories": categories, "annotations": []}, "val2017")
+    opened = task(tmp_path)
+    if says is None:
+        assert opened.training.classes == opened.held_out.classes
+    else:
+        with pytest.raises(ValueError, match=says) as error:
+            opened.training  # noqa: B018
+        assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("augment", ["ssd", "scale_jitter"])
+def test_an_augmentation_to_a_square_makes_it_of_the_detectors_size(tmp_path, augment):
+    for split in ("train2017", "val2017"):
+        write_coco(tmp_path, coco_content(), split)
+    opened = task(tmp_path, "ssd300_mobilenet", augment=augment)
+    assert opened.training[0, 0][0].shape == (3, 300, 300)
+
+
+def test_ssd_is_trained_on_images_as_sharp_as_those_it_is_scored_on():
+    """An image that is only resized is what the detector itself makes of the whole one, to a rounding."""
+    augment = SSDAugment(300)
+    augment._transform.transforms = [
+        step for step in augment._transform.transforms if type(step) is v2.Resize
+    ]
+    pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+    nothing = np.zeros((0, 4), dtype=np.float32)
+    small = augment(Sample(pixels, nothing, None, np.zeros(0, dtype=np.int64)), seed=0).image
+    transform = create_model("ssd300_mobilenet", num_classes=2).eval().transform
+    batch = transform([torch.from_numpy(pixels).permute(2, 0, 1) / 255])[0].tensors[0]
+    mean, std = (
+        torch.tensor(numbers)[:, None, None] for numbers in (transform.image_mean, transform.image_std)
+    )
+    seen = 255 * (batch * std + mean)
+    assert (torch.from_numpy(small).permute(2, 0, 1) - seen).abs().max() < 1

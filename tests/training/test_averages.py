@@ -1,0 +1,48 @@
+"""A run that is too short for its moving averages says so before its first step."""
+
+import torch
+from small_run import ALONE, Task, recipe, run
+from torch import nn
+
+from attneck.training.averages import too_slow
+from attneck.training.layers import KEPT
+from attneck.training.optimizer import average_of
+from attneck.training.recipe import Recipe
+
+
+def test_the_share_said_is_what_is_left_of_the_beginning():
+    """Of an average of weights that jump from 0 to 1 after the first step, and of statistics 0 and 1."""
+    net = nn.BatchNorm1d(2, momentum=0.01)
+    steps, made = 30, Recipe.model_validate({"ema": 0.99, "accumulate": 2})
+    said = too_slow(net, made, steps)
+    with torch.no_grad():
+        net.weight.zero_()
+        average = average_of(net, made.ema)
+        average.update_parameters(net)
+        net.weight.fill_(1)
+        for _ in range(steps - 1):
+            average.update_parameters(net)
+        for _ in range(steps * made.accumulate):
+            net.train()(torch.tensor([[3.0, 3.0], [5.0, 5.0]]))
+    assert f"at the end {1 - float(average.module.weight.detach()[0]):.0%} of the average" in said[0]
+    assert f"at the end {1 - float(net.running_mean[0]) / 4:.0%} of its mean" in said[1]
+    assert all(len(line) < 300 and "\n" not in line for line in said)
+
+
+def test_what_is_long_enough_or_loaded_or_frozen_is_no_news():
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, momentum=0.003))
+    assert len(too_slow(net, Recipe(), 500)) == 1
+    assert too_slow(net, Recipe(), 600) == too_slow(net, Recipe.model_validate({"ema": 0.9}), 19) == []
+    setattr(net[1], KEPT, True)
+    assert too_slow(net, Recipe(), 100) == []
+    setattr(net[1], KEPT, False)
+    net[1].running_mean.fill_(0.5)
+    assert too_slow(net, Recipe(), 100) == []
+
+
+def test_a_run_says_it_once(tmp_path, capsys):
+    slow = recipe(ema=0.99, epochs=8, checkpoint_steps=None)
+    run(tmp_path / "run", slow, Task(ALONE))
+    assert capsys.readouterr().err.count("ema 0.99 is slow for 24 steps") == 1
+    run(tmp_path / "run", slow, Task(ALONE), resume=True)
+    assert "slow" not in capsys.readouterr().err
