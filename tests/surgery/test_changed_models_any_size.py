@@ -129,6 +129,7 @@ def test_a_checkpoint_loads_at_another_size() -> None:
         torch.testing.assert_close(large(x), small(x))
 
 
+@pytest.mark.slow
 def test_a_network_is_exported_with_its_sizes_open() -> None:
     torch.manual_seed(0)
     model = lively(everything(ResNet(Bottleneck, **THIN)))
