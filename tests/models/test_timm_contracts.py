@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from one_of_each import one_of_each
 from test_timm_registry import FAMILIES
 from timm.models import FeatureInfo, group_parameters
 from timm.models._features_fx import FeatureGraphNet
 from timm.optim import create_optimizer_v2
 from timm.utils import AttentionExtract
-from one_of_each import one_of_each
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 

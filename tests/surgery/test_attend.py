@@ -45,25 +45,35 @@ def layers(model: nn.Module) -> dict[str, tuple[int, tuple[int, int], int]]:
     [
         ("resnet50", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)),
         ("resnext50_32x4d", "layer4.{}.conv2", 1024, (14, 7, 7), (2, 1, 1)),
-        pytest.param(*("wide_resnet50_2", "layer4.{}.conv2", 1024, (14, 7, 7), (2, 1, 1)), marks=pytest.mark.slow),
+        pytest.param(
+            *("wide_resnet50_2", "layer4.{}.conv2", 1024, (14, 7, 7), (2, 1, 1)), marks=pytest.mark.slow
+        ),
         pytest.param(*("seresnet50", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)), marks=pytest.mark.slow),
         pytest.param(*("resnet50d", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)), marks=pytest.mark.slow),
         # The first 1×1 strides, and the layer takes that over.
         ("legacy_seresnet50", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)),
         # The anti-aliasing pool goes on to stride.
         ("resnetblur50", "layer4.{}.conv2", 512, (14, 7, 7), (1, 1, 1)),
-        pytest.param(*("tresnet_m", "body.layer4.{}.conv2.conv", 512, (14, 7, 7), (1, 1, 1)), marks=pytest.mark.slow),
+        pytest.param(
+            *("tresnet_m", "body.layer4.{}.conv2.conv", 512, (14, 7, 7), (1, 1, 1)), marks=pytest.mark.slow
+        ),
         # Basic blocks stride in their first 3×3.
         ("resnet18", "layer4.{}.conv2", 512, (7, 7), (1, 1)),
-        pytest.param(*("resnetv2_18", "stages.3.blocks.{}.conv2", 512, (7, 7), (1, 1)), marks=pytest.mark.slow),
+        pytest.param(
+            *("resnetv2_18", "stages.3.blocks.{}.conv2", 512, (7, 7), (1, 1)), marks=pytest.mark.slow
+        ),
         ("resnetv2_50x1_bit", "stages.3.blocks.{}.conv2", 512, (14, 7, 7), (2, 1, 1)),
         ("regnety_016", "s4.b{}.conv2.conv", 888, (14, 7), (2, 1)),
         ("nf_resnet26", "stages.3.{}.conv2", 512, (14, 7), (2, 1)),
-        pytest.param(*("cspresnet50", "stages.3.blocks.{}.conv2.conv", 512, (8, 8), (1, 1)), marks=pytest.mark.slow),
+        pytest.param(
+            *("cspresnet50", "stages.3.blocks.{}.conv2.conv", 512, (8, 8), (1, 1)), marks=pytest.mark.slow
+        ),
         ("dla34", "level5.tree{}.conv2", 512, (7, 7), (1, 1)),
         ("dpn48b", "features.conv5_{}.c3x3_b.conv", 1024, (14, 7, 7), (2, 1, 1)),
         ("tv:resnet50", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)),
-        pytest.param(*("tv:resnext50_32x4d", "layer4.{}.conv2", 1024, (14, 7, 7), (2, 1, 1)), marks=pytest.mark.slow),
+        pytest.param(
+            *("tv:resnext50_32x4d", "layer4.{}.conv2", 1024, (14, 7, 7), (2, 1, 1)), marks=pytest.mark.slow
+        ),
         ("tv:regnet_y_1_6gf", "trunk_output.block4.block4-{}.f.b.0", 888, (14, 7), (2, 1)),
     ],
 )
