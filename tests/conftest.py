@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays: no later collection looks at it, and no forked process copies its pages."""
+    """What has been imported stays: no later collection looks at it, and no fork copies its pages."""
     gc.collect()
     gc.freeze()
 

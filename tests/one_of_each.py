@@ -1,4 +1,4 @@
-"""Not a test: of many networks one of each kind, the smallest: those of a kind differ in their sizes alone."""
+"""Not a test: of many networks one of each kind, the smallest. Those of a kind differ in sizes alone."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable

@@ -35,7 +35,7 @@ def narrow(name: str) -> dict[str, Any]:
 
 
 def shallow(name: str) -> dict[str, Any]:
-    """Narrow, with two blocks a stage or four layers a dense one: every kind of block that the network has."""
+    """Narrow, with two blocks a stage or four layers a dense one: every kind of block that it has."""
     options = CATALOG[name].options
     if isinstance(options, ResNetOptions):
         *depths, last = options.depths  # where each block of the last stage has a flag, they stay

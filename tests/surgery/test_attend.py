@@ -40,40 +40,35 @@ def layers(model: nn.Module) -> dict[str, tuple[int, tuple[int, int], int]]:
     }
 
 
+def long(*case: Any) -> Any:
+    """One in the long form: another of its make is in the short one."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "convs", "channels", "into", "strides"),
     [
         ("resnet50", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)),
         ("resnext50_32x4d", "layer4.{}.conv2", 1024, (14, 7, 7), (2, 1, 1)),
-        pytest.param(
-            *("wide_resnet50_2", "layer4.{}.conv2", 1024, (14, 7, 7), (2, 1, 1)), marks=pytest.mark.slow
-        ),
-        pytest.param(*("seresnet50", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)), marks=pytest.mark.slow),
-        pytest.param(*("resnet50d", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)), marks=pytest.mark.slow),
+        long("wide_resnet50_2", "layer4.{}.conv2", 1024, (14, 7, 7), (2, 1, 1)),
+        long("seresnet50", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)),
+        long("resnet50d", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)),
         # The first 1×1 strides, and the layer takes that over.
         ("legacy_seresnet50", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)),
         # The anti-aliasing pool goes on to stride.
         ("resnetblur50", "layer4.{}.conv2", 512, (14, 7, 7), (1, 1, 1)),
-        pytest.param(
-            *("tresnet_m", "body.layer4.{}.conv2.conv", 512, (14, 7, 7), (1, 1, 1)), marks=pytest.mark.slow
-        ),
+        long("tresnet_m", "body.layer4.{}.conv2.conv", 512, (14, 7, 7), (1, 1, 1)),
         # Basic blocks stride in their first 3×3.
         ("resnet18", "layer4.{}.conv2", 512, (7, 7), (1, 1)),
-        pytest.param(
-            *("resnetv2_18", "stages.3.blocks.{}.conv2", 512, (7, 7), (1, 1)), marks=pytest.mark.slow
-        ),
+        long("resnetv2_18", "stages.3.blocks.{}.conv2", 512, (7, 7), (1, 1)),
         ("resnetv2_50x1_bit", "stages.3.blocks.{}.conv2", 512, (14, 7, 7), (2, 1, 1)),
         ("regnety_016", "s4.b{}.conv2.conv", 888, (14, 7), (2, 1)),
         ("nf_resnet26", "stages.3.{}.conv2", 512, (14, 7), (2, 1)),
-        pytest.param(
-            *("cspresnet50", "stages.3.blocks.{}.conv2.conv", 512, (8, 8), (1, 1)), marks=pytest.mark.slow
-        ),
+        long("cspresnet50", "stages.3.blocks.{}.conv2.conv", 512, (8, 8), (1, 1)),
         ("dla34", "level5.tree{}.conv2", 512, (7, 7), (1, 1)),
         ("dpn48b", "features.conv5_{}.c3x3_b.conv", 1024, (14, 7, 7), (2, 1, 1)),
         ("tv:resnet50", "layer4.{}.conv2", 512, (14, 7, 7), (2, 1, 1)),
-        pytest.param(
-            *("tv:resnext50_32x4d", "layer4.{}.conv2", 1024, (14, 7, 7), (2, 1, 1)), marks=pytest.mark.slow
-        ),
+        long("tv:resnext50_32x4d", "layer4.{}.conv2", 1024, (14, 7, 7), (2, 1, 1)),
         ("tv:regnet_y_1_6gf", "trunk_output.block4.block4-{}.f.b.0", 888, (14, 7), (2, 1)),
     ],
 )

@@ -86,12 +86,8 @@ def test_odd_and_oblong_images_in_either_format(name: str) -> None:
     [
         "all of it",
         *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in (
-                "BAM after children in a row",
-                "BAM after a dense block",
-                "BAM on one of several maps",
-            )
+            pytest.param(f"BAM {where}", marks=pytest.mark.slow)
+            for where in ("after children in a row", "after a dense block", "on one of several maps")
         ),
     ],
 )

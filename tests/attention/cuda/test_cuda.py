@@ -415,9 +415,7 @@ if __name__ == "__main__":
     known = {str(case): case for case in [*FAST, *SLOW, *FAR_OUT]}
     said: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            cuda, "SCRATCH", 2**14
-        )  # small maps of two images are computed as large ones: one by one
+        patch.setattr(cuda, "SCRATCH", 2**14)  # two images are computed one by one, as on large maps
         for name in known.keys() & sys.argv[1:]:
             said[name] = errors(cuda.triton_attention_2d, known[name])
     if "registration" in sys.argv:
