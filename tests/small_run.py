@@ -3,9 +3,11 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +29,27 @@ def thin_mask_rcnn(**options: Any) -> dict[str, Any]:
         "name": "maskrcnn_botnet26_thin",
         "options": {"depths": [1, 1, 1, 1], **sizes, **options},
     }
+
+
+class BrokenOffError(Exception):
+    """A crash."""
+
+
+@contextmanager
+def broken_off_after(step: int) -> Iterator[None]:
+    """The run inside it crashes, as it must, once it has saved itself after `step` steps or more."""
+    whole = checkpoint.save
+
+    def save(folder: Path, number: int, state: dict[str, Any]) -> Path:
+        path = whole(folder, number, state)
+        if number >= step:
+            raise BrokenOffError
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises(BrokenOffError):
+            yield
 
 
 class At(NamedTuple):

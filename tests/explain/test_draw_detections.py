@@ -85,10 +85,6 @@ def test_labels_stand_beside_objects_and_each_other():
             assert apart, (one, other)
 
 
-def test_a_class_of_a_name_that_no_font_has_is_drawn():
-    draw(Image.new("RGB", (WIDTH, HEIGHT)), [detection(20, 10, 40, 30) | {"category": "\udcff"}])
-
-
 def test_an_object_that_fills_the_picture_has_its_label_inside():
     assert free_place((0, 0, 200, 100), (50, 18), np.ones((100, 200), dtype=bool), []) == (0, 0, 50, 18)
 

@@ -288,7 +288,6 @@ def test_a_run_of_a_timm_network_loads_and_leaves(photos, surgery, capsys):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("timm/test_vit", {"dynamic_img_size": False}, "does not take RGB images of 24×24 .Input height"),
         ("timm/test_resnet", {"in_chans": 1}, "does not take RGB images of 24×24"),
         ("timm/test_resnet", {"features_only": True}, "gives a list for an image, wanted 10 logits"),
     ],

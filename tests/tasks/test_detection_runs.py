@@ -6,7 +6,7 @@ import pytest
 import torch
 from forked import as_ranks
 from PIL import Image
-from small_run import thin_mask_rcnn
+from small_run import broken_off_after, thin_mask_rcnn
 
 from attneck import cli
 from attneck.detection.metrics import check_detections, coco_scores
@@ -60,24 +60,12 @@ def test_every_loss_is_told_and_the_sum_falls(trained):
     assert last["train_loss"] < first["train_loss"]
 
 
-def test_resumed_ends_with_the_same_bits(tmp_path, monkeypatch):
+def test_resumed_ends_with_the_same_bits(tmp_path):
     """Broken off amid what is summed for the next record; the last record is of a part of an epoch."""
     wanted = recipe(epochs=None, steps=5, checkpoint_steps=1)
     straight = runs.train(wanted, tmp_path / "straight")
-    whole = checkpoint.save
-
-    class BrokenOffError(Exception):
-        pass
-
-    def save(folder, step, state):
-        whole(folder, step, state)
-        if step == 2:
-            raise BrokenOffError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save)
-        with pytest.raises(BrokenOffError):
-            runs.train(wanted, tmp_path / "broken")
+    with broken_off_after(2):
+        runs.train(wanted, tmp_path / "broken")
     resumed = runs.train(wanted, tmp_path / "broken", resume=True)
     assert resumed.weights == straight.weights
     assert resumed.scores["epoch"] == pytest.approx(5 / 3, abs=1e-3)

@@ -2,7 +2,20 @@
 
 import pytest
 import torch
-from small_run import ALONE, At, Doing, Net, Task, digest, history, recipe, run, thin_mask_rcnn
+from small_run import (
+    ALONE,
+    At,
+    BrokenOffError,
+    Doing,
+    Net,
+    Task,
+    broken_off_after,
+    digest,
+    history,
+    recipe,
+    run,
+    thin_mask_rcnn,
+)
 
 from attneck.errors import RunFailed, UserError
 from attneck.runs import train as runs
@@ -25,10 +38,6 @@ def traced(monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", backend)
     torch._dynamo.reset()
     return graphs
-
-
-class BrokenOffError(Exception):
-    pass
 
 
 def broken():
@@ -128,21 +137,12 @@ def test_a_detector_has_one_form_in_training_whatever_its_images_sizes(traced):
     assert network.backbone is own
 
 
-def test_a_detector_s_compiled_run_goes_on_with_the_same_bits(tmp_path, traced, monkeypatch):
+def test_a_detector_s_compiled_run_goes_on_with_the_same_bits(tmp_path, traced):
     wanted = Recipe.model_validate(DETECTOR)
     straight = runs.train(wanted, tmp_path / "straight")
     assert 1 < len(traced) <= 3  # training's, and evaluation's of several images and of one
-    whole = checkpoint.save
-
-    def save(folder, step, state):
-        whole(folder, step, state)
-        if step == 2:
-            raise BrokenOffError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save)
-        with pytest.raises(BrokenOffError):
-            runs.train(wanted, tmp_path / "broken")
+    with broken_off_after(2):
+        runs.train(wanted, tmp_path / "broken")
     resumed = runs.train(wanted, tmp_path / "broken", resume=True)
     assert resumed.weights == straight.weights
 

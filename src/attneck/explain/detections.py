@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from attneck.explain.palette import COLOURS
-from attneck.explain.plain import printable
 
 LONGEST = 800
 """The longer side of a picture has this many pixels at least, so that its labels can be read."""
@@ -71,7 +70,7 @@ def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
         )
     taken: list[Rectangle] = []
     for number, (row, box) in enumerate(zip(rows, boxes, strict=True)):
-        text = printable(f"{row['category']} {row['score']:.2f}" if "score" in row else str(row["category"]))
+        text = f"{row['category']} {row['score']:.2f}" if "score" in row else str(row["category"])
         left, top, right, bottom = map(round, pen.textbbox((0, 0), text, font=font))
         pad = round(2 * larger)
         place = free_place(box, (right - left + 2 * pad, bottom - top + 2 * pad), covered, taken)

@@ -90,7 +90,7 @@ def check_logits(model: nn.Module, image_size: int, classes: int) -> None:
             return
         raise ValueError(
             f"this {type(model).__name__} does not take RGB images of {image_size}×{image_size} "
-            f"({one_line(error, 150)}): give data.image_size another value, or model.options, img_size say"
+            f"({one_line(error, 150)}): give data.image_size another value, or take back the model.options"
         ) from error
     if not isinstance(found, Tensor) or found.shape != (2, classes):
         given = list(found.shape[1:]) if isinstance(found, Tensor) else f"a {type(found).__name__}"
