@@ -80,9 +80,13 @@ def suggestion(given: object, known: list[str]) -> str:
 
 
 def one_line(said: object, longest: int = 200) -> str:
-    """What an error says, in one line that any terminal can show; cut in its middle where it is longer."""
+    """What an error says, in one line that any terminal can show; cut in its middle where it is longer.
+
+    Of an error that says nothing, as an assertion may, it is the kind.
+    """
+    text = str(said) or (type(said).__name__ if isinstance(said, BaseException) else "")
     # No terminal's control sequences, and no lone surrogates, which cannot be printed.
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(said).split()))
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
     half = longest // 2
     return line if len(line) <= longest else f"{line[: half - 1]} … {line[-half + 2 :]}"
 

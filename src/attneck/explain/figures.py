@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from attneck.errors import UserError
+from attneck.errors import UserError, one_line
 from attneck.explain.plain import plain
 from attneck.explain.vector import save
 from attneck.files import told_apart
@@ -72,7 +72,7 @@ def curves(runs: list[Path], path: Path) -> None:
     try:
         save(figure, path, dpi=120, as_text=True)
     except ValueError as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: {one_line(error)}") from None
 
 
 def drawings(runs: list[Path]) -> tuple[list[tuple[str, str]], str]:

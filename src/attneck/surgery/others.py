@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.layers.bottleneck_attn import BottleneckAttn, PosEmbedRel
 from torch import Tensor, nn
 
+from attneck.errors import one_line
 from attneck.layers import BAM, MHSA2d
 from attneck.layers.bare import is_bare_pointwise
 from attneck.layers.branches import SpatialBranch
@@ -231,7 +232,7 @@ def _of_authors(theirs: Any, _pooled: bool) -> Ours:
         with torch.no_grad():
             want = copy(x.clone())
     except Exception as error:  # it is somebody's code
-        raise ValueError(f"it does not run on maps of 9×9: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"it does not run on maps of 9×9: {one_line(error, 150)}") from error
     with torch.no_grad():
         got = ours(x)
     if not (
