@@ -18,8 +18,8 @@ WAY_OUT = (
 def constant(function: F) -> F:
     """Marks a function that a compiler calls as it traces, and whose result it takes for a constant.
 
-    `torch.compiler.assume_constant_result` sets the same mark, and imports the compiler for it: that takes as
-    long as `import torch`, in every process that has a layer and compiles nothing.
+    `torch.compiler.assume_constant_result` sets the same mark, and imports the compiler for it, in every
+    process that has a layer and compiles nothing.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

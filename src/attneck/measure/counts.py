@@ -105,11 +105,8 @@ def madds_by_name(
         ):
             try:
                 model(image)
-            except (
-                RuntimeError,
-                AssertionError,
-                ValueError,
-            ) as error:  # a map that has become too small, say
+            except (RuntimeError, AssertionError, ValueError) as error:
+                # Of a map that has become too small, say.
                 failures.append(f"{number} channels: {one_line(error, 100)}")
                 continue
         return {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
