@@ -20,7 +20,7 @@ from attneck.studies.study import OWN_DICTS, Cell, Study, cells, load_study, shi
 from attneck.training.recipe_file import flat
 
 USAGE = """usage: attneck study NAME [--list | --report] [--jobs N] [--seeds N] [--only CELL …] [--out FOLDER]
-                     [--any.field VALUE …]
+                     [--with REPORT …] [--any.field VALUE …]
 
 NAME is a study that comes with the program ({shipped}) or a YAML file:
 
@@ -63,13 +63,15 @@ class Arguments:
     """Only runs whose name (problem/variant/seed) has one of these in it."""
     out: Path | None = None
     """Where the runs lie; runs/study-NAME if not given."""
+    with_: Annotated[tuple[Path, ...], tyro.conf.arg(name="with")] = ()
+    """Reports (report.json) of the study from other machines: a run in one of them counts as ended."""
     to: Path | None = None
     """Where the report is written; report in the runs' folder if not given."""
     page: Path | None = None
     """A page of Markdown with the lines <!-- study NAME --> and <!-- end -->, which get the short tables."""
 
 
-OWN = ("--list", "--report", "--jobs", "--seeds", "--only", "--out", "--to", "--page")
+OWN = ("--list", "--report", "--jobs", "--seeds", "--only", "--out", "--with", "--to", "--page")
 SHOWN = 5
 """Columns of the report's table that fit a screen."""
 
@@ -96,15 +98,25 @@ def main(words: list[str]) -> None:
     chosen = [one for one in made if not arguments.only or any(word in one.name for word in arguments.only)]
     if not chosen:
         raise UserError(f"--only {' '.join(arguments.only)}: no run's name has it, such as {made[0].name}")
-    if arguments.list_:
-        print("".join(f"{cell.command()}\n" for cell in chosen if not cell.done), end="")
-        return
     if not arguments.report:
+        ended = _ended_elsewhere(study, arguments.with_)
+        left = [one for one in chosen if (one.problem, one.variant, one.seed) not in ended]
+        if arguments.list_:
+            print("".join(f"{cell.command()}\n" for cell in left if not cell.done), end="")
+            return
         from attneck.studies.jobs import run_all
 
-        run_all(chosen, arguments.jobs)
+        run_all(left, arguments.jobs)
     to = arguments.to or folder / (f"report-{stem}" if study.runs else "report")
-    show(study, made, chosen, stem, to, arguments.page)
+    show(study, made, chosen, stem, to, arguments)
+
+
+def _ended_elsewhere(study: Study, reports: tuple[Path, ...]) -> set[tuple[str, str, int]]:
+    if not reports:
+        return set()
+    from attneck.studies import elsewhere
+
+    return {run for file in reports for run in elsewhere.runs(study, file)}
 
 
 def divided(words: list[str]) -> tuple[list[str], list[str]]:
@@ -153,7 +165,9 @@ def _named(words: list[str], known: Mapping[str, Any]) -> set[str]:
     return found
 
 
-def show(study: Study, made: list[Cell], chosen: list[Cell], name: str, to: Path, page: Path | None) -> None:
+def show(
+    study: Study, made: list[Cell], chosen: list[Cell], name: str, to: Path, arguments: Arguments
+) -> None:
     """Find out what is missing of the chosen runs that have ended; report on all of `made` that have.
 
     The report goes into the folder `to`, and the first columns of its table are printed.
@@ -161,12 +175,12 @@ def show(study: Study, made: list[Cell], chosen: list[Cell], name: str, to: Path
     from rich.console import Console
     from rich.table import Table
 
-    from attneck.studies import distance, report, sizes
+    from attneck.studies import distance, elsewhere, report, sizes
     from attneck.studies.page import fill
     from attneck.studies.results import collect
 
     undone = sum(not cell.done for cell in made)
-    if undone == len(made):
+    if undone == len(made) and not arguments.with_:
         raise UserError(
             f"no run of the study has ended, {made[0].folder} for one: train them first, attneck study "
             f"{name} --jobs 2"
@@ -176,10 +190,13 @@ def show(study: Study, made: list[Cell], chosen: list[Cell], name: str, to: Path
     distance.find(study, chosen, say)
     found = sizes.collect(study, made), distance.collect(study, made)
     results = report.Results(study, name, rows, undone, *found)
+    for file in arguments.with_:
+        results = elsewhere.add(results, file)
+    undone = results.undone
     written = report.write(results, to)
-    if page is not None:
-        fill(page, results, to)
-    head, body = report.table(study, rows)
+    if arguments.page is not None:
+        fill(arguments.page, results, to)
+    head, body = report.table(study, results.rows)
     grid = Table(*head[:SHOWN], box=None, pad_edge=False)
     for row in body:
         grid.add_row(*row[:SHOWN])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attneck.errors import UserError
 from attneck.files import write_atomic
@@ -297,6 +297,7 @@ def _csv(rows: Sequence[Row]) -> str:
 def document(results: Results) -> dict[str, object]:
     """Everything in the report, as JSON has it."""
     study, rows = results.study, results.rows
+    recipe = _common([row.recipe for row in rows])
     found = []
     for row in rows:
         spread, against = row.spread, row.against(baseline_of(study, rows, row.problem))
@@ -315,6 +316,7 @@ def document(results: Results) -> dict[str, object]:
                 "madds": row.cost and row.cost.madds,
                 "seconds_an_epoch": row.seconds,
                 "curves": row.curves,
+                "recipe": {name: value for name, value in row.recipe.items() if name not in recipe},
             }
         )
     return {
@@ -323,9 +325,20 @@ def document(results: Results) -> dict[str, object]:
         "metric": study.metric,
         "baseline": study.baseline,
         "runs_to_come": results.undone,
+        "recipe": recipe,
         "rows": found,
         "sizes": [asdict(row) for row in results.sizes],
         "distances": [asdict(row) for row in results.distances],
+    }
+
+
+def _common(recipes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields that all of them have with the same value."""
+    first = recipes[0] if recipes else {}
+    return {
+        name: value
+        for name, value in first.items()
+        if all(name in other and other[name] == value for other in recipes)
     }
 
 

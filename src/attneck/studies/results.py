@@ -13,6 +13,7 @@ from attneck.runs.cost import Cost, cost_of
 from attneck.runs.run import Run
 from attneck.studies.statistics import Difference, Spread, difference, spread
 from attneck.studies.study import Cell, Study
+from attneck.training.recipe_file import deciding
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Row:
     seconds: dict[str, float] = field(default_factory=dict)
     """An epoch's, by processor or GPU: each run's median, and of the seeds that ran there the least."""
     cost: Cost | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """What its weights depend on but the seed, by the fields' dotted names."""
 
     @property
     def name(self) -> str:
@@ -61,6 +64,7 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
     rows: dict[tuple[str, str], Row] = {}
     for cell in cells:
         row = rows.setdefault((cell.problem, cell.variant), Row(cell.problem, cell.variant))
+        row.recipe = {key: value for key, value in deciding(cell.recipe).items() if key != "seed"}
         if not cell.done:
             continue
         if different := cell.differs():

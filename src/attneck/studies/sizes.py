@@ -46,7 +46,7 @@ def find(study: Study, cells: Sequence[Cell], said: Said) -> None:
     for cell in cells:
         if not cell.done or not kept.has_weights(cell.folder):
             continue
-        for name, fields in _ways(study, cell.variant).items():
+        for name, fields in ways_of(study, cell.variant).items():
             for size in study.sizes:
                 key = f"{_key(fields)}, {size}"
                 if key not in kept.read(cell.folder / FILE):
@@ -61,7 +61,7 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[SizeRow]:
     for metric in (study.metric, RANKING):
         for cell in cells:
             found = kept.read(cell.folder / FILE) if cell.done else {}
-            for name, fields in _ways(study, cell.variant).items():
+            for name, fields in ways_of(study, cell.variant).items():
                 key = (cell.problem, name, metric)
                 row = rows.setdefault(key, SizeRow(*key))
                 for size in study.sizes:
@@ -83,7 +83,7 @@ def table(study: Study, rows: Sequence[SizeRow]) -> tuple[list[str], list[list[s
     return head, body
 
 
-def _ways(study: Study, variant: str) -> dict[str, Fields]:
+def ways_of(study: Study, variant: str) -> dict[str, Fields]:
     """By name, how the variant's runs are scored: as they were trained, and with these fields."""
     others = {
         name: {field: value for field, value in own.items() if field != "variant"}

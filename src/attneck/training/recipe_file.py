@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +189,23 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """The fields, as `part.field: old → new`, in which two recipes would train different weights."""
-    a, b = flat(old), flat(new)
-    keys = [
-        key
-        for key in {**a, **b}
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+    return unlike(deciding(old), deciding(new))
+
+
+def unlike(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`differences` of two recipes' `deciding` fields."""
+    return [
+        f"{key}: {old.get(key)} → {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)
     ]
-    return [f"{key}: {a.get(key)} → {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
+
+
+def deciding(recipe: Recipe) -> dict[str, Any]:
+    """The fields that the trained weights depend on, by their dotted names."""
+    return {
+        key: value
+        for key, value in flat(recipe).items()
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+    }
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:

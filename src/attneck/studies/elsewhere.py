@@ -1,0 +1,168 @@
+"""A study's runs on other machines: what a report from there says, put together with the runs here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from attneck.errors import UserError
+from attneck.runs.cost import Cost
+from attneck.studies.distance import DistanceRow
+from attneck.studies.report import Results
+from attneck.studies.results import Row
+from attneck.studies.sizes import RANKING, SizeRow, ways_of
+from attneck.studies.study import Study
+from attneck.training.recipe_file import unlike
+
+T = TypeVar("T")
+Run = tuple[str, str, int]
+"""Problem, variant and seed."""
+
+
+def runs(study: Study, file: Path) -> set[Run]:
+    """Those that have ended, by a report.json.
+
+    Raises:
+        UserError: no such file, or one that is no report.
+    """
+    return {(row.problem, row.variant, seed) for row in _read(file, study).rows for seed in row.scores}
+
+
+def add(results: Results, file: Path) -> Results:
+    """`results` with the runs of a report.json that it lacks. Of a run that both have, the one here counts.
+
+    Raises:
+        UserError: no such file, one that is no report of this study, runs of another recipe or that the
+            study does not have.
+    """
+    study = results.study
+    there = _read(file, study)
+    here = {(row.problem, row.variant, seed) for row in results.rows for seed in row.scores}
+    if there.name != results.name:
+        raise UserError(
+            f"--with {file} is a report of the study {there.name!r}: give one of {results.name!r}"
+        )
+    theirs = {(row.problem, row.variant): row for row in there.rows if row.scores}
+    rows = []
+    for row in results.rows:
+        other = theirs.pop((row.problem, row.variant), None)
+        if other is not None and (different := unlike(other.recipe, row.recipe)):
+            raise UserError(
+                f"--with {file}: its runs of {_name(row)} are of another recipe "
+                f"({'; '.join(different[:3])}): they are no part of this study; leave "
+                "it out, or change the study"
+            )
+        if other is not None and (more := sorted(other.scores.keys() - set(study.seeds))):
+            raise UserError(
+                f"--with {file} has a seed {more[-1]} of {_name(row)}, and the study has "
+                f"{', '.join(map(str, study.seeds))}: give --seeds {more[-1] + 1}"
+            )
+        rows.append(row if other is None else _joined(row, other))
+    if theirs:
+        known = ", ".join(map(_name, theirs.values()))
+        raise UserError(f"--with {file} has runs that this study does not have: {known}")
+    return replace(
+        results,
+        rows=rows,
+        undone=sum(seed not in row.scores for row in rows for seed in study.seeds),
+        sizes=_sizes(study, there.sizes, results.sizes, here),
+        distances=_distances(study, there.distances, results.distances, here),
+    )
+
+
+def _read(file: Path, study: Study) -> Results:
+    try:
+        document = json.loads(file.read_text())
+        rows = TypeAdapter(list[Row]).validate_python([_row(row, document) for row in document["rows"]])
+        sizes = TypeAdapter(list[SizeRow]).validate_python(document["sizes"])
+        distances = TypeAdapter(list[DistanceRow]).validate_python(document["distances"])
+        if strange := {row.name for row in sizes} - _ways(study).keys():
+            raise ValueError(f"the study has no way {min(strange)!r} to score")
+        return Results(study, document["study"], rows, document["runs_to_come"], sizes, distances)
+    except FileNotFoundError:
+        raise UserError(f"--with {file}: there is no such file; give a report.json of this study") from None
+    except (ValueError, LookupError, TypeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--with {file} is no report.json of this version ({said}): write it anew where its runs are"
+        ) from None
+
+
+def _row(found: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Row`."""
+    known = found["params"] is not None
+    return {
+        **{name: found[name] for name in ("problem", "variant", "scores", "curves")},
+        "seconds": found["seconds_an_epoch"],
+        "cost": Cost(found["params"], found["madds"]) if known else None,
+        "recipe": {**document["recipe"], **found["recipe"]},
+    }
+
+
+def _joined(here: Row, there: Row) -> Row:
+    seconds = {
+        machine: min(one.seconds[machine] for one in (here, there) if machine in one.seconds)
+        for machine in {**there.seconds, **here.seconds}
+    }
+    return replace(
+        here,
+        scores=_by_seed(there.scores, here.scores),
+        curves=_by_seed(there.curves, here.curves),
+        seconds=seconds,
+        cost=here.cost or there.cost,
+    )
+
+
+def _by_seed(there: Mapping[int, T], here: Mapping[int, T]) -> dict[int, T]:
+    return dict(sorted({**there, **here}.items()))
+
+
+def _sizes(
+    study: Study, there: Sequence[SizeRow], here: Sequence[SizeRow], present: Set[Run]
+) -> list[SizeRow]:
+    """`present` are the runs that are here: what is said of them there does not count."""
+    whole: dict[tuple[str, str, str], SizeRow] = {}
+    ways = _ways(study)
+    for rows, left_out in ((there, present), (here, set())):
+        for row in rows:
+            made = whole.setdefault(key := (row.problem, row.name, row.metric), SizeRow(*key))
+            for size, scores in row.scores.items():
+                for seed, score in scores.items():
+                    if (row.problem, ways[row.name], seed) not in left_out:
+                        made.scores[size] = _by_seed(made.scores.get(size, {}), {seed: score})
+    metrics, problems, names = [study.metric, RANKING], [*study.problems] or [""], [*ways]
+    return sorted(
+        (row for row in whole.values() if row.scores),
+        key=lambda row: (metrics.index(row.metric), problems.index(row.problem), names.index(row.name)),
+    )
+
+
+def _distances(
+    study: Study, there: Sequence[DistanceRow], here: Sequence[DistanceRow], present: Set[Run]
+) -> list[DistanceRow]:
+    whole: dict[tuple[str, str, str], DistanceRow] = {}
+    for rows, left_out in ((there, present), (here, set())):
+        for row in rows:
+            made = whole.setdefault(key := (row.problem, row.variant, row.layer), DistanceRow(*key))
+            for seed, heads in row.heads.items():
+                if (row.problem, row.variant, seed) not in left_out:
+                    made.heads = _by_seed(made.heads, {seed: heads})
+    problems, variants = [*study.problems] or [""], [*study.variants]
+    return sorted(
+        (row for row in whole.values() if row.heads),
+        key=lambda row: (problems.index(row.problem), variants.index(row.variant)),
+    )
+
+
+def _ways(study: Study) -> dict[str, str]:
+    """By name of each way to score, the variant whose runs are scored."""
+    return {way: variant for variant in study.variants for way in ways_of(study, variant)}
+
+
+def _name(row: Row) -> str:
+    return "/".join(filter(None, (row.problem, row.variant)))
