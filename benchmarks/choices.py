@@ -31,10 +31,11 @@ Override = dict[str, Any]
 def choosing(override: Override) -> Iterator[None]:
     """Inside, tilings have these fields; `keep` and `logits` are the constants KEEP and LOGITS.
 
-    `passes` is who makes the passes over the logits.
+    `passes` is who makes the passes over the logits; `wide`, whether in whole vectors of AVX-512.
     """
     chosen = tiles.Tiling.of
-    fields = {name: value for name, value in override.items() if name not in ("keep", "logits", "passes")}
+    others = ("keep", "logits", "passes", "wide")
+    fields = {name: value for name, value in override.items() if name not in others}
 
     def of(*arguments: Any) -> tiles.Tiling:
         return dataclasses.replace(chosen(*arguments), **fields)
@@ -48,6 +49,8 @@ def choosing(override: Override) -> Iterator[None]:
             stack.enter_context(patch.object(tiles, "LOGITS", override["logits"]))
         if "passes" in override:
             stack.enter_context(patch.object(fused, "_passes", override["passes"]))
+        if "wide" in override:
+            stack.enter_context(patch.object(fused, "_wide", lambda W: override["wide"]))
         yield
 
 
@@ -99,8 +102,18 @@ def choices() -> dict[str, tuple[str, str, list[Pair]]]:
             "compiled",
             "PyTorch's operators",
             [
-                (AttentionCase(*shape), {"passes": "fused"}, {"passes": "operators"})
-                for shape in ((14, 8), (20, 4), (32, 2), (64, 1, fp32, 2))
+                (AttentionCase(size, batch, dtype, stride), {"passes": "fused"}, {"passes": "operators"})
+                for dtype in (fp32, bf16)
+                for size, batch, stride in ((14, 8, 1), (20, 4, 1), (32, 2, 1), (64, 1, 2))
+            ],
+        ),
+        "vectors of the compiled passes": (
+            "of 512 bits",
+            "of 256 bits",
+            [
+                (AttentionCase(size, batch, dtype, stride), {"wide": True}, {"wide": False})
+                for dtype in (fp32, bf16)
+                for size, batch, stride in ((14, 8, 1), (20, 4, 1), (32, 2, 1), (64, 1, 2))
             ],
         ),
         "logits a tile of a large map": (

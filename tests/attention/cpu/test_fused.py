@@ -90,6 +90,18 @@ def test_fused_they_are_safe_from_overflow_and_tell_nan() -> None:
     assert relative_attention_2d(q, k, v, *tables, (5, 9)).isnan().all()
 
 
+def test_wide_vectors_are_for_rows_that_fill_them_where_there_are_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for flags, found in (
+        ("avx2 avx512f", [True, True, False, False]),
+        ("avx2", [False] * 4),
+        (None, [False] * 4),
+    ):
+        monkeypatch.setattr(fused, "processor", lambda: {} if flags is None else {"flags": flags})  # noqa: B023
+        assert [fused._wide.__wrapped__(W) for W in (16, 64, 20, 8)] == found
+
+
 @needs_compiler
 def test_neither_the_batch_nor_the_threads_change_a_bit() -> None:
     fused.set_passes("fused")
@@ -129,13 +141,14 @@ def test_what_is_built_is_kept_in_the_user_s_own_cache(
 ) -> None:
     assert fused.trouble() is None
     folder = tmp_path / "attneck"
-    (library,) = folder.iterdir()
-    assert library.suffix == ".so"
+    libraries = [*folder.iterdir()]
+    assert len(libraries) == 1 + fused._wide(fused.WIDE)  # another one for wide vectors, where there are any
+    assert {library.suffix for library in libraries} == {".so"}
     assert folder.stat().st_mode & 0o777 == 0o700
     fused._library.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("it was built again"))
-        fused._library()
+        fused._library(False)
     folder.chmod(0o777)  # anybody could have put something there
     assert fused._cache() is None
 

@@ -78,22 +78,31 @@ static Int queries_of(const Tile& t, Int window, Query* queries) {
   return found;
 }
 
-// The softmax of one query's logits, without its last division: e, and 1 over its sum. `columns` is room for W.
+// The softmax of one query's logits, without its last division: e, and 1 over its sum. `columns` is room for 2 (W + 8).
+// The largest logit of each key column is found on the way: one number for all would wait for itself.
 template <typename T>
 static float softmax(const Tile& t, const T* S, const T* of_rows, const T* of_columns, float* e, float* columns) {
   Int N = t.keys(), W = t.W, wide = (W + 7) / 8 * 8;
-  for (Int x = 0; x < W; x++) columns[x] = read(of_columns[x]);
+  float* largest_of = columns + W + 8;
+  for (Int x = 0; x < W; x++) {
+    columns[x] = read(of_columns[x]);
+    largest_of[x] = -__builtin_inff();
+  }
   for (Int y = 0; y < t.H; y++) {
     float row = read(of_rows[y]);
     // Whole vectors: what they write too far to the right is written again by the next row.
     Int end = y < t.H - 1 ? wide : W;
     if (y + 1 < t.H && y * W + wide > N) end = W;
 #pragma omp simd
-    for (Int x = 0; x < end; x++) e[y * W + x] = read(S[y * W + x]) + (row + columns[x]);
+    for (Int x = 0; x < end; x++) {
+      float logit = read(S[y * W + x]) + (row + columns[x]);
+      e[y * W + x] = logit;
+      largest_of[x] = logit > largest_of[x] ? logit : largest_of[x];
+    }
   }
-  float largest = e[0];
+  float largest = largest_of[0];
 #pragma omp simd reduction(max : largest)
-  for (Int i = 0; i < N; i++) largest = e[i] > largest ? e[i] : largest;
+  for (Int x = 0; x < W; x++) largest = largest_of[x] > largest ? largest_of[x] : largest;
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (Int i = 0; i < N; i++) {

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -39,6 +40,9 @@ FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math"),
 )
+WIDE = 16
+"""float32 numbers in a vector of AVX-512. Compilers keep to half of it unless they are told to take it all,
+which pays where a map's rows fill it, and costs where they don't (docs/attention.md)."""
 COMPILERS = ("c++", "g++", "clang++")
 PATIENCE = 120
 """Seconds that a compiler may take; it needs about one."""
@@ -92,8 +96,11 @@ def trouble() -> str | None:
     if compiler() is None:
         return "there is no C++ compiler"
     try:
-        _library()
-        right = all(_right(dtype, bound) for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)))
+        right = all(
+            _right(dtype, bound, map_size)
+            for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2))
+            for map_size in ((5, 11), (5, WIDE))
+        )
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "no message").strip().splitlines()[-1][:150]
         return f"{compiler()} could not build them ({last})"
@@ -185,36 +192,44 @@ def _call(name: str, tile: Tile, *tensors: Tensor | None) -> None:
     first = tensors[0]
     assert first is not None
     assert all(one is None or (one.is_contiguous() and one.dtype == first.dtype) for one in tensors)
-    function = getattr(_library(), f"{name}_{DTYPES[first.dtype]}")
+    function = getattr(_library(_wide(tile.W)), f"{name}_{DTYPES[first.dtype]}")
     pointers = (ctypes.c_void_p(None if one is None else one.data_ptr()) for one in tensors)
     if function(tile, *pointers):
         raise MemoryError("attention's fused passes got no memory for a few rows of logits")
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def _wide(W: int) -> bool:
+    """Whether rows of W fill vectors of AVX-512 that this processor has."""
+    return W % WIDE == 0 and "avx512f" in processor().get("flags", "").split()
+
+
+@cache
+def _library(wide: bool) -> ctypes.CDLL:
     """The functions, built by this machine's compiler for its processor, or taken from the user's cache.
 
-    Raises OSError, CalledProcessError or TimeoutExpired where that fails.
+    `wide` is for whole vectors of AVX-512. Raises OSError, CalledProcessError or TimeoutExpired where that
+    fails.
     """
     built_by = compiler()
     assert built_by is not None
     about = processor()
     on = (built_by, about.get("model name", ""), about.get("flags", ""))
-    told = "\n".join((SOURCE.read_text(), *FLAGS, *on))
+    flags = [*FLAGS, *["-mprefer-vector-width=512"] * wide]
+    told = "\n".join((SOURCE.read_text(), *flags, *on))
     folder = _cache()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="attneck-") as alone:
-            return ctypes.CDLL(str(_build(built_by, Path(alone) / "fused.so")))
+            return ctypes.CDLL(str(_build(built_by, flags, Path(alone) / "fused.so")))
     path = folder / f"fused-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
-    return ctypes.CDLL(str(path if path.exists() else _build(built_by, path)))
+    return ctypes.CDLL(str(path if path.exists() else _build(built_by, flags, path)))
 
 
-def _build(built_by: str, path: Path) -> Path:
+def _build(built_by: str, flags: Sequence[str], path: Path) -> Path:
     """Compile SOURCE to `path`, whole or not at all: several processes may be at it."""
     with tempfile.TemporaryDirectory(dir=path.parent) as aside:
         made = Path(aside) / path.name
-        command = [built_by, *FLAGS, str(SOURCE), "-o", str(made)]
+        command = [built_by, *flags, str(SOURCE), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
         os.replace(made, path)
     return path
@@ -232,12 +247,12 @@ def _cache() -> Path | None:
     return folder if own and os.access(folder, os.W_OK) else None
 
 
-def _right(dtype: torch.dtype, bound: float) -> bool:
+def _right(dtype: torch.dtype, bound: float, map_size: tuple[int, int]) -> bool:
     """Whether both functions agree with their formulas in float64 on a small tile, pooled and not.
 
-    One logit is huge, and the map's sides are odd.
+    One logit is huge, and the rows are of an odd number. For a map of at least five rows.
     """
-    g, r, y, (H, W) = 2, 3, 2, (5, 11)
+    g, r, y, (H, W) = 2, 3, 2, map_size
     n, N = r * W, H * W
     generator = torch.Generator("cpu").manual_seed(0)
 
