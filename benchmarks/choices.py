@@ -84,7 +84,11 @@ def choices() -> dict[str, tuple[str, str, list[Pair]]]:
             "columns of q and k",
             "added",
             [
-                (AttentionCase(size, batch, dtype), {"columns": True}, {"columns": False})
+                (
+                    AttentionCase(size, batch, dtype),
+                    {"columns": True, "fused": False},
+                    {"columns": False, "fused": False},
+                )
                 for dtype in (fp32, bf16)
                 for size, batch in ((7, 32), (10, 16), (14, 8), (20, 4), (28, 2), (32, 2))
             ],
