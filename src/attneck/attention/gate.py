@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from attneck.attention import twice
+from attneck.attention.cpu import gate_passes
+from attneck.attention.cpu.build import DTYPES
+from attneck.attention.cpu.fused import passes
 from attneck.attention.graph import in_a_graph, transformed
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -194,6 +197,9 @@ def _forward(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Ten
     out = torch.empty_like(x, dtype=dtype, memory_format=_format(channels_last))
     maps, results = _matrices(x, channels_last), _matrices(out, channels_last)  # [B, O, I] each
     rows, columns = _sides(c, p, channels_last, dtype)  # [B, O, 1], [B, 1, I]
+    if rows is not None and columns is not None and _compiled(x, dtype):
+        gate_passes.weigh(maps, rows[:, :, 0], columns[:, 0], combine, results)
+        return out
     for b, o in _pieces(maps):
         piece = maps[b, o].to(dtype)  # [n, o, I]
         weights = _sigmoid(_cut(rows, b, o), _cut(columns, b), combine)  # [n, o, I], [n, o, 1] or [n, 1, I]
@@ -214,7 +220,18 @@ def _backward(
     to_rows, to_columns = (
         None if side is None else torch.zeros_like(side, dtype=sums) for side in (rows, columns)
     )
-    for b, o in _pieces(maps):
+    pieces = _pieces(maps)
+    if rows is not None and columns is not None and _compiled(x, dtype):
+        to_rows, to_columns = gate_passes.gradients(
+            maps,
+            rows[:, :, 0],
+            columns[:, 0],
+            combine,
+            above.to(dtype),
+            torch.empty_like(maps) if to_maps is None else to_maps,
+        )
+        pieces = iter(())
+    for b, o in pieces:
         g, row, column = above[b, o], _cut(rows, b, o), _cut(columns, b)
         weights = _sigmoid(row, column, combine)
         if to_maps is not None:
@@ -238,6 +255,11 @@ def _backward(
     if to_p is not None and wanted[2]:
         dp.copy_(to_p.view_as(dp))
     return dx, dc, dp
+
+
+def _compiled(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether compiled functions make the passes: of a map on the CPU whose dtype is the result's."""
+    return x.device.type == "cpu" and x.dtype == dtype and dtype in DTYPES and passes() == "fused"
 
 
 def _in_channels_last(x: Tensor) -> bool:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from attneck.attention import choose
-from attneck.layers import MHSA2d
+from attneck.layers import BAM, MHSA2d
 from attneck.training.recipe import Recipe
 from attneck.training.step import precision
 
@@ -25,3 +25,8 @@ def attention_ways(model: nn.Module, recipe: Recipe, device: torch.device) -> st
                     way = choose(q, (H, W), content=layer.content, gradients=True).name
                 found[f"{H}x{W} {way}"] = None
     return ", ".join(found)
+
+
+def compiles_passes(model: nn.Module, device: torch.device) -> bool:
+    """Whether compiled passes could take part in its numbers: it has attention or BAM, on the CPU."""
+    return device.type == "cpu" and any(isinstance(layer, (BAM, MHSA2d)) for layer in model.modules())

@@ -65,13 +65,14 @@ def start(
     everyone: World,
     held: ExitStack,
     ways: Callable[[], str],
+    has_passes: bool,
 ) -> Start:
     """Take the run's folder until `held` ends, and write what the run is made from.
 
-    On resume the run there is compared with this one, and its library of products, its passes over the logits
-    and what was asked of its attention are kept: others round otherwise. `ways` says how the model's
-    attention is computed. A worker that torchrun starts anew finds the folder that it took, and goes on by
-    itself.
+    On resume the run there is compared with this one, and its library of products, its compiled passes and
+    what was asked of its attention are kept: others round otherwise. `ways` says how the model's attention is
+    computed, `has_passes` whether passes over its maps may be compiled ones. A worker that torchrun starts
+    anew finds the folder that it took, and goes on by itself.
 
     Raises:
         UserError: a folder that cannot be made or is taken, that holds a run already or none to resume, or
@@ -109,10 +110,10 @@ def start(
     with user_mistakes():
         set_attention(asked)
         taken = ways()
-        over_logits: str | None = None
-        if taken and everyone.device.type == "cpu":
-            # Before they were recorded, there were PyTorch's operators alone.
-            over_logits = before.get("attention_passes", "operators") if goes_on else passes()
+        made: str | None = None
+        if has_passes:
+            # Before they were recorded, of this network too, there were PyTorch's operators alone.
+            made = before.get("attention_passes") or "operators" if goes_on else passes()
     if goes_on and (earlier := before.get("attention_ways", taken)) != taken:
         _say(
             f"{folder} goes on with other ways of computing attention ({taken or 'none'}; before: "
@@ -120,7 +121,7 @@ def start(
         )
     now = environment() | {
         "float32_products": products,
-        "attention_passes": over_logits,
+        "attention_passes": made,
         "attention": asked,
         "attention_ways": taken,
     }
@@ -131,7 +132,7 @@ def start(
         write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
         for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
             write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
-    return Start(folder, facts, products, over_logits, asked, goes_on)
+    return Start(folder, facts, products, made, asked, goes_on)
 
 
 def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:

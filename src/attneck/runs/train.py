@@ -30,7 +30,7 @@ from attneck.measure.meta import check_logits
 from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
 from attneck.runs import pictures, snapshots
-from attneck.runs.attention_ways import attention_ways
+from attneck.runs.attention_ways import attention_ways, compiles_passes
 from attneck.runs.run import Run
 from attneck.runs.split import write_split
 from attneck.runs.start import Start, Wish, start
@@ -118,7 +118,8 @@ def train(
         held.enter_context(in_same_bits())
         held.enter_context(convolutions_in_same_bits())
         ways = partial(attention_ways, model, recipe, everyone.device)
-        begun = _start_once(everyone, partial(start, task, recipe, facts, wish, everyone, held, ways))
+        begins = partial(start, task, recipe, facts, wish, everyone, held, ways)
+        begun = _start_once(everyone, partial(begins, compiles_passes(model, everyone.device)))
         folder = begun.folder
         if everyone.rank == 0:
             write_split(folder, task)

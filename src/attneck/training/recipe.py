@@ -74,8 +74,8 @@ class Model(Part):
     may start from another detector, or from a classifier. Tensors that fit by name and shape are taken."""
     pretrained: Text | None = None
     """timm's weights that it starts from, by timm's name, such as resnet50.a1_in1k: downloaded once, then in
-    the run's checkpoint. They fill what fits, a detector's backbone say. Images are normalised for them; their
-    size, crop and interpolation are the recipe's, which may differ from those that timm scores them by."""
+    the run's checkpoint. They fill what fits, a detector's backbone say. Images are normalised for them;
+    size, crop and interpolation are the recipe's, which may differ from what timm scores them by."""
     surgery: Literal["none", "adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
     """Classifiers: the function of `attneck.surgery` that changes the model before training."""
     surgery_options: dict[Text, Value] = {}

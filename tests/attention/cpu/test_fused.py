@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attneck.attention import reference, relative_attention_2d
-from attneck.attention.cpu import choice, fused, products, tiles
+from attneck.attention.cpu import build, choice, fused, products, tiles
 from attneck.layers import MHSA2d
 
 operator = importlib.import_module("attneck.attention.cpu.operator")
@@ -29,10 +29,10 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
 def builds_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The cache is empty, and nothing is known of the compiler."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for function in (fused.trouble, fused._library):
+    for function in (fused.trouble, build.library):
         function.cache_clear()
     yield
-    for function in (fused.trouble, fused._library):
+    for function in (fused.trouble, build.library):
         function.cache_clear()
 
 
@@ -98,8 +98,8 @@ def test_wide_vectors_are_for_rows_that_fill_them_where_there_are_any(
         ("avx2", [False] * 4),
         (None, [False] * 4),
     ):
-        monkeypatch.setattr(fused, "processor", lambda: {} if flags is None else {"flags": flags})  # noqa: B023
-        assert [fused._wide.__wrapped__(W) for W in (16, 64, 20, 8)] == found
+        monkeypatch.setattr(build, "processor", lambda: {} if flags is None else {"flags": flags})  # noqa: B023
+        assert [build.wide.__wrapped__(W) for W in (16, 64, 20, 8)] == found
 
 
 @needs_compiler
@@ -142,23 +142,25 @@ def test_what_is_built_is_kept_in_the_user_s_own_cache(
     assert fused.trouble() is None
     folder = tmp_path / "attneck"
     libraries = [*folder.iterdir()]
-    assert len(libraries) == 1 + fused._wide(fused.WIDE)  # another one for wide vectors, where there are any
+    assert len(libraries) == 2 * (
+        1 + build.wide(build.WIDE)
+    )  # two more for wide vectors, where there are any
     assert {library.suffix for library in libraries} == {".so"}
     assert folder.stat().st_mode & 0o777 == 0o700
-    fused._library.cache_clear()
+    build.library.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("it was built again"))
-        fused._library(False)
+        build.library(fused.SOURCE, False)
     folder.chmod(0o777)  # anybody could have put something there
-    assert fused._cache() is None
+    assert build._cache() is None
 
 
 @needs_compiler
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("1.0f;\n  uint32_t bits;", "2.0f;\n  uint32_t bits;", "gives wrong numbers"),
-        ("using Int = int64_t;", "using Int = int65_t;", "could not build them"),
+        ("return 1 / sum;", "return 2 / sum;", "gives wrong numbers"),
+        ("struct Query {", "struc Query {", "could not build them"),
         ("gradients_##T", "other_##T", "could not be built or loaded"),
     ],
     ids=["wrong", "does not compile", "lacks a function"],
@@ -170,6 +172,7 @@ def test_what_is_wrong_or_fails_is_left_out_with_one_warning(
     assert text.count(old) == 1
     source = tmp_path / "broken.cpp"
     source.write_text(text.replace(old, new))
+    (tmp_path / "floats.h").write_bytes(fused.SOURCE.with_name("floats.h").read_bytes())
     monkeypatch.setattr(fused, "SOURCE", source)
     with pytest.warns(UserWarning, match=says) as warned:
         fused.passes()

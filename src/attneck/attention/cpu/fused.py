@@ -11,13 +11,9 @@ and set it again.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import shutil
 import subprocess
-import tempfile
 import warnings
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,27 +21,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from attneck.processor import processor
+from attneck.attention.cpu import gate_passes
+from attneck.attention.cpu.build import WIDE, call, compiler
 
 Passes = Literal["fused", "operators"]
 
 VARIABLE = "ATTNECK_PASSES"
 """The environment variable that overrides the choice."""
 
-DTYPES = {torch.float32: "float", torch.bfloat16: "BFloat16"}
-"""What the functions are built for, and how fused.cpp calls it."""
-
 SOURCE = Path(__file__).with_name("fused.cpp")
-FLAGS = (
-    *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
-    *("-fno-math-errno", "-fno-trapping-math"),
-)
-WIDE = 16
-"""float32 numbers in a vector of AVX-512. Compilers keep to half of it unless they are told to take it all,
-which pays where a map's rows fill it, and costs where they don't (docs/attention.md)."""
-COMPILERS = ("c++", "g++", "clang++")
-PATIENCE = 120
-"""Seconds that a compiler may take; it needs about one."""
 
 _passes: Passes | None = None
 
@@ -81,13 +65,8 @@ def set_passes(name: str | None) -> None:
             f"{VARIABLE} sets it too), or mend that"
         )
     if name is None and why_not and compiler():  # a machine without a compiler is nothing to warn of
-        warnings.warn(f"attention takes PyTorch's operators for its passes: {why_not}", stacklevel=2)
+        warnings.warn(f"attention and BAM take PyTorch's operators for their passes: {why_not}", stacklevel=2)
     _passes = "operators" if name == "operators" or why_not else "fused"
-
-
-def compiler() -> str | None:
-    """The C++ compiler's path: that of the variable CXX, or the first of COMPILERS; None without one."""
-    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))), None)
 
 
 @cache
@@ -101,6 +80,7 @@ def trouble() -> str | None:
             for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2))
             for map_size in ((5, 11), (5, WIDE))
         )
+        right = right and gate_passes.right()
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "no message").strip().splitlines()[-1][:150]
         return f"{compiler()} could not build them ({last})"
@@ -191,60 +171,9 @@ def _call(name: str, tile: Tile, *tensors: Tensor | None) -> None:
     """Call a function of fused.cpp with these tensors, all dense and of one dtype; None is a null pointer."""
     first = tensors[0]
     assert first is not None
-    assert all(one is None or (one.is_contiguous() and one.dtype == first.dtype) for one in tensors)
-    function = getattr(_library(_wide(tile.W)), f"{name}_{DTYPES[first.dtype]}")
-    pointers = (ctypes.c_void_p(None if one is None else one.data_ptr()) for one in tensors)
-    if function(tile, *pointers):
+    assert all(one is None or one.dtype == first.dtype for one in tensors)
+    if call(SOURCE, name, first.dtype, tile.W, tile, *tensors):
         raise MemoryError("attention's fused passes got no memory for a few rows of logits")
-
-
-@cache
-def _wide(W: int) -> bool:
-    """Whether rows of W fill vectors of AVX-512 that this processor has."""
-    return W % WIDE == 0 and "avx512f" in processor().get("flags", "").split()
-
-
-@cache
-def _library(wide: bool) -> ctypes.CDLL:
-    """The functions, built by this machine's compiler for its processor, or taken from the user's cache.
-
-    `wide` is for whole vectors of AVX-512. Raises OSError, CalledProcessError or TimeoutExpired where that
-    fails.
-    """
-    built_by = compiler()
-    assert built_by is not None
-    about = processor()
-    on = (built_by, about.get("model name", ""), about.get("flags", ""))
-    flags = [*FLAGS, *["-mprefer-vector-width=512"] * wide]
-    told = "\n".join((SOURCE.read_text(), *flags, *on))
-    folder = _cache()
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="attneck-") as alone:
-            return ctypes.CDLL(str(_build(built_by, flags, Path(alone) / "fused.so")))
-    path = folder / f"fused-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
-    return ctypes.CDLL(str(path if path.exists() else _build(built_by, flags, path)))
-
-
-def _build(built_by: str, flags: Sequence[str], path: Path) -> Path:
-    """Compile SOURCE to `path`, whole or not at all: several processes may be at it."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-        made = Path(aside) / path.name
-        command = [built_by, *flags, str(SOURCE), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
-        os.replace(made, path)
-    return path
-
-
-def _cache() -> Path | None:
-    """The user's own folder for what was built; None where there is none that nobody else can write to."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "attneck"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        about = folder.stat()
-    except (OSError, RuntimeError):
-        return None
-    own = about.st_uid == os.getuid() and not about.st_mode & 0o022
-    return folder if own and os.access(folder, os.W_OK) else None
 
 
 def _right(dtype: torch.dtype, bound: float, map_size: tuple[int, int]) -> bool:

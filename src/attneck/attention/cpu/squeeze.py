@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from attneck.attention import twice
+from attneck.attention.cpu.build import DTYPES
 from attneck.attention.cpu.choice import float32_products
+from attneck.attention.cpu.fused import passes
+from attneck.attention.cpu.gate_passes import column_sums
 from attneck.attention.cpu.products import inner_product, product
 from attneck.attention.gate import Handover, gate_handing_over
 
@@ -71,7 +74,7 @@ class _Squeeze(torch.autograd.Function):
             else:
                 reduced = tokens @ weight.T  # [B, N, m]
             token = torch.zeros(1, dtype=torch.float32, device="cpu")
-            return token, _mean(x), reduced.add_(bias)
+            return token, _mean_at_once(x), reduced.add_(bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -105,6 +108,14 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def _mean_at_once(x: Tensor) -> Tensor:
+    """`_mean` without a derivative, in one pass where compiled functions make it."""
+    tokens = _tokens(x, x.dtype)  # [B, N, C]
+    if x.dtype in DTYPES and tokens.is_contiguous() and passes() == "fused":
+        return column_sums(tokens).div_(tokens.shape[1])
+    return _mean(x)
+
+
 def _add(grad: Tensor, of_mean: Tensor, of_reduced: Tensor, weight: Tensor) -> None:
     """Add to grad [B, C, H, W] the gradients that come by the mean [B, C] and the projection [B, N, m]."""
     (B, N, _), (m, C) = of_reduced.shape, weight.shape
@@ -117,8 +128,10 @@ def _weight_gradient(of_reduced: Tensor, tokens: Tensor) -> Tensor:
     """[B, N, m], [B, N, C] -> [m, C]."""
     if not tokens.is_contiguous():
         return (of_reduced.transpose(1, 2) @ tokens).sum(0)
-    all_tokens = tokens.flatten(0, 1)[None]  # [1, B*N, C]
-    return inner_product(all_tokens, of_reduced.flatten(0, 1)[None], _by_onednn(tokens))[0].T
+    all_tokens, of_all = tokens.flatten(0, 1), of_reduced.flatten(0, 1)  # [B*N, C], [B*N, m]
+    if not _by_onednn(tokens):
+        return of_all.T @ all_tokens
+    return inner_product(all_tokens[None], of_all[None], True)[0].T
 
 
 def _tokens(x: Tensor, dtype: torch.dtype) -> Tensor:

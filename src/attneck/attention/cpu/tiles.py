@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attneck.attention.cpu import fused
+from attneck.attention.cpu.build import DTYPES
 from attneck.attention.cpu.choice import float32_products
 from attneck.attention.cpu.products import product
 
@@ -53,7 +54,7 @@ class Tiling:
         B, h, N, d = q.shape
         short = q.dtype in (torch.bfloat16, torch.float16)
         onednn = q.dtype == torch.float32 and N >= 144 and float32_products() == "onednn"
-        fuses = k is not None and q.dtype in fused.DTYPES and fused.passes() == "fused"
+        fuses = k is not None and q.dtype in DTYPES and fused.passes() == "fused"
         # Wide rows add fast; in half precision, columns also save the logits a rounding.
         columns = k is not None and not fuses and (W % 32 != 0 if short else W < 14)
         if N > KEEP:

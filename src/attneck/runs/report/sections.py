@@ -223,7 +223,7 @@ def cost(story: Story) -> Html:
 ENVIRONMENT = {
     "gpu": "GPU",
     "float32_products": "Library of float32 products",
-    "attention_passes": "Passes over attention's logits on the CPU",
+    "attention_passes": "Passes of attention and BAM on the CPU",
     "attention": "Attention asked for",
     "attention_ways": "Attention computed by",
     "torch_threads": "Threads",
