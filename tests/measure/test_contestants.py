@@ -5,6 +5,7 @@ from typing import Literal
 import pytest
 import torch
 
+from attneck.attention import gate
 from attneck.layers import BAM, MHSA2d
 from attneck.measure import contestants
 from attneck.measure.contestants import AttentionCase, BAMCase
@@ -45,6 +46,26 @@ def test_everybody_in_a_bam_case_runs(name: str, part: Literal["gate", "module"]
     assert result.shape == (2, 32, 4, 4)
     assert result.dtype == torch.bfloat16
     contestants.bam_call(case, name, "forward+backward")()
+
+
+@pytest.mark.parametrize("part", ["gate", "module"])
+def test_who_is_compiled_is_who_is_named(
+    part: Literal["gate", "module"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[torch.nn.Module] = []
+    monkeypatch.setattr(contestants.torch, "compile", lambda layer: given.append(layer) or layer)
+    case, small = BAMCase(32, 4, 2, part=part), AttentionCase(4, 2, channels=16)
+    for name in contestants.bam_names(compiled=True):
+        contestants.bam_call(case, name, "forward")()
+    for name in contestants.attention_names(compiled=True):
+        contestants.attention_call(small, name, "forward")()
+    ours, expanded, mhsa, *others = given
+    if part == "gate":
+        assert [one.function for one in (ours, expanded)] == [gate, contestants.expanded_gate]
+    else:
+        assert [type(one) for one in (ours, expanded)] == [BAM, contestants.ExpandedBAM]
+    assert type(mhsa) is MHSA2d
+    assert not any(isinstance(other, MHSA2d) for other in others)
 
 
 def test_compiled_is_named_so() -> None:

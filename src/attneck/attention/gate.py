@@ -5,7 +5,8 @@ O outer and I inner: C x HW, or HW x C in channels_last. One branch then speaks 
 the columns, so one formula does for both formats.
 
 The gate keeps x and what the branches said, and computes its weights again for backward. On the CPU it works
-in pieces that stay in the cache. A compiler is given the formula instead, which it fuses by itself; so are
+in one compiled pass each way (`cpu/gate_passes.py`), which a compiler's graph has as one operator; without
+these, in pieces that stay in the cache, and a compiler is given the formula, which it fuses by itself. So are
 `torch.func`'s transforms, forward-mode derivatives and second derivatives, which need PyTorch's operations.
 """
 
@@ -20,7 +21,7 @@ from attneck.attention import twice
 from attneck.attention.cpu import gate_passes
 from attneck.attention.cpu.build import DTYPES
 from attneck.attention.cpu.fused import passes
-from attneck.attention.graph import in_a_graph, transformed
+from attneck.attention.graph import being_exported, in_a_graph, no_second_derivative, transformed
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
@@ -89,7 +90,13 @@ def gate(
     """
     _check(x, c, p, combine)
     check_backend(backend)
-    if backend == "plain" or in_a_graph() or transformed() or x.numel() == 0:
+    if backend == "plain" or transformed() or x.numel() == 0:
+        return _plain(x, c, p, combine)
+    if in_a_graph():
+        both = c is not None and p is not None
+        if both and not being_exported() and _compiled(x, _dtype(x, c, p)):
+            in_graph: Tensor = _operator(x, c, p, combine)
+            return in_graph
         return _plain(x, c, p, combine)
     out: Tensor = _Gate.apply(x, c, p, combine, None, None)
     return out
@@ -192,9 +199,51 @@ class _Gate(torch.autograd.Function):
         return dx, dc, dp, None, None, None
 
 
+@torch.library.custom_op("attneck::gate_cpu", mutates_args=(), device_types="cpu")
+def _operator(x: Tensor, c: Tensor, p: Tensor, combine: str) -> Tensor:
+    """`gate` on the CPU with both branches, in a compiler's graph."""
+    return _forward(x, c, p, combine)
+
+
+@_operator.register_fake
+def _(x: Tensor, c: Tensor, p: Tensor, combine: str) -> Tensor:
+    return _result(x, _dtype(x, c, p))
+
+
+@torch.library.custom_op("attneck::gate_cpu_backward", mutates_args=(), device_types="cpu")
+def _operator_backward(
+    grad: Tensor, x: Tensor, c: Tensor, p: Tensor, combine: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, c and p from the result's."""
+    return _backward(grad, x, c, p, combine, (True, True, True))
+
+
+@_operator_backward.register_fake
+def _(grad: Tensor, x: Tensor, c: Tensor, p: Tensor, combine: str) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(x, c, p, (True, True, True))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.combine = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _of_operator(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_operator_backward(grad, *ctx.saved_tensors, ctx.combine), None
+
+
+_operator.register_autograd(_of_operator, setup_context=_save)
+_operator_backward.register_autograd(no_second_derivative)
+
+
+def _result(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for the gated map, in x's format."""
+    return torch.empty_like(x, dtype=dtype, memory_format=_format(_in_channels_last(x)))
+
+
 def _forward(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tensor:
     channels_last, dtype = _in_channels_last(x), _dtype(x, c, p)
-    out = torch.empty_like(x, dtype=dtype, memory_format=_format(channels_last))
+    out = _result(x, dtype)
     maps, results = _matrices(x, channels_last), _matrices(out, channels_last)  # [B, O, I] each
     rows, columns = _sides(c, p, channels_last, dtype)  # [B, O, 1], [B, 1, I]
     if rows is not None and columns is not None and _compiled(x, dtype):

@@ -150,7 +150,7 @@ def bam_names(compiled: bool) -> list[str]:
 
 def bam_call(case: BAMCase, name: str, direction: Direction, device: str = "cpu") -> Callable[[], object]:
     """One call of `name` in `case`, as `attention_call`."""
-    compiled, ours = name.endswith(COMPILED), name == OURS
+    compiled, ours = name.endswith(COMPILED), name.removesuffix(COMPILED) == OURS
     layer = _Gate(case, ours) if case.part == "gate" else (BAM if ours else ExpandedBAM)(case.channels)
     x = torch.randn(case.batch, case.channels, case.size, case.size)
     return _call(layer, x, True, compiled, case.dtype, direction, device)

@@ -161,3 +161,34 @@ def test_a_wrong_one_is_left_out_with_one_warning(tmp_path: Path, monkeypatch: p
             assert fused.passes() == "operators"
     finally:
         fused.trouble.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("way", ["fused", "operators"])
+def test_in_a_compiler_s_graph_they_are_one_operator(way: str, memory_format: torch.memory_format) -> None:
+    fused.set_passes(way)
+    torch._dynamo.reset()
+    graphs = []
+
+    def kept(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    leaves = problem((2, 6, 5, 4), torch.float32, memory_format)
+    compiled = torch.compile(gate, backend=kept, fullgraph=True)
+    results_of_both = [results(leaves, "sum", function) for function in (gate, compiled)]
+    for one, other in zip(*results_of_both, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert one.stride() == other.stride()
+    ours = any("attneck" in str(node.target) for node in graphs[0].graph.nodes)
+    assert ours == (way == "fused")
+
+
+def test_the_operator_is_as_pytorch_wants_it() -> None:
+    """Its shapes, strides and gradients, for any dtypes."""
+    for dtype in (torch.float32, torch.float64):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            given = [leaf.to(dtype).requires_grad_() for leaf in problem((2, 3, 4, 5), dtype, memory_format)]
+            torch.library.opcheck(torch.ops.attneck.gate_cpu.default, (*given, "sum"))

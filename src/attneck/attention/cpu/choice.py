@@ -11,6 +11,7 @@ Measured, MKL's time over oneDNN's, one thread, products of 256 to 1024 a side (
 | AMD Zen 5 (family 26) | yes | above 2 | oneDNN |
 | AMD Zen 4 (family 25) | yes | about 1 | MKL |
 | AMD Zen 3 (family 25) | no | 0.93 to 1.00, and 0.6 on small operands | MKL |
+| Intel (family 6, model 167) | yes | 0.91 to 0.99, and 0.8 on small operands | MKL |
 | all others | | not measured | MKL |
 
 The likely reason: MKL keeps to AVX2 on AMD's processors. That costs half on Zen 5, and little on Zen 4, which

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from attneck.attention.cpu import gate_passes
 from attneck.attention.cpu.build import WIDE, call, compiler
+from attneck.attention.graph import constant
 
 Passes = Literal["fused", "operators"]
 
@@ -34,6 +35,7 @@ SOURCE = Path(__file__).with_name("fused.cpp")
 _passes: Passes | None = None
 
 
+@constant
 def passes() -> Passes:
     """What is in use: "fused", or "operators" for PyTorch's. The first call decides for the process.
 
