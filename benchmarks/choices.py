@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 
-from attneck.attention.cpu import build, choice, fused, tiles
+from attneck.attention.cpu import build, choice, passes, tiles
 from attneck.attention.cpu import operator as cpu
 from attneck.measure.contestants import OURS, AttentionCase, attention_call
 from attneck.measure.memory import peak_elsewhere
@@ -48,7 +48,7 @@ def choosing(override: Override) -> Iterator[None]:
         if "logits" in override:
             stack.enter_context(patch.object(tiles, "LOGITS", override["logits"]))
         if "passes" in override:
-            stack.enter_context(patch.object(fused, "_passes", override["passes"]))
+            stack.enter_context(patch.object(passes, "_passes", override["passes"]))
         if "wide" in override:
             stack.enter_context(patch.object(build, "wide", lambda columns: override["wide"]))
         yield

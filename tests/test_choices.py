@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attneck.attention.cpu import choice, fused
+from attneck.attention.cpu import choice, passes
 from attneck.measure.contestants import OURS, attention_call
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "choices.py"
@@ -22,7 +22,7 @@ def choices():
 
 
 def test_both_ways_of_every_choice_compute_the_same(choices, monkeypatch) -> None:
-    if not choice.onednn_works() or fused.trouble():
+    if not choice.onednn_works() or passes.trouble():
         pytest.skip("one of the ways is not there")
     monkeypatch.setattr(choices.tiles, "KEEP", 100)  # 16x16 is a large map
     for this, that, pairs in choices.choices().values():

@@ -151,38 +151,38 @@ def test_a_resumed_run_keeps_its_library_of_products(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cifar_resnet20_bot", "cifar_resnet20_bam"])
 def test_a_resumed_run_keeps_its_compiled_passes(name, tmp_path, monkeypatch):
-    from attneck.attention.cpu import fused
+    from attneck.attention.cpu import passes
 
     part = {"name": name, "options": {"depths": [1, 1, 1]}}
     recipe = Recipe.model_validate(TINY | {"model": part})
-    monkeypatch.setattr(fused, "_passes", "operators")
-    monkeypatch.setattr(fused, "trouble", lambda: None)
+    monkeypatch.setattr(passes, "_passes", "operators")
+    monkeypatch.setattr(passes, "trouble", lambda: None)
     runs.train(recipe, tmp_path)
     file = tmp_path / "environment.json"
     assert json.loads(file.read_text())["attention_passes"] == "operators"
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     runs.train(recipe, tmp_path, resume=True)
-    assert fused.passes() == "operators"
+    assert passes.passes() == "operators"
     file.write_text(
         file.read_text().replace('"attention_passes": "operators"', '"attention_passes": "fused"')
     )
     runs.train(recipe, tmp_path, resume=True)
-    assert fused.passes() == "fused"
+    assert passes.passes() == "fused"
     recorded = file.read_text()
     file.write_text(recorded.replace('"attention_passes": "fused"', '"attention_passes": null'))
     runs.train(recipe, tmp_path, resume=True)  # of a version that recorded none for BAM, and had none
-    assert fused.passes() == "operators"
+    assert passes.passes() == "operators"
     file.write_text(recorded)
-    monkeypatch.setattr(fused, "trouble", lambda: "there is no C++ compiler")
+    monkeypatch.setattr(passes, "trouble", lambda: "there is no C++ compiler")
     with pytest.raises(UserError, match=r"fused passes were asked for, but there is no C\+\+ compiler"):
         runs.train(recipe, tmp_path, resume=True)
 
 
 def test_a_run_without_attention_builds_nothing_for_it(tmp_path, monkeypatch):
-    from attneck.attention.cpu import fused
+    from attneck.attention.cpu import passes
 
-    monkeypatch.setattr(fused, "_passes", None)
-    monkeypatch.setattr(fused, "trouble", lambda: pytest.fail("the compiler was asked"))
+    monkeypatch.setattr(passes, "_passes", None)
+    monkeypatch.setattr(passes, "trouble", lambda: pytest.fail("the compiler was asked"))
     part = {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}}
     runs.train(Recipe.model_validate(TINY | {"model": part}), tmp_path)
     assert json.loads((tmp_path / "environment.json").read_text())["attention_passes"] is None

@@ -20,7 +20,7 @@ from torch import Tensor
 from attneck.attention import twice
 from attneck.attention.cpu import gate_passes
 from attneck.attention.cpu.build import DTYPES
-from attneck.attention.cpu.fused import passes
+from attneck.attention.cpu.passes import passes
 from attneck.attention.graph import being_exported, in_a_graph, no_second_derivative, transformed
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -121,7 +121,7 @@ def bench(
 
     from attneck.attention.choice import attention
     from attneck.attention.cpu.choice import float32_products
-    from attneck.attention.cpu.fused import passes
+    from attneck.attention.cpu.passes import passes
     from attneck.files import write_atomic
     from attneck.measure import contestants
     from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling

@@ -15,7 +15,7 @@ from typing import Any
 
 from attneck.attention.choice import attention, set_attention
 from attneck.attention.cpu.choice import float32_products
-from attneck.attention.cpu.fused import passes
+from attneck.attention.cpu.passes import passes
 from attneck.data.fingerprint import changes, shortened
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from attneck.attention.choice import in_same_bits, set_attention
 from attneck.attention.cpu.choice import emulated, set_float32_products
-from attneck.attention.cpu.fused import set_passes
+from attneck.attention.cpu.passes import set_passes
 from attneck.data import loader
 from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of

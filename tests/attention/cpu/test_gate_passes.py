@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attneck.attention import gate, reference
-from attneck.attention.cpu import build, fused, gate_passes
+from attneck.attention.cpu import build, gate_passes, passes
 from attneck.attention.cpu.squeeze import squeeze
 from attneck.layers import BAM
 
@@ -17,8 +17,8 @@ needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="there is n
 @pytest.fixture(autouse=True)
 def chosen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Compiled passes; what a test chooses is forgotten after it."""
-    monkeypatch.setattr(fused, "_passes", None)
-    monkeypatch.delenv(fused.VARIABLE, raising=False)
+    monkeypatch.setattr(passes, "_passes", None)
+    monkeypatch.delenv(passes.VARIABLE, raising=False)
 
 
 def problem(
@@ -42,7 +42,7 @@ def results(leaves: list[torch.Tensor], combine: str, function=gate) -> list[tor
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("combine", ["sum", "prod", "max"])
 def test_they_give_the_oracle_s_numbers_on_any_map(combine: str, memory_format: torch.memory_format) -> None:
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     for shape in ((1, 1, 1, 1), (2, 5, 3, 7), (3, 16, 8, 4), (2, 70, 9, 9), (1, 3, 13, 16)):
         for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
             leaves = problem(shape, dtype, memory_format)
@@ -56,7 +56,7 @@ def test_they_give_the_oracle_s_numbers_on_any_map(combine: str, memory_format: 
 @needs_compiler
 def test_they_are_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """In both formats; not for float64, one branch, or a map of a narrower dtype than its logits."""
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     called: list[str] = []
     real = gate_passes._call
     monkeypatch.setattr(gate_passes, "_call", lambda name, *rest: (called.append(name), real(name, *rest)))
@@ -68,7 +68,7 @@ def test_they_are_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     gate(x, c, None)
     gate(x.bfloat16(), c, p)
     assert called == []
-    fused.set_passes("operators")
+    passes.set_passes("operators")
     results([x, c, p], "sum")
     assert called == []
 
@@ -78,7 +78,7 @@ def test_both_ways_agree_and_threads_change_no_bit() -> None:
     leaves = problem((3, 20, 15, 13), torch.float32, torch.channels_last)
     found = {}
     for way in ("operators", "fused"):
-        fused.set_passes(way)
+        passes.set_passes(way)
         found[way] = results(leaves, "sum")
     for one, other in zip(*found.values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -92,7 +92,7 @@ def test_both_ways_agree_and_threads_change_no_bit() -> None:
 
 @needs_compiler
 def test_logits_without_bound_saturate_and_nan_is_told() -> None:
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     x, c, p = (
         torch.ones(1, 4, 2, 2),
         torch.tensor([[1e4, -1e4, float("inf"), -float("inf")]]),
@@ -106,7 +106,7 @@ def test_logits_without_bound_saturate_and_nan_is_told() -> None:
 
 @needs_compiler
 def test_only_the_gradients_that_are_needed_are_given() -> None:
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     every = results(problem((2, 6, 5, 4), torch.float32, torch.channels_last), "sum")[1:]
     for wanted in itertools.product([False, True], repeat=3):
         if not any(wanted):
@@ -122,7 +122,7 @@ def test_only_the_gradients_that_are_needed_are_given() -> None:
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_means_are_exact_to_float32(dtype: torch.dtype) -> None:
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     torch.manual_seed(0)
     x = (torch.randn(2, 16, 30, 29) + 5).to(dtype).contiguous(memory_format=torch.channels_last)
     mean = squeeze(x, torch.randn(4, 16, 1, 1).to(dtype), torch.zeros(4)).mean
@@ -132,7 +132,7 @@ def test_means_are_exact_to_float32(dtype: torch.dtype) -> None:
 
 @needs_compiler
 def test_second_derivatives_of_the_module_are_those_of_plain() -> None:
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     torch.manual_seed(0)
     bam = BAM(16, reduction=4).eval()
     x = torch.randn(2, 16, 5, 5).contiguous(memory_format=torch.channels_last)
@@ -153,21 +153,21 @@ def test_a_wrong_one_is_left_out_with_one_warning(tmp_path: Path, monkeypatch: p
     (tmp_path / "gate.cpp").write_text(text.replace("s * (1.0f - s)", "s * (1.0f + s)"))
     (tmp_path / "floats.h").write_bytes(gate_passes.SOURCE.with_name("floats.h").read_bytes())
     monkeypatch.setattr(gate_passes, "SOURCE", tmp_path / "gate.cpp")
-    fused.trouble.cache_clear()
+    passes.trouble.cache_clear()
     try:
         with pytest.warns(
             UserWarning, match="attention and BAM take PyTorch's operators.*gives wrong numbers"
         ):
-            assert fused.passes() == "operators"
+            assert passes.passes() == "operators"
     finally:
-        fused.trouble.cache_clear()
+        passes.trouble.cache_clear()
 
 
 @needs_compiler
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("way", ["fused", "operators"])
 def test_in_a_compiler_s_graph_they_are_one_operator(way: str, memory_format: torch.memory_format) -> None:
-    fused.set_passes(way)
+    passes.set_passes(way)
     torch._dynamo.reset()
     graphs = []
 

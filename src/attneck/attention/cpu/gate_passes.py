@@ -1,7 +1,7 @@
 """The passes of BAM's gate over a map, and sums of its columns, as compiled functions (gate.cpp).
 
 Letters as in attention/gate.py: a map lies as matrices [B, O, I]; rows have the logits a, columns b. Whoever
-calls these asks first whether compiled passes are in use (`fused.passes`).
+calls these asks first whether compiled passes are in use (`passes.passes`).
 """
 
 import ctypes

@@ -16,8 +16,8 @@ from torch import Tensor
 from attneck.attention import twice
 from attneck.attention.cpu.build import DTYPES
 from attneck.attention.cpu.choice import float32_products
-from attneck.attention.cpu.fused import passes
 from attneck.attention.cpu.gate_passes import column_sums
+from attneck.attention.cpu.passes import passes
 from attneck.attention.cpu.products import inner_product, product
 from attneck.attention.gate import Handover, gate_handing_over
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attneck.attention.cpu import fused
+from attneck.attention.cpu import tile_passes
 from attneck.attention.cpu.build import DTYPES
 from attneck.attention.cpu.choice import float32_products
+from attneck.attention.cpu.passes import passes
 from attneck.attention.cpu.products import product
 
 KEEP = 32 * 32
@@ -46,7 +47,7 @@ class Tiling:
     """Whether the relative logits are columns of q k^T, or are added to it."""
     pool: bool
     fused: bool
-    """Whether the passes over the logits are `fused`'s; else PyTorch's operators."""
+    """Whether the passes over the logits are compiled; else PyTorch's operators."""
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor | None, H: int, W: int, pool: bool) -> Tiling:
@@ -54,7 +55,7 @@ class Tiling:
         B, h, N, d = q.shape
         short = q.dtype in (torch.bfloat16, torch.float16)
         onednn = q.dtype == torch.float32 and N >= 144 and float32_products() == "onednn"
-        fuses = k is not None and q.dtype in DTYPES and fused.passes() == "fused"
+        fuses = k is not None and q.dtype in DTYPES and passes() == "fused"
         # Wide rows add fast; in half precision, columns also save the logits a rounding.
         columns = k is not None and not fuses and (W % 32 != 0 if short else W < 14)
         if N > KEEP:
@@ -98,7 +99,7 @@ class Tiling:
         if self.fused:
             assert keys is not None
             logits = product(q, keys, self.onednn)  # [g, n, N]
-            return fused.weights(logits, self.by_offset(q, table), y, (self.H, self.W), self.pool, kept)
+            return tile_passes.weights(logits, self.by_offset(q, table), y, (self.H, self.W), self.pool, kept)
         logits = self.logits(q, keys, table, y)  # [g, n, N]
         P = torch.softmax(logits, dim=-1, out=logits if kept is None else kept)
         return self._pooled(P)
@@ -125,7 +126,9 @@ class Tiling:
             assert above is not None
             by_offset = None if kept is not None else self.by_offset(q, table)
             source = product(q, keys, self.onednn) if kept is None else kept  # [g, n, N]
-            return fused.gradients(source, by_offset, above, y, (self.H, self.W), self.pool, for_v=for_v)
+            return tile_passes.gradients(
+                source, by_offset, above, y, (self.H, self.W), self.pool, for_v=for_v
+            )
         P = kept
         if P is None:
             logits = self.logits(q, keys, table, y)  # [g, n, N]

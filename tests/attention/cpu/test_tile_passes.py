@@ -10,29 +10,29 @@ import pytest
 import torch
 
 from attneck.attention import reference, relative_attention_2d
-from attneck.attention.cpu import build, choice, fused, products, tiles
+from attneck.attention.cpu import build, choice, passes, products, tile_passes, tiles
 from attneck.layers import MHSA2d
 
 operator = importlib.import_module("attneck.attention.cpu.operator")
 
-needs_compiler = pytest.mark.skipif(fused.compiler() is None, reason="there is no C++ compiler")
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="there is no C++ compiler")
 
 
 @pytest.fixture(autouse=True)
 def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a fresh process; what a test chooses is forgotten after it."""
-    monkeypatch.setattr(fused, "_passes", None)
-    monkeypatch.delenv(fused.VARIABLE, raising=False)
+    monkeypatch.setattr(passes, "_passes", None)
+    monkeypatch.delenv(passes.VARIABLE, raising=False)
 
 
 @pytest.fixture
 def builds_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The cache is empty, and nothing is known of the compiler."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for function in (fused.trouble, build.library):
+    for function in (passes.trouble, build.library):
         function.cache_clear()
     yield
-    for function in (fused.trouble, build.library):
+    for function in (passes.trouble, build.library):
         function.cache_clear()
 
 
@@ -63,7 +63,7 @@ def errors(
 def test_fused_they_give_the_oracle_s_numbers_on_any_map_in_any_tiles(
     keep: bool, pool: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     monkeypatch.setattr(operator, "emulated", lambda dtype: False)  # bfloat16 itself, however slow
     if not keep:
         for module in (operator, tiles):
@@ -80,7 +80,7 @@ def test_fused_they_give_the_oracle_s_numbers_on_any_map_in_any_tiles(
 
 @needs_compiler
 def test_fused_they_are_safe_from_overflow_and_tell_nan() -> None:
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     found, got = errors((5, 9), False, torch.float32, largest=1e4)
     assert all(tensor.isfinite().all() for tensor in got)
     assert found[0] < 1e-4  # logits in the tens of thousands are rounded to a hundredth
@@ -104,7 +104,7 @@ def test_wide_vectors_are_for_rows_that_fill_them_where_there_are_any(
 
 @needs_compiler
 def test_neither_the_batch_nor_the_threads_change_a_bit() -> None:
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 3, 2, 169, 8).unbind()
     tables = torch.randn(25, 8), torch.randn(25, 8)
@@ -114,8 +114,10 @@ def test_neither_the_batch_nor_the_threads_change_a_bit() -> None:
     try:
         for number in (1, 3):
             torch.set_num_threads(number)
-            sums = fused.weights(S.clone(), offsets, 4, (13, 13), True, None)
-            results.append([sums, *fused.gradients(S.clone(), offsets, sums, 4, (13, 13), True, for_v=True)])
+            sums = tile_passes.weights(S.clone(), offsets, 4, (13, 13), True, None)
+            results.append(
+                [sums, *tile_passes.gradients(S.clone(), offsets, sums, 4, (13, 13), True, for_v=True)]
+            )
     finally:
         torch.set_num_threads(threads)
     assert all(map(torch.equal, *results))
@@ -128,7 +130,7 @@ def test_neither_the_batch_nor_the_threads_change_a_bit() -> None:
 
 @needs_compiler
 def test_a_second_backward_pass_finds_the_kept_weights_as_they_were() -> None:
-    fused.set_passes("fused")
+    passes.set_passes("fused")
     leaves = [tensor.requires_grad_() for tensor in torch.randn(3, 1, 1, 36, 4).unbind()]
     out = relative_attention_2d(*leaves, torch.randn(11, 4), torch.randn(11, 4), (6, 6))
     once = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
@@ -139,7 +141,7 @@ def test_a_second_backward_pass_finds_the_kept_weights_as_they_were() -> None:
 def test_what_is_built_is_kept_in_the_user_s_own_cache(
     builds_anew: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fused.trouble() is None
+    assert passes.trouble() is None
     folder = tmp_path / "attneck"
     libraries = [*folder.iterdir()]
     assert len(libraries) == 2 * (
@@ -150,7 +152,7 @@ def test_what_is_built_is_kept_in_the_user_s_own_cache(
     build.library.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("it was built again"))
-        build.library(fused.SOURCE, False)
+        build.library(tile_passes.SOURCE, False)
     folder.chmod(0o777)  # anybody could have put something there
     assert build._cache() is None
 
@@ -168,40 +170,40 @@ def test_what_is_built_is_kept_in_the_user_s_own_cache(
 def test_what_is_wrong_or_fails_is_left_out_with_one_warning(
     old: str, new: str, says: str, builds_anew: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = fused.SOURCE.read_text()
+    text = tile_passes.SOURCE.read_text()
     assert text.count(old) == 1
     source = tmp_path / "broken.cpp"
     source.write_text(text.replace(old, new))
-    (tmp_path / "floats.h").write_bytes(fused.SOURCE.with_name("floats.h").read_bytes())
-    monkeypatch.setattr(fused, "SOURCE", source)
+    (tmp_path / "floats.h").write_bytes(tile_passes.SOURCE.with_name("floats.h").read_bytes())
+    monkeypatch.setattr(tile_passes, "SOURCE", source)
     with pytest.warns(UserWarning, match=says) as warned:
-        fused.passes()
+        passes.passes()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert fused.passes() == "operators"
+        assert passes.passes() == "operators"
     assert len(warned) == 1
     assert "\n" not in str(warned[0].message)
     with pytest.raises(ValueError, match=f"^fused passes were asked for, but .*{says}.*choose 'operators'"):
-        fused.set_passes("fused")
+        passes.set_passes("fused")
 
 
 def test_without_a_compiler_they_are_pytorch_s_and_nobody_is_told(
     builds_anew: None, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(fused, "compiler", lambda: None)
-    assert fused.passes() == "operators"
+    monkeypatch.setattr(passes, "compiler", lambda: None)
+    assert passes.passes() == "operators"
     assert not recwarn.list
 
 
 def test_the_variable_comes_first_and_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "trouble", lambda: pytest.fail("it was built"))
-    monkeypatch.setenv(fused.VARIABLE, "operators")
-    assert fused.passes() == "operators"
+    monkeypatch.setattr(passes, "trouble", lambda: pytest.fail("it was built"))
+    monkeypatch.setenv(passes.VARIABLE, "operators")
+    assert passes.passes() == "operators"
     assert not tiles.Tiling.of(torch.ones(1, 1, 4, 2), torch.ones(1), 2, 2, False).fused
-    monkeypatch.setattr(fused, "_passes", None)
-    monkeypatch.setenv(fused.VARIABLE, "inductor")
+    monkeypatch.setattr(passes, "_passes", None)
+    monkeypatch.setenv(passes.VARIABLE, "inductor")
     with pytest.raises(ValueError, match=r"^unknown way .inductor.*fused, operators.*ATTNECK_PASSES"):
-        fused.passes()
+        passes.passes()
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -1,94 +1,20 @@
-"""The passes over a tile's logits as one compiled function each way (fused.cpp): built, tested, chosen.
+"""The passes over a tile's logits as one compiled function each way (tile.cpp).
 
 Relative logits, softmax and pooling are three to six passes over the logits by PyTorch's operators, and one
-here. That takes a C++ compiler: the functions are built at the first use (about a second) and kept in the
-user's cache. Without a compiler, or where what it made fails its test, PyTorch's operators do the work.
-
-The two ways round differently, so the choice is a part of what makes a run reproducible: a run can record it
-and set it again.
+here. Whoever calls these asks first whether compiled passes are in use (`passes.passes`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import warnings
-from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from attneck.attention.cpu import gate_passes
-from attneck.attention.cpu.build import WIDE, call, compiler
-from attneck.attention.graph import constant
+from attneck.attention.cpu.build import WIDE, call
 
-Passes = Literal["fused", "operators"]
-
-VARIABLE = "ATTNECK_PASSES"
-"""The environment variable that overrides the choice."""
-
-SOURCE = Path(__file__).with_name("fused.cpp")
-
-_passes: Passes | None = None
-
-
-@constant
-def passes() -> Passes:
-    """What is in use: "fused", or "operators" for PyTorch's. The first call decides for the process.
-
-    The environment variable ATTNECK_PASSES comes before the rule: fused where it can be built and is right.
-
-    Raises ValueError for a value of that variable that is neither, and for "fused" where it does not work.
-    """
-    if _passes is None:
-        set_passes(os.environ.get(VARIABLE) or None)
-        assert _passes is not None
-    return _passes
-
-
-def set_passes(name: str | None) -> None:
-    """Use this from now on, as a resumed run does; None decides by what this machine can build.
-
-    Raises ValueError for an unknown name, and for "fused" where it can't be built or is wrong.
-    """
-    global _passes
-    if name is not None and name not in get_args(Passes):
-        raise ValueError(
-            f"unknown way {name!r} for the passes over the logits; choose one of "
-            f"{', '.join(get_args(Passes))} (the environment variable {VARIABLE} sets it too)"
-        )
-    why_not = None if name == "operators" else trouble()
-    if name == "fused" and why_not:
-        raise ValueError(
-            f"fused passes were asked for, but {why_not}; choose 'operators' (the environment variable "
-            f"{VARIABLE} sets it too), or mend that"
-        )
-    if name is None and why_not and compiler():  # a machine without a compiler is nothing to warn of
-        warnings.warn(f"attention and BAM take PyTorch's operators for their passes: {why_not}", stacklevel=2)
-    _passes = "operators" if name == "operators" or why_not else "fused"
-
-
-@cache
-def trouble() -> str | None:
-    """Why the functions cannot be used, or None where they can: they are built, and right."""
-    if compiler() is None:
-        return "there is no C++ compiler"
-    try:
-        right = all(
-            _right(dtype, bound, map_size)
-            for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2))
-            for map_size in ((5, 11), (5, WIDE))
-        )
-        right = right and gate_passes.right()
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr or "no message").strip().splitlines()[-1][:150]
-        return f"{compiler()} could not build them ({last})"
-    except (OSError, AttributeError, subprocess.TimeoutExpired) as error:
-        return f"they could not be built or loaded ({str(error)[:150]})"
-    return None if right else f"what {compiler()} made of them gives wrong numbers"
+SOURCE = Path(__file__).with_name("tile.cpp")
 
 
 class Tile(ctypes.Structure):
@@ -170,12 +96,21 @@ def _windows(tile: Tile) -> int:
 
 
 def _call(name: str, tile: Tile, *tensors: Tensor | None) -> None:
-    """Call a function of fused.cpp with these tensors, all dense and of one dtype; None is a null pointer."""
+    """Call a function of tile.cpp with these tensors, all dense and of one dtype; None is a null pointer."""
     first = tensors[0]
     assert first is not None
     assert all(one is None or one.dtype == first.dtype for one in tensors)
     if call(SOURCE, name, first.dtype, tile.W, tile, *tensors):
         raise MemoryError("attention's fused passes got no memory for a few rows of logits")
+
+
+def right() -> bool:
+    """Whether both functions agree with their formulas, in each dtype, on odd rows and on wide ones."""
+    return all(
+        _right(dtype, bound, map_size)
+        for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2))
+        for map_size in ((5, 11), (5, WIDE))
+    )
 
 
 def _right(dtype: torch.dtype, bound: float, map_size: tuple[int, int]) -> bool:
