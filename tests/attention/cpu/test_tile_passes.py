@@ -90,18 +90,6 @@ def test_fused_they_are_safe_from_overflow_and_tell_nan() -> None:
     assert relative_attention_2d(q, k, v, *tables, (5, 9)).isnan().all()
 
 
-def test_wide_vectors_are_for_rows_that_fill_them_where_there_are_any(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for flags, found in (
-        ("avx2 avx512f", [True, True, False, False]),
-        ("avx2", [False] * 4),
-        (None, [False] * 4),
-    ):
-        monkeypatch.setattr(build, "processor", lambda: {} if flags is None else {"flags": flags})  # noqa: B023
-        assert [build.wide.__wrapped__(W) for W in (16, 64, 20, 8)] == found
-
-
 @needs_compiler
 def test_neither_the_batch_nor_the_threads_change_a_bit() -> None:
     passes.set_passes("fused")
@@ -144,15 +132,13 @@ def test_what_is_built_is_kept_in_the_user_s_own_cache(
     assert passes.trouble() is None
     folder = tmp_path / "attneck"
     libraries = [*folder.iterdir()]
-    assert len(libraries) == 2 * (
-        1 + build.wide(build.WIDE)
-    )  # two more for wide vectors, where there are any
+    assert len(libraries) == 2
     assert {library.suffix for library in libraries} == {".so"}
     assert folder.stat().st_mode & 0o777 == 0o700
     build.library.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("it was built again"))
-        build.library(tile_passes.SOURCE, False)
+        build.library(tile_passes.SOURCE)
     folder.chmod(0o777)  # anybody could have put something there
     assert build._cache() is None
 

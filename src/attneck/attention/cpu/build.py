@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,10 +23,6 @@ FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math"),
 )
-WIDE = 16
-"""float32 numbers in a vector of AVX-512. Compilers keep to half of it unless they are told to take it all,
-which pays where rows fill it, and costs where they don't (docs/attention.md)."""
-WIDE_FLAG = "-mprefer-vector-width=512"
 COMPILERS = ("c++", "g++", "clang++")
 PATIENCE = 120
 """Seconds that a compiler may take; it needs about one."""
@@ -38,53 +33,44 @@ def compiler() -> str | None:
     return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))), None)
 
 
-@cache
-def wide(columns: int) -> bool:
-    """Whether rows of so many numbers fill vectors of AVX-512 that this processor has."""
-    return columns % WIDE == 0 and "avx512f" in processor().get("flags", "").split()
-
-
-def call(
-    source: Path, name: str, dtype: torch.dtype, columns: int, about: object, *tensors: Tensor | None
-) -> int:
-    """Call a function of `source` for `dtype` on rows of `columns` numbers; None is a null pointer.
+def call(source: Path, name: str, dtype: torch.dtype, about: object, *tensors: Tensor | None) -> int:
+    """Call a function of `source` for `dtype`; None is a null pointer.
 
     Raises OSError, CalledProcessError or TimeoutExpired where it cannot be built, AttributeError where the
     source has no such function.
     """
     assert all(one is None or one.is_contiguous() for one in tensors)
-    function = getattr(library(source, wide(columns)), f"{name}_{DTYPES[dtype]}")
+    function = getattr(library(source), f"{name}_{DTYPES[dtype]}")
     return int(
         function(about, *(ctypes.c_void_p(None if one is None else one.data_ptr()) for one in tensors))
     )
 
 
 @cache
-def library(source: Path, wide: bool) -> ctypes.CDLL:
+def library(source: Path) -> ctypes.CDLL:
     """The functions of `source`, built for this machine's processor, or taken from the user's cache.
 
-    `wide` is for whole vectors of AVX-512. Raises as `call`.
+    Raises as `call`.
     """
     built_by = compiler()
     assert built_by is not None
     about = processor()
     on = (built_by, about.get("model name", ""), about.get("flags", ""))
-    flags = [*FLAGS, *[WIDE_FLAG] * wide]
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
-    told = "\n".join((*texts, *flags, *on))
+    told = "\n".join((*texts, *FLAGS, *on))
     folder = _cache()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="attneck-") as alone:
-            return ctypes.CDLL(str(_build(built_by, flags, source, Path(alone) / "built.so")))
+            return ctypes.CDLL(str(_build(built_by, source, Path(alone) / "built.so")))
     path = folder / f"{source.stem}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
-    return ctypes.CDLL(str(path if path.exists() else _build(built_by, flags, source, path)))
+    return ctypes.CDLL(str(path if path.exists() else _build(built_by, source, path)))
 
 
-def _build(built_by: str, flags: Sequence[str], source: Path, path: Path) -> Path:
+def _build(built_by: str, source: Path, path: Path) -> Path:
     """Compile `source` to `path`, whole or not at all: several processes may be at it."""
     with tempfile.TemporaryDirectory(dir=path.parent) as aside:
         made = Path(aside) / path.name
-        command = [built_by, *flags, str(source), "-o", str(made)]
+        command = [built_by, *FLAGS, str(source), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
         os.replace(made, path)
     return path

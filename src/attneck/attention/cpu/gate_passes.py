@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attneck.attention.cpu.build import WIDE, call
+from attneck.attention.cpu.build import call
 
 SOURCE = Path(__file__).with_name("gate.cpp")
 CHUNK = 64
@@ -63,18 +63,18 @@ def _by_chunk(x: Tensor) -> Tensor:
 def _call(name: str, x: Tensor, *others: Tensor | None) -> None:
     about = Map(*x.shape, CHUNK, torch.get_num_threads())
     assert all(one is None or one.dtype in (torch.float32, x.dtype) for one in others)
-    call(SOURCE, name, x.dtype, x.shape[2], about, x, *others)
+    call(SOURCE, name, x.dtype, about, x, *others)
 
 
 def right() -> bool:
-    """Whether the functions agree with their formulas in float64, on wide rows and on narrow ones."""
+    """Whether the functions agree with their formulas in float64, on whole vectors and on parts of one."""
     generator = torch.Generator("cpu").manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device="cpu", dtype=torch.float32)
 
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        for columns in (5, WIDE):
+        for columns in (5, 16):
             x, above = (normal(2, CHUNK + 1, columns).to(dtype) for _ in range(2))
             a, b = 3 * normal(2, CHUNK + 1), 3 * normal(2, columns)
             a[0, 0] = 100.0
