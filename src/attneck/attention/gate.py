@@ -92,14 +92,11 @@ def gate(
     check_backend(backend)
     if backend == "plain" or transformed() or x.numel() == 0:
         return _plain(x, c, p, combine)
-    if in_a_graph():
-        both = c is not None and p is not None
-        if both and not being_exported() and _compiled(x, _dtype(x, c, p)):
-            in_graph: Tensor = _operator(x, c, p, combine)
-            return in_graph
+    if in_a_graph() and (being_exported() or not _passes_are_compiled(x, c, p)):
         return _plain(x, c, p, combine)
-    out: Tensor = _Gate.apply(x, c, p, combine, None, None)
-    return out
+    made: Tensor
+    made = _operator(x, c, p, combine) if in_a_graph() else _Gate.apply(x, c, p, combine, None, None)
+    return made
 
 
 def gate_handing_over(
@@ -246,7 +243,9 @@ def _forward(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Ten
     out = _result(x, dtype)
     maps, results = _matrices(x, channels_last), _matrices(out, channels_last)  # [B, O, I] each
     rows, columns = _sides(c, p, channels_last, dtype)  # [B, O, 1], [B, 1, I]
-    if rows is not None and columns is not None and _compiled(x, dtype):
+    if _passes_are_compiled(x, c, p):
+        assert rows is not None
+        assert columns is not None
         gate_passes.weigh(maps, rows[:, :, 0], columns[:, 0], combine, results)
         return out
     for b, o in _pieces(maps):
@@ -262,42 +261,20 @@ def _backward(
     """Gradients of x, c and p from the result's; nothing [0] where none is `wanted`."""
     channels_last, dtype = _in_channels_last(x), _dtype(x, c, p)
     dx, dc, dp = _gradients(x, c, p, wanted)
-    sums = torch.promote_types(dtype, torch.float32)
     maps, above = _matrices(x, channels_last), _matrices(grad, channels_last)  # [B, O, I] each
     to_maps = _matrices(dx, channels_last) if wanted[0] else None
     rows, columns = _sides(c, p, channels_last, dtype)  # [B, O, 1], [B, 1, I]
-    to_rows, to_columns = (
-        None if side is None else torch.zeros_like(side, dtype=sums) for side in (rows, columns)
-    )
-    pieces = _pieces(maps)
-    if rows is not None and columns is not None and _compiled(x, dtype):
-        to_rows, to_columns = gate_passes.gradients(
-            maps,
-            rows[:, :, 0],
-            columns[:, 0],
-            combine,
-            above.to(dtype),
-            torch.empty_like(maps) if to_maps is None else to_maps,
-        )
-        pieces = iter(())
-    for b, o in pieces:
-        g, row, column = above[b, o], _cut(rows, b, o), _cut(columns, b)
-        weights = _sigmoid(row, column, combine)
-        if to_maps is not None:
-            torch.addcmul(g, g, weights, out=to_maps[b, o])
-        if not (wanted[1] or wanted[2]):
-            continue
-        of_weights = g * maps[b, o].to(dtype)  # [n, o, I]
-        if to_rows is None or to_columns is None:
-            if to_rows is not None:
-                to_rows[b, o] = _sigmoid_backward(of_weights.sum(2, keepdim=True), weights)
-            if to_columns is not None:
-                to_columns[b] += _sigmoid_backward(of_weights.sum(1, keepdim=True), weights)
-            continue
-        of_logits = _sigmoid_backward(of_weights, weights)  # [n, o, I]
-        of_rows, of_columns = _split(of_logits, row, column, combine)
-        to_rows[b, o] = of_rows.sum(2, keepdim=True)
-        to_columns[b] += of_columns.sum(1, keepdim=True)
+    to_rows: Tensor | None
+    to_columns: Tensor | None
+    if _passes_are_compiled(x, c, p):
+        assert rows is not None
+        assert columns is not None
+        to_maps = torch.empty_like(maps) if to_maps is None else to_maps
+        logits = rows[:, :, 0], columns[:, 0]
+        to_rows, to_columns = gate_passes.gradients(maps, *logits, combine, above.to(dtype), to_maps)
+    else:
+        of_logits = wanted[1] or wanted[2]
+        to_rows, to_columns = _backward_in_pieces(maps, above, rows, columns, combine, to_maps, of_logits)
     to_c, to_p = (to_columns, to_rows) if channels_last else (to_rows, to_columns)
     if to_c is not None and wanted[1]:
         dc.copy_(to_c.view_as(dc))
@@ -306,9 +283,47 @@ def _backward(
     return dx, dc, dp
 
 
-def _compiled(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether compiled functions make the passes: of a map on the CPU whose dtype is the result's."""
-    return x.device.type == "cpu" and x.dtype == dtype and dtype in DTYPES and passes() == "fused"
+def _backward_in_pieces(
+    maps: Tensor,
+    above: Tensor,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    combine: str,
+    to_maps: Tensor | None,
+    of_logits: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of `maps` [B, O, I] into `to_maps`; those of rows and columns, where they are asked for."""
+    dtype = next(side for side in (rows, columns) if side is not None).dtype
+    sums = torch.promote_types(dtype, torch.float32)
+    to_rows, to_columns = (
+        None if side is None else torch.zeros_like(side, dtype=sums) for side in (rows, columns)
+    )
+    for b, o in _pieces(maps):
+        g, row, column = above[b, o], _cut(rows, b, o), _cut(columns, b)
+        weights = _sigmoid(row, column, combine)
+        if to_maps is not None:
+            torch.addcmul(g, g, weights, out=to_maps[b, o])
+        if not of_logits:
+            continue
+        of_weights = g * maps[b, o].to(dtype)  # [n, o, I]
+        if to_rows is None or to_columns is None:
+            if to_rows is not None:
+                to_rows[b, o] = _sigmoid_backward(of_weights.sum(2, keepdim=True), weights)
+            if to_columns is not None:
+                to_columns[b] += _sigmoid_backward(of_weights.sum(1, keepdim=True), weights)
+            continue
+        of_both = _sigmoid_backward(of_weights, weights)  # [n, o, I]
+        of_rows, of_columns = _split(of_both, row, column, combine)
+        to_rows[b, o] = of_rows.sum(2, keepdim=True)
+        to_columns[b] += of_columns.sum(1, keepdim=True)
+    return to_rows, to_columns
+
+
+def _passes_are_compiled(x: Tensor, c: Tensor | None, p: Tensor | None) -> bool:
+    """Whether `gate_passes` computes it: with both branches, on the CPU, where the result is of x's dtype."""
+    if c is None or p is None or x.device.type != "cpu":
+        return False
+    return x.dtype in DTYPES and x.dtype == _dtype(x, c, p) and passes() == "fused"
 
 
 def _in_channels_last(x: Tensor) -> bool:

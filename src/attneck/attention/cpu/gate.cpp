@@ -93,19 +93,19 @@ static int column_sums(const Map& m, const T* x, float* sums) {
   return 0;
 }
 
-#define EXPORTED_FOR(T, COMBINE)                                                                                   \
-  int weigh_##COMBINE##_##T(Map m, const T* x, const float* a, const float* b, T* out) {                          \
-    return weigh<T, COMBINE>(m, x, a, b, out);                                                                            \
-  }                                                                                                                \
-  int gradients_##COMBINE##_##T(Map m, const T* x, const float* a, const float* b, const T* above, T* dx,         \
-                                 float* da, float* db) {                                                           \
-    return gradients<T, COMBINE>(m, x, a, b, above, dx, da, db);                                                          \
+#define EXPORTED_FOR(T, COMBINE)                                                                                     \
+  int weigh_##COMBINE##_##T(Map m, const T* x, const float* a, const float* b, T* out) {                             \
+    return weigh<T, COMBINE>(m, x, a, b, out);                                                                       \
+  }                                                                                                                  \
+  int gradients_##COMBINE##_##T(Map m, const T* x, const float* a, const float* b, const T* above, T* dx,            \
+                                 float* da, float* db) {                                                             \
+    return gradients<T, COMBINE>(m, x, a, b, above, dx, da, db);                                                     \
   }
 
-#define EXPORTED(T)                                                                                                \
-  EXPORTED_FOR(T, Sum)                                                                                             \
-  EXPORTED_FOR(T, Product)                                                                                         \
-  EXPORTED_FOR(T, Maximum)                                                                                         \
+#define EXPORTED(T)                                                                                                  \
+  EXPORTED_FOR(T, Sum)                                                                                               \
+  EXPORTED_FOR(T, Product)                                                                                           \
+  EXPORTED_FOR(T, Maximum)                                                                                           \
   int column_sums_##T(Map m, const T* x, float* sums) { return column_sums(m, x, sums); }
 
 extern "C" {
