@@ -292,7 +292,7 @@ def _backward_in_pieces(
     to_maps: Tensor | None,
     of_logits: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradient of `maps` [B, O, I] into `to_maps`; those of rows and columns, where they are asked for."""
+    """The gradient of `maps` [B, O, I] into `to_maps`; those of rows and columns, if asked for."""
     dtype = next(side for side in (rows, columns) if side is not None).dtype
     sums = torch.promote_types(dtype, torch.float32)
     to_rows, to_columns = (
