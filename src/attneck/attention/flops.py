@@ -55,6 +55,11 @@ def linear_backward_flops(
     return linear_flops(x, weight) * (for_x + for_weight)
 
 
+def no_products(*_: Any, **__: Any) -> int:
+    """Of an operator that has no product of matrices: PyTorch's counter takes others for nothing."""
+    return 0
+
+
 def _products(q: Shape, k: Shape | None, L: int) -> Shape:
     """Of q k^T (0 without k), of q times the tables, and of the weights times v."""
     B, h, N, d = q

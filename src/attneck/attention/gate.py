@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from attneck.attention import twice
 from attneck.attention.cpu import gate_passes
 from attneck.attention.cpu.build import DTYPES
 from attneck.attention.cpu.passes import passes
+from attneck.attention.flops import no_products
 from attneck.attention.graph import being_exported, in_a_graph, no_second_derivative, transformed
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -231,6 +233,8 @@ def _of_operator(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 _operator.register_autograd(_of_operator, setup_context=_save)
 _operator_backward.register_autograd(no_second_derivative)
+register_flop_formula(torch.ops.attneck.gate_cpu)(no_products)
+register_flop_formula(torch.ops.attneck.gate_cpu_backward)(no_products)
 
 
 def _result(x: Tensor, dtype: torch.dtype) -> Tensor:
