@@ -158,3 +158,7 @@ def test_what_is_no_report_of_the_study_is_refused(machines, tmp_path, capsys, c
     assert error.count("\n") == 1
     assert said in error
     assert not (tmp_path / "to").exists()
+    # Before anything is trained, too.
+    words = ["study", str(machines / "s.yaml"), "--out", str(tmp_path / "new"), "--with", str(file)]
+    assert cli.main([*words, "--list"]) == 2
+    assert said in capsys.readouterr().err

@@ -99,7 +99,7 @@ def main(words: list[str]) -> None:
     if not chosen:
         raise UserError(f"--only {' '.join(arguments.only)}: no run's name has it, such as {made[0].name}")
     if not arguments.report:
-        ended = _ended_elsewhere(study, arguments.with_)
+        ended = _ended_elsewhere(study, made, stem, arguments.with_)
         left = [one for one in chosen if (one.problem, one.variant, one.seed) not in ended]
         if arguments.list_:
             print("".join(f"{cell.command()}\n" for cell in left if not cell.done), end="")
@@ -111,12 +111,19 @@ def main(words: list[str]) -> None:
     show(study, made, chosen, stem, to, arguments)
 
 
-def _ended_elsewhere(study: Study, reports: tuple[Path, ...]) -> set[tuple[str, str, int]]:
+def _ended_elsewhere(
+    study: Study, made: list[Cell], name: str, reports: tuple[Path, ...]
+) -> set[tuple[str, str, int]]:
+    """Problem, variant and seed of what has ended here or there; other studies' reports are refused."""
     if not reports:
         return set()
-    from attneck.studies import elsewhere
+    from attneck.studies import elsewhere, report
+    from attneck.studies.results import collect
 
-    return {run for file in reports for run in elsewhere.runs(study, file)}
+    results = report.Results(study, name, collect(study, made), 0)
+    for file in reports:
+        results = elsewhere.add(results, file)
+    return {(row.problem, row.variant, seed) for row in results.rows for seed in row.scores}
 
 
 def divided(words: list[str]) -> tuple[list[str], list[str]]:

@@ -24,15 +24,6 @@ Run = tuple[str, str, int]
 """Problem, variant and seed."""
 
 
-def runs(study: Study, file: Path) -> set[Run]:
-    """Those that have ended, by a report.json.
-
-    Raises:
-        UserError: no such file, or one that is no report.
-    """
-    return {(row.problem, row.variant, seed) for row in _read(file, study).rows for seed in row.scores}
-
-
 def add(results: Results, file: Path) -> Results:
     """`results` with the runs of a report.json that it lacks. Of a run that both have, the one here counts.
 
