@@ -27,8 +27,9 @@ def cases(job: Job) -> list[tuple[StepCase, bool]]:
     def at(size: int, model: str = "botnet50", plain: str = "resnet50") -> StepCase:
         return StepCase(model, plain, size, 8, "bfloat16")
 
-    pairs = [at(1024), at(1024, *DETECTORS), at(224), at(1280), at(1280, *DETECTORS), at(224, "resnet50_bam")]
-    return [(case, False) for case in pairs] + [(case, True) for case in pairs]
+    networks = [at(1024), at(224), at(224, "resnet50_bam"), at(1280)]
+    detectors = [at(1024, *DETECTORS), at(1280, *DETECTORS)]
+    return [(case, compiled) for compiled in (False, True) for case in networks + detectors]
 
 
 def work(kept: Kept, job: Job) -> bool:

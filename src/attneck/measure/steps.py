@@ -74,7 +74,8 @@ def _has_plain_form(module: nn.Module) -> bool:
 
 
 def _noise(case: StepCase, name: str, device: str) -> tuple[nn.Module, Callable[[], Tensor]]:
-    network = create_model(name, num_classes=1000, image_size=case.image_size)
+    with torch.device(device):  # drawing a large network's weights on the CPU takes longer than timing it
+        network = create_model(name, num_classes=1000, image_size=case.image_size)
     images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(case.batch, device=device)
@@ -100,7 +101,8 @@ def forward_backward(
     No optimizer; channels_last, autocast in half precision, noise for images. ImageNet's 1000 classes.
     """
     torch.manual_seed(0)
-    network = create_model(model, num_classes=1000, image_size=image_size, **options)
+    with torch.device(device):
+        network = create_model(model, num_classes=1000, image_size=image_size, **options)
     network.to(device).to(memory_format=torch.channels_last).train()
     images = torch.randn(batch, 3, image_size, image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
