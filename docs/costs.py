@@ -204,7 +204,7 @@ def steps() -> str:
                     str(row["image_size"]),
                     str(row["batch"]),
                     str(len(row["samples_ms"])),
-                    f"{mine:,.0f}" if mine else "",
+                    (f"{mine:,.0f}" if mine >= 100 else f"{mine:.3g}") if mine else "",
                     f"{mine / measured['R50']:.2f}" if mine else "",
                     f"{theirs:g}" if theirs else "",
                     f"{theirs / printed['R50']:.2f}" if theirs else "",

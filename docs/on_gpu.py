@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from table_parts import NONE_YET, RESULTS, Lines, markdown
@@ -39,6 +40,10 @@ def tests() -> str:
     failed = [
         f"- {key.rpartition('::')[2]}" for key, row in document["rows"].items() if row["outcome"] == "failed"
     ]
+    by_sources = Counter(row["sources"] for row in document["rows"].values())
+    if len(by_sources) > 1:
+        counts = " and ".join(map(str, by_sources.values()))
+        said += f"; of {len(by_sources)} versions of the sources, {counts}"
     return "\n".join([f"{_where(document)}: {said}.", *([""] if failed else []), *failed])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.torch_version import TorchVersion
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -132,6 +133,19 @@ def nothing() -> None:
 
 def crash() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_what_an_old_compiler_would_make_plain_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = [(case, True) for case, _ in steps.cases(job(tmp_path))]
+    monkeypatch.setattr(steps, "cases", lambda job: compiled[:1])
+    monkeypatch.setattr(steps, "COMPILES", TorchVersion("99"))
+    document = Kept(tmp_path / "steps.json")
+    assert steps.work(document, job(tmp_path))
+    assert not document.rows
+    ((_, left),) = document.left_out.items()
+    assert "older than 99" in left[""]
 
 
 def test_a_crash_loses_its_row_alone(tmp_path: Path) -> None:

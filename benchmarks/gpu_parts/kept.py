@@ -91,6 +91,11 @@ class Kept:
         self.rows[key] = row | {"sources": sources()}
         self.write()
 
+    def leave_out(self, key: str, why: str, who: str = "") -> None:
+        """A row that is not measured on this machine, or somebody of it who is not."""
+        self.left_out.setdefault(key, {})[who] = why
+        self.write()
+
     def ended_in(self, why: str, counts: int = TRIES) -> bool:
         """The process ended in what was under way: leave it out, after TRIES / `counts` times of it.
 
@@ -104,7 +109,7 @@ class Kept:
         name = f"{key}, {who}" if who else key
         tries[name] = tries.get(name, 0) + counts
         if tries[name] >= TRIES:
-            self.left_out.setdefault(key, {})[who] = why
+            self.leave_out(key, why, who)
         self.write()
         return True
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import torch
+from torch.torch_version import TorchVersion
+
 from attneck.measure.contestants import COMPILED
 from attneck.measure.steps import StepCase, step_call, step_names
 
@@ -15,6 +18,8 @@ from .kept import Job, Kept
 DETECTORS = ("maskrcnn_botnet50", "maskrcnn_resnet50")
 GOAL = 1.10
 """BoTNet-50's step at 1024 over ResNet-50's."""
+COMPILES = TorchVersion("2.13")
+"""An older PyTorch takes each graph that it compiles for one to be exported: attention is plain in it."""
 
 
 def cases(job: Job) -> list[tuple[StepCase, bool]]:
@@ -28,8 +33,8 @@ def cases(job: Job) -> list[tuple[StepCase, bool]]:
         return StepCase(model, plain, size, 8, "bfloat16")
 
     networks = [at(1024), at(224), at(224, "resnet50_bam"), at(1280)]
-    detectors = [at(1024, *DETECTORS), at(1280, *DETECTORS)]
-    return [(case, compiled) for compiled in (False, True) for case in networks + detectors]
+    on_them = [at(1024, *DETECTORS), at(1280, *DETECTORS)]
+    return [(case, compiled) for compiled in (False, True) for case in networks + on_them]
 
 
 def work(kept: Kept, job: Job) -> bool:
@@ -37,6 +42,10 @@ def work(kept: Kept, job: Job) -> bool:
     for case, compiled in cases(job):
         key = f"{case}{COMPILED if compiled else ''}"
         if key in kept.rows or "" in kept.left_out.get(key, {}):
+            continue
+        if compiled and TorchVersion(torch.__version__) < COMPILES:
+            print(f"{key}: left out, PyTorch {torch.__version__} can't compile the kernels")
+            kept.leave_out(key, f"PyTorch {torch.__version__} is older than {COMPILES}")
             continue
         if job.left <= 0:
             return False
