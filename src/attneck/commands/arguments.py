@@ -53,7 +53,7 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
             raise _Answer(tyro.extras.get_parser(kind, prog=prog, **options))
     flags = Counter(map(_flag, (word for word in words if word.startswith("--"))))
     if twice := [flag for flag, count in flags.items() if count > 1]:
-        raise UserError(f"{twice[0]} is given more than once: leave all but one out")
+        raise UserError(f"{twice[0]} is given more than once: give it once, with all of its values")
     told, columns = io.StringIO(), os.environ.get("COLUMNS")
     try:
         if {"-h", "--help"} & set(words):
