@@ -158,13 +158,9 @@ class MHSAMaps:
         by_row, by_column = self.tables
         if self.position == "relative":  # entry of offset key - query, see `MHSA2d`
             over_rows = q @ by_row[H - 1 - y : 2 * H - 1 - y].T  # [h, n, H]
-            over_columns = torch.stack(
-                [
-                    q[:, i] @ by_column[W - 1 - x : 2 * W - 1 - x].T
-                    for i, x in enumerate(range(columns.start, columns.stop))
-                ],
-                dim=1,
-            )  # [h, n, W]
+            places = torch.arange(W, device=q.device)
+            offset = places - places[columns, None] + W - 1  # [n, W]
+            over_columns = (q @ by_column.T).gather(2, offset.expand(len(q), -1, -1))  # [h, n, W]
         else:
             over_rows, over_columns = q @ by_row.T, q @ by_column.T  # [h, n, H], [h, n, W]
         return (over_rows[..., :, None] + over_columns[..., None, :]).flatten(2)
