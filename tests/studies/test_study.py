@@ -16,7 +16,7 @@ import torch
 from scipy.stats import ttest_rel
 
 from attneck import cli
-from attneck.commands.study import changes
+from attneck.commands.study import OWN, changes
 from attneck.commands.train import parse
 from attneck.errors import RunFailed, UserError
 from attneck.papers.results import measured, read_runs
@@ -412,7 +412,8 @@ def test_the_commands_on_the_screen(trained: Path, tmp_path: Path, monkeypatch, 
     (tmp_path / "tiny.yaml").write_text(json.dumps(TINY))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["study", "--help"]) == 0
-    assert "relations" in capsys.readouterr().out
+    assert "relations" in (told := capsys.readouterr().out)
+    assert all(flag in told for flag in OWN), "each option, with what it does"
     assert cli.main(["study", "tiny.yaml", "--list", "--out", str(trained)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
@@ -422,6 +423,8 @@ def test_the_commands_on_the_screen(trained: Path, tmp_path: Path, monkeypatch, 
     for words, said in {
         ("relation",): "perhaps you meant 'relations'",
         ("tiny.yaml", "--list", "--report"): "leave one out",
+        ("tiny.yaml", "--list", "--page", "page.md"): "--list and --page are given: leave one out",
+        ("tiny.yaml", "--report", "--jobs=2"): "--report and --jobs are given: leave one out",
         ("tiny.yaml", "--jobs", "0"): "--jobs=0",
         ("tiny.yaml", "--seeds", "0"): "--seeds=0",
         ("tiny.yaml", "--only", "zz"): "no run's name has it, such as same/plain/0",

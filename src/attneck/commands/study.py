@@ -71,6 +71,8 @@ class Arguments:
     """A page of Markdown with the lines <!-- study NAME --> and <!-- end -->, which get the short tables."""
 
 
+IDLE = {"--list": ("--report", "--jobs", "--to", "--page"), "--report": ("--jobs",)}
+"""What would change nothing beside it."""
 OWN = ("--list", "--report", "--jobs", "--seeds", "--only", "--out", "--with", "--to", "--page")
 SHOWN = 5
 """Columns of the report's table that fit a screen."""
@@ -82,11 +84,13 @@ def main(words: list[str]) -> None:
         if words and words[0].startswith("-") and words[0] not in {"-h", "--help"}:
             raise UserError(f"the study comes first: attneck study NAME {' '.join(words)}")
         print(USAGE.format(shipped=", ".join(shipped_studies())))
-        return
+        parse(Arguments, "attneck study NAME", ["--help"])
     name, (own, fields) = words[0], divided(words[1:])
     arguments = parse(Arguments, f"attneck study {name}", own)
-    if arguments.list_ and arguments.report:
-        raise UserError("--list and --report are given: leave one out")
+    given = {word.partition("=")[0] for word in own}
+    for mode, others in IDLE.items():
+        if mode in given and (idle := next((flag for flag in others if flag in given), None)):
+            raise UserError(f"{mode} and {idle} are given: leave one out")
     study, stem = load_study(name), Path(name).stem
     with user_mistakes():
         whole("--jobs", arguments.jobs, most=max(16, os.cpu_count() or 1))
