@@ -193,7 +193,9 @@ def gathered(words: list[str]) -> list[str]:
             into = kept
         option = dotted[2].replace("-", "_") if dotted else ""
         if (plain and word in words[:place]) or (dotted and option in into):
-            raise UserError(f"{word.partition('=')[0]} is given more than once: give it once, with all of its values")
+            raise UserError(
+                f"{word.partition('=')[0]} is given more than once: give it once, with all of its values"
+            )
         if dotted:
             into += [option] if dotted[3] is None else [option, dotted[3]]
         elif not plain:
