@@ -27,7 +27,7 @@ def _same_threads() -> object:
     ("words", "rows"),
     [
         (["attention", "--size", "4", "--batch", "2", "--stride", "2", "--channels", "16", "--no-memory"], 2),
-        (["bam", "--size", "4", "--batch", "2", "--channels", "32", "--dtype", "bfloat16", "--no-memory"], 4),
+        (["bam", "--size", "4", "--channels", "32", "--dtype", "bfloat16", "--no-memory"], 4),
         # Of memory `tests/measure/test_speed.py` has the short form: here it starts Python once a contestant.
         pytest.param([*STEP, "--batch", "2", *CLASSIFIERS], 1, marks=pytest.mark.slow),
         ([*STEP, "--batch", "2", *CLASSIFIERS, "--no-memory"], 1),
@@ -135,6 +135,12 @@ def bench_loop_mistake(capsys: pytest.CaptureFixture[str]) -> str:
         (["inference", "--dtype", "bfloat16"], "--dtype float32 alone"),
         (["inference", "--size", "64", "--model", "ssd300_vgg16"], "give two of a kind"),
         (["bam", "--loop"], "attneck bench step --loop takes"),
+        (["bam", "--size", "8", "--model", "resnet50"], "bench bam takes no --model"),
+        (["bam", "--size", "8", "--stride", "2"], "bench bam takes no --stride"),
+        (["attention", "--size", "8", "--plain", "resnet18"], "bench attention takes no --plain"),
+        (["step", "--size", "64", "--channels", "64"], "bench step takes no --channels"),
+        (["bam", "--size", "4", "--batch", "1", *QUICK], "give two images at a time"),
+        (["step", "--size", "32", *QUICK], "more than 1 value per channel"),
         (["step", "--loop", "--table", "5"], "attneck bench step --loop takes"),
         (["bam", "--out", "nowhere/there.json"], "make it first"),
         pytest.param(

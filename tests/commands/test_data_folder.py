@@ -107,6 +107,14 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    "words", [["--md5", "0" * 32], ["--max-pixels", "5"], ["--no-masks"], ["--val-share", "0.2"]], ids="".join
+)
+def test_where_takes_nothing_of_check(words, capsys):
+    assert cli.main(["data", "where", "folder", *words]) == 2
+    assert capsys.readouterr().err == f"attneck: {words[0]} is of check: leave it out\n"
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_in_a_line(root, tmp_path, monkeypatch, capsys, case):
     monkeypatch.chdir(tmp_path)

@@ -213,6 +213,7 @@ def test_a_table_s_cells_do_not_cover_each_other(paper, table, tmp_path, monkeyp
         (["bam", "--figure", "9"], "is the botnet paper's"),
         (["--figure", "9", "--table", "14"], "leave --table out"),
         (["--figure", "9", "--markdown"], "leave --markdown out"),
+        (["--markdown", "--json"], "--markdown and --json are given: leave one out"),
         (["--figure", "10"], "perhaps|choice"),
         (["--figure", "9", "--save", "x.doc"], "wanted a file that ends in .png, .svg or .pdf"),
         (["--figure", "9", "--save", "no/where.svg"], "make it first"),

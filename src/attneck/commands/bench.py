@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from attneck.measure.steps import StepCase
 
 What = Literal["attention", "bam", "step", "inference"]
+OF_A_CASE = {
+    "attention": ("stride", "channels"),
+    "bam": ("channels",),
+    "step": ("model", "plain"),
+    "inference": ("model",),
+}
+"""What makes a case of each, beside size, batch and dtype."""
 
 
 def bench(
@@ -55,10 +63,10 @@ def bench(
     Args:
         what: attention, bam, step or inference.
         size: side of the map, or of the image in a step: one case instead of the list.
-        batch: images; 1 if not given with --size.
+        batch: images; if not given with --size, 1, or 2 of bam, whose BatchNorm wants two.
         dtype: of that case (float32 if not given), or of those of the list; a step runs under autocast.
         stride: attention only: 2 averages the result over 2x2 windows.
-        channels: of the map.
+        channels: attention and bam: of the map.
         model: step and inference: the network with attention; of a step, also a detector on it.
         plain: step only: the network or detector that it is compared with.
         table: step only: forward and backward of BoTNet's Table 14 and its figures' ViT and DeiT, in rounds,
@@ -69,7 +77,7 @@ def bench(
         device: where.
         threads: as torch takes them; its own choice if not given.
         seconds: how long each contestant is timed for in each case.
-        compiled: time torch.compile of them too, which takes a while to compile.
+        compiled: time torch.compile of them too, which takes a while to compile; a step is timed as it is.
         memory: measure peak memory too, each in a process of its own; of the list, on maps from 64x64 on.
         out: write the JSON document there too.
         json_: print one JSON document and nothing else.
@@ -96,12 +104,14 @@ def bench(
         raise UserError(
             "--batch, --stride, --channels, --model and --plain are of one case: give its --size too"
         )
-    if what == "inference" and (
-        (stride, channels, plain) != (1, 512, "resnet50") or dtype not in (None, "float32")
-    ):
-        raise UserError(
-            "attneck bench inference takes no --stride, --channels and --plain, and --dtype float32 alone"
-        )
+    changed = {"stride": stride != 1, "channels": channels != 512}
+    changed |= {"model": model != "botnet50", "plain": plain != "resnet50"}
+    if idle := [name for name, is_so in changed.items() if is_so and name not in OF_A_CASE[what]]:
+        raise UserError(f"attneck bench {what} takes no --{idle[0]}: leave it out")
+    if what == "inference" and dtype not in (None, "float32"):
+        raise UserError("attneck bench inference takes --dtype float32 alone")
+    if size is not None and batch is None:
+        batch = 2 if what == "bam" else 1
     with user_mistakes():
         for name, value in {"--size": size, "--batch": batch, "--channels": channels}.items():
             if value is not None:
@@ -182,11 +192,9 @@ def bench(
         cases = _step_cases(device) if size is None else [steps.StepCase(model, plain, size, batch or 1)]
         names, call = steps.step_names, steps.step_call
     if size is not None:
-        try:
-            case: Any = cases[0]
+        case: Any = cases[0]
+        with _of(case):
             call(case, names(case)[0], "forward+backward", device)
-        except ValueError as error:  # a case that cannot be: such channels, such a size
-            raise UserError(f"{case}: {error}") from error
     if dtype is not None:
         cases = list(dict.fromkeys(_with_dtype(case, dtype) for case in cases))
     ceilings = {
@@ -217,12 +225,22 @@ def bench(
 
     rows: list[dict[str, Any]] = []
     text = ""
-    for row in _measure(cases, directions, names, call, document, seconds, weighed, device):
-        rows.append(row)
-        text = json.dumps(document | {"rows": rows}, indent=1, ensure_ascii=False)
-        if out is not None:  # after each row: an interrupted benchmark leaves what it has
-            write_atomic(out, (text + "\n").encode())
+    with nullcontext() if size is None else _of(cases[0]):
+        for row in _measure(cases, directions, names, call, document, seconds, weighed, device):
+            rows.append(row)
+            text = json.dumps(document | {"rows": rows}, indent=1, ensure_ascii=False)
+            if out is not None:  # after each row: an interrupted benchmark leaves what it has
+                write_atomic(out, (text + "\n").encode())
     print(text if json_ else _table(document, rows))
+
+
+@contextmanager
+def _of(case: Any) -> Iterator[None]:
+    """A case that cannot be is the user's mistake: such channels, such a size, such a batch."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{case}: {error}") from error
 
 
 def _refuse_too_large(what: What, size: int, batch: int, channels: int, device: str) -> None:
@@ -310,7 +328,8 @@ def _measure(
     from attneck.measure.memory import peak_elsewhere
     from attneck.measure.speed import interleave
 
-    with Progress(console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(cases) * len(directions))
         for case in cases:
             for direction in directions:

@@ -68,6 +68,9 @@ def inspect(
         if val_share is not None and name != "folder":
             raise ValueError(f"{name}: --val-share is of folder: leave it out")
         if action == "where":
+            checks = {"--md5": md5, "--max-pixels": max_pixels is not None, "--no-masks": no_masks}
+            if idle := [flag for flag, given in (checks | {"--val-share": val_share}).items() if given]:
+                raise ValueError(f"{idle[0]} is of check: leave it out")
             place = (
                 "drawn by the program, nothing to download"
                 if SETS[name].drawn

@@ -84,6 +84,8 @@ def show(
             f"--figure {figure} is the {PAPER_OF[figure]} paper's, a picture of whole tables: leave "
             f"{'--table' if table is not None else '--markdown' if markdown_ else repr(paper)} out"
         )
+    if markdown_ and json_:
+        raise UserError("--markdown and --json are given: leave one out")
     chosen = choose(paper, table)
     if save is not None and figure is None:
         file_of("", save)
