@@ -84,6 +84,7 @@ def test_needs_no_torch(words):
         (["data", "check", "folder", "--root", "nowhere"], "nowhere is not a folder"),
         (["data", "where", "shapes", "--root", "nowhere"], "drawn by the program"),
         (["train", ".", "--epochs", "3"], "is no run"),
+        (["train", "demo", "--verbose"], "--verbose names tensors of model.weights or model.pretrained"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -336,6 +336,11 @@ def test_parts_that_do_not_go_together_are_refused_in_the_recipes_words():
         ),
         (["--optimizer.name", "admw", "--optimizer.lr", "1"], "; perhaps you meant 'adamw'"),
         (["--schedule.kind", "step"], "^schedule.kind step has no milestones"),
+        (
+            ["--optimizer.clip-norm", "0"],
+            r"^optimizer.clip_norm=0.0: input should be greater than 0 \(attneck",
+        ),
+        (["--data.workers", "-1"], r"^data.workers=-1: input should be greater than or equal to 0 \(attneck"),
     ):
         with pytest.raises(UserError, match=says) as error:
             parse("demo", words)

@@ -23,6 +23,11 @@ from attneck.errors import UserError, brief, suggestion
 
 T = TypeVar("T")
 
+BEYOND = (
+    r"Error parsing recipe\.(\S+): \d+ validation errors? for \w+ (\S+) (.+?) "
+    r"\[type=\w+, input_value=(.+?), input_type"
+)
+"""What pydantic says of a value that its field cannot have, in tyro's words: part, field, wanted, given."""
 LEAST_WIDTH = 20
 """Columns that a help text is laid out for at least."""
 
@@ -133,6 +138,9 @@ def _line(box: str, words: list[str]) -> str:
     said = " ".join([first, *rest])
     if found := re.search(r"validation error for \w+ Value error, (.*?) \[type=value_error", said):
         return found[1]  # fields that do not go together, in the recipe's own words
+    if found := re.match(BEYOND, said):  # as of a field in YAML
+        part, field, wanted, value = found.groups()
+        return f"{part}.{field}={value}: {wanted[0].lower()}{wanted[1:]}"
     if found := re.match(r"invalid choice '(.*)' for argument '\S+'\. Expected one of (.*)", said):
         return said.rstrip(".") + suggestion(found[1], re.findall(r"'([^']+)'", found[2]))
     return said

@@ -74,6 +74,10 @@ def main(words: list[str]) -> None:
         raise UserError(str(error)) from None
     if recipe.model.weights is not None and not arguments.resume and not os.path.exists(recipe.model.weights):
         raise UserError(f"{brief(recipe.model.weights)}: there is no such file")  # before data is drawn
+    if arguments.verbose and recipe.model.weights is None and recipe.model.pretrained is None:
+        raise UserError(
+            "--verbose names tensors of model.weights or model.pretrained: give one, or leave it out"
+        )
     if out is None and is_run(Path(name)):
         out = Path(name)
     elif out is None and arguments.resume:
