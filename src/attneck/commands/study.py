@@ -84,7 +84,7 @@ def main(words: list[str]) -> None:
         if words and words[0].startswith("-") and words[0] not in {"-h", "--help"}:
             raise UserError(f"the study comes first: attneck study NAME {' '.join(words)}")
         print(USAGE.format(shipped=", ".join(shipped_studies())))
-        parse(Arguments, "attneck study NAME", ["--help"])
+        parse(Arguments, "attneck study NAME", ["--help"])  # prints the options, and ends
     name, (own, fields) = words[0], divided(words[1:])
     arguments = parse(Arguments, f"attneck study {name}", own)
     given = {word.partition("=")[0] for word in own}
