@@ -37,21 +37,20 @@ static int for_windows(const Tile& t, Each each) {
     float* memory = static_cast<float*>(calloc(2 * keys + 2 * wide, sizeof(float)));
     Room room = {memory, memory + keys, memory + 2 * keys, memory + 2 * keys + wide};
     failed |= memory == nullptr;
-#pragma omp for
-    for (Int line = 0; line < t.g * down; line++) {
-      if (memory == nullptr) continue;
-      Int head = line / down, top = line % down * step;
-      for (Int left = 0; left < t.W; left += step) {
-        Query queries[4];
-        Int count = 0;
-        for (Int y = top; y < top + step && y < t.r; y++)
-          for (Int x = left; x < left + step && x < t.W; x++) {
-            Int index = (head * t.r + y) * t.W + x, start = index * t.offsets();
-            queries[count++] = {index, start + t.H - 1 - (t.y0 + y), start + 2 * t.H - 1 + t.W - 1 - x};
-          }
-        each(line * across + left / step, queries, count, room);
-      }
-    }
+#pragma omp for collapse(3)  // over all windows: a tile of a large map has few rows
+    for (Int head = 0; head < t.g; head++)
+      for (Int i = 0; i < down; i++)
+        for (Int j = 0; j < across; j++) {
+          if (memory == nullptr) continue;
+          Query queries[4];
+          Int count = 0;
+          for (Int y = i * step; y < (i + 1) * step && y < t.r; y++)
+            for (Int x = j * step; x < (j + 1) * step && x < t.W; x++) {
+              Int index = (head * t.r + y) * t.W + x, start = index * t.offsets();
+              queries[count++] = {index, start + t.H - 1 - (t.y0 + y), start + 2 * t.H - 1 + t.W - 1 - x};
+            }
+          each((head * down + i) * across + j, queries, count, room);
+        }
     free(memory);
   }
   return failed;
