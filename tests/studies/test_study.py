@@ -29,6 +29,7 @@ from attneck.studies.results import Row, _epochs, collect
 from attneck.studies.statistics import difference, spread
 from attneck.studies.study import Study, cells, load_study, shipped_studies
 from attneck.tasks.classification import build_classifier
+from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import flat
 
 TINY = {
@@ -89,8 +90,13 @@ def test_what_shares_another_s_runs_has_the_same_ones_and_printed_rows_are_there
     assert ("printed" in head) == bool(one.paper)
     if one.runs is None:
         return
-    theirs = {cell.folder: cell.recipe for cell in cells(load_study(one.runs), Path("x"))}
-    assert {cell.folder: cell.recipe for cell in cells(one, Path("x"))}.items() <= theirs.items()
+    known = {name: load_study(name) for name in shipped_studies()}
+    here = [other for name, other in known.items() if one.runs in (name, other.runs)]
+    recipes: dict[Path, list[Recipe]] = {}
+    for cell in (cell for other in here for cell in cells(other, Path("x"))):
+        recipes.setdefault(cell.folder, []).append(cell.recipe)
+    assert all(recipe == first for first, *others in recipes.values() for recipe in others)
+    assert any(len(recipes[cell.folder]) > 1 for cell in cells(one, Path("x")))
 
 
 def test_a_word_of_the_command_line_changes_every_run() -> None:

@@ -125,6 +125,16 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path):
         runs.train(recipe(epochs=3), tmp_path / "run", resume=True)
 
 
+def test_a_copied_run_without_its_sums_is_not_begun_anew(tmp_path):
+    runs.train(recipe(epochs=1), tmp_path / "run")
+    record = (tmp_path / "run/metrics.jsonl").read_bytes()
+    for file in (tmp_path / "run/checkpoints").glob("*.sha256"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"step-00000003\.pt has no step-00000003\.pt\.sha256 beside it"):
+        runs.train(recipe(epochs=1), tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == record
+
+
 def test_accumulated_gradients_are_the_whole_batchs():
     """Without BatchNorm in the way (eval mode), parts add up to the gradient of the batch."""
     model = create_model("cifar_resnet20_se", num_classes=10, image_size=8).eval()

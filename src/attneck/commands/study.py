@@ -38,7 +38,7 @@ NAME is a study that comes with the program ({shipped}) or a YAML file:
   # sizes: [24, 32, 48]           # finished runs are scored on images of these sides too
   # rescored: {{kept: {{variant: bot, model.options.resample: keep}}}}: and there with other options
   # distance_images: 200          # how far their attention looks, averaged over so many held-out images
-  # runs: relations               # they are that study's, in its folder
+  # runs: relations               # in that study's folder: what both have is trained once
   # paper: {{bam: bam/2/ResNet50 + BAM}}: a variant's row in a paper's table
 
 Every run is an ordinary attneck train in a folder of its own. The same command goes on where it was

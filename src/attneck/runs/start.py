@@ -24,7 +24,7 @@ from attneck.runs.lock import only_one
 from attneck.runs.provenance import environment_of
 from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint
-from attneck.training.checkpoint_files import checkpoints
+from attneck.training.checkpoint_files import checkpoints, named, sum_of
 from attneck.training.distributed import World
 from attneck.training.environment import environment
 from attneck.training.recipe import Recipe
@@ -89,6 +89,11 @@ def start(
     restarted = bool(starts) and _same(starts[-1].get("launch"), launch)
     if goes_on and not (wish.resume or restarted):
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
+    if not goes_on and (bare := named(folder / "checkpoints")):  # sums come first: a copy left it out
+        raise UserError(
+            f"{bare[0]} has no {sum_of(bare[0]).name} beside it, which came with it: copy that file too, or "
+            "choose another --out"
+        )
     products: str = float32_products()
     with user_mistakes():
         asked: str = attention()

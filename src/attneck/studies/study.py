@@ -53,7 +53,7 @@ class Study(Part):
     distance_images: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 0
     """Held-out images over which the distances of finished runs' attention are averaged; 0: they are not."""
     runs: Text | None = None
-    """The study whose runs these are, in its folder; None: its own."""
+    """The study in whose folder the runs lie, so that what both have is trained once; None: its own."""
     paper: dict[Name, Text] = Field(default_factory=dict)
     """A variant's row in the papers: PAPER/TABLE/LABEL, such as bam/2/ResNet50 + BAM."""
 
