@@ -1,5 +1,7 @@
 """A value that is not finite changes nothing, is named, and a resumed run ends as if it had not come up."""
 
+import math
+
 import pytest
 import torch
 from small_run import ALONE, At, Net, Task, digest, history, recipe, run, tensors
@@ -7,6 +9,8 @@ from two_small_runs import two_processes
 
 from attneck.errors import RunFailed
 from attneck.training import checkpoint, loop
+from attneck.training.finite import Guard
+from attneck.training.step import clipped
 
 
 @pytest.fixture
@@ -95,6 +99,29 @@ def test_read_late_the_first_step_is_named_and_no_weight_has_moved_since(tmp_pat
         assert torch.equal(weight, state["model"][name]), name
 
 
+@pytest.mark.parametrize("value", [1.0, 1e-42, 3e38, -math.inf, math.nan])
+@pytest.mark.parametrize("clip_norm", [None, 1e9])
+def test_a_look_finds_what_is_not_finite_and_leaves_the_rest_as_it_is(value, clip_norm):
+    """Subnormal numbers too. A norm that overflows scales by 0: that is no step to take."""
+    weights = [
+        torch.zeros(2, 3, 4, 4, requires_grad=True),
+        torch.zeros(5, requires_grad=True),
+        torch.zeros(1),
+    ]
+    weights[0].grad = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    weights[1].grad = torch.tensor([1.0, -0.0, value, 1e-45, 2.0])
+    before = [weight.grad.clone() for weight in weights[:2]]
+    guard = Guard(torch.device("cpu"))
+    guard.see([torch.ones(3)], 1)
+    for step in (2, 3):  # the first of them is kept
+        guard.see(clipped(weights, clip_norm), step)
+    bad = not math.isfinite(value) or (clip_norm is not None and value > 1e38)
+    assert (guard.first(), float(guard.found_inf)) == ((2, 1) if bad else (None, 0))
+    if not bad:
+        for weight, old in zip(weights[:2], before, strict=True):
+            assert torch.equal(weight.grad.view(torch.int32), old.view(torch.int32))
+
+
 def test_nothing_is_read_from_a_device_but_where_something_is_due(tmp_path, monkeypatch):
     """On a GPU each reading waits for it: of 6 steps, those 2 are read that are recorded and saved."""
     monkeypatch.setattr(loop, "reads_at_once", lambda device: False)
@@ -123,8 +150,8 @@ def test_nothing_is_read_from_a_device_but_where_something_is_due(tmp_path, monk
 
         monkeypatch.setattr(owner, name, function)
 
-    clip = loop.clip
-    monkeypatch.setattr(loop, "clip", lambda *given: steps.append(1) or clip(*given))
+    clipped = loop.clipped
+    monkeypatch.setattr(loop, "clipped", lambda *given: steps.append(1) or clipped(*given))
     for name in ("item", "__float__", "__int__", "__bool__", "tolist", "numpy", "cpu"):
         refuse_unless_allowed(name)
     allow(loop.Guard, "first")
@@ -161,7 +188,7 @@ def test_a_norm_that_overflows_is_no_gradient_s_fault(tmp_path):
     with pytest.raises(
         RunFailed, match=r"step 2 .*: every gradient is finite, but their sum or norm overflow"
     ):
-        run(tmp_path, recipe(), Steep(ALONE))
+        run(tmp_path, recipe(optimizer={"lr": 0.1, "clip_norm": 1}), Steep(ALONE))
 
 
 def test_a_checkpoint_of_another_kernel_goes_on_with_this_one(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ from attneck.training.recipe import Recipe
 from attneck.training.report import Record, Report, Watch
 from attneck.training.schedule import lr_factor
 from attneck.training.state import Progress
-from attneck.training.step import Objective, clip, gradients, precision
+from attneck.training.step import Objective, clipped, gradients, precision
 from attneck.training.stop import until_stopped
 from attneck.training.table import write_csv
 from attneck.training.trackers import Trackers
@@ -113,6 +113,7 @@ def train_loop(
             print(f"attneck: {said}", file=sys.stderr)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
     guard = Guard(world.device)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]  # a walk that no step repeats
     keeper = Keeper(folder / "checkpoints", decides) if decides is not None and world.rank == 0 else None
     writer = Background()
 
@@ -219,8 +220,7 @@ def train_loop(
                 trains = True
             set_rate(optimizer, _rate(recipe, progress.step, steps_per_epoch))
             scores = gradients(parallel, objective, loader, recipe, world, progress.step)
-            norm = clip(model, recipe.optimizer.clip_norm)
-            guard.see(norm, progress.step + 1)
+            guard.see(clipped(weights, recipe.optimizer.clip_norm), progress.step + 1)
             due = (progress.step + 1) % period == 0 or progress.step + 1 == steps
             due |= recipe.checkpoint_steps is not None and (progress.step + 1) % recipe.checkpoint_steps == 0
             late = time.monotonic() - saved > 60 * recipe.checkpoint_minutes

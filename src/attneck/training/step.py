@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -63,8 +63,8 @@ def seed(number: int, device: torch.device) -> None:
 def backward(loss: Tensor, accumulate: int) -> None:
     """Add the gradients of loss / accumulate.
 
-    A loss that is not finite makes them NaN, also where they don't depend on its value. So the gradient norm
-    alone, which all processes share, says whether a step may be taken.
+    A loss that is not finite makes them NaN, also where they don't depend on its value. So the gradients
+    alone, which all processes share, say whether a step may be taken.
     """
     loss = loss / accumulate
     loss.backward(loss.detach() * 0 + 1)  # exactly 1 where the loss is finite, else NaN
@@ -95,8 +95,11 @@ def gradients(
     return scores
 
 
-def clip(model: nn.Module, greatest: float | None) -> Tensor:
-    """The norm of the whole gradient, [], before it is scaled down to `greatest`."""
+def clipped(weights: Sequence[Tensor], greatest: float | None) -> list[Tensor]:
+    """What must be finite for a step: the gradients; scaled down to `greatest`, their norm before, [].
+
+    A norm that overflows would scale all of them to 0. Without clipping it is not taken.
+    """
     if greatest is not None:
-        return nn.utils.clip_grad_norm_(model.parameters(), greatest)
-    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        return [nn.utils.clip_grad_norm_(weights, greatest)]
+    return [weight.grad for weight in weights if weight.grad is not None]
