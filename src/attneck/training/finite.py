@@ -36,8 +36,8 @@ class Guard:
     def see(self, values: list[Tensor], step: int) -> None:
         """Note whether the gradient of step `step`, or its norm, is finite. The values stay as they are.
 
-        It is GradScaler's look, times 1: on CUDA one kernel for them all. PyTorch's norm of many takes the
-        processor several microseconds for each.
+        It is GradScaler's look, times 1: on CUDA one kernel for them all. PyTorch's norm of many is several
+        calls for each.
         """
         found = torch.zeros_like(self._one)
         torch._amp_foreach_non_finite_check_and_unscale_(values, found, self._one)
