@@ -1,6 +1,7 @@
 """fold(model): the same results with fewer layers, in eval mode and nowhere else."""
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -228,3 +229,43 @@ def test_training_mode_is_refused() -> None:
     model.eval()[1].train()
     with pytest.raises(ValueError, match=r"'1' is in training mode"):
         fold(model)
+
+
+class ReadsWeights(nn.Module):
+    """A decoder that uses its encoder's weights, which lie two modules down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.inner = nn.Sequential(self.encode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv_transpose2d(self.inner(x), self.inner[0][0].weight, padding=1)
+
+
+class PlusOne(MHSA2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def replaced() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+    own = model[0].forward
+    model[0].forward = lambda x: own(x).relu()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16)), (2, 16, 8)),  # a norm of another axis
+        (lambda: nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(4)), (2, 4, 8)),
+        (ReadsWeights, (2, 3, 8, 8)),
+        (replaced, (2, 3, 4, 4)),
+        (lambda: nn.Sequential(PlusOne(8, 4, heads=2), nn.BatchNorm2d(8)), (2, 8, 4, 4)),
+    ],
+    ids=["tokens", "other axis", "weights read", "forward replaced", "attention derived"],
+)
+def test_what_computes_more_than_its_layer_stays(model: Any, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    assert_folds(lively(model()), torch.randn(shape, dtype=torch.float64), 0)

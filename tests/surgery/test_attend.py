@@ -12,7 +12,7 @@ from torch import nn
 
 from attneck.layers import MHSA2d
 from attneck.models import create_model
-from attneck.surgery import attend
+from attneck.surgery import attend, insert_bam
 
 THIN: dict[str, Any] = {"layers": (1, 1, 2, 2), "channels": (16, 16, 16, 32), "num_classes": 5}
 
@@ -250,3 +250,58 @@ def test_grey_images_and_feature_extractors() -> None:
     assert [tuple(map.shape[2:]) for map in features(torch.randn(2, 3, 64, 64))] == [
         (32, 32), (16, 16), (8, 8), (4, 4), (2, 2),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image_size", "map_size"),
+    [(32, (1, 1)), (33, (2, 2)), (65, (3, 3)), ((32, 128), (1, 4)), ((65, 200), (3, 7)), ((33, 128), (2, 4))],
+)
+def test_the_last_stage_is_the_last_on_small_narrow_and_odd_images(image_size: Any, map_size: Any) -> None:
+    report = attend(network("resnet18"), image_size=image_size).report
+    assert [(change.name, change.map_size) for change in report.changes] == [
+        ("layer4.0.conv2", map_size),
+        ("layer4.1.conv2", map_size),
+    ]
+
+
+class TwoNames(nn.Module):
+    """A block whose convolutions are attributes and parts of a row, too."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.row = nn.Sequential(self.conv1, nn.ReLU(), self.conv2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.row(x)
+
+
+def test_a_convolution_with_two_names_is_replaced_under_both() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), TwoNames(8))
+    attend(model, image_size=16)
+    assert isinstance(model[1].conv2, MHSA2d)
+    assert model[1].row[2] is model[1].conv2
+
+
+class ConvAndNorm(nn.Conv2d):
+    """A convolution with a norm of its own, as other libraries have."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm = nn.BatchNorm2d(self.out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(super().forward(x))
+
+
+def test_what_a_convolution_s_module_does_besides_is_not_lost() -> None:
+    block = TwoNames(8)
+    block.conv2 = block.row[2] = ConvAndNorm(8, 8, 3, padding=1)
+    pre = create_model("cifar_resnet20", order="pre", depths=[1, 1, 1], num_classes=4)
+    insert_bam(pre, at="blocks")
+    for model, what in ((nn.Sequential(nn.Conv2d(3, 8, 1), block), "norm"), (pre, "bam")):
+        before = {*model.state_dict()}
+        with pytest.raises(ValueError, match=f"does more to the map, by {what}, and that would be lost"):
+            attend(model, image_size=32)
+        assert {*model.state_dict()} == before

@@ -328,3 +328,33 @@ def test_basic_blocks_take_one_each() -> None:
     assert list(inserted(insert_bam(model, "blocks").model)) == [
         "layer1.0.bn2_bam", "layer2.0.bn2_bam", "layer3.0.bn2_bam", "layer3.1.bn2_bam", "layer4.0.bn2_bam",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("image_size", [32, 33, 65, (33, 65), (32, 128), (65, 200), (33, 128)])
+def test_small_narrow_and_odd_images_show_the_same_places(image_size: Any) -> None:
+    for at, count in (("bottlenecks", 3), ("blocks", 8)):
+        with torch.device("meta"):
+            model = timm.create_model("resnet18")
+        changes = insert_bam(model, at=at, image_size=image_size).report.changes  # type: ignore[arg-type]
+        assert len(changes) == count
+        if at == "bottlenecks":
+            assert [change.name for change in changes] == ["layer1.bam", "layer2.bam", "layer3.bam"]
+
+
+@pytest.mark.parametrize("at", ["bottlenecks", "blocks"])
+def test_half_networks_with_norms_in_float32_get_half_modules(at: Any) -> None:
+    model = timm.create_model("resnet10t", num_classes=3).half().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
+    x = torch.randn(1, 3, 64, 64).half()
+    want = model(x)
+    insert_bam(model, at=at)
+    assert torch.equal(model(x), want)
+
+
+def test_after_a_parametrised_convolution_nothing_can_stand() -> None:
+    model = create_model("cifar_resnet20", order="pre", depths=[1, 1, 1], num_classes=4)
+    torch.nn.utils.parametrizations.weight_norm(model.layer3[0].conv2)
+    with pytest.raises(ValueError, match=r"'layer3\.0\.conv2' is parametrised.*remove_parametrizations"):
+        insert_bam(model, at="blocks")

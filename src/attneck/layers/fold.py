@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from attneck.layers.bam import BAM
+from attneck.layers.bare import is_bare
 from attneck.layers.mhsa import MHSA2d
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -27,15 +28,16 @@ def fold(model: Module) -> Module:
     """A copy of `model`, in eval mode, with the same results up to rounding and less to do.
 
     - `MHSA2d`: q's scale, d**-0.5, goes into the queries' weights.
-    - A BatchNorm that a convolution or a linear layer feeds, and nothing else does, goes into its weights and
-      bias: those of the network, and those of BAM's branches.
+    - A BatchNorm that a convolution feeds, and nothing else does, goes into its weights and bias. So do those
+      of BAM's branches, behind linear layers too; elsewhere a linear layer's norm may be one of another axis.
     - The BatchNorm that an `MHSA2d` feeds: y = s*x + t a channel. Every channel of the result is a mean of
       that channel of v, whatever the weights, as they sum to one (those of the 2x2 pool do, too). So s goes
       into the values' weights and t becomes their bias, exactly.
 
     Which layer feeds a norm is found by tracing the module that holds both. Where that cannot be traced, or
     either is used twice, both stay; so does a norm that brings its own activation, as timm's may. A layer
-    that has forward hooks, or a parametrization, stays as it is.
+    that has hooks, a parametrization or a forward of its own stays as it is, and so does one whose weights
+    another module is seen to read.
 
     A folded norm leaves an `nn.Identity` under its name. What has been folded is not folded again. The copy's
     state dict is no checkpoint: its weights and names are those of the folded layers.
@@ -56,7 +58,9 @@ def fold(model: Module) -> Module:
                 if isinstance(sequence, nn.Sequential):
                     _fold_sequence(sequence)
     places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
-    calls = {parent: _calls(parent) for parent in folded.modules()}
+    graphs = {parent: graph for parent in folded.modules() if (graph := _graph(parent)) is not None}
+    read = {id(module) for parent, graph in graphs.items() for module in _read(parent, graph)}
+    calls = {parent: _calls(parent, graph, read) for parent, graph in graphs.items()}
     uses = Counter(id(module) for nodes in calls.values() for module in nodes.values())
     for parent, nodes in calls.items():
         for node, layer in nodes.items():
@@ -68,7 +72,7 @@ def fold(model: Module) -> Module:
                 _fold_norm(layer, norm)
                 parent.set_submodule(str(after[0].target), nn.Identity())
     for module in folded.modules():
-        if isinstance(module, MHSA2d) and _is_rewritable(module.qkv):
+        if is_bare(module, MHSA2d) and _is_rewritable(module.qkv):
             _fold_scale(module, module.qkv)
     return folded.eval()
 
@@ -80,27 +84,37 @@ class _Shallow(fx.Tracer):
         return True
 
 
-def _calls(parent: nn.Module) -> dict[fx.Node, nn.Module]:
-    """What a module calls of what it holds, by the call's node; nothing where it cannot be traced."""
+def _graph(parent: nn.Module) -> fx.Graph | None:
+    """A module's own forward; None without children, and where it cannot be traced."""
     if not any(True for _ in parent.children()):
-        return {}
+        return None
     try:
-        graph = _Shallow().trace(parent)
+        return _Shallow().trace(parent)
     except Exception:  # control flow on data, or anything else that a tracer does not take
-        return {}
-    read = [str(node.target) for node in graph.nodes if node.op == "get_attr"]  # weights, used directly
-    return {
-        node: parent.get_submodule(str(node.target))
-        for node in graph.nodes
-        if node.op == "call_module" and not any(name.startswith(f"{node.target}.") for name in read)
+        return None
+
+
+def _read(parent: nn.Module, graph: fx.Graph) -> Iterator[nn.Module]:
+    """The modules whose weights `parent` uses directly, and all that hold them, below `parent`."""
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            holders = str(node.target).split(".")[:-1]
+            yield from (parent.get_submodule(".".join(holders[: i + 1])) for i in range(len(holders)))
+
+
+def _calls(parent: nn.Module, graph: fx.Graph, read: set[int]) -> dict[fx.Node, nn.Module]:
+    """What a module calls of what it holds, by the call's node, without those whose weights are read."""
+    called = {
+        node: parent.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"
     }
+    return {node: module for node, module in called.items() if id(module) not in read}
 
 
 def _takes_a_norm(layer: nn.Module) -> bool:
     """Whether what follows it, scale and shift a channel, can become a part of its weights."""
     if isinstance(layer, MHSA2d):
-        return _is_rewritable(layer.qkv) and not _has_hooks(layer)
-    return _is_rewritable(layer)
+        return is_bare(layer, MHSA2d) and _is_rewritable(layer.qkv)
+    return isinstance(layer, nn.Conv2d) and _is_rewritable(layer)
 
 
 def _fold_norm(layer: nn.Module, norm: nn.Module) -> None:
@@ -113,17 +127,12 @@ def _fold_norm(layer: nn.Module, norm: nn.Module) -> None:
 
 def _foldable(norm: nn.Module) -> bool:
     """Whether it is a BatchNorm with statistics of its own, whose result nobody else is told."""
-    return type(norm) in NORMS and getattr(norm, "running_mean", None) is not None and not _has_hooks(norm)
+    return any(is_bare(norm, kind) for kind in NORMS) and getattr(norm, "running_mean", None) is not None
 
 
 def _is_rewritable(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     """Whether the layer's weights can be replaced: nothing computes them, and nobody is told its result."""
-    known = type(layer) in (nn.Linear, nn.Conv2d)  # others may do more with their weights
-    return known and not is_parametrized(layer) and not _has_hooks(layer)
-
-
-def _has_hooks(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+    return is_bare(layer, nn.Linear) or is_bare(layer, nn.Conv2d)  # others may do more with their weights
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.utils.parametrize import is_parametrized
 
 from attneck.measure.meta import without_global_hooks
 from attneck.surgery.places import Place
@@ -80,12 +81,15 @@ def attach(model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Mo
 
 
 def match_to(module: nn.Module, model: nn.Module, trace: Trace, call: Step) -> None:
-    """Give a new module the device, the dtype and the mode of the module that makes `call` in `model`."""
+    """Give a new module the device and mode of the module that makes `call` in `model`, and its map's dtype.
+
+    That need not be the dtype of the weights before it: half networks may have norms in float32.
+    """
     by_name = dict(model.named_modules())
     done = (step.name for step in reversed(list(trace.calls())) if step.end <= call.end)
     near = (p for name in done for p in by_name[name].parameters(recurse=False))
-    like = next(p for p in (*near, *model.parameters()) if p.is_floating_point())
-    module.to(device=like.device, dtype=like.dtype).train(by_name[call.name].training)
+    device = next(p for p in (*near, *model.parameters()) if p.is_floating_point()).device
+    module.to(device=device, dtype=trace.dtypes[call.outputs[0]]).train(by_name[call.name].training)
 
 
 class Probe(nn.Module):
@@ -117,6 +121,11 @@ def _slot(trace: Trace, place: Place, name: str) -> _Slot:
         call = place.call.owner
     if call is not None and call.module is not None and call.name == parent:  # else it is in a ModuleList
         free = _free_name(call.module, f"{after}_{name}" if after else name)
+        if is_parametrized(call.module):  # whose class torch puts back when a parametrization is removed
+            raise ValueError(
+                f"{call.name!r} is parametrised, and nothing can be put after it: take its parametrizations "
+                "away first (torch.nn.utils.parametrize.remove_parametrizations), and put them back after"
+            )
         for extends in (False, True):
             slot = _Slot(parent, free, after, extends)
             if _gets_the_map(call.module, call, slot):

@@ -98,7 +98,9 @@ def attend(
             conv = model.get_submodule(target.strided)
             assert isinstance(conv, nn.Conv2d)
             conv.stride = (1, 1)
-        model.set_submodule(name, layer)
+        replaced = model.get_submodule(name)
+        for each in [n for n, m in model.named_modules(remove_duplicate=False) if m is replaced]:
+            model.set_submodule(each, layer)
         was = f"a 3×3 convolution{f' in {target.conv.groups} groups' if target.conv.groups > 1 else ''}"
         changes.append(Change(name, "MHSA2d", layer.channels, layer.map_size, layer.stride, was))
     return ledger.close(changes)
@@ -142,6 +144,12 @@ def _target(seen: Trace, block: Block) -> _Target:
         raise refuse("part of its map goes past the 3×3 convolution")
     if seen.times_called(conv) > 1:
         raise refuse("its 3×3 convolution is called more than once")
+    if call.outputs != block.convs[index].outputs:
+        more = "".join(f", by {name}" for name, _ in conv.named_children())
+        raise refuse(
+            f"the module of its 3×3 convolution does more to the map{more}, and that would be lost (attend "
+            "first, and put something after it then)"
+        )
     stride, into, out = conv.stride[0], seen.shapes[call.inputs[0]][2:], seen.shapes[call.outputs[0]][2:]
     if stride > 2 or tuple(out) != tuple(-(-side // stride) for side in into):
         raise refuse(f"its 3×3 convolution makes a map of {out[0]}×{out[1]} of one of {into[0]}×{into[1]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ class Trace:
     """All of them, as they began; the first is the network's own."""
     shapes: list[torch.Size]
     """By number; the image is number 0."""
+    dtypes: list[torch.dtype]
+    """By number."""
     makers: dict[int, Step]
     """The function, or the module that no function was seen in, that gave each number."""
 
@@ -77,13 +80,34 @@ class Trace:
     def level(self, number: int) -> int | None:
         """How often the image's sides were halved to make this map; None for what is no map.
 
-        Rounded, as convolutions without padding take a little off. A side of 1 is no map's: that is a mean.
+        A map of 1×1 is one where a convolution or a pooling by maxima made it of one of up to 3×3; else it is
+        a mean.
         """
-        shape = self.shapes[number]
-        if len(shape) != 4 or min(shape[2:]) < 2:
+        return self._levels[number]
+
+    @cached_property
+    def _levels(self) -> list[int | None]:
+        found: list[int | None] = []
+        for number, shape in enumerate(self.shapes):
+            if len(shape) != 4:
+                found.append(None)
+            elif max(shape[2:]) > 1:
+                found.append(halvings(self.image_size, (shape[2], shape[3])))
+            else:
+                found.append(self._level_of_a_point(number, found))
+        return found
+
+    def _level_of_a_point(self, number: int, found: list[int | None]) -> int | None:
+        """Of a map of 1×1, from the levels of those before."""
+        maker = self.makers.get(number)
+        if maker is None:
             return None
-        down, across = (round(math.log2(a / b)) for a, b in zip(self.image_size, shape[2:], strict=True))
-        return down if down == across else None
+        wide = [n for n in maker.inputs if len(self.shapes[n]) == 4 and max(self.shapes[n][2:]) > 1]
+        last = max((level for n in wide or maker.inputs if (level := found[n]) is not None), default=None)
+        if last is None or not wide:
+            return last
+        windows = maker.is_convolution() or maker.name.startswith("max_pool")
+        return last + 1 if windows and all(max(self.shapes[n][2:]) <= 3 for n in wide) else None
 
     def coarsest(self, numbers: tuple[int, ...]) -> int | None:
         """The highest level among them; None if no one is a map."""
@@ -97,6 +121,26 @@ class Trace:
 
     def times_called(self, module: nn.Module | None) -> int:
         return sum(step.module is module for step in self.calls())
+
+
+def halvings(image_size: tuple[int, int], map_size: tuple[int, int]) -> int | None:
+    """How often both sides were halved; None where the two sides tell of no one number.
+
+    Each time a side is rounded up or down, and windows without padding take a little more off. Where up and
+    down tell of two numbers it is up, as in nearly all networks: 33, 17, 9, 5, 3, 2.
+    """
+
+    def off(times: int) -> tuple[float, float]:
+        """By how much the map is outside of what halving makes, and how far from rounding up."""
+        outside, from_up = 0.0, 0.0
+        for image, side in zip(image_size, map_size, strict=True):
+            low, high = max(1, math.floor(image / 2**times)), math.ceil(image / 2**times)
+            outside = max(outside, math.log2(low / side), math.log2(side / high))
+            from_up = max(from_up, abs(math.log2(high / side)))
+        return outside, from_up
+
+    best = min(range(-8, max(image_size).bit_length() + 1), key=off)  # below 0: a map larger than the image
+    return best if off(best)[0] <= 0.5 else None
 
 
 WRAPPERS = {
@@ -147,7 +191,9 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
             continue
         finally:
             recorder.close()
-        return Trace(skeleton, size, channels, recorder.steps, recorder.shapes, recorder.makers)
+        return Trace(
+            skeleton, size, channels, recorder.steps, recorder.shapes, recorder.dtypes, recorder.makers
+        )
     raise ValueError(
         f"{type(model).__name__} does not run on an image of {size[0]}×{size[1]} on the meta device, where "
         f"places are looked for ({'; '.join(failures)}); give the image_size that it takes, or of a detector "
@@ -169,6 +215,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.steps: list[Step] = []
         self.shapes: list[torch.Size] = []
+        self.dtypes: list[torch.dtype] = []
         self.makers: dict[int, Step] = {}
         self._numbers: dict[int, int] = {}
         self._alive: list[Tensor] = []  # else another tensor might get the id of one that is gone
@@ -236,6 +283,7 @@ class _Recorder(TorchFunctionMode):
     def _number(self, tensor: Tensor, maker: Step | None = None) -> int:
         number = len(self.shapes)
         self.shapes.append(tensor.shape)
+        self.dtypes.append(tensor.dtype)
         self._numbers[id(tensor)] = number
         self._alive.append(tensor)
         if maker is not None:
