@@ -283,7 +283,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch:
         ("net.pt2", {"opset": 18}, r"opset=18 says nothing to a \.pt2 file"),
         ("net.onnx", {"dynamic": ("width",)}, "wanted of batch, size"),
         ("no/where/net.onnx", {}, "there is no folder .*where that can be written to"),
-        ("net.pt2", {"image_size": 0}, "wanted 1 or more of each"),
+        ("net.pt2", {"image_size": 0}, "image_size=0: wanted"),
         (
             "net.pt2",
             {"dynamic": ("size",)},
@@ -297,6 +297,47 @@ def test_what_cannot_be_is_refused(file: str, options: dict[str, Any], says: str
         export.export(fixed, tmp_path / file, **{"image_size": 8, **options})
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def old_weight_norm() -> nn.Module:
+    model = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3)))
+    model(torch.randn(1, 3, 8, 8))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    ("model", "options", "says"),
+    [
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)),
+            {"image_size": 9},
+            "does not take images",
+        ),
+        (lambda: nn.Conv2d(3, 4, 3), {"image_size": 8.0}, "image_size=8.0: wanted"),
+        (lambda: nn.Conv2d(3, 4, 3), {"in_chans": 0}, "in_chans=0: wanted a whole number from 1"),
+        (lambda: nn.Conv2d(3, 4, 3, device="meta"), {}, "is on the meta device"),
+        (old_weight_norm, {}, "no copy can be made"),
+    ],
+)
+def test_a_network_that_cannot_be_exported_says_why(
+    model: Any, options: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        export.export(model(), tmp_path / "net.pt2", **{"image_size": 8, **options})
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_no_logits_and_no_configuration_is_needed(tmp_path: Path) -> None:
+    model = attneck.create_model("cifar_resnet20", num_classes=0, depths=[1, 1, 1])
+    export.export(model, tmp_path / "net.onnx")
+    found = onnx.load(tmp_path / "net.onnx")
+    assert [one.name for one in found.graph.output] == ["features"]
+    assert "task" not in {one.key for one in found.metadata_props}
+    model = nn.Conv2d(3, 4, 3)
+    model.pretrained_cfg = None
+    export.export(model, tmp_path / "net.pt2", image_size=8)
 
 
 def test_without_onnx_a_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

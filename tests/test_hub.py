@@ -285,6 +285,12 @@ def put(layer: str, **values: Any) -> Any:
         ),
         (put("layer3.0.conv2", resample="keep"), "its layer3.0.conv2 resample is keep and would be stretch"),
         (put("layer3.0.conv2", scale=1.0), "its layer3.0.conv2 scale is 1.0 and would be 0.25"),
+        (put("conv1", padding_mode="reflect"), "its conv1 padding_mode is reflect and would be zeros"),
+        (
+            lambda model: setattr(model, "act1", nn.Identity()) or model,
+            "its act1 kind is none and would be ReLU",
+        ),
+        (lambda model: model.row.remove("act1") or model, r"its row is \['conv1', 'bn1', 'layer1'"),
         (put("layer1.0.bn1", eps=0.1), "its layer1.0.bn1 eps is 0.1 and would be 1e-05"),
         (
             lambda model: model.reset_classifier(5, "max") or model,
@@ -298,6 +304,17 @@ def test_what_could_not_be_loaded_is_not_saved(spoil: Any, says: str, tmp_path: 
     with pytest.raises(ValueError, match=says):
         hub.save(spoil(make("cifar_resnet20_bot_bam")), tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_detector_s_sizes_and_proposals_are_its_own(tmp_path: Path) -> None:
+    for name, value in (
+        ("transform.min_size", (48,)),
+        ("rpn._post_nms_top_n", {"training": 3, "testing": 3}),
+    ):
+        model = attneck.create_model("maskrcnn_resnet26_thin", num_classes=3, image_size=64)
+        layer, _, attribute = name.partition(".")
+        with pytest.raises(ValueError, match=f"its {layer} {attribute} is .* and would be"):
+            hub.save(put(layer, **{attribute: value})(model), tmp_path / "folder")
 
 
 def test_what_computes_the_same_is_saved(tmp_path: Path) -> None:

@@ -100,6 +100,17 @@ def test_the_parts_are_the_oracle_s_and_make_up_the_whole() -> None:
     torch.testing.assert_close(module(x), x + x * attention)
 
 
+def test_the_identity_holds_to_float16_s_largest_and_gains_do_what_they_do_elsewhere() -> None:
+    torch.manual_seed(0)
+    module = lively(BAM(32, start="identity")).eval()
+    x = torch.randn(2, 32, 5, 7)
+    wanted = module.double()(x.double())
+    torch.testing.assert_close(module.half()(x.half()).double(), wanted, rtol=5e-3, atol=5e-3)
+    nn.init.zeros_(module.gain)
+    large = torch.full((1, 32, 4, 4), 4e4).half()
+    assert torch.equal(module(large), large)
+
+
 def test_a_bam_that_starts_as_the_identity_learns() -> None:
     """Its gain has a gradient at once, other weights one after a step; gains of 1 are the paper's form."""
     torch.manual_seed(0)

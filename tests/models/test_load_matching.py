@@ -1,14 +1,18 @@
 """Weights of another network: what fits is taken, what doesn't stays new, and nothing is raised for it."""
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
+from timm.layers import activations, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from attneck.attention.relative import resample_rows
 from attneck.layers import MHSA2d
-from attneck.models.weights import load_matching
+from attneck.models import create_model
+from attneck.models.weight_files import Weights
+from attneck.models.weights import StaysRandomWarning, grids, load_matching, settings
 
 TABLES = {
     "relative": {"attention.rel_h", "attention.rel_w"},
@@ -102,3 +106,58 @@ def test_a_layer_by_itself() -> None:
     source, layer = MHSA2d(16, 4), MHSA2d(16, 6)
     assert load_matching(layer, source.state_dict()).new == []
     assert load_matching(layer, MHSA2d(16, 4, heads=2).state_dict()).new == ["rel_h", "rel_w"]
+
+
+def test_a_network_on_the_meta_device_takes_nothing_and_says_so() -> None:
+    with torch.device("meta"):
+        network = Net()
+    with pytest.raises(ValueError, match=r"on the meta device \(conv.weight\).*to_empty"):
+        load_matching(network, Net().state_dict())
+
+
+def test_an_entry_that_holds_nothing_hides_no_weights() -> None:
+    source = Net().state_dict()
+    for part in ("state_dict_ema", "model_ema"):
+        loaded = load_matching(Net(), {part: {}, "state_dict": source})
+        assert (loaded.part, {*loaded.taken}) == ("state_dict", {*source})
+
+
+@pytest.mark.parametrize("given", ["relative", "absolute"])
+def test_tables_without_a_place_are_warned_of(given: Any) -> None:
+    with pytest.warns(StaysRandomWarning, match=r"filled in part.*attention\.(rel|abs)_h"):
+        load_matching(Net(position="none"), Net(position=given).state_dict())
+
+
+def test_activations_that_compute_otherwise_are_named() -> None:
+    class Act(nn.Module):
+        def __init__(self, act: nn.Module) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 8, 1), act
+
+    known = [nn.GELU(), nn.GELU("tanh"), activations.QuickGELU(), nn.SiLU(), activations.Swish(), nn.ReLU()]
+    alike = {(0, 0), (1, 1), (2, 2), (3, 3), (3, 4), (4, 3), (4, 4), (5, 5)}
+    for i, was in enumerate(known):
+        weights = Weights(Act(was).state_dict())
+        weights.settings = settings(Act(was))
+        for j, now in enumerate(known):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loaded = load_matching(Act(now), weights)
+            assert bool(loaded.changed) == ((i, j) not in alike), (was, now)
+
+
+def test_position_embeddings_of_another_grid_of_as_many_patches_are_resampled() -> None:
+    def vit(image_size: tuple[int, int]) -> nn.Module:
+        return create_model(
+            "deit_small_patch16_224", image_size=image_size, num_classes=2, width=16, depth=1, heads=2
+        )
+
+    source, wide = vit((64, 64)), vit((32, 128))
+    given = source.state_dict()["pos_embed"]
+    weights = Weights(source.state_dict())
+    load_matching(wide, weights)  # they may be of this very grid
+    assert torch.equal(wide.state_dict()["pos_embed"], given)
+    weights.grids = grids(source)
+    load_matching(wide, weights)
+    wanted = resample_abs_pos_embed(given, [2, 8], [4, 4], given.shape[1] - 16)
+    assert torch.equal(wide.state_dict()["pos_embed"], wanted)

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attneck.checks import sides, whole
 from attneck.errors import one_line
 from attneck.export.agreement import (
     CANDIDATES,
@@ -53,7 +54,11 @@ THRESHOLD = "least_score"
 """The name of a detector's threshold among the tensors of its graph."""
 
 INPUT = "image"
-"""The name of every graph's input; outputs are `logits`, or what a detector finds, or `map_0`, `map_1` …"""
+"""The name of every graph's input.
+
+Outputs are `logits`, or `features` where the classifier is taken off, or what a detector finds, or `map_0`,
+`map_1` …
+"""
 
 ROUNDS, DETECTOR_ROUNDS = 5, 1
 """Timed rounds: network and file take turns, and the medians are shown."""
@@ -120,12 +125,11 @@ def export(
     check_request(file, dynamic, opset)
     model, notes = _network(model, image_size, notes or {})
     channels, height, width = _input(model, image_size, in_chans)
-    if min(batch, channels, height, width) < 1:
-        raise ValueError(f"images {[batch, channels, height, width]}: wanted 1 or more of each")
+    whole("batch", batch)
     detects = is_detector(model)
     if detects and (batch != 1 or dynamic):
         raise ValueError("a detector's graph takes one image, of any size: leave batch and dynamic out")
-    network: Any = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    network: Any = _copy(model).to("cpu", torch.float32).eval()
     with torch.no_grad():
         made: _Made
         if detects:
@@ -212,6 +216,21 @@ def _network(
     return model.model(image_size), ({"recipe": name} if name else {}) | dict(notes)
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy of it; ValueError where there is none to make."""
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            f"this {type(model).__name__} is on the meta device, without weights: load them first"
+        )
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # torch's old weight_norm, a lock, a model that is sharded
+        raise ValueError(
+            f"no copy can be made of this {type(model).__name__} ({type(error).__name__}: "
+            f"{one_line(error, 150)}): give the network itself, without what computes its weights in hooks"
+        ) from error
+
+
 def _plain(network: nn.Module, shape: tuple[int, int, int, int], dynamic: Collection[str]) -> _Made:
     """The graph of a network from images to tensors."""
     from torch import Tensor
@@ -222,14 +241,23 @@ def _plain(network: nn.Module, shape: tuple[int, int, int, int], dynamic: Collec
     longer = 32 * ("size" in dynamic)
     example = noise((max(batch, 1 + ("batch" in dynamic)), channels, height + longer, width + 2 * longer))
     eager: Function = lambda images: _tensors(network(images))  # noqa: E731
-    found: Any = network(noise(shape))
+    try:
+        found: Any = network(noise(shape))
+    except Exception as error:  # the network's own, of any kind
+        raise ValueError(
+            f"this {type(network).__name__} does not take images {[*shape]} ({type(error).__name__}: "
+            f"{one_line(error, 150)}): give the image_size and in_chans that it takes"
+        ) from error
     if not all(isinstance(one, Tensor) for one in _tensors(found)):
         raise ValueError(
             f"this {type(network).__name__} gives a {type(found).__name__}: wanted a tensor or a list of "
             "tensors; export a module whose forward takes what is wanted out of it, net(x)['out'] say"
         )
-    outputs = [f"map_{i}" for i in range(len(found))] if isinstance(found, (list, tuple)) else ["logits"]
-    classes = found.shape[1] if isinstance(found, Tensor) and found.ndim == 2 else None
+    is_one = isinstance(found, Tensor)
+    decides = getattr(network, "num_classes", None) != 0  # 0 where the classifier is taken off
+    classes = found.shape[1] if is_one and found.ndim == 2 and decides else None
+    one = "logits" if decides else "features"
+    outputs = [one] if is_one else [f"map_{i}" for i in range(len(found))]
     program = _capture(network, example, _axes(dynamic))
     lowest = _smallest(program) if "size" in dynamic else None
     shapes = _shapes(batch, channels, (height, width), dynamic, lowest)
@@ -290,18 +318,15 @@ def _input(
 ) -> tuple[int, int, int]:
     """Channels, height and width of the images: those given, or the model's own."""
     origin: Origin | None = getattr(model, "origin", None)
-    known: Any = getattr(model, "pretrained_cfg", {}).get("input_size")
+    known: Any = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if origin is not None:
         known = (origin.in_chans, *origin.image_size)
     if known is None and image_size is None:
         raise ValueError(
             f"image_size: this {type(model).__name__} does not say what it was made for; give it"
         )
-    if image_size is None:
-        height, width = known[1:]
-    else:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return in_chans or (known[0] if known else 3), height, width
+    height, width = known[1:] if image_size is None else sides("image_size", image_size)
+    return whole("in_chans", (known[0] if known else 3) if in_chans is None else in_chans), height, width
 
 
 def _axes(dynamic: Collection[str]) -> dict[int, str]:

@@ -91,9 +91,9 @@ def save(model: nn.Module | Run, path: str | Path, *, run: Run | None = None, **
     now, then = computed(network), computed(again)
     if other := sorted(key for key in now | then if now.get(key) != then.get(key)):
         raise ValueError(
-            f"its {other[0]} is {now.get(other[0])} and would be {then.get(other[0])} in what load makes, as "
-            "no config says what was set after a model was built: build it with that as an option, or keep "
-            "its state_dict() with safetensors.torch.save_file"
+            f"its {other[0]} is {now.get(other[0], 'none')} and would be {then.get(other[0], 'none')} in "
+            "what load makes, as no config says what was set after a model was built: build it with that as "
+            "an option, or keep its state_dict() with safetensors.torch.save_file"
         )
     for name, tensor in state.items():
         cast(name, tensor, tensor.dtype)

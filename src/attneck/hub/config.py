@@ -95,28 +95,45 @@ def describe(
     return as_json
 
 
-UNSEEN = (
-    *("eps", "scale", "resample", "combine", "pool_type", "global_pool"),
-    *("score_thresh", "nms_thresh", "detections_per_img", "topk_candidates"),
-)
-"""Attributes of layers that change what they compute and the shape of no tensor."""
+NOT_COMPUTED = {
+    *("training", "inplace", "momentum", "backend", "grad_checkpointing", "process_group"),
+    *("p", "drop_prob", "drop_rate", "scale_by_keep"),
+    *("image_mean", "image_std"),
+}
+"""Attributes of layers that change no result of a network in evaluation mode, or that a config has."""
+
+SELECTION = ("_pre_nms_top_n", "_post_nms_top_n")
+"""How many proposals a detector keeps, which torchvision keeps to itself."""
 
 
 def computed(model: nn.Module) -> dict[str, str]:
-    """What its layers compute that its tensors do not show, by the layer's name and what is set there."""
-    from torch.nn import Softmax
+    """What its layers compute that its tensors do not show, by the layer's name and what is set there.
 
-    from attneck.models.weights import settings
+    That is the kind of each module without children, and public attributes that are numbers, words or lists
+    of such.
+    """
+    from torch import nn
 
-    found = settings(model)
+    found: dict[str, str] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Softmax):  # of `MHSA2d.show_maps`, with which a layer computes the same
-            found.pop(name, None)
-        said = ((key, vars(module).get(key)) for key in UNSEEN)
-        found |= {
-            f"{name} {key}".strip(): str(one) for key, one in said if isinstance(one, int | float | str)
-        }
+        if isinstance(module, nn.Softmax | nn.Dropout | nn.Identity):  # as `MHSA2d.show_maps` puts in
+            continue
+        # Statistics over several processes matter in training alone.
+        norm = isinstance(module, nn.SyncBatchNorm | nn.BatchNorm1d | nn.BatchNorm2d)
+        kind = "BatchNorm" if norm else type(module).__name__
+        said = {key: value for key, value in vars(module).items() if key not in NOT_COMPUTED}
+        plain = {key: value for key, value in said.items() if key in SELECTION or _is_plain(key, value)}
+        if not any(True for _ in module.children()):
+            plain["kind"] = kind
+        found |= {f"{name} {key}".strip(): str(value) for key, value in plain.items()}
     return found
+
+
+def _is_plain(key: str, value: object) -> bool:
+    """Whether it is a public attribute that JSON could say."""
+    if isinstance(value, list | tuple):
+        return all(_is_plain(key, each) for each in value)
+    return not key.startswith("_") and (value is None or isinstance(value, int | float | str))
 
 
 def from_config(config: dict[str, Any], image_size: int | tuple[int, int] | None = None) -> nn.Module:

@@ -146,9 +146,13 @@ class BAM(nn.Module):
         self._check_input(x)
         # Under autocast the logits are more precise than the map; the result is what the map is.
         found = self._squeezable(x)
-        if found is None:
+        # The paper's form is up to 2 * x, which may be past float16's largest where the result is not.
+        share = 0.5 if self.gain is not None and x.dtype == torch.float16 else 1.0
+        if found is None or share != 1:
             c, p = (None if logits is None else logits.to(x.dtype) for logits in self._logits(x))
-            out = gate(x, c, p, self.combine, backend=self.backend)  # [B, C, H, W]
+            out = gate(
+                x if share == 1 else share * x, c, p, self.combine, backend=self.backend
+            )  # [B, C, H, W]
         else:
             layers, weight, bias = found
             squeezed = squeeze(x, weight, bias)
@@ -156,7 +160,10 @@ class BAM(nn.Module):
             self._check_positions(x)
             p = layers.after_first(squeezed.reduced).to(x.dtype)  # [B, 1, H, W]
             out = squeezed.gate(c, p, self.combine)  # [B, C, H, W]
-        return out if self.gain is None else torch.lerp(x, out, self.gain[:, None, None].to(x.dtype))
+        if self.gain is None:
+            return out
+        gain = self.gain[:, None, None].to(x.dtype)
+        return torch.lerp(x, out, gain) if share == 1 else torch.addcmul(x * (1 - gain), out, gain / share)
 
     def extra_repr(self) -> str:
         return (

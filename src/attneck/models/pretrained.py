@@ -60,7 +60,7 @@ def fetch(name: str, in_chans: int = 3) -> Weights:
     import torch
 
     from attneck.models.weight_files import Weights
-    from attneck.models.weights import settings
+    from attneck.models.weights import grids, settings
 
     bare = check_name(name)
     found: Any = timm.get_pretrained_cfg(bare)
@@ -79,7 +79,7 @@ def fetch(name: str, in_chans: int = 3) -> Weights:
             f"({type(error).__name__}: {one_line(error, 150)}): try again, or give a file by weights"
         ) from error
     weights = Weights(network.state_dict())
-    weights.settings = settings(network)
+    weights.settings, weights.grids = settings(network), grids(network)
     weights.part = f"{found.architecture}.{found.tag}" if found.tag else found.architecture
     return weights
 

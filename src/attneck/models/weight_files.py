@@ -55,15 +55,17 @@ class Weights(dict[str, Tensor]):
     Attributes:
         part: the entry of a file that they were in, such as "state_dict_ema"; "" where they are all of it.
         settings: what the layers that they are from compute, by name, where that is known.
+        grids: rows and columns of patches that position embeddings are of, by name, where that is known.
     """
 
     part: str = ""
     settings: Mapping[str, str] = MappingProxyType({})
+    grids: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
     def named(self, tensors: Mapping[str, Tensor]) -> Weights:
         """The same by other names."""
         weights = Weights(tensors)
-        weights.part, weights.settings = self.part, self.settings
+        weights.part, weights.settings, weights.grids = self.part, self.settings, self.grids
         return weights
 
 
@@ -91,7 +93,8 @@ def read_tensors(path: Path) -> Weights:
 
 def unwrapped(found: Any, source: str) -> Weights:
     """`found`, or that of its PARTS that comes first, by names without WRAPPERS; raises as `check_plain`."""
-    parts = [part for part in PARTS if isinstance(found, Mapping) and isinstance(found.get(part), Mapping)]
+    known = found if isinstance(found, Mapping) else {}
+    parts = [part for part in PARTS if isinstance(known.get(part), Mapping) and known[part]]
     tensors = check_plain(found[parts[0]] if parts else found, source)
     weights = Weights((_bare(name), tensor) for name, tensor in tensors.items())
     if len(weights) < len(tensors):

@@ -31,6 +31,10 @@ INSERTED = "bot"
 """The name of a whole block with attention that stands between two others."""
 CLASSIFIERS = ("fc", "head", "classifier")
 """What a last layer is called, where the network does not say."""
+ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
+"""The modules that activations are defined in."""
+SAME = {"Swish": "SiLU", "HardSwish": "Hardswish", "HardSigmoid": "Hardsigmoid", "GELUTanh": "GELU by tanh"}
+"""timm's names of activations that torch has, too."""
 SHOWN = 6
 """Modules and shapes that a summary names."""
 
@@ -90,6 +94,7 @@ class Loaded:
     def warning(self) -> str | None:
         """One line, if more stays random than attention and the classifier, or a layer was filled in part."""
         taken = {name.rpartition(".")[0] for name in self.taken}
+        taken |= {layer.removesuffix(".qkv") for layer in taken}  # attention's tables lie beside it
         cut = [
             name
             for name in self.unused
@@ -136,7 +141,8 @@ def load_matching(
     A ResNet's weights fill a BoTNet but for the layers that attention replaced, and any network that surgery
     changed; what is new stays random. Position tables of another map size are resampled. They go with the
     layer's projections: tables of another head width, or without `qkv.weight` of this shape, are not used. A
-    ViT's position embeddings of another square image are resampled too.
+    ViT's position embeddings of another square image are resampled too; as many as the network's own count as
+    those of its own grid of patches, unless the weights say which they are of (those of `pretrained` do).
 
     Names may be those of other programs, see `attneck.models.renamed`.
 
@@ -150,7 +156,8 @@ def load_matching(
 
     Raises:
         ValueError: a file that is damaged or holds no weights (see `weight_files`), none that fits, or one
-            with NaN, with infinities, or of no float type where the network has floats.
+            with NaN, with infinities, or of no float type where the network has floats; a network on the meta
+            device.
         FileNotFoundError: no such file.
 
     Warns:
@@ -159,6 +166,11 @@ def load_matching(
     network = bare(network)
     given = renamed(read_weights(weights), network)
     own = network.state_dict()
+    if nowhere := [name for name, tensor in own.items() if tensor.is_meta]:
+        raise ValueError(
+            f"the network is on the meta device ({nowhere[0]}), where weights have no place: call "
+            "to_empty(device='cpu') on it first"
+        )
     given.update(_position_embeddings(network, given))
     fits = {name: name in own and tensor.shape == own[name].shape for name, tensor in given.items()}
     for layer, module in network.named_modules():
@@ -223,8 +235,11 @@ def settings(network: nn.Module) -> dict[str, str]:
             padding = module.padding if type(module) is nn.Conv2d else type(module).__name__
             said = {"stride": module.stride, "padding": padding, "dilation": module.dilation}
             found.update({f"{name} {key}": str(value) for key, value in said.items()})
-        elif type(module).__module__ == "torch.nn.modules.activation":
-            found[name] = type(module).__name__
+        elif type(module).__module__.startswith(ACTIVATIONS):
+            kind = type(module).__name__.removesuffix("Me")  # timm's that take less memory
+            kind = SAME.get(kind, kind)
+            approximate = getattr(module, "approximate", "none")  # GELU's
+            found[name] = kind if approximate == "none" else f"{kind} by {approximate}"
     return found
 
 
@@ -238,21 +253,31 @@ def _classifiers(network: nn.Module) -> tuple[str, ...]:
     return (said,) if isinstance(said, str) else tuple(said)
 
 
-def _position_embeddings(network: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """ViTs' embeddings [1, N, C] that are given for another square of patches, resampled to the network's."""
+def grids(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """The rows and columns of patches of each ViT's position embeddings, by their name."""
     found = {}
     for layer, module in network.named_modules():
-        own: Any = getattr(module, "pos_embed", None)
+        own = getattr(module, "pos_embed", None)
         grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
-        tensor = given.get(name := f"{layer}.pos_embed" if layer else "pos_embed")
-        if not isinstance(own, Tensor) or own.ndim != 3 or grid is None or tensor is None:
+        if isinstance(own, Tensor) and own.ndim == 3 and grid is not None:
+            found[f"{layer}.pos_embed" if layer else "pos_embed"] = (int(grid[0]), int(grid[1]))
+    return found
+
+
+def _position_embeddings(network: nn.Module, given: Weights) -> dict[str, Tensor]:
+    """ViTs' embeddings [1, N, C] that are given for another grid of patches, resampled to the network's."""
+    found, own = {}, network.state_dict()
+    for name, grid in grids(network).items():
+        tensor = given.get(name)
+        if tensor is None or tensor.ndim != 3 or name not in own:
             continue
-        extra = own.shape[1] - grid[0] * grid[1]  # the class's own
-        side = math.isqrt(max(0, tensor.shape[1] - extra)) if tensor.ndim == 3 else 0
-        if side and tensor.shape == (1, side**2 + extra, own.shape[2]) and tensor.shape != own.shape:
+        extra = own[name].shape[1] - grid[0] * grid[1]  # the class's own
+        side = math.isqrt(max(0, tensor.shape[1] - extra))
+        was = given.grids.get(name, grid if tensor.shape == own[name].shape else (side, side))
+        if was != grid and side and tensor.shape == (1, was[0] * was[1] + extra, own[name].shape[2]):
             from timm.layers import resample_abs_pos_embed
 
-            found[name] = resample_abs_pos_embed(tensor, [*grid], [side, side], extra)
+            found[name] = resample_abs_pos_embed(tensor, [*grid], [*was], extra)
     return found
 
 
