@@ -34,7 +34,7 @@ MAY = {
         "tasks",
         "training",
     },
-    "studies": {"explain", "layers", "measure", "papers", "runs", "training"},
+    "studies": {"data", "explain", "layers", "measure", "papers", "runs", "tasks", "training"},
     "hub": {"explain", "models", "runs", "tasks", "training"},
     "export": {"detection", "models", "runs", "seal"},
     "serve": {"data", "explain", "layers", "tasks"},

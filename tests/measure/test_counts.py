@@ -187,6 +187,25 @@ def test_grey_images_are_seen_by_the_first_convolution():
         count(nn.Conv2d(1, 3, 3), 2)
 
 
+def test_products_with_vectors_count_and_bilinear_ones():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bilinear = nn.Bilinear(3, 4, 5)
+            self.vector = nn.Parameter(torch.ones(6))
+
+        def forward(self, x):
+            rows = x.flatten(0, 2)  # [1·3·4, 6]
+            products = rows @ self.vector  # 12 × 6
+            products = torch.addmv(products, rows, self.vector)  # 12 × 6
+            products = products + products.dot(products)  # 12
+            batched = torch.addbmm(x.new_zeros(4, 4), x[0], x[0].transpose(1, 2))  # 3 × 4 × 6 × 4
+            # For each of 2 rows and 5 outputs the 3 of the left times 3 × 4 weights, and 4 times 4.
+            return self.bilinear(products.view(2, 6)[:, :3], batched[:2])
+
+    assert count(Net(), (4, 6)).madds == 72 + 72 + 12 + 3 * 4 * 6 * 4 + 2 * 5 * (3 * 4 + 4)
+
+
 def test_the_model_stays_as_it_is():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(4 * 36, 5)

@@ -13,7 +13,7 @@ from attneck.commands import papers as command
 from attneck.commands.measured import Results
 from attneck.errors import UserError
 from attneck.models import catalog
-from attneck.papers.layout import Checked, Section, document, sheet, stacked, tally
+from attneck.papers.layout import Checked, Section, document, sheet, source_sentence, stacked, tally
 from attneck.papers.results import DATA, read_runs
 from attneck.papers.tables import (
     PAPERS,
@@ -463,6 +463,20 @@ def test_copies_of_a_run_count_once(tmp_path):
         _write_run(tmp_path / place / "a", "5", "WideResNet28 (w=8)", {"val_top1": 79.0})
     found = Results([tmp_path / "results", tmp_path / "runs"])
     assert [run.folder for run in found.runs] == ["results/a"]
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    """Runs at one place in two of them are judged each by its own recipe, and both count."""
+    wrn, error = ("5", "WideResNet28 (w=8)"), {"val_top1": 79.0}
+    folders = [tmp_path / place / "runs" for place in ("here", "there", "mine")]
+    for folder, changes in zip(folders, ({}, {"seed": 1}, {"optimizer__lr": 0.2}), strict=True):
+        _write_run(folder / "a", *wrn, error, **changes)
+        summary = folder / "a" / "summary.json"
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | {"weights": folder.parent.name}))
+    sections = command.compare_all(command.choose("bam", "5"), Results(folders))
+    found = [run.folder for section in sections for checked in section.rows for run in checked.runs]
+    assert found == [(folder / "a").as_posix() for folder in folders[:2]]
+    assert source_sentence(["x"], 3, sections).startswith("Measured: 2 of 3 finished runs")
 
 
 def test_detectors_have_ap_where_they_started_from_weights(tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from attneck.explain import maps
 from attneck.layers import MHSA2d
 from attneck.runs.run import Run
 from attneck.runs.train import train
-from attneck.studies import distance, report, sizes
+from attneck.studies import distance, page, report, sizes
 from attneck.studies.results import Row
 from attneck.studies.study import Study, cells
 
@@ -91,7 +91,7 @@ def test_scoring_goes_on_where_it_was_and_needs_no_checkpoint_afterwards(
     cell = cells(ONE, folder)[1]
     file = cell.folder / sizes.FILE
     whole = file.read_text()
-    lost = dict(list(json.loads(whole).items())[:2])
+    lost = dict(list(json.loads(whole).items())[:3])  # the digest of the weights, and two sizes
     file.write_text(json.dumps(lost))
     asked: list[int] = []
     real = Run.evaluate
@@ -120,6 +120,48 @@ def test_scoring_goes_on_where_it_was_and_needs_no_checkpoint_afterwards(
     finally:
         (tmp_path / "elsewhere").rename(checkpoints)
         file.write_text(whole)
+
+
+def test_what_was_found_of_weights_before_the_run_went_on_does_not_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on with more patience ends with other weights."""
+    cell = cells(ONE, folder)[1]
+    files = {name: (cell.folder / name).read_text() for name in ("summary.json", sizes.FILE, distance.FILE)}
+    digest = json.loads(files["summary.json"])["weights"]
+    assert all(json.loads(text)["weights"] == digest for text in files.values())
+    before = sizes.collect(ONE, [cell]), distance.collect(ONE, [cell])
+    assert all(before)
+    try:
+        # A file of before has no digest: it is of the weights as they are.
+        for name in (sizes.FILE, distance.FILE):
+            found = json.loads(files[name])
+            del found["weights"]
+            (cell.folder / name).write_text(json.dumps(found))
+        assert (sizes.collect(ONE, [cell]), distance.collect(ONE, [cell])) == before
+        for name in (sizes.FILE, distance.FILE):
+            (cell.folder / name).write_text(files[name])
+        (cell.folder / "summary.json").write_text(files["summary.json"].replace(digest, "of others"))
+        assert (sizes.collect(ONE, [cell]), distance.collect(ONE, [cell])) == ([], [])
+        monkeypatch.setattr(sizes, "_scores", lambda cell, size, part: {"top1": 7.0})
+        monkeypatch.setattr(distance, "_heads", lambda cell, images: {"layer": [7.0]})
+        sizes.find(ONE, [cell], lambda line: None)
+        distance.find(ONE, [cell], lambda line: None)
+        assert sizes.collect(ONE, [cell])[0].scores == {size: {0: 7.0} for size in (24, 32, 64)}
+        assert [row.heads for row in distance.collect(ONE, [cell])] == [{0: [7.0]}]
+    finally:
+        for name, text in files.items():
+            (cell.folder / name).write_text(text)
+
+
+def test_each_block_of_a_page_has_its_picture_or_none(tmp_path: Path) -> None:
+    rows = [Row("", variant, {0: 1.0}) for variant in ONE.variants]
+    text = "".join(f"<!-- study mine{table} -->\nold\n<!-- end -->\n" for table in (": table", "", ": table"))
+    (tmp_path / "page.md").write_text(text)
+    page.fill(tmp_path / "page.md", report.Results(ONE, "mine", rows, 0), tmp_path / "report")
+    blocks = (tmp_path / "page.md").read_text().split("<!-- end -->\n")[:-1]
+    assert [block.splitlines()[0] for block in blocks] == text.splitlines()[::3]
+    assert ["curves.svg" in block for block in blocks] == [False, True, False]
 
 
 def test_the_distances_are_the_means_over_evenly_spread_images(folder: Path) -> None:

@@ -30,6 +30,7 @@ STUDY = {
     "rescored": {"bot_kept": {"variant": "bot", "model.options.resample": "keep"}},
     "distance_images": 2,
 }
+RESULTS = Path(__file__).parents[2] / "results/studies"
 THERE = ("same/plain/seed-0", "same/bot/seed-0", "path/bot/seed-0")
 HERE = ("same/plain/seed-1", "same/bot/seed-1", "path/plain/seed-0")
 
@@ -97,6 +98,34 @@ def test_a_run_that_is_here_counts_for_its_report_from_elsewhere(machines: Path,
             assert (heads[0] == -1) == (f"{row['problem']}/{row['variant']}/seed-{seed}" in THERE)
 
 
+def test_a_report_of_before_is_read(machines: Path, tmp_path: Path) -> None:
+    """It does not say of which data its runs are, what they began from, nor how they were scored again."""
+    document = json.loads((machines / "there/report/report.json").read_text())
+    for name in ("rescored", "distance_images"):
+        del document[name]
+    for name in ("model.weights", "patience"):
+        del document["recipe"][name]
+    for row in document["rows"]:
+        del row["data"]
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    words = ["--with", str(tmp_path / "report.json"), "--to", str(tmp_path / "merged")]
+    assert report(machines, "here", *words) == 0
+    before, now = (
+        json.loads((folder / "report.json").read_text())["rows"]
+        for folder in (tmp_path / "merged", machines / "both/report")
+    )
+    assert [row["scores"] for row in before] == [row["scores"] for row in now]
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/report.json")), ids=lambda file: file.parent.name)
+def test_the_committed_reports_are_read(file: Path, tmp_path: Path, capsys) -> None:
+    """Every run in them counts as ended."""
+    name = file.parent.name
+    ended = sum(len(row["scores"]) for row in json.loads(file.read_text())["rows"])
+    assert cli.main(["study", name, "--list", "--out", str(tmp_path), "--with", str(file)]) == 0
+    assert len(lines(capsys)) == len(cells(load_study(name), tmp_path)) - ended
+
+
 def test_what_has_ended_elsewhere_is_not_trained_again(machines: Path, tmp_path: Path, capsys) -> None:
     """`--list` and the training choose the same runs."""
     words = ["study", str(machines / "s.yaml"), "--out", str(tmp_path / "new")]
@@ -129,6 +158,19 @@ def changed(document: dict, **changes: object) -> dict:
         (
             lambda d: changed(d, recipe=d["recipe"] | {"epochs": 3}),
             "runs of same/plain are of another recipe (epochs: 3 → 1)",
+        ),
+        (
+            lambda d: changed(d, recipe=d["recipe"] | {"patience": 3}),
+            "runs of same/plain are of another recipe (patience: 3 → None)",
+        ),
+        (
+            lambda d: changed(d, metric="top1"),
+            "is a report with metric 'top1', and the study has 'loss': write it anew",
+        ),
+        (lambda d: changed(d, distance_images=9), "is a report with distance_images 9, and the study has 2:"),
+        (
+            lambda d: changed(d, rescored={"bot_kept": {"variant": "bot", "model.options.heads": 1}}),
+            "is a report with rescored {'bot_kept': {'variant': 'bot', 'model.options.heads': 1}}, and ",
         ),
         (
             lambda d: changed(d, rows=[d["rows"][0] | {"variant": "other"}]),

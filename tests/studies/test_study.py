@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import shlex
 import shutil
@@ -299,6 +300,21 @@ def test_the_interval_is_the_paired_t_test_s() -> None:
     assert spread({3: 5.0}).std is None
     assert spread({0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)
     assert Row("", "x").spread is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_told_and_has_no_interval(bad: float, tmp_path: Path) -> None:
+    rows = [Row("same", "plain", {0: 1.0, 1: 2.0, 2: -bad}), Row("same", "se", {0: 3.0, 1: bad, 2: 4.0})]
+    for row in rows:
+        row.curves = {seed: [(32, 1.0), (64, score)] for seed, score in row.scores.items()}
+    one = study(problems={"same": {}}, metric="loss")
+    head, body = report.table(one, rows)
+    assert body[1][head.index("verdict")] == "a score is no number"
+    assert body[1][head.index("loss, mean ± std (n)")] == "nan ± nan (3)"
+    assert body[1][head.index("difference to plain [95 %]")] == "+nan"
+    assert difference({0: bad}, {0: 1.0}).verdict == "a score is no number"
+    files = report.write(report.Results(one, "tiny", rows, 0), tmp_path)
+    assert all(file.stat().st_size for file in files)
 
 
 def test_means_of_other_seeds_than_the_pairs_are_told() -> None:

@@ -22,11 +22,19 @@ class Results:
 
     def __init__(self, folders: list[Path]) -> None:
         self.folders = folders
-        self.runs = each_once([run for folder in folders for run in read_runs(folder)])
+        names = [folder.name for folder in folders]
+        self.runs = each_once(
+            [
+                run
+                for folder in folders
+                for run in read_runs(folder, str(folder) if names.count(folder.name) > 1 else None)
+            ]
+        )
         self.recipes: dict[str, Recipe] = {}
+        """By the digest of a run's weights."""
         for run in self.runs:
             try:
-                self.recipes[run.folder] = parse_recipe(run.recipe, f"{run.folder}/recipe.yaml")
+                self.recipes[run.weights] = parse_recipe(run.recipe, f"{run.folder}/recipe.yaml")
             except UserError as error:  # of another version: no row's recipe as it is here
                 print(f"attneck: {error}; passed over", file=sys.stderr)
 
@@ -40,7 +48,7 @@ class Results:
             return []
         found = []
         for run in self.runs:
-            own = self.recipes.get(run.folder)
+            own = self.recipes.get(run.weights)
             if own is None or not (
                 whole_data(run, table)
                 and _whole_length(run, own)

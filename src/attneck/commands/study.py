@@ -103,6 +103,9 @@ def main(words: list[str]) -> None:
     if not chosen:
         raise UserError(f"--only {' '.join(arguments.only)}: no run's name has it, such as {made[0].name}")
     if not arguments.report:
+        from attneck.studies.results import check_data
+
+        check_data(study, made)
         ended = _ended_elsewhere(study, made, stem, arguments.with_)
         left = [one for one in chosen if (one.problem, one.variant, one.seed) not in ended]
         if arguments.list_:

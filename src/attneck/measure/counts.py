@@ -5,6 +5,7 @@ Letters: B batch, h heads, d head width, H×W map, N = H·W tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,17 @@ COMPUTED = ("", "parametrizations.")
 """Where a table's parameters are: at its name, longer under pruning, or among what it is computed from."""
 REST = "(rest)"
 """The stage that holds what belongs to no child of the model."""
+PRODUCTS = {
+    torch.ops.aten.mv: lambda matrix, vector, **_: 2 * math.prod(matrix),
+    torch.ops.aten.addmv: lambda added, matrix, vector, **_: 2 * math.prod(matrix),
+    torch.ops.aten.dot: lambda left, right, **_: 2 * math.prod(left),
+    torch.ops.aten.addbmm: lambda added, left, right, **_: 2 * math.prod(left) * right[2],
+    # nn.Bilinear: one side times the weights [out, left, right], and that times the other side.
+    torch.ops.aten._trilinear: lambda left, weights, right, *_, **__: (
+        2 * left[0] * weights[0] * (weights[1] + 1) * weights[2]
+    ),
+}
+"""The FLOPs, by the shapes, of products that torch's counter has no formula for."""
 
 
 def count(
@@ -99,7 +111,7 @@ def madds_by_name(
         image = torch.empty(1, number, *image_size, device="meta", dtype=dtype)
         with (
             without_global_hooks(),  # first: the counter has some of its own
-            FlopCounterMode(display=False) as counter,
+            FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter,
             torch.no_grad(),
             _WithoutNorms(),
         ):

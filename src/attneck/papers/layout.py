@@ -132,7 +132,7 @@ def tally_sentence(sections: Iterable[Section]) -> str:
 
 def source_sentence(folders: list[str], finished: int, sections: Iterable[Section]) -> str:
     """Where the measured figures are from, and how many runs have one."""
-    taken = {run.folder for section in sections for checked in section.rows for run in checked.runs}
+    taken = {run.weights for section in sections for checked in section.rows for run in checked.runs}
     where = " and ".join(f"{folder}/" for folder in folders) or "results/ or runs/, which are not here"
     return (
         f"Measured: {len(taken)} of {finished} finished runs in {where}, those that have the recipe, the "

@@ -73,10 +73,10 @@ class Measured:
         return f"{self.mean:.2f}" + (f" ± {self.std:.2f} (n = {self.n})" if self.std is not None else "")
 
 
-def read_runs(folder: Path) -> list[FinishedRun]:
+def read_runs(folder: Path, name: str | None = None) -> list[FinishedRun]:
     """Every finished run in `folder`, however deep: a summary.json with a recipe.yaml beside it.
 
-    Paths are given from `folder` on, its own name first.
+    Paths are given from `folder` on, first `name`, or its own where None.
 
     Raises:
         UserError: a summary or recipe that is not what `attneck train` writes.
@@ -92,7 +92,7 @@ def read_runs(folder: Path) -> list[FinishedRun]:
             made_from = yaml.safe_load(recipe.read_text())
             runs.append(
                 FinishedRun(
-                    folder=(Path(folder.name) / summary.parent.relative_to(folder)).as_posix(),
+                    folder=(Path(name or folder.name) / summary.parent.relative_to(folder)).as_posix(),
                     recipe=dict(made_from),
                     steps=int(record["steps"]),
                     epoch=float(record["epoch"]),

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from attneck.errors import UserError
+from attneck.errors import UserError, brief
 from attneck.runs.cost import Cost
 from attneck.studies.distance import DistanceRow
 from attneck.studies.report import Results
 from attneck.studies.results import Row
 from attneck.studies.sizes import RANKING, SizeRow, ways_of
-from attneck.studies.study import Study
+from attneck.studies.study import BEGIN_AND_END, Study
 from attneck.training.recipe_file import unlike
 
 T = TypeVar("T")
@@ -28,21 +29,17 @@ def add(results: Results, file: Path) -> Results:
     """`results` with the runs of a report.json that it lacks. Of a run that both have, the one here counts.
 
     Raises:
-        UserError: no such file, one that is no report of this study, runs of another recipe or that the
-            study does not have.
+        UserError: no such file, one that is no report of this study as it is, runs of another recipe, of
+            other data or that the study does not have.
     """
     study = results.study
-    there = _read(file, study)
+    there = _read(file, results)
     here = {(row.problem, row.variant, seed) for row in results.rows for seed in row.scores}
-    if there.name != results.name:
-        raise UserError(
-            f"--with {file} is a report of the study {there.name!r}: give one of {results.name!r}"
-        )
     theirs = {(row.problem, row.variant): row for row in there.rows if row.scores}
     rows = []
     for row in results.rows:
         other = theirs.pop((row.problem, row.variant), None)
-        if other is not None and (different := unlike(other.recipe, row.recipe)):
+        if other is not None and (different := unlike(other.recipe, _comparable(row, other))):
             raise UserError(
                 f"--with {file}: its runs of {_name(row)} are of another recipe "
                 f"({'; '.join(different[:3])}): they are no part of this study; leave "
@@ -57,6 +54,7 @@ def add(results: Results, file: Path) -> Results:
     if theirs:
         known = ", ".join(map(_name, theirs.values()))
         raise UserError(f"--with {file} has runs that this study does not have: {known}")
+    _check_data(study, file, there.rows, results.rows)
     return replace(
         results,
         rows=rows,
@@ -66,15 +64,45 @@ def add(results: Results, file: Path) -> Results:
     )
 
 
-def _read(file: Path, study: Study) -> Results:
+def _comparable(row: Row, other: Row) -> Mapping[str, Any]:
+    """Its recipe, without what reports of before do not tell."""
+    return {
+        name: value for name, value in row.recipe.items() if name in other.recipe or name not in BEGIN_AND_END
+    }
+
+
+def _check_data(study: Study, file: Path, there: Sequence[Row], here: Sequence[Row]) -> None:
+    """Refuse runs of other images than those here: their scores would not compare."""
+    for other, row in product(there, here):
+        if not (other.data and row.data):  # no run has ended, or reports of before, which do not tell
+            continue
+        same = study.images(other.problem, other.variant) == study.images(row.problem, row.variant)
+        if same and (different := unlike(other.data, row.data)):
+            raise UserError(
+                f"--with {file}: its runs of {_name(other)} are of other data than those of {_name(row)} "
+                f"here ({'; '.join(different)}), and their scores do not compare: leave it out"
+            )
+
+
+def _read(file: Path, here: Results) -> Results:
+    study = here.study
     try:
         document = json.loads(file.read_text())
+        if (name := document["study"]) != here.name:
+            raise UserError(f"--with {file} is a report of the study {name!r}: give one of {here.name!r}")
+        for field in ("metric", "rescored", "distance_images"):
+            ours = getattr(study, field)
+            if (theirs := document.get(field, ours)) != ours:  # reports of before have the metric alone
+                raise UserError(
+                    f"--with {file} is a report with {field} {brief(theirs)}, and the study has "
+                    f"{brief(ours)}: write it anew where its runs are, by the study as it is"
+                )
         rows = TypeAdapter(list[Row]).validate_python([_row(row, document) for row in document["rows"]])
         sizes = TypeAdapter(list[SizeRow]).validate_python(document["sizes"])
         distances = TypeAdapter(list[DistanceRow]).validate_python(document["distances"])
         if strange := {row.name for row in sizes} - _ways(study).keys():
             raise ValueError(f"the study has no way {min(strange)!r} to score")
-        return Results(study, document["study"], rows, document["runs_to_come"], sizes, distances)
+        return Results(study, name, rows, document["runs_to_come"], sizes, distances)
     except FileNotFoundError:
         raise UserError(f"--with {file}: there is no such file; give a report.json of this study") from None
     except (ValueError, LookupError, TypeError) as error:
@@ -89,6 +117,7 @@ def _row(found: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any
     known = found["params"] is not None
     return {
         **{name: found[name] for name in ("problem", "variant", "scores", "curves")},
+        "data": found.get("data", {}),
         "seconds": found["seconds_an_epoch"],
         "cost": Cost(found["params"], found["madds"]) if known else None,
         "recipe": {**document["recipe"], **found["recipe"]},
@@ -106,6 +135,7 @@ def _joined(here: Row, there: Row) -> Row:
         curves=_by_seed(there.curves, here.curves),
         seconds=seconds,
         cost=here.cost or there.cost,
+        data=here.data or there.data,
     )
 
 

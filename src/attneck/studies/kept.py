@@ -13,10 +13,14 @@ from attneck.training.checkpoint_files import checkpoints
 
 Found = dict[str, Any]
 """As JSON has it."""
+WEIGHTS = "weights"
+"""Beside what was found, the digest of the weights that it was found of; files of before have none."""
 
 
 def read(file: Path) -> Found:
-    """What is kept there; nothing where there is no such file.
+    """What is kept there of the run's weights; nothing where there is no such file.
+
+    A run may have gone on since, with more patience: what was found of its weights before does not count.
 
     Raises:
         UserError: what is no JSON.
@@ -27,12 +31,13 @@ def read(file: Path) -> Found:
         return {}
     except ValueError as error:
         raise UserError(f"{file} is no JSON ({error}): remove it, it is found out again") from None
-    return found
+    now = _weights(file.parent)
+    return found if found.get(WEIGHTS, now) == now else {}
 
 
 def once(file: Path, key: str, find: Callable[[], Any]) -> None:
     """Keep what `find` says under `key`, unless something is kept there."""
-    found = read(file)
+    found = {WEIGHTS: _weights(file.parent)} | read(file)
     if key not in found:
         found[key] = find()
         write_atomic(file, (json.dumps(found, indent=1) + "\n").encode())
@@ -41,3 +46,9 @@ def once(file: Path, key: str, find: Callable[[], Any]) -> None:
 def has_weights(folder: Path) -> bool:
     """Whether a run's checkpoints are still there: without them nothing more is found out of it."""
     return bool(checkpoints(folder / "checkpoints"))
+
+
+def _weights(folder: Path) -> str | None:
+    """Their digest, from the summary."""
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary.get(WEIGHTS)

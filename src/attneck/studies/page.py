@@ -35,11 +35,14 @@ def fill(page: Path, results: Results, report: Path) -> None:
             f"--page {page}: there is no such file; it needs the lines {begin} and {END}"
         ) from None
     lines = re.compile(rf"(<!-- study {re.escape(results.name)}(: table)? -->\n).*?{END}", re.DOTALL)
-    found = lines.search(text)
-    if found is None:
+    if lines.search(text) is None:
         raise UserError(f"--page {page} has no lines {begin} and {END}: put them where the tables go")
-    said = block(results, Path(os.path.relpath(report, page.parent)), picture=found[2] is None)
-    write_atomic(page, lines.sub(lambda match: f"{match[1]}{said}\n{END}", text).encode())
+    place = Path(os.path.relpath(report, page.parent))
+
+    def filled(match: re.Match[str]) -> str:
+        return f"{match[1]}{block(results, place, picture=match[2] is None)}\n{END}"
+
+    write_atomic(page, lines.sub(filled, text).encode())
 
 
 def block(results: Results, report: Path, *, picture: bool) -> str:

@@ -317,6 +317,7 @@ def document(results: Results) -> dict[str, object]:
                 "seconds_an_epoch": row.seconds,
                 "curves": row.curves,
                 "recipe": {name: value for name, value in row.recipe.items() if name not in recipe},
+                "data": row.data,
             }
         )
     return {
@@ -324,6 +325,8 @@ def document(results: Results) -> dict[str, object]:
         "about": study.about,
         "metric": study.metric,
         "baseline": study.baseline,
+        "rescored": study.rescored,
+        "distance_images": study.distance_images,
         "runs_to_come": results.undone,
         "recipe": recipe,
         "rows": found,

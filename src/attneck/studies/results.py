@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attneck.errors import UserError
+from attneck.data.fingerprint import changes, shortened
+from attneck.errors import UserError, one_line
 from attneck.runs.cost import Cost, cost_of
 from attneck.runs.run import Run
 from attneck.studies.statistics import Difference, Spread, difference, spread
-from attneck.studies.study import Cell, Study
-from attneck.training.recipe_file import deciding
+from attneck.studies.study import Cell, Study, made_of
+from attneck.training.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from attneck.tasks.task import Facts
+    from attneck.training.recipe import Recipe
 
 
 @dataclass
@@ -31,6 +38,8 @@ class Row:
     cost: Cost | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     """What its weights depend on but the seed, by the fields' dotted names."""
+    data: dict[str, str] = field(default_factory=dict)
+    """By part, training and held-out: how many images there are, and the digest of their fingerprint."""
 
     @property
     def name(self) -> str:
@@ -59,12 +68,12 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
     """A row for each variant on each problem, from whatever runs have ended; others are left out.
 
     Raises:
-        UserError: a folder with a run of another recipe, or with files that no run writes.
+        UserError: a folder with a run of another recipe or of other images, or with files that no run writes.
     """
     rows: dict[tuple[str, str], Row] = {}
     for cell in cells:
         row = rows.setdefault((cell.problem, cell.variant), Row(cell.problem, cell.variant))
-        row.recipe = {key: value for key, value in deciding(cell.recipe).items() if key != "seed"}
+        row.recipe = {key: value for key, value in made_of(cell.recipe).items() if key != "seed"}
         if not cell.done:
             continue
         if different := cell.differs():
@@ -80,14 +89,76 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
         took = median(one["seconds"] / _epochs(history, i) for i, one in enumerate(history))
         for machine in _machines(cell):
             row.seconds[machine] = min(took, row.seconds.get(machine, took))
-        facts = json.loads((cell.folder / "data.json").read_text())
+        facts = _facts(cell)
+        row.data = {part: _digest(facts, part) for part in facts["data"]}
         row.cost = row.cost or cost_of(cell.folder, cell.recipe, facts)
+    check_data(study, cells)
     return [
         rows[problem, variant]
         for problem in study.problems or [""]
         for variant in study.variants
         if (problem, variant) in rows
     ]
+
+
+def check_data(study: Study, cells: Sequence[Cell]) -> None:
+    """Refuse runs that have ended on other images than others of the study: their scores do not compare.
+
+    Where a run's data.root is not the one that is given, its images are compared with those there.
+
+    Raises:
+        UserError: such a run.
+    """
+    known: dict[str, tuple[Path, Facts]] = {}
+    there: dict[str, Facts] = {}
+    for cell in (cell for cell in cells if cell.done):
+        facts, images = _facts(cell), study.images(cell.problem, cell.variant)
+        folder, first = known.setdefault(images, (cell.folder, facts))
+        if said := changes(first, facts):
+            raise UserError(
+                f"{cell.folder} was trained on other data than {folder} ({shortened(said)}), and their "
+                "scores do not compare: remove one of them, and it is trained anew"
+            )
+        given, root = cell.recipe.data.root, load_recipe(str(cell.folder)).data.root
+        if given == root:
+            continue
+        both = (
+            f"{cell.folder} was trained on the data in {root or 'ATTNECK_DATA'}, and that in "
+            f"{given or 'ATTNECK_DATA'}"
+        )
+        try:
+            there[images] = there.get(images) or _opened(cell.recipe)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{both} cannot be compared ({one_line(error, 200)}): give --data.root {root}"
+            ) from None
+        if said := changes(facts, there[images]):
+            raise UserError(
+                f"{both} is other data ({shortened(said)}): give --data.root {root}, or another --out"
+            )
+
+
+def _facts(cell: Cell) -> Facts:
+    """What its run kept of its data; runs of older versions kept no fingerprints."""
+    return {"data": {}, **json.loads((cell.folder / "data.json").read_text())}
+
+
+def _opened(recipe: Recipe) -> Facts:
+    """The same of the data as it is now."""
+    import torch
+
+    from attneck.tasks import open_task
+    from attneck.training.distributed import World
+
+    task = open_task(recipe, World(0, 1, torch.device("cpu")))
+    sets = {"training": task.training, "held-out": task.held_out}
+    return task.describe() | {"data": {name: images.fingerprint() for name, images in sets.items()}}
+
+
+def _digest(facts: Facts, part: str) -> str:
+    rows = facts["data"][part]
+    digest = blake2b(json.dumps([facts["classes"], rows]).encode(), digest_size=8).hexdigest()
+    return f"{sum(row[0] for row in rows.values()):,} images, {digest}"
 
 
 def _key(metric: str, record: dict[str, Any], cell: Cell) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from statistics import fmean, stdev
 
 LEVEL = 0.95
@@ -11,7 +12,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the scores of n seeds; `std` is the sample's, of n - 1, and None of one seed."""
+    """Of the scores of n seeds; `std` is the sample's, of n - 1, and None of one seed.
+
+    Both are NaN where a score is no number, or infinite.
+    """
 
     n: int
     mean: float
@@ -22,8 +26,8 @@ class Spread:
 class Difference:
     """A variant's scores minus the baseline's, by seed: n of them, their mean, and its 95 % interval.
 
-    The interval is Student's, of the paired differences; None where there are fewer than two, or where all
-    are the same.
+    The interval is Student's, of the paired differences; None where there are fewer than two, where all are
+    the same, or where one is no number.
     """
 
     n: int
@@ -37,6 +41,8 @@ class Difference:
     @property
     def verdict(self) -> str:
         """In words."""
+        if not isfinite(self.mean):
+            return "a score is no number"
         if self.interval is None:
             if self.n < 2:
                 return "one seed says nothing"
@@ -50,7 +56,7 @@ class Difference:
 def spread(scores: Mapping[int, float]) -> Spread:
     """Of scores by seed, one or more."""
     values = list(scores.values())
-    return Spread(len(values), fmean(values), stdev(values) if len(values) > 1 else None)
+    return Spread(len(values), _or_nan(fmean, values), _or_nan(stdev, values) if len(values) > 1 else None)
 
 
 def told(scores: Mapping[int, float]) -> str:
@@ -66,9 +72,15 @@ def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Di
     pairs = [scores[seed] - baseline[seed] for seed in scores if seed in baseline]
     if not pairs:
         return None
-    if len(pairs) < 2 or stdev(pairs) == 0:
-        return Difference(len(pairs), fmean(pairs), None)
+    mean = _or_nan(fmean, pairs)
+    if len(pairs) < 2 or not isfinite(mean) or stdev(pairs) == 0:
+        return Difference(len(pairs), mean, None)
     from scipy.stats import ttest_1samp
 
     found = ttest_1samp(pairs, 0).confidence_interval(LEVEL)
-    return Difference(len(pairs), fmean(pairs), (float(found.low), float(found.high)))
+    return Difference(len(pairs), mean, (float(found.low), float(found.high)))
+
+
+def _or_nan(of: Callable[[Sequence[float]], float], values: Sequence[float]) -> float:
+    """`of` finite values; of others the functions of `statistics` raise, each in its way."""
+    return of(values) if all(map(isfinite, values)) else nan

@@ -11,15 +11,20 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from attneck.checks import MOST
+from attneck.data.table import ONLY_WITH
 from attneck.errors import UserError, suggestion
 from attneck.training.best import LOWER
 from attneck.training.checkpoint_files import checkpoints
 from attneck.training.recipe import Part, Recipe, Text, Value, no_rate
-from attneck.training.recipe_file import differences, load_recipe, parse_recipe, read_yaml, refusal
+from attneck.training.recipe_file import deciding, load_recipe, parse_recipe, read_yaml, refusal, unlike
 
 SHIPPED = Path(__file__).parent / "shipped"
 OWN_DICTS = ("model.options", "model.surgery_options")
 """Fields whose values are an option's name and value: `model.options.bam stages` gives one option."""
+BEGIN_AND_END = ("model.weights", "patience")
+"""Free where a run goes on; yet its weights depend on what it started from, and on when it gives up."""
+SEEN = {"data.augment", *(f"data.{option}" for option in ONLY_WITH)}
+"""Fields that change how images are seen, and not which there are."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
 Fields = dict[Text, Value | None]
@@ -61,6 +66,11 @@ class Study(Part):
     def less_is_better(self) -> bool:
         """Of the metric."""
         return self.metric in LOWER
+
+    def images(self, problem: str, variant: str) -> str:
+        """The fields by which its runs may have other images than the study's other runs, in words."""
+        own = {**self.problems.get(problem, {}), **self.variants[variant]}
+        return str(sorted(one for one in own.items() if one[0].startswith("data.") and one[0] not in SEEN))
 
     @model_validator(mode="after")
     def _names_are_there(self) -> Study:
@@ -139,7 +149,12 @@ class Cell:
         """How the recipe of the run in its folder, if there is one, is not its own."""
         if not (self.folder / "recipe.yaml").is_file():
             return []
-        return differences(load_recipe(str(self.folder)), self.recipe)
+        return unlike(made_of(load_recipe(str(self.folder))), made_of(self.recipe))
+
+
+def made_of(recipe: Recipe) -> dict[str, Any]:
+    """The fields that a finished run's weights depend on, by their dotted names."""
+    return {**deciding(recipe), "model.weights": recipe.model.weights, "patience": recipe.patience}
 
 
 def shipped_studies() -> list[str]:
