@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 from attneck.errors import RunFailed
 
@@ -103,9 +103,11 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     Raises:
         NotWritten: what was there stays as it was.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomic(path, text.getvalue().encode(errors="backslashreplace"))
+    lines: list[str] = []
+    # Before Python 3.13 a \r is quoted only where it is a part of the line's end.
+    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
+    text = "".join(f"{line[:-2]}\n" for line in lines)
+    write_atomic(path, text.encode(errors="backslashreplace"))
 
 
 @contextmanager

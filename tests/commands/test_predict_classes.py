@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from attneck import cli
+from attneck.commands.class_predictions import ClassPredictions
 from attneck.explain import contact_sheet
 from attneck.runs import train as runs
 from attneck.runs.run import Run
 from attneck.tasks import open_task
+from attneck.tasks.task import Sample
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
 
@@ -67,6 +69,17 @@ def test_a_folder_of_class_folders_is_scored(place, tmp_path, capsys):
     assert float(rows[0]["score_2"]) == pytest.approx(found[1]["score"], abs=1e-6)
     right = sum(row["class_1"] == row["label"] for row in rows)
     assert f"\n{right} of 60 with a known class are right" in said
+
+
+def test_an_answer_that_is_left_out_is_not_right():
+    """Of a known class, none being as sure as --min-score; of an unknown one it is neither."""
+    found = ClassPredictions(["run"], 1)
+    for label, answer in (("a", "a"), ("a", None), ("b", "a"), (None, None)):
+        truth = label and [{"category": label}]
+        rows = [{"category": answer, "score": 0.9}] if answer else []
+        found.add(Sample("x.png", Image.new("RGB", (8, 8)), truth), [rows])
+    assert found.summary() == "1 of 3 with a known class are right (33.33 %), 1 below --min-score"
+    assert [one.right for one in found.best.tiles()] == [False, False, None, True]
 
 
 def test_held_out_images_are_scored_as_eval_scores_them(place, tmp_path, capsys):

@@ -87,6 +87,20 @@ def test_a_run_in_the_middle_is_trained_or_stopped(ended, tmp_path):
     assert status(folder).state == "stopped"
 
 
+def test_the_pace_after_a_resume_is_that_of_its_own_steps(ended, tmp_path):
+    """A record's seconds begin where the run went on: from step 6, with records of steps 4 and 8."""
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["seconds"] = 10
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    known = json.loads((folder / "environment.json").read_text())
+    for later, steps in (([], 4), ([6], 2), ([4], 4), ([6, 8], 2), ([2, 4, 7], 1)):
+        starts = known["starts"] + [{"step": step} for step in later]
+        (folder / "environment.json").write_text(json.dumps(known | {"starts": starts}))
+        assert status(folder).images_per_second == pytest.approx(8 * steps / 10)
+
+
 def test_a_lock_of_this_process_is_kept(tmp_path):
     with only_one(tmp_path):
         said = owner(tmp_path)

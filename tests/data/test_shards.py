@@ -229,6 +229,38 @@ def test_no_more_shards_are_open_than_64(packed: Path, monkeypatch: pytest.Monke
     assert len(held) > 2
 
 
+def test_what_lies_beside_the_shards_is_said(made: Path, packed: Path, capsys: Any) -> None:
+    """Folders of images too: the index has none of them."""
+    shutil.copytree(made / "photos/train/a", packed / "train/new")
+    (packed / "train/.DS_Store").write_text("x")
+    capsys.readouterr()
+    assert opened(packed).classes == ("a", "a b", "b,é")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "not read in train: new (shards.csv names all images); 1 hidden (.DS_Store)" in said
+    assert cli.main(["data", "check", "folder", "--root", str(packed), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["train"]["left_out"] == 2
+    shutil.copytree(packed / "train", tmp := packed / "share/train")
+    shutil.copytree(tmp / "new", packed / "share/cat")
+    with pytest.raises(ValueError, match="has train with folders in it, and others beside"):
+        opened(packed / "share", val_share=0.4)
+
+
+def test_any_name_is_packed(tmp_path: Path) -> None:
+    """Line ends of all kinds, quotes, letters of two and three bytes."""
+    names = ["c\rr.png", "l\nf.png", "b\r\n.png", 'q"u,o.png', "é\u3042.png"]
+    for name in names:
+        (tmp_path / "photos/a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos/a" / name)
+    assert cli.main(["data", "pack", str(tmp_path / "photos"), str(tmp_path / "packed")]) == 0
+    images = [
+        opened(tmp_path / root, split, val_share=0.4).names
+        for root in ("photos", "packed")
+        for split in ("train", "val")
+    ]
+    assert images[:2] == images[2:]
+    assert len(images[0] + images[1]) == 5
+
+
 def test_what_pack_refuses(
     made: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

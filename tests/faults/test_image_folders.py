@@ -9,11 +9,14 @@ import torch
 import yaml
 from bad_images import whole
 from detection_files import coco_content, write_coco
+from small_run import broken_off_after
 
 from attneck import cli
 from attneck.data import EvalBatches, TrainBatches, loader, open_dataset
 from attneck.data.detection import collate, open_detection
 from attneck.data.readers.decode import UnreadableImage
+from attneck.runs import train as runs
+from attneck.training.recipe import Recipe
 
 PER_CLASS = 6
 
@@ -141,6 +144,8 @@ def test_a_skipped_image_has_one_in_its_place_always_the_same(root, capsys):
     alone = opened(root, on_bad_image="skip")
     forked = opened(root, on_bad_image="skip")
     resumed = opened(root, on_bad_image="skip")
+    for images in (forked, resumed):
+        images.skipped.keep(root / "skipped.jsonl")
     first = bits(alone, 0)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -148,6 +153,8 @@ def test_a_skipped_image_has_one_in_its_place_always_the_same(root, capsys):
     assert str(bad) in said
     for one, other in zip(first, bits(forked, 2), strict=True):
         assert torch.equal(one, other)
+    resumed.skipped.keep(root / "skipped.jsonl")  # a worker has written it
+    assert resumed.skipped.files() == [str(bad)]
     for one, other in zip(first[5:], bits(resumed, 1, start=5), strict=True):
         assert torch.equal(one, other)
     for images in (alone, forked):
@@ -202,6 +209,42 @@ def test_detection_skips_with_the_next_image_and_its_objects(tmp_path):
     stopping = open_detection("coco", "train", root=tmp_path)
     with pytest.raises(UnreadableImage, match=r"a\.png .it is empty"):
         list(loader(stopping, EvalBatches(3, 3), 1, collate))
+
+
+def test_what_was_skipped_counts_after_a_resume(tmp_path, capsys):
+    """Named at the end, and a part of the limit; a run that begins anew counts anew."""
+    for number in range(12):
+        for split in ("train", "val"):
+            file = tmp_path / split / "ab"[number % 2] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(whole("PNG", np.full((20, 24, 3), 20 * number, dtype=np.uint8)))
+    (tmp_path / "train/b/3.png").write_bytes(b"no picture")
+    recipe = {
+        "model": {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}},
+        "data": {"name": "folder", "root": str(tmp_path), "image_size": 16, "on_bad_image": "skip"},
+        "batch": 4,
+        "epochs": 2,
+        "checkpoint_steps": 1,
+        "pictures": False,
+    }
+    run = tmp_path / "run"
+    with broken_off_after(4):
+        runs.train(Recipe.model_validate(recipe), run)
+    capsys.readouterr()
+    shutil.copytree(run, tmp_path / "other")
+    assert cli.main(["train", str(run), "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("attneck: images skipped in training: 1 (")
+    assert said.count("3.png") == 1
+    bad = tmp_path / "train/b/5.png"
+    bad.write_bytes(b"x" * bad.stat().st_size)
+    assert cli.main(["train", str(tmp_path / "other"), "--resume"]) == 2
+    assert "(2 of 12 images cannot be read: over 1% is not skipped)" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "other/checkpoints")
+    (tmp_path / "other/metrics.jsonl").unlink()
+    (tmp_path / "train/b/3.png").write_bytes((tmp_path / "val/b/3.png").read_bytes())
+    runs.train(Recipe.model_validate(recipe), tmp_path / "other")
+    assert "3.png" not in capsys.readouterr().err
 
 
 def test_a_run_says_what_it_skipped(root, tmp_path, capsys):

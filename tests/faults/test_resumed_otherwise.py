@@ -16,7 +16,7 @@ from PIL import Image
 
 from attneck import cli
 from attneck.data import open_detection
-from attneck.data.fingerprint import changes, of_arrays, shortened
+from attneck.data.fingerprint import changes, of_arrays, relabelled, renames, shortened
 from attneck.runs import train as runs
 from attneck.training import checkpoint
 from attneck.training.distributed import World
@@ -173,29 +173,43 @@ NAMES = {
         in_both(lambda split: (split / "cat").rename(split / "ape")),
         "class 'cat' is now 'ape'",
     ),
-    "a class renamed, others move": (
-        in_both(lambda split: (split / "cat").rename(split / "wolf")),
-        "class 'cat' is now 'wolf'",
-    ),
     "two renamed": (
-        in_both(lambda split: [(split / name).rename(split / f"z-{name}") for name in ("cat", "dog")]),
-        "class 'cat' is now 'z-cat'; class 'dog' is now 'z-dog'",
+        in_both(lambda split: [(split / name).rename(split / f"a-{name}") for name in ("cat", "dog")]),
+        "class 'cat' is now 'a-cat'; class 'dog' is now 'a-dog'",
     ),
     "all renamed": (
         in_both(lambda split: [(split / name).rename(split / name.upper()) for name in CLASSES]),
         "class 'cat' is now 'CAT'; class 'dog' is now 'DOG'; class 'owl' is now 'OWL'",
     ),
+    "a class for another": (
+        in_both(lambda split: [(split / "cat").rename(split / "ape"), photo(split / "ape/9.png", 222)]),
+        "class 'cat' is now 'ape'; training images: 1 more in 'ape'",
+    ),
+    "a long name": (
+        in_both(lambda split: (split / "owl").rename(split / ("x" * 200))),
+        "class 'owl' is now 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…'",
+    ),
+}
+ORDERS = {
+    "a class renamed, others move": (
+        in_both(lambda split: (split / "cat").rename(split / "wolf")),
+        "class 'cat' is now 'wolf'",
+        "'cat' as class 0, the data as it is now has 'dog' there",
+    ),
+    "two renamed, the third moves": (
+        in_both(lambda split: [(split / name).rename(split / f"z-{name}") for name in ("cat", "dog")]),
+        "class 'cat' is now 'z-cat'; class 'dog' is now 'z-dog'",
+        "'cat' as class 0, the data as it is now has 'owl' there",
+    ),
     "two renamed into each other's order": (
         in_both(lambda split: [(split / "cat").rename(split / "fox"), (split / "dog").rename(split / "ant")]),
         "class 'dog' is now 'ant'; class 'cat' is now 'fox'",
+        "'cat' as class 0, the data as it is now has 'ant' there",
     ),
-    "a class for another": (
+    "a class for another, others move": (
         in_both(lambda split: [(split / "cat").rename(split / "yak"), photo(split / "yak/9.png", 222)]),
         "class 'cat' is now 'yak'; training images: 1 more in 'yak'",
-    ),
-    "a long name": (
-        in_both(lambda split: (split / "cat").rename(split / ("x" * 200))),
-        "class 'cat' is now 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…'",
+        "'cat' as class 0, the data as it is now has 'dog' there",
     ),
 }
 COUNTS = {
@@ -274,6 +288,17 @@ def test_renamed_classes_are_refused_and_can_be_accepted(place, kind, capsys):
     assert sorted(path.name for path in (place / "photos/val").iterdir()) == state["facts"]["classes"]
 
 
+@pytest.mark.parametrize("kind", some(ORDERS, 1))
+def test_no_label_moves_also_where_changes_are_accepted(place, kind, capsys):
+    change, said, there = ORDERS[kind]
+    change(place / "photos")
+    for more in ([], ["--accept-changes"]):
+        line = refused(["train", "run", "--resume", *more], capsys)
+        assert there in line
+        assert said.partition("; training")[0] in line
+    assert said.partition("; training")[0] in refused(["eval", "run"], capsys)
+
+
 @pytest.mark.parametrize("kind", some(COUNTS, 1))
 def test_another_number_of_classes_does_not_fit(place, kind, capsys):
     change, said = COUNTS[kind]
@@ -285,9 +310,9 @@ def test_another_number_of_classes_does_not_fit(place, kind, capsys):
     assert said in refused(["eval", "run"], capsys)
 
 
-@pytest.mark.parametrize("kind", some({**NAMES, **COUNTS}, 1))
+@pytest.mark.parametrize("kind", some({**NAMES, **ORDERS, **COUNTS}, 1))
 def test_eval_elsewhere_on_other_classes_is_refused(place, kind, capsys):
-    change, said = {**NAMES, **COUNTS}[kind]
+    change, said, *_ = {**NAMES, **ORDERS, **COUNTS}[kind]
     shutil.copytree(place / "photos", place / "elsewhere")
     assert cli.main(["eval", "run", "--data.root", "elsewhere"]) == 0
     change(place / "elsewhere")
@@ -352,6 +377,17 @@ def test_another_number_of_processes_is_said(place, before, capsys):
     assert said.count(f"another number of processes, 1 for {before}: each step has the same 8 images") == 1
     starts = json.loads(file.read_text())["starts"]
     assert [start["processes"] for start in starts] == [before, 1]
+
+
+def test_another_number_of_threads_is_said(place, capsys):
+    file = place / "run/environment.json"
+    here = torch.get_num_threads()
+    file.write_text(file.read_text().replace(f'"torch_threads": {here}', f'"torch_threads": {here + 7}'))
+    assert cli.main(["train", "run", "--resume"]) == 0
+    said = f"another number of threads, {here} for {here + 7}: rounding differs"
+    assert capsys.readouterr().err.count(said) == 1
+    assert cli.main(["train", "run", "--resume"]) == 0
+    assert "threads" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", some([3, 5, 16], 1))
@@ -444,6 +480,22 @@ def test_other_annotations_are_seen(coco, kind):
     change(root, content)
     words = changes(before, described(root, content))
     assert shortened(words) == said if not said else re.search(re.escape(said), shortened(words))
+
+
+def test_rows_that_classes_share_tell_of_no_move():
+    """Of several one image is taken, or a class is emptied: the row becomes one that another class has."""
+    full, fewer, none = [3, "names", "sizes"], [2, "less", "less"], [0, "", ""]
+    assert relabelled({"a": full, "b": fewer}, {"a": fewer, "b": fewer}) == []
+    assert relabelled({"a": full, "b": full, "c": fewer}, {"a": full, "b": none, "c": full}) == []
+    assert relabelled({"a": none, "b": full}, {"a": full, "b": none}) == ["'a' has those that 'b' had"]
+    before, after = (
+        {"classes": ["a", "b"], "data": {"held-out": rows}}
+        for rows in ({"a": full, "b": fewer}, {"a": fewer, "b": fewer})
+    )
+    assert changes(before, after) == ["held-out images: 1 fewer in 'a'"]
+    alike = {"classes": ["a", "b"], "data": {"held-out": {"a": full, "b": full}}}
+    renamed = {"classes": ["c", "d"], "data": {"held-out": {"c": full, "d": full}}}
+    assert renames(alike, renamed) == {}, "which is which is not known"
 
 
 @pytest.mark.parametrize("moved", ["label", "pixel", "one more", "nothing"])

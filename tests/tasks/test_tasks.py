@@ -42,3 +42,25 @@ def test_a_root_one_folder_too_high_is_refused(tmp_path) -> None:
     assert len(str(error.value)) < 300
     data["root"] += "/photos"
     assert open_task(Recipe.model_validate({"data": data}), ALONE).held_out.classes == ("cat", "dog")
+
+
+def test_a_class_without_a_training_image_is_refused(tmp_path) -> None:
+    """Of a class of one image, and of many; of those held out fewer may do."""
+    for split in ("train", "val"):
+        for name, count in (("cat", 40), ("dog", 40), ("emu", 1)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8)).save(tmp_path / split / name / f"{number}.png")
+    data = {"name": "folder", "root": str(tmp_path), "val_size": 2}
+
+    def opened(**options):
+        return open_task(Recipe.model_validate({"data": data | options}), ALONE)
+
+    with pytest.raises(
+        ValueError, match=r"data\.train_size 9 leaves emu no training image: give a larger one"
+    ):
+        opened(train_size=9).training  # noqa: B018
+    with pytest.raises(ValueError, match="leaves dog no training image, and 1 more classes: give"):
+        opened(train_size=1).training  # noqa: B018
+    assert len(opened(train_size=81).training) == 81
+    assert len(opened(train_size=81, val_split="train").held_out) == 2

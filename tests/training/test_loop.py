@@ -2,11 +2,16 @@
 
 import io
 import json
+import os
+import shutil
+import signal
 
 import pytest
 import torch
+import yaml
+from forked import Forked, as_ranks
 from rich.console import Console
-from small_run import broken_off_after
+from small_run import CLOCKS, broken_off_after
 
 from attneck import cli, hub
 from attneck.data import open_dataset
@@ -55,6 +60,22 @@ def test_resumed_ends_with_the_same_bits(tmp_path, changes):
         assert [line["epoch"] for line in lines] == [1, 2]
         for key in ("train_loss", "val_loss", "lr"):
             assert resumed.scores[key] == straight.scores[key]
+
+
+def test_two_processes_score_what_they_save(tmp_path):
+    """Without sync_bn each has statistics of its own shares, and the first one's are saved."""
+    (tmp_path / "tiny.yaml").write_text(
+        yaml.safe_dump(TINY | {"sync_bn": False, "ema": 0.5, "checkpoint_steps": 1})
+    )
+    folder = tmp_path / "run"
+    assert as_ranks(cli.main, ["train", str(tmp_path / "tiny.yaml"), "--out", str(folder)]) == [0, 0]
+    records = Run(folder).history
+    for name, one in Run(folder).evaluate().items():
+        assert one.scores["loss"] == pytest.approx(records[-1][f"{name}_loss"], rel=1e-5)
+    (folder / "checkpoints/step-00000006.pt").unlink()
+    assert as_ranks(cli.main, ["train", str(folder), "--resume"]) == [0, 0]
+    for before, after in zip(records, Run(folder).history, strict=True):
+        assert {**before, **dict.fromkeys(CLOCKS)} == {**after, **dict.fromkeys(CLOCKS)}
 
 
 def test_workers_move_no_bit(tmp_path):
@@ -123,6 +144,25 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path):
         runs.train(recipe(epochs=1), tmp_path / "run")
     with pytest.raises(UserError, match="epochs: 1 → 3"):
         runs.train(recipe(epochs=3), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("kept", ["summary.json", "metrics.jsonl"])
+def test_a_run_whose_checkpoints_were_removed_is_not_written_over(tmp_path, kept):
+    runs.train(recipe(), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    if kept != "summary.json":
+        (tmp_path / "run/summary.json").unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    with pytest.raises(UserError, match=f"{kept} is of a run whose checkpoints are gone: choose"):
+        runs.train(recipe(), tmp_path / "run")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        assert Forked(tmp_path, [], lambda: runs.train(recipe(), tmp_path / "run")).wait() == -signal.SIGKILL
+    assert runs.train(recipe(), tmp_path / "run").steps == 6
 
 
 def test_a_copied_run_without_its_sums_is_not_begun_anew(tmp_path):

@@ -6,10 +6,11 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_run import ALONE, Task, recipe, run
 
 from attneck.training.recipe import Recipe, Schedule
 from attneck.training.recipe_file import load_recipe
-from attneck.training.schedule import lr_factor
+from attneck.training.schedule import lr_factor, never_reached
 
 
 def test_step_schedule_of_wide_resnets():
@@ -92,3 +93,32 @@ def test_any_schedule_rises_in_its_warm_up_and_falls_after_it(drawn):
         assert rates[-1] == pytest.approx(schedule.gamma**passed)
         for step in set(range(warmup + 1, steps + 1)) - drops:
             assert rates[step] == rates[step - 1]
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [
+        ({"epochs": 25}, ["schedule.milestones 30, 60 are never reached in 25 epochs: give earlier ones"]),
+        ({"epochs": 60}, ["schedule.milestones 60 are never reached in 60 epochs: give earlier ones"]),
+        ({"epochs": 61}, []),
+        (
+            {"steps": 40, "steps_batch": 8, "batch": 16},
+            ["schedule.milestones 60 are never reached in 40 steps"],
+        ),
+    ],
+)
+def test_milestones_that_the_run_ends_before_are_said(length, said):
+    made = Recipe.model_validate({"schedule": {"kind": "step", "milestones": [30, 60]}} | length)
+    found = never_reached(made, 10)
+    assert [line[: len(start)] for line, start in zip(found, said, strict=True)] == said
+    steps, unit = made.total_steps(10), made.unit(10)
+    last = lr_factor(made.schedule, steps - 1, steps, unit)
+    assert last == pytest.approx(0.1 ** (2 - ("30" in str(found)) - ("60" in str(found))))
+    assert never_reached(Recipe.model_validate(length), 10) == []
+
+
+def test_a_run_says_it_before_its_first_step(tmp_path, capsys):
+    late = recipe(schedule={"kind": "step", "milestones": [1, 2]})
+    for resume in (False, True):
+        run(tmp_path, late, Task(ALONE), resume=resume)
+        assert capsys.readouterr().err.count("milestones 2 are never reached in 2 epochs") == (not resume)

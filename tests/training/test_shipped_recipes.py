@@ -27,7 +27,8 @@ def small(name: str) -> Recipe:
     content |= {"batch": 2, "epochs": 1, "steps": None, "steps_batch": None}
     content["schedule"] |= {"warmup_epochs": 0, "warmup_steps": 0}
     if data["name"] == "folder":
-        data |= {"root": "tiny-imagenet-20", "image_size": 64}
+        data |= {"root": "tiny-imagenet-20", "image_size": 64, "train_size": 40}  # two of each class
+        content["batch"] = 20
     options = None if model["name"].startswith(TIMM) else catalog.find(model["name"]).options
     if isinstance(options, ResNetOptions):
         model["options"] |= THIN

@@ -25,7 +25,7 @@ class ClassPredictions:
         self.titles, self.top_k = titles, top_k
         self.rows: list[list[object]] = []
         self.best = Best()
-        self.images = self.known = self.right = 0
+        self.images = self.known = self.right = self.silent = 0
 
     def add(self, sample: Sample, found: list[Found]) -> str:
         """An image and what each run says of it; the line that tells it."""
@@ -36,10 +36,11 @@ class ClassPredictions:
             cells = [cell for row in rows for cell in (row["category"], f"{row['score']:.6f}")]
             self.rows.append([sample.file, title, label or "", *cells])
         first = found[0][0] if found[0] else None
-        right = None if label is None or first is None else first["category"] == label
+        right = None if label is None else first is not None and first["category"] == label
         self.images += 1
         self.known += right is not None
         self.right += bool(right)
+        self.silent += label is not None and first is None
         score = first["score"] if first else 0.0
         key = (1.0, 0.0) if right is None else (2.0, score) if right else (0.0, -score)
         if self.best.wants(key):
@@ -79,7 +80,8 @@ class ClassPredictions:
         if not self.known:
             return ""
         share = 100 * self.right / self.known
-        return f"{self.right:,} of {self.known:,} with a known class are right ({share:.2f} %)"
+        silent = f", {self.silent:,} below --min-score" * bool(self.silent)
+        return f"{self.right:,} of {self.known:,} with a known class are right ({share:.2f} %){silent}"
 
 
 def label_of(sample: Sample) -> str | None:

@@ -8,6 +8,7 @@ count.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -72,7 +73,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     What `old` does not have is not compared.
     """
     before, now = old.get("data", {}), new["data"]
-    renamed = _renamed(old, new)
+    renamed = renames(old, new)
     found = [f"class {_name(was)} is now {_name(name)}" for name, was in renamed.items()]
     known = set(renamed) | set(renamed.values())
     found += [
@@ -84,20 +85,32 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if not found and list(old["classes"]) != list(new["classes"]):
         found.append("the classes are in another order")
     for part in (part for part in now if part in before):
-        rows = {
-            **before[part],
-            **{name: before[part][was] for name, was in renamed.items() if was in before[part]},
-        }
+        rows = {name: row for name, row in before[part].items() if name not in renamed.values()}
+        rows |= {name: before[part][was] for name, was in renamed.items() if was in before[part]}
         if words := _row_changes(rows, now[part]):
             found.append(f"{part} images: {', '.join(words)}")
     return found
 
 
+def renames(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """The old name of each new class: of the one that had its images, or of the only one that is gone."""
+    gone = [name for name in old["classes"] if name not in new["classes"]]
+    come = [name for name in new["classes"] if name not in old["classes"]]
+    found: dict[str, str] = {}
+    for part in (part for part in new["data"] if part in old.get("data", {})):
+        owners = _owners({name: old["data"][part][name] for name in gone if name in old["data"][part]})
+        for name in come:
+            was = owners.pop(tuple(new["data"][part].get(name, ())), None)
+            if was is not None and was not in found.values():
+                found.setdefault(name, was)
+    if len(gone) == len(come) == 1:
+        found[come[0]] = gone[0]
+    return found
+
+
 def relabelled(old: Fingerprint, new: Fingerprint) -> list[str]:
     """Classes that have all the images which another one had, in words."""
-    owners = {tuple(row): name for name, row in old.items()}
-    found = {name: owners.get(tuple(row), name) for name, row in new.items() if row != old.get(name)}
-    return [f"{_name(name)} has those that {_name(was)} had" for name, was in found.items() if was != name]
+    return [f"{_name(name)} has those that {_name(was)} had" for name, was in _moved(old, new).items()]
 
 
 def shortened(words: list[str], limit: int = 110) -> str:
@@ -111,25 +124,21 @@ def shortened(words: list[str], limit: int = 110) -> str:
     return said + (f"; and {len(words) - count} more" if count < len(words) else "")
 
 
-def _renamed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """The old name of each new class: of the one that had its images, or of the only one that is gone."""
-    gone = [name for name in old["classes"] if name not in new["classes"]]
-    come = [name for name in new["classes"] if name not in old["classes"]]
-    found: dict[str, str] = {}
-    for part in (part for part in new["data"] if part in old.get("data", {})):
-        owners = {tuple(old["data"][part][name]): name for name in gone if name in old["data"][part]}
-        for name in come:
-            was = owners.pop(tuple(new["data"][part].get(name, ())), None)
-            if was is not None and was not in found.values():
-                found.setdefault(name, was)
-    if len(gone) == len(come) == 1:
-        found[come[0]] = gone[0]
-    return found
+def _moved(old: Fingerprint, new: Fingerprint) -> dict[str, str]:
+    """Which class had the images of another one that has them no more, by that other one's name."""
+    owners = _owners(old)
+    found = {name: owners.get(tuple(row)) for name, row in new.items() if row != old.get(name)}
+    return {name: was for name, was in found.items() if was is not None and new.get(was) != old[was]}
+
+
+def _owners(rows: Fingerprint) -> dict[tuple[Any, ...], str]:
+    """Whose each row of images is; without those of several, whose files have the same names and sizes."""
+    count = Counter(map(tuple, rows.values()))
+    return {tuple(row): name for name, row in rows.items() if row[0] and count[tuple(row)] == 1}
 
 
 def _row_changes(old: Fingerprint, new: Fingerprint) -> list[str]:
-    found = relabelled(old, new)
-    moved = {name for name, row in new.items() if row != old.get(name) and row in old.values()}
+    found, moved = relabelled(old, new), _moved(old, new)
     for name in (name for name in new if name in old and name not in moved):
         (count, names, files), (was, old_names, old_files) = new[name], old[name]
         where = f" in {_name(name)}" if name else ""

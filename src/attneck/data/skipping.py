@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -37,6 +40,16 @@ class Skipped:
     def __init__(self, count: int, file: Callable[[int], str]) -> None:
         self.file = file
         self._marks = torch.zeros(count, dtype=torch.bool).share_memory_()  # workers write into it
+        self._kept: Path | None = None
+
+    def keep(self, file: Path) -> None:
+        """Mark the images that `file` names, those of the starts before, and name there what is found."""
+        self._kept = file
+        with suppress(OSError):  # nothing was found before
+            known = {*file.read_bytes().splitlines()}
+            for index in range(len(self._marks) if known else 0):
+                if json.dumps(self.file(index)).encode() in known:
+                    self._marks[index] = True
 
     def files(self) -> list[str]:
         """The paths of those that were left out."""
@@ -57,6 +70,10 @@ class Skipped:
                 raise
             except UnreadableImage as error:
                 self._marks[index] = True
+                with suppress(OSError):  # what is not kept is found again
+                    if self._kept is not None:
+                        with self._kept.open("a") as kept:
+                            kept.write(f"{json.dumps(self.file(index))}\n")
                 found, count = int(self._marks.sum()), len(self._marks)
                 if found > max(1, int(SHARE * count)):
                     raise UnreadableImage(

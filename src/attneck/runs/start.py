@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from attneck.attention.choice import attention, set_attention
 from attneck.attention.cpu.choice import float32_products
 from attneck.attention.cpu.passes import passes
-from attneck.data.fingerprint import changes, shortened
+from attneck.data.fingerprint import changes, renames, shortened
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
 from attneck.runs.folder import newest_folder, present, take_folder, writing
@@ -31,6 +33,7 @@ from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import RECIPE, differences, dump_recipe, parse_recipe
 
 ENVIRONMENT = "environment.json"
+SKIPPED = "skipped.jsonl"
 LEFT = re.compile(r"\.(recipe\.yaml|(environment|data|summary)\.json|metrics\.(jsonl|csv))\.[0-9]+\.tmp")
 """What a process that was killed in a write has left: only who holds the folder writes these files."""
 
@@ -94,10 +97,17 @@ def start(
             f"{bare[0]} has no {sum_of(bare[0]).name} beside it, which came with it: copy that file too, or "
             "choose another --out"
         )
+    records = [
+        folder / name for name in ("summary.json", "metrics.jsonl")
+    ]  # there after the first checkpoint
+    if not goes_on and (kept := [file for file in records if file.is_file() and file.stat().st_size]):
+        raise UserError(
+            f"{kept[0]} is of a run whose checkpoints are gone: choose another --out, or move the folder away"
+        )
     products: str = float32_products()
     with user_mistakes():
         asked: str = attention()
-    step = 0
+    step, here = 0, torch.get_num_threads()
     changed: list[str] = []
     if goes_on:
         step, changed = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
@@ -108,6 +118,11 @@ def start(
                 f"{folder} goes on with another number of processes, {everyone.size} for {processes}: each "
                 f"step has the same {recipe.batch} images, {recipe.batch // everyone.size} a process; "
                 "rounding differs, and so will the last bits of its weights"
+            )
+        elif everyone.device.type == "cpu" and (threads := before.get("torch_threads", here)) != here:
+            _say(
+                f"{folder} goes on with another number of threads, {here} for {threads}: rounding differs, "
+                f"and so will the last bits of its weights; OMP_NUM_THREADS={threads} keeps them"
             )
     if restarted:
         whence = f"going on from step {step}" if goes_on else "from the beginning"
@@ -134,6 +149,8 @@ def start(
     this = now | {"at": at, "step": step, "data_changes": changed, "launch": launch}
     around = now | {"starts": [*(starts if goes_on else []), this]}
     with writing(folder):
+        if not goes_on:
+            (folder / SKIPPED).unlink(missing_ok=True)
         write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
         for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
             write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
@@ -177,6 +194,13 @@ def _compared(
             f"{folder} was started on {len(old['classes'])} classes, the data has {len(facts['classes'])} "
             f"({said}): its model does not fit; {back}, or start a new run"
         )
+    known = renames(old, facts)
+    for label, (was, name) in enumerate(zip(old["classes"], facts["classes"], strict=True)):
+        if was != (came := known.get(name, name)) and came in old["classes"]:
+            raise UserError(
+                f"{folder} was started with {was!r:.42} as class {label}, the data as it is now has "
+                f"{name!r:.42} there ({said}): its labels would be others; {back}, or start a new run"
+            )
     compared = facts.keys() - {"classes", "category_ids", "data"}
     if other := sorted(name for name in compared if old.get(name) != facts[name]):
         raise UserError(

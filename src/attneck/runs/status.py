@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attneck.runs.lock import owner
+from attneck.runs.provenance import environment_of
 from attneck.runs.run import Run
 from attneck.training.checkpoint_files import checkpoints, step_of
 
@@ -58,7 +59,8 @@ def status(folder: Path, now: float | None = None) -> Status:
     steps = None if images is None else recipe.total_steps(images // recipe.batch)
     done = int(records[-1]["step"]) if records else 0
     ended = _ended(folder, max(done, saved or 0), steps)
-    pace = _pace(records)  # seconds a step
+    starts = [start.get("step", 0) for start in environment_of(folder).get("starts", [])]
+    pace = _pace(records, starts)  # seconds a step
     left = None
     if trains and pace and steps and not ended:
         left = max(0.0, (steps - done) * pace - (now - (folder / "metrics.jsonl").stat().st_mtime))
@@ -98,10 +100,11 @@ def _images(folder: Path) -> int | None:
         return None
 
 
-def _pace(records: list[dict[str, Any]]) -> float | None:
-    """Seconds a step between the last two records."""
+def _pace(records: list[dict[str, Any]], starts: list[int]) -> float | None:
+    """Seconds a step between the last two records; a start between them is where the last one's begin."""
     if not records or not records[-1].get("seconds"):
         return None
-    before = records[-2]["step"] if len(records) > 1 else 0
-    steps = records[-1]["step"] - before
+    before, last = records[-2]["step"] if len(records) > 1 else 0, records[-1]["step"]
+    began = next((step for step in reversed(starts) if step < last), 0)
+    steps = last - max(before, began)
     return float(records[-1]["seconds"] / steps) if steps > 0 else None

@@ -33,7 +33,7 @@ from attneck.runs import pictures, snapshots
 from attneck.runs.attention_ways import attention_ways, compiles_passes
 from attneck.runs.run import Run
 from attneck.runs.split import write_split
-from attneck.runs.start import Start, Wish, start
+from attneck.runs.start import SKIPPED, Start, Wish, start
 from attneck.tasks import open_task
 from attneck.tasks.task import Task
 from attneck.training import checkpoint, layers, loop, trackers
@@ -123,6 +123,8 @@ def train(
         folder = begun.folder
         if everyone.rank == 0:
             write_split(folder, task)
+        if task.training.skipped is not None:
+            task.training.skipped.keep(folder / SKIPPED)
         with user_mistakes():
             set_float32_products(begun.products)
             if begun.passes is not None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from attneck import surgery
 from attneck.checks import sides
 from attneck.data import ClassificationDataset, Normalise, collate, loader, open_dataset
+from attneck.data.readers.decode import said
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.sampling import EvalBatches, spread
 from attneck.errors import suggestion
@@ -56,14 +57,22 @@ class Classification:
 
     @cached_property
     def training(self) -> ClassificationDataset:
-        """The data set that is trained on."""
+        """The data set that is trained on; ValueError where train_size leaves a class's folder out."""
         data = self.recipe.data
-        return self._open(
+        opened = self._open(
             data.train_split,
             size=data.train_size,
             on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
             **data.augmentation(),
         )
+        if data.name == "folder" and data.train_size is not None:  # its images lie class by class
+            kept = {*opened.labels.tolist()}
+            if lacking := [name for label, name in enumerate(opened.classes) if label not in kept]:
+                raise ValueError(
+                    f"folder: data.train_size {data.train_size} leaves {said(lacking[0])} no training image"
+                    f"{f', and {len(lacking) - 1} more classes' * (len(lacking) > 1)}: give a larger one"
+                )
+        return opened
 
     def _open(self, split: str, **options: Any) -> ClassificationDataset:
         data = self.recipe.data

@@ -52,7 +52,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     _put_sum(path, sums)
     write_atomic(path, data)
     older = [old for old in checkpoints(folder) if step_of(old) <= step]
-    _remove([file for file in folder.iterdir() if LEFT.fullmatch(file.name)])
+    with writing(path):  # the folder may have gone since
+        _remove([file for file in folder.iterdir() if LEFT.fullmatch(file.name)])
     _remove([part for old in older[KEPT:] for part in (old, sum_of(old))])
     return path
 

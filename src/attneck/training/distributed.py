@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from attneck.errors import RunFailed
 
@@ -44,6 +45,13 @@ class World:
         parts: list[Any] = [None] * self.size
         dist.all_gather_object(parts, rows)
         return [row for part in parts for row in part]
+
+    def as_the_first(self, network: nn.Module) -> None:
+        """Give its buffers, such as BatchNorm's statistics, the values that the first process saves."""
+        for buffer in network.buffers():
+            sent = buffer.contiguous()  # a broadcast takes no other
+            dist.broadcast(sent, 0)
+            buffer.copy_(sent)
 
     def _reduce(self, values: list[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:

@@ -39,7 +39,7 @@ from attneck.training.norms import synchronise_batchnorm
 from attneck.training.optimizer import HOLD_BACK, average_of, make_optimizer, set_rate
 from attneck.training.recipe import Recipe
 from attneck.training.report import Record, Report, Watch
-from attneck.training.schedule import lr_factor
+from attneck.training.schedule import lr_factor, never_reached
 from attneck.training.state import Progress
 from attneck.training.step import Objective, clipped, gradients, precision
 from attneck.training.stop import until_stopped
@@ -109,7 +109,7 @@ def train_loop(
         parallel = DistributedDataParallel(parallel)
     steps = recipe.total_steps(steps_per_epoch)
     if world.rank == 0 and not progress.step:
-        for said in too_slow(model, recipe, steps):
+        for said in [*never_reached(recipe, steps_per_epoch), *too_slow(model, recipe, steps)]:
             print(f"attneck: {said}", file=sys.stderr)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
     guard = Guard(world.device)
@@ -192,6 +192,8 @@ def train_loop(
                 # The step itself is saved: whatever happens in the evaluation, it is done again on resume.
                 means = _means(progress.sums, done, world)
                 stop.saved = lambda number: str(stopped_by(number))
+                if world.size > 1 and not recipe.sync_bn:  # else each would score with statistics of its own
+                    world.as_the_first(model if average is None else nn.ModuleList([model, average]))
                 held_out = evaluate(objective, model, average, recipe, world.device, watch)
                 stop.saved = None
                 epoch, part = divmod(progress.step, steps_per_epoch)

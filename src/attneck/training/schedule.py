@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 
-from attneck.training.recipe import Schedule
+from attneck.training.recipe import Recipe, Schedule
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int, unit: float) -> float:
@@ -25,3 +25,14 @@ def lr_factor(schedule: Schedule, step: int, steps: int, unit: float) -> float:
         return float(rising * schedule.gamma**passed)
     share = max(0, step - warmup) / max(1, steps - warmup)
     return rising * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def never_reached(recipe: Recipe, steps_per_epoch: int) -> list[str]:
+    """Before the first step: a line for milestones that the run ends before."""
+    steps, unit = recipe.total_steps(steps_per_epoch), recipe.unit(steps_per_epoch)
+    late = [f"{mark:g}" for mark in recipe.schedule.milestones if round(mark * unit) >= steps]
+    if not late:
+        return []
+    many, of = (recipe.steps, "step") if recipe.steps is not None else (recipe.epochs or 1, "epoch")
+    run = f"{many} {of}{'s' * (many > 1)}"
+    return [f"schedule.milestones {', '.join(late)} are never reached in {run}: give earlier ones"]

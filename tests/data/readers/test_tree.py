@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image, features
 from attneck import cli
 from attneck.data import open_dataset
 from attneck.data.readers.decode import SUFFIXES
-from attneck.data.readers.tree import held_out, scan
+from attneck.data.readers.tree import every_split, held_out, scan
 from attneck.errors import UserError
 from attneck.runs import train as runs
 from attneck.runs.run import Run
@@ -103,6 +104,35 @@ def test_a_class_called_train_is_one(flat, tmp_path):
     for number in range(20):
         picture(tmp_path / f"root/train/{number}.png")
     assert scan(tmp_path / "root", "val", val_share=0.5).classes == ("cat", "dog", "train")
+
+
+def test_what_is_packed_are_splits_or_classes(flat, tmp_path):
+    """Folders called train and val are classes where they hold images alone, and others lie beside."""
+    shutil.copytree(flat, tmp_path / "root")
+    picture(tmp_path / "root/train/0.png")
+    picture(tmp_path / "root/val/0.png")
+    assert every_split(tmp_path / "root")[""].classes == ("cat", "dog", "train", "val")
+    picture(tmp_path / "root/val/old/1.png")
+    with pytest.raises(ValueError, match="has val with folders in it, and cat beside: give a root of train"):
+        every_split(tmp_path / "root")
+    shutil.copytree(flat, tmp_path / "split/train")
+    picture(tmp_path / "split/val/0.png")
+    with pytest.raises(ValueError, match="val has no class folders"):  # and not train alone, without a word
+        every_split(tmp_path / "split")
+    shutil.rmtree(tmp_path / "split/val")
+    picture(tmp_path / "split/test/cat/0.png")
+    assert [*every_split(tmp_path / "split")] == ["train"]
+    shutil.copytree(flat, tmp_path / "split/val")
+    picture(tmp_path / "split/meta/0.png")
+    assert [*every_split(tmp_path / "split")] == ["train", "val"]
+
+
+def test_class_names_in_two_unicode_forms_are_said_to_be(tmp_path):
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        picture(tmp_path / split / unicodedata.normalize(form, "café") / "0.png")
+        picture(tmp_path / split / "tea/0.png")
+    with pytest.raises(ValueError, match=r"the same letters in another Unicode form \(NFC, NFD\): make them"):
+        open_dataset("folder", "train", root=tmp_path)
 
 
 def test_a_class_of_which_nothing_is_held_out_is_said(flat, tmp_path, capsys):

@@ -127,7 +127,7 @@ def read_index(folder: Path) -> tuple[list[str], list[str], NDArray[np.int64]]:
 def _parsed(index: Path, changed: int, size: int) -> tuple[list[str], list[str], NDArray[np.int64]]:
     """Names of the shards and of the images, and the table, of an index of that time and size."""
     try:
-        rows = list(csv.reader(io.StringIO(index.read_text(), newline=""), strict=True))
+        rows = list(csv.reader(io.StringIO(index.read_bytes().decode(), newline=""), strict=True))
         assert rows.pop(0) == COLUMNS
         numbers = {shard: number for number, shard in enumerate(sorted({row[0] for row in rows}))}
         table = np.array(

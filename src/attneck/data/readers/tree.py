@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attneck.data.readers.decode import SUFFIXES, said
-from attneck.data.readers.shards import PackedImages, Place, is_packed, read_index
+from attneck.data.readers.shards import INDEX, PackedImages, Place, is_packed, read_index
 from attneck.data.table import SETS
 
 LAYOUT = SETS["folder"].source
@@ -22,17 +22,22 @@ LAYOUT = SETS["folder"].source
 
 @dataclass
 class Left:
-    """What is in a folder and is not read, as paths in it: other files, and what begins with a dot."""
+    """What is in a folder and is not read, as paths in it: other files, and what begins with a dot.
+
+    `packed`: the folder's images are in shards, and what lies beside them is left out, whatever it is.
+    """
 
     others: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
+    packed: bool = False
 
     def line(self, where: str = "images") -> str:
         """How many, and which first; "" where nothing is left out. `where`: where images would lie."""
         parts = []
         if self.others:
             more = f" and {len(self.others) - 1:,} more" if len(self.others) > 1 else ""
-            parts.append(f"{said(self.others[0])}{more} ({where} end in {' '.join(SUFFIXES)})")
+            why = f"{INDEX} names all images" if self.packed else f"{where} end in {' '.join(SUFFIXES)}"
+            parts.append(f"{said(self.others[0])}{more} ({why})")
         if self.hidden:
             more = ", …" * (len(self.hidden) > 1)
             parts.append(f"{len(self.hidden):,} hidden ({said(self.hidden[0])}{more})")
@@ -114,10 +119,22 @@ def scan(
 
 
 def every_split(root: Path) -> dict[str, Tree]:
-    """The images of train and val, those that are there, or under "" of a root of class folders."""
-    splits = [split for split in ("train", "val") if (root / split).is_dir()]
-    if splits:
+    """The images of train and val, those that are there, or under "" of a root of class folders.
+
+    Raises ValueError for one of the two with folders in it and others than test beside: either may be the
+    classes.
+    """
+    folders = _folders(root)
+    splits = [name for name in folders if name in ("train", "val")]
+    nested = [split for split in splits if _folders(root / split) or is_packed(root / split)]
+    beside = [name for name in folders if name not in (*splits, "test")]
+    if len(nested) == 2 or (splits and not beside):
         return {split: scan(root, split) for split in splits}
+    if nested:
+        raise ValueError(
+            f"folder: {said(root)} has {nested[0]} with folders in it, and {said(beside[0])} beside: give a "
+            "root of train and val, or one whose folders are classes"
+        )
     names, left = _class_names(root, root)
     return {"": _read(Tree(root, tuple(names), left=left), skip_bad=False)}
 
@@ -195,11 +212,10 @@ def _unsplit(root: Path) -> Path:
             "root of class folders alone"
         )
     train = root / "train"
-    if is_packed(root) or is_packed(train):
-        return root if is_packed(root) else train
-    if train.is_dir() and any(_is(entry.is_dir) for entry in _entries(train, "", Left())):
-        folders = [entry.name for entry in _entries(root, "", Left()) if _is(entry.is_dir)]
-        if folders != ["train"]:
+    if is_packed(root):
+        return root
+    if train.is_dir() and (is_packed(train) or _folders(train)):
+        if _folders(root) != ["train"]:
             raise ValueError(
                 f"folder: {said(root)} has train with folders in it, and others beside: give data.root "
                 f"{said(train)}, or one whose folders are classes"
@@ -238,13 +254,16 @@ def _part(tree: Tree, split: str, share: float) -> Tree:
 def _class_names(folder: Path, root: Path) -> tuple[list[str], Left]:
     """The names of the class folders in a folder, sorted, and what is beside them."""
     if not folder.is_dir():
-        flat = [entry for entry in _entries(root, "", Left()) if _is(entry.is_dir)]
-        own = "; for its folders as classes give --data.val-share 0.2" if flat or is_packed(root) else ""
+        flat = _folders(root) or is_packed(root)
+        own = "; for its folders as classes give --data.val-share 0.2" if flat else ""
         raise FileNotFoundError(f"folder: {said(folder)} is missing: {said(root)} must hold {LAYOUT}{own}")
     names: list[str] = []
     left = Left()
     if is_packed(folder):
-        return sorted({name.partition("/")[0] for name in read_index(folder)[1]}), left
+        shards, images, _ = read_index(folder)
+        read, left.packed = {INDEX, *map(os.path.basename, shards)}, True
+        left.others += [entry.name for entry in _entries(folder, "", left) if entry.name not in read]
+        return sorted({name.partition("/")[0] for name in images}), left
     for entry in _entries(folder, "", left):
         (names if _is(entry.is_dir) else left.others).append(entry.name)
     if not names:
@@ -255,6 +274,11 @@ def _class_names(folder: Path, root: Path) -> tuple[list[str], Left]:
                 f"folder: {said(folder / name)}: a class's name must be text that can be printed: rename it"
             )
     return names, left
+
+
+def _folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted."""
+    return [entry.name for entry in _entries(folder, "", Left()) if _is(entry.is_dir)]
 
 
 def _entries(folder: Path, prefix: str, left: Left) -> list[os.DirEntry[str]]:
@@ -281,7 +305,10 @@ def _same_classes(folder: Path, given: Sequence[str], wanted: Sequence[str], who
             for names, how in ((extra, "more"), (missing, "missing"))
             if names
         ]
+        alike = {unicodedata.normalize("NFC", name) for name in extra} & {
+            unicodedata.normalize("NFC", name) for name in missing
+        }
         raise ValueError(
-            f"folder: the classes of {folder} are not those of {whose}: {', '.join(differences)}: "
-            f"make them the same"
+            f"folder: the classes of {folder} are not those of {whose}: {', '.join(differences)}"
+            f"{', the same letters in another Unicode form (NFC, NFD)' * bool(alike)}: make them the same"
         )
