@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 
-from attneck.attention.cpu import build, choice, passes, tiles
+from attneck.attention.cpu import choice, passes, tiles
 from attneck.attention.cpu import operator as cpu
 from attneck.measure.contestants import OURS, AttentionCase, attention_call
 from attneck.measure.memory import peak_elsewhere
@@ -31,10 +31,10 @@ Override = dict[str, Any]
 def choosing(override: Override) -> Iterator[None]:
     """Inside, tilings have these fields; `keep` and `logits` are the constants KEEP and LOGITS.
 
-    `passes` is who makes the passes over the logits, `flags` what these are built with.
+    `passes` is who makes the passes over the logits.
     """
     chosen = tiles.Tiling.of
-    others = ("keep", "logits", "passes", "flags")
+    others = ("keep", "logits", "passes")
     fields = {name: value for name, value in override.items() if name not in others}
 
     def of(*arguments: Any) -> tiles.Tiling:
@@ -49,8 +49,6 @@ def choosing(override: Override) -> Iterator[None]:
             stack.enter_context(patch.object(tiles, "LOGITS", override["logits"]))
         if "passes" in override:
             stack.enter_context(patch.object(passes, "_passes", override["passes"]))
-        if "flags" in override:
-            stack.enter_context(patch.object(build, "flags", lambda: override["flags"]))
         yield
 
 
@@ -109,15 +107,6 @@ def choices() -> dict[str, tuple[str, str, list[Pair]]]:
                 (AttentionCase(size, batch, dtype, stride), {"passes": "fused"}, {"passes": "operators"})
                 for dtype in (fp32, bf16)
                 for size, batch, stride in ((14, 8, 1), (20, 4, 1), (32, 2, 1), (64, 1, 2))
-            ],
-        ),
-        "vectors of the compiled passes": (
-            "whole",
-            "the compiler's choice",
-            [
-                (AttentionCase(size, batch, dtype, stride), {}, {"flags": build.FLAGS})
-                for dtype in (fp32, bf16)
-                for size, batch, stride in ((32, 2, 1), (64, 1, 2))
             ],
         ),
         "logits a tile of a large map": (

@@ -138,15 +138,9 @@ def test_what_is_built_is_kept_in_the_user_s_own_cache(
     build.library.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("it was built again"))
-        build.library(tile_passes.SOURCE, build.flags())
+        build.library(tile_passes.SOURCE)
     folder.chmod(0o777)  # anybody could have put something there
     assert build._cache() is None
-
-
-def test_whole_vectors_are_for_processors_with_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
-    for known, more in (("avx2 avx512f", {"-mprefer-vector-width=512"}), ("avx2", set()), ("", set())):
-        monkeypatch.setattr(build, "processor", lambda known=known: {"flags": known})
-        assert set(build.flags.__wrapped__()) - set(build.FLAGS) == more
 
 
 @needs_compiler

@@ -40,25 +40,14 @@ def call(source: Path, name: str, dtype: torch.dtype, about: object, *tensors: T
     source has no such function.
     """
     assert all(one is None or one.is_contiguous() for one in tensors)
-    function = getattr(library(source, flags()), f"{name}_{DTYPES[dtype]}")
+    function = getattr(library(source), f"{name}_{DTYPES[dtype]}")
     return int(
         function(about, *(ctypes.c_void_p(None if one is None else one.data_ptr()) for one in tensors))
     )
 
 
 @cache
-def flags() -> tuple[str, ...]:
-    """What sources are built with here.
-
-    With AVX-512 whole vectors: by themselves compilers keep to halves, for fear of a slower clock, but the
-    products beside these passes use whole ones anyway (docs/attention.md has what it is worth).
-    """
-    wide = "avx512f" in processor().get("flags", "").split()
-    return (*FLAGS, "-mprefer-vector-width=512") if wide else FLAGS
-
-
-@cache
-def library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+def library(source: Path) -> ctypes.CDLL:
     """The functions of `source`, built for this machine's processor, or taken from the user's cache.
 
     Raises as `call`.
@@ -68,20 +57,20 @@ def library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     about = processor()
     on = (built_by, about.get("model name", ""), about.get("flags", ""))
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
-    told = "\n".join((*texts, *flags, *on))
+    told = "\n".join((*texts, *FLAGS, *on))
     folder = _cache()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="attneck-") as alone:
-            return ctypes.CDLL(str(_build(built_by, flags, source, Path(alone) / "built.so")))
+            return ctypes.CDLL(str(_build(built_by, source, Path(alone) / "built.so")))
     path = folder / f"{source.stem}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
-    return ctypes.CDLL(str(path if path.exists() else _build(built_by, flags, source, path)))
+    return ctypes.CDLL(str(path if path.exists() else _build(built_by, source, path)))
 
 
-def _build(built_by: str, flags: tuple[str, ...], source: Path, path: Path) -> Path:
+def _build(built_by: str, source: Path, path: Path) -> Path:
     """Compile `source` to `path`, whole or not at all: several processes may be at it."""
     with tempfile.TemporaryDirectory(dir=path.parent) as aside:
         made = Path(aside) / path.name
-        command = [built_by, *flags, str(source), "-o", str(made)]
+        command = [built_by, *FLAGS, str(source), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
         os.replace(made, path)
     return path
