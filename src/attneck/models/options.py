@@ -207,7 +207,7 @@ def override(options: Options, given: dict[str, Any], name: str) -> Options:
     for key in given:
         if key not in known:
             names = sorted(known)
-            near = suggestion(key, names) or f" (its options: {', '.join(names)})"
+            near = suggestion(key, names) or f" (its options: {one_line(', '.join(names), 180)})"
             raise ValueError(f"{name} has no option {one_line(repr(key), 40)}{near}")
     changes = {key: value for key, value in given.items() if key in own}
     inner = {key: value for key, value in given.items() if key not in own}

@@ -94,15 +94,16 @@ def read_tensors(path: Path) -> Weights:
 def unwrapped(found: Any, source: str) -> Weights:
     """`found`, or that of its PARTS that comes first, by names without WRAPPERS; raises as `check_plain`."""
     known = found if isinstance(found, Mapping) else {}
-    parts = [part for part in PARTS if isinstance(known.get(part), Mapping) and known[part]]
-    tensors = check_plain(found[parts[0]] if parts else found, source)
+    parts = [part for part in PARTS if isinstance(known.get(part), Mapping)]
+    part = next((part for part in parts if known[part]), parts[0] if parts else "")  # one may hold nothing
+    tensors = check_plain(found[part] if part else found, source)
     weights = Weights((_bare(name), tensor) for name, tensor in tensors.items())
     if len(weights) < len(tensors):
         raise ValueError(
             f"{shown(source)} has tensors that differ only in 'module.' or '_orig_mod.': "
             "take one network's out of it"
         )
-    weights.part = parts[0] if parts else ""
+    weights.part = part
     return weights
 
 
