@@ -4,9 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from noise_photos import write_photos
 
 from attneck import cli
 from attneck.errors import UserError
@@ -35,16 +34,8 @@ STUDY = {
 }
 
 
-def write_photos(root: Path, held_out: int) -> None:
-    """Two classes of noise."""
-    draw = np.random.default_rng(0)
-    for split, count in (("train", 2), ("val", held_out)):
-        for name in ("cats", "dogs"):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
+def cats_and_dogs(root: Path, held_out: int) -> None:
+    write_photos(root, {"train": 2, "val": held_out}, ("cats", "dogs"), 16, "png")
 
 
 def made(root: Path, photos: str, out: str = "out") -> list[Cell]:
@@ -56,8 +47,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both runs on the photographs in `a`; `b` has another one held out, and `moved` is a copy of `a`."""
     root = tmp_path_factory.mktemp("root")
     (root / "s.yaml").write_text(json.dumps(STUDY))
-    write_photos(root / "a", 1)
-    write_photos(root / "b", 2)
+    cats_and_dogs(root / "a", 1)
+    cats_and_dogs(root / "b", 2)
     shutil.copytree(root / "a", root / "moved")
     for cell in made(root, "a"):
         train(cell.recipe, cell.folder)
@@ -95,7 +86,7 @@ def test_runs_of_other_data_than_each_other_are_refused(root: Path, tmp_path: Pa
     one = load_study(str(root / "s.yaml"))
     plain, se = cells(one, tmp_path / "out", {"data.root": str(photos)})
     train(plain.recipe, plain.folder)
-    shutil.copy(photos / "val/cats/0.png", photos / "val/cats/1.png")
+    shutil.copy(photos / "val/cats/cats_0.png", photos / "val/cats/cats_1.png")
     train(se.recipe, se.folder)
     with pytest.raises(UserError, match=r"se/seed-0 was trained on other data than .*1 more in 'cats'"):
         collect(one, [plain, se])

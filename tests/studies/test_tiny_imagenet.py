@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from noise_photos import write_photos
 
 from attneck import cli
 from attneck.runs.train import train
@@ -53,14 +52,7 @@ def test_its_runs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs of 64×64 in the layout of the real ones."""
     root = tmp_path_factory.mktemp("data") / "tiny-imagenet-20"
-    draw = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 1)):
-        for name in ("n01443537", "n01784675"):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{name}_{number}.JPEG")
+    write_photos(root, {"train": 4, "val": 1}, ("n01443537", "n01784675"), 64, "JPEG")
     return root.parent
 
 

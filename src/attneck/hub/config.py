@@ -118,14 +118,16 @@ def computed(model: nn.Module) -> dict[str, str]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Softmax | nn.Dropout | nn.Identity):  # as `MHSA2d.show_maps` puts in
             continue
-        # Statistics over several processes matter in training alone.
-        norm = isinstance(module, nn.SyncBatchNorm | nn.BatchNorm1d | nn.BatchNorm2d)
-        kind = "BatchNorm" if norm else type(module).__name__
-        said = {key: value for key, value in vars(module).items() if key not in NOT_COMPUTED}
-        plain = {key: value for key, value in said.items() if key in SELECTION or _is_plain(key, value)}
+        said = {
+            key: value
+            for key, value in vars(module).items()
+            if key in SELECTION or (key not in NOT_COMPUTED and _is_plain(key, value))
+        }
         if not any(True for _ in module.children()):
-            plain["kind"] = kind
-        found |= {f"{name} {key}".strip(): str(value) for key, value in plain.items()}
+            # Statistics over several processes matter in training alone.
+            norm = isinstance(module, nn.SyncBatchNorm | nn.BatchNorm1d | nn.BatchNorm2d)
+            said["kind"] = "BatchNorm" if norm else type(module).__name__
+        found |= {f"{name} {key}".strip(): str(value) for key, value in said.items()}
     return found
 
 

@@ -144,15 +144,13 @@ class BAM(nn.Module):
         if isinstance(x, fx.Proxy):
             return recorded(self, x)
         self._check_input(x)
-        # Under autocast the logits are more precise than the map; the result is what the map is.
-        found = self._squeezable(x)
         # The paper's form is up to 2 * x, which may be past float16's largest where the result is not.
-        share = 0.5 if self.gain is not None and x.dtype == torch.float16 else 1.0
-        if found is None or share != 1:
+        halved = self.gain is not None and x.dtype == torch.float16
+        found = None if halved else self._squeezable(x)
+        if found is None:
+            # Under autocast the logits are more precise than the map; the result is what the map is.
             c, p = (None if logits is None else logits.to(x.dtype) for logits in self._logits(x))
-            out = gate(
-                x if share == 1 else share * x, c, p, self.combine, backend=self.backend
-            )  # [B, C, H, W]
+            out = gate(x / 2 if halved else x, c, p, self.combine, backend=self.backend)  # [B, C, H, W]
         else:
             layers, weight, bias = found
             squeezed = squeeze(x, weight, bias)
@@ -163,7 +161,7 @@ class BAM(nn.Module):
         if self.gain is None:
             return out
         gain = self.gain[:, None, None].to(x.dtype)
-        return torch.lerp(x, out, gain) if share == 1 else torch.addcmul(x * (1 - gain), out, gain / share)
+        return torch.addcmul(x * (1 - gain), out, 2 * gain) if halved else torch.lerp(x, out, gain)
 
     def extra_repr(self) -> str:
         return (

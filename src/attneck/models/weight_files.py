@@ -92,7 +92,10 @@ def read_tensors(path: Path) -> Weights:
 
 
 def unwrapped(found: Any, source: str) -> Weights:
-    """`found`, or that of its PARTS that comes first, by names without WRAPPERS; raises as `check_plain`."""
+    """`found`, or the first of its PARTS that holds anything, by names without WRAPPERS.
+
+    Raises as `check_plain`.
+    """
     known = found if isinstance(found, Mapping) else {}
     parts = [part for part in PARTS if isinstance(known.get(part), Mapping)]
     part = next((part for part in parts if known[part]), parts[0] if parts else "")  # one may hold nothing

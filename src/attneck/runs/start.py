@@ -97,9 +97,8 @@ def start(
             f"{bare[0]} has no {sum_of(bare[0]).name} beside it, which came with it: copy that file too, or "
             "choose another --out"
         )
-    records = [
-        folder / name for name in ("summary.json", "metrics.jsonl")
-    ]  # there after the first checkpoint
+    # Both are there after the first checkpoint, and not before.
+    records = [folder / name for name in ("summary.json", "metrics.jsonl")]
     if not goes_on and (kept := [file for file in records if file.is_file() and file.stat().st_size]):
         raise UserError(
             f"{kept[0]} is of a run whose checkpoints are gone: choose another --out, or move the folder away"
@@ -107,19 +106,21 @@ def start(
     products: str = float32_products()
     with user_mistakes():
         asked: str = attention()
-    step, here = 0, torch.get_num_threads()
+    step = 0
     changed: list[str] = []
     if goes_on:
         step, changed = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
         products = before.get("float32_products", products)
         asked = before.get("attention", asked)
+        here = torch.get_num_threads()
+        threads = before.get("torch_threads", here)
         if (processes := before.get("processes", everyone.size)) != everyone.size:
             _say(
                 f"{folder} goes on with another number of processes, {everyone.size} for {processes}: each "
                 f"step has the same {recipe.batch} images, {recipe.batch // everyone.size} a process; "
                 "rounding differs, and so will the last bits of its weights"
             )
-        elif everyone.device.type == "cpu" and (threads := before.get("torch_threads", here)) != here:
+        elif everyone.device.type == "cpu" and threads != here:
             _say(
                 f"{folder} goes on with another number of threads, {here} for {threads}: rounding differs, "
                 f"and so will the last bits of its weights; OMP_NUM_THREADS={threads} keeps them"
