@@ -15,8 +15,10 @@ from torchvision.ops import batched_nms
 
 import attneck
 from attneck import cli, export
-from attneck.export import agreement
+from attneck.export import agreement, formats
+from attneck.export import graph as graph_making
 from attneck.export.detectors import as_graph
+from attneck.export.graph import trace_detector
 from attneck.layers import MHSA2d
 from attneck.training.recipe import Recipe
 
@@ -26,7 +28,7 @@ THIN = {"depths": [1, 1, 1, 1], "widths": [16, 16, 16, 32]}
 @pytest.fixture(autouse=True, scope="module")
 def _captured_once() -> Iterator[None]:
     """torch.export takes longer than all the rest: the same network, example and axes are captured once."""
-    capture, known = export._capture, {}
+    capture, known = graph_making.capture, {}
 
     def once(network: nn.Module, example: Tensor, axes: dict[int, str]) -> Any:
         weights = tuple(float(tensor.double().sum()) for tensor in network.state_dict().values())
@@ -36,7 +38,7 @@ def _captured_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_capture", once)
+        patch.setattr(graph_making, "capture", once)
         yield
 
 
@@ -230,20 +232,20 @@ def test_it_says_no_more_of_its_results_than_they_are(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = export._loaded
+    whole = formats.loaded
 
     def off(data: bytes, least_score: float | None) -> Any:
         return lambda images: [out + 3e-3 for out in whole(data)(images)]
 
-    monkeypatch.setattr(export, "_loaded", off)
+    monkeypatch.setattr(formats, "loaded", off)
     with pytest.raises(export.DisagreementError, match=r"is 3\.0e-03 off, .* nothing was written"):
         export.export(bot_bam(), tmp_path / "net.pt2")
     monkeypatch.setattr(
-        export, "_loaded", lambda data, _: lambda images: [whole(data)(images)[0] * torch.nan]
+        formats, "loaded", lambda data, _: lambda images: [whole(data)(images)[0] * torch.nan]
     )
     with pytest.raises(export.DisagreementError, match="is nan off"):
         export.export(bot_bam(), tmp_path / "net.pt2")
-    monkeypatch.setattr(export, "_loaded", lambda data, _: lambda images: [whole(data)(images)[0][:, :1]])
+    monkeypatch.setattr(formats, "loaded", lambda data, _: lambda images: [whole(data)(images)[0][:, :1]])
     with pytest.raises(export.DisagreementError, match="is inf off"):
         export.export(bot_bam(), tmp_path / "net.pt2")
     assert not list(tmp_path.iterdir())
@@ -470,8 +472,8 @@ def test_a_detector_s_graph_finds_what_the_detector_finds(kind: str) -> None:
 def test_mask_rcnn_in_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what was captured, which a .pt2 file holds, finds nothing too."""
     model = mask_rcnn()
-    made = export._detector(copy.deepcopy(model), (128, 128))
-    monkeypatch.setattr(export, "_detector", lambda *_: made)
+    made = trace_detector(copy.deepcopy(model), (128, 128))
+    monkeypatch.setattr(export, "trace_detector", lambda *_: made)
     model.pretrained_cfg = {"label_names": ("background", "a", "b", "c", "d")}
     done = export.export(model, tmp_path / "net.onnx")
     export.verify(done.file)
@@ -507,8 +509,8 @@ def finds_nothing_too(program: Any, image: Tensor) -> None:
 def test_stairnet_in_onnxruntime_and_as_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = BUILD["stairnet"]()
     model.score_thresh = 0.0
-    made = export._detector(copy.deepcopy(model), (300, 300))
-    monkeypatch.setattr(export, "_detector", lambda *_: made)
+    made = trace_detector(copy.deepcopy(model), (300, 300))
+    monkeypatch.setattr(export, "trace_detector", lambda *_: made)
     leaves = export.export(model, tmp_path / "net.onnx")
     assert [check.shape for check in leaves.checks] == [(1, 3, 300, 300), (1, 3, 226, 375)]
     session = onnxruntime.InferenceSession(leaves.file, providers=["CPUExecutionProvider"])

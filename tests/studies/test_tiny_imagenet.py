@@ -6,6 +6,7 @@ import pytest
 from noise_photos import write_photos
 
 from attneck import cli
+from attneck.data.pack import pack
 from attneck.runs.train import train
 from attneck.studies.study import Cell, cells, load_study
 from attneck.training.recipe_file import flat, load_recipe
@@ -16,7 +17,6 @@ SCALED = {
     "batch",
     "schedule.warmup_epochs",
     "ema",
-    "precision",
     "data.root",
     "data.image_size",
     "data.workers",
@@ -45,14 +45,15 @@ def test_its_runs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 18
     assert all(line.startswith("attneck train imagenet-100 ") for line in lines)
-    assert all("--data.root tiny-imagenet-20" in line for line in lines)
+    assert all("--data.root tiny-imagenet-20-shards" in line for line in lines)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs of 64×64 in the layout of the real ones."""
+    """Photographs of 64×64 in the layout of the real ones, packed."""
     root = tmp_path_factory.mktemp("data") / "tiny-imagenet-20"
     write_photos(root, {"train": 4, "val": 1}, ("n01443537", "n01784675"), 64, "JPEG")
+    pack(root, root.with_name("tiny-imagenet-20-shards"), 1 << 20, lambda indices, _: indices)
     return root.parent
 
 

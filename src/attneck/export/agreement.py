@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,11 @@ def clouds(shape: tuple[int, ...]) -> Tensor:
     B, C, H, W = shape
     coarse = noise((B, C, 1 + H // 4, 1 + W // 4)).mul(0.25).add(0.5).clamp(0, 1)
     return F.interpolate(coarse, size=(H, W), mode="bilinear")
+
+
+def tensors(results: Any) -> list[Tensor]:
+    """What a network or a graph gives, as a list."""
+    return list(results) if isinstance(results, (list, tuple)) else [results]
 
 
 def compare(images: Tensor, network: Function, exported: Function) -> Check:
