@@ -231,6 +231,15 @@ def test_training_mode_is_refused() -> None:
         fold(model)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_cannot_be_copied_is_refused() -> None:
+    """torch's old weight_norm leaves a result of the last call as the weight, and torch copies no results."""
+    model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(8, 8, 1)), nn.BatchNorm2d(8))
+    model(torch.randn(2, 8, 4, 4))
+    with pytest.raises(ValueError, match="no copy can be made of this Sequential"):
+        fold(model.eval())
+
+
 class ReadsWeights(nn.Module):
     """A decoder that uses its encoder's weights, which lie two modules down."""
 

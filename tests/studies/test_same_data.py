@@ -70,7 +70,7 @@ def test_runs_of_other_data_than_is_given_are_refused(root: Path, tmp_path: Path
         error = said(root, root / "out", capsys, *mode, "--data.root", b)
         assert "held-out images: 1 more in 'cats'" in error
         assert f"was trained on the data in {a}, and that in {b} is other data" in error
-        assert f"give --data.root {a}, or another --out" in error
+        assert f"give --data.root {a}, or give another --out" in error
     assert "cannot be compared" in (error := said(root, root / "out", capsys, "--list", "--data.root", gone))
     assert f"give --data.root {a}" in error
     assert not (tmp_path / "report").exists()
@@ -79,7 +79,7 @@ def test_runs_of_other_data_than_is_given_are_refused(root: Path, tmp_path: Path
         assert [len(row.scores) for row in rows] == [1, 1]
 
 
-def test_runs_of_other_data_than_each_other_are_refused(root: Path, tmp_path: Path) -> None:
+def test_runs_of_other_data_than_each_other_are_refused(root: Path, tmp_path: Path, capsys) -> None:
     """The held-out images are replaced where they lie, between two runs."""
     photos = tmp_path / "photos"
     shutil.copytree(root / "a", photos)
@@ -87,6 +87,10 @@ def test_runs_of_other_data_than_each_other_are_refused(root: Path, tmp_path: Pa
     plain, se = cells(one, tmp_path / "out", {"data.root": str(photos)})
     train(plain.recipe, plain.folder)
     shutil.copy(photos / "val/cats/cats_0.png", photos / "val/cats/cats_1.png")
+    error = said(root, tmp_path / "out", capsys, "--data.root", str(photos))  # before it trains
+    assert f"and that in {photos} now is other data (held-out images: 1 more in 'cats'" in error
+    assert "put the images back, or give another --out" in error
+    assert not se.folder.exists()
     train(se.recipe, se.folder)
     with pytest.raises(UserError, match=r"se/seed-0 was trained on other data than .*1 more in 'cats'"):
         collect(one, [plain, se])

@@ -330,7 +330,7 @@ def test_basic_blocks_take_one_each() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("image_size", [32, 33, 65, (33, 65), (32, 128), (65, 200), (33, 128)])
+@pytest.mark.parametrize("image_size", [16, 32, 33, 65, (33, 65), (32, 128), (65, 200), (33, 128)])
 def test_small_narrow_and_odd_images_show_the_same_places(image_size: Any) -> None:
     for at, count in (("bottlenecks", 3), ("blocks", 8)):
         with torch.device("meta"):

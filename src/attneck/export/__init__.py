@@ -7,7 +7,6 @@ results mean, and what images it wants (`metadata`), and ends with a SHA-256 of 
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attneck.checks import sides, whole
-from attneck.errors import one_line
 from attneck.export.agreement import Check, DisagreementError, race
 from attneck.export.formats import INPUT, runner, to_onnx, to_pt2
 from attneck.export.graph import smallest, trace, trace_detector
 from attneck.files import write_atomic
+from attneck.layers.bare import copied
 from attneck.models.origin import Origin, bare
 from attneck.seal import seal, verify
 
@@ -166,13 +165,7 @@ def _copy(model: nn.Module) -> nn.Module:
         raise ValueError(
             f"this {type(model).__name__} is on the meta device, without weights: load them first"
         )
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # torch's old weight_norm, a lock, a model that is sharded
-        raise ValueError(
-            f"no copy can be made of this {type(model).__name__} ({type(error).__name__}: "
-            f"{one_line(error, 150)}): give the network itself, without what computes its weights in hooks"
-        ) from error
+    return copied(model)
 
 
 def check_request(file: Path, dynamic: Collection[str] = (), opset: int | None = None) -> None:

@@ -1,9 +1,12 @@
-"""Which layers may be computed without being called."""
+"""Which layers may be computed without being called; and copies of networks."""
 
+import copy
 from typing import TypeGuard, TypeVar
 
 from torch import nn
 from torch.nn.modules import module as torch_module
+
+from attneck.errors import one_line
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -42,3 +45,14 @@ def is_bare_pointwise(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     return is_bare(layer, nn.Conv2d) and (
         (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)
     )
+
+
+def copied(model: Kind) -> Kind:
+    """A deep copy of it; ValueError where there is none to make."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # torch's old weight_norm, a lock, a model that is sharded
+        raise ValueError(
+            f"no copy can be made of this {type(model).__name__} ({type(error).__name__}: "
+            f"{one_line(error, 150)}): give the network itself, without what computes its weights in hooks"
+        ) from error

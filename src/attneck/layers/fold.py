@@ -5,7 +5,6 @@ Letters: B batch, C channels, H x W map, d head width.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from attneck.layers.bam import BAM
-from attneck.layers.bare import is_bare
+from attneck.layers.bare import copied, is_bare
 from attneck.layers.mhsa import MHSA2d
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -43,7 +42,8 @@ def fold(model: Module) -> Module:
     state dict is no checkpoint: its weights and names are those of the folded layers.
 
     Raises:
-        ValueError: for a model that is not in eval mode throughout: there BatchNorm is no fixed map.
+        ValueError: for a model that is not in eval mode throughout: there BatchNorm is no fixed map; for one
+            that cannot be copied.
     """
     training = next((name for name, module in model.named_modules() if module.training), None)
     if training is not None:
@@ -51,7 +51,7 @@ def fold(model: Module) -> Module:
             f"{f'{training!r}' if training else 'the model'} is in training mode, where BatchNorm depends on "
             "the batch; call .eval() on the model first"
         )
-    folded = copy.deepcopy(model)
+    folded = copied(model)
     for bam in folded.modules():
         if isinstance(bam, BAM):  # whose branches are sequences, though it does not call them as such
             for sequence in bam.modules():

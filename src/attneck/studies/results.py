@@ -101,10 +101,13 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
     ]
 
 
-def check_data(study: Study, cells: Sequence[Cell]) -> None:
+def check_data(study: Study, cells: Sequence[Cell], now: bool = False) -> None:
     """Refuse runs that have ended on other images than others of the study: their scores do not compare.
 
     Where a run's data.root is not the one that is given, its images are compared with those there.
+
+    Args:
+        now: compare them where it is the same one too, as they may have been replaced since.
 
     Raises:
         UserError: such a run.
@@ -120,22 +123,19 @@ def check_data(study: Study, cells: Sequence[Cell]) -> None:
                 "scores do not compare: remove one of them, and it is trained anew"
             )
         given, root = cell.recipe.data.root, load_recipe(str(cell.folder)).data.root
-        if given == root:
+        if given == root and not now:
             continue
-        both = (
-            f"{cell.folder} was trained on the data in {root or 'ATTNECK_DATA'}, and that in "
-            f"{given or 'ATTNECK_DATA'}"
-        )
+        was, place = root or "ATTNECK_DATA", given or "ATTNECK_DATA"
+        both = f"{cell.folder} was trained on the data in {was}, and that in {place}"
+        wanted = f"give --data.root {root}"
+        if given == root:
+            both, wanted = f"{both} now", "put the images back"
         try:
             there[images] = there.get(images) or _opened(cell.recipe)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{both} cannot be compared ({one_line(error, 200)}): give --data.root {root}"
-            ) from None
+            raise UserError(f"{both} cannot be compared ({one_line(error, 200)}): {wanted}") from None
         if said := changes(facts, there[images]):
-            raise UserError(
-                f"{both} is other data ({shortened(said)}): give --data.root {root}, or another --out"
-            )
+            raise UserError(f"{both} is other data ({shortened(said)}): {wanted}, or give another --out")
 
 
 def _facts(cell: Cell) -> Facts:

@@ -55,6 +55,14 @@ class Step:
         weight = self.arguments[0][1] if len(self.arguments[0]) > 1 else self.arguments[1]["weight"]
         return (1, 1) if self.name == "linear" else tuple(weight.shape[2:])
 
+    def strides(self) -> bool:
+        """Whether it is a convolution with a stride."""
+        if self.name != "conv2d":
+            return False
+        positional, named = self.arguments
+        stride: Any = positional[3] if len(positional) > 3 else named.get("stride", 1)
+        return bool(max(stride if isinstance(stride, tuple | list) else [stride]) > 1)
+
 
 @dataclass(eq=False)
 class Trace:
@@ -81,7 +89,7 @@ class Trace:
         """How often the image's sides were halved to make this map; None for what is no map.
 
         A map of 1×1 is one where a convolution or a pooling by maxima made it of one of up to 3×3; else it is
-        a mean.
+        a mean. A stride halves it once more, though nothing is left to see of that.
         """
         return self._levels[number]
 
@@ -105,7 +113,7 @@ class Trace:
         wide = [n for n in maker.inputs if len(self.shapes[n]) == 4 and max(self.shapes[n][2:]) > 1]
         last = max((level for n in wide or maker.inputs if (level := found[n]) is not None), default=None)
         if last is None or not wide:
-            return last
+            return None if last is None else last + maker.strides()
         windows = maker.is_convolution() or maker.name.startswith("max_pool")
         return last + 1 if windows and all(max(self.shapes[n][2:]) <= 3 for n in wide) else None
 
