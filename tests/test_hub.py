@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import attneck
 from attneck import hub
+from attneck.commands.given_model import viewer
 from attneck.models import catalog
 from attneck.models.cifar.network import CifarResNet
 from attneck.models.weight_files import digest
@@ -435,6 +436,8 @@ def test_what_is_loaded_of_a_run_is_the_run_s_model(
                 torch.testing.assert_close(model(x), own(x), rtol=0, atol=0)
             )
     assert hub.describe(again) == hub.describe(own)
+    seen, saved = viewer(str(run.folder)).facts, viewer(str(first)).facts  # attneck look, attneck serve
+    assert name == "detector" or saved["image_size"] == seen["image_size"] == 24
     classes = run.facts["classes"]
     said = json.loads((first / "config.json").read_text())["label_names"]
     assert said == (["background", *classes] if name == "detector" else classes)

@@ -47,11 +47,15 @@ class NotWritten(RunFailed, OSError):  # noqa: N818 - a run's end, as its base i
 
 
 def told_apart(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, or all of it where two have one name."""
-    names = [path.resolve().name for path in paths]
-    return [
-        name if names.count(name) == 1 else path.as_posix() for name, path in zip(names, paths, strict=True)
-    ]
+    """The last part of each path, or as many more as tell it from the others."""
+    parts = [path.resolve().parts for path in paths]
+
+    def name(own: tuple[str, ...]) -> str:
+        ends = (own[-count:] for count in range(1, len(own) + 1))
+        few = next((end for end in ends if sum(one[-len(end) :] == end for one in parts) == 1), own[-1:])
+        return Path(*few).as_posix()
+
+    return [name(own) for own in parts]
 
 
 @contextmanager

@@ -89,6 +89,16 @@ def test_a_photo_that_is_turned_is_seen_upright(capsys: Any) -> None:
     assert "the photo is 60 × 80 pixels" in line
 
 
+def test_the_places_it_names_are_the_photo_s(photo, capsys, monkeypatch) -> None:
+    """Of a photo that is made smaller as it is read: both ends that the line names are seen, and no more."""
+    monkeypatch.setattr("attneck.commands.look.MOST_PIXELS", 80 * 60 // 8)
+    code, line = said(capsys, "look", NET, "photo.png", "--at", "1,30")
+    assert code == 2
+    first, last = re.findall(r"(\d+),\d+ to (\d+),", line)[0]
+    for x, seen in ((first, 0), (int(first) - 1, 2), (last, 0), (int(last) + 1, 2)):
+        assert said(capsys, "look", NET, "photo.png", "--at", f"{x},30")[0] == seen, x
+
+
 REFUSED: dict[str, tuple[list[str], str]] = {
     "no layer": (["cifar_resnet20", "photo.png"], "has no BAM and no MHSA2d"),
     "no model": (["botnte50", "photo.png"], "perhaps you meant 'botnet50'"),
@@ -98,7 +108,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "off the photo": ([NET, "photo.png", "--at", "80,0"], "the photo is 80 × 60 pixels"),
     "not seen": (
         [NET, "photo.png", "--at", "1,30"],
-        "lies outside what the model sees of the photo, from 9,0",
+        f"lies outside what {NET} sees of the photo, from 9,0 to 68,59",
     ),
     "no attention": (["cifar_resnet20_bam", "photo.png", "--at", "40,30"], "--at is of self-attention"),
     "no tables": (["cifar_resnet20_bam", "photo.png", "--tables"], "has no position tables"),

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
@@ -61,13 +62,26 @@ def test_a_run_that_its_patience_ended_has_ended(ended, tmp_path, capsys):
     assert status(folder).state == "stopped"
 
 
+def test_damaged_records_are_said_in_a_line(ended, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 6, "st')
+    assert cli.main(["status", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "metrics.jsonl is damaged (Unterminated string" in error
+    assert error.count("\n") == 1
+
+
 def test_a_run_in_the_middle_is_trained_or_stopped(ended, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(ended, folder)
     (folder / "summary.json").unlink()
     first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     (folder / "metrics.jsonl").write_text(json.dumps(first | {"seconds": 20}) + "\n")
-    os.utime(folder / "metrics.jsonl", (1000, 1000))
+    known = json.loads((folder / "environment.json").read_text())
+    scored = datetime.fromisoformat(known["starts"][0]["at"]).timestamp() + 1000
+    os.utime(folder / "metrics.jsonl", (scored, scored))
     assert status(folder).state == "stopped"
     assert status(folder).left is None
     hold = (
@@ -79,10 +93,14 @@ def test_a_run_in_the_middle_is_trained_or_stopped(ended, tmp_path):
     ) as process:
         assert process.stdout.readline() == "held\n"
         for _ in range(2):  # to look takes nothing from who trains
-            found = status(folder, now=1005)
+            found = status(folder, now=scored + 5)
             assert found.state == "training"
             assert found.owner.startswith(f"process {process.pid} on ")
         assert found.left == pytest.approx(4 * 20 / 4 - 5)  # 4 steps at the pace of the first 4
+        again = {"step": 5, "at": datetime.fromtimestamp(scored + 9000, UTC).isoformat()}
+        (folder / "environment.json").write_text(json.dumps(known | {"starts": [*known["starts"], again]}))
+        found = status(folder, now=scored + 9006)  # it goes on after a pause, from a checkpoint of step 5
+        assert found.left == pytest.approx(3 * 20 / 4 - 6)
         process.stdin.write("\n")
     assert status(folder).state == "stopped"
 

@@ -65,6 +65,21 @@ def test_a_run_s_name_is_shown_whatever_it_is(run, tmp_path, monkeypatch):
     assert said == [" _a: 76.0", r"\$b\c\$\udcff: 76.0"]
 
 
+def test_many_runs_are_told_apart_beside_the_lines(tmp_path, monkeypatch):
+    """Where a colour comes again the mark is another; kinds of lines that any run has are in the key."""
+    one = [{"epoch": n, "train_loss": 1, "val_loss": 2, "val_top1": 9} for n in (1, 2)]
+    averaged = [record | {"ema_loss": 2} for record in one]
+    figure = drawn([*[one] * 11, averaged], tmp_path, monkeypatch)
+    for axes in figure.axes:
+        looks = {(line.get_color(), line.get_marker()) for line in axes.lines if line.get_linestyle() == "-"}
+        assert len(looks) >= 12
+        legend = axes.get_legend()
+        assert len(legend.get_texts()) == 12
+        figure.canvas.draw()
+        assert legend.get_window_extent().y1 < axes.get_window_extent().y0
+    assert "averaged weights" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def detector(epoch: int, **more: float) -> dict:
     return {"epoch": epoch, "train_loss": 1.5, "val_box_AP": 77.3502, **more}
 

@@ -13,6 +13,7 @@ from attneck import cli
 from attneck.explain import maps
 from attneck.runs import pictures, report, snapshots
 from attneck.runs.printed import printed
+from attneck.runs.report.story import read_story
 from attneck.runs.report.words import in_words
 from attneck.runs.run import Run
 from attneck.runs.train import train
@@ -197,6 +198,30 @@ def test_damaged_files_are_left_out_and_said(place, tmp_path, content):
     assert "step 2" not in found.words
 
 
+def test_a_run_that_goes_on_after_its_early_end_has_not_ended(place, tmp_path):
+    """Its summary and its predictions are of that end; its seconds are of the steps that were timed."""
+    run = tmp_path / "run"
+    shutil.copytree(place / "<i>run", run)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"steps": 2, "ended_early": True}))
+    scored = json.loads((run / "scored.json").read_text())
+    assert scored["step"] == 4
+    (run / "scored.json").write_text(json.dumps(scored | {"step": 2}))
+    records = [json.loads(line) | {"seconds": 10} for line in (run / "metrics.jsonl").open()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    around = json.loads((run / "environment.json").read_text())
+    starts = [{"step": 0}, {"step": 3}]  # in the second epoch of two steps
+    (run / "environment.json").write_text(json.dumps(around | {"starts": starts}))
+    assert cli.main(["report", str(run)]) == 0
+    said = " ".join(page(run).words)
+    assert "has not ended: its last record is of step 4" in said
+    assert "--resume" in said
+    assert "what is shown is of step 2, an end before" in said
+    story = read_story(run)
+    assert [record["step"] for record in records] == [2, 4]
+    assert story.pace == pytest.approx(20 / 3)
+
+
 def test_runs_side_by_side(place, tmp_path, capsys):
     out = tmp_path / "both.html"
     shutil.copytree(place / "plain", tmp_path / "other")
@@ -254,16 +279,29 @@ def test_the_papers_row_stands_beside():
     row = load_recipe("cifar100-bam")
     content = row.model_dump(mode="json")
     content["model"]["name"] = "cifar_resnet50_bam"
-    found = printed(
-        Recipe.model_validate(content), {"step": 1, "epoch": 1, "val_top1": 80.5, "val_top5": 95.0}
-    )
+    scores = {"val_top1": 80.5, "val_top5": 95.0}
+    found = printed(Recipe.model_validate(content), {"step": 78000, "epoch": 200, **scores})
     assert any(("80.00" not in own) and own == "19.50" for one in found for _, _, own in one.scores)
     assert any(not one.otherwise for one in found)
+    sooner = printed(Recipe.model_validate(content), {"step": 4680, "epoch": 12, **scores})
+    assert all("12 of 200 epochs" in one.otherwise for one in sooner)
     other = Recipe.model_validate(
         content | {"batch": 32, "optimizer": content["optimizer"] | {"lr_batch": 128}}
     )
     assert all("batch" in " ".join(one.otherwise) for one in printed(other, {"step": 1, "epoch": 1}))
     assert printed(load_recipe("demo"), {"step": 1, "epoch": 1}) == []
+
+
+def test_the_words_follow_the_batch_and_the_weights():
+    """Steps are counted for the recipe's own batch, milestones too."""
+    content = load_recipe("coco-bam").model_dump(mode="json")
+    said = dict(in_words(Recipe.model_validate(content | {"batch": 4}), {}))
+    assert said["Length"].startswith("360,000 steps")
+    assert "after 240,000, 320,000 steps" in said["Learning rate"]
+    assert "from 0.33 of it" in said["Learning rate"]
+    content["model"] |= {"name": "timm/resnet18", "options": {"pretrained": True}}
+    content["data"] = load_recipe("surgery").model_dump(mode="json")["data"]
+    assert "It starts from timm's." in dict(in_words(Recipe.model_validate(content), {}))["Network"]
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -264,6 +264,18 @@ def test_bams_stages_step_by_step(page, networks):
         assert page.is_hidden(".mark")
 
 
+def test_the_largest_value_of_each_map_is_heard(page, networks):
+    """What comes in and what goes out have one scale, and each has a largest value of its own."""
+    bam = maps_of(networks[1]).bams[0]
+    alone(give(page), 1)
+    for what in ("before", "after"):
+        values = getattr(bam, what)
+        y, x = divmod(int(values.argmax()), values.shape[1])
+        choose(page, f"bam:0:{what}")
+        where = f"most at row {y + 1}, column {x + 1}, {values.max():.2f}."
+        page.locator("#heard", has_text=where).wait_for(timeout=5000)
+
+
 def test_the_colours_are_those_of_the_pictures(page):
     from matplotlib import colormaps
 

@@ -113,7 +113,11 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
     with user_mistakes():
         run, network, _ = load(kind, model, image_size, False, checkpoint)
     network.eval()
-    title = model if run is None else f"{run.recipe.model.name}, step {run.step:,}"
+    title = model
+    if run is not None:
+        made = run.recipe.model
+        surgery = "" if made.surgery == "none" else f" after {made.surgery}"
+        title = f"{made.name}{surgery}, step {run.step:,}"
     known = dict(getattr(network, "pretrained_cfg", None) or {})
     if run is not None:
         facts = run.facts | ({} if image_size is None else {"image_size": image_size})

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from attneck.explain.looking import Look
     from attneck.explain.seeing import Maps
+    from attneck.explain.sheet import Place
 
 MOST_PIXELS = 1 << 24
 """Of a photo that is kept in memory, as `attneck predict` has it."""
@@ -89,6 +91,7 @@ def look(
         _check_captum()
 
     from attneck.data.readers.decode import decode_small, look_at, said
+    from attneck.files import told_apart
 
     look_at(str(image), "look", max_pixels)
     file = target(save, image, "look") if save is not None or html is None else None
@@ -109,6 +112,12 @@ def look(
         _write_page(html, photo, image.name, list(zip(words, seers, strict=True)))
     if file is None:
         return
+    if len(seers) > 1:
+        names = told_apart([*map(Path, words)])
+        seers = [
+            seer if seer.title == name else replace(seer, title=f"{name}: {seer.title}")
+            for seer, name in zip(seers, names, strict=True)
+        ]
     with user_mistakes():
         looks = [_look(seer, photo, cam, layers) for seer in seers]
         attending = [layer for one in looks for layer in one.maps.mhsas]
@@ -126,12 +135,38 @@ def look(
             places = [(int(middle[0] * size[0] / photo.width), int(middle[1] * size[1] / photo.height))]
         across, down = photo.width / size[0], photo.height / size[1]  # where it was made smaller
         marked = [Place((x + 0.5) * across, (y + 0.5) * down, f"x {x}, y {y}") for x, y in places]
+        for one in looks:
+            _check_seen(one, marked, size, (across, down))
         figure = picture(photo, looks, marked, tables=tables, dark=dark)
     write(figure, file)
     for one in looks:
         for note in one.maps.notes:
             print(f"attneck: {one.title}: {note}", file=sys.stderr)
     print(f"wrote {said(file)}")
+
+
+def _check_seen(
+    one: Look, places: Sequence[Place], size: tuple[int, int], scale: tuple[float, float]
+) -> None:
+    """UserError for a place that an attending model does not see.
+
+    Args:
+        size: of the photo, (width, height).
+        scale: of the photo as it was read, to it, likewise.
+    """
+    if not one.maps.mhsas:
+        return
+    left, top, right, bottom = one.window.box
+    (across, down), (width, height) = scale, size
+    # Pixels whose middle it sees.
+    first = max(0, ceil(left / across - 0.5)), max(0, ceil(top / down - 0.5))
+    last = min(width, ceil(right / across - 0.5)) - 1, min(height, ceil(bottom / down - 0.5)) - 1
+    for place in places:
+        if not (left <= place.x < right and top <= place.y < bottom):
+            raise UserError(
+                f"the place {place.name} lies outside what {one.title} sees of the photo, from "
+                f"{first[0]},{first[1]} to {last[0]},{last[1]}: give one that it sees"
+            )
 
 
 def _check_page(html: Path, image: Path) -> None:

@@ -35,6 +35,13 @@ STYLES: dict[str, tuple[str, dict[str, Any]]] = {
 FEW = 10
 """So many records or fewer are marked on the line, one alone being no line."""
 
+COLOURS, MARKS = 10, ("^", "D", "v", "P", "X", "*", "s")
+"""matplotlib's own colours, and the marks of runs past so many."""
+INSIDE = 4
+"""So many runs or fewer are named inside of a panel; the names of more would hide the lines."""
+UNDER: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2}
+"""Where they stand else."""
+
 INK = "#010203"
 """Stands for the page's own colour where a drawing is made for one."""
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -62,11 +69,12 @@ def curves(runs: list[Path], path: Path) -> None:
         NotWritten: what was there stays as it was.
     """
     histories, panels = _panels(runs)
-    figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
+    below = _below(len(runs))
+    figure = Figure(figsize=(5 * len(panels), 4.4 + below), layout="constrained")
     names = told_apart(runs)
     every = figure.subplots(1, len(panels))
     for axes, (key, labels) in zip(every, panels.items(), strict=True):
-        _fill(axes, key, labels, names, histories)
+        _fill(axes, key, labels, names, histories, **UNDER if below else {})
     _legend(figure, histories, panels)
     figure.supxlabel(textwrap.fill(_gap(histories), 75 * len(panels)), fontsize="small", color="#444444")
     try:
@@ -90,9 +98,12 @@ def drawings(runs: list[Path]) -> tuple[list[tuple[str, str]], str]:
     style |= dict.fromkeys(inks, INK)
     with mpl.rc_context(style):
         for key, labels in panels.items():
-            figure = Figure(figsize=(5.6, 4))  # a layout that finds its own room takes three times as long
-            axes = figure.add_axes((0.13, 0.13, 0.85, 0.7))
-            _fill(axes, key, labels, told_apart(runs), histories, facecolor="none")
+            below = _below(len(runs))
+            height = 4 + below  # a layout that finds its own room takes three times as long
+            figure = Figure(figsize=(5.6, height))
+            axes = figure.add_axes((0.13, (0.52 + below) / height, 0.85, 2.8 / height))
+            place = UNDER if below else {}
+            _fill(axes, key, labels, told_apart(runs), histories, facecolor="none", **place)
             _legend(figure, histories, {key: labels}, "upper center")
             file = io.StringIO()
             figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
@@ -129,9 +140,17 @@ def _fill(
     histories: list[list[dict[str, float]]],
     **legend: Any,
 ) -> None:
-    """A panel: a run's lines in a colour each."""
+    """A panel: a run's lines in a colour each, and where colours come again with another mark."""
     for number, (name, records) in enumerate(zip(names, histories, strict=True)):
-        _draw(axes, key, name, records, f"C{number}")
+        again, colour = divmod(number, COLOURS)
+        _draw(
+            axes,
+            key,
+            name,
+            records,
+            f"C{colour}",
+            {"marker": MARKS[(again - 1) % len(MARKS)]} if again else {},
+        )
     axes.set(xlabel="epoch", ylabel=labels[1], title=labels[0])
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -146,7 +165,8 @@ def _legend(
     place: Any = "outside upper center",
 ) -> None:
     """What the kinds of lines stand for."""
-    splits = [split for split in STYLES if any(f"{split}_{key}" in histories[0][0] for key in panels)]
+    there = {key for records in histories for record in records for key in record}
+    splits = [split for split in STYLES if any(f"{split}_{key}" in there for key in panels)]
     figure.legend(
         handles=[Line2D([], [], color="grey", markersize=4, **STYLES[split][1]) for split in splits],
         labels=[STYLES[split][0] for split in splits],
@@ -157,12 +177,23 @@ def _legend(
     )
 
 
+def _below(runs: int) -> float:
+    """Inches that the names of so many runs take under a panel."""
+    return 0.0 if runs <= INSIDE else 0.3 + 0.2 * -(-runs // 2)
+
+
 def _gap(histories: list[list[dict[str, float]]]) -> str:
     return GAP if "val_loss" in histories[0][0] else LOSS_ALONE
 
 
-def _draw(axes: Any, key: str, name: str, records: list[dict[str, float]], colour: str) -> None:
-    """A run's lines in a panel; its last held-out value is in the legend, or what there is instead of one."""
+def _draw(
+    axes: Any, key: str, name: str, records: list[dict[str, float]], colour: str, own: dict[str, Any]
+) -> None:
+    """A run's lines in a panel; its last held-out value is in the legend, or what there is instead of one.
+
+    Args:
+        own: of its style, whatever the split.
+    """
     lasts = []
     for split, (what, style) in STYLES.items():
         points = [(row["epoch"], row[f"{split}_{key}"]) for row in records if f"{split}_{key}" in row]
@@ -170,14 +201,16 @@ def _draw(axes: Any, key: str, name: str, records: list[dict[str, float]], colou
             continue
         epochs, values = zip(*points, strict=True)
         shown = [100 - value for value in values] if key == "top1" else values
-        marked: slice | list[int] = slice(None) if len(points) <= FEW else []
-        axes.plot(epochs, shown, color=colour, linewidth=1.4, markersize=4, markevery=marked, **style)
+        marked: Any = slice(None) if len(points) <= FEW else len(points) // FEW if own else []
+        look = {"linewidth": 1.4, "markersize": 4, "markevery": marked, **style, **own}
+        axes.plot(epochs, shown, color=colour, **look)
         lasts.append((split, what, significant(shown[-1])))
     told = [
         f"{value} {what}" if split != "val" else value for split, what, value in lasts if split != "train"
     ]
     if lasts:
-        axes.plot([], [], color=colour, label=plain(f"{name}: {', '.join(told or [lasts[0][2]])}"))
+        label = plain(f"{name}: {', '.join(told or [lasts[0][2]])}")
+        axes.plot([], [], color=colour, markersize=4, label=label, **own)
 
 
 def significant(value: float) -> str:

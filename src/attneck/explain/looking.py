@@ -118,10 +118,7 @@ def _of_mhsas(layers: Sequence[MHSAMaps], window: Window, place: Place, heading:
     for layer in layers:
         cell = window.cell(place.x, place.y, layer.map_size)
         if cell is None:
-            raise ValueError(
-                f"the place {place.name} lies outside what the model sees of the photo, from "
-                f"{_inside(window)}: give one that it sees"
-            )
+            raise ValueError(f"the place {place.name} lies outside what the model sees of the photo")
         away = layer.distance()
 
         def tile(weights: Tensor, note: str = "", cell: tuple[int, int] = cell) -> Tile:
@@ -164,11 +161,6 @@ def _of_tables(layers: Sequence[MHSAMaps]) -> Section:
         for at in range(0, len(layers), size)
     ]
     return Section(heading, tables)
-
-
-def _inside(window: Window) -> str:
-    left, top, right, bottom = window.box
-    return f"{max(0, left):.0f},{max(0, top):.0f} to {right - 1:.0f},{bottom - 1:.0f}"
 
 
 def _name(one: BAMMaps | MHSAMaps, most: int) -> str:

@@ -162,6 +162,7 @@ def from_config(config: dict[str, Any], image_size: int | tuple[int, int] | None
             key: tuple(known[key]) if isinstance(known[key], list) else known[key]
             for key in DATA & known.keys()
         }
+        own["input_size"] = (network.origin.in_chans, *network.origin.image_size)
         network.pretrained_cfg = dict(network.pretrained_cfg) | own
     return model
 

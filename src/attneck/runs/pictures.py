@@ -78,6 +78,7 @@ def _draw(folder: Path, task: Task, facts: Facts) -> None:
     from attneck.explain.contact_sheet import pages
     from attneck.explain.figures import curves
     from attneck.files import write_atomic
+    from attneck.runs.run import Run
     from attneck.runs.scored_on import scored_on
 
     place = folder / PICTURES
@@ -95,7 +96,8 @@ def _draw(folder: Path, task: Task, facts: Facts) -> None:
         tiles = _classified(task, task.last, title)
         page = pages(tiles, f"{title}: the surest mistakes first")
     write_atomic(place / "predictions.png", next(page))
-    write_atomic(folder / SCORED, json.dumps(_told(task.last, tiles, images)).encode())
+    told = {"step": Run(folder).history[-1]["step"], **_told(task.last, tiles, images)}
+    write_atomic(folder / SCORED, json.dumps(told).encode())
 
 
 def _told(evaluation: Evaluation, tiles: list[Tile], images: str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def printed(recipe: Recipe, record: dict[str, Any]) -> list[Printed]:
                             table.title,
                             row.label,
                             beside,
-                            _otherwise(row, wanted, recipe),
+                            [*_otherwise(row, wanted, recipe), *_shorter(recipe, record)],
                         )
                     )
     return found
@@ -121,6 +121,15 @@ def _otherwise(row: Row, wanted: Recipe, recipe: Recipe) -> list[str]:
     if started(recipe) != (row.detector is not None):
         said.append("started from weights" if started(recipe) else "started at random")
     return said
+
+
+def _shorter(recipe: Recipe, record: dict[str, Any]) -> list[str]:
+    """That the record is not of the run's end, in words."""
+    if recipe.steps is None:
+        done, of, unit = record["epoch"], recipe.epochs or 1, "epochs"
+    else:
+        done, of, unit = record["step"], recipe.total_steps(0), "steps"
+    return [f"{done:,g} of {of:,} {unit}"] if done < of else []
 
 
 def recipe_of(table: Table, row: Row, shipped: dict[str, Recipe]) -> Recipe | None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from attneck.errors import UserError, brief, user_mistakes
+from attneck.errors import UserError, brief, one_line, user_mistakes
 from attneck.training.recipe import Model, Recipe
 from attneck.training.recipe_file import RECIPE, is_run, load_recipe, parse_recipe
 
@@ -66,13 +66,12 @@ class Run:
     @property
     def history(self) -> list[Record]:
         """Its records so far, one for each time that the held-out images were scored."""
-        return [json.loads(line) for line in self._text("metrics.jsonl").splitlines()]
+        return [self._object("metrics.jsonl", line) for line in self._text("metrics.jsonl").splitlines()]
 
     @property
     def summary(self) -> dict[str, Any]:
         """How it ended: its steps, the last record, and the digest of its weights."""
-        found: dict[str, Any] = json.loads(self._text("summary.json"))
-        return found
+        return self._object("summary.json", self._text("summary.json"))
 
     @property
     def finds_objects(self) -> bool:
@@ -358,3 +357,15 @@ class Run:
             return (self.folder / name).read_text()
         except FileNotFoundError:
             raise UserError(f"{self.folder}: no {name} there; the run has not come so far") from None
+
+    def _object(self, name: str, text: str) -> dict[str, Any]:
+        """What that file has in `text`."""
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            found = one_line(error, 80)
+        if not isinstance(found, dict):
+            raise UserError(
+                f"{self.folder / name} is damaged ({found}): it is written anew when the run goes on"
+            )
+        return found

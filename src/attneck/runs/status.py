@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,17 @@ def status(folder: Path, now: float | None = None) -> Status:
     steps = None if images is None else recipe.total_steps(images // recipe.batch)
     done = int(records[-1]["step"]) if records else 0
     ended = _ended(folder, max(done, saved or 0), steps)
-    starts = [start.get("step", 0) for start in environment_of(folder).get("starts", [])]
-    pace = _pace(records, starts)  # seconds a step
+    starts = environment_of(folder).get("starts", [])
+    timed = timed_steps(records, starts)
+    pace = records[-1]["seconds"] / timed[-1] if timed and timed[-1] else None  # seconds a step
     left = None
     if trains and pace and steps and not ended:
-        left = max(0.0, (steps - done) * pace - (now - (folder / "metrics.jsonl").stat().st_mtime))
+        # The last moment when its step is known: that of the last record, or of the start after it.
+        known = [((folder / "metrics.jsonl").stat().st_mtime, done)]
+        if "at" in starts[-1]:
+            known.append((datetime.fromisoformat(starts[-1]["at"]).timestamp(), starts[-1]["step"]))
+        then, step = max(known)
+        left = max(0.0, (steps - step) * pace - (now - then))
     return Status(
         folder=folder,
         state="training" if trains else "ended" if ended else "stopped",
@@ -100,11 +108,15 @@ def _images(folder: Path) -> int | None:
         return None
 
 
-def _pace(records: list[dict[str, Any]], starts: list[int]) -> float | None:
-    """Seconds a step between the last two records; a start between them is where the last one's begin."""
-    if not records or not records[-1].get("seconds"):
-        return None
-    before, last = records[-2]["step"] if len(records) > 1 else 0, records[-1]["step"]
-    began = next((step for step in reversed(starts) if step < last), 0)
-    steps = last - max(before, began)
-    return float(records[-1]["seconds"] / steps) if steps > 0 else None
+def timed_steps(records: Sequence[Mapping[str, Any]], starts: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many steps each record's `seconds` are of: those since the record before, or since a start between.
+
+    0 for a record without seconds, of an older version.
+    """
+    found, before = [], 0
+    for record in records:
+        last = int(record["step"])
+        began = max((start.get("step", 0) for start in starts if start.get("step", 0) < last), default=0)
+        found.append(last - max(before, began) if record.get("seconds") else 0)
+        before = last
+    return found

@@ -409,10 +409,10 @@ class Panel {
   hear() {
     const chosen = this.chosen();
     if (!chosen) return;
-    const [height, width] = chosen.map, best = chosen.values.indexOf(chosen.range[1]);
+    const [height, width] = chosen.map, top = most(chosen.values), best = chosen.values.indexOf(top);
     const where = (y, x) => `row ${y + 1}, column ${x + 1}`;
     const from = chosen.share ? `from ${where(...chosen.cell)} of ${height} by ${width}: ` : "";
-    const value = chosen.share ? percent(chosen.range[1]) : chosen.range[1].toFixed(2);
+    const value = chosen.share ? percent(top) : top.toFixed(2);
     $("#heard").textContent = `${chosen.words}, ${from}most at ${where(Math.floor(best / width), best % width)}, ${value}.`;
   }
 

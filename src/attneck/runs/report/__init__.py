@@ -19,10 +19,15 @@ def write_report(runs: Sequence[Path], out: Path) -> list[str]:
             by different scores.
         NotWritten: what was there stays as it was.
     """
-    from attneck.files import write_atomic
+    from attneck.files import told_apart, write_atomic
     from attneck.runs.report.page import document
     from attneck.runs.report.story import read_story
 
     stories = [read_story(run) for run in runs]
     write_atomic(out, document(stories, out).encode(errors="backslashreplace"))
-    return [line for story in stories for line in story.lacks]
+    names = told_apart(runs)
+    return [
+        f"{name}: {line}" if len(stories) > 1 else line
+        for name, story in zip(names, stories, strict=True)
+        for line in story.lacks
+    ]

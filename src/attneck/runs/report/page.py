@@ -92,8 +92,10 @@ def _several(stories: Sequence[Story]) -> list[Html | None]:
         ]
         for key in keys
     }
+    mixed = len(headlines) > 1
     best = [
         f"{sections.figure(story.headline, story.best[story.headline])}, step {story.best['step']:,}"
+        f"{', averaged weights' * (mixed and story.headline.startswith('ema_'))}"
         if story.headline and story.best
         else ""
         for story in stories
@@ -185,8 +187,12 @@ def _next(story: Story) -> Html:
 
 def _lacks(stories: Sequence[Story]) -> Html | None:
     """What is not in the report, and why."""
-    several = len(stories) > 1
-    said = [f"{story.name}: {line}" if several else line for story in stories for line in _missing(story)]
+    names = told_apart([story.folder for story in stories])
+    said = [
+        f"{name}: {line}" if len(stories) > 1 else line
+        for name, story in zip(names, stories, strict=True)
+        for line in _missing(story)
+    ]
     if not said:
         return None
     return tag(

@@ -199,17 +199,16 @@ def _cell(cell: Any) -> str:
 
 def cost_rows(story: Story) -> list[tuple[str, str]]:
     """What the run cost, each with its name."""
-    last = story.last
-    images = float(last.get("step", 0)) * story.recipe.batch
+    step = story.last.get("step", 0)
     peak = max((float(record.get("peak_gib", 0)) for record in story.history), default=0.0)
     cost = story.cost
     return [
         ("Parameters", f"{cost.params:,}" if cost else "not counted"),
         ("Multiply-adds for one image", f"{cost.madds:,}" if cost else "not counted"),
-        ("Time, training and scoring", clock(story.seconds) if last else ""),
+        ("Time, training and scoring", clock(step * story.pace) if step else ""),
         (
             "Training images a second, scoring included",
-            f"{images / story.seconds:,.0f}" if story.seconds else "",
+            f"{story.recipe.batch / story.pace:,.0f}" if story.pace else "",
         ),
         ("Most memory held", f"{peak:.2f} GiB" if peak else ""),
     ]

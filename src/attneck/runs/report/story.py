@@ -14,6 +14,7 @@ from attneck.runs.lock import owner
 from attneck.runs.provenance import environment_of
 from attneck.runs.run import Run
 from attneck.runs.snapshots import Snapshot, read
+from attneck.runs.status import timed_steps
 from attneck.training.checkpoint_files import checkpoints, step_of
 from attneck.training.recipe import Recipe
 
@@ -69,9 +70,10 @@ class Story:
         return None if found is None else next(row for row in self.history if row["step"] == found.step)
 
     @property
-    def seconds(self) -> float:
-        """Of all records, training and scoring."""
-        return sum(float(record.get("seconds", 0)) for record in self.history)
+    def pace(self) -> float:
+        """Seconds a step, training and scoring; 0 where no record tells."""
+        steps = sum(timed_steps(self.history, self.environment.get("starts") or []))
+        return sum(float(record.get("seconds", 0)) for record in self.history) / steps if steps else 0.0
 
     @property
     def state(self) -> str:
@@ -104,6 +106,14 @@ def read_story(folder: Path) -> Story:
         lacks.append("summary.json has no steps")
         summary = None
     facts = _json(folder / "data.json", lacks) or {}
+    scored = _json(folder / SCORED, lacks)
+    last = int(history[-1]["step"]) if history else 0
+    of = (scored or {}).get("step", summary["steps"] if summary else last)
+    if scored is not None and of != last:
+        lacks.append(f"what was predicted at step {last:,}: what is shown is of step {of:,}, an end before")
+    saved = [step_of(one) for one in checkpoints(folder / "checkpoints")[:1]]
+    if summary is not None and summary["steps"] < max(last, *saved, 0):
+        summary = None  # of the end before: it goes on with more patience
     story = Story(
         folder,
         recipe,
@@ -111,7 +121,7 @@ def read_story(folder: Path) -> Story:
         summary,
         environment_of(folder),
         facts,
-        _json(folder / SCORED, lacks),
+        scored,
         read(folder, {0, *(int(record["step"]) for record in history)}),
         None,
         lacks,

@@ -53,7 +53,7 @@ def _network(recipe: Recipe, facts: dict[str, Any]) -> str:
     said = model.name + _options(model.options)
     if model.surgery != "none":
         said += f"; {SURGERIES[model.surgery]}{_options(model.surgery_options)}"
-    start = model.pretrained or model.weights
+    start = model.pretrained or model.weights or ("timm's" if model.options.get("pretrained") else None)
     said += f". It starts from {start}" if start else ". Its weights start at random"
     if recipe.optimizer.freeze is not None:
         stages = recipe.optimizer.freeze
@@ -134,10 +134,12 @@ def _rate(recipe: Recipe) -> str:
     )
     if schedule.warmup_steps or schedule.warmup_epochs:
         said += f", reached in a line over {warmup}"
+        said += f" from {schedule.warmup_start:g} of it" if schedule.warmup_start else ""
     if schedule.kind == "cosine":
         return f"{said}; then it falls to 0 along half a cosine."
-    marks = ", ".join(f"{mark:,g}" for mark in schedule.milestones)
-    unit = "epochs" if recipe.steps is None else "steps"
+    by_steps = recipe.steps is not None
+    marks = ", ".join(f"{mark * recipe.unit(0) if by_steps else mark:,.10g}" for mark in schedule.milestones)
+    unit = "steps" if by_steps else "epochs"
     return f"{said}; it is times {schedule.gamma:g} after {marks} {unit}."
 
 
