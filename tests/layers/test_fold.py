@@ -240,6 +240,29 @@ def test_what_cannot_be_copied_is_refused() -> None:
         fold(model.eval())
 
 
+def shared(kind: str) -> nn.Module:
+    """Two layers that share a part, and are not the same."""
+    if kind in ("projection", "projection and norm"):
+        first, second = MHSA2d(8, 4, heads=2), MHSA2d(8, 4, heads=2)
+        second.qkv = first.qkv
+        between = nn.BatchNorm2d(8) if kind == "projection and norm" else nn.Identity()
+        return nn.Sequential(first, between, second)
+    first, second = BAM(32), BAM(32)
+    if kind == "conv of a branch":
+        second.spatial_att.project = first.spatial_att.project
+    else:
+        second.channel_att = first.channel_att
+    return nn.Sequential(first, second)
+
+
+@pytest.mark.parametrize("kind", ["projection", "projection and norm", "conv of a branch", "branch"])
+def test_what_two_layers_share_stays(kind: str) -> None:
+    torch.manual_seed(0)
+    model = lively(shared(kind))
+    x = torch.randn(2, 32 if "branch" in kind else 8, 4, 4).double()
+    torch.testing.assert_close(fold(model)(x), model(x), rtol=1e-10, atol=1e-10)
+
+
 class ReadsWeights(nn.Module):
     """A decoder that uses its encoder's weights, which lie two modules down."""
 

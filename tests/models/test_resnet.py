@@ -262,3 +262,12 @@ def test_a_checkpoint_loads_at_another_image_size() -> None:
     images = torch.randn(2, 3, 96, 128)
     with torch.no_grad():
         torch.testing.assert_close(large.eval()(images), small.eval()(images))
+
+
+def test_two_ways_to_keep_c5_at_c4s_size_are_refused_together() -> None:
+    """Where 3×3 convs stay in c5 one of the options would do nothing; where all attend nothing is dilated."""
+    with pytest.raises(ValueError, match="c5_stride=1 and output_stride=16: either keeps c5"):
+        create_model("resnet26_thin", c5_stride=1, output_stride=16)
+    model = create_model("botnet26_thin", c5_stride=1, output_stride=16, attend=[1])
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert all(conv.dilation == (1, 1) for conv in convs)

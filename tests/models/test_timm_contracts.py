@@ -185,6 +185,34 @@ def test_checkpointing_changes_nothing(name: str) -> None:
     assert [type(module) for module in again.modules()] == [type(module) for module in plain.modules()]
 
 
+@pytest.mark.parametrize("name", ["attneck_resnet26_thin", "attneck_botnet26_thin"])
+def test_checkpointing_changes_nothing_of_maps(name: str) -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model(name, features_only=True, img_size=64).double().train()
+    again = copy.deepcopy(plain)
+    again.set_grad_checkpointing()
+    for model in (plain, again):
+        model(images(64))[-1].square().mean().backward()
+    for (key, one), other in zip(plain.named_parameters(), again.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-10, atol=1e-12, msg=key)
+    state = again.state_dict()
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(state[key], value, rtol=1e-10, atol=1e-12, msg=key)
+    assert any(isinstance(module, Recomputed) for module in again.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet26_thin", "squeezenet1_1_bam", "cifar_resnet20_bam"])
+def test_a_pool_of_another_kind_may_take_its_place(name: str) -> None:
+    """As in timm's networks: GeM, or none at all before a head that takes maps."""
+    model = small(name).eval()
+    with torch.no_grad():
+        x = images(side_of(name))
+        wanted = model(x)
+        model.global_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        torch.testing.assert_close(model(x), wanted)
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_pools(name: str) -> None:
     """Each by its formula, at the construction and by `reset_classifier`."""

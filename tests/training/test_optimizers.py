@@ -109,6 +109,15 @@ def test_a_fused_kernel_holds_a_step_back(name):
     assert not any(map(torch.equal, trained(net, made, [1.0]), before))
 
 
+def test_what_a_network_excludes_by_a_pattern_has_no_decay():
+    """As timm reads `no_weight_decay`: XCiT's says pos_embed.*."""
+    net = timm.create_model("xcit_nano_12_p16_224", num_classes=5)
+    excluded = net.pos_embed.token_projection.weight
+    groups = make_optimizer(net, optimizer("adamw", weight_decay=0.1)).param_groups
+    (decay,) = [g["weight_decay"] for g in groups if any(p is excluded for p in g["params"])]
+    assert decay == 0
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_layer_decay_is_timms(name, decay_all):

@@ -23,7 +23,13 @@ from attneck.attention.cpu import gate_passes
 from attneck.attention.cpu.build import DTYPES
 from attneck.attention.cpu.passes import passes
 from attneck.attention.flops import no_products
-from attneck.attention.graph import being_exported, in_a_graph, no_second_derivative, transformed
+from attneck.attention.graph import (
+    being_exported,
+    in_a_graph,
+    intercepted,
+    no_second_derivative,
+    transformed,
+)
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
@@ -94,6 +100,8 @@ def gate(
     check_backend(backend)
     if backend == "plain" or transformed() or x.numel() == 0:
         return _plain(x, c, p, combine)
+    if not in_a_graph() and intercepted(x, c, p):
+        return _plain(x, c, p, combine)
     if in_a_graph() and (being_exported() or not _passes_are_compiled(x, c, p)):
         return _plain(x, c, p, combine)
     made: Tensor
@@ -154,7 +162,7 @@ def _check(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> None:
 def _sigmoid(a: Tensor | None, b: Tensor | None, combine: str) -> Tensor:
     """Of both logits, which broadcast to each other, or of the only one."""
     if a is not None and b is not None:
-        return COMBINES[combine](a, b).sigmoid_()
+        return COMBINES[combine](a, b).sigmoid()
     only = a if b is None else b
     assert only is not None  # _check refuses neither
     return only.sigmoid()
@@ -188,7 +196,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, c, p), wanted = ctx.saved_tensors, ctx.needs_input_grad[:3]
-        if twice.is_asked_twice():
+        if twice.is_asked_twice(grad):
             of_all = twice.gradients(lambda x, c, p: _plain(x, c, p, ctx.combine), (x, c, p), grad, wanted)
             return *of_all, None, None, None
         gradients = _backward(grad, x, c, p, ctx.combine, wanted)

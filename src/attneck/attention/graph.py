@@ -1,18 +1,27 @@
 """How PyTorch runs the code that asks: eagerly, for a graph, or under a transform of derivatives."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 F = TypeVar("F", bound=Callable[..., object])
+R = TypeVar("R")
 
 WAY_OUT = (
     "set backend='plain' on the MHSA2d (an argument, and an attribute of a layer that is built), "
     "or pass it to relative_attention_2d"
 )
 """What a user does where an operator has no derivative; the end of every such message."""
+
+
+def apart(function: Callable[[], R]) -> R:
+    """`function()` in a thread of its own: outside of the modes, autocast and counters of who asks."""
+    with ThreadPoolExecutor(1, "attneck self-check") as thread:
+        return thread.submit(function).result()
 
 
 def constant(function: F) -> F:
@@ -33,6 +42,17 @@ def being_exported() -> bool:
 def in_a_graph() -> bool:
     """True where operations are recorded, to be exported or compiled, and not run."""
     return torch.compiler.is_compiling() or being_exported()
+
+
+def intercepted(*tensors: Tensor | None) -> bool:
+    """True where something else than PyTorch's kernels takes the operations: memory alone tells nothing then.
+
+    That is inside a dispatch mode (`make_fx`, `FakeTensorMode`, selective checkpointing, `FlopCounterMode`),
+    and for tensors of a class of their own (`FakeTensor`, `DTensor`).
+    """
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    return any(one is not None and type(one) not in (Tensor, nn.Parameter) for one in tensors)
 
 
 def in_forward_mode() -> bool:

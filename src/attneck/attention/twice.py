@@ -8,9 +8,13 @@ from torch import Tensor
 from attneck.attention.graph import transformed
 
 
-def is_asked_twice() -> bool:
-    """True in a backward whose own operations are differentiated (`create_graph=True`) or transformed."""
-    return torch.is_grad_enabled() or transformed()
+def is_asked_twice(*grads: Tensor) -> bool:
+    """True in a backward whose own operations are differentiated (`create_graph=True`) or transformed.
+
+    Also where autograd gives many gradients at once, as `is_grads_batched` and `jacobian(vectorize=True)` do.
+    """
+    batched = any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+    return torch.is_grad_enabled() or transformed() or batched
 
 
 def gradients(

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from attneck.attention.cpu.squeeze import squeeze
 from attneck.attention.gate import COMBINES, check_backend, gate, gate_weights
-from attneck.attention.graph import in_a_graph, transformed
+from attneck.attention.graph import in_a_graph, intercepted, transformed
 from attneck.checks import whole
 from attneck.layers.bare import is_bare, is_bare_pointwise
 from attneck.layers.branches import (
@@ -188,7 +188,9 @@ class BAM(nn.Module):
         It can where the result is the same and nobody notices.
         """
         layers: nn.Module | None = self.spatial_att
-        if self.backend == "plain" or x.device.type != "cpu" or in_a_graph() or transformed():
+        if self.backend == "plain" or x.device.type != "cpu":
+            return None
+        if in_a_graph() or transformed() or intercepted(x):
             return None
         if self.channel_att is None or layers is None or x.numel() == 0:
             return None

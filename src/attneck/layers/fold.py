@@ -52,12 +52,12 @@ def fold(model: Module) -> Module:
             "the batch; call .eval() on the model first"
         )
     folded = copied(model)
+    places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
     for bam in folded.modules():
         if isinstance(bam, BAM):  # whose branches are sequences, though it does not call them as such
             for sequence in bam.modules():
                 if isinstance(sequence, nn.Sequential):
-                    _fold_sequence(sequence)
-    places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
+                    _fold_sequence(sequence, places)
     graphs = {parent: graph for parent in folded.modules() if (graph := _graph(parent)) is not None}
     read = {id(module) for parent, graph in graphs.items() for module in _read(parent, graph)}
     calls = {parent: _calls(parent, graph, read) for parent, graph in graphs.items()}
@@ -68,11 +68,12 @@ def fold(model: Module) -> Module:
             norm = nodes.get(after[0]) if len(after) == 1 else None
             if norm is None or not _foldable(norm) or not _takes_a_norm(layer):
                 continue
-            if all(places[id(module)] == uses[id(module)] == 1 for module in (layer, norm)):
+            alone = not isinstance(layer, MHSA2d) or places[id(layer.qkv)] == 1
+            if alone and all(places[id(module)] == uses[id(module)] == 1 for module in (layer, norm)):
                 _fold_norm(layer, norm)
                 parent.set_submodule(str(after[0].target), nn.Identity())
     for module in folded.modules():
-        if is_bare(module, MHSA2d) and _is_rewritable(module.qkv):
+        if is_bare(module, MHSA2d) and places[id(module.qkv)] == 1 and _is_rewritable(module.qkv):
             _fold_scale(module, module.qkv)
     return folded.eval()
 
@@ -157,10 +158,11 @@ def _into(layer: nn.Linear | nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
     layer.bias = nn.Parameter((bias * scale + shift).to(weight), requires_grad=layer.weight.requires_grad)
 
 
-def _fold_sequence(sequence: nn.Sequential) -> None:
-    """Each BatchNorm into the layer right before it."""
+def _fold_sequence(sequence: nn.Sequential, places: Counter[int]) -> None:
+    """Each BatchNorm into the layer right before it, where neither stands at a second place."""
     for (_, layer), (name, norm) in pairwise(list(sequence.named_children())):
-        if _is_rewritable(layer) and _foldable(norm):
+        alone = places[id(layer)] == places[id(norm)] == 1
+        if alone and _is_rewritable(layer) and _foldable(norm):
             _into(layer, *_affine(norm))
             sequence.set_submodule(name, nn.Identity())
 

@@ -52,6 +52,11 @@ class GlobalPool(nn.Module):
         return repr(self.pool_type)
 
 
+def pool_of(network: nn.Module) -> str | None:
+    """The `pool_type` of a network's pool; None where somebody put a pool of another kind in its place."""
+    return getattr(network.global_pool, "pool_type", None)
+
+
 def check_head(num_classes: int, global_pool: str | None) -> None:
     """ValueError for a classifier behind no pool, "": it would be given a map. None is a pool kept."""
     if num_classes and global_pool == "":

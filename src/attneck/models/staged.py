@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attneck.models.pooling import GlobalPool, check_head
+from attneck.models.pooling import GlobalPool, check_head, pool_of
 from attneck.models.recomputing import recompute
 
 PREVIOUS = (99999,)
@@ -183,7 +183,7 @@ class StagedNet(nn.Module):
         Raises:
             ValueError: a classifier, and no pool before it.
         """
-        check_head(0 if pre_logits else self.num_classes, self.global_pool.pool_type)
+        check_head(0 if pre_logits else self.num_classes, pool_of(self))
         x = self.drop(self.global_pool(x))
         return x if pre_logits else self.fc(x)
 

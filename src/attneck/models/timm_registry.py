@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from timm.models import FeatureListNet, build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
 from attneck.models.catalog import CATALOG, create_model, find, list_models
 from attneck.models.origin import PREFIX, Origin, pretrained_cfg
+from attneck.models.recomputing import recompute
 
 # timm reads each model's `pretrained_cfg` from here.
 default_cfgs: dict[str, Any] = {}
@@ -29,6 +30,15 @@ LACKING = {"drop_path": "residual branch to drop", "drop_block": "DropBlock"}
 
 class UnknownArgumentError(TypeError, ValueError):
     """An argument that nobody knows: timm's callers expect a TypeError, ours a ValueError."""
+
+
+class Features(FeatureListNet):
+    """timm's maps of a network's stages; checkpointing leaves BatchNorm's statistics alone."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the maps inside a block again in backward instead of keeping them."""
+        for stage in self.values():
+            recompute(stage, enable)
 
 
 def enter() -> None:
@@ -52,7 +62,7 @@ def _entry(name: str) -> Callable[..., nn.Module]:
             partial(_create, name),
             PREFIX + name,
             pretrained,
-            feature_cfg=find(name, given).options.feature_cfg,
+            feature_cfg={"feature_cls": Features, **find(name, given).options.feature_cfg},
             **arguments,
         )
         return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ def parameter_groups(model: nn.Module, options: Optimizer) -> list[dict[str, Any
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         table = TABLES.fullmatch(name.rpartition(".")[2]) is not None
-        decayed = options.decay_all or (parameter.dim() > 1 and not table and name not in spared)
+        excluded = any(fnmatchcase(name, pattern) for pattern in spared)
+        decayed = options.decay_all or (parameter.dim() > 1 and not table and not excluded)
         groups.setdefault((layers.get(name, last), not decayed), []).append(parameter)
     found = []
     for layer, free in sorted(groups):

@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from attneck.attention.graph import constant
+from attneck.attention.graph import apart, constant
 from attneck.processor import processor
 
 Products = Literal["onednn", "mkl"]
@@ -78,8 +78,10 @@ def onednn_is_faster(about: dict[str, str]) -> bool:
 
 def onednn_works() -> bool:
     """Whether oneDNN's private operator is there and gives right products."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and apart(_onednn_is_right)
+
+
+def _onednn_is_right() -> bool:
     generator = torch.Generator("cpu").manual_seed(0)
     a, b = torch.randn(2, 256, 256, generator=generator, device="cpu", dtype=torch.float32).unbind()
     try:

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from attneck.attention.cpu import gate_passes, tile_passes
 from attneck.attention.cpu.build import compiler
-from attneck.attention.graph import constant
+from attneck.attention.graph import apart, constant
 
 Passes = Literal["fused", "operators"]
 
@@ -69,7 +69,7 @@ def trouble() -> str | None:
     if compiler() is None:
         return "there is no C++ compiler"
     try:
-        right = tile_passes.right() and gate_passes.right()
+        right = apart(lambda: tile_passes.right() and gate_passes.right())
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "no message").strip().splitlines()[-1][:150]
         return f"{compiler()} could not build them ({last})"

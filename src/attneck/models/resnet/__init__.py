@@ -76,6 +76,11 @@ class ResNetOptions(AttentionOptions, BAMOptions):
             )
         if self.se_in_bot and (5 not in self.se or not any(self.attend)):
             raise ValueError("se_in_bot=True would change nothing: wanted attend, and 5 among se")
+        if self.c5_stride == 1 and self.output_stride != 32 and not all(self.c5_flags):
+            raise ValueError(
+                f"c5_stride=1 and output_stride={self.output_stride}: either keeps c5 at c4's size, the one "
+                "with nothing dilated and the other with its 3×3 convs dilated; leave one out"
+            )
         if self.bam == "blocks" and self.se:
             raise ValueError("bam='blocks' and se want the same slot in the block: choose one")
         for stage, inserted in ((2, self.insert_c4), (3, self.insert_c5)):

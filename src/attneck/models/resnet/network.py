@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attneck.layers import MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.models import parts
-from attneck.models.pooling import check_head
+from attneck.models.pooling import check_head, pool_of
 from attneck.models.recomputing import recompute
 from attneck.models.resnet import ResNetOptions
 from attneck.models.staged import PREVIOUS
@@ -46,7 +46,7 @@ class ResNet(timm_resnet.ResNet):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """As timm's; ValueError for a classifier that would be given a map."""
-        check_head(0 if pre_logits else self.num_classes, self.global_pool.pool_type)
+        check_head(0 if pre_logits else self.num_classes, pool_of(self))
         logits: Tensor = super().forward_head(x, pre_logits)
         return logits
 

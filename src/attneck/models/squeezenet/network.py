@@ -13,7 +13,7 @@ from torchvision.models.squeezenet import Fire
 
 from attneck.layers import BAM
 from attneck.models import parts
-from attneck.models.pooling import check_head
+from attneck.models.pooling import check_head, pool_of
 from attneck.models.recomputing import recomputed
 from attneck.models.squeezenet import SqueezeNetOptions
 from attneck.models.staged import StagedNet
@@ -117,7 +117,7 @@ class SqueezeNet(StagedNet):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """As the base's; what is pooled is the logits, unless pool="features"."""
-        check_head(0 if pre_logits else self.num_classes, self.global_pool.pool_type)
+        check_head(0 if pre_logits else self.num_classes, pool_of(self))
         if pre_logits or not self.num_classes:
             return self.global_pool(x)
         if self.pool == "features":

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from attneck.models.options import FamilyOptions, OutputStride, Probability
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class EfficientNetOptions(FamilyOptions):
     """EfficientNet B0 to B7."""
 
-    builder: ClassVar[str] = "attneck.models.efficientnet:build_efficientnet"
+    builder: ClassVar[str] = "attneck.models.efficientnet.network:build_efficientnet"
     first_conv: ClassVar[str] = "conv_stem"
     classifier: ClassVar[str] = "classifier"
 
@@ -39,21 +36,3 @@ class EfficientNetOptions(FamilyOptions):
     def feature_cfg(self) -> dict[str, Any]:
         """Its maps come out of one Sequential, so timm's getter reads them."""
         return {"feature_cls": "getter"}
-
-
-def build_efficientnet(
-    options: EfficientNetOptions, *, num_classes: int, image_size: tuple[int, int], in_chans: int = 3
-) -> nn.Module:
-    """timm's EfficientNet, by timm's names."""
-    import timm
-
-    model: nn.Module = timm.create_model(
-        f"efficientnet_{options.variant}",
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_rate=options.dropout,
-        drop_path_rate=options.drop_path,
-        global_pool=options.global_pool,
-        output_stride=options.output_stride,
-    )
-    return model
