@@ -153,6 +153,9 @@ def test_masks_are_asked_for_only_where_there_are_some() -> None:
     truth, detections = drawn(0)
     boxes = [{key: row[key] for key in row if key != "segmentation"} for row in detections]
     assert coco_scores(truth, boxes, ["bbox"]) == {"bbox": coco_scores(truth, detections)["bbox"]}
+    assert coco_scores(truth, boxes, "bbox") == coco_scores(truth, boxes, ["bbox"])
+    with pytest.raises(ValueError, match=r"kinds=.*mask.*: wanted of bbox, segm"):
+        coco_scores(truth, boxes, ["mask"])
     with pytest.raises(
         ValueError, match="72 objects or detections have no segmentation, the first of image 10"
     ):

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from attneck import imagenet
+from attneck.detection.rcnn import faster_rcnn
 from attneck.detection.transform import Transform, canvas
 
 MEAN = torch.tensor(imagenet.MEAN)[:, None, None]
@@ -122,3 +124,15 @@ def test_canvas():
 def test_bytes_are_refused():
     with pytest.raises(TypeError, match=r"range \[0, 1\]"):
         Transform((64, 64), 64)([torch.zeros(3, 8, 8, dtype=torch.uint8)])
+
+
+def test_images_are_normalised_as_the_backbone_wants_them():
+    """By timm's `pretrained_cfg`, of weights that were trained with 0.5 say; else ImageNet's."""
+    small = {"channels": 8, "box_features": 8, "proposals": 10}
+    backbone = timm.create_model("resnet10t", channels=[8, 8, 8, 8], stem_width=8)
+    plain = faster_rcnn(backbone, 3, 64, **small).transform
+    assert (plain.image_mean, plain.image_std) == ([*imagenet.MEAN], [*imagenet.STD])
+    other = timm.create_model("resnet10t", channels=[8, 8, 8, 8], stem_width=8)
+    other.pretrained_cfg = {**other.pretrained_cfg, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 0.5)}
+    found = faster_rcnn(other, 3, 64, **small).transform
+    assert (found.image_mean, found.image_std) == ([0.5, 0.5, 0.5], [0.25, 0.5, 0.5])

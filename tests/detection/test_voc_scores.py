@@ -65,6 +65,11 @@ def test_by_hand(detections: list[Row], eleven: float, area: float) -> None:
     assert voc_scores(truth, detections, "area")[0] == pytest.approx(area, abs=1e-12)
 
 
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(ValueError, match="rule='2012': wanted one of 11-point, area"):
+        voc_scores(truth_of([{"bbox": A}]), found(A), "2012")  # type: ignore[arg-type]
+
+
 def test_difficult_objects_count_neither_way() -> None:
     truth = truth_of([{"bbox": A}, {"bbox": B, "difficult": 1}])
     for rule in ("11-point", "area"):

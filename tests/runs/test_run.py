@@ -10,6 +10,7 @@ from PIL import Image
 
 import attneck
 from attneck import cli
+from attneck.data.readers.decode import decode
 from attneck.errors import UserError
 from attneck.runs import train as runs
 from attneck.runs.run import Run
@@ -63,6 +64,8 @@ def test_an_image_that_was_opened_is_seen_as_its_file(folder, tmp_path):
         path = tmp_path / name
         assert known.predict([Image.open(path)]) == known.predict([path])
         assert torch.equal(known.prepared(Image.open(path)), known.prepared(path))
+        seen = decode(str(path), "here")  # as a data set has it; it is not turned once more
+        assert known.predict([seen]) == known.predict([path])
     assert not torch.equal(known.prepared(tmp_path / "turned.png"), known.prepared(noise))
     for given, says in (
         (tmp_path / "deep.png", "wanted several, a list of one say"),
@@ -71,6 +74,21 @@ def test_an_image_that_was_opened_is_seen_as_its_file(folder, tmp_path):
     ):
         with pytest.raises(UserError, match=says):
             known.predict(given)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 2.5])
+def test_how_many_classes_is_a_whole_number(folder, top_k):
+    with pytest.raises(UserError, match=r"top_k=.*: wanted a whole number from 1"):
+        Run(folder).predict([Image.new("RGB", (8, 8))], top_k=top_k)
+
+
+def test_more_classes_than_there_are_are_all(folder, tmp_path):
+    Image.effect_noise((40, 30), 60).save(tmp_path / "noise.png")
+    words = ["predict", str(folder), str(tmp_path / "noise.png"), "--top-k", "200000"]
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 0
+    heads = (tmp_path / "out/predictions.csv").read_text().splitlines()[0].split(",")
+    assert heads.count("score_1") == 1
+    assert f"score_{len(Run(folder).facts['classes'])}" == heads[-1]
 
 
 def test_the_predict_command_takes_classifiers(folder, tmp_path, capsys):

@@ -12,6 +12,7 @@ from attneck import cli
 from attneck.detection.metrics import check_detections, coco_scores
 from attneck.errors import UserError
 from attneck.explain import detections
+from attneck.files import NotWritten
 from attneck.runs import train as runs
 from attneck.runs.run import Run
 from attneck.tasks import open_task
@@ -88,6 +89,27 @@ def test_eval_prints_the_papers_table_and_writes_cocos_results(trained, capsys):
     last = records(trained)[-1]
     for prefix in ("val", "ema"):
         assert document[f"{prefix}_mask_AP50"] == pytest.approx(last[f"{prefix}_mask_AP50"], abs=1e-6)
+
+
+def test_the_scores_are_told_where_detections_cannot_be_kept(trained, tmp_path, monkeypatch, capsys):
+    """With --out they lie there, and nothing of the run changes."""
+    kept = trained / "detections.json"
+    kept.unlink(missing_ok=True)
+    assert cli.main(["eval", str(trained), "--json", "--out", str(tmp_path / "out")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["detections"] == str(tmp_path / "out/detections.json")
+    assert json.loads((tmp_path / "out/detections.json").read_text())
+    assert not kept.exists()
+
+    def full(path, data):
+        raise NotWritten(path, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr("attneck.commands.eval.write_atomic", full)
+    assert cli.main(["eval", str(trained)]) == 0
+    said = capsys.readouterr()
+    assert "APbb50" in said.out
+    assert "the detections are not kept: " in said.err
+    assert "detections  " not in said.out
 
 
 def test_processes_share_the_held_out_images(trained, monkeypatch):

@@ -48,6 +48,12 @@ def test_what_takes_no_other_size_is_refused_in_a_line():
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="does not take these options"):
         built("vit_tiny_patch16_224", 64, heads=3)
+    for option in (
+        "pretrained",
+        "checkpoint_path",
+    ):  # of other means, and not in the run
+        with pytest.raises(ValueError, match=rf"model.options {option}: .* give model.pretrained NAME"):
+            built("resnet10t", 64, **{option: True})
 
 
 def test_a_run_is_read_back_for_its_own_size_alone(tmp_path):

@@ -92,7 +92,12 @@ def _network(model: str, kind: Any, image_size: int | None, options: dict[str, A
             return catalog.create_model(model, image_size=image_size, **options)
         import timm
 
+        from attneck.models.origin import FETCHING
+
         name = model.removeprefix(TIMM)
+        if fetched := FETCHING & options.keys():
+            said = ", ".join(sorted(fetched))
+            raise ValueError(f"--options {said}: a picture needs no weights; leave it out")
         if not timm.is_model(name):
             raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
         try:

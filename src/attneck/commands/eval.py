@@ -7,7 +7,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -16,7 +16,7 @@ from attneck.commands.evaluation_files import PAIRS, class_table, told, write_de
 from attneck.commands.progress import shown
 from attneck.commands.results_folder import folder_for
 from attneck.errors import UserError
-from attneck.files import write_atomic
+from attneck.files import NotWritten, write_atomic
 
 
 def score(
@@ -31,9 +31,9 @@ def score(
     """Scores of a run's newest or best checkpoint, for its weights (val) and their average (ema).
 
     Of a classifier top-1, top-5 and error, the accuracy of each class, and what is confused most; of a
-    detector the papers' tables of AP, each class's, and what it found, in the run's detections.json as COCO's
-    results. per-class.csv, and a confusion matrix as CSV and picture, or precision by recall as a picture, go
-    into a new folder.
+    detector the papers' tables of AP, each class's, and what it found, as COCO's results in detections.json,
+    in --out or else in the run's folder. per-class.csv, and a confusion matrix as CSV and picture, or
+    precision by recall as a picture, go into a new folder.
 
     Args:
         run: the run's folder.
@@ -58,9 +58,9 @@ def score(
     if folder is None and first:
         folder = _new_folder(run)
     best = [*found.values()][-1]
-    detections = run / "detections.json"
+    detections = None
     if best.detections is not None and first:
-        write_atomic(detections, json.dumps(best.detections).encode())
+        detections = _detections(run if out is None or folder is None else folder, best.detections)
     size = "" if image_size is None else f" of {image_size} pixels"
     title = f"{recipe.model.name}, step {known.step}, {best.images:,} {images}{size}"
     files = write_details(folder, best, title) if folder is not None else []
@@ -78,7 +78,7 @@ def score(
             document |= {f"{name}_{key}": value for key, value in one.scores.items()}
         if best.detections is not None:
             document |= {
-                "detections": str(detections),
+                "detections": None if detections is None else str(detections),
                 "scores": {name: one.details for name, one in found.items()},
             }
         heads, rows = class_table(best)
@@ -94,10 +94,21 @@ def score(
     print(known.tables(found))
     if words := told(best):
         print(f"\nclass by class, {NAMES[[*found][-1]]}\n{words}\n")
-    if best.detections is not None:
+    if detections is not None:
         print(f"detections  {detections}")
     if files:
         print(f"details     {files[0].parent}  ({', '.join(file.name for file in files)})")
+
+
+def _detections(folder: Path, found: list[dict[str, Any]]) -> Path | None:
+    """The file of COCO's results in a folder; None, with a line, where that takes none."""
+    file = folder / "detections.json"
+    try:
+        write_atomic(file, json.dumps(found).encode())
+    except NotWritten as error:
+        print(f"attneck: the detections are not kept: {error}", file=sys.stderr)
+        return None
+    return file
 
 
 def _new_folder(run: Path) -> Path | None:

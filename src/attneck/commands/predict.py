@@ -145,6 +145,7 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
 
     titles = [one.recipe.model.name for one in runs]
     objects = runs[0].finds_objects
+    top_k = top_k if objects else min(top_k, max(len(one.facts["classes"]) for one in runs))
     table = None if objects else ClassPredictions(titles, top_k)
     images: list[dict[str, Any]] = []
     detections: list[Found] = [[] for _ in runs]

@@ -17,11 +17,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from attneck.errors import brief
+
 Truth = dict[str, list[dict[str, Any]]]
 Detections = list[dict[str, Any]]
 
 COCO_SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve: over IoU 0.5 … 0.95, at 0.5, at 0.75; of objects under 32², up to 96², over 96² pixels."""
+
+RULES = ("11-point", "area")
+"""VOC's, of 2007 and of 2010; see `voc_scores`."""
 
 _FIELD = {"bbox": "bbox", "segm": "segmentation"}
 
@@ -54,6 +59,9 @@ def coco_evaluators(
     from faster_coco_eval import COCO, COCOeval_faster
 
     check_detections(ground_truth, detections)
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    if unknown := [kind for kind in kinds if kind not in _FIELD]:
+        raise ValueError(f"kinds={brief(unknown)}: wanted of {', '.join(_FIELD)}")
     evaluators = {}
     for kind in kinds:
         field = _FIELD[kind]
@@ -159,7 +167,12 @@ def voc_right(objects: Detections, found: Detections) -> tuple[NDArray[np.bool_]
 
 
 def average_precision(right: NDArray[np.bool_], total: int, rule: str) -> float:
-    """AP of detections, right or wrong, from the highest score down, where there are `total` objects."""
+    """AP of detections, right or wrong, from the highest score down, where there are `total` objects.
+
+    Raises ValueError for an unknown rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule={brief(rule)}: wanted one of {', '.join(RULES)}")
     hits = np.cumsum(right)
     precision = hits / np.arange(1, len(hits) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or more

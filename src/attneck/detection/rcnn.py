@@ -146,7 +146,8 @@ def faster_rcnn(
     """Faster R-CNN on any backbone that `FPN` takes, such as one changed by surgery.
 
     Args:
-        backbone, num_classes: see `RCNN`.
+        backbone, num_classes: see `RCNN`. Images are normalised by the mean and std of the backbone's
+            `pretrained_cfg`, which timm's networks have, else by ImageNet's.
         image_size: side or (height, width) in pixels.
         options: `variant`, `channels`, `rpn_convs`, `box_convs`, `box_features`, `proposals`, `candidates`,
             `rois`, `norm_momentum`, `freeze_norms`; see `RCNNOptions`.
@@ -176,4 +177,8 @@ def _rcnn(
     backbone: nn.Module, num_classes: int, image_size: int | tuple[int, int], options: RCNNOptions
 ) -> RCNN:
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return (MaskRCNN if options.masks else RCNN)(backbone, num_classes, size, options)
+    detector = (MaskRCNN if options.masks else RCNN)(backbone, num_classes, size, options)
+    known = getattr(backbone, "pretrained_cfg", None) or {}
+    if all(len(known.get(name) or ()) == 3 for name in ("mean", "std")):
+        detector.transform.image_mean, detector.transform.image_std = [*known["mean"]], [*known["std"]]
+    return detector

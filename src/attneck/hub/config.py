@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from attneck.checks import sides, whole
 from attneck.models.catalog import create_model, find
 from attneck.models.options import MAX_CLASSES, AsTuple, first_fault
-from attneck.models.origin import PREFIX, Origin, bare
+from attneck.models.origin import FETCHING, PREFIX, Origin, bare
 from attneck.training.recipe import TIMM, Model
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ DATA = ("mean", "std", "interpolation", "crop_pct", "label_names")
 
 CHANGED = f"{PREFIX}after_surgery"
 """The architecture of a network that surgery changed."""
-
-NOT_FROM_A_FILE = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
-"""Arguments of timm's `create_model` that would fetch or read other files."""
 
 
 def describe(
@@ -248,8 +245,8 @@ def check_bounds(config: dict[str, Any], state: dict[str, Tensor]) -> None:
     if not name.startswith(TIMM):
         size = sides("image_size", arguments.pop("img_size"))
         chans = whole("in_chans", arguments.pop("in_chans"))
-    elif NOT_FROM_A_FILE & arguments.keys():  # which reads other files
-        raise ValueError(f"its model_args have {', '.join(sorted(NOT_FROM_A_FILE & arguments.keys()))}")
+    elif FETCHING & arguments.keys():  # which reads other files
+        raise ValueError(f"its model_args have {', '.join(sorted(FETCHING & arguments.keys()))}")
     if labels is not None and len(labels) != checked.num_classes:
         raise ValueError(f"it has {len(labels)} label_names for {checked.num_classes} classes")
     if not chans == len(images.mean) == len(images.std):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 PREFIX = "attneck_"
 """Prefix of the catalog's names in timm's registry."""
 
+FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+"""Arguments of timm's `create_model` that would fetch or read other files."""
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from attneck.checks import whole
 from attneck.errors import UserError, brief, one_line, user_mistakes
 from attneck.training.recipe import Model, Recipe
 from attneck.training.recipe_file import RECIPE, is_run, load_recipe, parse_recipe
@@ -227,7 +228,8 @@ class Run:
         if top_k is not None:
             if self.finds_objects:
                 raise UserError(f"{self.folder} finds objects: top_k is of classifiers, leave it out")
-            options["top_k"] = top_k
+            with user_mistakes():
+                options["top_k"] = whole("top_k", top_k, most=1 << 62)
         with world() as everyone, self._enough_memory():
             model = self._placed(self.model(), everyone)
             for image in images:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from attneck.errors import one_line, suggestion
+from attneck.models.origin import FETCHING
 
 Options = dict[str, Any]
 
@@ -28,6 +29,11 @@ def of_timm(
     """
     import timm
 
+    if fetched := FETCHING & options.keys():
+        raise ValueError(
+            f"model.options {', '.join(sorted(fetched))}: a model's options say how it is made, not where "
+            "its weights are; give model.pretrained NAME for timm's, or model.weights FILE"
+        )
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
     found: Any = timm.get_pretrained_cfg(name)

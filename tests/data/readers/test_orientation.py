@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, features
 from attneck.data import open_dataset
 from attneck.data.annotated import read_pixels
 from attneck.data.readers.annotations import Record
-from attneck.data.readers.decode import UnreadableImage, decode, decode_small
+from attneck.data.readers.decode import UnreadableImage, as_decoded, decode, decode_small
 
 WIDTH, HEIGHT = 48, 32
 FORMS = ["JPEG", "PNG", "WEBP", "TIFF", *["AVIF"] * features.check("avif")]
@@ -49,10 +49,14 @@ def test_it_is_followed_once(tmp_path, form):
         found = decode(path, "test")
         assert found.size == (WIDTH, HEIGHT)
         assert np.abs(np.asarray(found) - wanted).mean() < 3, orientation
+        assert as_decoded(found).tobytes() == found.tobytes(), "it is turned once more"
         small, size = decode_small(path, "test", WIDTH * HEIGHT // 4)
         assert size == (WIDTH, HEIGHT)
         assert small.size == (WIDTH // 2, HEIGHT // 2)
         assert np.abs(np.asarray(small) - wanted[::2, ::2]).mean() < 12, orientation
+        assert as_decoded(small).tobytes() == small.tobytes()
+        lying = decode(path, "test", size=(HEIGHT, WIDTH))
+        assert as_decoded(lying).tobytes() == lying.tobytes()
 
 
 def test_training_and_scoring_see_it_upright(tmp_path):

@@ -98,7 +98,10 @@ def decode(
     with _opened(path, name, max_pixels) as image:
         found = _eight_bits(image).convert("RGB")
         upright = _upright(found, _orientation(image))
-        return found if found.size == size != upright.size else upright
+        if found.size != size or upright.size == size:
+            return upright
+        _forget(found)
+        return found
 
 
 def as_decoded(image: Image.Image) -> Image.Image:
@@ -267,7 +270,17 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
+    if orientation == 1:
+        return image
+    turned = image.transpose(_UPRIGHT[orientation])
+    _forget(turned)
+    return turned
+
+
+def _forget(image: Image.Image) -> None:
+    """Take away what says that it lies otherwise: whoever is given the image would turn it again."""
+    for name in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
 
 
 def _bits(image: Image.Image) -> tuple[int, bool]:

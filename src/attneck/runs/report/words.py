@@ -53,7 +53,7 @@ def _network(recipe: Recipe, facts: dict[str, Any]) -> str:
     said = model.name + _options(model.options)
     if model.surgery != "none":
         said += f"; {SURGERIES[model.surgery]}{_options(model.surgery_options)}"
-    start = model.pretrained or model.weights or ("timm's" if model.options.get("pretrained") else None)
+    start = model.pretrained or model.weights
     said += f". It starts from {start}" if start else ". Its weights start at random"
     if recipe.optimizer.freeze is not None:
         stages = recipe.optimizer.freeze
