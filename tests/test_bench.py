@@ -9,6 +9,7 @@ import torch
 
 from attneck import cli
 from attneck.commands import bench_inference, bench_loop
+from attneck.training.environment import environment
 
 STEP = ["step", "--size", "32"]
 CLASSIFIERS = ["--model", "cifar_resnet20_bam", "--plain", "cifar_resnet20"]
@@ -21,6 +22,13 @@ def _same_threads() -> object:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+ENVIRONMENT = environment()
+
+
+def environment_with_a_gpu() -> dict[str, object]:
+    return {**ENVIRONMENT, "gpu": "a GPU that nothing is measured on"}
 
 
 @pytest.mark.parametrize(
@@ -36,14 +44,20 @@ def _same_threads() -> object:
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
 def test_the_document(
-    words: list[str], rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    rows: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "bench.json"
+    monkeypatch.setattr("attneck.training.environment.environment", environment_with_a_gpu)
     assert cli.main(["bench", *words, *QUICK, "--threads", "1", "--out", str(out), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads(out.read_text())
     assert document["what"] == words[0]
     assert document["environment"]["torch_threads"] == 1
+    assert (document["device"], document["environment"]["gpu"]) == ("cpu", None)
     assert len(document["rows"]) == rows
     for row in document["rows"]:
         _, *others = row["ms"]
@@ -133,7 +147,9 @@ def bench_loop_mistake(capsys: pytest.CaptureFixture[str]) -> str:
             "want 72 pixels or more",
         ),
         (["inference", "--dtype", "bfloat16"], "--dtype float32 alone"),
-        (["inference", "--size", "64", "--model", "ssd300_vgg16"], "give two of a kind"),
+        (["inference", "--size", "64", "--model", "ssd300_vgg16"], "is a detector: bench inference is of"),
+        (["step", "--size", "32", "--model", "resnet50"], "resnet50 and --plain resnet50 are one network"),
+        (["inference", "--size", "9999", "--batch", "999"], "--batch 999: takes"),
         (["bam", "--loop"], "attneck bench step --loop takes"),
         (["bam", "--size", "8", "--model", "resnet50"], "bench bam takes no --model"),
         (["bam", "--size", "8", "--stride", "2"], "bench bam takes no --stride"),

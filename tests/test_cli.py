@@ -265,3 +265,16 @@ def test_data_where_and_check(capsys):
     assert json.loads(capsys.readouterr().out)["name"] == "shapes"
     assert cli.main(["data", "check", "shapes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["val"] == {"images": 2000, "classes": 10, "size": 32}
+
+
+def test_networks_of_timms_are_counted(capsys):
+    assert cli.main(["count", "timm/resnet10t", "--image-size", "64", "--num-classes", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["image_size"], found["num_classes"]) == ("timm/resnet10t", 64, 5)
+    assert found["madds"] - found["madds_no_classifier"] == 512 * 5
+    for words, says in (
+        (["timm/resnet10z"], "perhaps you meant 'resnet10t'"),
+        (["timm/resnet10t", "--options", "pretrained", "True"], "a model's options say how it is made"),
+    ):
+        assert cli.main(["count", *words]) == 2
+        assert says in capsys.readouterr().err

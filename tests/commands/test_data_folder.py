@@ -117,7 +117,10 @@ def test_where_takes_nothing_of_check(words, capsys):
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_in_a_line(root, tmp_path, monkeypatch, capsys, case):
+    """And what is said of the sheet before the images are read, which may take long."""
     monkeypatch.chdir(tmp_path)
+    if "sheet" in case or "recipe" in case:
+        monkeypatch.setattr("attneck.commands.data.read_folder", None)
     monkeypatch.setenv("ATTNECK_DATA", str(root))
     words, says = REFUSED[case]
     assert cli.main(["data", "check", *words]) == 2

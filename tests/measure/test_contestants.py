@@ -68,6 +68,18 @@ def test_who_is_compiled_is_who_is_named(
     assert not any(isinstance(other, MHSA2d) for other in others)
 
 
+def test_only_who_computes_the_same_is_compared() -> None:
+    """timm's and lucidrains' layers pool a map of an odd side to less than half of it."""
+    for size, stride in ((7, 2), (7, 1), (8, 2)):
+        case = AttentionCase(size, 2, stride=stride, channels=16)
+        shapes = {
+            contestants.attention_call(case, name, "forward")().shape  # type: ignore[attr-defined]
+            for name in contestants.attention_names(False, case)
+        }
+        assert len(shapes) == 1
+        assert (len(contestants.attention_names(False, case)) > 3) == (size == 8 or stride == 1)
+
+
 def test_compiled_is_named_so() -> None:
     names = contestants.attention_names(compiled=True)
     assert names[0] == contestants.OURS

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+import torchvision
 from one_of_each import one_of_each
 from torch import nn
 from torch.nn.utils import prune
@@ -150,6 +151,20 @@ def test_known_totals(name, side, params, paper, madds):
     assert (counts.params, counts.params_paper, counts.madds) == (params, paper, madds)
     assert counts.madds - counts.madds_no_classifier == 2048 * 1000
     assert counts.stages is None
+
+
+@pytest.mark.parametrize(
+    ("build", "classifier"),
+    [
+        (lambda: torchvision.models.vit_b_16(), 768 * 1000),
+        (lambda: timm.create_model("deit_tiny_distilled_patch16_224"), 2 * 192 * 1000),
+    ],
+)
+def test_classifiers_of_other_names_are_taken_off(build, classifier):
+    """torchvision's `heads`, and the two of a distilled network."""
+    with torch.device("meta"):
+        counts = count(build(), 224)
+    assert counts.madds - counts.madds_no_classifier == classifier
 
 
 def test_bam_alone_has_the_parameters_of_the_papers_equations():

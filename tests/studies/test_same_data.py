@@ -96,6 +96,12 @@ def test_runs_of_other_data_than_each_other_are_refused(root: Path, tmp_path: Pa
         collect(one, [plain, se])
 
 
+def test_images_that_are_not_there_are_said_at_once(root: Path, tmp_path: Path, capsys) -> None:
+    error = said(root, tmp_path / "out", capsys, "--data.root", str(tmp_path / "nowhere"))
+    assert f"{tmp_path / 'nowhere'} is not a folder" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_variants_may_have_images_of_their_own() -> None:
     few = {"data.train_size": 2}
     one = Study.model_validate(

@@ -161,7 +161,7 @@ def bench(
         cases = _attention_cases(device) if size is None else [one(size, batch or 1)]
 
         def names(case: Any) -> list[str]:
-            everybody = contestants.attention_names(compiled)
+            everybody = contestants.attention_names(compiled, case)
             # Larger maps in the list are there for their memory: the others take seconds, and GiB.
             return everybody if size is not None or case.size < 80 else everybody[:2]
 
@@ -178,7 +178,7 @@ def bench(
     elif what == "inference":
         from attneck.commands import bench_inference
 
-        _comparable(model, "resnet50")
+        _classifier(model)
         cases = bench_inference.cases(model, size, batch)
 
         def names(case: Any) -> list[str]:
@@ -193,6 +193,8 @@ def bench(
         names, call = steps.step_names, steps.step_call
     if size is not None:
         case: Any = cases[0]
+        if len(names(case)) == 1:
+            raise UserError(f"{case}: nobody to compare with is installed, and --no-compiled leaves one out")
         with _of(case):
             call(case, names(case)[0], "forward+backward", device)
     if dtype is not None:
@@ -203,7 +205,9 @@ def bench(
     }
     document: dict[str, Any] = {
         "what": what,
+        "device": device,
         "environment": environment()
+        | ({"gpu": None} if device == "cpu" else {})
         | {
             "torch_threads": torch.get_num_threads(),
             "float32_products": float32_products(),
@@ -245,16 +249,17 @@ def _of(case: Any) -> Iterator[None]:
 
 def _refuse_too_large(what: What, size: int, batch: int, channels: int, device: str) -> None:
     """UserError where the tensors of a case, at the least, are more than the memory."""
-    positions = size**2
+    positions, network = size**2, what in ("step", "inference")
     # Of a network its first maps: 64 channels at stride 2.
-    least = 64 * batch * positions if what == "step" else 4 * batch * channels * positions
+    least = 64 * batch * positions if network else 4 * batch * channels * positions
     if what == "attention":  # the plain form has all logits, of 4 heads
         least += 4 * 4 * batch * positions**2
     there = memory() if device == "cpu" else 1 << 40
     if least > there:
+        wide = "" if network else f", --channels {channels}"
         raise UserError(
-            f"--size {size}, --batch {batch}, --channels {channels}: takes {least / 2**30:,.0f} GiB or more, "
-            f"of {there / 2**30:,.0f}: give smaller ones"
+            f"--size {size}, --batch {batch}{wide}: takes {least / 2**30:,.0f} GiB or more, of "
+            f"{there / 2**30:,.0f}: give smaller ones"
         )
 
 
@@ -304,6 +309,19 @@ def _comparable(model: str, plain: str) -> None:
         raise UserError(
             f"--model {model} and --plain {plain}: one is a detector and one is not; give two of a kind"
         )
+    if model == plain:
+        raise UserError(f"--model {model} and --plain {plain} are one network: give another --plain")
+
+
+def _classifier(model: str) -> None:
+    from attneck.models import catalog
+
+    try:
+        task = catalog.find(model).task
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if task != "classification":
+        raise UserError(f"--model {model} is a detector: bench inference is of classifiers")
 
 
 def _with_dtype(case: Any, dtype: str) -> Any:

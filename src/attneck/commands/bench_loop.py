@@ -48,7 +48,10 @@ def bench_loop(
 
     document: dict[str, Any] = {
         "what": "loop",
-        "environment": environment() | {"torch_threads": torch.get_num_threads()},
+        "device": device,
+        "environment": environment()
+        | ({"gpu": None} if device == "cpu" else {})
+        | {"torch_threads": torch.get_num_threads()},
         "dtype": dtype,
         "clock": clock(device),
         "rows": [],

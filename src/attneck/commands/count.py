@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -12,8 +12,10 @@ from attneck.checks import whole
 from attneck.commands.arguments import call
 from attneck.commands.counted import Asked, counted, counts_of
 from attneck.errors import UserError
+from attneck.measure.kept import Counts
 from attneck.models import catalog
 from attneck.models.options import MAX_CLASSES
+from attneck.training.recipe import TIMM
 
 
 def show(
@@ -28,7 +30,7 @@ def show(
     """Parameters and multiply-adds of a model, for one image.
 
     Args:
-        model: a name of `attneck list`.
+        model: a name of `attneck list`, or timm/NAME.
         image_size: side in pixels; the published one if not given.
         num_classes: width of the classifier, 0 for none; the published one if not given.
         options: what the model is asked for beyond its name, such as bam_dilation 2.
@@ -36,24 +38,30 @@ def show(
         json_: print one JSON document and nothing else.
     """
     try:
-        entry = catalog.find(model, dict(options))
-        size = entry.image_size if image_size is None else image_size
-        whole("--image-size", size)
-        classes = entry.num_classes if num_classes is None else num_classes
-        whole("--num-classes", classes, least=0, most=MAX_CLASSES)
-        asked = Asked(model, dict(options), size, classes)
-        counts = counted(asked, stages=True) if stages else counts_of(asked)
+        if image_size is not None:
+            whole("--image-size", image_size)
+        if num_classes is not None:
+            whole("--num-classes", num_classes, least=0, most=MAX_CLASSES)
+        if model.startswith(TIMM):
+            asked, counts = _of_timm(model, image_size, num_classes, dict(options), stages)
+        else:
+            entry = catalog.find(model, dict(options))
+            size = entry.image_size if image_size is None else image_size
+            classes = entry.num_classes if num_classes is None else num_classes
+            asked = Asked(model, dict(options), size, classes)
+            counts = counted(asked, stages=True) if stages else counts_of(asked)
     except ValueError as error:
         raise UserError(str(error)) from None
     if json_:
-        document = {"model": model, "options": options, "image_size": size, "num_classes": classes}
+        document = asked._asdict()
         figures = dataclasses.asdict(counts)
         figures["stages"] = counts.stages and {
             name: {"params": params, "madds": madds} for name, (params, madds) in counts.stages.items()
         }
         print(json.dumps(document | {key: value for key, value in figures.items() if value is not None}))
         return
-    print(f"{model}, one image of {size}×{size}, {classes} classes")
+    size = asked.image_size
+    print(f"{model}, one image of {size}×{size}, {asked.num_classes} classes")
     for name, what, value in (
         ("parameters", "all", counts.params),
         ("", "without BatchNorm and position tables (BoTNet)", counts.params_paper),
@@ -64,6 +72,22 @@ def show(
         print(f"{name:10}  {value:>17,}  {what}")
     for name, (params, madds) in (counts.stages or {}).items():
         print(f"  {name:20} {params:>17,} parameters {madds:>20,} M.Adds")
+
+
+def _of_timm(
+    model: str, image_size: int | None, num_classes: int | None, options: dict[str, Any], stages: bool
+) -> tuple[Asked, Counts]:
+    """One of timm's, at its own size and with its own classes where none are given."""
+    import torch
+
+    from attneck.measure import count
+    from attneck.tasks.of_timm import made
+
+    given = options if num_classes is None else options | {"num_classes": num_classes}
+    with torch.device("meta"):
+        network: Any = made(model.removeprefix(TIMM), given)
+    size = network.pretrained_cfg["input_size"][-1] if image_size is None else image_size
+    return Asked(model, options, size, network.num_classes), count(network, size, stages=stages)
 
 
 def main(words: list[str]) -> None:

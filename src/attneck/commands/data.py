@@ -88,7 +88,7 @@ def inspect(
             _check_detection(name, root, max_pixels, masked, json_)
             return
         if sheet is not None:
-            check_sheet(sheet)
+            check_sheet(sheet, name, augmented)
         if name == "folder":
             if md5:
                 raise ValueError("folder: md5 is given, but only cifar100's files are checked: leave it out")
@@ -96,7 +96,8 @@ def inspect(
         else:
             found, problems = _read_arrays(name, root, md5, max_pixels, quiet=json_), []
         if sheet is not None:
-            draw_sheet(sheet, name, augmented, root=root, val_share=val_share, max_pixels=max_pixels)
+            sums = {"md5": md5} if md5 else {}
+            draw_sheet(sheet, name, augmented, root=root, val_share=val_share, max_pixels=max_pixels, **sums)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     if json_:

@@ -7,13 +7,16 @@ from typing import Any
 
 from attneck.commands.output_file import check_output
 from attneck.errors import UserError
+from attneck.training.recipe_file import load_recipe
 
 
-def check_sheet(path: Path) -> None:
-    """UserError for a file that is no PNG's name, is there already, or has no folder."""
+def check_sheet(path: Path, name: str, augmented: str | None) -> None:
+    """UserError for what cannot be the sheet's file, and for a recipe of another data set."""
     check_output("--sheet", path, (".png",))
     if path.exists():
         raise UserError(f"--sheet {path} is there already: give another name")
+    if augmented is not None and (other := load_recipe(augmented).data.name) != name:
+        raise UserError(f"--augmented {augmented} is a recipe for {other}: give one for {name}")
 
 
 def draw_sheet(path: Path, name: str, augmented: str | None, **options: Any) -> None:
@@ -22,7 +25,7 @@ def draw_sheet(path: Path, name: str, augmented: str | None, **options: Any) -> 
     augmented: the recipe that says how they are augmented, each as in the first epoch; None as they are.
     options: of `open_dataset`.
 
-    Raises UserError for a recipe of another data set, NotWritten where the file cannot be written.
+    Raises NotWritten where the file cannot be written.
     """
     import numpy as np
     from PIL import Image
@@ -32,15 +35,10 @@ def draw_sheet(path: Path, name: str, augmented: str | None, **options: Any) -> 
     from attneck.data.sampling import spread
     from attneck.explain.contact_sheet import COLUMNS, ROWS, Tile, pages, small
     from attneck.files import write_atomic
-    from attneck.training.recipe_file import load_recipe
 
     what = "training images as they are"
     if augmented is not None:
         recipe = load_recipe(augmented)
-        if recipe.data.name != name:
-            raise UserError(
-                f"--augmented {augmented} is a recipe for {recipe.data.name}: give one for {name}"
-            )
         what = f"training images as {augmented} augments them ({recipe.data.augment})"
         options |= {"image_size": recipe.data.image_size, "seed": recipe.seed, **recipe.data.augmentation()}
     images = open_dataset(name, "train", **options)

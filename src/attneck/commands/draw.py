@@ -90,21 +90,9 @@ def _network(model: str, kind: Any, image_size: int | None, options: dict[str, A
     with torch.device("meta"):
         if not model.startswith(TIMM):
             return catalog.create_model(model, image_size=image_size, **options)
-        import timm
+        from attneck.tasks.of_timm import made
 
-        from attneck.models.origin import FETCHING
-
-        name = model.removeprefix(TIMM)
-        if fetched := FETCHING & options.keys():
-            said = ", ".join(sorted(fetched))
-            raise ValueError(f"--options {said}: a picture needs no weights; leave it out")
-        if not timm.is_model(name):
-            raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
-        try:
-            found: nn.Module = timm.create_model(name, **options)
-        except TypeError as error:
-            raise ValueError(f"timm's {name} does not take these options ({error}): {options}") from error
-        return found
+        return made(model.removeprefix(TIMM), options)
 
 
 def _size(network: Any, image_size: int | None) -> tuple[int, int]:

@@ -105,8 +105,8 @@ def main(words: list[str]) -> None:
     if not arguments.report:
         from attneck.studies.results import check_data
 
-        trains = not arguments.list_ and not all(cell.done for cell in chosen)
-        check_data(study, made, now=trains)
+        undone = [] if arguments.list_ else [cell for cell in chosen if not cell.done]
+        check_data(study, made, undone)
         ended = _ended_elsewhere(study, made, stem, arguments.with_)
         left = [one for one in chosen if (one.problem, one.variant, one.seed) not in ended]
         if arguments.list_:

@@ -19,7 +19,6 @@ from attneck.export.agreement import Check, DisagreementError, race
 from attneck.export.formats import INPUT, runner, to_onnx, to_pt2
 from attneck.export.graph import smallest, trace, trace_detector
 from attneck.files import write_atomic
-from attneck.layers.bare import copied
 from attneck.models.origin import Origin, bare
 from attneck.seal import seal, verify
 
@@ -161,6 +160,8 @@ def _network(
 
 def _copy(model: nn.Module) -> nn.Module:
     """A copy of it; ValueError where there is none to make."""
+    from attneck.layers.bare import copied
+
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError(
             f"this {type(model).__name__} is on the meta device, without weights: load them first"

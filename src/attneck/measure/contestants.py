@@ -103,13 +103,18 @@ def expanded_gate(x: Tensor, c: Tensor, p: Tensor, combine: str = "sum") -> Tens
     return x + x * weights
 
 
-def attention_names(compiled: bool) -> list[str]:
-    """All contestants of an attention case, this project first, without libraries that are not installed."""
+def attention_names(compiled: bool, case: AttentionCase | None = None) -> list[str]:
+    """All contestants of an attention case, this project first, without libraries that are not installed.
+
+    The libraries' layers pool a map of an odd side to another size than ours and the papers': they are left
+    out there.
+    """
     names = [OURS, PLAIN, PLAIN + LAST]
-    if importlib.util.find_spec("timm"):
+    odd = case is not None and case.stride == 2 and case.size % 2 == 1
+    if importlib.util.find_spec("timm") and not odd:
         names += [TIMM, TIMM + LAST]
-    if importlib.util.find_spec("bottleneck_transformer_pytorch"):
-        names += [LUCIDRAINS]
+    if importlib.util.find_spec("bottleneck_transformer_pytorch") and not odd:
+        names += [LUCIDRAINS, LUCIDRAINS + LAST]
     if compiled:
         names += [name + COMPILED for name in names if not name.startswith(PLAIN)]
     return names

@@ -79,14 +79,14 @@ def count(
 
     by_child = {name: of(child, f"{root}.{name}") for name, child in model.named_children()}
     names = {module: f"{root}.{name}" for name, module in model.named_modules()}
-    classifier = _classifier(model)
+    classifiers = [of(module, names[module]) for module in _classifiers(model)]
     params, params_paper, params_weights = count_parameters(model)
     return Counts(
         params=params,
         params_paper=params_paper,
         params_weights=params_weights,
         madds=madds,
-        madds_no_classifier=madds - (of(classifier, names[classifier]) if classifier is not None else 0),
+        madds_no_classifier=madds - sum(classifiers),
         bias_adds=sum(adds),
         stages=_stages(model, by_child, params, madds) if stages else None,
     )
@@ -174,14 +174,17 @@ def _biases(model: nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-def _classifier(model: nn.Module) -> nn.Module | None:
-    """What turns features into logits: timm's `get_classifier()`, else the child that is called so."""
+def _classifiers(model: nn.Module) -> list[nn.Module]:
+    """What turns features into logits: timm's `get_classifier()`, else the child that is called so.
+
+    A distilled network of timm's has two.
+    """
     if callable(getter := getattr(model, "get_classifier", None)):
         found = getter()
-        return found if isinstance(found, nn.Module) else None
-    return next(
-        (child for name, child in model.named_children() if name in {"fc", "classifier", "head"}), None
-    )
+        both = found if isinstance(found, tuple | list) else [found]
+        return [one for one in both if isinstance(one, nn.Module)]
+    named = {"fc", "classifier", "head", "heads"}
+    return [child for name, child in model.named_children() if name in named][:1]
 
 
 def _stages(

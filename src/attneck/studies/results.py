@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from attneck.data.fingerprint import changes, shortened
-from attneck.errors import UserError, one_line
+from attneck.errors import UserError, one_line, user_mistakes
 from attneck.runs.cost import Cost, cost_of
 from attneck.runs.run import Run
 from attneck.studies.statistics import Difference, Spread, difference, spread
@@ -101,16 +101,17 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
     ]
 
 
-def check_data(study: Study, cells: Sequence[Cell], now: bool = False) -> None:
+def check_data(study: Study, cells: Sequence[Cell], to_train: Sequence[Cell] = ()) -> None:
     """Refuse runs that have ended on other images than others of the study: their scores do not compare.
 
     Where a run's data.root is not the one that is given, its images are compared with those there.
 
     Args:
-        now: compare them where it is the same one too, as they may have been replaced since.
+        to_train: runs that follow. Their images are opened, and those of ended runs are compared with what is
+            there now, which may have been replaced since.
 
     Raises:
-        UserError: such a run.
+        UserError: such a run; images that are not there.
     """
     known: dict[str, tuple[Path, Facts]] = {}
     there: dict[str, Facts] = {}
@@ -123,7 +124,7 @@ def check_data(study: Study, cells: Sequence[Cell], now: bool = False) -> None:
                 "scores do not compare: remove one of them, and it is trained anew"
             )
         given, root = cell.recipe.data.root, load_recipe(str(cell.folder)).data.root
-        if given == root and not now:
+        if given == root and not to_train:
             continue
         was, place = root or "ATTNECK_DATA", given or "ATTNECK_DATA"
         both = f"{cell.folder} was trained on the data in {was}, and that in {place}"
@@ -136,6 +137,11 @@ def check_data(study: Study, cells: Sequence[Cell], now: bool = False) -> None:
             raise UserError(f"{both} cannot be compared ({one_line(error, 200)}): {wanted}") from None
         if said := changes(facts, there[images]):
             raise UserError(f"{both} is other data ({shortened(said)}): {wanted}, or give another --out")
+    for cell in to_train:
+        images = study.images(cell.problem, cell.variant)
+        if images not in there:
+            with user_mistakes():
+                there[images] = _opened(cell.recipe)
 
 
 def _facts(cell: Cell) -> Facts:

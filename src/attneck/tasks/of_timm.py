@@ -29,15 +29,8 @@ def of_timm(
     """
     import timm
 
-    if fetched := FETCHING & options.keys():
-        raise ValueError(
-            f"model.options {', '.join(sorted(fetched))}: a model's options say how it is made, not where "
-            "its weights are; give model.pretrained NAME for timm's, or model.weights FILE"
-        )
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
+    network = made(name, options | {"num_classes": num_classes})
     found: Any = timm.get_pretrained_cfg(name)
-    network = _made(name, num_classes, options)
     if resized_later or not getattr(found, "fixed_input_size", False) or tuple(found.input_size[1:]) == size:
         return network, options
     fault = _fault(network, size)
@@ -46,7 +39,7 @@ def of_timm(
     if "img_size" not in options:
         fitted = {**options, "img_size": list(size)}
         try:
-            network = _made(name, num_classes, fitted)
+            network = made(name, fitted | {"num_classes": num_classes})
         except ValueError:  # it has no such option
             pass
         else:
@@ -58,11 +51,23 @@ def of_timm(
     )
 
 
-def _made(name: str, num_classes: int, options: Options) -> nn.Module:
+def made(name: str, options: Options) -> nn.Module:
+    """A network of timm's, without weights of anybody's.
+
+    Raises:
+        ValueError: timm has no such model, or it does not take the options; options that fetch weights.
+    """
     import timm
 
+    if fetched := FETCHING & options.keys():
+        raise ValueError(
+            f"model.options {', '.join(sorted(fetched))}: a model's options say how it is made, not where "
+            "its weights are; give model.pretrained NAME for timm's, or model.weights FILE"
+        )
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
     try:
-        network: nn.Module = timm.create_model(name, num_classes=num_classes, **options)
+        network: nn.Module = timm.create_model(name, **options)
     except TypeError as error:
         raise ValueError(f"timm's {name} does not take these options ({error}): {options}") from error
     return network
