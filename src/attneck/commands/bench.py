@@ -343,6 +343,7 @@ def _measure(
     from rich.progress import Progress
 
     from attneck.measure.contestants import COMPILED
+    from attneck.measure.inference import ONNXRUNTIME
     from attneck.measure.memory import peak_elsewhere
     from attneck.measure.speed import interleave
 
@@ -377,7 +378,8 @@ def _measure(
                     row["peak_mib"] = {
                         name: peak_elsewhere(call, case, name, direction, device, device=device) / 2**20
                         for name in everybody
-                        if "compiled" not in name  # the compiler's own memory would be counted
+                        # The compiler's own would be counted; onnxruntime keeps what its first call took.
+                        if "compiled" not in name and name != ONNXRUNTIME
                     }
                 yield row
                 progress.advance(task)

@@ -13,6 +13,7 @@ import tyro
 from attneck.checks import whole
 from attneck.commands.arguments import call
 from attneck.commands.output_file import check_output
+from attneck.commands.progress import tell
 from attneck.errors import UserError, user_mistakes
 
 
@@ -64,6 +65,7 @@ def bench_input(
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder, user_mistakes():
+            tell(f"makes {images} JPEGs, then times each loader for {seconds:g} s")
             made = photographs(data, Path(folder), images)
             calls = contestants(Path(folder), image_size, batch)
             times = interleave(calls, seconds=seconds, clock=time.process_time)

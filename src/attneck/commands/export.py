@@ -12,6 +12,7 @@ import tyro
 from attneck import export as exporting
 from attneck.commands.arguments import call
 from attneck.commands.given_model import kind_of, load
+from attneck.commands.progress import tell
 from attneck.errors import RunFailed, UserError
 from attneck.runs.provenance import recipe_name
 
@@ -69,6 +70,7 @@ def write(
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
             name = recipe_name(run.folder) if run else None
+            tell(f"traces {model}, writes the graph and compares it; a detector takes a minute")
             done = exporting.export(
                 network,
                 file,
