@@ -36,7 +36,7 @@ MAY = {
     },
     "studies": {"data", "explain", "layers", "measure", "papers", "runs", "tasks", "training"},
     "hub": {"explain", "models", "runs", "tasks", "training"},
-    "export": {"detection", "models", "runs", "seal"},
+    "export": {"detection", "layers", "models", "runs", "seal"},
     "serve": {"data", "explain", "layers", "tasks"},
     "commands": {
         "attention",

@@ -298,7 +298,7 @@ def test_a_forward_that_is_not_its_class_s_is_found_out() -> None:
         ("test_resnet", {"start": "zero"}, "unknown start 'zero'; choose one of paper, identity"),
         ("test_resnet", {"reduction": 64}, "after 'layer1': 32 channels at reduction 64 leave"),
         ("test_resnet", {"image_size": 0}, "image_size=0: wanted .height, width., or one number"),
-        ("test_resnet", {"image_size": 2}, "no bottleneck in this ResNet"),
+        ("test_resnet", {"image_size": 1}, "no bottleneck in this ResNet"),
         ("inception_v3", {"image_size": 16}, "does not run on an image of 16×16 on the meta device"),
     ],
 )  # fmt: skip
