@@ -186,7 +186,9 @@ def test_a_run_that_has_not_ended(place, tmp_path, capsys):
     assert "No held-out images were scored yet." in " ".join(page(tmp_path / "bare").words)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"tiles": 1}', '{"heads": [], "tiles": [{"picture": "x"}]}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"tiles": 1, "step": "x"}', '{"heads": [], "tiles": [{"picture": "x"}]}']
+)
 def test_damaged_files_are_left_out_and_said(place, tmp_path, content):
     shutil.copytree(place / "<i>run", tmp_path / "run")
     (tmp_path / "run/scored.json").write_text(content)

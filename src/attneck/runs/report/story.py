@@ -109,7 +109,7 @@ def read_story(folder: Path) -> Story:
     scored = _json(folder / SCORED, lacks)
     last = int(history[-1]["step"]) if history else 0
     of = (scored or {}).get("step", summary["steps"] if summary else last)
-    if scored is not None and of != last:
+    if scored is not None and isinstance(of, int) and of != last:
         lacks.append(f"what was predicted at step {last:,}: what is shown is of step {of:,}, an end before")
     saved = [step_of(one) for one in checkpoints(folder / "checkpoints")[:1]]
     if summary is not None and summary["steps"] < max(last, *saved, 0):
