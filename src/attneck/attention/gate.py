@@ -87,8 +87,8 @@ def gate(
         p: spatial logits [B, 1, H, W], or None for the channel branch alone.
         combine: "sum", "prod" or "max"; unused with one branch.
         backend: "plain" is ordinary PyTorch, for every derivative and transform. "auto" is less memory and
-            time where the tensors are computed at once, and "plain" elsewhere; second derivatives are right
-            with both.
+            time where the tensors are computed at once, and "plain" elsewhere, inside a dispatch mode too and
+            for tensors of a class of their own; second derivatives are right with both.
 
     Returns:
         [B, C, H, W], of the dtype that the three promote to.

@@ -178,7 +178,8 @@ def bench(
     elif what == "inference":
         from attneck.commands import bench_inference
 
-        _classifier(model)
+        if _task(model) != "classification":
+            raise UserError(f"--model {model} is a detector: bench inference is of classifiers")
         cases = bench_inference.cases(model, size, batch)
 
         def names(case: Any) -> list[str]:
@@ -206,10 +207,8 @@ def bench(
     document: dict[str, Any] = {
         "what": what,
         "device": device,
-        "environment": environment()
-        | ({"gpu": None} if device == "cpu" else {})
+        "environment": environment(device)
         | {
-            "torch_threads": torch.get_num_threads(),
             "float32_products": float32_products(),
             "attention_passes": passes(),
             "attention": attention(),
@@ -299,13 +298,7 @@ def _step_cases(device: str) -> list[StepCase]:
 
 
 def _comparable(model: str, plain: str) -> None:
-    from attneck.models import catalog
-
-    try:
-        tasks = {catalog.find(name).task for name in (model, plain)}
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if len(tasks) > 1:
+    if _task(model) != _task(plain):
         raise UserError(
             f"--model {model} and --plain {plain}: one is a detector and one is not; give two of a kind"
         )
@@ -313,15 +306,13 @@ def _comparable(model: str, plain: str) -> None:
         raise UserError(f"--model {model} and --plain {plain} are one network: give another --plain")
 
 
-def _classifier(model: str) -> None:
+def _task(model: str) -> str:
     from attneck.models import catalog
 
     try:
-        task = catalog.find(model).task
+        return catalog.find(model).task
     except ValueError as error:
         raise UserError(str(error)) from None
-    if task != "classification":
-        raise UserError(f"--model {model} is a detector: bench inference is of classifiers")
 
 
 def _with_dtype(case: Any, dtype: str) -> Any:

@@ -69,7 +69,7 @@ def bench_input(
             made = photographs(data, Path(folder), images)
             calls = contestants(Path(folder), image_size, batch)
             times = interleave(calls, seconds=seconds, clock=time.process_time)
-            about = environment()
+            about = environment("cpu")
     finally:
         torch.set_num_threads(threads)
     document: dict[str, Any] = {

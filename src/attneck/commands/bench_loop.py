@@ -42,16 +42,13 @@ def bench_loop(
     Raises:
         UserError: a model that is no classifier, or a size that it does not take.
     """
-    import torch
 
     from attneck.training.environment import environment
 
     document: dict[str, Any] = {
         "what": "loop",
         "device": device,
-        "environment": environment()
-        | ({"gpu": None} if device == "cpu" else {})
-        | {"torch_threads": torch.get_num_threads()},
+        "environment": environment(device),
         "dtype": dtype,
         "clock": clock(device),
         "rows": [],

@@ -91,7 +91,6 @@ def bench_table(
     Raises:
         UserError: `out` holds something else, or times that were measured otherwise.
     """
-    import torch
 
     from attneck.training.environment import environment
 
@@ -102,14 +101,12 @@ def bench_table(
         "dtype": dtype,
         "batch": asked,
         "clock": clock(device),
-        "environment": environment() | {"torch_threads": torch.get_num_threads()},
+        "environment": environment(device),
         "rows": [
             row | {"batch": asked, "ms": None, "samples_ms": []}
             for row in (all_of_table_14() if number == TABLES[0] else two_at_all_sides())
         ],
     }
-    if device == "cpu":  # a machine may have a GPU that these were not measured on
-        document["environment"]["gpu"] = None
     if out is not None and out.exists():
         document = _taken_up(out, document)
     _measure(document, device, seconds, out)

@@ -17,8 +17,17 @@ from attneck import __version__
 from attneck.processor import processor_name
 
 
-def environment() -> dict[str, Any]:
-    """Versions, hardware and command of a run, as JSON has them."""
+def gpu_name() -> str | None:
+    """Of the GPU that torch would use."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def environment(device: str = "cuda") -> dict[str, Any]:
+    """Versions, hardware and command of a run, as JSON has them.
+
+    Args:
+        device: what computes; where it is "cpu" a GPU that is there too is not named.
+    """
     packages = ("torch", "torchvision", "timm", "numpy")
     return {
         "command": " ".join(["attneck", *sys.argv[1:]]),
@@ -29,7 +38,7 @@ def environment() -> dict[str, Any]:
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": None if device == "cpu" else gpu_name(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
 

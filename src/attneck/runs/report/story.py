@@ -112,7 +112,7 @@ def read_story(folder: Path) -> Story:
     if scored is not None and isinstance(of, int) and of != last:
         lacks.append(f"what was predicted at step {last:,}: what is shown is of step {of:,}, an end before")
     saved = [step_of(one) for one in checkpoints(folder / "checkpoints")[:1]]
-    if summary is not None and summary["steps"] < max(last, *saved, 0):
+    if summary is not None and summary["steps"] < max([last, *saved]):
         summary = None  # of the end before: it goes on with more patience
     story = Story(
         folder,
