@@ -48,6 +48,8 @@ def test_what_takes_no_other_size_is_refused_in_a_line():
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="does not take these options"):
         built("vit_tiny_patch16_224", 64, heads=3)
+    with pytest.raises(ValueError, match="multiple values for keyword argument 'num_classes'"):
+        built("resnet10t", 64, num_classes=7)
     for option in (
         "pretrained",
         "checkpoint_path",

@@ -83,9 +83,9 @@ def _of_timm(
     from attneck.measure import count
     from attneck.tasks.of_timm import made
 
-    given = options if num_classes is None else options | {"num_classes": num_classes}
+    asked = {} if num_classes is None else {"num_classes": num_classes}
     with torch.device("meta"):
-        network: Any = made(model.removeprefix(TIMM), given)
+        network: Any = made(model.removeprefix(TIMM), options, **asked)
     size = network.pretrained_cfg["input_size"][-1] if image_size is None else image_size
     return Asked(model, options, size, network.num_classes), count(network, size, stages=stages)
 

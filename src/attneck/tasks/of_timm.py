@@ -29,7 +29,7 @@ def of_timm(
     """
     import timm
 
-    network = made(name, options | {"num_classes": num_classes})
+    network = made(name, options, num_classes=num_classes)
     found: Any = timm.get_pretrained_cfg(name)
     if resized_later or not getattr(found, "fixed_input_size", False) or tuple(found.input_size[1:]) == size:
         return network, options
@@ -39,7 +39,7 @@ def of_timm(
     if "img_size" not in options:
         fitted = {**options, "img_size": list(size)}
         try:
-            network = made(name, fitted | {"num_classes": num_classes})
+            network = made(name, fitted, num_classes=num_classes)
         except ValueError:  # it has no such option
             pass
         else:
@@ -51,11 +51,12 @@ def of_timm(
     )
 
 
-def made(name: str, options: Options) -> nn.Module:
-    """A network of timm's, without weights of anybody's.
+def made(name: str, options: Options, **asked: Any) -> nn.Module:
+    """A network of timm's, without weights of anybody's, with `options` and what else is `asked` for.
 
     Raises:
-        ValueError: timm has no such model, or it does not take the options; options that fetch weights.
+        ValueError: timm has no such model, or it does not take the options; options that fetch weights, or
+            are asked for already.
     """
     import timm
 
@@ -67,7 +68,7 @@ def made(name: str, options: Options) -> nn.Module:
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
     try:
-        network: nn.Module = timm.create_model(name, **options)
+        network: nn.Module = timm.create_model(name, **asked, **options)
     except TypeError as error:
         raise ValueError(f"timm's {name} does not take these options ({error}): {options}") from error
     return network
