@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import attneck
 from attneck import cli
 
 NET = "cifar_resnet20_bot_bam"
@@ -194,3 +196,24 @@ def test_draw_refuses(words: list[str], says: str, capsys: Any) -> None:
     assert code == 2
     assert says in line
     assert len(line.splitlines()) == 1
+
+
+def test_a_saved_model_s_photo_is_resized_as_it_was_trained(tmp_path: Path, capsys: Any) -> None:
+    from attneck import hub
+    from attneck.commands.given_model import viewer
+
+    model = attneck.create_model("cifar_resnet20_bam", num_classes=5)
+    noise = Image.effect_noise((200, 160), 90).convert("RGB")
+    for way in ("nearest", "bicubic", "bilinear"):
+        seer = viewer(str(hub.save(model, tmp_path / way, interpolation=way, mean=(0, 0, 0), std=(1, 1, 1))))
+        resized = noise.resize((40, 32), Image.Resampling[way.upper()]).crop((4, 0, 36, 32))
+        wanted = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
+        torch.testing.assert_close(seer.prepared(noise), wanted, rtol=0, atol=1e-6)
+    hub.save(model, tmp_path / "random", interpolation="random")
+    code, line = said(capsys, "look", "random", "photo.png")
+    assert code == 2
+    assert re.fullmatch(
+        r"attneck: random: interpolation='random': wanted one of nearest, .*bicubic.*; "
+        "save it with the one that it was trained by",
+        line,
+    )

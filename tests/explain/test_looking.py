@@ -60,6 +60,22 @@ def test_the_bright_pixel_is_left_of_the_place(window: Window) -> None:
         assert (y + 0.5) * scale == pytest.approx((top + bottom) / 2, abs=3 * scale)
 
 
+def test_what_the_padding_has_is_not_in_the_scales() -> None:
+    """The photo fills 38 of 64 pixels, so 5 of the map's 8 rows; those below have greater values."""
+    image = torch.ones(1, 16, 64, 64)
+    image[:, :, 40:] = 50.0
+    found = maps(nn.Sequential(nn.AvgPool2d(8), BAM(16)), image)
+    figure = picture(PHOTO, [Look("padded", [], found, WINDOWS["padded"])], [])
+    limits = [axes.images[1].get_clim() for axes in figure.axes if len(axes.images) == 2]
+    (bam,) = found.bams
+    assert bam.spatial is not None
+    rows = [
+        each[:5] for each in (torch.stack([bam.before, bam.after], 1), bam.spatial, bam.attention.mean(0))
+    ]
+    both, spatial, gate = ((float(each.min()), float(each.max())) for each in rows)
+    assert limits == [pytest.approx(each) for each in (both, spatial, gate, both)]
+
+
 class Tower(nn.Module):
     """So many BAMs and MHSAs."""
 

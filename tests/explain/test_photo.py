@@ -72,3 +72,17 @@ def test_a_pixel_has_the_value_of_the_place_that_covers_it(window: Window) -> No
             assert left - 1e-9 <= x + 0.5 <= right + 1e-9
             assert top - 1e-9 <= y + 0.5 <= bottom + 1e-9
     assert set(number.ravel()) >= set(spread[~np.isnan(spread)].ravel())
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        centred((90, 60), 32, 0.875),
+        fitted((90, 60), (43, 64), (64, 64)),
+        fitted((60, 90), (64, 43), (64, 64)),
+    ],
+)
+def test_what_is_shown_of_a_map_are_the_places_that_cover_a_pixel(window: Window) -> None:
+    number = np.arange(16.0 * 12).reshape(16, 12)
+    spread = window.spread(number)
+    assert set(window.shown(number).ravel()) == set(spread[~np.isnan(spread)].ravel())

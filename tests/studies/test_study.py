@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -417,6 +418,28 @@ def test_a_run_that_another_program_trains_is_waited_for(tmp_path: Path, monkeyp
         assert release.wait(30)
     worker.join(60)
     assert order == ["se/0", "plain/0"]
+    assert all(cell.done for cell in made)
+
+
+def test_a_run_that_another_program_began_first_is_no_failure(tmp_path: Path, monkeypatch) -> None:
+    """Between the look at a folder that two studies share and the lock there are seconds of imports."""
+    monkeypatch.setattr(jobs, "PAUSE", 0.02)
+    monkeypatch.setattr(jobs, "WAIT", 0.1)
+    made = cells(study(problems={}, seeds=[0]), tmp_path)
+    made[0].folder.mkdir(parents=True)
+    order = []
+    with ExitStack() as other:
+
+        def command(cell):
+            order.append(cell.name)
+            if len(order) == 1:
+                other.enter_context(only_one(cell.folder))
+                return stand_in(code=lambda cell: 2)(cell)
+            other.close()
+            return stand_in()(cell)
+
+        run_all(made, 1, command)
+    assert order == ["plain/0", "se/0", "plain/0"]
     assert all(cell.done for cell in made)
 
 

@@ -74,8 +74,8 @@ class Viewer:
     Attributes:
         title: what to call it in a picture.
         trained: whether it has weights from anywhere.
-        facts: of a classifier `classes` (empty where they have no names), `image_size`, `mean`, `std` and
-            `crop_pct`; of a detector `classes`, the background not counted.
+        facts: of a classifier `classes` (empty where they have no names), `image_size`, `mean`, `std`,
+            `crop_pct` and, of no run, `interpolation`; of a detector `classes`, the background not counted.
         detects: whether it finds objects.
     """
 
@@ -128,11 +128,12 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
     channels, height, width = known["input_size"]
     if channels != 3 or height != width:
         raise UserError(f"{model} takes {channels} × {height} × {width}: wanted square images of 3 colours")
+    from attneck.data.readers.folder import resampling
+
+    try:
+        resampling(known["interpolation"])
+    except ValueError as error:
+        raise UserError(f"{model}: {error}; save it with the one that it was trained by") from error
     facts = {"classes": classes, "image_size": image_size or height}
-    return Viewer(
-        title,
-        kind == "saved",
-        network,
-        facts | {key: known[key] for key in ("mean", "std", "crop_pct")},
-        False,
-    )
+    facts |= {key: known[key] for key in ("mean", "std", "crop_pct", "interpolation")}
+    return Viewer(title, kind == "saved", network, facts, False)

@@ -100,7 +100,8 @@ def _of_bams(bams: Sequence[BAMMaps], window: Window) -> Section:
 def _of_bam(one: BAMMaps, window: Window) -> list[Tile | None]:
     """Its four rows; what comes in and what goes out have one scale."""
     before, after = _array(one.before), _array(one.after)
-    limits = (min(before.min(), after.min()), max(before.max(), after.max()))
+    seen = np.stack([window.shown(values) for values in (before, after)])
+    limits = float(seen.min()), float(seen.max())
     return [
         Tile(before, MAGNITUDE, window, limits),
         None if one.spatial is None else Tile(_array(one.spatial), "logit", window),

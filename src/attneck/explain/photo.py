@@ -6,6 +6,7 @@ Letters: H x W a map. Coordinates are continuous: pixel (x, y) covers x to x+1 a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,15 @@ class Window:
             left + (column + 1) * wide,
             top + (row + 1) * high,
         )
+
+    def shown(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The part of a map [H, W] that the photo has, from the first pixel's place to the last's."""
+        left, top, right, bottom = self.box
+        (H, W), (width, height) = values.shape, self.photo
+        high, wide = (bottom - top) / H, (right - left) / W
+        first = max(0, floor((0.5 - top) / high)), max(0, floor((0.5 - left) / wide))
+        last = floor((height - 0.5 - top) / high), floor((width - 0.5 - left) / wide)
+        return values[first[0] : last[0] + 1, first[1] : last[1] + 1]
 
     def spread(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """A map's values [H, W] → at each pixel of the photo [height, width], NaN outside the input.

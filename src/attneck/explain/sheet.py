@@ -42,7 +42,7 @@ class Tile:
     Attributes:
         unit: what the values are, under the bar.
         window: where they lie on the photo; None for a matrix by itself.
-        limits: of the scale; the values' own where None.
+        limits: of the scale; where None those of the values that are seen.
         cell: the (row, column) of the place that is asked about, outlined.
         note: a few words above it.
         ticks: of a matrix, the words at its first, middle and last row.
@@ -249,7 +249,8 @@ class _Page:
 
     def tile(self, tile: Tile, left: float, top: float, width: float) -> None:
         height = width * self.aspect
-        low, high = tile.limits or (float(tile.values.min()), float(tile.values.max()))
+        seen = tile.values if tile.window is None else tile.window.shown(tile.values)
+        low, high = tile.limits or (float(seen.min()), float(seen.max()))
         if tile.note:
             self.text(left + width / 2, top - 0.02, tile.note, SMALL, True, ha="center", va="bottom")
         scale = {"cmap": HEAT, "vmin": low, "vmax": high, "interpolation": "nearest"}

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from attneck import signals
 from attneck.errors import RunFailed, UserError
-from attneck.runs.lock import LOCK, only_one
+from attneck.runs.lock import owner
 from attneck.studies.study import Cell
 
 PAUSE = 0.5
@@ -77,15 +77,18 @@ def run_all(cells: Sequence[Cell], jobs: int, command: Command | None = None) ->
         while waiting or running:
             while len(running) < jobs and waiting and time.monotonic() >= later and not stop.signal:
                 cell = waiting.pop(0)
-                if _taken(cell.folder):  # by a run that outlived a study before, say
+                if owner(cell.folder):  # a run that outlived a study before, say, or another study's
                     waiting.append(cell)
-                    later = time.monotonic() + (WAIT if all(_taken(one.folder) for one in waiting) else 0)
+                    later = time.monotonic() + (WAIT if all(owner(one.folder) for one in waiting) else 0)
                     continue
                 running.append(Job(cell, _started(begin(cell), cell), bars.add_task(cell.name, total=1.0)))
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 bars.remove_task(job.task)
                 code = job.process.returncode
+                if not job.cell.done and owner(job.cell.folder):  # it came first, while this one started
+                    waiting.append(job.cell)
+                    continue
                 if not job.cell.done:
                     failed.append(job.cell)
                 if not stop.signal:
@@ -144,14 +147,3 @@ def _started(command: list[str], cell: Cell) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-
-
-def _taken(folder: Path) -> bool:
-    """Whether another program trains there."""
-    if not (folder / LOCK).is_file():
-        return False
-    try:
-        with only_one(folder):
-            return False
-    except UserError:
-        return True

@@ -201,8 +201,12 @@ class Classification:
 
     @staticmethod
     def prepared(image: Image.Image, facts: Facts) -> Tensor:
-        """Resized, cut and normalised as held-out images are: [3, H, W]."""
-        cut = resize_and_centre(image.convert("RGB"), facts["image_size"], facts["crop_pct"])
+        """Resized, cut and normalised as held-out images are: [3, H, W].
+
+        `facts` of a model that was trained elsewhere may have an `interpolation`; a run's are bilinear.
+        """
+        way = facts.get("interpolation", "bilinear")
+        cut = resize_and_centre(image.convert("RGB"), facts["image_size"], facts["crop_pct"], way)
         pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)  # [3, H, W]
         normalised: Tensor = Normalise(facts["mean"], facts["std"])(pixels[None])
         return normalised[0].contiguous()

@@ -138,10 +138,21 @@ def open_folder(
     )
 
 
-def resize_and_centre(image: Image.Image, size: int, crop_pct: float) -> Image.Image:
+def resize_and_centre(
+    image: Image.Image, size: int, crop_pct: float, interpolation: str = "bilinear"
+) -> Image.Image:
+    """The square of `size` in the middle; raises what `resampling` raises."""
     (width, height), (left, top) = centre(image.size, size, crop_pct)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    image = image.resize((width, height), resampling(interpolation))
     return image.crop((left, top, left + size, top + size))
+
+
+def resampling(interpolation: str) -> Image.Resampling:
+    """Pillow's by timm's name for it: ValueError where there is none."""
+    ways = {way.name.lower(): way for way in Image.Resampling}
+    if interpolation not in ways:
+        raise ValueError(f"interpolation={interpolation!r}: wanted one of {', '.join(ways)}")
+    return ways[interpolation]
 
 
 def centre(of: tuple[int, int], size: int, crop_pct: float) -> tuple[tuple[int, int], tuple[int, int]]:
