@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import ttest_rel
 
 from attneck import cli
@@ -232,7 +233,8 @@ def test_the_report_has_what_the_runs_have(trained: Path, tmp_path: Path) -> Non
         rows[1].spread.mean - rows[0].spread.mean
     )
     assert r"\pm" in (tmp_path / "report/report.tex").read_text()
-    assert (tmp_path / "report/curves.png").stat().st_size > 10_000
+    with Image.open(tmp_path / "report/curves.png") as picture:
+        assert picture.width == pytest.approx(120 * (1.5 + 4.2), abs=1), "one plot: of `path` nothing has run"
 
 
 def test_the_papers_tables_take_their_measured_figures_from_a_study_s_runs(trained: Path) -> None:

@@ -78,8 +78,9 @@ def write(results: Results, folder: Path) -> list[Path]:
         curves: dict[str, dict[str, Mapping[int, Curve]]] = {}
         for row in those:
             curves.setdefault(row.problem, {})[row.name] = row.curves
+        begun = {problem: variants for problem, variants in curves.items() if any(variants.values())}
         for ending in ("png", "svg"):
-            draw(curves, study.metric, folder / f"{name}.{ending}", study.threshold, what)
+            draw(begun, study.metric, folder / f"{name}.{ending}", study.threshold, what)
             written.append(folder / f"{name}.{ending}")
     return written
 
