@@ -20,7 +20,7 @@ MAY = {
     "papers": set(),
     "training": {"data"},
     "measure": {"attention", "data", "layers", "models"},
-    "explain": {"attention", "data", "layers", "measure", "models"},
+    "explain": {"attention", "data", "layers", "measure", "models", "training"},
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
     "runs": {

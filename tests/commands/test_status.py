@@ -69,7 +69,7 @@ def test_damaged_records_are_said_in_a_line(ended, tmp_path, capsys):
         file.write('{"epoch": 6, "st')
     assert cli.main(["status", str(folder)]) == 2
     error = capsys.readouterr().err
-    assert "metrics.jsonl is damaged (Unterminated string" in error
+    assert "metrics.jsonl is damaged (JSONDecodeError: Unterminated string" in error
     assert error.count("\n") == 1
 
 

@@ -67,7 +67,7 @@ def test_a_run_s_name_is_shown_whatever_it_is(run, tmp_path, monkeypatch):
 
 def test_many_runs_are_told_apart_beside_the_lines(tmp_path, monkeypatch):
     """Where a colour comes again the mark is another; kinds of lines that any run has are in the key."""
-    one = [{"epoch": n, "train_loss": 1, "val_loss": 2, "val_top1": 9} for n in (1, 2)]
+    one = [{"epoch": n, "step": n, "train_loss": 1, "val_loss": 2, "val_top1": 9} for n in (1, 2)]
     averaged = [record | {"ema_loss": 2} for record in one]
     figure = drawn([*[one] * 11, averaged], tmp_path, monkeypatch)
     for axes in figure.axes:
@@ -81,7 +81,7 @@ def test_many_runs_are_told_apart_beside_the_lines(tmp_path, monkeypatch):
 
 
 def detector(epoch: int, **more: float) -> dict:
-    return {"epoch": epoch, "train_loss": 1.5, "val_box_AP": 77.3502, **more}
+    return {"epoch": epoch, "step": epoch, "train_loss": 1.5, "val_box_AP": 77.3502, **more}
 
 
 def test_a_detector_s_masks_have_a_panel(tmp_path, monkeypatch):
@@ -101,6 +101,7 @@ def test_a_detector_s_masks_have_a_panel(tmp_path, monkeypatch):
 def test_one_record_is_seen_and_epochs_are_whole(tmp_path, monkeypatch):
     row = {
         "epoch": 1,
+        "step": 1,
         "train_loss": 3.0,
         "val_loss": 4.0,
         "ema_loss": 2.0,
@@ -123,7 +124,9 @@ def test_one_record_is_seen_and_epochs_are_whole(tmp_path, monkeypatch):
 
 
 def test_many_records_are_a_line(tmp_path, monkeypatch):
-    rows = [{"epoch": n, "train_loss": 3 / n, "val_loss": 3 / n, "val_top1": n} for n in range(1, 61)]
+    rows = [
+        {"epoch": n, "step": n, "train_loss": 3 / n, "val_loss": 3 / n, "val_top1": n} for n in range(1, 61)
+    ]
     for line in drawn([rows], tmp_path, monkeypatch).axes[0].get_lines()[:2]:
         assert line.get_markevery() == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import textwrap
 from pathlib import Path
@@ -18,6 +17,7 @@ from attneck.errors import UserError, one_line
 from attneck.explain.plain import plain
 from attneck.explain.vector import save
 from attneck.files import told_apart
+from attneck.training.records import RECORDS, Record, read_records
 
 SCORES = {
     "top1": ("Top-1 error", "error (%)"),
@@ -114,7 +114,7 @@ def drawings(runs: list[Path]) -> tuple[list[tuple[str, str]], str]:
     return found, _gap(histories)
 
 
-def _panels(runs: list[Path]) -> tuple[list[list[dict[str, float]]], dict[str, tuple[str, str]]]:
+def _panels(runs: list[Path]) -> tuple[list[list[Record]], dict[str, tuple[str, str]]]:
     """The runs' records, and the title and unit of each panel by its score.
 
     Raises:
@@ -137,7 +137,7 @@ def _fill(
     key: str,
     labels: tuple[str, str],
     names: list[str],
-    histories: list[list[dict[str, float]]],
+    histories: list[list[Record]],
     **legend: Any,
 ) -> None:
     """A panel: a run's lines in a colour each, and where colours come again with another mark."""
@@ -160,7 +160,7 @@ def _fill(
 
 def _legend(
     figure: Figure,
-    histories: list[list[dict[str, float]]],
+    histories: list[list[Record]],
     panels: dict[str, Any],
     place: Any = "outside upper center",
 ) -> None:
@@ -182,7 +182,7 @@ def _below(runs: int) -> float:
     return 0.0 if runs <= INSIDE else 0.3 + 0.2 * -(-runs // 2)
 
 
-def _gap(histories: list[list[dict[str, float]]]) -> str:
+def _gap(histories: list[list[Record]]) -> str:
     return GAP if "val_loss" in histories[0][0] else LOSS_ALONE
 
 
@@ -218,14 +218,7 @@ def significant(value: float) -> str:
     return f"{value:#.3g}".rstrip(".")
 
 
-def _records(run: Path) -> list[dict[str, float]]:
-    file = run / "metrics.jsonl"
-    if not file.is_file():
-        raise UserError(f"{run} has no metrics.jsonl there: give a run with at least one whole epoch")
-    try:
-        records = [json.loads(line) for line in file.read_bytes().splitlines()]
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}): it is written anew when the run goes on") from None
-    if not records or not all(isinstance(record, dict) and "epoch" in record for record in records):
-        raise UserError(f"{file} holds no records of epochs: it is written anew when the run goes on")
-    return records
+def _records(run: Path) -> list[Record]:
+    if records := read_records(run):
+        return records
+    raise UserError(f"{run} has no {RECORDS} there: give a run with at least one whole epoch")

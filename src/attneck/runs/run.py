@@ -15,6 +15,7 @@ from attneck.checks import whole
 from attneck.errors import UserError, brief, one_line, user_mistakes
 from attneck.training.recipe import Model, Recipe
 from attneck.training.recipe_file import RECIPE, is_run, load_recipe, parse_recipe
+from attneck.training.records import RECORDS, Record, read_records
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from attneck.tasks.task import Evaluation, Found, Samples, Task
     from attneck.training.distributed import World
-    from attneck.training.report import Record, Watch
+    from attneck.training.report import Watch
 
 NAMES = {"val": "weights", "ema": "their average"}
 """What the scores of a run's weights, and of their moving average, are called."""
@@ -67,12 +68,23 @@ class Run:
     @property
     def history(self) -> list[Record]:
         """Its records so far, one for each time that the held-out images were scored."""
-        return [self._object("metrics.jsonl", line) for line in self._text("metrics.jsonl").splitlines()]
+        if records := read_records(self.folder):
+            return records
+        raise UserError(f"{self.folder}: no {RECORDS} there; the run has not come so far")
 
     @property
     def summary(self) -> dict[str, Any]:
         """How it ended: its steps, the last record, and the digest of its weights."""
-        return self._object("summary.json", self._text("summary.json"))
+        file = self.folder / "summary.json"
+        try:
+            found = json.loads(file.read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"{self.folder}: no {file.name} there; the run has not come so far") from None
+        except ValueError as error:
+            found = one_line(error, 80)
+        if not isinstance(found, dict):
+            raise UserError(f"{file} is damaged ({found}): it is written anew when the run goes on")
+        return found
 
     @property
     def finds_objects(self) -> bool:
@@ -352,22 +364,3 @@ class Run:
 
         doing = f"{self.folder}, images of {self.facts.get('image_size')} pixels"
         return memory_errors(lambda: doing, "free some, or take a machine with more")
-
-    def _text(self, name: str) -> str:
-        """A file that the run writes when it gets so far."""
-        try:
-            return (self.folder / name).read_text()
-        except FileNotFoundError:
-            raise UserError(f"{self.folder}: no {name} there; the run has not come so far") from None
-
-    def _object(self, name: str, text: str) -> dict[str, Any]:
-        """What that file has in `text`."""
-        try:
-            found = json.loads(text)
-        except ValueError as error:
-            found = one_line(error, 80)
-        if not isinstance(found, dict):
-            raise UserError(
-                f"{self.folder / name} is damaged ({found}): it is written anew when the run goes on"
-            )
-        return found

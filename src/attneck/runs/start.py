@@ -31,6 +31,7 @@ from attneck.training.distributed import World
 from attneck.training.environment import environment
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import RECIPE, differences, dump_recipe, parse_recipe
+from attneck.training.records import RECORDS
 
 ENVIRONMENT = "environment.json"
 SKIPPED = "skipped.jsonl"
@@ -98,7 +99,7 @@ def start(
             "choose another --out"
         )
     # Both are there after the first checkpoint, and not before.
-    records = [folder / name for name in ("summary.json", "metrics.jsonl")]
+    records = [folder / name for name in ("summary.json", RECORDS)]
     if not goes_on and (kept := [file for file in records if file.is_file() and file.stat().st_size]):
         raise UserError(
             f"{kept[0]} is of a run whose checkpoints are gone: choose another --out, or move the folder away"

@@ -14,6 +14,7 @@ from attneck.runs.lock import owner
 from attneck.runs.provenance import environment_of
 from attneck.runs.run import Run
 from attneck.training.checkpoint_files import checkpoints, step_of
+from attneck.training.records import RECORDS, read_records
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def status(folder: Path, now: float | None = None) -> Status:
     run = Run(folder)
     recipe = run.recipe
     trains = owner(folder)
-    records = run.history if (folder / "metrics.jsonl").is_file() else []
+    records = read_records(folder)
     there = checkpoints(folder / "checkpoints")
     saved = step_of(there[0]) if there else None
     images = _images(folder)
@@ -67,7 +68,7 @@ def status(folder: Path, now: float | None = None) -> Status:
     left = None
     if trains and pace and steps and not ended:
         # The last moment when its step is known: that of the last record, or of the start after it.
-        known = [((folder / "metrics.jsonl").stat().st_mtime, done)]
+        known = [((folder / RECORDS).stat().st_mtime, done)]
         if "at" in starts[-1]:
             known.append((datetime.fromisoformat(starts[-1]["at"]).timestamp(), starts[-1]["step"]))
         then, step = max(known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from attneck import signals
 from attneck.errors import RunFailed, UserError
 from attneck.runs.lock import owner
 from attneck.studies.study import Cell
+from attneck.training.records import read_records
 
 PAUSE = 0.5
 """Seconds from one look at the processes to the next."""
@@ -121,8 +121,8 @@ def run_all(cells: Sequence[Cell], jobs: int, command: Command | None = None) ->
 def progress(cell: Cell) -> float:
     """The share of its steps that it has recorded, 0 to 1."""
     recipe = cell.recipe
-    with suppress(OSError, ValueError, IndexError, KeyError, TypeError):  # nothing there, or half a line
-        last = json.loads((cell.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    with suppress(IndexError, UserError):  # nothing there, or half a line
+        last = read_records(cell.folder)[-1]
         done, of = (
             (last["epoch"], recipe.epochs or 1)
             if recipe.steps is None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attneck.errors import suggestion
 from attneck.training.recipe import Recipe
-from attneck.training.report import Record
+from attneck.training.records import Record
 
 LOWER = {"loss"}
 """Scores of which less is better."""

@@ -38,7 +38,8 @@ from attneck.training.memory import OutOfMemory, memory_errors
 from attneck.training.norms import synchronise_batchnorm
 from attneck.training.optimizer import HOLD_BACK, average_of, make_optimizer, set_rate
 from attneck.training.recipe import Recipe
-from attneck.training.report import Record, Report, Watch
+from attneck.training.records import Record
+from attneck.training.report import Report, Watch
 from attneck.training.schedule import lr_factor, never_reached
 from attneck.training.state import Progress
 from attneck.training.step import Objective, clipped, gradients, precision

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from attneck.files import write_atomic
 from attneck.training.events import Events
 from attneck.training.pace import Pace, clock
+from attneck.training.records import Record, write_records
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-Record = dict[str, Any]
 Watch = Callable[["DataLoader[Any]"], Iterable[Any]]
 """Passes on the batches of an evaluation, and shows how far it is."""
 
@@ -133,9 +131,7 @@ class Report:
         left = [] if record["step"] == self.steps else [self._left()]
         self._print([f"epoch {record['epoch']}/{self.epochs}", *in_words(scores), *speed, *left])
         self.events.add(record["step"], {key.replace("_", "/", 1): value for key, value in scores.items()})
-        write_atomic(
-            self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode()
-        )
+        write_records(self.folder, history)
 
     def _speed(self, steps: float | None) -> list[str]:
         """So many steps a second, in images."""

@@ -20,7 +20,7 @@ from attneck.training.distributed import World
 from attneck.training.optimizer import example_state, parameter_groups, restore_optimizer
 from attneck.training.recipe import Optimizer, Recipe
 from attneck.training.recipe_file import parse_recipe
-from attneck.training.report import Record
+from attneck.training.records import Record
 
 FORMAT = 1
 """Of the checkpoints that are written; those before the first had no number."""

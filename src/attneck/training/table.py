@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attneck.files import write_atomic
-from attneck.training.report import Record
+from attneck.training.records import Record
 
 CSV = "metrics.csv"
 """The file in a run's folder."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attneck.errors import UserError, one_line
+from attneck.errors import one_line
 from attneck.runs.cost import Cost, cost_of
 from attneck.runs.folder import SCORED
 from attneck.runs.lock import owner
@@ -17,8 +17,8 @@ from attneck.runs.snapshots import Snapshot, read
 from attneck.runs.status import timed_steps
 from attneck.training.checkpoint_files import checkpoints, step_of
 from attneck.training.recipe import Recipe
+from attneck.training.records import Record, read_records
 
-Record = dict[str, Any]
 HEADLINES = ("top1", "box_AP", "mAP")
 """The score that a run is named by: the first one that it has."""
 
@@ -100,7 +100,7 @@ def read_story(folder: Path) -> Story:
     """
     recipe = Run(folder).recipe
     lacks: list[str] = []
-    history = _history(folder)
+    history = read_records(folder)
     summary = _json(folder / "summary.json", lacks)
     if summary is not None and not isinstance(summary.get("steps"), int):
         lacks.append("summary.json has no steps")
@@ -133,22 +133,6 @@ def read_story(folder: Path) -> Story:
     if summary is None:
         lacks.insert(0, story.state)
     return story
-
-
-def _history(folder: Path) -> list[Record]:
-    file = folder / "metrics.jsonl"
-    try:
-        records = [json.loads(line) for line in file.read_bytes().splitlines()]
-        for record in records:
-            int(record["step"]), float(record["epoch"])
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise UserError(
-            f"{file} is damaged ({type(error).__name__}: {one_line(error, 80)}): it is written anew when the "
-            "run goes on (--resume)"
-        ) from None
-    return records
 
 
 def _json(file: Path, lacks: list[str]) -> dict[str, Any] | None:
