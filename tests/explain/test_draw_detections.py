@@ -15,6 +15,7 @@ from attneck.explain.detections import (
     draw,
     free_place,
     ink_on,
+    numbered,
 )
 
 WIDTH, HEIGHT = 100, 50
@@ -63,6 +64,22 @@ def test_each_object_has_its_own_colour_and_text_that_can_be_read():
     assert min(contrast(ink_on(colour), colour) for colour in colours) >= 4.5
     assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
     assert contrast((119, 119, 119), (255, 255, 255)) == pytest.approx(4.48, abs=0.01)  # WCAG's example
+
+
+def test_an_object_has_one_colour_in_pictures_of_one_image():
+    def seen(x: int, category: str = "disc", **score: float) -> dict:
+        return {"bbox": [x, 10, 40, 30], "category": category, **score}
+
+    there = [seen(0), seen(50), seen(50, "ring")]
+    first = [seen(55, score=0.5), seen(52, score=0.9), seen(0, "ring", score=0.8)]
+    second = [seen(1, score=0.3), seen(0, "ring", score=0.1), seen(16, score=0.2)]
+    assert numbered([there, first, second]) == [[0, 1, 2], [4, 1, 3], [0, 3, 5]]
+    image = Image.new("RGB", (WIDTH, HEIGHT))
+    edges = [
+        np.asarray(draw(image, rows, numbers))[25 * LONGEST // WIDTH, x * LONGEST // WIDTH]
+        for rows, numbers, x in zip([there, second], numbered([there, second]), (0, 1), strict=True)
+    ]
+    assert (np.stack(edges) == colour_of(0)).all()
 
 
 def test_labels_stand_beside_objects_and_each_other():

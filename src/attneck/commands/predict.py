@@ -209,11 +209,13 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
 
 def drawn(sample: Sample, found: list[Found], titles: list[str]) -> bytes:
     """A PNG of an image: what is in it, where that is known, and what each run found, side by side."""
-    from attneck.explain.detections import beside, draw
+    from attneck.explain.detections import beside, draw, numbered
 
-    pictures = [draw(sample.image, rows) for rows in found]
     if sample.truth is not None:
-        pictures, titles = [draw(sample.image, sample.truth), *pictures], ["what is there", *titles]
+        found, titles = [sample.truth, *found], ["what is there", *titles]
+    pictures = [
+        draw(sample.image, rows, numbers) for rows, numbers in zip(found, numbered(found), strict=True)
+    ]
     file = io.BytesIO()
     if len(pictures) > 1:
         beside(pictures, titles).savefig(file, format="png", bbox_inches="tight")

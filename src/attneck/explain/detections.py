@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,26 @@ ALPHA = 0.45
 OUTSIDE = 3
 """A label stands so many times its own height away from its box at most."""
 
+SAME = 0.5
+"""Intersection over union of an object's boxes in two pictures, at least."""
+
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 """x and y of the upper left corner, and of the lower right one, which is outside."""
 
 
-def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
+def draw(
+    image: Image.Image, detections: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None = None
+) -> Image.Image:
     """Boxes, masks, labels and scores on an image, each object in its own colour, the best on top.
 
     A small image is enlarged. A label stands where it covers no object and no other label, if there is such a
     place beside its box.
 
-    detections: COCO's results or annotations on this image, each with `category`, the name of its class.
-        Annotations have no score.
+    Args:
+        detections: COCO's results or annotations on this image, each with `category`, the name of its class.
+            Annotations have no score.
+        numbers: each one's for `colour_of`; by their scores unless given.
     """
     scale = max(1.0, LONGEST / max(image.size))
     width, height = size = round(scale * image.width), round(scale * image.height)
@@ -46,36 +54,33 @@ def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
         Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), round(FONT_SIZE * larger)
     )
     pixels = np.array(image.convert("RGB").resize(size))
-    rows = sorted(detections, key=lambda row: -float(row.get("score", 1)))
+    order = _by_score(detections)
+    rows = [detections[at] for at in order]
+    colours = [colour_of(rank if numbers is None else numbers[at]) for rank, at in enumerate(order)]
     covered = np.zeros((height, width), dtype=bool)  # by objects
     boxes: list[Rectangle] = []
-    for number, row in reversed([*enumerate(rows)]):
-        x, y, w, h = (scale * side for side in row["bbox"])
-        left, top = round(x), round(y)
-        box = (left, top, max(left + 1, round(x + w)), max(top + 1, round(y + h)))
+    for row, colour in reversed([*zip(rows, colours, strict=True)]):
+        box = _rectangle(row, scale)
         boxes.insert(0, box)
         if "segmentation" in row:
             mask = (
                 np.asarray(Image.fromarray(_mask(row, image.size)).resize(size, Image.Resampling.NEAREST)) > 0
             )
-            pixels[mask] = np.round((1 - ALPHA) * pixels[mask] + ALPHA * np.array(colour_of(number)))
+            pixels[mask] = np.round((1 - ALPHA) * pixels[mask] + ALPHA * np.array(colour))
             covered |= mask
         else:
             covered[max(0, box[1]) : max(0, box[3]), max(0, box[0]) : max(0, box[2])] = True
     picture = Image.fromarray(pixels)
     pen = ImageDraw.Draw(picture)
-    for number, box in reversed([*enumerate(boxes)]):
-        pen.rectangle(
-            (*box[:2], box[2] - 1, box[3] - 1), outline=colour_of(number), width=round(LINE * larger)
-        )
+    for box, colour in reversed([*zip(boxes, colours, strict=True)]):
+        pen.rectangle((*box[:2], box[2] - 1, box[3] - 1), outline=colour, width=round(LINE * larger))
     taken: list[Rectangle] = []
-    for number, (row, box) in enumerate(zip(rows, boxes, strict=True)):
+    for row, box, colour in zip(rows, boxes, colours, strict=True):
         text = f"{row['category']} {row['score']:.2f}" if "score" in row else str(row["category"])
         left, top, right, bottom = map(round, pen.textbbox((0, 0), text, font=font))
         pad = round(2 * larger)
         place = free_place(box, (right - left + 2 * pad, bottom - top + 2 * pad), covered, taken)
         taken.append(place)
-        colour = colour_of(number)
         if place[3] < box[1] or place[1] > box[3]:  # away from its box: a line leads there
             pen.line(
                 (place[0], place[1], place[0], box[1] if place[3] < box[1] else box[3]), colour, round(larger)
@@ -83,6 +88,32 @@ def draw(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
         pen.rectangle((*place[:2], place[2] - 1, place[3] - 1), fill=colour)
         pen.text((place[0] + pad - left, place[1] + pad - top), text, fill=ink_on(colour), font=font)
     return picture
+
+
+def numbered(pictures: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[int]]:
+    """Numbers for the colours of `draw`, so that an object has one colour in several pictures of an image.
+
+    Two of one class are the same object if their boxes overlap by SAME or more; the surest are paired first.
+    """
+    known: list[tuple[Mapping[str, Any], Rectangle]] = []
+    found = []
+    for detections in pictures:
+        numbers, free = [0] * len(detections), {*range(len(known))}
+        for at in _by_score(detections):
+            row, box = detections[at], _rectangle(detections[at])
+            like = {
+                number: _overlap(box, known[number][1])
+                for number in free
+                if known[number][0]["category"] == row["category"]
+            }
+            best = max(like, key=lambda number: like[number], default=-1)
+            if best < 0 or like[best] < SAME:
+                best = len(known)
+                known.append((row, box))
+            free.discard(best)
+            numbers[at] = best
+        found.append(numbers)
+    return found
 
 
 def free_place(
@@ -185,6 +216,18 @@ def _mask(row: dict[str, Any], size: tuple[int, int]) -> NDArray[np.uint8]:
     return mask
 
 
+def _by_score(detections: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The best first; what has no score is there."""
+    return sorted(range(len(detections)), key=lambda at: -float(detections[at].get("score", 1)))
+
+
+def _rectangle(row: Mapping[str, Any], scale: float = 1.0) -> Rectangle:
+    """Its box in whole pixels, one at least."""
+    x, y, w, h = (scale * side for side in row["bbox"])
+    left, top = round(x), round(y)
+    return left, top, max(left + 1, round(x + w)), max(top + 1, round(y + h))
+
+
 def _rgb(colour: str) -> Colour:
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return red, green, blue
@@ -195,6 +238,12 @@ def _luminance(colour: Colour) -> float:
     shares = [part / 255 for part in colour]
     red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> float:
+    """Intersection over union."""
+    shared = _shared(one, other)
+    return shared / (_shared(one, one) + _shared(other, other) - shared)
 
 
 def _shared(one: Rectangle, other: Rectangle) -> int:

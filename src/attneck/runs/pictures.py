@@ -158,7 +158,7 @@ def _detected(task: Task, evaluation: Evaluation, title: str) -> list[Tile]:
     """Images, each twice: with what is there, and with what was found."""
     from attneck.data.sampling import spread
     from attneck.explain.contact_sheet import Tile, small
-    from attneck.explain.detections import draw
+    from attneck.explain.detections import draw, numbered
     from attneck.tasks.detection import PICTURED
 
     tiles = []
@@ -170,8 +170,11 @@ def _detected(task: Task, evaluation: Evaluation, title: str) -> list[Tile]:
             for row in evaluation.detections or []
             if row["image_id"] == record.id and row["score"] >= LEAST
         ]
-        for rows, what in ((sample.truth or [], "there"), (found, f"found, {LEAST:g} or surer")):
-            picture = draw(*_bounded(sample.image, rows))
+        both = [sample.truth or [], found]
+        for rows, numbers, what in zip(
+            both, numbered(both), ("there", f"found, {LEAST:g} or surer"), strict=True
+        ):
+            picture = draw(*_bounded(sample.image, rows), numbers)
             tiles.append(Tile(small(picture, SIDE), (f"{Path(sample.file).name}: {what}",)))
     return tiles
 
