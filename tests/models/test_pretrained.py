@@ -183,6 +183,14 @@ def test_a_run_has_the_weights_and_never_asks_again(
     assert run.evaluate()["val"].images == 8
     assert cli.main(["train", "run", "--resume"]) == 0
 
+    words = ["train", "tiny.yaml", "--model.pretrained", "None"]
+    capsys.readouterr()
+    assert cli.main([*words, "--model.weights", "run", "--out", "second"]) == 0
+    said = "the images of run were normalised otherwise (std [0.5, 0.5, 0.5], here [0.243, 0.243, 0.243])"
+    assert said in capsys.readouterr().err
+    assert cli.main([*words, "--model.weights", "second", "--out", "third"]) == 0
+    assert "normalised" not in capsys.readouterr().err
+
 
 def _without_weights(create: Any) -> Any:
     def checked(*arguments: Any, **options: Any) -> Any:

@@ -40,6 +40,21 @@ def test_what_is_long_enough_or_loaded_or_frozen_is_no_news():
     assert too_slow(net, Recipe(), 100) == []
 
 
+def test_indices_and_counts_are_not_averaged():
+    """0.9999 of an integer and 0.0001 of it make less than it in float32, for some."""
+    net = nn.BatchNorm1d(2)
+    net.register_buffer("index", torch.arange(4096))
+    net.train()(torch.rand(4, 2))
+    average = average_of(net, 0.9999)
+    for _ in range(3):
+        average.update_parameters(net)
+    net.train()(torch.rand(4, 2))
+    average.update_parameters(net)
+    assert torch.equal(average.module.index, net.index)
+    assert average.module.num_batches_tracked == 2
+    assert not torch.equal(average.module.running_mean, net.running_mean)
+
+
 def test_a_run_says_it_once(tmp_path, capsys):
     slow = recipe(ema=0.99, epochs=8, checkpoint_steps=None)
     run(tmp_path / "run", slow, Task(ALONE))

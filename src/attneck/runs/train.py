@@ -228,7 +228,24 @@ def start_from(recipe: Model, task: Task, model: nn.Module, verbose: bool) -> li
         check_filled(loaded, recipe.pretrained)
     said = [f"from {recipe.pretrained or recipe.weights}: {loaded}"]
     said += [loaded.listing] if verbose and loaded.listing else []
-    return said + ([f"warning: {loaded.warning}"] if loaded.warning else [])
+    said += [f"warning: {loaded.warning}"] if loaded.warning else []
+    return said + _normalised_otherwise(recipe, task, model)
+
+
+def _normalised_otherwise(recipe: Model, task: Task, model: nn.Module) -> list[str]:
+    """A warning where the run that the weights are of had its images normalised by other numbers."""
+    if recipe.weights is None or not os.path.isdir(recipe.weights):
+        return []
+    theirs, ours = Run(recipe.weights).facts, task.describe()
+    if transform := getattr(model, "transform", None):  # a detector's own
+        ours = {"mean": transform.image_mean, "std": transform.image_std}
+    found = [
+        f"{key} {[round(each, 3) for each in theirs[key]]}, here {[round(each, 3) for each in ours[key]]}"
+        for key in ("mean", "std")
+        if key in theirs and key in ours and [*theirs[key]] != [*ours[key]]
+    ]
+    said = f"warning: the images of {recipe.weights} were normalised otherwise ({'; '.join(found)})"
+    return [f"{said}: its first steps see other values than its weights know"] if found else []
 
 
 def _frozen(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:

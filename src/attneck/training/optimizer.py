@@ -7,12 +7,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attneck.training.layers import layer_of
 from attneck.training.optimizer_names import fields_of
 from attneck.training.recipe import Optimizer
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 HOLD_BACK = {"sgd", "adam", "adamw"}
 """Those of which torch has a fused kernel that holds a step back on the device."""
@@ -119,5 +121,13 @@ def _of_groups(
 
 
 def average_of(model: nn.Module, decay: float) -> AveragedModel:
-    """The moving average of the weights and of BatchNorm's statistics."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    """The moving average of the weights and of BatchNorm's statistics; counts and indices are the model's."""
+    moved = get_ema_multi_avg_fn(decay)
+
+    def update(average: Tensors, current: Tensors, steps: Tensor | int) -> None:
+        if average[0].is_floating_point():
+            moved(average, current, steps)
+        else:  # an average in float32, cut off, would take one from an index now and then
+            torch._foreach_copy_(average, current)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

@@ -120,7 +120,8 @@ class Data(Part):
     randaugment_layers: Annotated[int, Field(ge=0, le=100, strict=True)] = 2
     """randaugment: operations on each image, each one always applied."""
     randaugment_magnitude: Annotated[int, Field(ge=0, le=30, strict=True)] = 10
-    """randaugment: how strong they are; 10 is 30 degrees of rotation."""
+    """randaugment: how strong they are; 10 is 30 degrees of rotation. 0 is not none: as in the published code
+    Posterize and Solarize then leave next to nothing of an image."""
     train_size: Count | None = None
     """This many training images, evenly spread over the set; of shapes, how many are drawn."""
     val_size: Count | None = None
@@ -276,6 +277,12 @@ class Log(Part):
     """The project (MLflow's experiment) that the run is filed under; where not given, what the tracker's
     environment variables say, or attneck."""
 
+    @model_validator(mode="after")
+    def _project_of_trackers(self) -> Log:
+        if self.project is not None and not self.trackers:
+            raise ValueError("log.project is given without log.trackers, who alone use it: leave it out")
+        return self
+
 
 class Recipe(Part):
     """What a run is made from."""
@@ -329,7 +336,8 @@ class Recipe(Part):
     sync_bn: bool = True
     """BatchNorm over all processes of a distributed run."""
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, strict=True)] = 0
-    """Of everything random: first weights, order of the images, augmentation, dropout, drawn images."""
+    """Of everything random: first weights, order of the images, augmentation, dropout. Sets that the program
+    draws are the same for every seed."""
     checkpoint_minutes: Rate = 5.0
     """A checkpoint after every epoch, and this often within one."""
     checkpoint_steps: Count | None = None
