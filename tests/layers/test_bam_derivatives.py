@@ -50,6 +50,24 @@ def test_second_derivatives_are_finite_differences(options: dict[str, str], back
 
 
 @pytest.mark.parametrize("options", OPTIONS)
+def test_a_penalty_on_the_weights_gradients_where_the_input_has_none(options: dict[str, str]) -> None:
+    """And batched gradients: the input is data, or comes from layers that are frozen."""
+    results = []
+    for backend in BACKENDS:
+        module, x = problem(options, backend)
+        weights = [*module.train().parameters()]
+        out = module(x)
+        first = torch.autograd.grad(out.square().mean(), weights, create_graph=True)
+        penalty = torch.stack([one.square().sum() for one in first]).sum()
+        second = torch.autograd.grad(penalty, weights)
+        batched = torch.autograd.grad(
+            module(x), weights, torch.stack([torch.ones_like(x), x]), is_grads_batched=True
+        )
+        results.append([*second, *batched])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_a_penalty_on_the_input_s_gradient_reaches_the_weights(options: dict[str, str]) -> None:
     results = []
     for backend in BACKENDS:

@@ -137,6 +137,26 @@ def test_a_detector_has_one_form_in_training_whatever_its_images_sizes(traced):
     assert network.backbone is own
 
 
+def test_a_detector_with_frozen_norms_runs_compiled(traced):
+    """Its statistics are looked at in the first step, and what nothing was loaded into is refused."""
+    model = {
+        "name": "fasterrcnn_resnet26_thin",
+        "options": {"depths": [1] * 4, "channels": 16, "freeze_norms": True},
+    }
+    wanted = Recipe.model_validate(DETECTOR | {"model": model | {"weights": "a"}})
+    network = Detection.build(wanted, {"classes": ["a"], "image_size": 64})
+    both = compiled.to_call(network, wanted).train()
+    box = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 50.0]]), "labels": torch.ones(1, dtype=torch.int64)}
+    with pytest.raises(ValueError, match="has no statistics yet"):
+        both([torch.rand(3, 64, 64)], [box])
+    for module in network.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 2)
+    losses = both([torch.rand(3, 64, 64)], [box])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert traced
+
+
 def test_a_detector_s_compiled_run_goes_on_with_the_same_bits(tmp_path, traced):
     wanted = Recipe.model_validate(DETECTOR)
     straight = runs.train(wanted, tmp_path / "straight")

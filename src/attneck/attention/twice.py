@@ -33,7 +33,11 @@ def gradients(
         asked = [
             given for given, is_wanted in zip(own, wanted, strict=True) if given is not None and is_wanted
         ]
-        found = iter(torch.autograd.grad(function(*own), asked, grads, create_graph=True))
+        made = function(*own)
+        made, grads = (made, grads) if isinstance(made, tuple) else ((made,), (grads,))
+        pairs = [pair for pair in zip(made, grads, strict=True) if pair[0].requires_grad]  # of what is asked
+        outputs, above = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs, asked, above, create_graph=True))
         return [
             next(found) if given is not None and is_wanted else None
             for given, is_wanted in zip(own, wanted, strict=True)

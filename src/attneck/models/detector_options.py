@@ -147,8 +147,9 @@ class RCNNOptions(DetectorOptions):
     @property
     def least_images(self) -> int:
         """A BAM's channel branch has one value an image and channel, of which its BatchNorm learns."""
-        bam = isinstance(self.backbone, BAMOptions) and self.backbone.bam != "none"
-        return 2 if bam and not self.freeze_norms else 1
+        own = self.backbone
+        channels = isinstance(own, BAMOptions) and own.bam != "none" and own.bam_branches != "spatial"
+        return 2 if channels and not self.freeze_norms else 1
 
     @property
     def needs_weights(self) -> bool:
