@@ -129,6 +129,8 @@ def test_the_scale_is_a_factor_of_q(backend: str) -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="multiply q by a tensor"):  # whose gradient not each backend has
+        relative_attention_2d(*tensors, (3, 4), backend=backend, scale=torch.tensor(0.3))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from attneck.data.readers import folder
 from attneck.data.readers.folder import resize_and_centre
 from attneck.detection.transform import Transform
 from attneck.explain.photo import Window, centred, fitted
@@ -37,6 +38,20 @@ def test_a_classifiers_pixel_is_where_it_was_cut_from(size: tuple[int, int], cro
             assert given[1][row, column] == pytest.approx(
                 (top + bottom) / 2, abs=0.02 * (bottom - top) + 0.01
             )
+
+
+def test_a_long_photo_is_not_resized_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is cut out is the same, to one step; of one pixel by a million nothing larger is made."""
+    noise = Image.effect_noise((30, 600), 90)
+    cut = resize_and_centre(noise, 64, 0.875)
+    monkeypatch.setattr(folder, "LONG", 1000)
+    assert np.abs(np.asarray(cut, int) - np.asarray(resize_and_centre(noise, 64, 0.875), int)).max() <= 1
+    monkeypatch.undo()
+    made = []
+    own = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *args: made.append(own(*args)) or made[-1])
+    assert resize_and_centre(Image.new("L", (1, 10**6)), 64, 0.875).size == (64, 64)
+    assert [image.size for image in made] == [(64, 64)]
 
 
 @pytest.mark.parametrize("size", PHOTOS.values(), ids=PHOTOS)

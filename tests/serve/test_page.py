@@ -365,6 +365,24 @@ def test_what_is_refused_is_a_sentence_and_the_image_stays(page, window, monkeyp
     window.noted["errors"].clear()
 
 
+def test_what_was_asked_while_an_answer_was_lost_is_answered(page):
+    alone(give(page), 0)
+    page.evaluate(
+        """() => {
+            const own = source.rows;
+            source.rows = async () => {
+                source.rows = own;
+                await new Promise((done) => setTimeout(done, 500));
+                throw new Error("lost");
+            };
+        }"""
+    )
+    seen = page.locator(".seen").bounding_box()
+    page.mouse.move(seen["x"] + 0.3 * seen["width"], seen["y"] + 0.3 * seen["height"])
+    page.wait_for_timeout(100)
+    move(page, 6, 5)
+
+
 def test_by_keyboard_alone(opened, tmp_path):
     """From the choice of a file to a head's map, from another place, by position alone."""
     page = opened()

@@ -31,6 +31,8 @@ class StandIn:
         return {"name": "</script><b>stand-in", "note": ""}
 
     def see(self, image):
+        if image.size == (3, 3):
+            raise ValueError("the model does not take it")
         return Seen(image.size)
 
 
@@ -217,6 +219,10 @@ def test_what_is_no_image_is_refused_in_a_sentence(port, data, says):
 def test_too_many_pixels_and_too_many_bytes_are_refused(port, monkeypatch):
     monkeypatch.setattr(galleries, "MAX_PIXELS", 1000)
     assert "over 1,000 pixels" in refused(ask(port, "POST", "/image", picture()), 413)
+    monkeypatch.undo()
+    assert "a side of over 65,500 pixels" in refused(ask(port, "POST", "/image", picture((65_501, 1))), 413)
+    key = json.loads(ask(port, "POST", "/image", picture((65_500, 1)))[2])["image"]
+    assert ask(port, "GET", f"/photo?image={key}")[0] == 200
     assert "32.0 at most" in refused(ask(port, "POST", "/image", b"\0" * (MOST_BYTES + 1)), 413)
 
 
@@ -279,6 +285,9 @@ def test_a_fault_is_told_in_the_terminal_and_as_a_sentence(port, capfd):
     key = json.loads(ask(port, "POST", "/image", picture())[2])["image"]
     assert "fault of the program" in refused(ask(port, "GET", f"/rows?image={key}&model=0&at=8,8"), 500)
     assert "RuntimeError: a fault" in capfd.readouterr().err
+    key = json.loads(ask(port, "POST", "/image", picture((3, 3)))[2])["image"]
+    assert "fault of the program" in refused(ask(port, "GET", f"/look?image={key}&model=0"), 500)
+    assert "ValueError: the model does not take it" in capfd.readouterr().err
 
 
 def test_an_image_that_is_gone_says_so(port):

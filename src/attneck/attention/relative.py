@@ -74,8 +74,10 @@ def relative_attention_2d(
     _check(q, k, v, rel_h, rel_w, map_size)
     if v is None:
         raise ValueError("v is None: wanted the values, [B, h, N, d]; k alone may be left out")
-    if not isinstance(pool, bool) or isinstance(scale, str | None):
-        raise ValueError(f"pool={pool!r}, scale={scale!r}: wanted True or False, and a number")
+    if not isinstance(pool, bool) or isinstance(scale, str | Tensor | None):
+        raise ValueError(
+            f"pool={pool!r}, scale={scale!r}: wanted True or False, and a number (multiply q by a tensor)"
+        )
     name = backend
     if name == "auto":
         operands = (q, v, rel_h, rel_w) if k is None else (q, k, v, rel_h, rel_w)

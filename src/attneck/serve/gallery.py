@@ -24,6 +24,8 @@ MAX_PIXELS = 64_000_000
 """Of an image's file: what is larger takes long and much memory to read."""
 SEEN_PIXELS = 1 << 22
 """Of an image as the models and the page get it."""
+LONGEST = 65_500
+"""Pixels of a side that a JPEG can have."""
 
 
 class Seen(Protocol):
@@ -124,12 +126,15 @@ def _decoded(data: bytes) -> Image.Image:
     from attneck.data.readers.decode import ImageTooLarge, UnreadableImage, decode_small
 
     try:
-        return decode_small(io.BytesIO(data), "page", SEEN_PIXELS, MAX_PIXELS)[0]
+        image = decode_small(io.BytesIO(data), "page", SEEN_PIXELS, MAX_PIXELS)[0]
     except ImageTooLarge:
         raise Refused(413, f"the image has over {MAX_PIXELS:,} pixels: choose a smaller one") from None
     except UnreadableImage as error:
         reason = str(error).removeprefix("page: ").removesuffix(": replace it or remove it")
         raise Refused(415, f"{reason}: choose an image") from None
+    if max(image.size) > LONGEST:
+        raise Refused(413, f"the image has a side of over {LONGEST:,} pixels: choose a shorter one")
+    return image
 
 
 def jpeg(image: Image.Image) -> bytes:

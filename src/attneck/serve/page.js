@@ -348,6 +348,8 @@ class Panel {
       try {
         const rows = unpacked(await source.rows(image, this.model, cells), look.mhsas);
         if (look === this.look) Object.assign(this, { rows, key, cells });
+      } catch (error) {
+        if (!this.again) throw error; // else what was asked since is still to be answered
       } finally {
         this.asking = false;
       }

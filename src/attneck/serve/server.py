@@ -154,8 +154,11 @@ class Handler(BaseHTTPRequestHandler):
         """Writes what `find` gives for the path and the query, or the sentence why there is nothing."""
         try:
             self._check_origin()
-            url = urlsplit(self.path)
-            query = {key: values[-1] for key, values in parse_qs(url.query, max_num_fields=8).items()}
+            try:
+                url = urlsplit(self.path)
+                query = {key: values[-1] for key, values in parse_qs(url.query, max_num_fields=8).items()}
+            except ValueError:  # a URL that is none, or too many fields
+                raise Refused(400, "that is no address of this page") from None
             body = find(url.path, query)
         except Refused as refused:
             return self._refuse(refused.status, refused.said)
@@ -163,8 +166,6 @@ class Handler(BaseHTTPRequestHandler):
             raise
         except TimeoutError:
             return self._refuse(408, f"nothing came for {SILENCE:.0f} seconds: send it again")
-        except ValueError:  # a URL that is none, or too many fields
-            return self._refuse(400, "that is no address of this page")
         except MemoryError:
             return self._refuse(507, "there is not enough memory for this image: choose a smaller one")
         except Exception:

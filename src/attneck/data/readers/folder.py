@@ -138,13 +138,22 @@ def open_folder(
     )
 
 
+LONG = 8
+"""Where a photo's longer side would become more than so many sizes, only what is cut out is resized: of one
+pixel by thousands the whole would fill the memory. Of others the whole is, which rounds otherwise."""
+
+
 def resize_and_centre(
     image: Image.Image, size: int, crop_pct: float, interpolation: str = "bilinear"
 ) -> Image.Image:
     """The square of `size` in the middle; raises what `resampling` raises."""
     (width, height), (left, top) = centre(image.size, size, crop_pct)
-    image = image.resize((width, height), resampling(interpolation))
-    return image.crop((left, top, left + size, top + size))
+    way = resampling(interpolation)
+    if max(width, height) <= LONG * size:
+        return image.resize((width, height), way).crop((left, top, left + size, top + size))
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return image.resize((size, size), way, box)
 
 
 def resampling(interpolation: str) -> Image.Resampling:
