@@ -221,6 +221,22 @@ def test_products_with_vectors_count_and_bilinear_ones():
     assert count(Net(), (4, 6)).madds == 72 + 72 + 12 + 3 * 4 * 6 * 4 + 2 * 5 * (3 * 4 + 4)
 
 
+def test_deformable_convolutions_count_as_others_do():
+    """Where their weights lie is found by a convolution, which counts too."""
+    from torchvision.ops import DeformConv2d
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.offset = nn.Conv2d(4, 18, 3, stride=2, padding=1)
+            self.conv = DeformConv2d(4, 6, 3, stride=2, padding=1, groups=2)
+
+        def forward(self, x):
+            return self.conv(x, self.offset(x))
+
+    assert count(Net(), 8).madds == 16 * 18 * 4 * 9 + 16 * 6 * 2 * 9
+
+
 def test_the_model_stays_as_it_is():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(4 * 36, 5)

@@ -34,11 +34,16 @@ def gradients(
             given for given, is_wanted in zip(own, wanted, strict=True) if given is not None and is_wanted
         ]
         made = function(*own)
-        made, grads = (made, grads) if isinstance(made, tuple) else ((made,), (grads,))
-        pairs = [pair for pair in zip(made, grads, strict=True) if pair[0].requires_grad]  # of what is asked
-        outputs, above = zip(*pairs, strict=True)
+        pairs = zip(_many(made), _many(grads), strict=True)
+        outputs, above = zip(
+            *(pair for pair in pairs if pair[0].requires_grad), strict=True
+        )  # of what is asked
         found = iter(torch.autograd.grad(outputs, asked, above, create_graph=True))
         return [
             next(found) if given is not None and is_wanted else None
             for given, is_wanted in zip(own, wanted, strict=True)
         ]
+
+
+def _many(tensors: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tensors if isinstance(tensors, tuple) else (tensors,)

@@ -98,7 +98,7 @@ class RCNN(detection.FasterRCNN):
 
     def _frozen(self) -> dict[str, _BatchNorm]:
         """The frozen BatchNorms by name. Looked up each time: a conversion may have replaced some."""
-        backbone = getattr(self.backbone, "network", self.backbone)  # a compiled form, while it is called
+        backbone: Any = getattr(self.backbone, "network", self.backbone)  # compiled, while it is called
         modules = backbone.body.named_modules() if self._freeze_norms else ()
         return {name: module for name, module in modules if isinstance(module, _BatchNorm)}
 

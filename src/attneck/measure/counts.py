@@ -41,6 +41,17 @@ PRODUCTS = {
 """The FLOPs, by the shapes, of products that torch's counter has no formula for."""
 
 
+def _products() -> dict[Any, Any]:
+    """PRODUCTS, and torchvision's deformable convolution where that is loaded."""
+    if not hasattr(torch.ops.torchvision, "deform_conv2d"):
+        return PRODUCTS
+    return PRODUCTS | {
+        torch.ops.torchvision.deform_conv2d: lambda x, weight, *_, out_shape, **__: (
+            2 * math.prod(out_shape) * math.prod(weight[1:])
+        )
+    }
+
+
 def count(
     model: nn.Module,
     image_size: int | tuple[int, int],
@@ -111,7 +122,7 @@ def madds_by_name(
         image = torch.empty(1, number, *image_size, device="meta", dtype=dtype)
         with (
             without_global_hooks(),  # first: the counter has some of its own
-            FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter,
+            FlopCounterMode(display=False, custom_mapping=_products()) as counter,
             torch.no_grad(),
             _WithoutNorms(),
         ):
