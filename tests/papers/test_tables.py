@@ -7,8 +7,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import attneck
 from attneck.commands import papers as command
 from attneck.commands.measured import Results
 from attneck.errors import UserError
@@ -280,9 +282,14 @@ def test_every_train_command_makes_the_rows_recipe():
         said = command._train(table, row, RECIPES)
         if said is None:
             continue
-        program, verb, recipe, *words = said.split()
+        *trunk, own = said.split(" && ")
+        program, verb, recipe, *words = own.split()
         assert (program, verb) == ("attneck", "train")
         assert words[words.index("--model.name") + 1] == row.trained
+        for before in trunk:
+            _, _, its, *out = before.split()
+            assert parse(its, out[:-2]).recipe.model.name in row.trained.replace("bot", "res")
+            assert out[-2:] == ["--out", words[words.index("--model.weights") + 1]]
         shape = (recipe, *(word for word in words if word != row.trained))
         if shape not in parsed:
             parsed[shape] = parse(recipe, words).recipe
@@ -338,7 +345,9 @@ def test_a_row_may_have_a_recipe_and_detector_options_of_its_own():
     jittered = f"attneck train coco-6x --data.jitter 0.1 2.0 {network}"
     assert said["3", "BoT50, [0.1, 2.0]"] == said["7", "BoT50, 1024"] == jittered
     assert said["9", "BoT200"] == (
-        "attneck train coco-1280 --model.name maskrcnn_botnet200 --model.options mask_convs 8"
+        "attneck train imagenet-100 --model.name resnet200 --out runs/resnet200 && "
+        "attneck train coco-1280 --model.name maskrcnn_botnet200 --model.options mask_convs 8 "
+        "--model.weights runs/resnet200"
     )
 
 
@@ -351,18 +360,52 @@ def test_what_the_detectors_of_each_table_start_from():
         command_said = command._train(table, row, RECIPES) if row.detector else None
         if command_said is not None:
             start = re.search(r"--model\.(pretrained|weights) \S+", command_said)
-            said.setdefault(start[0] if start else "nothing", set()).add(row.trained.partition("_")[2])
+            assert start, "no detector starts at random"
+            said.setdefault(start[0], set()).add(row.trained.partition("_")[2])
     r50, r101, r152, vgg = (
         f"--model.pretrained {name}.tv_in1k" for name in ("resnet50", "resnet101", "resnet152", "vgg16")
     )
-    assert said.keys() == {r50, r101, r152, vgg, "--model.weights runs/imagenet-bam", "nothing"}
+    trunks = {
+        name: f"--model.weights runs/{name}"
+        for name in ("resnet101", "resnet101_bam", "resnet200", "mobilenet")
+    }
+    assert said.keys() == {r50, r101, r152, vgg, *trunks.values()}
     assert said[r101] == {"resnet101", "botnet101"}
     assert said[r152] == {"resnet152", "botnet152"}
     assert said[vgg] == {"vgg16", "vgg16_bam"}
-    assert said["--model.weights runs/imagenet-bam"] == {"resnet101_bam"}  # with BAM from its own training
-    assert said["nothing"] == {"botnet200", "mobilenet", "mobilenet_bam"}
+    assert said[trunks["resnet101"]] == {"resnet101"}  # BAM's, which stride on the 1×1
+    assert said[trunks["resnet101_bam"]] == {"resnet101_bam"}
+    assert said[trunks["resnet200"]] == {"botnet200"}
+    assert said[trunks["mobilenet"]] == {"mobilenet", "mobilenet_bam"}
     assert said[r50] >= {"resnet50", "botnet50", "botnet50_011", "resnet50_se_c5", "resnet50_nl_c4"}
     assert all(is_model_pretrained(start.split()[1]) for start in (r50, r101, r152, vgg))
+
+
+@pytest.mark.parametrize(
+    ("trunk", "detector"),
+    [
+        ("resnet101", "fasterrcnn_resnet101"),
+        ("resnet101_bam", "fasterrcnn_resnet101_bam"),
+        ("resnet200", "maskrcnn_botnet200"),
+        ("mobilenet", "ssd300_mobilenet"),
+        ("mobilenet", "stairnet_mobilenet_bam"),
+    ],
+)
+def test_a_trunk_that_is_trained_before_fills_its_detector(trunk, detector):
+    """All of it but the classifier, and for BoTNet the convolutions that attention stands for."""
+    from attneck.detection.weights import load_weights
+
+    with torch.device("meta"):
+        state = attneck.create_model(trunk).state_dict()
+    made, given = (
+        attneck.create_model(detector),
+        {name: torch.zeros_like(one, device="cpu") for name, one in state.items()},
+    )
+    replaced = "bot" in detector
+    assert all(
+        name.startswith("fc.") or (replaced and re.fullmatch(r"layer4\.\d\.conv2\.\w+", name))
+        for name in load_weights(made, given).unused
+    )
 
 
 def test_a_quoted_network_that_the_recipe_does_not_fit_has_no_command():

@@ -67,16 +67,24 @@ def test_a_trained_network_goes_on_as_it_was(name: str, kind: Any) -> None:
     assert gammas[0].grad.any()
 
 
-@pytest.mark.parametrize(("name", "kind"), [("resnet50_bot_c4", "bot"), ("resnet50_nl_c4", "non_local")])
-def test_it_makes_the_networks_of_table_8(name: str, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "value"),
+    [
+        ("resnet50_bot_c4", "bot", False),
+        ("resnet50_nl_c4", "non_local", False),
+        ("resnet50_nl_c4", "non_local", True),
+    ],
+)
+def test_it_makes_the_networks_of_table_8(name: str, kind: Any, value: bool) -> None:
+    """And of A.5."""
     torch.manual_seed(0)
     published = create_model(
-        name, widths=[16, 16, 16, 32], depths=[1, 1, 2, 2], num_classes=5, image_size=64
+        name, widths=[16, 16, 16, 32], depths=[1, 1, 2, 2], num_classes=5, image_size=64, nl_value=value
     ).eval()
     for module in published.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
-    model = insert_attention_block(ResNet(Bottleneck, **THIN), kind, image_size=64).model.eval()
+    model = insert_attention_block(ResNet(Bottleneck, **THIN), kind, value=value, image_size=64).model.eval()
     model.load_state_dict(published.state_dict())
     assert list(model.state_dict()) == list(published.state_dict())
     x = torch.randn(2, 3, 64, 64)
@@ -102,6 +110,7 @@ def test_it_stands_before_the_last_block_not_before_what_follows_it() -> None:
     [
         ({"kind": "se"}, "unknown kind 'se'; choose one of bot, non_local"),
         ({"kind": "non_local", "heads": 2}, "would change nothing in a Non-Local block"),
+        ({"value": True}, "value=True would change nothing in a BoT block, which has one"),
         ({"stage": "layer1"}, "before 'layer1.0': looked for a module that runs two residual blocks or more"),
         ({"stage": 4}, "stage=4: this ResNet has 4 stages"),
         ({"heads": 5}, "16 channels do not split into 5 heads"),

@@ -346,3 +346,17 @@ def test_parts_that_do_not_go_together_are_refused_in_the_recipes_words():
             parse("demo", words)
         assert "\n" not in str(error.value)
         assert "pydantic" not in str(error.value)
+
+
+def test_an_option_of_the_recipe_that_another_network_does_not_have_is_taken_back_in_words():
+    from attneck.commands.train import parse
+
+    words = ["--model.name", "efficientnet_b0"]
+    with pytest.raises(UserError) as refused:
+        parse("imagenet-350", words)
+    assert str(refused.value) == (
+        "attneck train imagenet-350: the recipe gives its network activation, which efficientnet_b0 does not "
+        "have: take it back with --model.options.activation None"
+    )
+    made = parse("imagenet-350", [*words, *str(refused.value).partition("with ")[2].split()]).recipe
+    assert made.model.options == {"drop_path": 0.2, "dropout": 0.2}

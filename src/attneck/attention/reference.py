@@ -233,14 +233,17 @@ def non_local(
     beta: Tensor,
     mean: Tensor | None = None,
     var: Tensor | None = None,
+    value: Tensor | None = None,
 ) -> Tensor:
     """x + BN(W softmax(theta phi^T / sqrt(C/2)) x), the block of BoTNet's Table 8 (arXiv 1711.07971).
 
-    x [B, C, H, W], theta and phi [C/2, C, 1, 1], out [C, C, 1, 1] -> [B, C, H, W].
+    x [B, C, H, W], theta and phi [C/2, C, 1, 1], out [C, C, 1, 1] -> [B, C, H, W]. With `value`
+    [C/2, C, 1, 1] its projection of x is averaged in place of x (BoTNet A.5), and out is [C, C/2, 1, 1].
     """
     q = convolution_1x1(x, theta).flatten(2)  # [B, C/2, N]
     k = convolution_1x1(x, phi).flatten(2)  # [B, C/2, N]
     logits = torch.einsum("bcn,bcm->bnm", q, k) / q.shape[1] ** 0.5  # [B, N, N]
     weights = torch.softmax(logits, dim=-1)  # [B, N, N]
-    y = torch.einsum("bnm,bcm->bcn", weights, x.flatten(2)).view_as(x)  # [B, C, H, W]
+    v = x if value is None else convolution_1x1(x, value)  # [B, C or C/2, H, W]
+    y = torch.einsum("bnm,bcm->bcn", weights, v.flatten(2)).view_as(v)  # [B, C or C/2, H, W]
     return x + batch_norm(convolution_1x1(y, out), gamma, beta, mean, var)  # [B, C, H, W]

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import textwrap
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from attneck.checks import whole
 from attneck.commands.arguments import parse as arguments_of
 from attneck.errors import RunFailed, UserError, brief
 from attneck.models import catalog
+from attneck.models.options import own_and_backbones
 from attneck.runs.folder import newest_folder, writing
 from attneck.runs.lock import LOCK, only_one
 from attneck.runs.report import REPORT
@@ -157,6 +159,8 @@ def parse(name: str, words: list[str]) -> Arguments:
     except ValidationError as error:  # a value that is out of range, or two fields that do not go together
         raise refusal(error, name) from None
     model = arguments.recipe.model
+    if model.name != whole.model.name:
+        _check_inherited(model.name, own["options"].keys() - model.options.keys(), name)
     both = {part: {**values, **getattr(model, part)} for part, values in own.items()}
     model = model.model_copy(
         update={
@@ -170,6 +174,19 @@ def parse(name: str, words: list[str]) -> Arguments:
     if now not in ("sgd", whole.optimizer.name) and not with_rate:
         raise UserError(f"attneck train {name}: {no_rate(now)}")
     return arguments
+
+
+def _check_inherited(model: str, options: Set[str], recipe: str) -> None:
+    """UserError for an option that the recipe gives its own network, and that this one does not have."""
+    if (entry := catalog.CATALOG.get(model)) is None:
+        return
+    own, backbones = own_and_backbones(entry.options)
+    if strange := sorted(options - own - backbones):
+        words = " ".join(f"--model.options.{option} None" for option in strange)
+        raise UserError(
+            f"attneck train {recipe}: the recipe gives its network {', '.join(strange)}, which {model} does "
+            f"not have: take it back with {words}"
+        )
 
 
 def _has(part: str, values: dict[str, Any]) -> str:

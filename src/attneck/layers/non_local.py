@@ -19,12 +19,14 @@ class NonLocal2d(nn.Module):
 
     Args:
         channels: C, 2 or more.
+        value: they average a projection of it, `value.weight` [C/2, C, 1, 1] as in the block's own paper, and
+            `out.weight` is [C, C/2, 1, 1] (BoTNet A.5, which does not say how wide its own is).
 
     Raises:
         ValueError: for fewer than two channels.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, value: bool = False) -> None:
         super().__init__()
         if whole("channels", channels) < 2:
             raise ValueError(
@@ -33,7 +35,8 @@ class NonLocal2d(nn.Module):
         self.channels = channels
         self.theta = nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False)
         self.phi = nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False)
-        self.out = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.value = nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False) if value else None
+        self.out = nn.Conv2d(channels // 2 if value else channels, channels, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         nn.init.zeros_(self.norm.weight)
 
@@ -41,8 +44,11 @@ class NonLocal2d(nn.Module):
         """[B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
         check_input(x, self.channels, self)
         H, W = x.shape[2:]
-        q, k, v = (maps.flatten(2).transpose(1, 2)[:, None] for maps in (self.theta(x), self.phi(x), x))
-        # q and k [B, 1, N, C/2], v [B, 1, N, C]; the default scale is one over the root of q's width.
-        out = F.scaled_dot_product_attention(q, k, v)  # [B, 1, N, C]
-        y = out[:, 0].transpose(1, 2).unflatten(2, (H, W))  # [B, C, H, W]
+        averaged = x if self.value is None else self.value(x)  # [B, C or C/2, H, W]
+        q, k, v = (
+            maps.flatten(2).transpose(1, 2)[:, None] for maps in (self.theta(x), self.phi(x), averaged)
+        )
+        # q and k [B, 1, N, C/2], v [B, 1, N, C or C/2]; the default scale is one over the root of q's width.
+        out = F.scaled_dot_product_attention(q, k, v)  # as v
+        y = out[:, 0].transpose(1, 2).unflatten(2, (H, W))  # [B, C or C/2, H, W]
         return x + self.norm(self.out(y))  # [B, C, H, W]

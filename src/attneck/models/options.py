@@ -194,6 +194,13 @@ def refuse_absurd(parameters: int) -> None:
 Options = TypeVar("Options", bound=FamilyOptions)
 
 
+def own_and_backbones(options: FamilyOptions) -> tuple[set[str], set[str]]:
+    """Names of the options that it has, and of those that its backbone has besides, where it has one."""
+    own = {*type(options).model_fields} - {"backbone"}
+    backbone: FamilyOptions | None = getattr(options, "backbone", None)
+    return own, {*(type(backbone).model_fields if backbone else ())} - own
+
+
 def override(options: Options, given: dict[str, Any], name: str) -> Options:
     """`options` with the `given` values in place; where a detector has none of that name, its backbone's.
 
@@ -202,8 +209,8 @@ def override(options: Options, given: dict[str, Any], name: str) -> Options:
             that is not of the option's kind or not among its choices, or values that do not fit each other.
     """
     backbone: FamilyOptions | None = getattr(options, "backbone", None)
-    own = type(options).model_fields.keys() - {"backbone"}
-    known = own | (type(backbone).model_fields.keys() if backbone else set())
+    own, inherited = own_and_backbones(options)
+    known = own | inherited
     for key in given:
         if key not in known:
             names = sorted(known)

@@ -269,7 +269,10 @@ def compare(table: Table, row: Row, counter: Counter) -> dict[str, Comparison]:
 
 
 def train_command(table: Table, row: Row, recipes: Mapping[str, Trainer]) -> str | None:
-    """The command that trains a row's network as its table says; None where no recipe at hand can."""
+    """The command that trains a row's network as its table says; None where no recipe at hand can.
+
+    Two, joined by &&, where what a detector starts from must be trained before.
+    """
     name, *changes = (row.recipe or table.recipe).split() or [""]
     if name not in recipes or not row.model or row.alternative:
         return None
@@ -282,23 +285,33 @@ def train_command(table: Table, row: Row, recipes: Mapping[str, Trainer]) -> str
         words += [key, *map(str, value if isinstance(value, list) else [value])]
     if recipe.image_size is not None and row.image_size != recipe.image_size:
         words.append(f"--data.image-size {row.image_size}")
-    return " ".join([*words, *_start(row)])
+    trunk, start = _start(row, recipe.options)
+    return " && ".join([*trunk, " ".join([*words, *start])])
 
 
-def _start(row: Row) -> list[str]:
+def _start(row: Row, options: Mapping[str, object]) -> tuple[list[str], list[str]]:
     """What a detector's backbone starts from: ImageNet (BoTNet footnote 6; BAM Table 4, by §4.5 and by SSD).
 
-    Weights of torchvision's, whose training is the usual one, by timm's names. timm has none of ResNet-200
-    and of this MobileNet. BoTNet's replaced layers start at random; a backbone with BAM is trained with it.
+    Weights of torchvision's, whose training is the usual one, by timm's names. A network that they are not of
+    is trained before: one with BAM, one whose strides are elsewhere by the recipe's `options`, ResNet-200 and
+    this MobileNet. BoTNet's replaced layers start at random.
+
+    Returns:
+        The command that trains it, if one must, and the words of the detector's own.
     """
-    trunk = re.fullmatch(r"(?:res|bot|se)net(50|101|152)(_.*)?", row.model)
     if row.detector is None:
-        return []
-    if row.model.endswith("_vgg16") or row.model.endswith("_vgg16_bam"):
-        return ["--model.pretrained vgg16.tv_in1k"]
-    if trunk and row.model.endswith("_bam"):
-        return ["--model.weights runs/imagenet-bam"]
-    return [f"--model.pretrained resnet{trunk[1]}.tv_in1k"] if trunk else []
+        return [], []
+    if row.model.endswith(("_vgg16", "_vgg16_bam")):
+        return [], ["--model.pretrained vgg16.tv_in1k"]
+    network = re.fullmatch(r"(?:res|bot|se)net(\d+)(_.*)?", row.model)
+    bam = row.model.endswith("_bam")
+    if network and network[1] in ("50", "101", "152") and not bam and "stride_on" not in options:
+        return [], [f"--model.pretrained resnet{network[1]}.tv_in1k"]
+    trunk = "mobilenet" if network is None else f"resnet{network[1]}{'_bam' if bam else ''}"
+    recipe = "imagenet-100" if row.model.startswith("botnet") else "imagenet-bam"
+    stride = f" --model.options stride_on {options['stride_on']}" if "stride_on" in options else ""
+    command = f"attneck train {recipe} --model.name {trunk}{stride} --out runs/{trunk}"
+    return [command], [f"--model.weights runs/{trunk}"]
 
 
 def _table(entry: dict[str, Any], about: dict[str, Any], where: str) -> Table:

@@ -27,6 +27,7 @@ def insert_attention_block(
     position: Position = "relative",
     content: bool = True,
     resample: Resample = "stretch",
+    value: bool = False,
     image_size: int | tuple[int, int] | None = None,
 ) -> Result:
     """Insert a block between the last two of a stage, in place, as a child of the stage called like its kind.
@@ -40,6 +41,7 @@ def insert_attention_block(
         model: a network whose stage runs its residual blocks in a row, of torchvision, timm or your own.
         stage: which of the stages that have residual blocks, -2 the last but one (c4); or its module's name.
         heads, position, content, resample: of the `MHSA2d` in "bot".
+        value: of the `NonLocal2d`.
         image_size: a side or (height, width) in pixels that the position tables are made for; any other
             works, too. None takes that of timm's `pretrained_cfg`, else 224.
 
@@ -54,6 +56,8 @@ def insert_attention_block(
         raise ValueError(
             "heads, position, content and resample would change nothing in a Non-Local block: leave them out"
         )
+    if kind == "bot" and value:
+        raise ValueError("value=True would change nothing in a BoT block, which has one: leave it out")
     seen = trace(model, image_size)
     blocks = stage_of(seen, stage)
     last, parent = blocks[-1], blocks[-1].parent
@@ -71,7 +75,7 @@ def insert_attention_block(
     block: nn.Module
     new: NonLocal2d | MHSA2d
     if kind == "non_local":
-        block = new = NonLocal2d(channels)
+        block = new = NonLocal2d(channels, value=value)
     else:
         silu = any(isinstance(call.module, nn.SiLU) for call in seen.calls() if call.within(last.owner))
         new = mhsa = MHSA2d(

@@ -53,6 +53,8 @@ class ResNetOptions(AttentionOptions, BAMOptions):
     """A block between the last two of c4 (BoTNet Table 8)."""
     insert_c5: Inserted = "none"
     """A block between the last two of c5 (BoTNet Table 8)."""
+    nl_value: bool = False
+    """Whether a non_local block has a value projection (BoTNet A.5)."""
     se: Annotated[tuple[Annotated[int, Field(ge=2, le=5)], ...], AsTuple, Field(max_length=4)] = ()
     """The stages that have squeeze-excitation, such as 2 3 4."""
     se_in_bot: bool = False
@@ -81,6 +83,8 @@ class ResNetOptions(AttentionOptions, BAMOptions):
                 f"c5_stride=1 and output_stride={self.output_stride}: either keeps c5 at c4's size, the one "
                 "with nothing dilated and the other with its 3×3 convs dilated; leave one out"
             )
+        if "non_local" not in (self.insert_c4, self.insert_c5):
+            self._refuse_idle(("nl_value",), "'non_local' for insert_c4 or insert_c5")
         if self.bam == "blocks" and self.se:
             raise ValueError("bam='blocks' and se want the same slot in the block: choose one")
         for stage, inserted in ((2, self.insert_c4), (3, self.insert_c5)):

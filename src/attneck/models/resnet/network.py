@@ -127,7 +127,7 @@ def _insert(
     last: Any
     last_name, last = list(stage.named_children())[-1]
     if kind == "non_local":
-        parts.insert_before(stage, last_name, kind, NonLocal2d(channels))
+        parts.insert_before(stage, last_name, kind, NonLocal2d(channels, value=options.nl_value))
     elif kind == "bot":
         attention = parts.mhsa(channels // Bottleneck.expansion, map_size, 1, options)
         # The last block's own rate: timm's rise from block to block.
