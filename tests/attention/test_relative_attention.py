@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attneck.attention import reference, relative_attention_2d
+from attneck.attention import reference, relative, relative_attention_2d
 
 BACKENDS = ["plain", "cpu", "tiled"]
 
@@ -131,6 +131,36 @@ def test_the_scale_is_a_factor_of_q(backend: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="multiply q by a tensor"):  # whose gradient not each backend has
         relative_attention_2d(*tensors, (3, 4), backend=backend, scale=torch.tensor(0.3))
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("content", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "cpu", "tiled"])
+def test_wide_maps_are_computed_as_high_ones(
+    backend: str, content: bool, pool: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the result and the gradients of the plain form."""
+    H, W = map_size = (3, 601)
+    q, k, *rest = [tensor.requires_grad_() for tensor in problem(1, 2, 4, map_size)]
+    tensors = [q, k, *rest] if content else [q, *rest]
+    operands = (q, k if content else None, *rest, map_size, pool)
+    want = relative_attention_2d(*operands, backend="plain", scale=0.5)
+    computed = []
+
+    def noted(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *given: computed.append(given[5]) or way(*given)
+
+    monkeypatch.setattr(relative, "relative_attention_2d_cpu", noted(relative.relative_attention_2d_cpu))
+    monkeypatch.setitem(relative.BACKENDS, "tiled", noted(relative.BACKENDS["tiled"]))
+    got = relative_attention_2d(*operands, backend=backend, scale=0.5)
+    assert computed == [(W, H)]
+    direction = torch.randn_like(want)
+    for one, other in zip(
+        [got, *torch.autograd.grad(got, tensors, direction)],
+        [want, *torch.autograd.grad(want, tensors, direction)],
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

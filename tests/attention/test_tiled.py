@@ -108,9 +108,9 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-def peaks(side: int) -> tuple[int, int, int]:
-    """Bytes on a square map: kept for the backward pass, the peak of both passes, and plain's of one."""
-    given = [tensor.float() for tensor in problem(1, 2, 16, (side, side))]
+def peaks(H: int, W: int) -> tuple[int, int, int]:
+    """Bytes on a map: kept for the backward pass, the peak of both passes, and plain's of one."""
+    given = [tensor.float() for tensor in problem(1, 2, 16, (H, W))]
     q, k, v, rel_h, rel_w = given
     table = torch.cat((rel_h, rel_w))
     kept: list[int] = []
@@ -120,22 +120,23 @@ def peaks(side: int) -> tuple[int, int, int]:
         return one
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
-        results(given, (side, side), False, True, "tiled")
+        results(given, (H, W), False, True, "tiled")
     # A mode does not see inside an operator, so the functions that it calls are run themselves.
     with torch.no_grad(), Peak() as peak:
-        out = tiled._attend._init_fn(q, k, v, table, side, side)
-        tiled._attend_backward._init_fn(out, q, k, v, table, side, side)
+        out = tiled._attend._init_fn(q, k, v, table, H, W)
+        tiled._attend_backward._init_fn(out, q, k, v, table, H, W)
     with torch.no_grad(), Peak() as quadratic:
-        plain.plain_attention_2d(q, k, v, rel_h, rel_w, (side, side), False)
+        plain.plain_attention_2d(q, k, v, rel_h, rel_w, (H, W), False)
     return sum(kept), peak.most, quadratic.most
 
 
-def test_memory_grows_with_the_map_and_not_with_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("small", "large"), [((16, 16), (32, 32)), ((256, 1), (1024, 1))])
+def test_memory_grows_with_the_map_and_not_with_its_square(
+    small: tuple[int, int], large: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times the positions; a wide map is computed as a high one."""
     monkeypatch.setattr(tiled, "LOGITS", 1 << 14)
-    (kept, peak, plain_peak), (kept_4, peak_4, plain_peak_4) = (
-        peaks(16),
-        peaks(32),
-    )  # four times the positions
+    (kept, peak, plain_peak), (kept_4, peak_4, plain_peak_4) = peaks(*small), peaks(*large)
     assert kept_4 < 4.5 * kept
     assert peak_4 < 4.5 * peak
     assert peak_4 < 32**4 * 2 * 4 / 3  # a third of the logits alone

@@ -51,6 +51,19 @@ def by_position(x: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return rows.transpose(0, 1), columns.transpose(0, 1)
 
 
+def by_position_of_rows(x: Tensor, y: int, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Views by key row [g, r, W, H] and key column [g, r, W, W] of logits by offset [g, n, L], n = r*W.
+
+    x is dense, its queries are whole rows from row y on. Query (y+i, x) stands in row i*W + x, and finds key
+    row y' in column y' - (y+i) + H-1 of the first 2H-1, key column x' in column x' - x + W-1 of the other
+    2W-1. So one query further is one column less, and no entry is in a view twice.
+    """
+    (g, n, L), (H, W), start = x.shape, map_size, x.storage_offset()
+    rows = x.as_strided((g, n // W, W, H), (n * L, W * L - 1, L, 1), start + H - 1 - y)
+    columns = x.as_strided((g, n // W, W, W), (n * L, W * L, L - 1, 1), start + 2 * H + W - 2)
+    return rows, columns
+
+
 def pool_maps(tokens: Tensor, map_size: tuple[int, int]) -> Tensor:
     """2x2 average pool, stride 2, a border window over what is inside: [B, h, N, d] -> [B, h, N', d].
 

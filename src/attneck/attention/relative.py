@@ -87,6 +87,14 @@ def relative_attention_2d(
         raise ValueError(
             f"unknown attention backend {backend!r}; choose one of {', '.join(('auto', *BACKENDS))}"
         )
+    if name in ("cpu", "tiled") and _is_wide(map_size):
+        # They hold the logits of a row of queries at the least, here not far from N x N: rows become columns.
+        H, W = map_size
+        keys = None if k is None else _turned(k, H, W)
+        high = relative_attention_2d(
+            _turned(q, H, W), keys, _turned(v, H, W), rel_w, rel_h, (W, H), pool, name, scale=scale
+        )
+        return _turned(high, -(-W // 2), -(-H // 2)) if pool else _turned(high, W, H)
     if name == "cpu":  # it copies q anyway
         if q.device.type not in ("cpu", "meta"):
             raise ValueError(
@@ -95,6 +103,17 @@ def relative_attention_2d(
             )
         return relative_attention_2d_cpu(q, k, v, rel_h, rel_w, map_size, pool, scale)
     return BACKENDS[name](q if scale == 1.0 else q * scale, k, v, rel_h, rel_w, map_size, pool)
+
+
+def _is_wide(map_size: tuple[int, int]) -> bool:
+    """Whether a row of queries has over a million logits, and a column a quarter of them or less."""
+    H, W = map_size
+    return statically_known_true(W >= 4 * H) and statically_known_true(H * W * W > 1 << 20)
+
+
+def _turned(tokens: Tensor, H: int, W: int) -> Tensor:
+    """[B, h, H*W, d] of a map's rows -> [B, h, W*H, d], of its columns."""
+    return tokens.unflatten(2, (H, W)).transpose(2, 3).flatten(2, 3)
 
 
 def relative_logits_2d(q: Tensor, rel_h: Tensor, rel_w: Tensor, map_size: tuple[int, int]) -> Tensor:

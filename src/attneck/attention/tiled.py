@@ -3,9 +3,6 @@
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order, L = 2H-1 + 2W-1 rows
 in both tables. A tile is g of the B*h heads and r whole rows of queries, n = r*W tokens. Its weights are
 computed, used and dropped; the backward pass computes them again. No operator here adds atomically.
-
-A query in row y meets the key rows 0 to H-1 at the H offsets that begin with -y: a *window* of rel_h. The H
-windows are H*H*d numbers, as linear in N as the map. The same holds for columns.
 """
 
 from collections.abc import Iterator
@@ -18,13 +15,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from attneck.attention.flops import joined_attention_backward_flops, joined_attention_flops
 from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
-from attneck.attention.operands import like_queries, operands, pool_maps
+from attneck.attention.operands import by_position_of_rows, like_queries, operands, pool_maps
 
 LOGITS = 1 << 24
 """Logits in a tile, which are 64 MiB in float32; one row of one head is the least."""
-
-Windows = tuple[Tensor, Tensor]
-"""Of rel_h for each query row [H, d, H], and of rel_w for each query column [W, d, W]."""
 
 
 def tiled_attention_2d(
@@ -52,12 +46,12 @@ def _attend(q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, H: int, W: in
     """q, k, v [B, h, N, d] and both tables [L, d] -> the result [B, h, N, d]."""
     out = like_queries(q)
     with _without_autocast(q):
-        windows = _windows(table, H, W)
         queries, keys, values = _heads(q), None if k is None else _heads(k), _heads(v)  # [B*h, N, d]
         result = torch.empty_like(values)
         for heads, y, r in _tiles(q, H, W):
             n = slice(y * W, (y + r) * W)
-            P = _weights(queries[heads, n], None if keys is None else keys[heads], windows, y)  # [g, n, N]
+            K = None if keys is None else keys[heads]  # [g, N, d]
+            P = _weights(queries[heads, n], K, table, y, (H, W))  # [g, n, N]
             result[heads, n] = P @ values[heads]  # [g, n, d]
     return out.copy_(result.view(q.shape))
 
@@ -68,35 +62,32 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k (empty without k), v [B, h, N, d] and of the table [L, d]."""
     with _without_autocast(q):
-        windows = _windows(table, H, W)
         queries, values, above = _heads(q), _heads(v), _heads(d_out)  # [B*h, N, d] each
         keys = None if k is None else _heads(k)  # [B*h, N, d]
         sums = torch.promote_types(q.dtype, torch.float32)  # what is a sum over tiles
         d_q, d_v = torch.empty_like(queries), torch.zeros_like(queries, dtype=sums)
         d_k = None if keys is None else torch.zeros_like(queries, dtype=sums)
-        by_row, by_column = (torch.zeros_like(window, dtype=sums) for window in windows)
+        d_table = torch.zeros_like(table, dtype=sums)
         for heads, y, r in _tiles(q, H, W):
-            n, of_rows = slice(y * W, (y + r) * W), windows[0][y : y + r]  # [r, d, H]
+            n = slice(y * W, (y + r) * W)
             Q, dO = queries[heads, n], above[heads, n]  # [g, n, d]
             K = None if keys is None else keys[heads]  # [g, N, d]
-            P = _weights(Q, K, windows, y)  # [g, n, N]
+            P = _weights(Q, K, table, y, (H, W))  # [g, n, N]
             d_v[heads] += P.transpose(1, 2) @ dO
             dP = dO @ values[heads].transpose(1, 2)  # [g, n, N]
             dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)  # [g, n, N]
             by_axis = dS.view(len(dS), r, W, H, W)
-            rows, columns = by_axis.sum(4), by_axis.sum(3)  # [g, r, W, H], [g, r, W, W]
-            map_of_queries = Q.unflatten(1, (r, W))  # [g, r, W, d]
-            by_row[y : y + r] += torch.einsum("grxd,grxh->rdh", map_of_queries, rows)
-            by_column += torch.einsum("grxd,grxw->xdw", map_of_queries, columns)
-            dQ = torch.einsum("grxh,rdh->grxd", rows, of_rows)
-            dQ = (dQ + torch.einsum("grxw,xdw->grxd", columns, windows[1])).flatten(1, 2)  # [g, n, d]
+            by_offset = dS.new_zeros(*Q.shape[:2], len(table))  # [g, n, L]
+            rows, columns = by_position_of_rows(by_offset, y, (H, W))
+            rows.copy_(by_axis.sum(4)), columns.copy_(by_axis.sum(3))
+            d_table += by_offset.flatten(0, 1).T @ Q.flatten(0, 1)
+            dQ = by_offset @ table  # [g, n, d]
             if K is not None and d_k is not None:
                 dQ = dQ.baddbmm(dS, K)
                 d_k[heads] += dS.transpose(1, 2) @ Q
             d_q[heads, n] = dQ
-    d_table = torch.cat((_by_offset(by_row), _by_offset(by_column))).to(table.dtype)  # [L, d]
     found = (None if one is None else like_queries(q).copy_(one.view(q.shape)) for one in (d_q, d_k, d_v))
-    return *(q.new_empty(0) if one is None else one for one in found), d_table  # type: ignore[return-value]
+    return *(q.new_empty(0) if one is None else one for one in found), d_table.to(table.dtype)  # type: ignore[return-value]
 
 
 @_attend.register_fake
@@ -140,13 +131,9 @@ def _tiles(q: Tensor, H: int, W: int) -> Iterator[tuple[slice, int, int]]:
             yield slice(first, min(first + heads, B * h)), y, min(rows, H - y)
 
 
-def _weights(q: Tensor, k: Tensor | None, windows: Windows, y: int) -> Tensor:
+def _weights(q: Tensor, k: Tensor | None, table: Tensor, y: int, map_size: tuple[int, int]) -> Tensor:
     """Of the queries [g, n, d] from row y on to the keys [g, N, d]: [g, n, N]."""
-    W = len(windows[1])
-    q_map = q.unflatten(1, (-1, W))  # [g, r, W, d]
-    of_rows = windows[0][y : y + q_map.shape[1]]  # [r, d, H]
-    rows = torch.einsum("grxd,rdh->grxh", q_map, of_rows)  # [g, r, W, H]
-    columns = torch.einsum("grxd,xdw->grxw", q_map, windows[1])  # [g, r, W, W]
+    rows, columns = by_position_of_rows(q @ table.T, y, map_size)  # [g, r, W, H], [g, r, W, W]
     # In half precision the sum of the two is rounded once.
     precise = torch.promote_types(q.dtype, torch.float32)
     logits = rows.to(precise)[..., :, None] + columns.to(precise)[..., None, :]  # [g, r, W, H, W]
@@ -154,21 +141,6 @@ def _weights(q: Tensor, k: Tensor | None, windows: Windows, y: int) -> Tensor:
     if k is not None:
         logits = logits.baddbmm_(q, k.transpose(1, 2))
     return logits.softmax(-1)
-
-
-def _windows(table: Tensor, H: int, W: int) -> Windows:
-    """Of both tables [L, d]: [H, d, H] and [W, d, W]; `unfold` begins with the last query."""
-    rel_h, rel_w = table.split((2 * H - 1, 2 * W - 1))
-    return rel_h.unfold(0, H, 1).flip(0), rel_w.unfold(0, W, 1).flip(0)
-
-
-def _by_offset(windows: Tensor) -> Tensor:
-    """The gradient of a table from its windows', the reverse of `_windows`: [S, d, S] -> [2S-1, d]."""
-    S, d, _ = windows.shape
-    # Flattened with rows one entry longer than they are wide, each row is one further on the diagonal.
-    shifted = windows.new_zeros(S, d, 2 * S)
-    shifted[..., :S] = windows.flip(0)  # window i holds the offsets from i on
-    return shifted.transpose(0, 1).flatten(1)[:, : S * (2 * S - 1)].view(d, S, 2 * S - 1).sum(1).T
 
 
 def _heads(tokens: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from attneck.attention.cpu.build import DTYPES
 from attneck.attention.cpu.choice import float32_products
 from attneck.attention.cpu.passes import passes
 from attneck.attention.cpu.products import product
+from attneck.attention.operands import by_position_of_rows
 
 KEEP = 32 * 32
 """Tokens up to which the weights are kept for backward, and up to which a tile has whole heads."""
@@ -148,7 +149,9 @@ class Tiling:
 
     def logits(self, q: Tensor, keys: Tensor | None, table: Tensor, y: int) -> Tensor:
         """Of a tile from row y on: q [g, n, d], keys as above, table [L, d] -> [g, n, N]."""
-        rows, columns = self.by_position(self.by_offset(q, table), y)  # [g, r, W, H], [g, r, W, W]
+        rows, columns = by_position_of_rows(
+            self.by_offset(q, table), y, (self.H, self.W)
+        )  # [g, r, W, H], [g, r, W, W]
         if keys is None:
             return (rows[..., :, None] + columns[..., None, :]).view(*q.shape[:2], -1)  # [g, n, N]
         if self.columns:
@@ -164,18 +167,6 @@ class Tiling:
         by_axis += rows[..., :, None]
         by_axis += columns[..., None, :]
         return logits
-
-    def by_position(self, by_offset: Tensor, y: int) -> tuple[Tensor, Tensor]:
-        """Views of the logits of each key row and key column in [g, n, L] by offset, dense, from row y on.
-
-        Query (y+i, x) stands in row i*W + x, and finds key row y' in column y' - (y+i) + H-1 of the first
-        2H-1, key column x' in column x' - x + W-1 of the other 2W-1. So one query further is one column less.
-        """
-        g, n, L = by_offset.shape
-        H, W, start = self.H, self.W, by_offset.storage_offset()
-        rows = by_offset.as_strided((g, n // W, W, H), (n * L, W * L - 1, L, 1), start + H - 1 - y)
-        columns = by_offset.as_strided((g, n // W, W, W), (n * L, W * L, L - 1, 1), start + 2 * H + W - 2)
-        return rows, columns
 
     def query_gradients(
         self, dS: Tensor, of_offset: Tensor | None, keys: Tensor | None, table: Tensor, y: int
@@ -196,7 +187,7 @@ class Tiling:
         g, n, _ = dS.shape
         H, W = self.H, self.W
         by_offset = dS.new_zeros(g, n, 2 * H + 2 * W - 2)  # [g, n, L]
-        rows, columns = self.by_position(by_offset, y)  # [g, r, W, H], [g, r, W, W]
+        rows, columns = by_position_of_rows(by_offset, y, (H, W))  # [g, r, W, H], [g, r, W, W]
         if self.columns and summed is not None:
             of_rows, of_columns = summed.split((H, W), dim=2)
             rows.copy_(of_rows.view_as(rows))
