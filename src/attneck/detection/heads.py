@@ -60,7 +60,8 @@ def make_heads(options: RCNNOptions, levels: int, num_classes: int) -> dict[str,
 class Anchors(AnchorGenerator):
     """Three boxes at each position: twice as wide as high, square, twice as high as wide; one scale (A.2).
 
-    Their side is eight strides of the map: 32 pixels on p2 to 512 on p6.
+    Their side is eight strides of the map: 32 pixels on p2 to 512 on p6. They double from level to level also
+    where c5 keeps c4's stride, as BoTNet-S1's, so there p5's and p6's are sixteen strides.
 
     Args:
         first: the stride of the finest map in pixels; it doubles from level to level.
@@ -180,7 +181,8 @@ class RoIAlign(MultiScaleRoIAlign):
     """torchvision's, with the stride of each map given.
 
     torchvision infers the strides from the first images, before they are padded, and keeps them: after a wide
-    image on a square canvas it would cut every region out at a wrong position.
+    image on a square canvas it would cut every region out at a wrong position. Of two maps of one stride, c4's
+    and c5's of BoTNet-S1, the first has all regions, and p5 serves the proposals alone, as torchvision has it.
 
     Args:
         names: of the maps, finest first.
