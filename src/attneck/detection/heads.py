@@ -181,8 +181,8 @@ class RoIAlign(MultiScaleRoIAlign):
     """torchvision's, with the stride of each map given.
 
     torchvision infers the strides from the first images, before they are padded, and keeps them: after a wide
-    image on a square canvas it would cut every region out at a wrong position. Of two maps of one stride, c4's
-    and c5's of BoTNet-S1, the first has all regions, and p5 serves the proposals alone, as torchvision has it.
+    image on a square canvas it would cut every region out at a wrong position. Of two maps of one stride, as
+    c4's and c5's of BoTNet-S1, the first has all regions and the other serves the proposals alone, as there.
 
     Args:
         names: of the maps, finest first.
