@@ -189,9 +189,9 @@ def test_predict_shows_what_is_in_held_out_images(trained, tmp_path, monkeypatch
 
 
 def spy(drawn, draw):
-    def keep(image, rows):
+    def keep(image, rows, numbers=None):
         drawn.append(rows)
-        return draw(image, rows)
+        return draw(image, rows, numbers)
 
     return keep
 
