@@ -280,7 +280,7 @@ def test_a_backbone_begins_with_a_runs_weights(tmp_path, capsys):
     begun = recipe(model={**TINY["model"], "weights": str(tmp_path / "thin")}, epochs=1)
     task = open_task(begun, ALONE)
     model = task.build(begun, task.describe())
-    said = task.start(model, runs.weights_of(str(tmp_path / "thin")))
+    said = task.start(model, Run(tmp_path / "thin").weights())
     assert "3 new (layer4.0.conv2 (MHSA2d): 3)" in str(said)
     assert "layer4.0.conv2.rel_h" in said.new
     state, _, _ = checkpoint.load_latest(tmp_path / "thin/checkpoints")

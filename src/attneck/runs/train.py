@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -215,10 +215,15 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
 
 def start_from(recipe: Model, task: Task, model: nn.Module, verbose: bool) -> list[str]:
     """Fill the model from the weights that its recipe names, if any; what is to be said of that."""
+    run: Run | None = None
+    weights: Mapping[str, Tensor]
     if recipe.pretrained is not None:
         weights = fetch(recipe.pretrained)
+    elif recipe.weights is not None and os.path.isdir(recipe.weights):
+        run = Run(recipe.weights)
+        weights = run.weights()  # the averaged ones where it keeps them
     elif recipe.weights is not None:
-        weights = weights_of(recipe.weights)
+        weights = read_weights(recipe.weights)
     else:
         return []
     with warnings.catch_warnings():
@@ -229,14 +234,12 @@ def start_from(recipe: Model, task: Task, model: nn.Module, verbose: bool) -> li
     said = [f"from {recipe.pretrained or recipe.weights}: {loaded}"]
     said += [loaded.listing] if verbose and loaded.listing else []
     said += [f"warning: {loaded.warning}"] if loaded.warning else []
-    return said + _normalised_otherwise(recipe, task, model)
+    return said + ([] if run is None else _normalised_otherwise(run, task, model))
 
 
-def _normalised_otherwise(recipe: Model, task: Task, model: nn.Module) -> list[str]:
+def _normalised_otherwise(run: Run, task: Task, model: nn.Module) -> list[str]:
     """A warning where the run that the weights are of had its images normalised by other numbers."""
-    if recipe.weights is None or not os.path.isdir(recipe.weights):
-        return []
-    theirs, ours = Run(recipe.weights).facts, task.describe()
+    theirs, ours = run.facts, task.describe()
     if transform := getattr(model, "transform", None):  # a detector's own
         ours = {"mean": transform.image_mean, "std": transform.image_std}
     found = [
@@ -244,7 +247,7 @@ def _normalised_otherwise(recipe: Model, task: Task, model: nn.Module) -> list[s
         for key in ("mean", "std")
         if key in theirs and key in ours and [*theirs[key]] != [*ours[key]]
     ]
-    said = f"warning: the images of {recipe.weights} were normalised otherwise ({'; '.join(found)})"
+    said = f"warning: the images of {run.folder} were normalised otherwise ({'; '.join(found)})"
     return [f"{said}: its first steps see other values than its weights know"] if found else []
 
 
@@ -268,11 +271,6 @@ def _check_frozen(model: nn.Module, drawn: dict[str, Tensor]) -> None:
             f"optimizer.freeze keeps {len(same)} weights as they were drawn at random, {same[0]} first: give "
             "model.weights or model.pretrained, or freeze fewer stages"
         )
-
-
-def weights_of(source: str) -> Any:
-    """The tensors by name in a file, or of the run in a folder: its averaged weights where it keeps them."""
-    return Run(source).weights() if os.path.isdir(source) else read_weights(source)
 
 
 def _start_once(everyone: World, begin: Callable[[], Start]) -> Start:
