@@ -7,7 +7,7 @@ from attneck.data.sampling import (
     EvalBatches,
     TrainBatches,
     hash64,
-    item_seed,
+    item_seeds,
     order,
     step_seed,
     uniforms,
@@ -76,12 +76,13 @@ def test_uniforms_are_uniform_and_independent(draws: np.ndarray) -> None:
 
 
 def test_seeds_are_distinct_and_63_bit() -> None:
-    seeds = [item_seed(s, e, i) for s in range(3) for e in range(10) for i in range(30)]
+    seeds = [seed for s in range(3) for e in range(10) for seed in item_seeds(s, e, np.arange(30))]
     seeds += [step_seed(s, k, r) for s in range(3) for k in range(30) for r in range(4)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62
-    assert item_seed(-1, 0, 0) != item_seed(1, 0, 0)
+    assert item_seeds(-1, 0, 0) != item_seeds(1, 0, 0)
+    assert item_seeds(5, [1, 2], [8, 7]) == [*item_seeds(5, 1, 8), *item_seeds(5, 2, 7)]
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 3), (2, 3), (4, 2)])

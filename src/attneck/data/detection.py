@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from attneck.data.augment.geometry import Sample, mirror, resize_crop_pad, resized, visible
 from attneck.data.fingerprint import Fingerprint
 from attneck.data.readers.annotations import Record, shown
-from attneck.data.sampling import Key, item_seed, key_of, uniforms
+from attneck.data.sampling import Key, item_seeds, key_of, uniforms
 from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
 
@@ -143,7 +143,8 @@ class DetectionDataset(Dataset[Item]):
 
     def _augmented(self, sample: Sample, epoch: int, index: int) -> Sample:
         if self.augment == "ssd":
-            return visible(self._ssd(sample, item_seed(self.seed, epoch, index)))
+            (seed,) = item_seeds(self.seed, epoch, index)
+            return visible(self._ssd(sample, seed))
         coin, share, *corner = uniforms(self.seed, epoch, [index], 4)[0].tolist()
         if self.augment != "none" and coin < 0.5:
             sample = mirror(sample)

@@ -1,5 +1,9 @@
 """RandAugment: each image gets every one of its N operations, at the magnitude that is asked for."""
 
+import pickle
+import random
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import timm.data.auto_augment as timms
@@ -9,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
 
 from attneck.data.augment.inception import Inception
-from attneck.data.sampling import seeded
+from attneck.data.sampling import generators
 
 
 @pytest.fixture
@@ -37,7 +41,8 @@ def test_every_operation_is_applied_at_its_magnitude(
     transform, image = Inception(16, layers, magnitude), np.zeros((30, 20, 3), dtype=np.uint8)
     for draw in range(200):
         before = len(applied)
-        with seeded(draw):
+        with generators() as reseed:
+            reseed(draw)
             transform(image)
         assert len(applied) - before == layers
     assert {given for _, given in applied} == {magnitude}
@@ -68,15 +73,28 @@ def test_it_is_torchvisions(of: tuple[int, int]) -> None:
     image, ours = Image.fromarray(pixels), Inception(24)
     theirs = v2.Compose([v2.RandomResizedCrop(24), v2.RandomHorizontalFlip()])
     for seed in range(12):
-        with ours.seeded(seed):
+        with ours.generators() as reseed:
+            reseed(seed)
             found = ours(np.array(image.crop(ours.box(image.size))))
-        with seeded(seed):
+        with generators() as reseed:
+            reseed(seed)
             wanted = theirs(pil_to_tensor(image))
         np.testing.assert_array_equal(found, wanted.permute(1, 2, 0).numpy())
 
 
-def test_the_global_generators_are_left_alone() -> None:
-    before = torch.get_rng_state()
-    with Inception(24).seeded(3):
-        torch.rand(1)
-    assert torch.equal(before, torch.get_rng_state())
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_global_generators_are_left_alone(layers: int) -> None:
+    def states() -> list[bytes]:
+        states = [random.getstate(), np.random.get_state(), torch.get_rng_state().tolist()]
+        return [pickle.dumps(state) for state in states]
+
+    before, transform = states(), Inception(24, layers)
+    image = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    with suppress(KeyboardInterrupt), transform.generators() as reseed:
+        reseed(3)
+        first = transform(image)
+        transform(image)
+        reseed(3)
+        np.testing.assert_array_equal(first, transform(image))
+        raise KeyboardInterrupt
+    assert states() == before

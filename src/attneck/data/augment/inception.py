@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from attneck.data.readers.decode import Box
-from attneck.data.sampling import seeded
+from attneck.data.sampling import generators
 
 AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]
 """Of the part of an image that is taken: the share of its area, and width over height."""
@@ -47,9 +47,9 @@ class Inception:
             form = f"rand-p1-m{randaugment_magnitude}-mmax{randaugment_magnitude}-n{randaugment_layers}"
             self.randaugment = rand_augment_transform(form, {"img_mean": (128, 128, 128)})
 
-    def seeded(self, seed: int) -> AbstractContextManager[None]:
-        """In this context `box` and a call draw what is a function of `seed`."""
-        return seeded(seed, torch_alone=self.randaugment is None)
+    def generators(self) -> AbstractContextManager[Callable[[int], None]]:
+        """In this context `box` and a call draw what is a function of the seed that was set last."""
+        return generators(torch_alone=self.randaugment is None)
 
     def box(self, of: tuple[int, int]) -> Box:
         """The part that is taken of an image `of` (width, height)."""

@@ -7,7 +7,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from attneck.data.augment.geometry import FILL, Sample
-from attneck.data.sampling import seeded
+from attneck.data.sampling import generators
 
 LEAST = 4
 """Pixels of a side, from which on a cut of 0.3 of it leaves one."""
@@ -43,7 +43,8 @@ class SSDAugment:
         if sample.masks is not None:
             before["masks"] = tv_tensors.Mask(torch.from_numpy(sample.masks))
         transform = self._transform if min(image.shape[1:]) >= LEAST else self._uncut
-        with seeded(seed):
+        with generators() as reseed:
+            reseed(seed)
             after = transform(before)
         masks = None if sample.masks is None else after["masks"].numpy()
         return Sample(

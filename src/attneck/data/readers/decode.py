@@ -207,7 +207,6 @@ def said(path: str | os.PathLike[str]) -> str:
 def _opened(path: Place | IO[bytes], name: str, max_pixels: int | None) -> Iterator[Image.Image]:
     """An image of the right kind and size, none of it decoded; whatever fails inside becomes a line."""
     limit = MAX_PIXELS if max_pixels is None else max_pixels
-    called = said(str(path)) if isinstance(path, str | Packed) else "the file"
     try:
         if isinstance(path, str):
             _check_regular(path)
@@ -222,18 +221,22 @@ def _opened(path: Place | IO[bytes], name: str, max_pixels: int | None) -> Itera
                 yield image
     except Image.DecompressionBombError:
         raise ImageTooLarge(
-            f"{name}: {called} has over {limit:,} pixels: give a smaller image, or a higher max_pixels "
-            "(train: --data.max-pixels)"
+            f"{name}: {_called(path)} has over {limit:,} pixels: give a smaller image, or a higher "
+            "max_pixels (train: --data.max-pixels)"
         ) from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken files.
         if isinstance(error, OSError) and error.errno is not None and error.errno not in USERS:
             raise NotRead(
-                f"{name}: {called} was not read ({_reason(error)}): mend the disk or its mount, and run the "
-                "command again (a run: with --resume)"
+                f"{name}: {_called(path)} was not read ({_reason(error)}): mend the disk or its mount, and "
+                "run the command again (a run: with --resume)"
             ) from error
         raise UnreadableImage(
-            f"{name}: cannot read {called} ({_reason(error)}): replace it or remove it"
+            f"{name}: cannot read {_called(path)} ({_reason(error)}): replace it or remove it"
         ) from error
+
+
+def _called(path: Place | IO[bytes]) -> str:
+    return said(str(path)) if isinstance(path, str | Packed) else "the file"
 
 
 def _check_regular(path: str) -> None:

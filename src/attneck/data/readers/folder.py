@@ -1,7 +1,8 @@
 """Images in one folder a class: root/{train,val}/<class>/…, or root/<class>/… and a share held out."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from attneck.data.readers.decode import decode, decode_part
 from attneck.data.readers.shards import Place
 from attneck.data.readers.tree import LAYOUT, scan, tell_left
 from attneck.data.root import resolve
-from attneck.data.sampling import Key, item_seed, spread
+from attneck.data.sampling import Key, item_seeds, split_keys, spread
 from attneck.data.skipping import Skipped, skips
 from attneck.imagenet import MEAN, STD
 
@@ -57,20 +58,30 @@ class FolderDataset(ClassificationDataset):
         self._transform = None if augment == "none" else Inception(image_size, layers, randaugment_magnitude)
 
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
-        return np.stack([self._one(epoch, index) for epoch, index in keys])
+        transform = self._transform
+        if transform is None:
+            return np.stack([self._read(index, self._evaluated) for _, index in keys])
+        with transform.generators() as reseed:
 
-    def _one(self, epoch: int, index: int) -> NDArray[np.uint8]:
-        seed = item_seed(self.seed, epoch, index)
-        if self.skipped is None:
-            return self._square(index, seed)
-        return self.skipped.first(self._from(index), lambda candidate: self._square(candidate, seed))
+            def augmented(seed: int, index: int) -> NDArray[np.uint8]:
+                reseed(seed)
+                place, size = self.paths[index], self.image_size
+                return transform(decode_part(place, "folder", transform.box, size, self.max_pixels))
 
-    def _square(self, index: int, seed: int) -> NDArray[np.uint8]:
-        if self._transform is None:  # evaluated from all pixels, as published scores are
-            return np.array(resize_and_centre(self.whole(index), self.image_size, self.crop_pct))
-        with self._transform.seeded(seed):
-            place, size = self.paths[index], self.image_size
-            return self._transform(decode_part(place, "folder", self._transform.box, size, self.max_pixels))
+            seeds = item_seeds(self.seed, *split_keys(keys))
+            return np.stack(
+                [
+                    self._read(index, partial(augmented, seed))
+                    for (_, index), seed in zip(keys, seeds, strict=True)
+                ]
+            )
+
+    def _evaluated(self, index: int) -> NDArray[np.uint8]:
+        """From all pixels, as published scores are."""
+        return np.array(resize_and_centre(self.whole(index), self.image_size, self.crop_pct))
+
+    def _read(self, index: int, read: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        return read(index) if self.skipped is None else self.skipped.first(self._from(index), read)
 
     def whole(self, index: int) -> Image.Image:
         return decode(self.paths[index], "folder", self.max_pixels)

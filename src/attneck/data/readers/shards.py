@@ -26,6 +26,8 @@ INDEX = "shards.csv"
 COLUMNS = ["shard", "offset", "size", "name"]
 """Of the index: the tar, where the image's bytes begin and how many there are, CLASS/…/FILE."""
 BLOCK = tarfile.BLOCKSIZE
+_SIZE = slice(124, 136)
+"""Of a tar's header: where the size is, in octal digits; the name is at its beginning."""
 OPEN = 64
 """Shards that a process keeps open."""
 
@@ -46,11 +48,11 @@ class Packed(NamedTuple):
         """The image's bytes; ValueError where the shard has something else in their place."""
         shard = _shard(self.shard)  # held while it is read: another thread's may take its place
         content = _read(shard.handle, self.offset - BLOCK, BLOCK + self.size)
-        try:
-            found = tarfile.TarInfo.frombuf(content[:BLOCK], "utf-8", "surrogateescape")
-        except tarfile.HeaderError:
-            found = tarfile.TarInfo()
-        if (found.name, found.size) != (self.member, self.size) or len(content) < BLOCK + self.size:
+        name, size = self.member.encode() + b"\0", b"%011o\0" % self.size
+        same = (
+            content.startswith(name) and content[_SIZE] == size
+        )  # tarfile takes ten times as long to say so
+        if not same or len(content) < BLOCK + self.size:
             raise ValueError(f"the shard has changed since {INDEX} was written")
         if not self.size:
             raise ValueError("it is empty")
