@@ -1,4 +1,4 @@
-"""Memory of the CPU for training: freed memory stays with the process, in pages of 2 MiB."""
+"""Memory for many steps on the CPU: what is freed stays with the process, in pages of 2 MiB."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from pathlib import Path
 
 # mallopt's parameters, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def keep_memory(device: str) -> None:
+    """For the whole process: both of what follows, where steps are taken on the CPU.
+
+    A batch of 32 to be scored by botnet50 (224) takes 1854 ms in place of 2408 and, in a second run, 1902 in
+    place of 2379: `attneck bench inference`, with and without the environments named below.
+    """
+    _ = device == "cpu" and keep_freed_memory() and use_huge_pages()
 
 
 def keep_freed_memory() -> bool:

@@ -25,7 +25,7 @@ from attneck.errors import RunFailed, UserError
 from attneck.files import NotWritten
 from attneck.signals import noted
 from attneck.training import checkpoint, layers, state
-from attneck.training.allocator import keep_freed_memory, use_huge_pages
+from attneck.training.allocator import keep_memory
 from attneck.training.averages import too_slow
 from attneck.training.background import Background
 from attneck.training.best import Keeper, gives_up
@@ -80,8 +80,7 @@ def train_loop(
         ValueError: a BatchNorm that cannot be synchronised; layer_decay or freeze, and a model without an
             order of layers; a tracker that cannot be started, where the run begins.
     """
-    if world.device.type == "cpu":
-        _ = keep_freed_memory() and use_huge_pages()
+    keep_memory(world.device.type)
     model.to(world.device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
