@@ -34,6 +34,31 @@ def test_a_tensor_as_large_as_the_last_faults_no_page() -> None:
     assert kept < pages
 
 
+FORK = """
+import os, resource
+import torch
+from attneck.training.allocator import keep_freed_memory
+
+def held():
+    _, all_, of_files, *_ = map(int, open("/proc/self/statm").read().split())
+    return (all_ - of_files) * resource.getpagesize() >> 20
+assert keep_freed_memory()
+assert keep_freed_memory()
+torch.ones(200 * 2**18)
+before = held()
+if not (child := os.fork()):
+    print(before - held(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_not_held_twice() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 190
+
+
 HUGE = """
 import resource, sys
 limit = int(sys.argv[1])
