@@ -9,6 +9,7 @@ import torch
 
 from attneck import cli
 from attneck.commands import bench_inference, bench_loop
+from attneck.training import allocator
 
 STEP = ["step", "--size", "32"]
 CLASSIFIERS = ["--model", "cifar_resnet20_bam", "--plain", "cifar_resnet20"]
@@ -93,6 +94,17 @@ def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert "GFLOP/s in float32" in said
 
 
+def test_kept_memory_is_as_training_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "bam", "--size", "4", "--kept-memory", *QUICK, "--no-memory"]
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocator, "keep_memory", lambda device: asked.append(device) or len(asked) == 1)
+        assert cli.main(words) == 0
+        assert cli.main(words) == 2
+    assert asked == ["cpu", "cpu"]
+    assert "this process does not have" in capsys.readouterr().err
+
+
 def test_the_loop_beside_a_bare_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both take their steps in turns; the two networks end as one, for they are given the same."""
     ends = []
@@ -149,6 +161,7 @@ def bench_loop_mistake(capsys: pytest.CaptureFixture[str]) -> str:
         (["step", "--size", "64", "--channels", "64"], "bench step takes no --channels"),
         (["bam", "--size", "4", "--batch", "1", *QUICK], "give two images at a time"),
         (["step", "--size", "32", *QUICK], "more than 1 value per channel"),
+        (["step", "--loop", "--kept-memory"], "--kept-memory is of the CPU, and not of --table or --loop"),
         (["step", "--loop", "--table", "5"], "attneck bench step --loop takes"),
         (["bam", "--out", "nowhere/there.json"], "make it first"),
         pytest.param(

@@ -45,6 +45,7 @@ def bench(
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
     seconds: float = 2.0,
+    kept_memory: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     compiled: bool = True,
     memory: bool = True,
     out: Path | None = None,
@@ -77,6 +78,8 @@ def bench(
         device: where.
         threads: as torch takes them; its own choice if not given.
         seconds: how long each contestant is timed for in each case.
+        kept_memory: keep freed memory, in pages of 2 MiB, as attneck train does on the CPU; else each large
+            tensor goes back to the system, as in a program that does nothing about it.
         compiled: time torch.compile of them too, which takes a while to compile; a step is timed as it is.
         memory: measure peak memory too, each in a process of its own; of the list, on maps from 64x64 on.
         out: write the JSON document there too.
@@ -118,6 +121,8 @@ def bench(
                 whole(name, value)
         if threads is not None:  # torch ends in a segmentation fault where there are too many
             whole("--threads", threads, most=8 * (os.cpu_count() or 1))
+    if kept_memory and (table is not None or loop or device != "cpu"):
+        raise UserError("--kept-memory is of the CPU, and not of --table or --loop: leave it out")
     if not 0 < seconds <= 3600:
         raise UserError(f"--seconds {seconds}: wanted more than 0, 3600 at most")
     if size is not None:
@@ -135,10 +140,13 @@ def bench(
     from attneck.files import write_atomic
     from attneck.measure import contestants
     from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
+    from attneck.training.allocator import keep_memory
     from attneck.training.environment import environment
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device that torch can use")
+    if kept_memory and not keep_memory(device):
+        raise UserError("--kept-memory is of Linux with glibc's malloc, which this process does not have")
     if threads is not None:
         torch.set_num_threads(threads)
     if table is not None:

@@ -13,13 +13,16 @@ from pathlib import Path
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
-def keep_memory(device: str) -> None:
-    """For the whole process: both of what follows, where steps are taken on the CPU.
+def keep_memory(device: str) -> bool:
+    """For the whole process: both of what follows, where steps are taken on the CPU; whether the first was.
 
     A batch of 32 to be scored by botnet50 (224) takes 1854 ms in place of 2408 and, in a second run, 1902 in
     place of 2379: `attneck bench inference`, with and without the environments named below.
     """
-    _ = device == "cpu" and keep_freed_memory() and use_huge_pages()
+    kept = device == "cpu" and keep_freed_memory()
+    if kept:
+        use_huge_pages()
+    return kept
 
 
 def keep_freed_memory() -> bool:
