@@ -97,6 +97,9 @@ def test_workers_give_the_same_bits(dataset: Any) -> None:
         for key, *item, other_image, other_target in zip(keys, *one, *other, strict=True):
             assert same(item, (other_image, other_target))
             assert same(item, dataset[key])
+            assert same(
+                item, pickle.loads(pickle.dumps(dataset))[key]
+            )  # as workers that are not forked get it
 
 
 def test_augmentation_depends_on_the_epoch_and_the_seed(dataset: Any) -> None:

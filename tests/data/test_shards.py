@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import pickle
 import shutil
 import tarfile
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_an_unreadable_one_stops_or_is_skipped(made: Path, packed: Path, capsys:
     bad = spoil(packed)
     with pytest.raises(UnreadableImage, match=r"cannot read \S*\d+\.tar/a b/"):
         opened(packed).pixels([(0, 7)])
-    images = opened(packed, on_bad_image="skip")
+    images = pickle.loads(pickle.dumps(opened(packed, on_bad_image="skip")))  # as to a worker
     whole = opened(made / "photos")
     assert np.array_equal(images.pixels([(0, 7)]), whole.pixels([(0, 8)]))
     assert images.skipped.files() == [bad]

@@ -9,8 +9,9 @@ import time
 import pytest
 
 PARENT = """
-import os, signal, sys, time
+import multiprocessing, os, signal, sys, time
 import attneck.data as data
+multiprocessing.set_start_method(sys.argv[1])
 signal.signal(signal.SIGTERM, lambda *_: None)
 set_ = data.open_dataset("shapes", "val", size=64)
 batches = iter(data.loader(set_, data.TrainBatches(64, 2, seed=0, steps=10**6), workers=2))
@@ -31,9 +32,17 @@ def _running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
-def test_workers_outlive_signals_to_the_group_but_not_the_trainer() -> None:
+@pytest.mark.parametrize(
+    "method",  # macOS spawns them, and Python 3.14 lets a server fork them
+    [
+        "fork",
+        pytest.param("spawn", marks=pytest.mark.slow),
+        pytest.param("forkserver", marks=pytest.mark.slow),
+    ],
+)
+def test_workers_outlive_signals_to_the_group_but_not_the_trainer(method: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT],
+        [sys.executable, "-c", PARENT, method],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,6 +1,7 @@
 """Folders of images with what else lies in folders; and images that training is told to skip."""
 
 import os
+import pickle
 import shutil
 
 import numpy as np
@@ -201,6 +202,7 @@ def test_detection_skips_with_the_next_image_and_its_objects(tmp_path):
     write_coco(tmp_path, content)
     (tmp_path / "coco/train2017/a.png").write_bytes(b"")
     images = open_detection("coco", "train", root=tmp_path, augment="flip", on_bad_image="skip")
+    images = pickle.loads(pickle.dumps(images))  # as to a worker that is not forked
     image, target = images[0, 0]
     other, wanted = images[0, 1]
     assert target["image_id"] == wanted["image_id"]

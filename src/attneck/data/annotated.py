@@ -30,7 +30,7 @@ class AnnotatedImages(DetectionDataset):
     ) -> None:
         super().__init__(classes=annotations.classes, category_ids=annotations.category_ids, **options)
         self.name, self.records, self.max_pixels = name, annotations.records, max_pixels
-        self.skipped = Skipped(len(self), lambda index: self.record(index).file) if skip_bad else None
+        self.skipped = Skipped(len(self), self._file) if skip_bad else None
         self.dropped = annotations.records.counts["degenerate"]
 
     def __len__(self) -> int:
@@ -42,6 +42,9 @@ class AnnotatedImages(DetectionDataset):
     def record(self, index: int) -> Record:
         found: Record = self.records[index]
         return found
+
+    def _file(self, index: int) -> str:
+        return self.record(index).file
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
         if self.skipped is None:

@@ -1,9 +1,12 @@
 """The DataLoader, whose workers no signal to the trainer reaches."""
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -36,6 +39,8 @@ class SteadyLoader(DataLoader[Any]):
     """
 
     def __iter__(self) -> Any:
+        if self.num_workers and multiprocessing.get_start_method() != "fork":
+            resource_tracker.ensure_running()  # else it starts with a worker, and lets the signals through
         with _held():
             return super().__iter__()
 
@@ -45,10 +50,9 @@ def worker_init(worker_id: int) -> None:
 
     torchrun passes SIGTERM on to the trainer's whole process group, and Ctrl-C goes to the terminal's: in
     the trainer's group the workers would die before the trainer had saved. In a group of their own they end
-    when the loader ends them. They do not outlive a trainer that is killed: a waiting worker compares its
-    parent's id with the one it started with every 5 seconds (`ManagerWatchdog` in torch.utils.data) and
-    leaves when it has changed, and torch gives every worker a SIGTERM handler of its own that replaces the
-    one inherited from the trainer.
+    when the loader ends them. They do not outlive a trainer that is killed: each waits for its end in a
+    thread, since torch's own look at the parent's id does not see it where a server forks the workers. And
+    torch gives every worker a SIGTERM handler of its own that replaces the one inherited from the trainer.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _POSIX:
@@ -58,6 +62,14 @@ def worker_init(worker_id: int) -> None:
             pass
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+
+
+def _end_with_the_trainer() -> None:
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
 
 
 def collate(batch: Any) -> Any:

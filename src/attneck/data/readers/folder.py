@@ -52,7 +52,7 @@ class FolderDataset(ClassificationDataset):
         super().__init__(classes=classes, mean=MEAN, std=STD, image_size=image_size, labels=labels)
         self.paths, self.names = paths, names
         self.augment, self.seed, self.max_pixels = augment, seed, max_pixels
-        self.skipped = Skipped(len(paths), lambda index: str(paths[index])) if skip_bad else None
+        self.skipped = Skipped(len(paths), self._file) if skip_bad else None
         # Built here, so that forked workers inherit the import of torchvision.
         layers = randaugment_layers if augment == "randaugment" else 0
         self._transform = None if augment == "none" else Inception(image_size, layers, randaugment_magnitude)
@@ -89,6 +89,9 @@ class FolderDataset(ClassificationDataset):
     def fingerprint(self) -> Fingerprint:
         inside = [name.partition("/")[2] for name in self.names]
         return of_files(self.paths, self.labels, self.classes, inside)
+
+    def _file(self, index: int) -> str:
+        return str(self.paths[index])
 
     def _from(self, index: int) -> Iterator[int]:
         """An image and those that may take its place: the rest of its class, the following ones first."""
