@@ -45,12 +45,12 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     path = folder / f"step-{step:08d}.pt"
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    data = buffer.getbuffer()
-    sums = [hashlib.sha256(data).hexdigest()]
-    with writing(path):
-        folder.mkdir(exist_ok=True)  # not its parents: a run's folder that is gone does not come again
-    _put_sum(path, sums)
-    write_atomic(path, data)
+    with buffer.getbuffer() as data:  # given back here, also where an error keeps it: Python 3.13 complains
+        sums = [hashlib.sha256(data).hexdigest()]
+        with writing(path):
+            folder.mkdir(exist_ok=True)  # not its parents: a run's folder that is gone does not come again
+        _put_sum(path, sums)
+        write_atomic(path, data)
     older = [old for old in checkpoints(folder) if step_of(old) <= step]
     with writing(path):  # the folder may have gone since
         _remove([file for file in folder.iterdir() if LEFT.fullmatch(file.name)])
