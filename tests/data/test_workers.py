@@ -11,7 +11,7 @@ import pytest
 PARENT = """
 import multiprocessing, os, signal, sys, time
 import attneck.data as data
-multiprocessing.set_start_method(sys.argv[1])
+multiprocessing.set_start_method(sys.argv[1], force=True)
 signal.signal(signal.SIGTERM, lambda *_: None)
 set_ = data.open_dataset("shapes", "val", size=64)
 batches = iter(data.loader(set_, data.TrainBatches(64, 2, seed=0, steps=10**6), workers=2))
