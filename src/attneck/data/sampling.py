@@ -118,7 +118,7 @@ def generators(*, torch_alone: bool = False) -> Iterator[Callable[[int], None]]:
     """Lends the global generators that torchvision (torch's) and timm (Python's, numpy's) draw from.
 
     It gives what seeds them, an image at a time; in the end they are what they were. Keeping their states
-    takes ten times as long as seeding them, so it is done once for a batch.
+    takes far longer than seeding them, so it is done once for a batch.
 
     torch_alone: leave the other two as they are.
     """
