@@ -11,6 +11,10 @@ from attneck.detection.heads import Anchors, MaskRoIAlign, RoIAlign, RPNHead
 C, SIDE, STRIDES = 8, 256, (4, 8, 16, 32, 64)
 
 
+S1 = {"0": 4, "1": 8, "2": 16, "3": 16}
+"""The strides of BoTNet-S1's maps."""
+
+
 def maps_of(dtype: torch.dtype = torch.float32, batch: int = 2) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
@@ -75,6 +79,15 @@ def test_regions_lie_where_they_do_whatever_images_came_first(first):
     ours(maps, boxes, [first] * 2)
     wanted = theirs(maps, boxes, [(SIDE, SIDE)] * 2)
     torch.testing.assert_close(ours(maps, boxes, [first] * 2), wanted, rtol=0, atol=0)
+
+
+def test_the_second_of_two_maps_of_one_stride_has_the_regions_twice_as_large():
+    """c5 of BoTNet-S1 is as fine as its c4, and p5's regions are the same as where it is not."""
+    sides = (56, 112, 224, 448)  # pixels; by FPN's equation 1, p2 to p5
+    boxes = [torch.tensor([[0.0, 0, side, side] for side in sides])]
+    maps = {name: torch.full((1, 1, 512 // s, 512 // s), float(s + int(name))) for name, s in S1.items()}
+    cut = RoIAlign(list(S1), 7, list(S1.values()))(maps, boxes, [(512, 512)])
+    assert cut[:, 0, 3, 3].tolist() == [4.0, 9.0, 18.0, 19.0]
 
 
 def test_regions_are_torchvisions_where_there_are_any():

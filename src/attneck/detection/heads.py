@@ -182,7 +182,7 @@ class RoIAlign(MultiScaleRoIAlign):
 
     torchvision infers the strides from the first images, before they are padded, and keeps them: after a wide
     image on a square canvas it would cut every region out at a wrong position. Of two maps of one stride, as
-    c4's and c5's of BoTNet-S1, the first has all regions and the other serves the proposals alone, as there.
+    c4's and c5's of BoTNet-S1, it takes the first alone; here the second has the regions of the next level.
 
     Args:
         names: of the maps, finest first.
@@ -193,7 +193,8 @@ class RoIAlign(MultiScaleRoIAlign):
     def __init__(self, names: list[str], bins: int, reductions: list[int]) -> None:
         super().__init__(names, bins, sampling_ratio=2)
         self.scales = [1 / reduction for reduction in reductions]
-        finest, coarsest = (round(math.log2(reduction)) for reduction in (reductions[0], reductions[-1]))
+        finest = round(math.log2(reductions[0]))
+        coarsest = finest + len(reductions) - 1
         self.map_levels = LevelMapper(finest, coarsest, self.canonical_scale, self.canonical_level)
 
 
