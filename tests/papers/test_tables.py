@@ -265,6 +265,8 @@ def test_every_sheet_is_a_rectangle_whose_differences_have_reasons(sections):
         for checked in section.rows:
             if checked.differs:
                 assert checked.row.reason in laid.footnotes
+        into = re.findall(r"--out (\S+)", " ".join(command for _, command in laid.commands))
+        assert len(set(into)) == len(into), "the second command would find the first one's run there"
     json.loads(json.dumps(document(sections, "")))
 
 

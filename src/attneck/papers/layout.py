@@ -93,9 +93,20 @@ def sheet(section: Section) -> Sheet:
                 line.append(str(measured(column.key, checked.runs) or ""))
         line += [_count(checked.counts.get(key), key) for key in extra]
         cells.append(line)
-    commands = [(checked.row.label, checked.train) for checked in rows if checked.train]
+    commands = _trunks_once([(checked.row.label, checked.train) for checked in rows if checked.train])
     setup = "; ".join(filter(None, (table.task, table.setup)))
     return Sheet(f"{_number(table)}: {table.title}", setup, header, cells, footnotes, commands)
+
+
+def _trunks_once(commands: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of rows that start from one trunk the first alone trains it: a run's folder is made once."""
+    before: set[str] = set()
+    found = []
+    for label, command in commands:
+        *trunk, own = command.split(" && ")
+        found.append((label, " && ".join([*(each for each in trunk if each not in before), own])))
+        before.update(trunk)
+    return found
 
 
 def stacked(laid: Sheet, width: int) -> str:
