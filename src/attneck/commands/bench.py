@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -138,7 +138,7 @@ def bench(
     from attneck.attention.cpu.choice import float32_products
     from attneck.attention.cpu.passes import passes
     from attneck.files import write_atomic
-    from attneck.measure import contestants
+    from attneck.measure.contestants import DTYPES
     from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
     from attneck.training.allocator import keep_memory
     from attneck.training.environment import environment
@@ -162,44 +162,7 @@ def bench(
         chosen = list(CASES) if size is None else [(model, size, batch or 1)]
         bench_loop(chosen, dtype or "float32", device, seconds, out, json_)
         return
-    cases: Sequence[Any]
-    call: Callable[..., Callable[[], object]]
-    if what == "attention":
-        one = partial(contestants.AttentionCase, stride=stride, channels=channels)
-        cases = _attention_cases(device) if size is None else [one(size, batch or 1)]
-
-        def names(case: Any) -> list[str]:
-            everybody = contestants.attention_names(compiled, case)
-            # Larger maps in the list are there for their memory: the others take seconds, and GiB.
-            return everybody if size is not None or case.size < 80 else everybody[:2]
-
-        call = contestants.attention_call
-    elif what == "bam":
-        parts: tuple[Literal["gate", "module"], ...] = ("gate", "module")
-        maps = ((256, 56, 8), (512, 28, 8)) if size is None else ((channels, size, batch or 1),)
-        cases = [contestants.BAMCase(*shape, part=part) for part in parts for shape in maps]
-
-        def names(case: Any) -> list[str]:
-            return contestants.bam_names(compiled)
-
-        call = contestants.bam_call
-    elif what == "inference":
-        from attneck.commands import bench_inference
-
-        if _task(model) != "classification":
-            raise UserError(f"--model {model} is a detector: bench inference is of classifiers")
-        cases = bench_inference.cases(model, size, batch)
-
-        def names(case: Any) -> list[str]:
-            return bench_inference.names(case, compiled, device)
-
-        call = bench_inference.call
-    else:
-        from attneck.measure import steps
-
-        _comparable(model, plain)
-        cases = _step_cases(device) if size is None else [steps.StepCase(model, plain, size, batch or 1)]
-        names, call = steps.step_names, steps.step_call
+    cases, names, call = _contest(what, size, batch, stride, channels, model, plain, compiled, device)
     if size is not None:
         case: Any = cases[0]
         if len(names(case)) == 1:
@@ -209,8 +172,7 @@ def bench(
     if dtype is not None:
         cases = list(dict.fromkeys(_with_dtype(case, dtype) for case in cases))
     ceilings = {
-        name: gemm_ceiling(contestants.DTYPES[name], device) / 1e9
-        for name in sorted({case.dtype for case in cases})
+        name: gemm_ceiling(DTYPES[name], device) / 1e9 for name in sorted({case.dtype for case in cases})
     }
     document: dict[str, Any] = {
         "what": what,
@@ -243,6 +205,60 @@ def bench(
             if out is not None:  # after each row: an interrupted benchmark leaves what it has
                 write_atomic(out, (text + "\n").encode())
     print(text if json_ else _table(document, rows))
+
+
+class Contest(NamedTuple):
+    """What is timed."""
+
+    cases: Sequence[Any]
+    names: Callable[[Any], list[str]]
+    """Who takes part in a case, this project first."""
+    call: Callable[..., Callable[[], object]]
+    """Of a case, a name, a direction and a device: what is timed."""
+
+
+def _contest(
+    what: What,
+    size: int | None,
+    batch: int | None,
+    stride: Literal[1, 2],
+    channels: int,
+    model: str,
+    plain: str,
+    compiled: bool,
+    device: str,
+) -> Contest:
+    """The project's own cases, or the one of `size`. Raises UserError for networks that are none of it."""
+    from attneck.measure import contestants, steps
+
+    if what == "attention":
+        one = partial(contestants.AttentionCase, stride=stride, channels=channels)
+
+        def attention_names(case: Any) -> list[str]:
+            everybody = contestants.attention_names(compiled, case)
+            # Larger maps in the list are there for their memory: the others take seconds, and GiB.
+            return everybody if size is not None or case.size < 80 else everybody[:2]
+
+        cases = _attention_cases(device) if size is None else [one(size, batch or 1)]
+        return Contest(cases, attention_names, contestants.attention_call)
+    if what == "bam":
+        parts: tuple[Literal["gate", "module"], ...] = ("gate", "module")
+        maps = ((256, 56, 8), (512, 28, 8)) if size is None else ((channels, size, batch or 1),)
+        bams = [contestants.BAMCase(*shape, part=part) for part in parts for shape in maps]
+        return Contest(bams, lambda _: contestants.bam_names(compiled), contestants.bam_call)
+    if what == "inference":
+        from attneck.commands import bench_inference
+
+        if _task(model) != "classification":
+            raise UserError(f"--model {model} is a detector: bench inference is of classifiers")
+        return Contest(
+            bench_inference.cases(model, size, batch),
+            lambda case: bench_inference.names(case, compiled, device),
+            bench_inference.call,
+        )
+    _comparable(model, plain)
+    networks = _step_cases(device) if size is None else [steps.StepCase(model, plain, size, batch or 1)]
+    return Contest(networks, steps.step_names, steps.step_call)
 
 
 @contextmanager
