@@ -175,10 +175,15 @@ def _plain(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> Tenso
 
 
 class _Gate(torch.autograd.Function):
-    """`gate`, whose docstring has the arguments; the last two are those of `gate_handing_over`, or None."""
+    """`gate`, whose docstring has the arguments; the last two are those of `gate_handing_over`, or None.
+
+    Without a `setup_context`: PyTorch would read forward's signature at each call, which takes longer than a
+    small map. It is for `torch.func`, under which nobody comes here.
+    """
 
     @staticmethod
     def forward(
+        ctx: Any,
         x: Tensor,
         c: Tensor | None,
         p: Tensor | None,
@@ -186,12 +191,9 @@ class _Gate(torch.autograd.Function):
         token: Tensor | None,
         handover: Handover | None,
     ) -> Tensor:
-        return _forward(x, c, p, combine)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, c, p, ctx.combine, _, ctx.handover = inputs
+        ctx.combine, ctx.handover = combine, handover
         ctx.save_for_backward(x, c, p)
+        return _forward(x, c, p, combine)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

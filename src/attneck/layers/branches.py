@@ -130,7 +130,9 @@ def _dtype(module: nn.Module, x: Tensor) -> torch.dtype:
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
     # Shapes alone (the meta device) have no autocast to leave.
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _shares_statistics(layer: _BatchNorm) -> bool:

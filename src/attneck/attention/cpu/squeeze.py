@@ -61,11 +61,16 @@ class _Squeeze(torch.autograd.Function):
     """`squeeze` with weight [m, C], and tokens [B, N, m] for the projection.
 
     Its first result is a token [1] without meaning: the gate has it as an argument, so that the gate's
-    backward runs first and says by the token's gradient what it has handed over.
+    backward runs first and says by the token's gradient what it has handed over. No `setup_context`, as in
+    the gate's.
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, handover: Handover) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, handover: Handover
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.handover = handover
+        ctx.save_for_backward(x, weight, bias)
         with torch.autocast("cpu", enabled=False):
             tokens = _tokens(x, weight.dtype)  # [B, N, C]
             if tokens.is_contiguous():
@@ -76,11 +81,6 @@ class _Squeeze(torch.autograd.Function):
             token = torch.zeros(1, dtype=torch.float32, device="cpu")
             # Not in place: what selective checkpointing keeps of the product would have the bias twice.
             return token, _mean_at_once(x), reduced + bias
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.handover = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, number: Tensor, of_mean: Tensor, of_reduced: Tensor) -> tuple[Tensor | None, ...]:
