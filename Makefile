@@ -52,7 +52,7 @@ bench: .venv/installed  ## against the peers, about half an hour of an idle mach
 counts: .venv/installed  ## count every network that `attneck count` and `papers` answer at once
 	$(BIN)/python -m attneck.commands.counted
 
-tables: .venv/installed  ## README.md's, docs/results.md's and docs/papers.md's tables, from the files in results/
+tables: .venv/installed  ## The pages' tables and picture, from the files in results/
 	$(BIN)/python docs/tables.py
 
 format: .venv/installed

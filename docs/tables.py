@@ -1,7 +1,7 @@
-"""The tables of README.md and docs/results.md, and the page docs/papers.md, from the files in results/.
+"""README.md's and docs/results.md's tables and picture, and docs/papers.md, from the files in results/.
 
 `make tables` writes them: a table stands between `<!-- table: NAME -->` and `<!-- end -->`, and what is
-around those stays as it is. tests/test_results.py compares the pages with what would be written.
+around those stays as it is. tests/test_results.py compares them with what would be written.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import attention_picture
 import costs
 import on_gpu
 import yaml
@@ -29,7 +30,8 @@ MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Write every table and page anew."""
+    """Write every table, page and picture anew."""
+    attention_picture.draw()
     for name, text in pages().items():
         path = ROOT / name
         if path.read_text() != text:

@@ -30,6 +30,17 @@ def test_the_pages_are_current(tables):
         assert (ROOT / name).read_text() == text, f"{name}: run make tables"
 
 
+def test_the_picture_is_current(tables, tmp_path):
+    """By its words and figures; the lines' places are matplotlib's own, from version to version."""
+    tables.attention_picture.draw(tmp_path / "anew.svg")
+    anew, there = (
+        re.findall(r"<text.*?>([^<]*)</text>", path.read_text())
+        for path in (tmp_path / "anew.svg", tables.attention_picture.PICTURE)
+    )
+    assert "4,320" in there
+    assert there == anew, "run make tables"
+
+
 def test_every_table_stands_in_a_page(tables):
     shown = [name for page in tables.PAGES for _, name, _ in tables.MARKED.findall((ROOT / page).read_text())]
     assert sorted(shown) == sorted(tables.TABLES)
