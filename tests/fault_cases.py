@@ -6,7 +6,11 @@ results/faults how many were tried and how many held.
 
 import os
 import random
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -26,3 +30,28 @@ def flips(size: int, count: int, seed: int = 0) -> list[tuple[int, int]]:
     """`count` random bits of a file of `size` bytes, as (byte, bit)."""
     draw = random.Random(seed)
     return [(draw.randrange(size), draw.randrange(8)) for _ in range(count)]
+
+
+@contextmanager
+def folder_for_all() -> Iterator[Path]:
+    """A folder that every user may write to, as pytest's own are not."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o777)
+    try:
+        yield folder
+    finally:
+        folder.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything: what is inside is done as another user."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

@@ -221,6 +221,7 @@ def test_a_read_in_parts_is_put_together(packed: Path, monkeypatch: pytest.Monke
 
 
 def test_no_more_shards_are_open_than_64(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shards._shard.cache_info().maxsize == 64
     held: list[int] = []
     close = shards.os.close
     monkeypatch.setattr(shards, "_shard", shards.lru_cache(maxsize=2)(shards._Shard))

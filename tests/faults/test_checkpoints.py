@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from fault_cases import flips, some
+from fault_cases import as_nobody, flips, folder_for_all, some
 from safetensors.torch import save_file
 from small_run import ALONE, Net, Task, digest, recipe, run
 
@@ -142,19 +142,19 @@ def test_no_file(folder, kind, of):
         falls_back(folder)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("of", ["checkpoint", "sum", "folder"])
-def test_no_permission(folder, of):
-    path = {"checkpoint": folder / NEWEST, "sum": sum_of(folder / NEWEST), "folder": folder}[of]
-    path.chmod(0)
-    try:
-        if of == "folder":
-            with pytest.raises(UserError, match="cannot be read: Permission denied"):
-                checkpoint.load_latest(folder, FITS)
-        else:
-            falls_back(folder, "Permission denied")
-    finally:
-        path.chmod(0o700)
+def test_no_permission(written, of):
+    with folder_for_all() as folder:
+        for name, content in written.items():
+            (folder / name).write_bytes(content)
+            (folder / name).chmod(0o666)
+        {"checkpoint": folder / NEWEST, "sum": sum_of(folder / NEWEST), "folder": folder}[of].chmod(0)
+        with as_nobody():
+            if of == "folder":
+                with pytest.raises(UserError, match="cannot be read: Permission denied"):
+                    checkpoint.load_latest(folder, FITS)
+            else:
+                falls_back(folder, "Permission denied")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff" * 64, b"0" * 10**7, b"0" * 64, b"\0" * 64])

@@ -5,14 +5,12 @@ import json
 import os
 import shutil
 import signal
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from bad_images import BAD, FORMATS, GOOD, SMOOTH, whole
-from fault_cases import flips, some
+from fault_cases import as_nobody, flips, folder_for_all, some
 from PIL import Image
 
 from attneck import cli
@@ -217,22 +215,13 @@ def read_or_refusal(path):
         return str(error)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 def test_no_permission():
-    """Root may read everything: this is tried as nobody."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    try:
-        folder.chmod(0o755)
+    with folder_for_all() as folder:
         (folder / "a.png").write_bytes(whole("PNG"))
         (folder / "a.png").chmod(0)
-        os.seteuid(65_534)
-        try:
-            with pytest.raises(ValueError, match=r"^test: cannot read .*a\.png \(Permission denied\)"):
-                decode(str(folder / "a.png"), "test")
-        finally:
-            os.seteuid(0)
-    finally:
-        shutil.rmtree(folder)
+        says = r"^test: cannot read .*a\.png \(Permission denied\)"
+        with as_nobody(), pytest.raises(ValueError, match=says):
+            decode(str(folder / "a.png"), "test")
 
 
 @pytest.mark.parametrize("name", ["a\nb.png", "\x1b[31m.png", os.fsdecode(b"\xff.png"), "é" * 100 + ".png"])

@@ -345,5 +345,7 @@ def test_a_step_is_forward_and_backward_and_leaves_no_gradient():
 
 def test_the_committed_times_are_read():
     root = Path(__file__).parents[2] / "results"
-    for times in read_step_times([root]):
+    found = read_step_times([root])
+    assert found
+    for times in found:
         assert all(value > 0 for value in times.ms_an_image.values())

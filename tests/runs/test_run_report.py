@@ -108,10 +108,11 @@ def test_a_run_ends_with_its_report(place):
     summary = Run(place / "<i>run").summary
     assert f"{summary['val_loss']:.4f}" in said
     assert "ended after 4 steps" in said
-    assert "54,4" in said or "parameters" in said
     assert (place / "<i>run/report.html").stat().st_size < 2 << 20
     assert "no score of this network" in said
-    assert json.loads((place / "<i>run/cost.json").read_text())["params"] > 1000
+    cost = json.loads((place / "<i>run/cost.json").read_text())
+    assert cost["params"] > 1000
+    assert f"{cost['params']:,}" in said
 
 
 def test_nothing_is_fetched_and_nothing_breaks_out(place):
@@ -286,11 +287,14 @@ def test_the_papers_row_stands_beside():
     assert any(("80.00" not in own) and own == "19.50" for one in found for _, _, own in one.scores)
     assert any(not one.otherwise for one in found)
     sooner = printed(Recipe.model_validate(content), {"step": 4680, "epoch": 12, **scores})
+    assert len(sooner) == len(found)
     assert all("12 of 200 epochs" in one.otherwise for one in sooner)
     other = Recipe.model_validate(
         content | {"batch": 32, "optimizer": content["optimizer"] | {"lr_batch": 128}}
     )
-    assert all("batch" in " ".join(one.otherwise) for one in printed(other, {"step": 1, "epoch": 1}))
+    smaller = printed(other, {"step": 1, "epoch": 1})
+    assert len(smaller) == len(found)
+    assert all("batch" in " ".join(one.otherwise) for one in smaller)
     assert printed(load_recipe("demo"), {"step": 1, "epoch": 1}) == []
 
 
@@ -311,7 +315,4 @@ def test_every_recipe_has_words(name):
     assert shipped.data.name in said["Images"]
     peak = shipped.optimizer.lr * shipped.batch / (shipped.optimizer.lr_batch or shipped.batch)
     assert f"{peak:.4g}" in said["Learning rate"]
-    assert all(
-        part[0].isupper() or part.startswith(said["Images"][:3]) or part[0].isalnum()
-        for part in said.values()
-    )
+    assert all(part[0].isalnum() for part in said.values())

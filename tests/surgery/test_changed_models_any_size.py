@@ -12,7 +12,7 @@ from torch import nn
 
 from attneck.surgery import attend, insert_attention_block, insert_bam, insert_se
 
-THIN: dict[str, Any] = {"layers": (1, 1, 2, 2), "channels": (16, 16, 16, 32), "num_classes": 5}
+THIN: dict[str, Any] = {"layers": (1, 2, 2, 2), "channels": (16, 16, 16, 32), "num_classes": 5}
 SIZES = ((65, 97), (64, 96), (99, 70))
 OF_32 = ((64, 96), (96, 64), (96, 128))
 """For networks that add maps of several scales, and so take multiples of 32 only, also without BAM."""
@@ -22,7 +22,7 @@ def everything(model: nn.Module) -> nn.Module:
     """All four operations on one network."""
     attend(model, image_size=64)
     insert_attention_block(model, "bot", image_size=64)
-    insert_attention_block(model, "non_local", -3, image_size=64) if len(model.layer2) > 1 else None
+    insert_attention_block(model, "non_local", -3, image_size=64)
     insert_bam(model, reduction=4, image_size=64)
     insert_se(model, reduction=4, image_size=64)
     return model

@@ -132,7 +132,8 @@ def test_options_reach_each_module() -> None:
     for module in model.modules():
         if isinstance(module, BAM):
             assert (module.reduction, module.dilation, module.combine, module.gain) == (8, 2, "max", None)
-    assert len(inserted(insert_bam(thin(), variant="official").model)) == 3
+    official = [m for m in insert_bam(thin(), variant="official").model.modules() if isinstance(m, BAM)]
+    assert [module.variant for module in official] == ["official"] * 3
     assert all(
         m.spatial_att is None
         for m in insert_bam(thin(), branches="channel").model.modules()

@@ -4,6 +4,7 @@
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -44,14 +45,19 @@ def families(rank: int) -> dict[str, dict[str, float]]:
             "statistics": [(a, b) for a, b in zip(ours.buffers(), plain.buffers(), strict=True)],
         }
         found[family] = {
-            name: max(float((a - b).abs().max() / (1 + b.abs().max())) for a, b in tensors)
+            name: largest((a - b).abs().max() / (1 + b.abs().max()) for a, b in tensors)
             for name, tensors in pairs.items()
         }
     return found
 
 
 def furthest(*pairs: tuple[Tensor, Tensor]) -> float:
-    return max([(one - other).abs().max().item() for one, other in pairs if one.numel()], default=0.0)
+    return largest((one - other).abs().max() for one, other in pairs if one.numel())
+
+
+def largest(errors: Iterable[Tensor]) -> float:
+    """NaN where any is one, which Python's `max` may pass over; 0 of none."""
+    return torch.stack([torch.zeros((), dtype=torch.float64), *(one.double() for one in errors)]).max().item()
 
 
 def nothing(rank: int) -> dict[str, Any]:
