@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from attneck import cli
+from attneck.commands.data_sheet import draw_sheet
 from attneck.data import open_dataset
 from attneck.data.check_images import Reading
 from attneck.explain import contact_sheet
@@ -91,6 +92,21 @@ def test_the_sheet_shows_what_training_has(root, tmp_path, monkeypatch, capsys, 
     capsys.readouterr()
     assert cli.main([*words]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_the_sheet_of_relations_has_the_recipe_s_own_problem(tmp_path, monkeypatch):
+    asked = []
+
+    def noted(name, split, **options):
+        asked.append(options)
+        raise InterruptedError
+
+    monkeypatch.setattr("attneck.data.classification.open_dataset", noted)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("data: {name: relations, problem: path}\n")
+    with pytest.raises(InterruptedError):
+        draw_sheet(tmp_path / "sheet.png", "relations", str(recipe), root=None)
+    assert asked[0]["problem"] == "path"
 
 
 REFUSED = {

@@ -16,6 +16,7 @@ from attneck import cli
 from attneck.data import EvalBatches, TrainBatches, loader, open_dataset
 from attneck.data.detection import collate, open_detection
 from attneck.data.readers.decode import UnreadableImage
+from attneck.data.skipping import Skipped
 from attneck.runs import train as runs
 from attneck.training.recipe import Recipe
 
@@ -184,6 +185,23 @@ def test_what_is_no_file_is_skipped_too(root, capsys, make):
     make(bad)
     bits(opened(root, on_bad_image="skip"), 0)
     assert capsys.readouterr().err.count(f"attneck: skipped: folder: cannot read {bad}") == 1
+
+
+def test_what_all_processes_skip_is_bounded_and_not_what_each_does(tmp_path, capsys):
+    """Of 200 images two may be skipped: two processes find one each, and the third is one too many."""
+    many = [Skipped(200, lambda index: f"{index}.png") for _ in range(2)]
+    for one in many:
+        one.keep(tmp_path / "skipped.jsonl")
+
+    def bad(index):
+        if index < 3:
+            raise UnreadableImage(f"{index}.png: no image")
+        return index
+
+    assert [many[0].first([0, 9], bad), many[1].first([1, 9], bad)] == [9, 9]
+    with pytest.raises(UnreadableImage, match=r"2\.png: no image \(3 of 200 images cannot be read: over 1%"):
+        many[0].first([2, 9], bad)
+    assert capsys.readouterr().err.count("skipped") == 2
 
 
 def test_an_image_over_the_limit_is_never_skipped(root):

@@ -19,6 +19,7 @@ from small_run import thin_mask_rcnn
 from attneck import cli
 from attneck.commands import predict as command
 from attneck.data.readers import decode as reader
+from attneck.errors import RunFailed
 from attneck.explain.detections import enlarged
 from attneck.runs import train as runs
 from attneck.runs.run import Run
@@ -253,6 +254,23 @@ def test_an_interrupt_leaves_what_was_found_before(trained, tmp_path, monkeypatc
     monkeypatch.setattr(reader, "decode_small", interrupted)
     with pytest.raises(KeyboardInterrupt):
         command.predict(trained / "classifier", (photo("a.png"), photo("b.png")), out=Path("out"))
+    assert len(json.loads(Path("out/predictions.json").read_text())["images"]) == 1
+
+
+def test_a_run_s_end_leaves_what_was_found_before(trained, tmp_path, monkeypatch, capsys):
+    """A disk that fails, or memory that gives out, at the second photo."""
+    monkeypatch.chdir(tmp_path)
+    decoded = reader.decode_small
+
+    def failing(path, *given):
+        if Path(path).name == "b.png":
+            raise RunFailed("b.png: Input/output error", 7)
+        return decoded(path, *given)
+
+    monkeypatch.setattr(reader, "decode_small", failing)
+    words = [str(photo("a.png")), str(photo("b.png")), "--out", "out"]
+    assert cli.main(["predict", str(trained / "classifier"), *words]) == 7
+    assert "Input/output error; of 1 before it what was found is in out" in line(capsys)
     assert len(json.loads(Path("out/predictions.json").read_text())["images"]) == 1
 
 

@@ -1,6 +1,7 @@
 """What is found out of finished runs: scores at other sizes, and how far attention looks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,11 +97,11 @@ def test_scoring_goes_on_where_it_was_and_needs_no_checkpoint_afterwards(
     asked: list[int] = []
     real = Run.evaluate
 
-    def evaluate(self: Run, *, image_size: int, part: object) -> object:
+    def evaluate(self: Run, *, root: str | None, image_size: int, part: object) -> object:
         asked.append(image_size)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return real(self, image_size=image_size, part=part)
+        return real(self, root=root, image_size=image_size, part=part)
 
     monkeypatch.setattr(Run, "evaluate", evaluate)
     for _ in range(2):
@@ -177,6 +178,24 @@ def test_the_distances_are_the_means_over_evenly_spread_images(folder: Path) -> 
     assert all(0 < one < 32 for row in rows for one in row.heads[0])
     _, body = distance.table(ONE, rows)
     assert body[1][-2:] == [f"{pick(rows[1].heads[0]):.2f} (1)" for pick in (min, max)]
+
+
+def test_the_data_is_looked_for_where_the_study_has_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it lay as the run was trained it may be no more."""
+    (_, bot) = cells(ONE, folder)
+    moved = bot.recipe.model_copy(update={"data": bot.recipe.data.model_copy(update={"root": "elsewhere"})})
+    asked = []
+
+    def noted(*_: object, root: str | None = None, **__: object) -> None:
+        asked.append(root)
+        raise InterruptedError
+
+    monkeypatch.setattr(Run, "evaluate", noted)
+    monkeypatch.setattr(Run, "samples", noted)
+    for find in (lambda cell: sizes._scores(cell, 24, None), lambda cell: distance._heads(cell, 5)):
+        with pytest.raises(InterruptedError):
+            find(replace(bot, recipe=moved))
+    assert asked == ["elsewhere", "elsewhere"]
 
 
 def test_the_report_and_a_page_have_them(

@@ -185,6 +185,10 @@ def changed(document: dict, **changes: object) -> dict:
             lambda d: changed(d, sizes=[d["sizes"][0] | {"name": "bot_other"}]),
             "is no report.json of this version (the study has no way 'bot_other' to score)",
         ),
+        (
+            lambda d: changed(d, sizes=[d["sizes"][0] | {"scores": {"99": {"0": 1.0}}}]),
+            "is no report.json of this version (the study does not score at 99 pixels)",
+        ),
         (lambda d: [d], "is no report.json"),
         (lambda d: {name: found for name, found in d.items() if name != "recipe"}, "is no report.json"),
         (lambda d: None, "there is no such file"),

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from attneck.runs.lock import only_one
 from attneck.runs.train import train
 from attneck.studies import jobs, report
 from attneck.studies.jobs import log_of, progress, run_all
-from attneck.studies.results import Row, _epochs, collect
+from attneck.studies.results import Row, collect
 from attneck.studies.statistics import difference, spread
 from attneck.studies.study import Study, cells, load_study, shipped_studies
 from attneck.tasks.classification import build_classifier
@@ -202,13 +203,6 @@ def test_the_report_has_what_the_runs_have(trained: Path, tmp_path: Path) -> Non
             assert row.curves[seed][-1] == (2 * 32, last["val_top1"])
         assert row.images_to(0) == {0: 32, 1: 32}
         assert row.images_to(101) == {0: None, 1: None}
-    records = [
-        {"epoch": 1, "seconds": 10.0},
-        {"epoch": 1.25, "seconds": 2.0},
-        {"epoch": 3.25, "seconds": 16.0},
-    ]
-    epochs = [_epochs(records, number) for number in range(3)]
-    assert [one["seconds"] / part for one, part in zip(records, epochs, strict=True)] == [10, 8, 8]
     assert rows[0].cost is not None
     assert rows[1].cost is not None
     assert rows[0].cost.params < rows[1].cost.params
@@ -274,6 +268,30 @@ def test_seconds_of_one_machine_never_stand_for_those_of_another(trained: Path, 
     assert [line[at].count("; ") for line in body] == [0, 1, 0, 0]
     assert body[0][at].endswith(f"({processor_name()})")
     assert body[1][at].endswith("(GPU)")
+
+
+def test_seconds_of_a_run_that_was_resumed_are_of_the_steps_since(trained: Path, tmp_path: Path) -> None:
+    """Its last record's began anew with its last step; all steps took two seconds."""
+    copied = tmp_path / "study"
+    shutil.copytree(trained, copied)
+    for seed in (0, 1):
+        folder = copied / f"same/plain/seed-{seed}"
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        last = records[-1]
+        an_epoch = last["step"] / last["epoch"]
+        assert an_epoch > 1
+        ends = [0, *(one["step"] for one in records)]
+        steps = [end - begin for begin, end in pairwise(ends)]
+        for record, count in zip(records, steps, strict=True):
+            record["seconds"] = 2.0 * count
+        last["seconds"] = 2.0
+        environment = json.loads((folder / "environment.json").read_text())
+        environment["starts"].append(environment["starts"][0] | {"step": last["step"] - 1})
+        (folder / "environment.json").write_text(json.dumps(environment))
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in records))
+    one = study()
+    row = collect(one, cells(one, copied))[0]
+    assert row.seconds == {processor_name(): pytest.approx(2.0 * an_epoch)}
 
 
 def test_a_run_of_another_recipe_is_no_part_of_it(trained: Path) -> None:

@@ -6,7 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from attneck.errors import UserError
 from attneck.models.catalog import CATALOG
+from attneck.runs.scored_on import scored_on
+from attneck.runs.train import train
 from attneck.tasks import TASKS, open_task, task_of
 from attneck.tasks.task import Task
 from attneck.training.distributed import World
@@ -27,6 +30,32 @@ def test_a_task_has_every_member_of_the_protocol(name: str) -> None:
     assert len(members) > 9
     missing = sorted(member for member in members if not hasattr(kind, member))
     assert not missing
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_one_image_at_a_time_for_bam_is_refused_before_anything_is_made(tmp_path, accumulate) -> None:
+    content = {
+        "model": {"name": "cifar_resnet20_bam", "options": {"depths": [1, 1, 1]}},
+        "data": {"name": "shapes", "train_size": 8, "val_size": 8, "image_size": 24},
+        "batch": accumulate,
+        "accumulate": accumulate,
+    }
+    with pytest.raises(UserError, match=r"one image at a time .* give a greater batch, or a smaller accum"):
+        train(Recipe.model_validate(content), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({}, "held-out images"), ({"held-out": 1}, "images that it was trained on")],
+)
+def test_what_is_scored_elsewhere_is_told_by_its_fingerprint(changed, said) -> None:
+    facts = {"data": {"training": 1, "held-out": 2} | changed}
+    recipe = Recipe()
+    assert scored_on(recipe, facts) == said
+    assert scored_on(recipe, facts, facts["data"]["held-out"]) == said
+    assert scored_on(recipe, facts, 1) == "images that it was trained on"
+    assert scored_on(recipe, facts, 3) == "images of other data than its own"
 
 
 def test_a_root_one_folder_too_high_is_refused(tmp_path) -> None:

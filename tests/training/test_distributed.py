@@ -4,10 +4,11 @@ from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 
 import pytest
+import torch
 import torch.distributed as dist
 
-from attneck.errors import RunFailed
-from attneck.training.distributed import together
+from attneck.errors import RunFailed, UserError
+from attneck.training.distributed import together, world
 
 
 def names(store, size):
@@ -22,6 +23,19 @@ def test_all_have_one_name_and_each_start_another():
     assert len({*first}) == len({*again}) == 1
     assert first[0] != again[0]
     assert names(store, 2)[0] not in {first[0], again[0]}  # on fewer machines
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    said = "process 3 of this machine, which has 2 GPUs: start one a GPU"
+    with pytest.raises(UserError, match=said), world():
+        pass
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with world() as everyone:
+        assert everyone.device == torch.device("cuda", 1)
 
 
 def test_what_a_dead_process_has_asked_lets_no_start_begin(monkeypatch):

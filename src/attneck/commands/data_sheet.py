@@ -40,7 +40,9 @@ def draw_sheet(path: Path, name: str, augmented: str | None, **options: Any) -> 
     if augmented is not None:
         recipe = load_recipe(augmented)
         what = f"training images as {augmented} augments them ({recipe.data.augment})"
-        options |= {"image_size": recipe.data.image_size, "seed": recipe.seed, **recipe.data.augmentation()}
+        own = recipe.data
+        options |= {"image_size": own.image_size, "problem": own.problem, "seed": recipe.seed}
+        options |= own.augmentation()
     images = open_dataset(name, "train", **options)
     # By class: what is evenly spread over that has each class its share.
     order = np.argsort(images.labels, kind="stable")

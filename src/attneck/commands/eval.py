@@ -53,7 +53,7 @@ def score(
     known.facts  # noqa: B018 - refuses a run without a checkpoint, before a folder is made
     first = os.environ.get("RANK", "0") == "0"
     folder = folder_for(run, "evaluation", out) if out is not None and first else None
-    images = scored_on(recipe, known.facts)
+    images = scored_on(recipe, known.facts, None if root is None else known.data(root=root).fingerprint())
     found = known.evaluate(root=root, image_size=image_size, watch=partial(shown, what=images, quiet=json_))
     if folder is None and first:
         folder = _new_folder(run)

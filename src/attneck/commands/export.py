@@ -88,7 +88,8 @@ def write(
     except ValueError as error:
         raise UserError(str(error)) from None
     except OSError as error:
-        raise UserError(f"{error.filename or file}: {error.strerror}; nothing was written") from None
+        left = "not all was written: run the command again" if file.is_dir() else "nothing was written"
+        raise UserError(f"{error.filename or file}: {error.strerror}; {left}") from None
     except exporting.DisagreementError as error:
         raise RunFailed(str(error)) from None
     if json_:

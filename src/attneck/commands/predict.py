@@ -137,7 +137,8 @@ def photos(given: Iterable[Given], classes: set[str], most: int, max_pixels: int
 def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, top_k: int) -> None:
     """Find and draw, one image in memory at a time, then predictions.json; that also of what an error leaves.
 
-    Raises UserError for an image that cannot be read; OSError where nothing can be written.
+    Raises UserError for an image that cannot be read; RunFailed where a disk or the memory gives out; OSError
+    where nothing can be written. A signal ends it where it is.
     """
     from attneck.data.readers.decode import said
     from attneck.explain.detections import enlarged
@@ -153,7 +154,7 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
     now: list[Image.Image] = []  # itertools.tee would keep up to 57 images
     most = None if objects else top_k
     found = [one.predict_each(iter(lambda: now[0], None), min_score=least, top_k=most) for one in runs]
-    fault: UserError | KeyboardInterrupt | None = None
+    fault: UserError | RunFailed | KeyboardInterrupt | None = None
     try:
         for sample, size in shown(shots, titles[0]):
             now[:] = [sample.image]
@@ -174,7 +175,7 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
             for every, rows in zip(detections, here, strict=True):
                 every += [row | {"image_id": entry["id"]} for row in rows]
             images.append(entry)
-    except (UserError, KeyboardInterrupt) as error:
+    except (UserError, RunFailed, KeyboardInterrupt) as error:
         fault = error
     if not images:
         folder.rmdir()
@@ -195,11 +196,9 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
     if isinstance(fault, KeyboardInterrupt):
         raise fault
     if fault is not None:
-        raise UserError(
-            f"{fault}; of {len(images)} before it what was found is in {said(folder)}"
-            if images
-            else str(fault)
-        )
+        kept = f"; of {len(images)} before it what was found is in {said(folder)}" if images else ""
+        what = f"{fault}{kept}"
+        raise UserError(what) if isinstance(fault, UserError) else RunFailed(what, fault.code)
     if smaller := sum("seen_as" in image for image in images):
         print(
             f"attneck: photos made smaller for the model: {smaller} (seen_as in {said(file)})",

@@ -1,4 +1,4 @@
-"""Images that cannot be read and are left out of training: counted over all workers, and bounded."""
+"""Images that cannot be read and are left out of training: counted over all processes, and bounded."""
 
 from __future__ import annotations
 
@@ -51,6 +51,13 @@ class Skipped:
                 if json.dumps(self.file(index)).encode() in known:
                     self._marks[index] = True
 
+    def _told(self) -> int:
+        """How many all processes of a run have found, by the file that they keep them in."""
+        try:
+            return 0 if self._kept is None else len({*self._kept.read_bytes().splitlines()})
+        except OSError:
+            return 0
+
     def files(self) -> list[str]:
         """The paths of those that were left out."""
         return [self.file(int(index)) for index in self._marks.nonzero()[:, 0]]
@@ -74,7 +81,7 @@ class Skipped:
                     if self._kept is not None:
                         with self._kept.open("a") as kept:
                             kept.write(f"{json.dumps(self.file(index))}\n")
-                found, count = int(self._marks.sum()), len(self._marks)
+                found, count = max(int(self._marks.sum()), self._told()), len(self._marks)
                 if found > max(1, int(SHARE * count)):
                     raise UnreadableImage(
                         f"{error} ({found} of {count} images cannot be read: over {SHARE:.0%} is not skipped)"

@@ -102,7 +102,7 @@ class RCNN(detection.FasterRCNN):
         modules = backbone.body.named_modules() if self._freeze_norms else ()
         return {name: module for name, module in modules if isinstance(module, _BatchNorm)}
 
-    def _check_statistics(self) -> None:
+    def check_statistics(self) -> None:
         """ValueError for a frozen BatchNorm that nothing was loaded into: it would normalise nothing."""
         for name, norm in self._frozen().items():
             if norm.running_var is None or bool((norm.running_var == 1).all()):
@@ -120,7 +120,7 @@ class RCNN(detection.FasterRCNN):
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Losses by name in training, else a detection for each image, as the class describes them."""
         if self.training and not self._statistics_seen:
-            self._check_statistics()
+            self.check_statistics()
         return self._without_values(images) if images[0].is_meta else super().forward(images, targets)
 
     def _without_values(self, images: list[Tensor]) -> list[dict[str, Tensor]]:

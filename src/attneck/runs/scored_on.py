@@ -9,19 +9,26 @@ from attneck.training.recipe import Recipe
 HELD_OUT = "held-out images"
 TRAINED_ON = "images that it was trained on"
 SAME_SPLIT = "images of the split that it was trained on"
+OTHER = "images of other data than its own"
 
 _PARTS = {"trainval": {"train", "val"}}
 
 
-def scored_on(recipe: Recipe, facts: dict[str, Any]) -> str:
+def scored_on(recipe: Recipe, facts: dict[str, Any], elsewhere: Any = None) -> str:
     """HELD_OUT, TRAINED_ON where both sets are the same by their fingerprints, or SAME_SPLIT: some may be.
 
-    facts: a run's, with the fingerprints of its data.
+    Args:
+        facts: a run's, with the fingerprints of its data.
+        elsewhere: the fingerprint of images that are scored in place of its own; OTHER where they are others.
     """
     data = facts.get("data", {})
-    if "training" in data and data["training"] == data.get("held-out"):
+    own = data.get("held-out")
+    scored = own if elsewhere is None else elsewhere
+    if "training" in data and data["training"] == scored:
         return TRAINED_ON
-    trained, scored = (
+    if scored != own:
+        return OTHER
+    trained, held_out = (
         _PARTS.get(split, {split}) for split in (recipe.data.train_split, recipe.data.val_split)
     )
-    return SAME_SPLIT if trained & scored else HELD_OUT
+    return SAME_SPLIT if trained & held_out else HELD_OUT

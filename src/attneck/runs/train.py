@@ -108,12 +108,16 @@ def train(
             model = task.build(recipe, facts)
             if recipe.model.name.startswith(TIMM):  # of others' networks nothing else is known
                 check_logits(model, facts["image_size"], len(facts["classes"]))
+            if not task.finds_objects:
+                _check_share(model, recipe, everyone)
             parameter_groups(model, recipe.optimizer)  # refuses layer_decay where there is no order of layers
             drawn = _frozen(model, recipe)
             started: list[str] = []
             if not resume:
                 started = start_from(recipe.model, task, model, verbose)
                 _check_frozen(model, drawn)
+                if (check := getattr(model, "check_statistics", None)) is not None:  # a detector's
+                    check()
         # A run that was interrupted ends with the same weights.
         held.enter_context(in_same_bits())
         held.enter_context(convolutions_in_same_bits())
@@ -251,12 +255,23 @@ def _normalised_otherwise(run: Run, task: Task, model: nn.Module) -> list[str]:
     return [f"{said}: its first steps see other values than its weights know"] if found else []
 
 
+def _check_share(model: nn.Module, recipe: Recipe, everyone: World) -> None:
+    """ValueError where a norm of vectors, as BAM's channel branch has one, would learn from one image."""
+    share = recipe.batch // (recipe.accumulate * everyone.size)
+    alone = share == 1 and not (recipe.sync_bn and everyone.size > 1) and recipe.optimizer.freeze is None
+    if alone and any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()):
+        raise ValueError(
+            f"{recipe.model.name} has a BatchNorm of vectors, as BAM has, and one image at a time gives it "
+            "one value a channel, which has no variance: give a greater batch, or a smaller accumulate"
+        )
+
+
 def _frozen(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
     """A copy of the weights that the recipe freezes, as they were drawn.
 
     Raises ValueError where there are no such stages.
     """
-    if recipe.optimizer.freeze is None or recipe.model.options.get("pretrained"):  # timm's own option
+    if recipe.optimizer.freeze is None:
         return {}
     names = layers.frozen_by(model, recipe.optimizer.freeze)
     return {name: one.detach().clone() for name, one in model.named_parameters() if name in names}

@@ -78,7 +78,7 @@ def _heads(cell: Cell, images: int) -> Heads:
     if not any(isinstance(module, MHSA2d) for module in model.modules()):
         return {}
     total: dict[str, Tensor] = {}
-    for sample in run.samples(images):
+    for sample in run.samples(images, root=cell.recipe.data.root):  # where the study's data lies now
         for layer in maps(model, run.prepared(sample.image)).mhsas:
             total[layer.name] = total.get(layer.name, 0) + layer.distance()
     return {name: (heads / images).tolist() for name, heads in total.items()}

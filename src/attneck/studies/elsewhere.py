@@ -102,6 +102,8 @@ def _read(file: Path, here: Results) -> Results:
         distances = TypeAdapter(list[DistanceRow]).validate_python(document["distances"])
         if strange := {row.name for row in sizes} - _ways(study).keys():
             raise ValueError(f"the study has no way {min(strange)!r} to score")
+        if odd := {size for row in sizes for size in row.scores} - {*study.sizes}:
+            raise ValueError(f"the study does not score at {min(odd)} pixels")
         return Results(study, name, rows, document["runs_to_come"], sizes, distances)
     except FileNotFoundError:
         raise UserError(f"--with {file}: there is no such file; give a report.json of this study") from None

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from attneck.data.fingerprint import changes, shortened
 from attneck.errors import UserError, one_line, user_mistakes
 from attneck.runs.cost import Cost, cost_of
+from attneck.runs.provenance import environment_of
 from attneck.runs.run import Run
+from attneck.runs.status import timed_steps
 from attneck.studies.statistics import Difference, Spread, difference, spread
 from attneck.studies.study import Cell, Study, made_of
 from attneck.training.recipe_file import load_recipe
@@ -86,7 +88,7 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
         key = _key(study.metric, history[-1], cell)
         row.scores[cell.seed] = float(history[-1][key])
         row.curves[cell.seed] = [(one["step"] * cell.recipe.batch, float(one[key])) for one in history]
-        took = median(one["seconds"] / _epochs(history, i) for i, one in enumerate(history))
+        took = _seconds(cell, history)
         for machine in _machines(cell):
             row.seconds[machine] = min(took, row.seconds.get(machine, took))
         facts = _facts(cell)
@@ -184,9 +186,11 @@ def _machines(cell: Cell) -> list[str]:
     return [*found] if len(found) == 1 else []
 
 
-def _epochs(history: list[dict[str, Any]], number: int) -> float:
-    """That lie between a record and the one before; a run of steps may end within one."""
-    return max(0.001, history[number]["epoch"] - (history[number - 1]["epoch"] if number else 0))
+def _seconds(cell: Cell, history: list[dict[str, Any]]) -> float:
+    """Of an epoch, training and scoring: the median of its records, whose seconds begin anew at a resume."""
+    steps = timed_steps(history, environment_of(cell.folder).get("starts") or [])
+    an_epoch = history[-1]["step"] / max(0.001, history[-1]["epoch"])  # steps
+    return median(one["seconds"] * an_epoch / took for one, took in zip(history, steps, strict=True) if took)
 
 
 def baseline_of(study: Study, rows: Sequence[Row], problem: str) -> Row:

@@ -100,4 +100,5 @@ def _key(fields: Fields) -> str:
 
 def _scores(cell: Cell, size: int, part: Model | None) -> dict[str, float]:
     """Of the averaged weights where they are kept."""
-    return [*Run(cell.folder).evaluate(image_size=size, part=part).values()][-1].scores
+    root = cell.recipe.data.root  # where the study's data lies now
+    return [*Run(cell.folder).evaluate(root=root, image_size=size, part=part).values()][-1].scores

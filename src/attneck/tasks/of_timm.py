@@ -47,7 +47,7 @@ def of_timm(
                 return network, fitted
     raise ValueError(
         f"timm's {name} does not take images of {size[0]}x{size[1]} pixels ({fault}): give data.image_size "
-        f"{found.input_size[-1]}, which it is made for, or another network"
+        f"{options.get('img_size', found.input_size[-1])}, which it is made for, or another network"
     )
 
 

@@ -99,7 +99,7 @@ def load_latest(
             f"{folder}: none of its {len(passed)} checkpoints can be used; start the run anew "
             f"({passed[0].removeprefix(f'{folder}/')})"
         )
-    raise UserError(f"{folder}: no checkpoint there; start the run without --resume")
+    raise UserError(f"{folder}: no checkpoint there; start a run without --resume, into another --out")
 
 
 def load_best(

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from attneck.errors import RunFailed
+from attneck.errors import RunFailed, UserError
 
 _LOST = re.compile(r"gloo|NCCL|connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE)
 """What the libraries say when another process is gone."""
@@ -96,10 +96,17 @@ def world() -> Iterator[World]:
 
     Raises:
         RunFailed: another process has gone.
+        UserError: more processes on this machine than it has GPUs.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local >= there:
+            raise UserError(
+                f"process {local + 1} of this machine, which has {there} GPU{'s' * (there > 1)}: start one a "
+                "GPU at most (--processes, or torchrun's --nproc-per-node)"
+            )
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")

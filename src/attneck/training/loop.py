@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from attneck.errors import RunFailed, UserError
+from attneck.errors import RunFailed, UserError, user_mistakes
 from attneck.files import NotWritten
 from attneck.signals import noted
 from attneck.training import checkpoint, layers, state
@@ -77,15 +77,17 @@ def train_loop(
     Raises:
         RunFailed: stopped by SIGTERM (143) or SIGINT (130) with the step saved; a loss, a gradient or a
             weight that is not finite, or a disk that takes no more (1), with the last checkpoint whole.
-        ValueError: a BatchNorm that cannot be synchronised; layer_decay or freeze, and a model without an
-            order of layers; a tracker that cannot be started, where the run begins.
+        UserError: a BatchNorm that cannot be synchronised; a tracker that cannot be started, where the run
+            begins.
+        ValueError: layer_decay or freeze, and a model without an order of layers.
     """
     keep_memory(world.device.type)
     model.to(world.device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     if world.size > 1 and recipe.sync_bn:
-        norms = synchronise_batchnorm(model, world.device)
+        with user_mistakes():
+            norms = synchronise_batchnorm(model, world.device)
         if world.rank == 0:
             print(f"attneck: {norms} BatchNorm layers over {world.size} processes", file=sys.stderr)
     if recipe.optimizer.freeze is not None:

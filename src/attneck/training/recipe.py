@@ -140,9 +140,11 @@ class Data(Part):
     def _own_options(self) -> Data:
         """Each augmentation has its own options: another value than the default's goes with it alone."""
         for option, augment in ONLY_WITH.items():
-            if getattr(self, option) != type(self).model_fields[option].default and self.augment != augment:
+            default = type(self).model_fields[option].default
+            if getattr(self, option) != default and self.augment != augment:
                 raise ValueError(
-                    f"data.{option} goes with data.augment {augment}, not {self.augment}: leave it out"
+                    f"data.{option} goes with data.augment {augment}, not {self.augment}: leave it out (on "
+                    f"the command line: {default})"
                 )
         return self
 
@@ -213,7 +215,7 @@ class Optimizer(Part):
             field
             for field, known in (
                 ("momentum", knows.momentum),
-                ("nesterov", self.name == "sgd"),
+                ("nesterov", self.name == "sgd" or not self.nesterov),
                 ("betas", knows.betas > 0),
                 ("eps", knows.eps),
             )
@@ -339,11 +341,12 @@ class Recipe(Part):
     """Of everything random: first weights, order of the images, augmentation, dropout. Sets that the program
     draws are the same for every seed."""
     checkpoint_minutes: Rate = 5.0
-    """A checkpoint after every epoch, and this often within one."""
+    """A checkpoint before each scoring, and this often between two."""
     checkpoint_steps: Count | None = None
     """A checkpoint also after every N steps."""
     pictures: bool = True
-    """At the end, draw curves, held-out images, and what is confused or missed, into pictures/."""
+    """At the end, draw curves, held-out images, and what is confused or missed, into pictures/, and write
+    report.html, with snapshots of what is looked at as it learns."""
 
     @model_validator(mode="after")
     def _one_clock(self) -> Recipe:

@@ -1,7 +1,7 @@
 """Experiment trackers that are told a run's records: Weights & Biases, MLflow and trackio.
 
 Each is imported only where the recipe names it. What each was told stands in the run's `trackers.json`, with
-the tracker's own id of the run: a run that goes on joins it, and sends every record once.
+the tracker's own id of the run: a run that goes on joins it, and sends what it lacks.
 """
 
 from __future__ import annotations

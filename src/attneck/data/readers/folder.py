@@ -21,7 +21,7 @@ from attneck.imagenet import MEAN, STD
 
 
 class FolderDataset(ClassificationDataset):
-    """Images decoded by Pillow as they are asked for; normalised with ImageNet's mean and std.
+    """Images decoded as they are asked for; normalised with ImageNet's mean and std.
 
     augment "none": the shorter side resized to image_size / 0.875, then the centre, as ImageNet is evaluated.
     "inception", "randaugment": see `Inception`; a JPEG is decoded smaller where its part allows it, see
