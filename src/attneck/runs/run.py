@@ -52,6 +52,7 @@ class Run:
         if not str(folder):  # Path("") is the current folder
             raise UserError("'' is no run: give the folder of one (attneck train says where it is)")
         self.folder = Path(folder)
+        self._told: list[list[str]] = []  # what has changed in the data, each once
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -350,8 +351,9 @@ class Run:
                 f"{self.folder}: classes have changed places ({shortened(moved)}), their scores would be "
                 "wrong: give the data that it was trained on"
             )
-        if words and os.environ.get("RANK", "0") == "0":
+        if words and words not in self._told and os.environ.get("RANK", "0") == "0":
             print(f"attneck: {self.folder}: the data has changed: {shortened(words)}", file=sys.stderr)
+            self._told.append(words)
 
     def _placed(self, model: nn.Module, everyone: World) -> nn.Module:
         """On this process's device, in the memory format that it was trained in."""
