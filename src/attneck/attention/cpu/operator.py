@@ -107,18 +107,8 @@ def _attend(
 
 
 @_attend.register_fake
-def _(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor,
-    rel_h: Tensor,
-    rel_w: Tensor,
-    H: int,
-    W: int,
-    pool: bool,
-    scale: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, H, W, pool, _, keep = others
     return _results(q, H, W, pool, keep)
 
 
@@ -180,23 +170,8 @@ def _differentiate(
 
 
 @_differentiate.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor,
-    rel_h: Tensor,
-    rel_w: Tensor,
-    weights: Tensor,
-    H: int,
-    W: int,
-    pool: bool,
-    scale: float,
-    for_q: bool,
-    for_k: bool,
-    for_v: bool,
-    for_table: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, H, W, _, _, for_q, for_k, for_v, for_table = others
     dq, dk, dv, dtable = _gradients(q, H, W, for_q, for_k, for_v, for_table)
     return dq, dk, dv, dtable.to(q.dtype)
 

@@ -245,15 +245,7 @@ def _(q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, H: int, W: int) -> 
 
 @_attention_backward.register_fake
 def _(
-    d_out: Tensor,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor,
-    table: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    H: int,
-    W: int,
+    d_out: Tensor, q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     d_k = q.new_empty(0) if k is None else like_queries(q)
     return like_queries(q), d_k, like_queries(q), torch.empty_like(table)
