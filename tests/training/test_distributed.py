@@ -31,8 +31,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setenv("LOCAL_RANK", "2")
     said = "process 3 of this machine, which has 2 GPUs: start one a GPU"
-    with pytest.raises(UserError, match=said), world():
+    with pytest.raises(UserError, match=said) as refused, world():
         pass
+    assert refused.value.of_one  # the first process does not come so far
     monkeypatch.setenv("LOCAL_RANK", "1")
     with world() as everyone:
         assert everyone.device == torch.device("cuda", 1)

@@ -26,6 +26,7 @@ from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of
 from attneck.errors import UserError, user_mistakes
 from attneck.files import write_atomic
+from attneck.layers import BAM
 from attneck.measure.meta import check_logits
 from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
@@ -256,13 +257,13 @@ def _normalised_otherwise(run: Run, task: Task, model: nn.Module) -> list[str]:
 
 
 def _check_share(model: nn.Module, recipe: Recipe, everyone: World) -> None:
-    """ValueError where a norm of vectors, as BAM's channel branch has one, would learn from one image."""
+    """ValueError where BAM's channel branch, whose norm sees means of maps, would learn from one image."""
     share = recipe.batch // (recipe.accumulate * everyone.size)
     alone = share == 1 and not (recipe.sync_bn and everyone.size > 1) and recipe.optimizer.freeze is None
-    if alone and any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()):
+    if alone and any(isinstance(layer, BAM) and layer.channel_att is not None for layer in model.modules()):
         raise ValueError(
-            f"{recipe.model.name} has a BatchNorm of vectors, as BAM has, and one image at a time gives it "
-            "one value a channel, which has no variance: give a greater batch, or a smaller accumulate"
+            f"{recipe.model.name}: one image at a time gives BAM's BatchNorm one value a channel, which has "
+            "no variance: give a greater batch, or a smaller accumulate"
         )
 
 

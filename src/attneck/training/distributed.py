@@ -102,10 +102,12 @@ def world() -> Iterator[World]:
     if torch.cuda.is_available():
         local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if local >= there:
-            raise UserError(
+            error = UserError(
                 f"process {local + 1} of this machine, which has {there} GPU{'s' * (there > 1)}: start one a "
                 "GPU at most (--processes, or torchrun's --nproc-per-node)"
             )
+            error.of_one = True
+            raise error
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     else:
