@@ -11,6 +11,7 @@ from attneck.models.catalog import CATALOG
 from attneck.runs.scored_on import scored_on
 from attneck.runs.train import train
 from attneck.tasks import TASKS, open_task, task_of
+from attneck.tasks.classification import Classification
 from attneck.tasks.task import Task
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
@@ -41,6 +42,30 @@ def test_one_image_at_a_time_for_bam_is_refused_before_anything_is_made(tmp_path
         "accumulate": accumulate,
     }
     with pytest.raises(UserError, match=r"one image at a time .* give a greater batch, or a smaller accum"):
+        train(Recipe.model_validate(content), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_frozen_norms_without_statistics_are_refused_before_anything_is_made(tmp_path, monkeypatch) -> None:
+    """As of a detector on a backbone with BAM that starts from weights of one without."""
+    build = Classification.build
+
+    def unfilled(recipe, facts):
+        model = build(recipe, facts)
+
+        def check_statistics():
+            raise ValueError("has no statistics yet")
+
+        model.check_statistics = check_statistics
+        return model
+
+    monkeypatch.setattr(Classification, "build", staticmethod(unfilled))
+    content = {
+        "model": {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}},
+        "data": {"name": "shapes", "train_size": 8, "val_size": 8, "image_size": 24},
+        "batch": 4,
+    }
+    with pytest.raises(UserError, match="has no statistics yet"):
         train(Recipe.model_validate(content), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
