@@ -18,7 +18,7 @@ MAY = {
     "detection": {"attention", "layers", "models"},
     "data": set(),
     "papers": set(),
-    "training": {"data"},
+    "training": {"attention", "data"},
     "measure": {"attention", "data", "layers", "models"},
     "explain": {"attention", "data", "layers", "measure", "models", "training"},
     "surgery": {"layers", "measure", "models"},

@@ -234,12 +234,12 @@ def test_a_resumed_run_keeps_what_was_asked_of_its_attention(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("precision", "slow"), [("bfloat16", True), ("bfloat16", False), ("float32", True)])
-def test_emulated_bfloat16_is_said(tmp_path, monkeypatch, capsys, precision, slow):
+def test_rounded_float32_is_said(tmp_path, monkeypatch, capsys, precision, slow):
     monkeypatch.setattr(runs, "emulated", lambda dtype: slow)
     small = {"train_size": 4, "val_size": 4, "image_size": 24}
     data = TINY["data"] | small
     runs.train(Recipe.model_validate(TINY | {"precision": precision, "batch": 4, "data": data}), tmp_path)
-    said = "emulates bfloat16" in capsys.readouterr().err
+    said = "multiplies no bfloat16" in capsys.readouterr().err
     assert said == (precision == "bfloat16" and slow)
 
 

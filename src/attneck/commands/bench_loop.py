@@ -164,7 +164,7 @@ def _bare_step(network: Any, data: Any, recipe: Any, everyone: Any) -> Callable[
     import torch
     from torch.nn import functional as F
 
-    from attneck.training.step import precision
+    from attneck.training.precision import precision
 
     network.to(everyone.device).to(memory_format=torch.channels_last).train()
     options = recipe.optimizer

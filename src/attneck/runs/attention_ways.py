@@ -5,8 +5,8 @@ from torch import nn
 
 from attneck.attention import choose
 from attneck.layers import BAM, MHSA2d
+from attneck.training.precision import precision
 from attneck.training.recipe import Recipe
-from attneck.training.step import precision
 
 
 def attention_ways(model: nn.Module, recipe: Recipe, device: torch.device) -> str:

@@ -138,7 +138,7 @@ def train(
         slow = everyone.device.type == "cpu" and emulated(torch.bfloat16)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and slow:
             print(
-                "attneck: this processor emulates bfloat16, far slower than float32: --precision float32",
+                "attneck: this processor multiplies no bfloat16: float32 products of rounded numbers, no faster",
                 file=sys.stderr,
             )
         if everyone.rank == 0 and not begun.resume:

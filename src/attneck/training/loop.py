@@ -37,12 +37,13 @@ from attneck.training.finite import Guard, explain
 from attneck.training.memory import OutOfMemory, memory_errors
 from attneck.training.norms import synchronise_batchnorm
 from attneck.training.optimizer import HOLD_BACK, average_of, make_optimizer, set_rate
+from attneck.training.precision import precision
 from attneck.training.recipe import Recipe
 from attneck.training.records import Record
 from attneck.training.report import Report, Watch
 from attneck.training.schedule import lr_factor, never_reached
 from attneck.training.state import Progress
-from attneck.training.step import Objective, clipped, gradients, precision
+from attneck.training.step import Objective, clipped, gradients
 from attneck.training.stop import until_stopped
 from attneck.training.table import write_csv
 from attneck.training.trackers import Trackers

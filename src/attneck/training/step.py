@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attneck.data.sampling import step_seed
 from attneck.training.distributed import World
+from attneck.training.precision import precision
 from attneck.training.recipe import Recipe
 from attneck.training.report import Watch
 
@@ -28,11 +29,6 @@ class Objective(Protocol):
         The held-out batches go through `watch`, to the last one, equally often on every process, and before
         anything that the processes exchange.
         """
-
-
-def precision(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where the recipe asks for it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
 def micro_batch_loss(
