@@ -239,7 +239,7 @@ def test_rounded_float32_is_said(tmp_path, monkeypatch, capsys, precision, slow)
     small = {"train_size": 4, "val_size": 4, "image_size": 24}
     data = TINY["data"] | small
     runs.train(Recipe.model_validate(TINY | {"precision": precision, "batch": 4, "data": data}), tmp_path)
-    said = "multiplies no bfloat16" in capsys.readouterr().err
+    said = "has no products in bfloat16" in capsys.readouterr().err
     assert said == (precision == "bfloat16" and slow)
 
 

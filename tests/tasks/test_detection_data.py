@@ -44,6 +44,27 @@ def test_a_label_is_the_same_class_on_both_sides(tmp_path, names, says):
         assert len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("kind", ["none at all", "crowds", "of no size"])
+def test_a_set_without_anything_to_find_is_refused(tmp_path, kind):
+    content = coco_content()
+    rows = {
+        "none at all": [],
+        "crowds": [row for row in content["annotations"] if row["iscrowd"]],
+        "of no size": [row for row in content["annotations"] if 0 in row["bbox"][2:]],
+    }[kind]
+    write_coco(tmp_path, content | {"annotations": rows}, "train2017")
+    write_coco(tmp_path, content, "val2017")
+    with pytest.raises(ValueError, match="coco: no object in the 3 images of train is trained on: .* crowds"):
+        task(tmp_path).training  # noqa: B018
+
+
+def test_boxes_of_no_size_are_said(tmp_path, capsys):
+    for split in ("train2017", "val2017"):
+        write_coco(tmp_path, coco_content(), split)
+    assert task(tmp_path).training.dropped == 1
+    assert "1 objects of train have boxes of no size: they are not trained on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("augment", ["ssd", "scale_jitter"])
 def test_an_augmentation_to_a_square_makes_it_of_the_detectors_size(tmp_path, augment):
     for split in ("train2017", "val2017"):

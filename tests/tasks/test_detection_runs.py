@@ -197,10 +197,14 @@ def spy(drawn, draw):
 
 
 def test_nothing_to_find_is_minus_one():
-    assert headline({"bbox": {"AP": -1.0, "AP50": -1.0, "AP75": 0.5}}) == {
+    found = {"AP": -1.0, "AP50": -1.0, "AP75": 0.5, "APs": -1.0, "APm": 0.25, "APl": 0.75, "AR1": 0.1}
+    assert headline({"bbox": found}) == {
         "box_AP": -1,
         "box_AP50": -1,
         "box_AP75": 50,
+        "box_APs": -1,
+        "box_APm": 25,
+        "box_APl": 75,
     }
     assert headline({"mAP": 0.25, "classes": {}}) == {"mAP": 25}
 

@@ -46,8 +46,15 @@ def test_what_takes_no_other_size_is_refused_in_a_line():
         built("vit_tiny_patch16_224", 64, img_size=224, **TINY)
     assert len(str(error.value)) < 300
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="does not take these options"):
-        built("vit_tiny_patch16_224", 64, heads=3)
+    for name, options in (
+        ("vit_tiny_patch16_224", {"heads": 3}),
+        ("resnet10t", {"output_stride": 4}),
+        ("resnet10t", {"global_pool": "nonsense"}),
+        ("resnet18.no_such_weights", {}),
+    ):
+        with pytest.raises(ValueError, match=rf"timm does not make {name} with {{.*}} \(.+\)") as error:
+            built(name, 64, **options)
+        assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="multiple values for keyword argument 'num_classes'"):
         built("resnet10t", 64, num_classes=7)
     for option in (

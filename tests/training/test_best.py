@@ -22,7 +22,7 @@ from attneck.training.recipe import Recipe
 SCORES = [3.0, 5.0, 4.0, 5.0, 4.5, 6.0]
 """Of the records at steps 3, 6, …: the best is at step 6, then at 18."""
 
-COCO = {"AP": 0.1, "AP50": 0.2, "AP75": 0.1}
+COCO = {"AP": 0.1, "AP50": 0.2, "AP75": 0.1, "APs": 0.1, "APm": 0.1, "APl": 0.2}
 
 
 class Scripted(Task):

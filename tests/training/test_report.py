@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from attneck.tasks.detection import HEADLINE
 from attneck.training import report
 from attneck.training.pace import SPAN, Pace, clock
 
 LOSSES = {"classifier": 0.5, "box_reg": 0.25, "mask": 0.125, "objectness": 0.0625, "rpn_box_reg": 0.01}
 MEANS = {"loss": 12.345, **{f"loss_{name}": value for name, value in LOSSES.items()}}
-AP = {f"val_{kind}_{name}": 12.34 for kind in ("box", "mask") for name in ("AP", "AP50", "AP75")}
+AP = {f"val_{kind}_{name}": 12.34 for kind in ("box", "mask") for name in HEADLINE}
 
 
 class Clock:

@@ -78,6 +78,27 @@ def test_recipes_say_what_they_reach_and_how_to_run_them():
         assert f"attneck train {name}" in opening, name
 
 
+def test_a_heads_command_for_a_printed_network_is_that_of_a_row():
+    """With the weights its detector starts from, and the stride its multiply-adds say."""
+    from attneck.commands.train import parse
+
+    chosen = papers.choose(None, None)
+    printed = papers._recipes(chosen)
+    commands = [papers._train(table, row, printed) for _, table in chosen for row in table.rows]
+    rows = [command.rpartition(" && ")[2].split()[2:] for command in commands if command]
+    wanted = [parse(*(row[0], row[1:])).recipe for row in rows]
+    of_papers = {row[0] for row in rows}
+    assert of_papers == {name for name in shipped_recipes() if name in printed}
+    seen = 0
+    for name in sorted(of_papers):
+        head = (SHIPPED / f"{name}.yaml").read_text().split("reach:")[0].replace("\\\n#", "")
+        for line in re.findall(r"^#   attneck train \S+ (.*)$", head, re.MULTILINE):
+            words = line.partition("#")[0].replace("FILE-OR-RUN", "runs/resnet101_bam").split()
+            assert parse(name, words).recipe in wanted, (name, line)
+            seen += 1
+    assert seen > 15
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

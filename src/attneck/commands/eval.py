@@ -23,6 +23,7 @@ def score(
     run: Annotated[Path, tyro.conf.Positional],
     /,
     root: Annotated[str | None, tyro.conf.arg(name="data.root")] = None,
+    val_share: Annotated[float | None, tyro.conf.arg(name="data.val-share")] = None,
     checkpoint: Literal["newest", "best"] = "newest",
     image_size: int | None = None,
     out: Path | None = None,
@@ -38,6 +39,8 @@ def score(
     Args:
         run: the run's folder.
         root: where the data lies now; as in the run's recipe if not given.
+        val_share: the share of --data.root's class folders that is scored, by the hash of the images' names,
+            where there is no folder val; 1 scores all. The run's own if not given.
         checkpoint: the newest, or the best by the recipe's metric.
         image_size: the side of the held-out images in pixels; the run's own if not given.
         out: the folder for tables and pictures, new or empty; if not given evaluation in the run's, or
@@ -46,15 +49,26 @@ def score(
     """
     from attneck.runs.run import NAMES, Run
 
+    if val_share is not None and root is None:
+        raise UserError(
+            "--data.val-share goes with --data.root: of its own images a run scores those it did not train on"
+        )
     known = Run(run, checkpoint)
     recipe = known.recipe  # refuses what is no run, before torch is imported
-    from attneck.runs.scored_on import scored_on
+    from attneck.runs.scored_on import OTHER, scored_on
 
     known.facts  # noqa: B018 - refuses a run without a checkpoint, before a folder is made
     first = os.environ.get("RANK", "0") == "0"
     folder = folder_for(run, "evaluation", out) if out is not None and first else None
-    images = scored_on(recipe, known.facts, None if root is None else known.data(root=root).fingerprint())
-    found = known.evaluate(root=root, image_size=image_size, watch=partial(shown, what=images, quiet=json_))
+    place = {"root": root, "val_share": val_share}
+    images = scored_on(recipe, known.facts, None if root is None else known.data(**place).fingerprint())
+    if images == OTHER and recipe.data.val_share is not None and val_share is None and first:
+        print(
+            f"attneck: of {root} the share of {recipe.data.val_share:g} is scored that the run's recipe "
+            "holds out: --data.val-share 1 scores all",
+            file=sys.stderr,
+        )
+    found = known.evaluate(**place, image_size=image_size, watch=partial(shown, what=images, quiet=json_))
     if folder is None and first:
         folder = _new_folder(run)
     best = [*found.values()][-1]

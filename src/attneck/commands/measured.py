@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from attneck.errors import UserError
-from attneck.papers.results import FinishedRun, each_once, read_runs, whole_data
+from attneck.papers.results import FinishedRun, each_once, read_runs, same_data
 from attneck.papers.tables import Row, Table
 from attneck.runs.printed import FREE, HOW_IT_RAN, is_of, same_folder, same_network, started
 from attneck.training.recipe import Recipe
@@ -50,7 +50,7 @@ class Results:
         for run in self.runs:
             own = self.recipes.get(run.weights)
             if own is None or not (
-                whole_data(run, table)
+                same_data(run, table)
                 and _whole_length(run, own)
                 and same_network(recipe, own)
                 and same_folder(recipe, own)

@@ -85,6 +85,14 @@ def main(words: list[str]) -> None:
     elif out is None and arguments.resume:
         out = newest_folder(Path(name).stem)
 
+    if arguments.processes > 1 and os.environ.get("WORLD_SIZE", str(arguments.processes)) != str(
+        arguments.processes
+    ):
+        raise UserError(
+            f"--processes {arguments.processes} starts them itself, and WORLD_SIZE "
+            f"{os.environ['WORLD_SIZE']} says that another program does: leave --processes out, or unset "
+            "WORLD_SIZE and RANK"
+        )
     if "WORLD_SIZE" not in os.environ:
         if out is not None:
             _free(out)

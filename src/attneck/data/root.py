@@ -16,7 +16,7 @@ def resolve(root: str | os.PathLike[str] | None, name: str, source: str) -> Path
     Raises ValueError when `root` is None and ATTNECK_DATA is not set, FileNotFoundError when there is no
     such folder.
     """
-    base = os.environ.get(VARIABLE, "")
+    base = os.path.expanduser(os.environ.get(VARIABLE, ""))  # of a stranger Path raises
     if root is None:
         if not base:
             raise ValueError(
@@ -24,7 +24,7 @@ def resolve(root: str | os.PathLike[str] | None, name: str, source: str) -> Path
             )
         path = Path(base)
     else:
-        path = Path(root).expanduser()
+        path = Path(os.path.expanduser(root))
         if base and not path.is_absolute() and not path.is_dir():
             path = Path(base) / path
     if not path.is_dir():

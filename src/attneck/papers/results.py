@@ -16,6 +16,7 @@ from attneck.papers.tables import Row, Table
 DATA = {
     "CIFAR-100": 50_000,
     "ImageNet": 1_281_167,
+    "ImageNet test set": 1_281_167,
     "COCO instance segmentation": 118_287,
     "COCO object detection": 118_287,
     "VOC": 16_551,
@@ -33,9 +34,13 @@ SCORES = {
     "ap_bbox": "box_AP",
     "ap_bbox_50": "box_AP50",
     "ap_bbox_75": "box_AP75",
+    "ap_bbox_s": "box_APs",
+    "ap_bbox_l": "box_APl",
     "ap_mask": "mask_AP",
     "ap_mask_50": "mask_AP50",
     "ap_mask_75": "mask_AP75",
+    "ap_mask_s": "mask_APs",
+    "ap_mask_l": "mask_APl",
     "map_50": "mAP",
 }
 """The columns that a run has a score for, and its name there; both in per cent."""
@@ -113,10 +118,17 @@ def each_once(runs: list[FinishedRun]) -> list[FinishedRun]:
     return list({run.weights: run for run in reversed(runs)}.values())[::-1]
 
 
-def whole_data(run: FinishedRun, table: Table) -> bool:
-    """Whether an epoch of the run has as many images as the data of the table."""
+def same_data(run: FinishedRun, table: Table) -> bool:
+    """Whether an epoch of the run has as many images as the data of the table, and the scores are its own.
+
+    The labels of ImageNet's test set are not public: no run has its score.
+    """
     size = DATA.get(table.task)
-    return size is not None and (1 - LACKING) * size <= run.images <= size
+    return (
+        size is not None
+        and (1 - LACKING) * size <= run.images <= size
+        and not table.task.endswith("test set")
+    )
 
 
 def measured(key: str, runs: list[FinishedRun]) -> Measured | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attneck.models import catalog
-from attneck.papers.results import SCORES, FinishedRun, whole_data
+from attneck.papers.results import SCORES, FinishedRun, same_data
 from attneck.papers.tables import PAPERS, Row, Table, load_paper
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import differences, load_recipe, parse_recipe, shipped_recipes
@@ -71,7 +71,7 @@ def printed(recipe: Recipe, record: dict[str, Any]) -> list[Printed]:
                 if wanted is None or wanted.data.name != recipe.data.name:
                     continue
                 if recipe.data.name == "folder" and not (
-                    same_folder(wanted, recipe) and whole_data(run, table)
+                    same_folder(wanted, recipe) and same_data(run, table)
                 ):
                     continue
                 beside = [

@@ -145,15 +145,16 @@ class Run:
             ) from error
         return model.eval()
 
-    def data(self, split: str = "val", *, root: str | None = None) -> Any:
+    def data(self, split: str = "val", *, root: str | None = None, val_share: float | None = None) -> Any:
         """A data set of its recipe: "train", with its augmentation, or "val", the held-out images.
 
         Args:
             root: where the data lies now, if elsewhere than the recipe says.
+            val_share: as `evaluate` has it.
         """
         if split not in ("train", "val"):
             raise UserError(f"split {split!r}: a run has 'train' and 'val', its held-out images")
-        task = self._open(root)
+        task = self._open(root, val_share=val_share)
         with user_mistakes():
             return task.training if split == "train" else task.held_out
 
@@ -167,6 +168,7 @@ class Run:
         self,
         *,
         root: str | None = None,
+        val_share: float | None = None,
         image_size: int | None = None,
         part: Model | None = None,
         watch: Watch | None = None,
@@ -177,6 +179,7 @@ class Run:
 
         Args:
             root: where the data lies now, if elsewhere than the recipe says.
+            val_share: the share of `root`'s class folders that is scored, in place of the recipe's; 1 is all.
             image_size: the side of the held-out images in pixels, if another than the run's.
             part: as `model` has it.
             watch: is given the DataLoader, and gives its batches on: to show how far it is.
@@ -190,7 +193,7 @@ class Run:
 
         with world() as everyone, self._enough_memory():
             keep_memory(everyone.device.type)
-            task = self._open(root, everyone, image_size)
+            task = self._open(root, everyone, image_size, val_share)
             networks = {"val": self.model(image_size, average=False, part=part)}
             if self._state["average"]:
                 networks["ema"] = self.model(image_size, part=part)
@@ -310,19 +313,26 @@ class Run:
             return task_of(self.recipe)
 
     def _open(
-        self, root: str | None = None, everyone: World | None = None, image_size: int | None = None
+        self,
+        root: str | None = None,
+        everyone: World | None = None,
+        image_size: int | None = None,
+        val_share: float | None = None,
     ) -> Task:
         """The task with its data, whose classes must be those that the model was trained for."""
         import torch
 
+        from attneck.data.readers.tree import has_halves
         from attneck.tasks import open_task
         from attneck.training.distributed import World
 
         recipe = self.recipe
-        given = {"root": root, "image_size": image_size}
+        given = {"root": root, "image_size": image_size, "val_share": val_share}
         if changed := {name: value for name, value in given.items() if value is not None}:
             content = recipe.model_dump(mode="json")
             content["data"] |= changed
+            if val_share is None and root is not None and has_halves(root, recipe.data.name):
+                content["data"]["val_share"] = None  # the recipe's is of folders that nobody has split
             recipe = parse_recipe(content, str(self.folder))
         with user_mistakes():
             task = open_task(recipe, everyone or World(0, 1, torch.device("cpu")))

@@ -138,7 +138,7 @@ def train(
         slow = everyone.device.type == "cpu" and emulated(torch.bfloat16)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and slow:
             print(
-                "attneck: this processor multiplies no bfloat16: float32 products of rounded numbers, no faster",
+                "attneck: this processor has no products in bfloat16: float32 ones, rounded, take its place",
                 file=sys.stderr,
             )
         if everyone.rank == 0 and not begun.resume:
@@ -229,6 +229,14 @@ def start_from(recipe: Model, task: Task, model: nn.Module, verbose: bool) -> li
         weights = run.weights()  # the averaged ones where it keeps them
     elif recipe.weights is not None:
         weights = read_weights(recipe.weights)
+    elif recipe.name.startswith(TIMM) and "." in recipe.name:
+        network, _, tag = recipe.name.removeprefix(TIMM).partition(".")
+        raise ValueError(
+            f"model.name {recipe.name}: {tag!r} names weights, and a model's name says how it is made: give "
+            f"model.name {TIMM}{network} and model.pretrained {network}.{tag}"
+        )
+    elif recipe.name.startswith(TIMM) or recipe.surgery != "none" or task.finds_objects:
+        return ["its weights start at random: give model.pretrained or model.weights for trained ones"]
     else:
         return []
     with warnings.catch_warnings():

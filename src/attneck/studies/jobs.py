@@ -24,6 +24,7 @@ PAUSE = 0.5
 """Seconds from one look at the processes to the next."""
 WAIT = 30.0
 """Seconds from one look at a run that another program trains to the next."""
+GPUS = "CUDA_VISIBLE_DEVICES"
 Command = Callable[[Cell], list[str]]
 
 
@@ -34,12 +35,13 @@ class Job:
     cell: Cell
     process: subprocess.Popen[bytes]
     task: TaskID
+    gpu: str | None
 
 
 def run_all(cells: Sequence[Cell], jobs: int, command: Command | None = None) -> None:
     """Train what isn't done, `jobs` at a time, with a line of progress for each.
 
-    What a run prints goes to FOLDER.log, beside its folder. A run that fails does not stop the others.
+    Runs that are trained at one time have a GPU each, as far as there are GPUs. What a run prints goes to FOLDER.log, beside its folder. A run that fails does not stop the others.
 
     Args:
         command: of a cell; this Python's `attneck` where None.
@@ -56,6 +58,7 @@ def run_all(cells: Sequence[Cell], jobs: int, command: Command | None = None) ->
             )
     waiting = [cell for cell in cells if not cell.done]
     begin = command or (lambda cell: [sys.executable, "-m", "attneck.cli", *cell.words()])
+    there = gpus() if jobs > 1 else []
     running: list[Job] = []
     failed: list[Cell] = []
     console = Console()
@@ -81,7 +84,10 @@ def run_all(cells: Sequence[Cell], jobs: int, command: Command | None = None) ->
                     waiting.append(cell)
                     later = time.monotonic() + (WAIT if all(owner(one.folder) for one in waiting) else 0)
                     continue
-                running.append(Job(cell, _started(begin(cell), cell), bars.add_task(cell.name, total=1.0)))
+                taken = [job.gpu for job in running]
+                gpu = min(there, key=taken.count, default=None)
+                process = _started(begin(cell), cell, gpu)
+                running.append(Job(cell, process, bars.add_task(cell.name, total=1.0), gpu))
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 bars.remove_task(job.task)
@@ -137,7 +143,16 @@ def log_of(cell: Cell) -> Path:
     return cell.folder.with_name(f"{cell.folder.name}.log")
 
 
-def _started(command: list[str], cell: Cell) -> subprocess.Popen[bytes]:
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get(GPUS)
+    return (named.split(",") if named else [str(number) for number in range(count)])[:count]
+
+
+def _started(command: list[str], cell: Cell, gpu: str | None) -> subprocess.Popen[bytes]:
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     with log_of(cell).open("ab") as log:
         return subprocess.Popen(
@@ -145,5 +160,5 @@ def _started(command: list[str], cell: Cell) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | ({} if gpu is None else {GPUS: gpu}),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -37,6 +38,9 @@ from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
 from attneck.training.report import Watch, unseen
+
+HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+"""Of COCO's scores, those of every record: at all, at half and at 0.75 of IoU; of objects by their size."""
 
 PICTURED = 4
 """Held-out images that a run draws at its end."""
@@ -83,7 +87,10 @@ class Detection:
 
     @cached_property
     def training(self) -> DetectionDataset:
-        """The data set that is trained on; ValueError where its classes are not the held-out images'."""
+        """The data set that is trained on.
+
+        Raises ValueError where its classes are not the held-out images', and where it has nothing to find.
+        """
         data = self.recipe.data
         # SSD brings whole images to its size by itself, and in evaluation the same way.
         squares = not self.options.resizes or data.augment in SIDES
@@ -101,6 +108,18 @@ class Detection:
             **data.augmentation(),
         )
         check_same_classes({data.train_split: opened, data.val_split: self.held_out})
+        if not any(opened.record(index).trained_on() for index in range(len(opened))):
+            raise ValueError(
+                f"{data.name}: no object in the {len(opened):,} images of {data.train_split} is trained on: "
+                f"there are none, or they are crowds, difficult, or boxes of no size; attneck data check "
+                f"{data.name} counts them"
+            )
+        if opened.dropped and self.everyone.rank == 0:
+            print(
+                f"attneck: {data.name}: {opened.dropped:,} objects of {data.train_split} have boxes of no "
+                "size: they are not trained on",
+                file=sys.stderr,
+            )
         return opened
 
     def _check(self) -> None:
@@ -221,7 +240,7 @@ class Detection:
             return ("mAP",)
         options = catalog.find(recipe.model.name, dict(recipe.model.options)).options
         kinds = ("box", "mask") if isinstance(options, DetectorOptions) and options.finds_masks else ("box",)
-        return tuple(f"{kind}_{score}" for kind in kinds for score in ("AP", "AP50", "AP75"))
+        return tuple(f"{kind}_{score}" for kind in kinds for score in HEADLINE)
 
     @staticmethod
     def build(recipe: Recipe, facts: Facts, image_size: int | tuple[int, int] | None = None) -> nn.Module:
@@ -277,14 +296,16 @@ class Detection:
 
 
 def headline(scores: dict[str, Any]) -> dict[str, float]:
-    """Of `Detection.scores`, in per cent: box_AP and mask_AP, at all, at half and at 0.75 of IoU; or mAP.
+    """The scores of a record, in per cent: `HEADLINE` of boxes and of masks (box_AP, mask_APs …); or mAP.
 
     -1 where there was nothing to find.
+
+    Args:
+        scores: those of `Detection.scores`, from 0 to 1.
     """
     if "mAP" in scores:
         shares = {"mAP": scores["mAP"]}
     else:
         kinds = {"bbox": "box", "segm": "mask"}
-        keys = ("AP", "AP50", "AP75")
-        shares = {f"{kinds[kind]}_{key}": row[key] for kind, row in scores.items() for key in keys}
+        shares = {f"{kinds[kind]}_{key}": row[key] for kind, row in scores.items() for key in HEADLINE}
     return {name: 100 * share if share >= 0 else -1.0 for name, share in shares.items()}

@@ -69,8 +69,8 @@ def made(name: str, options: Options, **asked: Any) -> nn.Module:
         raise ValueError(f"timm has no model {name!r}{suggestion(name, timm.list_models())}")
     try:
         network: nn.Module = timm.create_model(name, **asked, **options)
-    except TypeError as error:
-        raise ValueError(f"timm's {name} does not take these options ({error}): {options}") from error
+    except Exception as error:  # its own checks are of every kind
+        raise ValueError(f"timm does not make {name} with {options} ({one_line(error)})") from error
     return network
 
 

@@ -107,7 +107,7 @@ class Data(Part):
     """The images that are scored: test is VOC 2007's; train shows whether a network over-fits."""
     root: Text | None = None
     """Where the data lies; ATTNECK_DATA where not given."""
-    val_share: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)] | None = None
+    val_share: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] | None = None
     """folder: this share of ROOT/CLASS/* is held out, each image by the hash of its name, where there are no
     folders train and val. The run's split.csv lists them."""
     image_size: Annotated[int, Field(gt=0, le=MOST, strict=True)] | None = None

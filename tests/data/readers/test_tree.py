@@ -153,11 +153,14 @@ def test_without_a_share_the_folders_are_wanted(flat):
 
 def test_a_share_is_of_folders_and_a_share(flat):
     with pytest.raises(UserError, match=r"data.val_share"):
-        parse_recipe({"data": {"name": "folder", "val_share": 1.0}}, "x")
+        parse_recipe({"data": {"name": "folder", "val_share": 1.5}}, "x")
     with pytest.raises(ValueError, match="shapes: val_share is given, but it takes"):
         open_dataset("shapes", "train", val_share=0.5)
     with pytest.raises(ValueError, match="val_share is 0"):
         open_dataset("folder", "train", root=flat, val_share=0.0)
+    with pytest.raises(ValueError, match=r"val_share 1 leaves cat no training image, and 1 more"):
+        open_dataset("folder", "train", root=flat, val_share=1)
+    assert len(open_dataset("folder", "val", root=flat, val_share=1)) == 2 * COUNT
 
 
 def test_a_run_lists_its_split_and_is_scored_on_it(flat, tmp_path, capsys):
@@ -183,6 +186,46 @@ def test_a_run_lists_its_split_and_is_scored_on_it(flat, tmp_path, capsys):
     moved = content | {"data": {**content["data"], "root": str(tmp_path / "root")}}
     with pytest.raises(UserError, match=r"images: .* more in 'cat'"):
         runs.train(Recipe.model_validate(moved), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("share", [0.25, None])
+def test_images_of_another_root_are_scored_as_asked(flat, tmp_path, capsys, share):
+    """By a run that holds out a share, or one on train and val: all of class folders, or a share, said."""
+    halves = tmp_path / "halves"
+    for name in names(flat, "train"):
+        picture(halves / "train" / name)
+    for name in names(flat, "val"):
+        picture(halves / "val" / name, 91)
+    root = flat if share else halves
+    data = {"name": "folder", "root": str(root), "image_size": 16, "val_share": share}
+    model = {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}}
+    runs.train(Recipe.model_validate({"model": model, "data": data, "batch": 8}), tmp_path / "run")
+    test = tmp_path / "test"
+    for number in range(30):
+        picture(test / f"{('cat', 'dog')[number % 2]}/test {number}.png", number)
+    capsys.readouterr()
+
+    def scored(*words):
+        code = cli.main(["eval", str(tmp_path / "run"), *words])
+        said = capsys.readouterr()
+        return code, said.out.partition("\n")[0], said.err
+
+    code, title, _ = scored("--data.root", str(test), "--data.val-share", "1")
+    assert (code, "30 images of other data" in title) == (0, True)
+    code, title, err = scored("--data.root", str(test))
+    if share is None:
+        assert code == 2
+        assert "(to score all: 1)" in err
+    else:
+        part = len(names(test, "val"))
+        assert 0 < part < 30
+        assert f"{part} images of other data" in title
+        assert f"of {test} the share of 0.25 is scored" in err
+        assert "--data.val-share 1 scores all" in err
+    code, title, err = scored("--data.root", str(halves))
+    assert (code, f"{len(names(flat, 'val'))} " in title, "--data.val-share" in err) == (0, True, False)
+    code, _, err = scored("--data.val-share", "1")
+    assert (code, "goes with --data.root" in err) == (2, True)
 
 
 ENDINGS = {".gif": "GIF", ".tif": "TIFF", ".pgm": "PPM", ".jfif": "JPEG", ".avif": "AVIF", ".webp": "WEBP"}

@@ -128,8 +128,8 @@ def open_folder(
     Says on stderr what it leaves out: files of other endings, or not in a class's folder, and hidden ones.
     """
     skip_bad = skips(on_bad_image)
-    if val_share is not None and not 0 < val_share < 1:
-        raise ValueError(f"folder: val_share is {val_share}: give a share between 0 and 1")
+    if val_share is not None and not 0 < val_share <= 1:
+        raise ValueError(f"folder: val_share is {val_share}: give a share between 0 and 1, or 1 for all")
     tree = scan(resolve(root, name, LAYOUT), split, classes, skip_bad, val_share)
     if val_share is None or split == "val":  # else a run would say it twice
         tell_left(tree.left, split if val_share is None else "the classes")

@@ -6,6 +6,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from attneck.data.readers.decode import SUFFIXES, said
 from attneck.data.readers.shards import INDEX, PackedImages, Place, is_packed, read_index
+from attneck.data.root import resolve
 from attneck.data.table import SETS
 
 LAYOUT = SETS["folder"].source
@@ -204,6 +206,13 @@ def _images(folder: Path, prefix: str, left: Left) -> list[tuple[str, bool]]:
     return sorted(found)
 
 
+def has_halves(root: str | os.PathLike[str], name: str) -> bool:
+    """Whether the images to score lie apart in this root of the set `name`: in a folder val."""
+    with suppress(FileNotFoundError):
+        return name == "folder" and (resolve(root, name, LAYOUT) / "val").is_dir()
+    return False
+
+
 def _unsplit(root: Path) -> Path:
     """The folder that holds the classes, of a root that nobody has split."""
     if (root / "val").is_dir():
@@ -225,12 +234,17 @@ def _unsplit(root: Path) -> Path:
 
 
 def _part(tree: Tree, split: str, share: float) -> Tree:
-    """The images of a split; ValueError for a class that has none to train on, or where none is held out."""
+    """The images of a split; ValueError for a class that has none to train on, or where none is held out.
+
+    Where a share of 1 is scored, nothing is to be trained on.
+    """
     chosen = [held_out(name, share) for name in tree.names]
     trained = {label for label, out in zip(tree.labels, chosen, strict=True) if not out}
     scored = {label for label, out in zip(tree.labels, chosen, strict=True) if out}
     for kept, what, change in ((trained, "training", "smaller"), (scored, "held-out", "larger")):
         lacking = [name for label, name in enumerate(tree.classes) if label not in kept]
+        if split == "val" and share == 1 and what == "training":
+            continue
         if lacking and (what == "training" or not kept):
             raise ValueError(
                 f"folder: data.val_share {share:g} leaves {said(lacking[0])} no {what} image"
@@ -255,7 +269,7 @@ def _class_names(folder: Path, root: Path) -> tuple[list[str], Left]:
     """The names of the class folders in a folder, sorted, and what is beside them."""
     if not folder.is_dir():
         flat = _folders(root) or is_packed(root)
-        own = "; for its folders as classes give --data.val-share 0.2" if flat else ""
+        own = "; for its folders as classes give --data.val-share 0.2 (to score all: 1)" if flat else ""
         raise FileNotFoundError(f"folder: {said(folder)} is missing: {said(root)} must hold {LAYOUT}{own}")
     names: list[str] = []
     left = Left()
