@@ -129,7 +129,7 @@ def _said(code: int) -> str:
 
 def reason(error: BaseException) -> str:
     """Why somebody is left out of a row, in one line."""
-    from attneck.training.memory import is_out_of_memory
+    from attneck.errors import is_out_of_memory
 
     if is_out_of_memory(error):
         return "does not fit"

@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from attneck import signals
-from attneck.errors import EXPECTED, LONGEST, UserError, brief, ending, one_line, suggestion
+from attneck.errors import EXPECTED, LONGEST, UserError, brief, ending, is_out_of_memory, one_line, suggestion
 
 # Each command is `main(arguments) -> None` in the module of its name under attneck.commands.
 COMMANDS = {
@@ -91,8 +91,15 @@ def answered(words: list[str]) -> int:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()  # a full disk is heard of here, not at Python's end
-    except EXPECTED as error:
+    except KeyboardInterrupt:  # of a program that calls this one
+        print("attneck: stopped by SIGINT", file=sys.stderr, flush=True)
+        return 130
+    except Exception as error:
         signals.let_end()
+        if not isinstance(error, EXPECTED) and not is_out_of_memory(error):
+            traceback.print_exc()
+            print(f"attneck: {report(words)}", file=sys.stderr, flush=True)
+            return 1
         unread = drop_unread()
         if unread and isinstance(error, BrokenPipeError):
             return BROKEN_PIPE
@@ -101,14 +108,6 @@ def answered(words: list[str]) -> int:
         if os.environ.get("RANK", "0") == "0" or getattr(error, "of_one", False):
             print(f"attneck: {line}", file=sys.stderr, flush=True)
         return code
-    except KeyboardInterrupt:  # of a program that calls this one
-        print("attneck: stopped by SIGINT", file=sys.stderr, flush=True)
-        return 130
-    except Exception:
-        signals.let_end()
-        traceback.print_exc()
-        print(f"attneck: {report(words)}", file=sys.stderr, flush=True)
-        return 1
     return 0
 
 

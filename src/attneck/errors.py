@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,17 +52,36 @@ class RunFailed(Exception):  # noqa: N818 - a run's end, with its own exit code
         self.code = code
 
 
-EXPECTED = (UserError, RunFailed, OSError, MemoryError)
-"""What `ending` has a line for. Any other exception is a fault of the program."""
+EXPECTED = (UserError, RunFailed, OSError)
+"""What `ending` has a line for, beside a lack of memory. Any other exception is a fault of the program."""
+
+# The CPU's allocator, oneDNN's and MKL's, CUDA's libraries, threads, and the files that workers share.
+_NO_MEMORY = re.compile(
+    r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|bad_alloc|"
+    r"unable to allocate|could not create a (memory|primitive)|ALLOC_FAILED|can't start new thread|"
+    r"out of shared memory|unable to mmap|unable to allocate shared memory",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for what libraries raise where no memory is left, torch's OutOfMemoryError among them."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(str(error)) is not None
+    )
 
 
 def ending(error: BaseException) -> tuple[int, str]:
-    """The exit code, and the line, of one of `EXPECTED`: 2 where it is the user's to mend, else 1."""
+    """The exit code and the line of what is expected: 2 where it is the user's to mend, else 1."""
     if isinstance(error, RunFailed):
         return error.code, one_line(error, LONGEST)
     if isinstance(error, UserError):
         return 2, one_line(error, LONGEST)
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return 1, "out of memory: give smaller sizes, or a machine with more"
     assert isinstance(error, OSError)
     if error.strerror is None:  # a download, say

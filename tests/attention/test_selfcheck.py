@@ -31,7 +31,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(rule, "HAS_TRITON", True)
     monkeypatch.setattr(choice, "_settled", {})
     monkeypatch.setattr(choice, "_asked", "auto")
-    for name, empty in (("_right", set()), ("_not_taken", {}), ("_left_out", {})):
+    for name, empty in (("_right", set()), ("_not_taken", {}), ("_left_out", {}), ("_waiting", {})):
         monkeypatch.setattr(selfcheck, name, empty)
     monkeypatch.setitem(BACKENDS, "triton", TILED)  # right, unless a test breaks it
     return monkeypatch
@@ -233,10 +233,37 @@ def test_where_nothing_can_be_run_what_was_not_checked_waits(gpu: pytest.MonkeyP
     assert "it was not checked before a backward pass" in found[0].reason
     gpu.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert selfcheck._not_now(torch.device("cuda")) == "it was not checked before a CUDA graph was captured"
-    gpu.setattr(selfcheck, "_errors", lambda case: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
-    assert "there was no memory" in choose(q, MAP).reason
-    gpu.undo()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("full"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=str,
+)
+def test_no_memory_is_no_fault_of_the_kernel_and_is_not_tried_at_each_call(
+    error: Exception, gpu: pytest.MonkeyPatch
+) -> None:
+    q, tries = problem()[0], []
+    gpu.setattr(selfcheck, "PATIENCE", 3)
+    right = selfcheck._errors
+
+    def full(case: selfcheck.Case) -> dict[str, float]:
+        tries.append(case)
+        raise error
+
+    gpu.setattr(selfcheck, "_errors", full)
+    for _ in range(4):
+        choice_ = choose(q, MAP)
+        assert "there was no memory" in choice_.reason
+        assert choice_.name == "tiled"
+    assert len(tries) == 2  # sdpa and triton, once each
     assert not selfcheck._left_out
+    gpu.setattr(selfcheck, "_errors", right)
+    assert choose(q, MAP).name == "sdpa"
 
 
 def test_after_that_it_is_checked_all_the_same(gpu: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,17 @@ def layer_and_input(backend: str) -> tuple[MHSA2d, Tensor]:
     return layer, torch.randn(2, 16, 5, 6)
 
 
-def results(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """The result, and the gradients of x and of the parameters, by a backward pass."""
+def results(layer: nn.Module, x: Tensor, behind: torch.dtype | None = None) -> list[Tensor]:
+    """The result, and the gradients of x and of the parameters, by a backward pass.
+
+    behind: autocast to this is on in the backward pass.
+    """
     x = x.clone().requires_grad_()
     layer.zero_grad()
     out = layer(x)
-    out.float().square().sum().backward()
+    loss = out.float().square().sum()
+    with torch.autocast("cpu", behind, enabled=behind is not None):
+        loss.backward()
     return [out.detach(), x.grad, *(one.grad.clone() for one in layer.parameters())]
 
 
@@ -63,7 +68,7 @@ def check_everywhere(backend: str, dtypes: tuple[torch.dtype, ...]) -> None:
         with torch.autocast("cpu", dtype):
             found = results(layer, x)
         assert found[0].dtype == dtype
-        for one, right in zip(found, want, strict=True):
+        for one, right in zip([*found, *results(layer, x, behind=dtype)], [*want, *want], strict=True):
             assert (one.float() - right).norm() < 0.05 * right.norm(), dtype
 
 

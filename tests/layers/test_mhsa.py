@@ -161,9 +161,12 @@ def test_channels_last_maps_go_through_without_a_copy() -> None:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_an_activation_may_write_over_its_result(stride: int, memory_format: torch.memory_format) -> None:
+@pytest.mark.parametrize("backend", ["auto", "plain", "tiled"])
+def test_an_activation_may_write_over_its_result(
+    backend: str, stride: int, memory_format: torch.memory_format
+) -> None:
     torch.manual_seed(0)
-    layer = enliven(MHSA2d(16, (6, 5), heads=2, stride=stride))
+    layer = enliven(MHSA2d(16, (6, 5), heads=2, stride=stride, backend=backend))
     x = torch.randn(2, 16, 6, 5).to(memory_format=memory_format).requires_grad_()
     want = torch.autograd.grad(layer(x).relu().sum(), [x, *layer.parameters()])
     got = torch.autograd.grad(layer(x).relu_().sum(), [x, *layer.parameters()])

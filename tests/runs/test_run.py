@@ -14,6 +14,7 @@ from attneck.data.readers.decode import decode
 from attneck.errors import UserError
 from attneck.runs import train as runs
 from attneck.runs.run import Run
+from attneck.training import environment
 from attneck.training.recipe import Recipe
 
 TINY = {
@@ -332,15 +333,26 @@ def test_processes_are_one_or_more(capsys):
     assert "--processes=0: wanted a whole number from 1" in capsys.readouterr().err
 
 
-def test_convolutions_take_the_same_bits_while_a_run_trains_and_no_longer(tmp_path, monkeypatch):
+def test_operators_give_the_same_bits_while_a_run_trains_and_no_longer(tmp_path, monkeypatch):
+    def flags():
+        ways = torch.backends.cuda
+        fused = (ways.flash_sdp_enabled(), ways.mem_efficient_sdp_enabled(), ways.cudnn_sdp_enabled())
+        return torch.backends.cudnn.deterministic, *fused, ways.math_sdp_enabled()
+
     seen = []
     real = runs.loop.train_loop
 
     def looked(*args, **options):
-        seen.append(torch.backends.cudnn.deterministic)
+        seen.append(flags())
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            with environment.operators_in_same_bits():
+                seen.append(flags())
         return real(*args, **options)
 
     monkeypatch.setattr(runs.loop, "train_loop", looked)
+    before = flags()
     runs.train(Recipe.model_validate(TINY), tmp_path)
-    assert seen == [True]
-    assert not torch.backends.cudnn.deterministic
+    assert before == (False, True, True, True, True)
+    assert seen == [(True, True, True, True, True), (True, False, False, False, True)]
+    assert flags() == before

@@ -54,7 +54,9 @@ def test_a_set_without_anything_to_find_is_refused(tmp_path, kind):
     }[kind]
     write_coco(tmp_path, content | {"annotations": rows}, "train2017")
     write_coco(tmp_path, content, "val2017")
-    with pytest.raises(ValueError, match="coco: no object in the 3 images of train is trained on: .* crowds"):
+    with pytest.raises(
+        ValueError, match=r"coco: no object in the 3 images of train is trained on: .* crowds"
+    ):
         task(tmp_path).training  # noqa: B018
 
 

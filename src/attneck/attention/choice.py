@@ -88,14 +88,14 @@ def choose(
     gradients = gradients and not torch.is_inference_mode_enabled()
     facts = (products_dtype(q), map_size, content, gradients, same_bits())
     key = (q.device, q.shape, torch.is_grad_enabled(), failures(), *facts)
-    if key not in _settled:
+    choice = _settled.get(key)  # once: another thread may clear it
+    if choice is None:
         choice, settled = _on_cuda(q, *facts)
-        if not settled:
-            return choice
-        if len(_settled) >= 4096:  # sizes that never come twice
-            _settled.clear()
-        _settled[key] = choice
-    return _settled[key]
+        if settled:
+            if len(_settled) >= 4096:  # sizes that never come twice
+                _settled.clear()
+            _settled[key] = choice
+    return choice
 
 
 def _on_cuda(

@@ -4,6 +4,9 @@ Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major 
 in both tables. Results lie in memory as [B, N, h, d], so that joining the heads again is a view.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,15 +79,29 @@ def pool_maps(tokens: Tensor, map_size: tuple[int, int]) -> Tensor:
     return pooled.unflatten(2, (h, d)).transpose(1, 2)  # [B, h, N', d]
 
 
-def like_queries(q: Tensor) -> Tensor:
-    """Empty [B, h, N, d] that lies as [B, N, h, d]."""
+def by_token(q: Tensor, tokens: int | None = None) -> Tensor:
+    """Empty [B, h, N, d] that lies as [B, N, h, d], N as of q or `tokens`.
+
+    It is no view, so that an activation may write over what an operator returns.
+    """
     B, h, N, d = q.shape
-    return q.new_empty((B, N, h, d)).transpose(1, 2)
+    N = N if tokens is None else tokens
+    return q.new_empty_strided((B, h, N, d), (N * h * d, d, h * d, 1))
+
+
+def without_autocast(q: Tensor) -> AbstractContextManager[Any]:
+    """For products of what `operands` gave: all of one dtype, in which autocast would change something only
+    where it is off in one pass and on in the other, or widens a softmax at twice the memory."""
+    device = q.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def rows_whole(tokens: Tensor) -> Tensor:
-    """The tensor, copied where the d entries of a token are not beside each other."""
-    return tokens if tokens.stride(3) == 1 else tokens.contiguous()
+    """The tensor, copied where the d entries of a token are not beside each other, or its heads and tokens
+    lie further apart than 32 bits count."""
+    _, h, N, d = tokens.shape
+    apart = (h - 1) * tokens.stride(1) + (N - 1) * tokens.stride(2) + d
+    return tokens if tokens.stride(3) == 1 and apart < 2**31 else tokens.contiguous()
 
 
 @constant

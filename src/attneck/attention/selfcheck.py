@@ -10,7 +10,8 @@ kernel that leaves the CUDA context broken ends the process: nothing in it can c
 
 import threading
 import warnings
-from functools import lru_cache
+from contextlib import nullcontext
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -19,13 +20,18 @@ from torch import Tensor
 from attneck.attention.backends import BACKENDS, Backend
 from attneck.attention.cuda.sdpa import NoFusedKernelError, head_width
 from attneck.attention.cuda.triton import KERNELS, constants
-from attneck.attention.graph import constant
+from attneck.attention.graph import apart, constant
 from attneck.attention.operands import capability
 from attneck.attention.plain import plain_attention_2d
+from attneck.errors import is_out_of_memory
 
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 3e-2, torch.bfloat16: 0.2}
 """The largest error of a token, or of a table's row, at most: its norm over the root mean square of all norms
 of what is right. Float32 has room for TF32 products. A token that is wrong altogether is about 1 off."""
+
+NO_MEMORY = "there was no memory for its check"
+PATIENCE = 1000
+"""So many choices pass before what found no memory is tried again: a try empties the allocator's cache."""
 
 FLASH_HEADS = (32, 64, 96, 128, 192, 256)
 """The widths of a head for which PyTorch's fused attention has kernels of their own."""
@@ -52,6 +58,7 @@ class Case(NamedTuple):
 _right: set[Case] = set()
 _not_taken: dict[Case, str] = {}  # PyTorch says of its own that it has no kernel
 _left_out: dict[Kernel, str] = {}
+_waiting: dict[Case, int] = {}  # how often it is not asked about again, for there was no memory
 _one_at_a_time = threading.Lock()
 
 
@@ -136,26 +143,20 @@ def _wrong(case: Case) -> str:
             return ""
         if what := _not_now(kernel.device):
             return what
-        found: list[Exception | dict[str, float]] = []
-
-        def check() -> None:
-            try:
-                found.append(_errors(case))
-            except Exception as error:
-                found.append(error)
-
-        thread = threading.Thread(target=check, name="attneck self-check")
-        thread.start()
-        thread.join()
-        outcome = found[0]
-        if isinstance(outcome, torch.OutOfMemoryError):
-            return "there was no memory for its check"
-        if isinstance(outcome, NoFusedKernelError):
+        if _waiting.get(case, 0):
+            _waiting[case] -= 1
+            return NO_MEMORY
+        try:
+            outcome = apart(partial(_errors, case))
+        except NoFusedKernelError:
             _not_taken[case] = "PyTorch has no fused kernel for it on this GPU"
             return _not_taken[case]
-        if isinstance(outcome, Exception):
-            line = (str(outcome).strip().splitlines() or [""])[0]
-            _left_out[kernel] = f"it fails with {type(outcome).__name__}: {line[:100]}"
+        except Exception as error:
+            if is_out_of_memory(error):
+                _waiting[case] = PATIENCE
+                return NO_MEMORY
+            line = (str(error).strip().splitlines() or [""])[0]
+            _left_out[kernel] = f"it fails with {type(error).__name__}: {line[:100]}"
             return _left_out[kernel]
         most = TOLERANCE[kernel.dtype]
         far = {name: error for name, error in outcome.items() if not error <= most}  # NaN is far
@@ -178,8 +179,10 @@ def _errors(case: Case) -> dict[str, float]:
     tokens = drawn(1, H * W, 3, 2, d) * torch.tensor([d**-0.5, 1.0, 1.0], device="cpu").view(3, 1, 1)
     given = [tokens, drawn(2 * H - 1, d), drawn(2 * W - 1, d), drawn(1, 2, H * W, d)]
     given = [tensor.to(case.kernel.dtype) for tensor in given]
+    device = case.kernel.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        found = _results(BACKENDS[case.kernel.name], [tensor.to(device) for tensor in given], case)
     exact = _results(plain_attention_2d, [tensor.double() for tensor in given], case)
-    found = _results(BACKENDS[case.kernel.name], [tensor.to(case.kernel.device) for tensor in given], case)
     return {
         name: float((found[name].cpu().double() - right).norm(dim=-1).max() / _size(right))
         for name, right in exact.items()

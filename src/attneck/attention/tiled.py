@@ -6,7 +6,6 @@ computed, used and dropped; the backward pass computes them again. No operator h
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from attneck.attention.flops import joined_attention_backward_flops, joined_attention_flops
 from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
-from attneck.attention.operands import by_position_of_rows, like_queries, operands, pool_maps
+from attneck.attention.operands import by_position_of_rows, by_token, operands, pool_maps, without_autocast
 
 LOGITS = 1 << 24
 """Logits in a tile, which are 64 MiB in float32; one row of one head is the least."""
@@ -44,8 +43,8 @@ def tiled_attention_2d(
 @torch.library.custom_op("attneck::relative_attention_2d_tiled", mutates_args=())
 def _attend(q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, H: int, W: int) -> Tensor:
     """q, k, v [B, h, N, d] and both tables [L, d] -> the result [B, h, N, d]."""
-    out = like_queries(q)
-    with _without_autocast(q):
+    out = by_token(q)
+    with without_autocast(q):
         queries, keys, values = _heads(q), None if k is None else _heads(k), _heads(v)  # [B*h, N, d]
         result = torch.empty_like(values)
         for heads, y, r in _tiles(q, H, W):
@@ -61,7 +60,7 @@ def _attend_backward(
     d_out: Tensor, q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, H: int, W: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k (empty without k), v [B, h, N, d] and of the table [L, d]."""
-    with _without_autocast(q):
+    with without_autocast(q):
         queries, values, above = _heads(q), _heads(v), _heads(d_out)  # [B*h, N, d] each
         keys = None if k is None else _heads(k)  # [B*h, N, d]
         sums = torch.promote_types(q.dtype, torch.float32)  # what is a sum over tiles
@@ -86,21 +85,21 @@ def _attend_backward(
                 dQ = dQ.baddbmm(dS, K)
                 d_k[heads] += dS.transpose(1, 2) @ Q
             d_q[heads, n] = dQ
-    found = (None if one is None else like_queries(q).copy_(one.view(q.shape)) for one in (d_q, d_k, d_v))
+    found = (None if one is None else by_token(q).copy_(one.view(q.shape)) for one in (d_q, d_k, d_v))
     return *(q.new_empty(0) if one is None else one for one in found), d_table.to(table.dtype)  # type: ignore[return-value]
 
 
 @_attend.register_fake
 def _(q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, H: int, W: int) -> Tensor:
-    return like_queries(q)
+    return by_token(q)
 
 
 @_attend_backward.register_fake
 def _(
     d_out: Tensor, q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, H: int, W: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_k = q.new_empty(0) if k is None else like_queries(q)
-    return like_queries(q), d_k, like_queries(q), torch.empty_like(table)
+    d_k = q.new_empty(0) if k is None else by_token(q)
+    return by_token(q), d_k, by_token(q), torch.empty_like(table)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -146,9 +145,3 @@ def _weights(q: Tensor, k: Tensor | None, table: Tensor, y: int, map_size: tuple
 def _heads(tokens: Tensor) -> Tensor:
     """[B, h, N, d] -> [B*h, N, d], dense."""
     return tokens.contiguous().flatten(0, 1)
-
-
-def _without_autocast(q: Tensor) -> AbstractContextManager[Any]:
-    """All operands have one dtype by now; a softmax that autocast widens would cost twice the memory."""
-    device = q.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -142,7 +142,7 @@ def _measure(document: dict[str, Any], device: str, seconds: float, out: Path | 
     from rich.console import Console
     from rich.progress import Progress
 
-    from attneck.training.memory import is_out_of_memory
+    from attneck.errors import is_out_of_memory
 
     todo = [
         (number, row)

@@ -60,15 +60,16 @@ def score(
     known.facts  # noqa: B018 - refuses a run without a checkpoint, before a folder is made
     first = os.environ.get("RANK", "0") == "0"
     folder = folder_for(run, "evaluation", out) if out is not None and first else None
-    place = {"root": root, "val_share": val_share}
-    images = scored_on(recipe, known.facts, None if root is None else known.data(**place).fingerprint())
+    elsewhere = None if root is None else known.data(root=root, val_share=val_share).fingerprint()
+    images = scored_on(recipe, known.facts, elsewhere)
     if images == OTHER and recipe.data.val_share is not None and val_share is None and first:
         print(
             f"attneck: of {root} the share of {recipe.data.val_share:g} is scored that the run's recipe "
             "holds out: --data.val-share 1 scores all",
             file=sys.stderr,
         )
-    found = known.evaluate(**place, image_size=image_size, watch=partial(shown, what=images, quiet=json_))
+    watch = partial(shown, what=images, quiet=json_)
+    found = known.evaluate(root=root, val_share=val_share, image_size=image_size, watch=watch)
     if folder is None and first:
         folder = _new_folder(run)
     best = [*found.values()][-1]

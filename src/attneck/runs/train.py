@@ -41,7 +41,7 @@ from attneck.training import checkpoint, layers, loop, trackers
 from attneck.training.best import Best, best_of, key_of
 from attneck.training.compiled import check_compiler
 from attneck.training.distributed import World, world
-from attneck.training.environment import convolutions_in_same_bits
+from attneck.training.environment import operators_in_same_bits
 from attneck.training.optimizer import parameter_groups
 from attneck.training.recipe import TIMM, Model, Recipe
 
@@ -121,7 +121,7 @@ def train(
                     check()
         # A run that was interrupted ends with the same weights.
         held.enter_context(in_same_bits())
-        held.enter_context(convolutions_in_same_bits())
+        held.enter_context(operators_in_same_bits())
         ways = partial(attention_ways, model, recipe, everyone.device)
         begins = partial(start, task, recipe, facts, wish, everyone, held, ways)
         begun = _start_once(everyone, partial(begins, compiles_passes(model, everyone.device)))
@@ -306,7 +306,7 @@ def _start_once(everyone: World, begin: Callable[[], Start]) -> Start:
         except UserError as error:
             box[0] = error
     if everyone.size > 1:
-        dist.broadcast_object_list(box, src=0, device=everyone.device)
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))  # gloo waits for longer
     if isinstance(box[0], UserError):
         raise box[0]
     assert box[0] is not None

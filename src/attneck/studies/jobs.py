@@ -41,7 +41,8 @@ class Job:
 def run_all(cells: Sequence[Cell], jobs: int, command: Command | None = None) -> None:
     """Train what isn't done, `jobs` at a time, with a line of progress for each.
 
-    Runs that are trained at one time have a GPU each, as far as there are GPUs. What a run prints goes to FOLDER.log, beside its folder. A run that fails does not stop the others.
+    Runs that are trained at one time have a GPU each, as far as there are GPUs. What a run prints goes to
+    FOLDER.log, beside its folder. A run that fails does not stop the others.
 
     Args:
         command: of a cell; this Python's `attneck` where None.

@@ -23,10 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attneck.errors import UserError, one_line
+from attneck.errors import UserError, is_out_of_memory, one_line
 from attneck.files import link_atomic, write_atomic, writing
 from attneck.training.checkpoint_files import BEST, checkpoints, is_file, named, step_of, sum_of
-from attneck.training.memory import is_out_of_memory
 from attneck.training.state import check
 
 KEPT = 2

@@ -52,10 +52,22 @@ def peak_memory(device: torch.device) -> float:
 
 
 @contextmanager
-def convolutions_in_same_bits() -> Iterator[None]:
-    """Here cuDNN takes no convolution that adds atomically; on the CPU it changes nothing."""
-    before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
+def operators_in_same_bits() -> Iterator[None]:
+    """Here PyTorch takes no convolution, and no attention of its own, that adds atomically on a GPU.
+
+    Its fused attention does so for gradients. The plain form takes its place, N x N weights and all; the ways
+    of `attneck.attention` are not concerned. On the CPU nothing changes.
+    """
+    ways = torch.backends.cuda
+    fused = (ways.enable_flash_sdp, ways.enable_mem_efficient_sdp, ways.enable_cudnn_sdp)
+    before = (ways.flash_sdp_enabled(), ways.mem_efficient_sdp_enabled(), ways.cudnn_sdp_enabled())
+    deterministic, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
     try:
+        if torch.cuda.is_available():
+            for enable in fused:
+                enable(False)
         yield
     finally:
-        torch.backends.cudnn.deterministic = before
+        for enable, was in zip(fused, before, strict=True):
+            enable(was)
+        torch.backends.cudnn.deterministic = deterministic

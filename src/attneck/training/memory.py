@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
+from attneck.errors import RunFailed, is_out_of_memory
 
-from attneck.errors import RunFailed
-
-# The CPU's allocator, oneDNN's and MKL's, CUDA's libraries, threads, and the files that workers share.
-_SAID = re.compile(
-    r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|bad_alloc|"
-    r"unable to allocate|could not create a (memory|primitive)|ALLOC_FAILED|can't start new thread|"
-    r"out of shared memory|unable to mmap|unable to allocate shared memory",
-    re.IGNORECASE,
-)
 _KILLED = re.compile(
     r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (is killed by signal: \w+|exited unexpectedly)"
 )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for what libraries raise where no memory is left."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and _SAID.search(str(error)) is not None
+_SHARED = re.compile(r"out of shared memory|unable to mmap|unable to allocate shared memory", re.IGNORECASE)
 
 
 class OutOfMemory(RunFailed):
@@ -43,7 +25,10 @@ def memory_errors(doing: Callable[[], str], advice: str) -> Iterator[None]:
         yield
     except Exception as error:
         killed = _KILLED.search(str(error)) if isinstance(error, RuntimeError) else None
-        if is_out_of_memory(error):
+        if isinstance(error, RuntimeError) and _SHARED.search(str(error)):
+            why = "out of memory that workers share (/dev/shm)"
+            advice = "lower data.workers, which a resume may, or give it room (docker's --shm-size)"
+        elif is_out_of_memory(error):
             why = "out of memory"
         elif killed:
             how = killed[1].replace("is killed by signal:", "was killed by signal")

@@ -9,8 +9,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from attneck.attention import reference, relative_attention_2d, selfcheck, tiled
 from attneck.attention.cuda import sdpa
 from attneck.attention.cuda import triton as cuda
+from attneck.attention.operands import rows_whole
 from attneck.attention.tiled import tiled_attention_2d
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
@@ -228,6 +231,12 @@ def test_on_cuda_sdpa_is_pinned_to_fused_kernels_and_says_so_where_none_takes_it
     with pytest.raises(sdpa.NoFusedKernelError, match=r"^none of .* 32 wide.*backend='tiled'[^\n]*$"):
         sdpa.augmented_attention_2d(*tensors, case.map_size, False)
     assert torch.backends.cuda.math_sdp_enabled()
+    monkeypatch.setattr(sdpa, "_a_kernel_takes", lambda *_: time.sleep(0.05) or True)
+    with ThreadPoolExecutor(2) as threads:  # the pin is the whole process's
+        arguments = (*tensors, case.map_size, case.pool)
+        both = [threads.submit(sdpa.augmented_attention_2d, *arguments) for _ in "ab"]
+        assert all(torch.equal(one.result(), got[0]) for one in both)
+    assert torch.backends.cuda.math_sdp_enabled()
     monkeypatch.undo()
     with FakeTensorMode():
         assert sdpa._is_pinned(torch.empty(1, device="cuda"))
@@ -277,6 +286,16 @@ def test_the_package_imports_without_triton() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_32_bits_do_not_count_is_refused_or_laid_anew() -> None:
+    many = torch.zeros(1).expand(2**16, 1, 4, 16)  # heads in a grid
+    with pytest.raises(ValueError, match='want more: pass backend="tiled"'):
+        cuda._attention(many, many, many, torch.zeros(6, 16), 2, 2)
+    for step, taken in ((2**31 - 5, True), (2**31 - 4, False)):  # from the first to the last of 4 numbers
+        tokens = torch.empty_strided((1, 2, 1, 4), (0, step, 4, 1), device="meta")
+        assert (rows_whole(tokens) is tokens) == taken
+        assert rows_whole(tokens).is_contiguous() != taken
 
 
 ON_GPU = [

@@ -27,6 +27,7 @@ from attneck.attention.cpu.tiles import (
 )
 from attneck.attention.flops import relative_attention_backward_flops, relative_attention_flops
 from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
+from attneck.attention.operands import by_token
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What the operator takes."""
@@ -179,7 +180,7 @@ def _(grad: Tensor, q: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Te
 def _results(q: Tensor, H: int, W: int, pool: bool, keep: bool) -> tuple[Tensor, Tensor]:
     """Memory for the result [B, h, N', d], token by token, and for the weights [B, h, N, N] or [0]."""
     B, h, N, _ = q.shape
-    out = _by_token(q, -(-H // 2) * -(-W // 2) if pool else N)
+    out = by_token(q, -(-H // 2) * -(-W // 2) if pool else N)
     return out, q.new_empty((B, h, N, N) if keep else (0,))
 
 
@@ -188,15 +189,9 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Memory for the gradients of q, k, v, token by token, and zeros for the tables', float32 or better."""
     N, d = q.shape[2:]
-    dq, dk, dv = (_by_token(q, N) if asked else q.new_empty(0) for asked in (for_q, for_k, for_v))
+    dq, dk, dv = (by_token(q, N) if asked else q.new_empty(0) for asked in (for_q, for_k, for_v))
     sums = torch.promote_types(q.dtype, torch.float32)
     return dq, dk, dv, q.new_zeros((2 * H + 2 * W - 2, d) if for_table else (0,), dtype=sums)
-
-
-def _by_token(q: Tensor, tokens: int) -> Tensor:
-    """Memory for [B, h, tokens, d] in the order [B, tokens, h, d]; no view: a ReLU may write over it."""
-    B, h, _, d = q.shape
-    return q.new_empty_strided((B, h, tokens, d), (tokens * h * d, d, h * d, 1))
 
 
 def _tokens_out(y: int, r: int, W: int, pool: bool) -> slice:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from attneck.attention.cuda.limits import limits
 from attneck.attention.cuda.sdpa import head_width
-from attneck.attention.cuda.triton import DTYPES, HAS_TRITON, WIDEST_HEAD
+from attneck.attention.cuda.triton import DTYPES, HAS_TRITON, WIDEST_HEAD, beyond_offsets
 from attneck.attention.operands import capability
 
 FLASH_HEAD = 256
@@ -54,15 +54,8 @@ def candidates(
             out["triton"] = "triton is not installed"
         elif q.shape[3] > WIDEST_HEAD[dtype]:
             out["triton"] = f"the head is wider than {WIDEST_HEAD[dtype]}"
-        elif _beyond_offsets(q, map_size):
+        elif beyond_offsets(q, map_size):
             out["triton"] = "the tensors are too large for its offsets"
     names = [name for name in order if name not in out]
     why = f"a map {size} {sdpa_up_to}x{sdpa_up_to}" if sdpa_up_to else "N x N logits are large"
     return (*names, "tiled"), why + "".join(f"; not {name}: {said}" for name, said in out.items())
-
-
-def _beyond_offsets(q: Tensor, map_size: tuple[int, int]) -> bool:
-    """True where an image's entries lie 2**31 or more apart, or the heads are too many for a grid."""
-    B, h, N, d = q.shape
-    H, W = map_size
-    return N * h * max(3 * d, 2 * (H + W)) >= 2**31 or B * h >= 2**16

@@ -6,6 +6,8 @@ this for any low-rank bias; this one's factors are exact, and there are H + W of
 Letters: B batch, h heads, d head width, H x W map, N = H*W tokens in row-major order.
 """
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,9 @@ from attneck.attention.operands import by_offset, by_position, operands, pool_ma
 
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 """The kernels with memory linear in N; PyTorch's own choice may be the N x N form, without a word."""
+
+
+_one_pin = threading.Lock()
 
 
 class NoFusedKernelError(ValueError):
@@ -72,9 +77,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax(q k^T) v; [B, h, N, padded] twice and [B, h, N, d or padded] -> as v."""
     if not _is_pinned(q):
         return F.scaled_dot_product_attention(q, k, v, scale=1.0)
-    with sdpa_kernel(FUSED):
-        # A compiler finds out while it traces: no kernel is left that it could record.
-        if not torch.compiler.is_compiling() and not _a_kernel_takes(q, k, v):
+    if torch.compiler.is_compiling():  # it finds out while it traces: no kernel is left that it could record
+        with sdpa_kernel(FUSED):
+            return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    # PyTorch keeps the pin for the whole process: two threads would put back what the other had set.
+    with _one_pin, sdpa_kernel(FUSED):
+        if not _a_kernel_takes(q, k, v):
             also = " and gradients" if q.requires_grad else ""
             raise NoFusedKernelError(
                 f"none of PyTorch's fused attention kernels takes {q.dtype}, heads {q.shape[3]} wide (d + H "
@@ -88,9 +96,10 @@ def _is_pinned(q: Tensor) -> bool:
 
 
 def _a_kernel_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether PyTorch would take a kernel that is enabled; it looks at shapes, dtypes and the GPU."""
+    """Whether PyTorch would take a kernel that is enabled; it looks at shapes, dtypes and the current GPU."""
     params = SDPAParams(q, k, v, None, 0.0, False, False)
-    return can_use_flash_attention(params) or can_use_efficient_attention(params)
+    with torch.cuda.device_of(q):
+        return can_use_flash_attention(params) or can_use_efficient_attention(params)
 
 
 def _is_half(dtype: torch.dtype) -> bool:

@@ -22,11 +22,12 @@ from attneck.attention.flops import joined_attention_backward_flops, joined_atte
 from attneck.attention.graph import no_second_derivative, refuse_tangents, refuse_transforms
 from attneck.attention.operands import (
     by_offset,
+    by_token,
     capability,
-    like_queries,
     operands,
     pool_maps,
     rows_whole,
+    without_autocast,
 )
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -156,7 +157,7 @@ def triton_attention_2d(
 
     Raises:
         ImportError: where Triton is not installed.
-        ValueError: for tensors that are not on a CUDA device, or float64.
+        ValueError: for tensors that are not on a CUDA device, or float64; ones beyond its 32-bit offsets.
         NotImplementedError: under a transform of `torch.func` and in forward mode.
     """
     refuse_transforms("triton")
@@ -185,13 +186,19 @@ def _attention(
     q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, H: int, W: int
 ) -> tuple[Tensor, Tensor]:
     """q, k, v [B, h, N, d] and both tables [L, d] -> the result [B, h, N, d], lse [B, h, N] in base 2."""
+    if beyond_offsets(q, (H, W)):
+        raise ValueError(
+            f"the triton backend's offsets have 32 bits, and queries of {tuple(q.shape)} on a map of {H}x{W} "
+            'want more: pass backend="tiled", or fewer images'
+        )
     q, k, v = rows_whole(q), None if k is None else rows_whole(k), rows_whole(v)
     B, h, N, _ = q.shape
-    out, lse = like_queries(q), q.new_empty((B, h, N), dtype=torch.float32)
-    for some in _images(q, H, W, q.element_size() * len(table)):
-        Q, K, V = q[some], None if k is None else k[some], v[some]
-        x = by_offset(Q, table)  # [h, B, N, L]
-        _launch("forward", (H, W), (Q, K, V, x, out[some], lse[some]), (Q, K, V), (out[some],))
+    out, lse = by_token(q), q.new_empty((B, h, N), dtype=torch.float32)
+    with without_autocast(q):
+        for some in _images(q, H, W, q.element_size() * len(table)):
+            Q, K, V = q[some], None if k is None else k[some], v[some]
+            x = by_offset(Q, table)  # [h, B, N, L]
+            _launch("forward", (H, W), (Q, K, V, x, out[some], lse[some]), (Q, K, V), (out[some],))
     return out, lse
 
 
@@ -211,44 +218,45 @@ def _attention_backward(
     q, k, v = rows_whole(q), None if k is None else rows_whole(k), rows_whole(v)
     d_out, lse = rows_whole(d_out), lse.contiguous()
     _, h, N, d = q.shape
-    d_q, d_v = like_queries(q), like_queries(q)
-    d_k = q.new_empty(0) if k is None else like_queries(q)
+    d_q, d_v = by_token(q), by_token(q)
+    d_k = q.new_empty(0) if k is None else by_token(q)
     if out.stride() != d_q.stride():  # saved by a hook that laid it anew; the kernels write where out lies
-        out = like_queries(q).copy_(out)
+        out = by_token(q).copy_(out)
     d_table = torch.zeros_like(table, dtype=torch.float32)
     each = q.element_size() * (2 * len(table) + H + W) + lse.element_size() * (H + W)
-    for some in _images(q, H, W, each):
-        Q, K, V = q[some], None if k is None else k[some], v[some]
-        x = by_offset(Q, table)  # [h, B, N, L], cheaper than to keep
-        d_x, bias = torch.empty_like(x), x.new_empty(len(Q), h, H + W, N)
-        d_rows, d_columns = lse.new_empty(len(Q), h, H, N), lse.new_empty(len(Q), h, N, W)
-        sums, above = lse[some], d_out[some]
-        delta, results = torch.empty_like(sums), (out[some], above)
-        tensors = (Q, K, V, x, out[some], sums, above, d_q[some], d_x, d_rows, d_columns, bias, delta)
-        _launch("backward_queries", (H, W), tensors, (Q, K, V), results)
-        found = (d_k if K is None else d_k[some], d_v[some])
-        _launch("backward_keys", (H, W), (Q, K, V, bias, sums, delta, above, *found), (Q, K, V), results)
-        d_tokens = d_q[some].transpose(0, 1).view(h, len(Q) * N, d)
-        by_head = d_x.flatten(1, 2), table.expand(h, -1, -1)  # [h, B*N, L], [h, L, d]
-        if K is None:
-            torch.bmm(*by_head, out=d_tokens)
-        else:
-            d_tokens.baddbmm_(*by_head)
-        d_table += d_x.flatten(0, 2).T @ Q.transpose(0, 1).reshape(-1, d)  # [L, d]
+    with without_autocast(q):
+        for some in _images(q, H, W, each):
+            Q, K, V = q[some], None if k is None else k[some], v[some]
+            x = by_offset(Q, table)  # [h, B, N, L], cheaper than to keep
+            d_x, bias = torch.empty_like(x), x.new_empty(len(Q), h, H + W, N)
+            d_rows, d_columns = lse.new_empty(len(Q), h, H, N), lse.new_empty(len(Q), h, N, W)
+            sums, above = lse[some], d_out[some]
+            delta, results = torch.empty_like(sums), (out[some], above)
+            tensors = (Q, K, V, x, out[some], sums, above, d_q[some], d_x, d_rows, d_columns, bias, delta)
+            _launch("backward_queries", (H, W), tensors, (Q, K, V), results)
+            found = (d_k if K is None else d_k[some], d_v[some])
+            _launch("backward_keys", (H, W), (Q, K, V, bias, sums, delta, above, *found), (Q, K, V), results)
+            d_tokens = d_q[some].transpose(0, 1).view(h, len(Q) * N, d)
+            by_head = d_x.flatten(1, 2), table.expand(h, -1, -1)  # [h, B*N, L], [h, L, d]
+            if K is None:
+                torch.bmm(*by_head, out=d_tokens)
+            else:
+                d_tokens.baddbmm_(*by_head)
+            d_table += d_x.flatten(0, 2).T @ Q.transpose(0, 1).reshape(-1, d)  # [L, d]
     return d_q, d_k, d_v, d_table.to(table.dtype)
 
 
 @_attention.register_fake
 def _(q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
-    return like_queries(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return by_token(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @_attention_backward.register_fake
 def _(
     d_out: Tensor, q: Tensor, k: Tensor | None, v: Tensor, table: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_k = q.new_empty(0) if k is None else like_queries(q)
-    return like_queries(q), d_k, like_queries(q), torch.empty_like(table)
+    d_k = q.new_empty(0) if k is None else by_token(q)
+    return by_token(q), d_k, by_token(q), torch.empty_like(table)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -268,6 +276,12 @@ _attention.register_autograd(_gradients, setup_context=_keep)
 _attention_backward.register_autograd(no_second_derivative)
 register_flop_formula(torch.ops.attneck.relative_attention_2d_cuda)(joined_attention_flops)
 register_flop_formula(torch.ops.attneck.relative_attention_2d_cuda_backward)(joined_attention_backward_flops)
+
+
+def beyond_offsets(q: Tensor, map_size: tuple[int, int]) -> bool:
+    """True where an image's entries lie 2**31 or more apart, or the heads are too many for a grid."""
+    B, h, N, d = q.shape
+    return N * h * max(3 * d, 2 * sum(map_size)) >= 2**31 or B * h >= 2**16
 
 
 def _images(q: Tensor, H: int, W: int, each: int) -> Iterator[slice]:
