@@ -1,6 +1,7 @@
 """attneck bench: its document holds together, and a mistake is one line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from attneck import cli
-from attneck.commands import bench_inference, bench_loop
+from attneck.commands import bench, bench_inference, bench_loop
 from attneck.training import allocator
 
 STEP = ["step", "--size", "32"]
@@ -85,6 +86,24 @@ def test_inference_is_one_function_by_whoever_computes_it(
     for name, theirs in calls.items():
         worst = (theirs() - ours).abs().max() / ours.abs().max()
         assert worst < 1e-4, name
+
+
+def test_who_finds_no_memory_is_left_out_of_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    def call(name: str, direction: str, device: str) -> Callable[[], object]:
+        def run() -> None:
+            if name == "wide":
+                raise torch.OutOfMemoryError("full")
+            if name == "broken":
+                raise RuntimeError("broken")
+
+        return run
+
+    found = bench._that_fit(["ours", "wide", "other"], call, "forward", "cpu", "80×80, forward")
+    assert [*found] == ["ours", "other"]
+    assert capsys.readouterr().err == "attneck: 80×80, forward: wide does not fit\n"
+    for names in (["ours", "broken"], ["wide", "other"]):  # what is no lack of memory, and our own
+        with pytest.raises(RuntimeError):
+            bench._that_fit(names, call, "forward", "cpu", "")
 
 
 def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:

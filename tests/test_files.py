@@ -1,12 +1,13 @@
 """A file is whole or not there, also after the machine stopped: what has to be on the disk is sent there."""
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from attneck.files import told_apart, write_atomic
+from attneck.files import NotWritten, told_apart, write_atomic
 
 
 @pytest.fixture
@@ -38,6 +39,24 @@ def test_the_file_then_its_name_reach_the_disk(tmp_path, calls, there):
     assert calls == [("file", file), ("renamed", file), ("folder", folder)]
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_without_fsync_of_folders_is_written_to(tmp_path, monkeypatch, number):
+    fsync = os.fsync
+
+    def sync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "folder")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    if number == errno.EINVAL:
+        write_atomic(tmp_path / "a", b"new")
+    else:
+        with pytest.raises(NotWritten, match="look after the disk"):
+            write_atomic(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
 
 
 def test_paths_are_told_apart_by_their_names_or_whole(tmp_path, monkeypatch):

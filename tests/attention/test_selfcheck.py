@@ -223,6 +223,19 @@ def test_it_is_safe_wherever_the_first_use_is(gpu: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(out, relative_attention_2d(*tensors, MAP, backend="plain"))
 
 
+def test_a_compiler_knows_no_size_so_maps_of_both_kinds_are_checked(gpu: pytest.MonkeyPatch) -> None:
+    def ragged_is_wrong(*given: Any) -> Tensor:
+        (H, W), out = given[5], TILED(*given)
+        return out if H % 16 == W % 16 == 0 else 0 * out
+
+    gpu.setattr(rule, "capability", lambda device: (9, 0))  # where Triton's kernels come first
+    gpu.setitem(BACKENDS, "triton", ragged_is_wrong)
+    torch._dynamo.reset()
+    compiled = torch.compile(relative_attention_2d, backend="aot_eager", fullgraph=True)
+    with pytest.warns(RuntimeWarning, match="leaves out triton"):
+        compiled(*problem(), MAP)
+
+
 def test_where_nothing_can_be_run_what_was_not_checked_waits(gpu: pytest.MonkeyPatch) -> None:
     q = problem()[0]
     found: list[choice.Choice] = []

@@ -50,6 +50,7 @@ WRAPPED: dict[str, tuple[Any, str]] = {
         "state_dict_ema",
     ),
     "no average": ({"state_dict": filled(1), "state_dict_ema": None}, "state_dict"),
+    "PyTorch's tutorials": ({"epoch": 3, "model_state_dict": filled(1)}, "model_state_dict"),
     "DataParallel": ({"state_dict": prefixed("module.", filled(1))}, "state_dict"),
     "compiled": (prefixed("_orig_mod.", filled(1)), ""),
     "both": (prefixed("_orig_mod.module.", filled(1)), ""),

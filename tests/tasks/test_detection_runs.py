@@ -233,6 +233,7 @@ def test_curves_show_ap(trained, tmp_path):
         (["RUN", "image.png", "--beside", "nowhere"], "no recipe.yaml in it"),
         (["RUN", "image.png", "--beside", "classifier"], "one of the two runs finds boxes, one classes"),
         (["RUN", "image.png", "--min-score", "2"], "give 0 to 1"),
+        (["RUN", "--held-out", "1", "--max-pixels", "9"], "held-out images have the recipe's own limit"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -3,6 +3,7 @@
 import torch
 from small_run import ALONE, Task, recipe, run
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attneck.training.averages import too_slow
 from attneck.training.layers import KEPT
@@ -53,6 +54,25 @@ def test_indices_and_counts_are_not_averaged():
     assert torch.equal(average.module.index, net.index)
     assert average.module.num_batches_tracked == 2
     assert not torch.equal(average.module.running_mean, net.running_mean)
+
+
+def test_it_is_torch_s_own_average_to_the_bit():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
+    net(torch.rand(2, 3, 5, 5))
+    ours = average_of(net, 0.9)
+    theirs = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(4):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        net(torch.rand(2, 3, 5, 5))
+        ours.update_parameters(net)
+        theirs.update_parameters(net)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        if tensor.is_floating_point() or name == "n_averaged":
+            assert torch.equal(ours.state_dict()[name], tensor), name
 
 
 def test_a_run_says_it_once(tmp_path, capsys):

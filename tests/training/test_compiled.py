@@ -91,6 +91,16 @@ def test_without_a_compiler_it_is_refused_in_a_line(tmp_path, monkeypatch):
         pytest.raises(UserError, match="there is no C\\+\\+ compiler: install"),
     ):
         runs.train(wanted, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled.sysconfig, "get_path", lambda name: str(tmp_path))
+        with pytest.raises(UserError, match=r"Python's own headers are missing \(Python.h\): install"):
+            runs.train(wanted, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.utils._triton.has_triton", lambda: True)
+        patch.setattr(compiled.shutil, "which", lambda name: None)
+        patch.delenv("CC", raising=False)
+        with pytest.raises(UserError, match="triton finds no C compiler: install gcc"):
+            compiled.check_compiler(wanted, torch.device("cuda"))
     monkeypatch.setattr(torch._dynamo, "is_dynamo_supported", lambda: False)
     with pytest.raises(UserError, match="cannot compile under this Python"):
         runs.train(wanted, tmp_path / "run")

@@ -28,15 +28,23 @@ def test_all_have_one_name_and_each_start_another():
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    taken = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: taken.append(getattr(device, "index", device))
+    )
     monkeypatch.setenv("LOCAL_RANK", "2")
     said = "process 3 of this machine, which has 2 GPUs: start one a GPU"
     with pytest.raises(UserError, match=said) as refused, world():
         pass
     assert refused.value.of_one  # the first process does not come so far
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with world() as everyone:
+        assert everyone.device == torch.device("cuda", 0)
+    monkeypatch.delenv("LOCAL_RANK")
+    with world() as everyone:  # a program's own GPU, which stays its own
         assert everyone.device == torch.device("cuda", 1)
+    assert taken == [0, 1, 1, 1]
 
 
 def test_what_a_dead_process_has_asked_lets_no_start_begin(monkeypatch):

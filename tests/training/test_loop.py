@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -76,6 +77,23 @@ def test_two_processes_score_what_they_save(tmp_path):
     assert as_ranks(cli.main, ["train", str(folder), "--resume"]) == [0, 0]
     for before, after in zip(records, Run(folder).history, strict=True):
         assert {**before, **dict.fromkeys(CLOCKS)} == {**after, **dict.fromkeys(CLOCKS)}
+
+
+def test_three_processes_go_on_with_the_same_bits(tmp_path):
+    """Sums of three depend on their order, and that on how the gradients are packed."""
+    wanted = {"checkpoint_steps": 1, "pictures": False, "batch": 6, "epochs": 2}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | wanted))
+    folder = tmp_path / "run"
+    train = partial(as_ranks, cli.main, processes=3)
+    assert train(["train", str(tmp_path / "tiny.yaml"), "--out", str(folder)]) == [0, 0, 0]
+    whole, newest, _ = checkpoint.load_latest(folder / "checkpoints")
+    newest.unlink()
+    assert checkpoint.load_latest(folder / "checkpoints")[0]["step"] == whole["step"] - 1
+    assert train(["train", str(folder), "--resume"]) == [0, 0, 0]
+    again, _, _ = checkpoint.load_latest(folder / "checkpoints")
+    assert again["step"] == whole["step"] >= 3
+    for name, tensor in whole["model"].items():
+        assert torch.equal(tensor, again["model"][name]), name
 
 
 def test_workers_move_no_bit(tmp_path):

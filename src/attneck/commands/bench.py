@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -15,7 +16,7 @@ import tyro
 
 from attneck.checks import memory, whole
 from attneck.commands.arguments import call
-from attneck.errors import UserError, user_mistakes
+from attneck.errors import UserError, is_out_of_memory, user_mistakes
 
 if TYPE_CHECKING:
     from attneck.measure.steps import StepCase
@@ -359,7 +360,7 @@ def _measure(
 
     from attneck.measure.contestants import COMPILED
     from attneck.measure.inference import ONNXRUNTIME
-    from attneck.measure.memory import peak_elsewhere
+    from attneck.measure.memory import emptied, peak_elsewhere
     from attneck.measure.speed import interleave
 
     console = Console(stderr=True)
@@ -367,11 +368,16 @@ def _measure(
         task = progress.add_task("", total=len(cases) * len(directions))
         for case in cases:
             for direction in directions:
-                everybody = names(case)
-                progress.update(task, description=f"{case}, {direction}")
-                calls = {name: call(case, name, direction, device) for name in everybody}
+                what = f"{case}, {direction}"
+                progress.update(task, description=what)
+                calls = _that_fit(names(case), partial(call, case), direction, device, what)
+                everybody = [*calls]
+                if len(everybody) == 1:  # nobody is left to compare with
+                    progress.advance(task)
+                    continue
                 times = interleave(calls, seconds=seconds, device=device)
-                del calls
+                calls.clear()
+                emptied(device)
                 own = [name for name in everybody if name.removesuffix(COMPILED) == everybody[0]]
                 ours = min(own, key=times.median)
                 ratios = {name: times.ratio(name, over=ours) for name in everybody if name not in own}
@@ -398,6 +404,26 @@ def _measure(
                     }
                 yield row
                 progress.advance(task)
+
+
+def _that_fit(
+    names: list[str], call: Callable[..., Callable[[], object]], direction: Any, device: str, what: str
+) -> dict[str, Callable[[], object]]:
+    """The calls by name, without those of others that find no memory, which is said."""
+    from attneck.measure.memory import emptied
+
+    found = {}
+    for name in names:
+        try:
+            made = call(name, direction, device)
+            made()
+            found[name] = made
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or name == names[0]:
+                raise
+            print(f"attneck: {what}: {name} does not fit", file=sys.stderr)
+        emptied(device)
+    return found
 
 
 def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -74,6 +74,10 @@ def predict(
         raise UserError(f"--min-score {min_score}: give 0 to 1")
     if top_k is not None and top_k < 1:
         raise UserError(f"--top-k {top_k}: give how many classes, 1 or more")
+    if max_pixels is not None and not images:
+        raise UserError(
+            "--max-pixels is of the photos that are given: held-out images have the recipe's own limit"
+        )
     if max_pixels is not None and max_pixels < 1:
         raise UserError(f"--max-pixels {max_pixels}: give how many an image may have, 1 or more")
 

@@ -93,7 +93,10 @@ def main(words: list[str]) -> None:
             f"{os.environ['WORLD_SIZE']} says that another program does: leave --processes out, or unset "
             "WORLD_SIZE and RANK"
         )
-    if "WORLD_SIZE" not in os.environ:
+    if "WORLD_SIZE" in os.environ:
+        # PyTorch's C++ warns, in each process, of what `train_loop` asks of DistributedDataParallel.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    else:
         if out is not None:
             _free(out)
         if arguments.processes > 1:

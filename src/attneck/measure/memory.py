@@ -52,6 +52,13 @@ def peak(call: Callable[[], object], device: str = "cpu") -> int:
     return 1024 * (_kilobytes("VmHWM") - before)
 
 
+def emptied(device: str) -> None:
+    """What nobody uses goes back to the GPU, for who comes next."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def _peak_of(make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...], device: str) -> int:
     call = make(*arguments)
     call()

@@ -33,8 +33,9 @@ WANTED = (
 CONFIG = "config"
 """The header's entry with the config of `attneck.hub`, and in that the SHA-256 of itself and the weights."""
 
-PARTS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where training programs keep weights in their files, in timm's order: a moving average comes first."""
+PARTS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+"""Where training programs keep weights in their files, in timm's order: a moving average comes first. The
+last is the name in PyTorch's own tutorials."""
 
 WRAPPERS = re.compile(r"(^(module|_orig_mod)\.|(?<=\.)_orig_mod\.)")
 """What DataParallel puts before each name, and torch.compile before those of what it compiled."""

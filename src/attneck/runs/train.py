@@ -135,7 +135,10 @@ def train(
             if begun.passes is not None:
                 set_passes(begun.passes)
             set_attention(begun.attention)
-        slow = everyone.device.type == "cpu" and emulated(torch.bfloat16)
+        on_cpu = everyone.device.type == "cpu"
+        if on_cpu and everyone.rank == 0 and (torch.backends.mps.is_available() or torch.xpu.is_available()):
+            print("attneck: trains on the CPU: of GPUs it takes NVIDIA's alone", file=sys.stderr)
+        slow = on_cpu and emulated(torch.bfloat16)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and slow:
             print(
                 "attneck: this processor has no products in bfloat16: float32 ones, rounded, take its place",

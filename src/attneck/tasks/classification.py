@@ -34,8 +34,8 @@ from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
 
 EVAL_BATCH, EVAL_PIXELS = 500, 500 * 224**2
-"""Images in a batch of an evaluation, and their pixels, at most: larger ones would want more memory than a
-training batch does."""
+"""Images in a batch of an evaluation, and their pixels, at most; and no more than eight training batches, or
+32 images: larger ones would want more memory than a training batch does."""
 
 
 class Classification:
@@ -126,7 +126,10 @@ class Classification:
         Of two classes also "auc", the area under the ROC curve in per cent: what is right whatever the
         threshold between them.
         """
-        most = max(1, min(EVAL_BATCH, EVAL_PIXELS // self.held_out.image_size**2))
+        recipe = self.recipe
+        trained = recipe.batch // (recipe.accumulate * self.everyone.size)  # images at a time
+        most = min(EVAL_BATCH, EVAL_PIXELS // self.held_out.image_size**2, max(32, 8 * trained))
+        most = max(1, most)
         batches = EvalBatches(len(self.held_out), most, rank=self.everyone.rank, world=self.everyone.size)
         sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
         tally = Tally(list(self.held_out.classes))

@@ -6,8 +6,12 @@ plain names and plain modules, and the compiled form is only what training and s
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,9 +116,18 @@ def check_compiler(recipe: Recipe, device: torch.device) -> None:
             raise UserError(
                 "compile: this GPU's compiler, triton, is missing: install it, or give compile false"
             )
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+            raise UserError(
+                "compile: triton finds no C compiler: install gcc or clang (or name one in CC), or give "
+                "compile false"
+            )
         return
     from torch._inductor.cpp_builder import get_cpp_compiler
 
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        raise UserError(
+            "compile: Python's own headers are missing (Python.h): install python3-dev, or give compile false"
+        )
     try:
         get_cpp_compiler()
     except RuntimeError:

@@ -92,15 +92,18 @@ def together(store: dist.Store, rank: int, size: int) -> str:
 
 @contextmanager
 def world() -> Iterator[World]:
-    """Join torchrun's process group for the length of the block; without torchrun this process is alone.
+    """Join torchrun's process group for the length of the block.
+
+    Without torchrun this process is alone, on the GPU that is the current one.
 
     Raises:
         RunFailed: another process has gone.
         UserError: more processes on this machine than it has GPUs.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if torch.cuda.is_available():
-        local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    before = torch.cuda.current_device() if torch.cuda.is_available() else None
+    if before is not None:
+        local, there = int(os.environ.get("LOCAL_RANK", before)), torch.cuda.device_count()
         if local >= there:
             error = UserError(
                 f"process {local + 1} of this machine, which has {there} GPU{'s' * (there > 1)}: start one a "
@@ -130,6 +133,8 @@ def world() -> Iterator[World]:
             "go on from the last checkpoint, where there is one, with --resume"
         ) from error
     finally:
+        if before is not None:
+            torch.cuda.set_device(before)
         if size > 1:
             gc.collect()  # DistributedDataParallel lives in cycles, and holds on to the group's threads
             dist.destroy_process_group()

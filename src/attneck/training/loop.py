@@ -109,7 +109,9 @@ def train_loop(
     if world.size > 1:
         # Strides of 1×1 kernels differ in sides of length one, which mean nothing.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        parallel = DistributedDataParallel(parallel)
+        # Else gradients are packed anew after the first step, a resume's too, and of three processes or more
+        # a sum's order follows from its place there: a resumed run would end with other bits.
+        parallel = DistributedDataParallel(parallel, find_unused_parameters=True)
     steps = recipe.total_steps(steps_per_epoch)
     if world.rank == 0 and not progress.step:
         for said in [*never_reached(recipe, steps_per_epoch), *too_slow(model, recipe, steps)]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from itertools import chain, compress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from attneck.training.layers import layer_of
 from attneck.training.optimizer_names import fields_of
 from attneck.training.recipe import Optimizer
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 HOLD_BACK = {"sgd", "adam", "adamw"}
 """Those of which torch has a fused kernel that holds a step back on the device."""
@@ -122,12 +121,25 @@ def _of_groups(
 
 def average_of(model: nn.Module, decay: float) -> AveragedModel:
     """The moving average of the weights and of BatchNorm's statistics; counts and indices are the model's."""
-    moved = get_ema_multi_avg_fn(decay)
+    return MovingAverage(model, decay)
 
-    def update(average: Tensors, current: Tensors, steps: Tensor | int) -> None:
-        if average[0].is_floating_point():
-            moved(average, current, steps)
-        else:  # an average in float32, cut off, would take one from an index now and then
-            torch._foreach_copy_(average, current)
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+class MovingAverage(AveragedModel):
+    """`AveragedModel` takes its count to the device at each step, and waits for it; this does not."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move each tensor a little towards the model's; the first time, all the way."""
+        own, theirs = ([*chain(one.parameters(), one.buffers())] for one in (self.module, model))
+        # An average in float32, cut off, would take one from an index now and then.
+        moved = [bool(self.n_averaged > 0) and tensor.is_floating_point() for tensor in own]
+        if any(moved):
+            torch._foreach_lerp_([*compress(own, moved)], [*compress(theirs, moved)], 1 - self.decay)
+        copied = [not move for move in moved]
+        if any(copied):
+            torch._foreach_copy_([*compress(own, copied)], [*compress(theirs, copied)])
+        self.n_averaged += 1

@@ -43,7 +43,7 @@ def first(**change: Any) -> Callable[[Any], None]:
         ),
         (first(bbox=[5, 20, 10]), "bbox: List should have at least 4 items"),
         (first(bbox=["5", 20, 10, 10]), r"bbox\.0: Input should be a valid number"),
-        (first(area=None), "area: Input should be a valid number"),
+        (first(area="4"), "area: Input should be a valid number"),
         (first(iscrowd=2), "iscrowd: Input should be less than or equal to 1"),
         (
             first(segmentation=RUNS | {"size": [80, 60]}),
@@ -95,6 +95,18 @@ def test_an_annotation_of_no_image_and_one_that_is_none(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match=r"\(2 problems; attneck data check coco lists them\)$"):
         open_detection("coco", "train", root=tmp_path)
+
+
+def test_boxes_alone_need_no_mask_and_no_area(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"][0] |= {"segmentation": [[1, 2, 3, 4]]}  # a line, as some tools write
+    del content["annotations"][0]["area"]
+    write_coco(tmp_path, content)
+    with pytest.raises(ValueError, match="a polygon of its mask"):
+        open_detection("coco", "train", root=tmp_path)
+    _, target = open_detection("coco", "train", root=tmp_path, masks=False)[0, 0]
+    assert target["area"][0] == 30 * 25.25  # its box's
+    assert "masks" not in target
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class Annotation(BaseModel):
     image_id: Id
     category_id: Id
     bbox: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
-    area: Annotated[FiniteFloat, Field(ge=0)]
+    area: Annotated[FiniteFloat, Field(ge=0)] | None = None
     iscrowd: Annotated[int, Field(ge=0, le=1, strict=False)] = 0
     segmentation: Any = None
 
@@ -88,7 +88,7 @@ def find(root: Path, split: str) -> tuple[Path, Path]:
 def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotations:
     """Reads the JSON of a split. Labels are the categories in the order of their ids, from 1.
 
-    `masks`: whether every object must have one.
+    `masks`: whether every object must have one; else none is looked at. One without an area has its box's.
 
     Raises FileNotFoundError for a missing file; ValueError for one that is not COCO's JSON.
     """
@@ -114,9 +114,9 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
             found.id,
             labels.get(found.category_id, 0),
             found.bbox,
-            found.area,
+            found.bbox[2] * found.bbox[3] if found.area is None else found.area,
             bool(found.iscrowd),
-            segmentation=None if found.segmentation == [] else found.segmentation,
+            segmentation=None if found.segmentation == [] or not masks else found.segmentation,
         )
         if found.id in seen:
             problem: str | None = "another annotation has its id"

@@ -177,8 +177,11 @@ def _decoded_by_torchvision(image: Image.Image) -> NDArray[np.uint8] | None:
     None where it is not in colour, or cannot be read: Pillow then says why.
     """
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg  # seconds of imports: only where used
 
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg  # seconds of imports: only where used
+    except ImportError:  # torchvision means to give it up
+        return None
     file: Any = getattr(image, "fp", None)
     if image.mode != "RGB" or file is None:
         return None

@@ -124,12 +124,17 @@ def read_index(folder: Path) -> tuple[list[str], list[str], NDArray[np.int64]]:
     return paths, names, table
 
 
+def _check(holds: bool) -> None:
+    if not holds:
+        raise ValueError
+
+
 @lru_cache(maxsize=4)
 def _parsed(index: Path, changed: int, size: int) -> tuple[list[str], list[str], NDArray[np.int64]]:
     """Names of the shards and of the images, and the table, of an index of that time and size."""
     try:
         rows = list(csv.reader(io.StringIO(index.read_bytes().decode(), newline=""), strict=True))
-        assert rows.pop(0) == COLUMNS
+        _check(rows.pop(0) == COLUMNS)
         numbers = {shard: number for number, shard in enumerate(sorted({row[0] for row in rows}))}
         table = np.array(
             [
@@ -139,14 +144,13 @@ def _parsed(index: Path, changed: int, size: int) -> tuple[list[str], list[str],
             dtype=np.int64,
         ).reshape(-1, 4)
         names = [row[3] for row in rows]
-        assert names
-        assert all(os.path.basename(shard) == shard and shard.endswith(".tar") for shard in numbers)
-        assert all("/" in name[1:] for name in names)
+        _check(bool(names))
+        _check(all(os.path.basename(shard) == shard and shard.endswith(".tar") for shard in numbers))
+        _check(all("/" in name[1:] for name in names))
         in_order = [(name.partition("/")[0], name) for name in names]
-        assert all(one < other for one, other in pairwise(in_order))
-        assert (table[:, 2] >= BLOCK).all()
-        assert (table[:, 3] >= 0).all()
-    except (ValueError, AssertionError, csv.Error, OverflowError):
+        _check(all(one < other for one, other in pairwise(in_order)))
+        _check(bool((table[:, 2] >= BLOCK).all() and (table[:, 3] >= 0).all()))
+    except (ValueError, IndexError, csv.Error, OverflowError):
         raise ValueError(
             f"folder: {index} is no index that attneck data pack has written, or not whole: copy it again"
         ) from None
