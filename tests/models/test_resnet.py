@@ -199,6 +199,11 @@ def test_new_blocks_change_nothing_at_first() -> None:
         last += [module.norm.weight for module in model.modules() if isinstance(module, NonLocal2d)]
         assert len(last) == 17
         assert not any(weight.any() for weight in last)
+    for name, norm in (("resnet50", "bn3"), ("resnet18_bam", "bn2")):  # BAM's code starts at 1
+        model = create_model(name, zero_init_last=False, **THIN)
+        last = [getattr(module, norm).weight for module in model.modules() if hasattr(module, norm)]
+        assert len(last) == {"bn3": 16, "bn2": 8}[norm]
+        assert all(bool((weight == 1).all()) for weight in last)
 
 
 def test_how_weights_start() -> None:

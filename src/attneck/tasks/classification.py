@@ -86,6 +86,7 @@ class Classification:
             md5=data.md5 or None,
             max_pixels=data.max_pixels,
             val_share=data.val_share,
+            crop_pct=data.crop_pct,
             **options,
         )
         if (name := self.recipe.model.pretrained) is not None:

@@ -83,6 +83,7 @@ class Detection:
             md5=data.md5 or None,
             max_pixels=data.max_pixels,
             val_share=data.val_share,
+            crop_pct=data.crop_pct,
         )
 
     @cached_property

@@ -112,6 +112,9 @@ class Data(Part):
     folders train and val. The run's split.csv lists them."""
     image_size: Annotated[int, Field(gt=0, le=MOST, strict=True)] | None = None
     """Side in pixels; the data set's own where not given, a detector's where it is one."""
+    crop_pct: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] | None = None
+    """folder: an image that is scored is resized, and this share of its side cut out of the middle; 0.875
+    where not given. EfficientNet's is size / (size + 32), timm's stands with each of its weights."""
     augment: Augment = "none"
     """crop_flip: 4-pixel padding, random crop, flip. inception: random resized crop, flip. Detectors: flip;
     scale_jitter: scaled at random, cut or padded, flip; ssd: colours, zoom, crops around objects, flip."""

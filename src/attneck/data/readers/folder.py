@@ -23,7 +23,7 @@ from attneck.imagenet import MEAN, STD
 class FolderDataset(ClassificationDataset):
     """Images decoded as they are asked for; normalised with ImageNet's mean and std.
 
-    augment "none": the shorter side resized to image_size / 0.875, then the centre, as ImageNet is evaluated.
+    augment "none": the shorter side resized to image_size / crop_pct, then the centre, as ImageNet is scored.
     "inception", "randaugment": see `Inception`; a JPEG is decoded smaller where its part allows it, see
     `decode_part`.
 
@@ -31,8 +31,6 @@ class FolderDataset(ClassificationDataset):
         paths: of each image, or its place in a shard.
         names: of each image, in the folder of the classes: CLASS/…/FILE.
     """
-
-    crop_pct = 0.875
 
     def __init__(
         self,
@@ -48,9 +46,10 @@ class FolderDataset(ClassificationDataset):
         randaugment_magnitude: int,
         max_pixels: int | None,
         skip_bad: bool,
+        crop_pct: float,
     ) -> None:
         super().__init__(classes=classes, mean=MEAN, std=STD, image_size=image_size, labels=labels)
-        self.paths, self.names = paths, names
+        self.paths, self.names, self.crop_pct = paths, names, crop_pct
         self.augment, self.seed, self.max_pixels = augment, seed, max_pixels
         self.skipped = Skipped(len(paths), self._file) if skip_bad else None
         # Built here, so that forked workers inherit the import of torchvision.
@@ -115,6 +114,7 @@ def open_folder(
     max_pixels: int | None = None,
     on_bad_image: str = "stop",
     val_share: float | None = None,
+    crop_pct: float = 0.875,
 ) -> FolderDataset:
     """Opens root/{train,val}/<class>/…, the images in a class's folder at any depth, or in shards of these.
 
@@ -123,6 +123,7 @@ def open_folder(
     max_pixels: see `decode`.
     on_bad_image: "stop" with UnreadableImage, or "skip": another one of its class takes its place, see
         `Skipped`.
+    crop_pct: see `FolderDataset`.
     val_share: in place of the folders train and val: this share of root/<class>/… is "val", see `scan`.
 
     Says on stderr what it leaves out: files of other endings, or not in a class's folder, and hidden ones.
@@ -149,6 +150,7 @@ def open_folder(
         randaugment_magnitude=randaugment_magnitude,
         max_pixels=max_pixels,
         skip_bad=skip_bad,
+        crop_pct=crop_pct,
     )
 
 

@@ -61,6 +61,8 @@ class ResNetOptions(AttentionOptions, BAMOptions):
     """Whether c5's attention blocks have it too."""
     activation: Literal["relu", "silu"] = "relu"
     """What stands after each norm."""
+    zero_init_last: bool = True
+    """Whether the last norm of each branch starts at 0, as in BoTNet's codebase; if not at 1, as in BAM's."""
     drop_path: Probability = 0.0
     """Probability of leaving the last block out in training; it rises linearly to there."""
     drop_block: Probability = 0.0

@@ -58,7 +58,8 @@ def build_resnet(
 
     Stages c2..c5 are `layer1..layer4`. MHSA replaces `conv2`. Squeeze-excitation and BAM-C take timm's `se`
     slot (on the branch, before the addition). BAM and inserted blocks are children of the stage. Convs are
-    initialised as He et al. say, the last BatchNorm of each branch at 0, MHSA as its own layer says.
+    initialised as He et al. say, the last BatchNorm of each branch at 0 unless `zero_init_last` is False,
+    MHSA as its own layer says.
     """
     blocks: dict[str, Any] = {"basic": BasicBlock, "bottleneck": Bottleneck}
     model: Any = ResNet(
@@ -75,7 +76,7 @@ def build_resnet(
         drop_block_rate=options.drop_block,
         global_pool=options.global_pool,
         output_stride=options.output_stride,
-        zero_init_last=True,
+        zero_init_last=options.zero_init_last,
     )
     stages: list[nn.Sequential] = [model.layer1, model.layer2, model.layer3, model.layer4]
     outs: list[int] = [info["num_chs"] for info in model.feature_info[1:]]
