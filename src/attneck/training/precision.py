@@ -1,9 +1,9 @@
 """Mixed precision: autocast to bfloat16, also where the processor multiplies no bfloat16.
 
-There (x86 without AVX-512) PyTorch's convolutions and products in bfloat16 go number by number: a step of
-resnet26_thin (64 pixels, batch 128, one thread of an AMD Zen 3) takes 3.98 s, in float32 0.60. So there each
-is computed in float32, of operands and with a result that are rounded to bfloat16: what hardware does that
-multiplies bfloat16 and adds up in float32. The same step: 0.61 s.
+There (x86 without AVX-512) PyTorch's convolutions and products in bfloat16 go number by number, several
+times slower than in float32. So there each is computed in float32, of operands and with a result that are
+rounded to bfloat16: what hardware does that multiplies bfloat16 and adds up in float32. It costs what float32
+does.
 """
 
 from __future__ import annotations
