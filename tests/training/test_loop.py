@@ -281,4 +281,4 @@ def test_the_bar_goes_over_the_held_out_batches(tmp_path, monkeypatch):
 
     monkeypatch.setattr(report.Report, "watch", watch)
     runs.train(recipe(data=TINY["data"] | {"val_size": 600}), tmp_path)
-    assert seen == [(1, 2), (2, 2)] * 2
+    assert seen == [(number, 5) for number in range(1, 6)] * 2  # of 128: eight training batches

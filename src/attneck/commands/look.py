@@ -105,9 +105,9 @@ def look(
             raise UserError(
                 f"--at {x},{y}: the photo is {size[0]} × {size[1]} pixels, from 0,0 at its top left"
             )
-    seers = [viewer(word, image_size, checkpoint if kind_of(word) == "run" else "newest") for word in words]
     if checkpoint != "newest" and kind_of(model) != "run":
         raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
+    seers = [viewer(word, image_size, checkpoint if kind_of(word) == "run" else "newest") for word in words]
     if html is not None:
         _write_page(html, photo, image.name, list(zip(words, seers, strict=True)))
     if file is None:
