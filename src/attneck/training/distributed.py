@@ -101,9 +101,11 @@ def world() -> Iterator[World]:
         UserError: more processes on this machine than it has GPUs.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    before = torch.cuda.current_device() if torch.cuda.is_available() else None
-    if before is not None:
-        local, there = int(os.environ.get("LOCAL_RANK", before)), torch.cuda.device_count()
+    before: int | None = None  # the GPU that a program has chosen before it calls this one
+    if torch.cuda.is_available():
+        given, there = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
+        before = torch.cuda.current_device() if given is None else None
+        local = int(given or 0) if before is None else before
         if local >= there:
             error = UserError(
                 f"process {local + 1} of this machine, which has {there} GPU{'s' * (there > 1)}: start one a "
