@@ -95,7 +95,7 @@ def test_the_papers_options_build() -> None:
         ("botnet50", {"position": "relativ"}, ["position='relativ'", "perhaps you meant 'relative'"]),
         ("botnet50", {"heads": "4"}, ["heads='4'", "wanted a whole number"]),
         ("botnet50", {"content": 0}, ["content=0", "wanted True or False"]),
-        ("resnet50", {"depths": 3}, ["depths=3", "list of whole numbers"]),
+        ("resnet50", {"depths": 3}, ["depths=3", "wanted 4 numbers or more"]),
         ("resnet50", {"depths": [3, 4, 6]}, ["depths=[3, 4, 6]", "wanted 4 numbers or more"]),
         ("resnet50", {"depths": [3, 4, 0, 3]}, ["depths[2]=0", "1 or more"]),
         ("resnet50", {"dropout": 1.0}, ["dropout=1.0", "less than 1"]),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attneck.models import create_model, list_models
-from attneck.models.catalog import CATALOG
+from attneck.models.catalog import CATALOG, find
 from attneck.models.resnet import ResNetOptions
 from attneck.models.vit import ViTOptions
 
@@ -151,6 +151,17 @@ def result(
     assert logits.isfinite().all()
     learned = [value for key, value in model.named_buffers() if key.endswith("running_mean")]
     return {key: value.shape for key, value in model.named_parameters()}, logits.detach(), learned
+
+
+def test_one_number_is_a_list_of_it() -> None:
+    """As a command line gives it: --model.options se 5."""
+    for options in ({"se": 5}, {"attend": 1}):
+        listed = {name: [value] for name, value in options.items()}
+        assert find("resnet50", options).options == find("resnet50", listed).options
+    with pytest.raises(ValueError, match="depths"):
+        find("resnet50", {"depths": 3})
+    with pytest.raises(ValueError, match="wanted a list"):
+        find("resnet50", {"se": True})
 
 
 def test_no_option_is_forgotten() -> None:

@@ -27,7 +27,10 @@ Depth = Annotated[int, Field(ge=1, le=512)]
 """Blocks, or layers, in a row."""
 Probability = Annotated[float, Field(ge=0, lt=1)]
 # YAML, JSON and the command line have lists, and an option must not change after it was checked.
-AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+# One number is a list of it: a command line cannot tell the two apart.
+AsTuple = BeforeValidator(
+    lambda value: tuple(value) if isinstance(value, list) else (value,) if type(value) is int else value
+)
 Numbers = Annotated[tuple[Positive, ...], AsTuple, Field(max_length=16)]
 """One number a stage."""
 Depths = Annotated[tuple[Depth, ...], AsTuple, Field(max_length=16)]
