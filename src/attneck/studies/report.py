@@ -261,6 +261,8 @@ def bold(study: Study) -> str:
 
 def ended(undone: int) -> list[str]:
     """How many runs are still to come, if any."""
+    if undone == 1:
+        return ["**One run has not ended yet**, and is not in it."]
     return [f"**{undone} runs have not ended yet**, and are not in it."] if undone else []
 
 
