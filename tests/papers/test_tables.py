@@ -548,6 +548,25 @@ def test_detectors_have_ap_where_they_started_from_weights(tmp_path, monkeypatch
     )
 
 
+def test_a_validation_score_is_none_of_the_test_set(tmp_path):
+    """Table 18's rows are Table 12's networks and recipe, scored on images whose labels are not public."""
+    run, label = tmp_path / "runs" / "a", "BoT-S1-50"
+    _write_run(run, "12", label, {"val_top1": 80.5})
+    assert _beside(tmp_path / "runs", "18") == {}
+    assert [*_beside(tmp_path / "runs", "12").values()] == [["runs/a"]]
+
+
+def test_ap_of_small_and_large_objects_stands_beside_the_printed_one(tmp_path):
+    scores = {"val_box_AP": 43.5, "val_box_APs": 25.0, "val_box_APl": 59.0, "val_mask_APs": 20.5}
+    start = {"model__weights": "resnet50.safetensors"}
+    _write_run(tmp_path / "runs" / "a", "5", "BoT 50 [1,1,1]", scores, images=117_266, **start)
+    (section,) = command.compare_all(command.choose("botnet", "5"), Results([tmp_path / "runs"]))
+    laid = sheet(section)
+    (cells,) = (cells for cells in laid.rows if cells[0].startswith("BoT 50 [1,1,1]"))
+    found = {head: cells[laid.header.index(f"{head} measured")] for head in ("APbbS", "APbbL", "APmkS")}
+    assert found == {"APbbS": "25.00", "APbbL": "59.00", "APmkS": "20.50"}
+
+
 def test_an_imagenet_run_needs_its_rows_image_size_folder_and_drop_path(tmp_path):
     label = {320: "T7-320 BoTNet-S1-128", 384: "T7 BoTNet-S1-128"}
     for side in label:

@@ -328,6 +328,28 @@ def test_a_timm_network_that_makes_no_logits_of_the_images_is_refused(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tag_in_a_model_s_name_is_no_weights(photos):
+    place, content = photos
+    content = content | {"model": {"name": "timm/resnet10t.c3_in1k"}}
+    said = "give model.name timm/resnet10t and model.pretrained resnet10t.c3_in1k"
+    with pytest.raises(UserError, match=said):
+        runs.train(Recipe.model_validate(content), place / "run")
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["timm/resnet10t", "cifar_resnet20"])
+def test_weights_that_start_at_random_are_said_of_timm_s(photos, capsys, name):
+    place, content = photos
+    runs.train(Recipe.model_validate(content | {"model": {"name": name}}), place / "run")
+    assert ("its weights start at random" in capsys.readouterr().err) == name.startswith("timm/")
+
+
+def test_processes_are_not_started_where_another_program_has(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert cli.main(["train", "demo", "--processes", "8"]) == 2
+    assert "--processes 8 starts them itself, and WORLD_SIZE 1 says" in capsys.readouterr().err
+
+
 def test_processes_are_one_or_more(capsys):
     assert cli.main(["train", "demo", "--processes", "0"]) == 2
     assert "--processes=0: wanted a whole number from 1" in capsys.readouterr().err
