@@ -89,11 +89,13 @@ def by_token(q: Tensor, tokens: int | None = None) -> Tensor:
     return q.new_empty_strided((B, h, N, d), (N * h * d, d, h * d, 1))
 
 
-def without_autocast(q: Tensor) -> AbstractContextManager[Any]:
-    """For products of what `operands` gave: all of one dtype, in which autocast would change something only
-    where it is off in one pass and on in the other, or widens a softmax at twice the memory."""
-    device = q.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which what is computed on x's device keeps its dtype."""
+    device = x.device.type
+    # Shapes alone (the meta device) have no autocast to leave.
+    if x.is_meta or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def rows_whole(tokens: Tensor) -> Tensor:

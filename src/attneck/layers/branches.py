@@ -4,12 +4,13 @@ Letters: B batch, C channels, H x W map, m = C // reduction.
 """
 
 from collections import OrderedDict
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from attneck.attention.operands import without_autocast
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -30,7 +31,7 @@ class SpatialBranch(nn.Sequential):
     def after_first(self, x: Tensor) -> Tensor:
         """The first layer's result [B, m, H, W] -> [B, 1, H, W]."""
         _, *layers = self
-        with _without_autocast(x):
+        with without_autocast(x):
             for layer in layers:
                 x = layer(x.to(_dtype(layer, x)))
         return x
@@ -41,7 +42,7 @@ def in_float32(branch: nn.Module, mean: Tensor) -> Tensor:
 
     It is a ten-thousandth of BAM's work, and its BatchNorm magnifies rounding as `SpatialBranch` says.
     """
-    with _without_autocast(mean):
+    with without_autocast(mean):
         own = [*branch.named_parameters(), *branch.named_buffers()]
         wide = {name: tensor.float() for name, tensor in own if tensor.dtype in HALVES}
         if not wide or torch.jit.is_tracing():  # a trace takes a module's own weights only
@@ -126,13 +127,6 @@ def official_spatial(channels: int, hidden: int, dilation: int) -> nn.Sequential
 def _dtype(module: nn.Module, x: Tensor) -> torch.dtype:
     """That of its parameters, or x's where it has none."""
     return next(module.parameters(), x).dtype
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    # Shapes alone (the meta device) have no autocast to leave.
-    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def _shares_statistics(layer: _BatchNorm) -> bool:
