@@ -365,13 +365,16 @@ def test_push_uploads_what_load_reads(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
     model = make("cifar_resnet20_bot_bam")
-    said = hub.push(model, "someone/net", private=True, token="secret", label_names=list("abcde"))
+    said = hub.push(
+        model, "someone/net", private=True, token="secret", license="mit", label_names=list("abcde")
+    )
     assert said == "commit of someone/net"
     uploaded: Any = hub.load(tmp_path / "someone/net")
     assert uploaded.pretrained_cfg["label_names"] == tuple("abcde")
     torch.testing.assert_close(uploaded.state_dict(), model.state_dict(), rtol=0, atol=0)
     card = (tmp_path / "someone/net/README.md").read_text()
-    assert 'attneck.hub.load("someone/net")' in card
+    assert 'attneck.load("someone/net")' in card
+    assert "license: mit" in card
     assert "library_name: attneck" in card
 
 
@@ -498,6 +501,31 @@ def test_a_card_names_no_place_of_the_data(runs: dict[str, attneck.Run], tmp_pat
     finally:
         del run.__dict__["recipe"]
     assert "someone" not in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("weights", ["resnet18", "resnet18.a1_in1k", "timm/resnet18.a1_in1k"])
+def test_a_card_says_what_the_weights_began_as(
+    weights: str, runs: dict[str, attneck.Run], tmp_path: Path
+) -> None:
+    run = runs["timm"]
+    begun = run.recipe.model.model_copy(update={"pretrained": weights})
+    run.__dict__["recipe"] = run.recipe.model_copy(update={"model": begun})
+    try:
+        hub.save(run, tmp_path, license="cc-by-4.0")
+    finally:
+        del run.__dict__["recipe"]
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert (card.data.base_model, card.data.license) == ("timm/resnet18.a1_in1k", "cc-by-4.0")
+
+
+def test_a_licence_without_a_card_is_refused(runs: dict[str, attneck.Run], tmp_path: Path) -> None:
+    for model, path in (
+        (runs["timm"].model(), tmp_path / "net"),
+        (runs["timm"], tmp_path / "net.safetensors"),
+    ):
+        with pytest.raises(ValueError, match="license='mit' is for the card"):
+            hub.save(model, path, license="mit")
+        assert not path.exists()
 
 
 def test_push_keeps_a_run_s_card(

@@ -104,6 +104,7 @@ def test_imports_run_one_way(path, target):
     if part == "__init__":  # the public face: it names everything, and imports it on first use
         assert target in {
             "attention",
+            "data",
             "detection",
             "explain",
             "export",

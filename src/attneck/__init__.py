@@ -13,7 +13,7 @@ from attneck import timm_hook
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from attneck import attention, detection, explain, export, hub, layers, measure, surgery
+    from attneck import attention, data, detection, explain, export, hub, layers, measure, models, surgery
     from attneck.hub import load
     from attneck.models import create_model, list_detectors, list_models
     from attneck.runs.run import Run
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Run": "attneck.runs.run:Run",
     "attention": "attneck.attention",
+    "data": "attneck.data",
     "detection": "attneck.detection",
     "explain": "attneck.explain",
     "export": "attneck.export",
     "hub": "attneck.hub",
     "layers": "attneck.layers",
     "measure": "attneck.measure",
+    "models": "attneck.models",
     "surgery": "attneck.surgery",
     "create_model": "attneck.models.catalog:create_model",
     "list_detectors": "attneck.models.catalog:list_detectors",
@@ -42,6 +44,7 @@ __all__ = [
     "__version__",
     "attention",
     "create_model",
+    "data",
     "detection",
     "explain",
     "export",
@@ -51,6 +54,7 @@ __all__ = [
     "list_models",
     "load",
     "measure",
+    "models",
     "surgery",
     "train",
 ]

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from attneck.data.workers import usual_workers
+
 PARENT = """
 import multiprocessing, os, signal, sys, time
 import attneck.data as data
@@ -68,3 +70,15 @@ def test_workers_outlive_signals_to_the_group_but_not_the_trainer(method: str) -
         while any(map(_running, workers)) and time.monotonic() < limit:
             time.sleep(0.1)
         assert not any(map(_running, workers))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "cores", "processes", "workers"),
+    [(False, 64, "1", 0), (True, 64, "1", 8), (True, 16, "4", 3), (True, 4, "1", 3), (True, 2, "8", 0)],
+)
+def test_workers_where_nobody_says(monkeypatch, cuda, cores, processes, workers):
+    """As many as there are cores to spare, where a GPU waits for images; none beside a network on the CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert usual_workers() == workers

@@ -1,6 +1,7 @@
 """A run is read back by one class: whole, without its data where that is not needed, or refused in a line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,3 +379,15 @@ def test_operators_give_the_same_bits_while_a_run_trains_and_no_longer(tmp_path,
     assert before == (False, True, True, True, True)
     assert seen == [(True, True, True, True, True), (True, False, False, False, True)]
     assert flags() == before
+
+
+def test_a_recipe_by_its_word(tmp_path, monkeypatch):
+    """A name, a file or a run's folder, as `attneck train` takes it; the new folder is called after it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(TINY))
+    first = runs.train("mine.yaml")
+    again = runs.train(first.folder)
+    assert (first.folder, again.folder) == (Path("runs/mine"), Path("runs/mine-2"))
+    assert first.weights == again.weights
+    with pytest.raises(UserError, match="no recipe 'dem'; perhaps you meant 'demo'"):
+        runs.train("dem")

@@ -76,7 +76,7 @@ def bench(
             Table 5. Goes on from what is in --out.
         loop: step only: a run's whole loop beside a bare PyTorch loop over the same network and batches, and
             how long a step waits for a checkpoint; of --model at --size, or of the project's own cases.
-        device: where.
+        device: what is timed; cuda is the GPU, which is not taken by itself.
         threads: as torch takes them; its own choice if not given.
         seconds: how long each contestant is timed for in each case.
         kept_memory: keep freed memory, in pages of 2 MiB, as attneck train does on the CPU; else each large

@@ -18,7 +18,7 @@ from attneck.errors import UserError, user_mistakes
 
 
 def bench_input(
-    root: str | None = None,
+    root: Annotated[str | None, tyro.conf.arg(aliases=["--data.root"])] = None,
     image_size: int = 224,
     batch: int = 32,
     images: int = 128,

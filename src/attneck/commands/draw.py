@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def draw(
     model: Annotated[str, tyro.conf.Positional],
     /,
-    save: Path | None = None,
+    save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
     surgery: Literal["adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"] | None = None,
     surgery_options: dict[str, bool | int | float | str | list[int]] = {},  # noqa: B006 - tyro's default, never changed
     image_size: int | None = None,

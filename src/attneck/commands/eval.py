@@ -22,8 +22,8 @@ from attneck.files import NotWritten, write_atomic
 def score(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    root: Annotated[str | None, tyro.conf.arg(name="data.root")] = None,
-    val_share: Annotated[float | None, tyro.conf.arg(name="data.val-share")] = None,
+    root: Annotated[str | None, tyro.conf.arg(name="data.root", aliases=["--root"])] = None,
+    val_share: Annotated[float | None, tyro.conf.arg(name="data.val-share", aliases=["--val-share"])] = None,
     checkpoint: Literal["newest", "best"] = "newest",
     image_size: int | None = None,
     out: Path | None = None,

@@ -102,7 +102,7 @@ def _show(document: dict[str, Any]) -> None:
     """Say what was written, and how it compares."""
     what = f"{document['model']}{', untrained' if document['untrained'] else ''}"
     if "config" in document:
-        print(f"wrote   {document['file']}: {what} (attneck.hub.load reads it)")
+        print(f"wrote   {document['file']}: {what} (attneck.load reads it)")
         return
     kind = f"ONNX opset {document['opset']}" if document["opset"] else "torch.export"
     print(f"wrote   {document['file']}: {what}, {kind}, {document['bytes'] / 1e6:.1f} MB")

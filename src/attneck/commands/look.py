@@ -37,7 +37,7 @@ def look(
     /,
     at: tuple[str, ...] = (),
     layers: tuple[str, ...] = (),
-    save: Path | None = None,
+    save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
     html: Path | None = None,
     beside: str | None = None,
     tables: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,

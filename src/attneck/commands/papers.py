@@ -64,7 +64,7 @@ def show(
     table: str | None = None,
     results: tuple[Path, ...] = (),
     figure: Literal["7", "8", "9", "ablation"] | None = None,
-    save: Path | None = None,
+    save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
     markdown_: Annotated[bool, tyro.conf.arg(name="markdown"), tyro.conf.FlagCreatePairsOff] = False,
     json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:

@@ -72,6 +72,14 @@ def _end_with_the_trainer() -> None:
     os._exit(1)
 
 
+def usual_workers() -> int:
+    """How many where nobody says: a GPU waits for images, and a network on the CPU wants the cores itself."""
+    if not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+
+
 def collate(batch: Any) -> Any:
     """Hands on what a data set's `__getitems__` made, its images uint8."""
     return batch
@@ -83,15 +91,17 @@ _as_it_is = collate
 def loader(
     dataset: Dataset[Any],
     batches: Sampler[list[Key]],
-    workers: int = 0,
+    workers: int | None = 0,
     collate: Callable[[Any], Any] | None = None,
 ) -> DataLoader[Any]:
     """The DataLoader over `batches` (`TrainBatches` or `EvalBatches`).
 
     `collate` is `dataset.collate` unless given, which makes floats of a set's images; `attneck.data.collate`
-    leaves them uint8. The workers run in process groups of their own (see `worker_init`) and end with each
-    iteration; memory is pinned where CUDA is there. Iterating draws nothing from torch's global generator.
+    leaves them uint8. `workers` None: `usual_workers()`. They run in process groups of their own (see
+    `worker_init`) and end with each iteration; memory is pinned where CUDA is there. Iterating draws nothing
+    from torch's global generator.
     """
+    workers = usual_workers() if workers is None else workers
     return SteadyLoader(
         dataset,
         batch_sampler=batches,

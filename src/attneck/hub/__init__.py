@@ -41,12 +41,19 @@ CARD = """---
 ```python
 import attneck
 
-model = attneck.hub.load("{{ repo_id }}")
+model = attneck.load("{{ repo_id }}")
 ```
 """
 
 
-def save(model: nn.Module | Run, path: str | Path, *, run: Run | None = None, **data: Any) -> Path:
+def save(
+    model: nn.Module | Run,
+    path: str | Path,
+    *,
+    run: Run | None = None,
+    license: str | None = None,
+    **data: Any,
+) -> Path:
     """Write `model` into the folder `path`, or into that one file where it ends in .safetensors.
 
     Of a run, the folder gets a model card too: README.md and curves.png.
@@ -55,6 +62,7 @@ def save(model: nn.Module | Run, path: str | Path, *, run: Run | None = None, **
         model: a run; or a model from `create_model`, `load` or `Run.model`, also inside `torch.compile` or an
             `AveragedModel`.
         run: the run that the model is of, if it is given by itself.
+        license: for the model card, by the Hub's identifier: apache-2.0, say.
         data: the preprocessing of its images, as `describe` takes it.
 
     Raises:
@@ -75,6 +83,8 @@ def save(model: nn.Module | Run, path: str | Path, *, run: Run | None = None, **
         network = bare(model)
     else:
         network, run = model.model(), model
+    if license is not None and (run is None or Path(path).suffix == ".safetensors"):
+        raise ValueError(f"license={brief(license)} is for the card, which a run's folder gets: give run too")
     config, path = describe(network, **data), Path(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with torch.device("meta"):
@@ -110,7 +120,7 @@ def save(model: nn.Module | Run, path: str | Path, *, run: Run | None = None, **
     if run is not None:
         from attneck.hub.card import write_card
 
-        write_card(run, config, path)
+        write_card(run, config, path, license)
     return path
 
 
@@ -183,15 +193,22 @@ def push(model: nn.Module | Run, repo_id: str, **options: Any) -> str:
     from huggingface_hub import ModelHubMixin
 
     data = {key: options.pop(key) for key in (*DATA, "run") if key in options}
+    license: str | None = options.pop("license", None)
     if isinstance(model, nn.Module):
         network = model
     else:
         network, data["run"] = model.model(), model
     task = TASKS[task_of(describe(network))]
 
-    class Published(ModelHubMixin, library_name="attneck", pipeline_tag=task, model_card_template=CARD):
+    class Published(
+        ModelHubMixin,
+        library_name="attneck",
+        pipeline_tag=task,
+        license=license,
+        model_card_template=CARD,
+    ):
         def _save_pretrained(self, save_directory: Path) -> None:
-            save(network, save_directory, **data)
+            save(network, save_directory, license=license if data.get("run") else None, **data)
 
     address: str = Published().push_to_hub(repo_id, model_card_kwargs={"repo_id": repo_id}, **options)
     return address

@@ -36,25 +36,29 @@ def task_of(config: dict[str, Any]) -> str:
     return "classification" if name.startswith(TIMM) else catalog.find(name).task
 
 
-def write_card(run: Run, config: dict[str, Any], folder: Path) -> None:
+def write_card(run: Run, config: dict[str, Any], folder: Path, license: str | None) -> None:
     """README.md and, where the run has records, curves.png; `config` is that of the saved model."""
     picture = _curves(run)
     if picture is not None:
         write_atomic(folder / PICTURE, picture)
-    write_atomic(folder / CARD, card(run, config, has_picture=picture is not None).encode())
+    write_atomic(folder / CARD, card(run, config, license, has_picture=picture is not None).encode())
 
 
-def card(run: Run, config: dict[str, Any], *, has_picture: bool) -> str:
+def card(run: Run, config: dict[str, Any], license: str | None, *, has_picture: bool) -> str:
     """The card's Markdown."""
     task, name = task_of(config), name_of(config)
     surgery = config.get("surgery")
     words = ["attneck", TASKS[task], name.removeprefix(TIMM), *([surgery["name"]] if surgery else [])]
-    head = {
+    head: dict[str, Any] = {
         "library_name": "attneck",
         "pipeline_tag": TASKS[task],
         "tags": list(dict.fromkeys(words)),
         "metrics": [METRICS[task]],
     }
+    if license is not None:
+        head["license"] = license
+    if run.recipe.model.pretrained is not None:
+        head["base_model"] = _on_the_hub(run.recipe.model.pretrained)
     title = f"{name} after {surgery['name']}" if surgery else name
     recipe = run.recipe.model_dump(mode="json", exclude={"data": {"root"}})  # a path of another machine
     parts = [
@@ -74,6 +78,15 @@ def card(run: Run, config: dict[str, Any], *, has_picture: bool) -> str:
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
+def _on_the_hub(weights: str) -> str:
+    """The repository of timm's weights of that name, whose licence holds for what began as them."""
+    import timm
+
+    bare = weights.removeprefix(TIMM)
+    default = None if "." in bare else timm.get_pretrained_cfg(bare)
+    return f"timm/{bare if default is None else f'{bare}.{default.tag}'}"
+
+
 def _what(run: Run, config: dict[str, Any], task: str, name: str) -> str:
     whose = "timm's network" if name.startswith(TIMM) else "the network"
     network = f"{whose} `{name.removeprefix(TIMM)}`"
@@ -84,8 +97,7 @@ def _what(run: Run, config: dict[str, Any], task: str, name: str) -> str:
     classes = run.facts["classes"]
     shown = ", ".join(classes[:10]) + (" …" if len(classes) > 10 else "")
     return (
-        f"{does}: {network}, trained by [attneck](https://pypi.org/project/attneck/) on "
-        f"`{run.recipe.data.name}`. {len(classes)} classes: {shown}."
+        f"{does}: {network}, trained by attneck on `{run.recipe.data.name}`. {len(classes)} classes: {shown}."
     )
 
 

@@ -205,7 +205,10 @@ CATALOG = _classifier_rows() | _detector_rows()
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The classifiers' names that match `pattern` (as in a shell: `*`, `?`, `[…]`), sorted."""
+    """The classifiers' names that match `pattern` (as in a shell: `*`, `?`, `[…]`), sorted.
+
+    Detectors are in `list_detectors`.
+    """
     return _names(pattern, detectors=False)
 
 

@@ -44,6 +44,7 @@ from attneck.training.distributed import World, world
 from attneck.training.environment import operators_in_same_bits
 from attneck.training.optimizer import parameter_groups
 from attneck.training.recipe import TIMM, Model, Recipe
+from attneck.training.recipe_file import load_recipe
 
 MANY = 1000
 """Epochs of a run at most; steps that are more were meant for a larger data set."""
@@ -54,15 +55,15 @@ class Summary:
     """How a run ended."""
 
     folder: Path
-    steps: int
-    scores: dict[str, Any]
+    steps: int  # of the optimiser
+    scores: dict[str, Any]  # its last record: top-1 and AP in per cent
     weights: str  # digest of the state dict
     best: Best | None  # of its records, by the recipe's metric
     early: bool  # ended by the recipe's patience
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
     name: str | None = None,
@@ -76,19 +77,26 @@ def train(
     by itself.
 
     Args:
+        recipe: a `Recipe`, or, as `attneck train` takes it, a shipped recipe's name, a YAML file or a run's
+            folder.
         out: the folder; a new one, runs/NAME or runs/NAME-2 and so on, where None.
-        name: the NAME of a new folder; the model's where None.
+        name: the NAME of a new folder; where None, the recipe's name, and of a `Recipe` the model's.
         resume: go on with the run that is there.
         accept_changes: on resume, take data that is not what the run was started on; its difference is said,
             and the data as it is now is kept from then on.
         verbose: say of every tensor of `model.weights` or `model.pretrained` what became of it.
 
+    Returns:
+        The run's folder, and how it ended. `attneck.load(summary.folder)` is its network.
+
     Raises:
-        UserError: a model, option or data set that is not there or does not fit; a folder that another
-            program trains in, that holds a run already, or none to resume; a recipe or data other than the
-            run was started with.
+        UserError: a recipe, model, option or data set that is not there or does not fit; a folder that
+            another program trains in, that holds a run already, or none to resume; a recipe or data other
+            than the run was started with.
         RunFailed: see `attneck.training.loop.train_loop`.
     """
+    if not isinstance(recipe, Recipe):
+        name, recipe = name or Path(recipe).stem, load_recipe(str(recipe))
     trackers.require(recipe)
     if accept_changes and not resume:
         raise UserError("--accept-changes goes with --resume: a new run takes the data as it is")

@@ -205,7 +205,7 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
     raise ValueError(
         f"{type(model).__name__} does not run on an image of {size[0]}×{size[1]} on the meta device, where "
         f"places are looked for ({'; '.join(failures)}); give the image_size that it takes, or of a detector "
-        "its backbone"
+        "the network in its backbone (of torchvision's: model.backbone.body)"
     )
 
 

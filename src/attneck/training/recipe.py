@@ -136,8 +136,9 @@ class Data(Part):
     on_bad_image: Literal["stop", "skip"] = "stop"
     """Sets of image files: what training does at an image that cannot be read. skip: another one takes its
     place, of its class where it has one; over 1 % of them stop. Held-out images always stop."""
-    workers: Annotated[int, Field(ge=0, le=256, strict=True)] = 0
-    """Processes that load images; 0 loads in the training process. The result is the same."""
+    workers: Annotated[int, Field(ge=0, le=256, strict=True)] | None = None
+    """Processes that load images; 0 loads in the training process. Where not given, on a GPU one for each
+    core that this process has to itself beside its own, at most 8; on the CPU 0. The result is the same."""
 
     @model_validator(mode="after")
     def _own_options(self) -> Data:
