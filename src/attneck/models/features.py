@@ -32,8 +32,8 @@ class Pyramid(nn.Module):
         for name in ("feature_info", "forward_intermediates", "prune_intermediate_layers"):
             if not hasattr(model, name):
                 raise ValueError(
-                    f"{type(model).__name__} has no {name}: give a model of attneck's catalog or of timm, or, "
-                    "to FPN and mask_rcnn, a module with channels and reductions that returns its maps"
+                    f"{type(model).__name__} has no {name}: give a model of attneck's catalog or of timm, "
+                    "or, to FPN and mask_rcnn, a module with channels and reductions that returns its maps"
                 )
         self.model = cast(Any, model)
         info = list(self.model.feature_info)
