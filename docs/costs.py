@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from statistics import median
 
 from table_parts import NONE_YET, RESULTS, ROOT, Lines, markdown, sections
 
+from attneck.commands.bench_table import ROUNDS
 from attneck.papers.results import DATA
 from attneck.papers.step_times import StepTimes, key, read_step_times
 from attneck.papers.tables import Row, Table
@@ -76,8 +77,8 @@ def printed_steps() -> dict[str, float]:
 
 
 @cache
-def measured_steps() -> list[tuple[str, bool, dict[str, float], float]]:
-    """By device: its name, whether it is a GPU, ms an image by network, and its usual FLOP/s."""
+def measured_steps() -> list[tuple[StepTimes, float]]:
+    """The measured steps of each device, and its usual FLOP/s."""
     found = []
     for times in read_step_times([RESULTS]):
         rates = [
@@ -85,9 +86,7 @@ def measured_steps() -> list[tuple[str, bool, dict[str, float], float]]:
             for training in _networks()
             if training.madds and (one := times.of(training.row))
         ]
-        found.append(
-            (f"{times.device}, {times.dtype}", _is_gpu(times), dict(times.ms_an_image), median(rates))
-        )
+        found.append((times, median(rates)))
     return found
 
 
@@ -108,7 +107,9 @@ def costs() -> str:
     """What the papers' trainings would take, once each, table by table."""
     devices = measured_steps()
     header = ["paper", "table", "trainings", "images each (M)", "EFLOP", "TPU-v3 core-hours, printed steps"]
-    header += [f"{'GPU' if gpu else 'core'}-hours, {name}" for name, gpu, _, _ in devices]
+    header += [
+        f"{'GPU' if _is_gpu(times) else 'core'}-hours, {times.device}, {times.dtype}" for times, _ in devices
+    ]
     lines: Lines = [header]
     grouped: dict[tuple[str, str], list[Training]] = {}
     for training in trainings():
@@ -125,9 +126,10 @@ def costs() -> str:
                 len(group),
             )
         )
-        for _, _, times, rate in devices:
-            each = [_measured_hours(training, times, rate) for training in group]
-            line.append(_sum([hours for hours in each if hours is not None], len(group)))
+        for times, rate in devices:
+            each = [_measured_hours(training, times.ms_an_image, rate) for training in group]
+            digits = 3 if times.rounds >= ROUNDS else 1
+            line.append(_sum([hours for hours in each if hours is not None], len(group), digits))
         lines.append(line)
     return markdown(lines)
 
@@ -136,7 +138,7 @@ def _hours(training: Training, ms_an_image: float) -> float:
     return training.images * ms_an_image / 3.6e6
 
 
-def _measured_hours(training: Training, times: dict[str, float], rate: float) -> float | None:
+def _measured_hours(training: Training, times: Mapping[str, float], rate: float) -> float | None:
     """By the network's own step, else by its multiply-adds at the device's usual rate."""
     if training.row.detector is not None:
         return None
@@ -175,11 +177,12 @@ def detectors() -> str:
     return markdown(lines)
 
 
-def _sum(values: list[float], of: int) -> str:
-    """The sum to three digits, and of how many trainings it is where not of all."""
+def _sum(values: list[float], of: int, digits: int = 3) -> str:
+    """The sum to so many digits, and of how many trainings it is where not of all."""
     if not values:
         return ""
-    said = f"{float(f'{sum(values):.3g}'):,.0f}" if sum(values) >= 10 else f"{sum(values):.2g}"
+    rounded = float(f"{sum(values):.{digits}g}")
+    said = f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:.2g}"
     return said + (f" ({len(values)} of {of})" if len(values) < of else "")
 
 
@@ -210,7 +213,7 @@ def steps() -> str:
                     f"{theirs / printed['R50']:.2f}" if theirs else "",
                 ]
             )
-        said = "; ".join(ratios(measured, printed))
+        said = "; ".join(ratios(document))
         where = Path(times.path).relative_to(ROOT).as_posix()
         parts.append(
             f"{times.device}, {times.dtype}, {document['clock']} (`{where}`):\n\n{markdown(lines)}\n\n{said}."

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import attention_picture
 import costs
@@ -24,6 +25,7 @@ from attneck.commands.measured import Results
 from attneck.files import write_atomic
 from attneck.papers.layout import Checked, tally
 from attneck.papers.results import FinishedRun
+from attneck.studies.report import CHANCE, pairs_of
 
 PAGES = ("README.md", "docs/results.md")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -32,11 +34,18 @@ MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def main() -> None:
     """Write every table, page and picture anew."""
     attention_picture.draw()
+    figure_9(ROOT / "docs" / "botnet-figure-9.svg")
     for name, text in pages().items():
         path = ROOT / name
         if path.read_text() != text:
             write_atomic(path, text.encode())
             print(f"wrote {name}")
+
+
+def figure_9(path: Path) -> None:
+    """Draw BoTNet's Figure 9 with the steps in results/."""
+    with redirect_stdout(io.StringIO()):
+        papers.main(["--figure", "9", "--results", "results", "--save", str(path)])
 
 
 def pages() -> dict[str, str]:
@@ -133,6 +142,7 @@ def studies() -> str:
     for path in sorted(RESULTS.rglob("report.json")):
         report = json.loads(path.read_text())
         several = len({row["problem"] for row in report["rows"]}) > 1
+        baselines = {row["problem"]: row for row in report["rows"] if row["variant"] == report["baseline"]}
         lines: Lines = [
             ["problem"] * several
             + [
@@ -151,6 +161,8 @@ def studies() -> str:
             interval = other.get("interval")
             gap = f"{other['mean']:+.2f}" if other else ""
             gap += f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+            base = baselines[row["problem"]]
+            gap += pairs_of(other["n"], max(row["n"], base["n"]), _apart(row, base)) if other else ""
             name = [row["problem"]] * several + [row["variant"]]
             lines.append([*name, mean, gap, row["verdict"] or ""])
         to_come = report["runs_to_come"]
@@ -159,7 +171,13 @@ def studies() -> str:
         parts.append(
             f"**{report['study']}** (`{where}`): {report['about'].strip()}\n\n{markdown(lines)}{note}"
         )
-    return "\n\n".join(parts) or "No study's report is in results/ yet."
+    return "\n\n".join([*parts, CHANCE]) if parts else "No study's report is in results/ yet."
+
+
+def _apart(row: Mapping[str, Any], base: Mapping[str, Any]) -> int:
+    """As `attneck.studies.results.Row.apart`."""
+    on, there = row.get("machines", {}), base.get("machines", {})
+    return sum({*on[seed]} != {*there[seed]} for seed in on.keys() & there.keys())
 
 
 def runs() -> str:

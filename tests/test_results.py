@@ -41,6 +41,17 @@ def test_the_picture_is_current(tables, tmp_path):
     assert there == anew, "run make tables"
 
 
+def test_figure_9_is_current(tables, tmp_path):
+    """By its words, which stand as comments beside their outlines."""
+    tables.figure_9(tmp_path / "anew.svg")
+    anew, there = (
+        sorted(re.findall(r"<!-- (.*?) -->", path.read_text()))
+        for path in (tmp_path / "anew.svg", ROOT / "docs" / "botnet-figure-9.svg")
+    )
+    assert any("H100" in word for word in there)
+    assert there == anew, "run make tables"
+
+
 def test_every_table_stands_in_a_page(tables):
     shown = [name for page in tables.PAGES for _, name, _ in tables.MARKED.findall((ROOT / page).read_text())]
     assert sorted(shown) == sorted(tables.TABLES)
@@ -119,11 +130,13 @@ def test_a_study_s_report_becomes_a_table(tables, tmp_path, monkeypatch):
         "std": 0.25,
         "difference": None,
         "verdict": None,
+        "machines": {"0": ["A"], "1": ["A"]},
     }
     other = row | {
         "variant": "bam",
         "mean": 61.5,
-        "difference": {"mean": 1.5, "interval": [-0.5, 3.5]},
+        "difference": {"n": 2, "mean": 1.5, "interval": [-0.5, 3.5]},
+        "machines": {"0": ["A"], "1": ["A", "B"]},
         "verdict": "no difference that counts",
     }
     report = {
@@ -138,5 +151,5 @@ def test_a_study_s_report_becomes_a_table(tables, tmp_path, monkeypatch):
     (tmp_path / "mine" / "report.json").write_text(json.dumps(report))
     said = tables.studies()
     assert "| plain | 60.00 ± 0.25 (2) |  |  |" in said
-    assert "| bam | 61.50 ± 0.25 (2) | +1.50 [-0.50, +3.50] | no difference that counts |" in said
+    assert "| bam | 61.50 ± 0.25 (2) | +1.50 [-0.50, +3.50] (1 of two machines) | no difference that" in said
     assert "1 runs of it have not ended yet." in said

@@ -76,6 +76,7 @@ def measured():
         "a device",
         "float32",
         {key(row.model, row.options, row.image_size): 100.0 + 7 * n for n, row in enumerate(rows)},
+        3,
     )
 
 
@@ -132,6 +133,7 @@ def test_the_frontier_leaves_out_what_is_beaten():
     dots = [
         pareto.Dot("a", "x", cost, score) for cost, score in [(3, 80), (1, 70), (2, 69), (3, 75), (4, 81)]
     ]
+    dots.append(pareto.Dot("of a misprinted cost", "x", 3, 83, hollow=True))
     assert pareto.frontier(dots) == [(1, 70), (3, 80), (4, 81)]
 
 

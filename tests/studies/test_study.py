@@ -309,14 +309,14 @@ def test_the_interval_is_the_paired_t_test_s() -> None:
     assert found.n == 3
     assert found.mean == pytest.approx((1.2 + 0.3 + 2.4) / 3)
     assert found.interval == pytest.approx((want.low, want.high))
-    assert found.verdict == "no difference that counts"
+    assert found.verdict() == "no difference that counts"
     # By a printed table of t: 4.303 at two degrees of freedom.
     assert difference({0: 1, 1: 2, 2: 3}, {0: 0, 1: 0, 2: 0}).interval == pytest.approx(
         (2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3
     )
-    assert difference({0: 10, 1: 11}, {0: 0, 1: 0.9}).verdict == "higher by 10.05"
-    assert difference({0: 0, 1: 0.9}, {0: 10, 1: 11}).verdict == "lower by 10.05"
-    assert difference({0: 1}, {0: 0}).verdict == "one seed says nothing"
+    assert difference({0: 10, 1: 11}, {0: 0, 1: 0.9}).verdict() == "higher by 10.05"
+    assert difference({0: 0, 1: 0.9}, {0: 10, 1: 11}).verdict() == "lower by 10.05"
+    assert difference({0: 1}, {0: 0}).verdict() == "one seed says nothing"
     assert difference({0: 1}, {1: 0}) is None
     assert spread({3: 5.0}).std is None
     assert spread({0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)
@@ -333,7 +333,7 @@ def test_a_score_that_is_no_number_is_told_and_has_no_interval(bad: float, tmp_p
     assert body[1][head.index("verdict")] == "a score is no number"
     assert body[1][head.index("loss, mean ± std (n)")] == "nan ± nan (3)"
     assert body[1][head.index("difference to plain [95 %]")] == "+nan"
-    assert difference({0: bad}, {0: 1.0}).verdict == "a score is no number"
+    assert difference({0: bad}, {0: 1.0}).verdict() == "a score is no number"
     files = report.write(report.Results(one, "tiny", rows, 0), tmp_path)
     assert all(file.stat().st_size for file in files)
 
@@ -362,10 +362,24 @@ def test_less_loss_is_better() -> None:
     ]
     head, body = report.table(losses, rows)
     assert [line[head.index("images to 0.5")] for line in body] == ["never, in 20", "20 (2 of 3)"]
-    assert report.overview(losses, rows)[1][1][1] == "**0.40 ± 0.01 (3)**"
+    assert report.overview(losses, rows)[1][1][1] == "**0.4033 ± 0.0058 (3)**"
     assert "Bold: below" in report.bold(losses)
+    laid = dict(zip(*report.table(losses, rows)[:1], report.table(losses, rows)[1][1], strict=True))
+    assert laid["difference to plain [95 %]"].startswith("-0.5000 [-0.5")
+    assert laid["verdict"] == "lower by 0.5000"
     better = study(threshold=0.5)
     assert report.overview(better, rows)[1][1][1] == "0.40 ± 0.01 (3)"
+
+
+def test_pairs_of_two_machines_are_said() -> None:
+    """Their arithmetic may differ; of runs whose machine is not known nothing is said."""
+    plain = Row("", "plain", {0: 1.0, 1: 2.0, 2: 3.0}, machines={0: ["A"], 1: ["A"], 2: ["A", "B"]})
+    other = Row("", "se", {0: 2.0, 1: 3.1, 2: 4.0}, machines={0: ["A"], 1: ["B"], 2: ["A"]})
+    unknown = Row("", "bam", {0: 2.0, 1: 3.1})
+    head, body = report.table(study(problems={}), [plain, other, unknown])
+    said = [line[head.index("difference to plain [95 %]")] for line in body]
+    assert said[1].endswith("] (2 of two machines)")
+    assert said[2].endswith("] (2 pairs)")
 
 
 TRAINER = """

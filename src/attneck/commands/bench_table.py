@@ -241,7 +241,7 @@ def table(document: dict[str, Any]) -> str:
             f"Printed: {PRINTED_BATCH} images on a TPU-v3 core.",
             "",
             captured.get(),
-            *ratios(measured, printed),
+            *ratios(document),
         ]
     )
 
@@ -286,8 +286,13 @@ def said_of_ratios(document: dict[str, Any]) -> str:
     )
 
 
-def ratios(measured: dict[str, float], printed: dict[str, float]) -> Sequence[str]:
-    """What §4.8.7 says of the fastest BoTNets, beside what the times give."""
+def ratios(document: dict[str, Any]) -> Sequence[str]:
+    """What §4.8.7 says of the fastest BoTNets, beside what the times give, where all rounds are there."""
+    rows = document["rows"]
+    if any(len(row["samples_ms"]) < ROUNDS for row in rows if row["batch"]):
+        return [f"Fewer than {ROUNDS} rounds of some networks: no ratios are taken of them"]
+    measured = {row["name"]: row["ms"] / row["batch"] for row in rows if row["ms"] is not None}
+    printed = {row["name"]: row["printed_ms"] for row in rows if row["printed_ms"] is not None}
     # B7-RA is B7 trained otherwise, so its step is B7's.
     return [
         f"{slow} over {fast}: {_over(measured, 'B7', fast) or 'not'} measured, "

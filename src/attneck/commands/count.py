@@ -37,12 +37,13 @@ def show(
         stages: each part of the model as well.
         json_: print one JSON document and nothing else.
     """
+    of_timm = model.startswith(TIMM)
     try:
         if image_size is not None:
             whole("--image-size", image_size)
         if num_classes is not None:
             whole("--num-classes", num_classes, least=0, most=MAX_CLASSES)
-        if model.startswith(TIMM):
+        if of_timm:
             asked, counts = _of_timm(model, image_size, num_classes, dict(options), stages)
         else:
             entry = catalog.find(model, dict(options))
@@ -64,7 +65,8 @@ def show(
     print(f"{model}, one image of {size}×{size}, {asked.num_classes} classes")
     for name, what, value in (
         ("parameters", "all", counts.params),
-        ("", "without BatchNorm and position tables (BoTNet)", counts.params_paper),
+        # Of others' position tables nothing is known.
+        ("", f"without BatchNorm{'' if of_timm else ' and position tables'} (BoTNet)", counts.params_paper),
         ("", "without biases (two rows of BAM's Table 1)", counts.params_weights),
         ("M.Adds", "convolutions and matrix products", counts.madds),
         ("", "without the classifier", counts.madds_no_classifier),

@@ -65,7 +65,13 @@ def draw_pareto(
     for number, one in enumerate(times):
         shown = dots(lambda point, number=number: point.measured_ms[number], lambda point: False)  # type: ignore[misc]
         if shown:
-            panels.append(Panel(f"Step time, measured: {one.device}", f"ms an image, {one.dtype}", shown))
+            panels.append(
+                Panel(
+                    f"Step time, measured: {one.device}",
+                    f"ms an image, {one.dtype}, {one.rounds} round{'s' * (one.rounds != 1)}",
+                    shown,
+                )
+            )
     title, _ = FIGURES[figure]
     families = [*FAMILIES.values(), TRANSFORMERS]
     score = "top-1 (%), as printed"

@@ -73,5 +73,12 @@ def draw(
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(problems) :]:
         axes.set_axis_off()
-    figure.legend([*handles.values()], [*map(plain, handles)], loc="outside right upper", fontsize="small")
+    figure.legend(
+        [*handles.values()],
+        [*map(plain, handles)],
+        loc="outside right upper",
+        fontsize="small",
+        title="line: mean of the seeds\nband: least to greatest",
+        title_fontsize="small",
+    )
     save(figure, path, dpi=120)

@@ -75,8 +75,8 @@ def draw(
         axes.grid(alpha=0.3, which="major")
         for family, (colour, mark, line) in styles.items():
             own = [dot for dot in panel.dots if dot.family == family]
-            if line and own:
-                axes.plot(*zip(*frontier(own), strict=True), line, color=colour, linewidth=1.2, zorder=2)
+            if line and (best := frontier(own)):
+                axes.plot(*zip(*best, strict=True), line, color=colour, linewidth=1.2, zorder=2)
             for dot in own:
                 face = "white" if dot.hollow else colour
                 axes.plot(
@@ -114,9 +114,12 @@ def draw(
 
 
 def frontier(dots: Sequence[Dot]) -> list[tuple[float, float]]:
-    """(cost, score) of the dots that none of the others beats at the same cost or less, by cost."""
+    """(cost, score) of the dots that none of the others beats at the same cost or less, by cost.
+
+    Hollow ones, whose cost is not to be trusted, are left out.
+    """
     best: list[tuple[float, float]] = []
-    for dot in sorted(dots, key=lambda dot: (dot.cost, -dot.score)):
+    for dot in sorted((dot for dot in dots if not dot.hollow), key=lambda dot: (dot.cost, -dot.score)):
         if not best or dot.score > best[-1][1]:
             best.append((dot.cost, dot.score))
     return best

@@ -24,6 +24,8 @@ class StepTimes:
     dtype: str
     ms_an_image: Mapping[str, float]
     """By `key`."""
+    rounds: int
+    """How often each was timed, at least."""
 
     def of(self, row: Row) -> float | None:
         """Milliseconds an image of a row's network."""
@@ -55,8 +57,9 @@ def read_step_times(folders: Iterable[Path]) -> list[StepTimes]:
                     for row in document["rows"]
                     if row["ms"] is not None
                 }
+                rounds = min((len(row["samples_ms"]) for row in document["rows"] if row["ms"]), default=0)
                 device = environment["gpu"] or f"{environment['processor']}, {_threads(environment)}"
-                found.append(StepTimes(path.as_posix(), device, document["dtype"], rows))
+                found.append(StepTimes(path.as_posix(), device, document["dtype"], rows, rounds))
             except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
                 raise UserError(
                     f"{path} is no document of attneck bench step --table ({type(error).__name__}: {error}); "

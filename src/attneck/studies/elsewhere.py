@@ -121,6 +121,7 @@ def _row(found: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any
         **{name: found[name] for name in ("problem", "variant", "scores", "curves")},
         "data": found.get("data", {}),
         "seconds": found["seconds_an_epoch"],
+        "machines": found.get("machines", {}),
         "cost": Cost(found["params"], found["madds"]) if known else None,
         "recipe": {**document["recipe"], **found["recipe"]},
     }
@@ -136,6 +137,7 @@ def _joined(here: Row, there: Row) -> Row:
         scores=_by_seed(there.scores, here.scores),
         curves=_by_seed(there.curves, here.curves),
         seconds=seconds,
+        machines=_by_seed(there.machines, here.machines),
         cost=here.cost or there.cost,
         data=here.data or there.data,
     )

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from attneck.errors import UserError
 from attneck.files import write_atomic
-from attneck.studies.report import Results, bold, ended, markdown, overview, table
+from attneck.studies.report import CHANCE, Results, bold, ended, markdown, overview, table, timed_on
 from attneck.studies.sizes import table as size_table
 
 END = "<!-- end -->"
@@ -54,16 +54,18 @@ def block(results: Results, report: Path, *, picture: bool) -> str:
         return quote((report / file).as_posix())
 
     if results.sizes:
-        laid, drawn, said = size_table(study, results.sizes), "sizes", ""
+        laid, drawn, said = size_table(study, results.sizes), "sizes", []
     elif several:
-        laid, drawn, said = overview(study, results.rows), "curves", bold(study)
+        laid, drawn, said = overview(study, results.rows), "curves", [bold(study), CHANCE]
     else:
-        laid, drawn, said = table(study, results.rows), "curves", ""
+        laid, drawn, said = table(study, results.rows), "curves", [CHANCE, *timed_on(results.rows)]
     parts = [markdown(*laid).strip()]
     if picture:
         parts += [f"![{study.metric} of the held-out images]({link(f'{drawn}.svg')})"]
     parts += [
-        f"{study.metric} of the held-out images, mean ± standard deviation (number of seeds). {said}".strip(),
+        " ".join(
+            [f"{study.metric} of the held-out images, mean ± standard deviation (number of seeds).", *said]
+        ),
         *ended(results.undone),
         f"The whole report: [{results.name}]({link('report.md')}).",
     ]

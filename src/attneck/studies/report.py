@@ -18,7 +18,7 @@ from attneck.studies.distance import table as distance_table
 from attneck.studies.results import Row, baseline_of
 from attneck.studies.sizes import SizeRow
 from attneck.studies.sizes import table as size_table
-from attneck.studies.statistics import told
+from attneck.studies.statistics import decimals_of, told
 from attneck.studies.study import Study
 
 if TYPE_CHECKING:
@@ -28,6 +28,12 @@ Cells = list[str]
 NOT_RUN = "not run"
 PRINTED = {"top1": "top-1", "top1_error": "error", "ap_bbox": "box AP"}
 """The papers' figures that stand beside a variant, the first that its row has."""
+
+CHANCE = (
+    "An interval says what other seeds would give on the same held-out images, not what other images would; "
+    "and of twenty differences that are none, one lies outside of its interval by chance."
+)
+"""What no interval says."""
 
 SPECIAL = {letter: f"\\{letter}" for letter in "%_&#$"} | {"±": r"$\pm$", "\\": r"\textbackslash{}"}
 """Of LaTeX."""
@@ -127,7 +133,7 @@ def overview(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
         line = [variant]
         for problem in _problems(rows):
             row = own[problem]
-            said = told(row.scores) or NOT_RUN
+            said = told(row.scores, decimals_of(study.metric)) or NOT_RUN
             found = row.against(baseline_of(study, rows, problem))
             better = found is not None and found.surely(lower=study.less_is_better)
             line.append(f"**{said}**" if better else said)
@@ -142,7 +148,7 @@ def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     columns: dict[str, Callable[[Row], str]] = {
         "problem": lambda row: row.problem,
         "variant": lambda row: row.variant,
-        f"{study.metric}, mean ± std (n)": lambda row: told(row.scores) or NOT_RUN,
+        f"{study.metric}, mean ± std (n)": lambda row: told(row.scores, decimals_of(study.metric)) or NOT_RUN,
         f"difference to {study.baseline} [95 %]": lambda row: _difference(study, rows, row),
         "verdict": lambda row: _verdict(study, rows, row),
         f"images to {study.threshold or 0:g}": lambda row: _reached(study, row),
@@ -172,21 +178,31 @@ def _seconds(row: Row, named: bool) -> str:
 
 
 def _difference(study: Study, rows: Sequence[Row], row: Row) -> str:
-    """With the number of pairs, where one side has more seeds: its mean is not that of the pairs."""
+    """With the number of pairs, where one side has more seeds: its mean is not that of the pairs.
+
+    Also with how many of them are of two machines.
+    """
     baseline = baseline_of(study, rows, row.problem)
     found = row.against(baseline)
     if found is None:
         return ""
-    said = f"{found.mean:+.2f}"
+    digits = decimals_of(study.metric)
+    said = f"{found.mean:+.{digits}f}"
     if found.interval is not None:
-        said += f" [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]"
-    fewer = found.n < max(len(row.scores), len(baseline.scores))
-    return said + (f" ({found.n} pair{'s' * (found.n > 1)})" if fewer else "")
+        said += f" [{found.interval[0]:+.{digits}f}, {found.interval[1]:+.{digits}f}]"
+    return said + pairs_of(found.n, max(len(row.scores), len(baseline.scores)), row.apart(baseline))
+
+
+def pairs_of(pairs: int, seeds: int, apart: int) -> str:
+    """What is to be said of a difference's pairs: that there are fewer than seeds, or of two machines."""
+    said = [f"{pairs} pair{'s' * (pairs > 1)}"] if pairs < seeds else []
+    said += [f"{apart} of two machines"] if apart else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _verdict(study: Study, rows: Sequence[Row], row: Row) -> str:
     found = row.against(baseline_of(study, rows, row.problem))
-    return "" if found is None else found.verdict
+    return "" if found is None else found.verdict(decimals_of(study.metric))
 
 
 def _reached(study: Study, row: Row) -> str:
@@ -231,7 +247,8 @@ def notes(study: Study, undone: int) -> list[str]:
     said = [
         f"Each figure is the last score of the held-out images ({study.metric}), over seeds "
         f"{', '.join(map(str, study.seeds))}; n is how many of them have ended. The difference is taken seed "
-        "by seed; its 95 % interval is Student's. Where it holds 0 there is no difference that counts.",
+        "by seed; its 95 % interval is Student's. Where it holds 0 there is no difference that counts. "
+        f"{CHANCE}",
     ]
     if study.threshold is not None:
         said.append(
@@ -253,10 +270,7 @@ def timed_on(rows: Sequence[Row]) -> list[str]:
 def bold(study: Study) -> str:
     """What a bold mean is."""
     where = "below" if study.less_is_better else "above"
-    return (
-        f"Bold: {where} the baseline by an interval that does not hold 0; of many figures some are so by "
-        "chance."
-    )
+    return f"Bold: {where} the baseline by an interval that does not hold 0."
 
 
 def ended(undone: int) -> list[str]:
@@ -313,11 +327,12 @@ def document(results: Results) -> dict[str, object]:
                 "std": spread.std if spread else None,
                 "scores": row.scores,
                 "difference": against and asdict(against),
-                "verdict": against and against.verdict,
+                "verdict": against and against.verdict(decimals_of(study.metric)),
                 "images_to": None if study.threshold is None else _images_to(study, row),
                 "params": row.cost and row.cost.params,
                 "madds": row.cost and row.cost.madds,
                 "seconds_an_epoch": row.seconds,
+                "machines": row.machines,
                 "curves": row.curves,
                 "recipe": {name: value for name, value in row.recipe.items() if name not in recipe},
                 "data": row.data,

@@ -37,6 +37,8 @@ class Row:
     """By seed: the training images seen, and the score then."""
     seconds: dict[str, float] = field(default_factory=dict)
     """An epoch's, by processor or GPU: each run's median, and of the seeds that ran there the least."""
+    machines: dict[int, list[str]] = field(default_factory=dict)
+    """By seed: the processors or GPUs that it ran on, more than one where it went on on another."""
     cost: Cost | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     """What its weights depend on but the seed, by the fields' dotted names."""
@@ -56,6 +58,11 @@ class Row:
     def against(self, baseline: Row) -> Difference | None:
         """Its difference to the baseline's, over the seeds of both."""
         return None if self is baseline else difference(self.scores, baseline.scores)
+
+    def apart(self, baseline: Row) -> int:
+        """How many pairs are known to be of two machines, whose arithmetic may differ."""
+        both = self.machines.keys() & baseline.machines.keys()
+        return sum({*self.machines[seed]} != {*baseline.machines[seed]} for seed in both)
 
     def images_to(self, threshold: float, *, less_is_better: bool = False) -> dict[int, int | None]:
         """By seed: the images seen when the score first reached `threshold`; None where it never did."""
@@ -89,7 +96,9 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
         row.scores[cell.seed] = float(history[-1][key])
         row.curves[cell.seed] = [(one["step"] * cell.recipe.batch, float(one[key])) for one in history]
         took = _seconds(cell, history)
-        for machine in _machines(cell):
+        row.machines[cell.seed] = _machines(cell)
+        if len(row.machines[cell.seed]) == 1:  # else its seconds are of neither
+            (machine,) = row.machines[cell.seed]
             row.seconds[machine] = min(took, row.seconds.get(machine, took))
         facts = _facts(cell)
         row.data = {part: _digest(facts, part) for part in facts["data"]}
@@ -179,11 +188,10 @@ def _key(metric: str, record: dict[str, Any], cell: Cell) -> str:
 
 
 def _machines(cell: Cell) -> list[str]:
-    """The processor or GPU that it ran on; none where it went on on another: its seconds are of neither."""
+    """The processor or GPU that it ran on, or several."""
     environment = json.loads((cell.folder / "environment.json").read_text())
     starts = environment.get("starts") or [environment]
-    found = {start.get("gpu") or start.get("processor") or "unknown" for start in starts}
-    return [*found] if len(found) == 1 else []
+    return sorted({start.get("gpu") or start.get("processor") or "unknown" for start in starts})
 
 
 def _seconds(cell: Cell, history: list[dict[str, Any]]) -> float:

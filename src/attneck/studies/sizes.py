@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from attneck.runs.run import Run
 from attneck.studies import kept
-from attneck.studies.statistics import told
+from attneck.studies.statistics import decimals_of, told
 from attneck.studies.study import Cell, Fields, Study
 from attneck.training.recipe import Model
 
@@ -75,7 +75,12 @@ def table(study: Study, rows: Sequence[SizeRow]) -> tuple[list[str], list[list[s
     """The head, and a row of words for each: the mean at each size, with its standard deviation and n."""
     head = ["problem", "score", "scored as", *(f"{size} pixels" for size in study.sizes)]
     body = [
-        [row.problem, row.metric, row.name, *(told(row.scores.get(size, {})) for size in study.sizes)]
+        [
+            row.problem,
+            row.metric,
+            row.name,
+            *(told(row.scores.get(size, {}), decimals_of(row.metric)) for size in study.sizes),
+        ]
         for row in rows
     ]
     if not study.problems:

@@ -38,8 +38,7 @@ class Difference:
         """Whether the interval lies above 0, or below."""
         return self.interval is not None and (self.interval[1] < 0 if lower else self.interval[0] > 0)
 
-    @property
-    def verdict(self) -> str:
+    def verdict(self, decimals: int = 2) -> str:
         """In words."""
         if not isfinite(self.mean):
             return "a score is no number"
@@ -50,7 +49,12 @@ class Difference:
         low, high = self.interval
         if low <= 0 <= high:
             return "no difference that counts"
-        return f"{'higher' if low > 0 else 'lower'} by {abs(self.mean):.2f}"
+        return f"{'higher' if low > 0 else 'lower'} by {abs(self.mean):.{decimals}f}"
+
+
+def decimals_of(metric: str) -> int:
+    """Of its scores, as they are printed: a loss is in nats, all else in per cent."""
+    return 4 if metric == "loss" else 2
 
 
 def spread(scores: Mapping[int, float]) -> Spread:
@@ -59,12 +63,13 @@ def spread(scores: Mapping[int, float]) -> Spread:
     return Spread(len(values), _or_nan(fmean, values), _or_nan(stdev, values) if len(values) > 1 else None)
 
 
-def told(scores: Mapping[int, float]) -> str:
+def told(scores: Mapping[int, float], decimals: int = 2) -> str:
     """mean ± standard deviation (n) of scores by seed; nothing of none."""
     if not scores:
         return ""
     found = spread(scores)
-    return f"{found.mean:.2f}" + (f" ± {found.std:.2f}" if found.std is not None else "") + f" ({found.n})"
+    around = f" ± {found.std:.{decimals}f}" if found.std is not None else ""
+    return f"{found.mean:.{decimals}f}{around} ({found.n})"
 
 
 def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:

@@ -231,12 +231,19 @@ class Classification:
     @staticmethod
     def tables(evaluations: Mapping[str, Evaluation]) -> str:
         """A line for each."""
-        return "\n".join(
-            f"{name:14} top-1 {scores['top1']:.2f} %  top-5 {scores['top5']:.2f} %  "
-            f"error {scores['error']:.2f} %  loss {scores['loss']:.4f}"
-            + (f"  AUC {scores['auc']:.2f} %" if "auc" in scores else "")
-            for name, scores in ((name, one.scores) for name, one in evaluations.items())
-        )
+        return "\n".join(f"{name:14} {_said(one)}" for name, one in evaluations.items())
+
+
+def _said(one: Evaluation) -> str:
+    """Its scores in words; of five classes and fewer the top-5 says nothing."""
+    scores = one.scores
+    few = one.confusion is not None and len(one.confusion.classes) <= 5
+    return (
+        f"top-1 {scores['top1']:.2f} %  "
+        + ("" if few else f"top-5 {scores['top5']:.2f} %  ")
+        + f"error {scores['error']:.2f} %  loss {scores['loss']:.4f}"
+        + (f"  AUC {scores['auc']:.2f} %" if "auc" in scores else "")
+    )
 
 
 def likeliest(logits: Tensor, classes: Sequence[str], most: int) -> list[tuple[str, float]]:
