@@ -14,6 +14,7 @@ from attneck.commands.arguments import parse
 from attneck.commands.study import divided
 from attneck.commands.train import parse as parse_recipe_words
 from attneck.data.table import SETS
+from attneck.studies.study import load_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if "```python" in path.read_text())
@@ -87,8 +88,10 @@ def test_every_command_is_one_and_says_its_data(page: Path, monkeypatch: pytest.
             )
             assert not own or "--data.image-size" in rest, line
         elif name == "study":
-            own_words, _ = divided(rest[1:])
+            own_words, changed = divided(rest[1:])
             parse(study.Arguments, "study", own_words)
+            if "--data.root" in changed:  # the folder's images, at their size
+                assert load_study(rest[0]).fields["data.image_size"] >= 224, line
         elif name != "train":
             for called in (name, "bench_input", "data_pack"):  # of bench and data, by a word of their own
                 monkeypatch.setattr(import_module(f"attneck.commands.{called}"), "call", understood)
