@@ -67,7 +67,8 @@ def _table(part: str, header: list[str], line: Any) -> str:
 
 def _cell(row: dict[str, Any], name: str) -> str:
     if name not in row["ms"]:
-        return "does not fit" if row["left_out"].get(name) == "does not fit" else ""
+        why = row["left_out"].get(name, "not tried" if name else "")
+        return why if why in ("does not fit", "not tried", "") else "failed"
     return f"{row['ms'][name]:.3g} ({row['peak_mib'][name]:,.0f})"
 
 
