@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -117,6 +118,21 @@ def brief(value: object) -> str:
         return one_line(repr(value), 80)
     except Exception:  # an integer of too many digits, or somebody's own __repr__
         return f"a value of type {type(value).__name__}"
+
+
+def is_first() -> bool:
+    """Whether this is the first of torchrun's processes, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: object, *, once: bool = False) -> None:
+    """A line on stderr.
+
+    Args:
+        once: of torchrun's processes, which all say it, the first alone does.
+    """
+    if is_first() or not once:
+        print(f"attneck: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -16,7 +15,7 @@ import tyro
 
 from attneck.checks import memory, whole
 from attneck.commands.arguments import call
-from attneck.errors import UserError, is_out_of_memory, user_mistakes
+from attneck.errors import UserError, is_out_of_memory, say, user_mistakes
 
 if TYPE_CHECKING:
     from attneck.measure.steps import StepCase
@@ -421,7 +420,7 @@ def _that_fit(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or name == names[0]:
                 raise
-            print(f"attneck: {what}: {name} does not fit", file=sys.stderr)
+            say(f"{what}: {name} does not fit")
         emptied(device)
     return found
 

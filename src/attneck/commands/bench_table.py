@@ -7,14 +7,13 @@ slows them alike. What is measured is written after each sample, and the same co
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from attneck.errors import UserError
+from attneck.errors import UserError, say
 from attneck.files import write_atomic
 from attneck.papers.figures import TABLES, name_of
 from attneck.papers.step_times import KIND, key
@@ -162,7 +161,7 @@ def _measure(document: dict[str, Any], device: str, seconds: float, out: Path | 
                         raise
                     # Times of one batch are no times of another.
                     row |= {"batch": row["batch"] // 2, "samples_ms": []}
-                    print(f"attneck: {row['name']} does not fit: batch {row['batch']}", file=sys.stderr)
+                    say(f"{row['name']} does not fit: batch {row['batch']}")
             row["ms"] = median(row["samples_ms"]) if row["samples_ms"] else None
             if out is not None:
                 write_atomic(out, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())

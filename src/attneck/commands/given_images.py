@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Collection, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
-from attneck.errors import UserError
+from attneck.errors import UserError, say
 
 
 class Given(NamedTuple):
@@ -67,5 +66,5 @@ def _at(path: Path) -> list[Given]:
     if not names:
         raise UserError(f"{said(path)} is a folder without images ({' '.join(SUFFIXES)}): give another")
     if line := left.line():
-        print(f"attneck: not read in {said(path)}: {line}", file=sys.stderr)
+        say(f"not read in {said(path)}: {line}")
     return [Given(str(path / name), str(Path(path.name, name))) for name in names]

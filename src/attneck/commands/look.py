@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
@@ -16,7 +15,7 @@ import tyro
 from attneck.commands.arguments import call
 from attneck.commands.given_model import Viewer, kind_of, viewer
 from attneck.commands.output_file import PICTURES, check_output
-from attneck.errors import UserError, brief, user_mistakes
+from attneck.errors import UserError, brief, say, user_mistakes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -141,7 +140,7 @@ def look(
     write(figure, file)
     for one in looks:
         for note in one.maps.notes:
-            print(f"attneck: {one.title}: {note}", file=sys.stderr)
+            say(f"{one.title}: {note}")
     print(f"wrote {said(file)}")
 
 

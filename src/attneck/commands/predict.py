@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -17,7 +16,7 @@ from attneck.commands.class_predictions import ClassPredictions, label_of
 from attneck.commands.given_images import Given, given_images
 from attneck.commands.progress import shown
 from attneck.commands.results_folder import folder_for, free_name
-from attneck.errors import RunFailed, UserError
+from attneck.errors import RunFailed, UserError, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -204,10 +203,7 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
         what = f"{fault}{kept}"
         raise UserError(what) if isinstance(fault, UserError) else RunFailed(what, fault.code)
     if smaller := sum("seen_as" in image for image in images):
-        print(
-            f"attneck: photos made smaller for the model: {smaller} (seen_as in {said(file)})",
-            file=sys.stderr,
-        )
+        say(f"photos made smaller for the model: {smaller} (seen_as in {said(file)})")
 
 
 def drawn(sample: Sample, found: list[Found], titles: list[str]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from attneck.checks import whole
 from attneck.commands.arguments import parse
 from attneck.commands.train import gathered
 from attneck.commands.train import parse as recipe_of
-from attneck.errors import UserError, user_mistakes
+from attneck.errors import UserError, say, user_mistakes
 from attneck.studies.study import OWN_DICTS, Cell, Study, cells, load_study, shipped_studies
 from attneck.training.recipe_file import flat
 
@@ -217,10 +216,5 @@ def show(
         grid.add_row(*row[:SHOWN])
     Console().print(grid)
     if undone:
-        print(f"attneck: {undone} of {len(made)} runs have not ended yet", file=sys.stderr)
+        say(f"{undone} of {len(made)} runs have not ended yet")
     print(f"report  {written[0]}  (and {', '.join(file.suffix for file in written[1:])})")
-
-
-def say(line: str) -> None:
-    """A line of progress."""
-    print(line, file=sys.stderr, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from attneck.data.readers.decode import ImageTooLarge, UnreadableImage, said
+from attneck.errors import say
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class Skipped:
                     raise UnreadableImage(
                         f"{error} ({found} of {count} images cannot be read: over {SHARE:.0%} is not skipped)"
                     ) from None
-                print(f"attneck: skipped: {error}", file=sys.stderr)
+                say(f"skipped: {error}")
         raise UnreadableImage(f"{self.file(index)}: neither it nor any that could take its place can be read")
 
 

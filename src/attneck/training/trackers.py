@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from attneck.errors import UserError, one_line
+from attneck.errors import UserError, one_line, say
 from attneck.files import write_atomic
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import flat
@@ -191,10 +191,9 @@ class Trackers:
 
 
 def _gone(name: str, error: Exception) -> None:
-    print(
-        f"attneck: {name} takes no more ({type(error).__name__}: {one_line(error, 120)}); the run goes on "
-        "without it, and a resume sends what it lacks",
-        file=sys.stderr,
+    say(
+        f"{name} takes no more ({type(error).__name__}: {one_line(error, 120)}); the run goes on "
+        "without it, and a resume sends what it lacks"
     )
 
 

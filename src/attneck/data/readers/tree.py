@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from attneck.data.readers.decode import SUFFIXES, said
 from attneck.data.readers.shards import INDEX, PackedImages, Place, is_packed, read_index
 from attneck.data.root import resolve
 from attneck.data.table import SETS
+from attneck.errors import say
 
 LAYOUT = SETS["folder"].source
 
@@ -158,8 +158,8 @@ def files_under(folder: Path) -> tuple[list[str], Left]:
 
 def tell_left(left: Left, where: str) -> None:
     """A line on stderr, of the first of many processes, about what is not read."""
-    if (line := left.line("images lie in a class's folder and")) and os.environ.get("RANK", "0") == "0":
-        print(f"attneck: folder: not read in {where}: {line}", file=sys.stderr)
+    if line := left.line("images lie in a class's folder and"):
+        say(f"folder: not read in {where}: {line}", once=True)
 
 
 def _read(tree: Tree, skip_bad: bool) -> Tree:
@@ -251,12 +251,12 @@ def _part(tree: Tree, split: str, share: float) -> Tree:
                 f"{f', and {len(lacking) - 1} more classes' * (len(lacking) > 1)}: add images, or give a "
                 f"{change} share"
             )
-        if lacking and split == "val" and os.environ.get("RANK", "0") == "0":
+        if lacking and split == "val":
             more = ", …" * (len(lacking) > 1)
-            print(
-                f"attneck: folder: data.val_share {share:g} holds out no image of {len(lacking)} of "
+            say(
+                f"folder: data.val_share {share:g} holds out no image of {len(lacking)} of "
                 f"{len(tree.classes)} classes ({said(lacking[0])}{more}): trained on, and not scored",
-                file=sys.stderr,
+                once=True,
             )
     part = [index for index, out in enumerate(chosen) if out == (split == "val")]
     tree.names, tree.labels = [tree.names[i] for i in part], [tree.labels[i] for i in part]
