@@ -48,6 +48,12 @@ def kind_of(model: str) -> Kind:
     )
 
 
+def only_of_runs(flag: str, model: str, kind: Kind) -> None:
+    """UserError for a flag that was given, and a model that is no run."""
+    if kind != "run":
+        raise UserError(f"{flag} is about runs, and {model} is none: leave it out")
+
+
 def load(
     kind: Kind, model: str, image_size: int | None, raw: bool, checkpoint: Checkpoint
 ) -> tuple[Run | None, Any, int | None]:
@@ -102,14 +108,12 @@ class Viewer:
 
 
 def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "newest") -> Viewer:
-    """The model that a word stands for, ready for photos.
+    """The model that a word stands for, ready for photos; `checkpoint` is of a run.
 
     Raises:
         UserError: no such model, or one whose images are not square or not of three colours.
     """
     kind = kind_of(model)
-    if checkpoint != "newest" and kind != "run":
-        raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
     with user_mistakes():
         run, network, _ = load(kind, model, image_size, False, checkpoint)
     network.eval()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from attneck.commands.arguments import call
-from attneck.commands.given_model import Viewer, kind_of, viewer
+from attneck.commands.given_model import Viewer, kind_of, only_of_runs, viewer
 from attneck.commands.output_file import PICTURES, check_output
 from attneck.errors import UserError, brief, say, user_mistakes
 
@@ -95,8 +95,9 @@ def look(
     look_at(str(image), "look", max_pixels)
     file = target(save, image, "look") if save is not None or html is None else None
     words = [model] if beside is None else [model, beside]
-    for word in words:
-        kind_of(word)
+    kinds = [kind_of(word) for word in words]
+    if checkpoint != "newest":
+        only_of_runs("--checkpoint", model, kinds[0])
 
     photo, size = decode_small(str(image), "look", MOST_PIXELS, max_pixels)
     for x, y in places:
@@ -104,9 +105,7 @@ def look(
             raise UserError(
                 f"--at {x},{y}: the photo is {size[0]} × {size[1]} pixels, from 0,0 at its top left"
             )
-    if checkpoint != "newest" and kind_of(model) != "run":
-        raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
-    seers = [viewer(word, image_size, checkpoint if kind_of(word) == "run" else "newest") for word in words]
+    seers = [viewer(word, image_size, checkpoint) for word in words]
     if html is not None:
         _write_page(html, photo, image.name, list(zip(words, seers, strict=True)))
     if file is None:

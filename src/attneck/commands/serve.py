@@ -11,7 +11,7 @@ import tyro
 
 from attneck import signals
 from attneck.commands.arguments import call
-from attneck.commands.given_model import kind_of, viewer
+from attneck.commands.given_model import kind_of, only_of_runs, viewer
 from attneck.errors import RunFailed, UserError
 from attneck.files import told_apart
 from attneck.training.recipe_file import is_run
@@ -42,7 +42,7 @@ def serve(
     given = models or (_newest_run(),)
     kinds = [kind_of(model) for model in given]
     if checkpoint != "newest" and "run" not in kinds:
-        raise UserError(f"--checkpoint is about runs, and {given[0]} is none: leave it out")
+        only_of_runs("--checkpoint", given[0], kinds[0])
 
     from attneck.serve.gallery import Gallery
     from attneck.serve.network import Network
@@ -50,8 +50,8 @@ def serve(
 
     gallery = Gallery(
         [
-            Network(viewer(model, None, checkpoint if kind == "run" else "newest"), name)
-            for model, kind, name in zip(given, kinds, told_apart([*map(Path, given)]), strict=True)
+            Network(viewer(model, None, checkpoint), name)
+            for model, name in zip(given, told_apart([*map(Path, given)]), strict=True)
         ]
     )
     stopped = threading.Event()
