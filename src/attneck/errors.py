@@ -13,6 +13,9 @@ from contextlib import contextmanager
 LONGEST = 500
 """Characters of a line; what is longer is cut in its middle, where what was given stands."""
 
+SHOWN = 120
+"""Characters of a path, and of an image's fault, that a line has at most."""
+
 USERS = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -106,10 +109,20 @@ def one_line(said: object, longest: int = 200) -> str:
     Of an error that says nothing, as an assertion may, it is the kind.
     """
     text = str(said) or (type(said).__name__ if isinstance(said, BaseException) else "")
-    # No terminal's control sequences, and no lone surrogates, which cannot be printed.
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    line = escaped(" ".join(text.split()))
     half = longest // 2
     return line if len(line) <= longest else f"{line[: half - 1]} … {line[-half + 2 :]}"
+
+
+def escaped(text: str) -> str:
+    """No terminal's control sequences in it, and no lone surrogates, which cannot be printed: as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path for a line: what would break it is escaped, of a long one the end is left."""
+    shown = escaped(os.fspath(path))
+    return shown if len(shown) <= SHOWN else f"…{shown[1 - SHOWN :]}"
 
 
 def brief(value: object) -> str:

@@ -11,7 +11,7 @@ from attneck.checks import sides
 from attneck.commands.arguments import call
 from attneck.commands.given_model import kind_of, load
 from attneck.commands.look import target, write
-from attneck.errors import UserError, user_mistakes
+from attneck.errors import UserError, shown_path, user_mistakes
 from attneck.models import catalog
 from attneck.training.recipe import TIMM, Surgery
 
@@ -58,7 +58,6 @@ def draw(
             sides("--image-size", image_size)
     file = target(save, Path(model.rstrip("/")).name, "neck")
 
-    from attneck.data.readers.decode import said
     from attneck.explain.neck import Drawn, neck
     from attneck.measure.stages import stages
     from attneck.surgery.by_name import operate
@@ -78,7 +77,7 @@ def draw(
             }
             drawn.append(Drawn(f"{title} after {surgery}", after, frozenset(changed)))
     write(neck(drawn, size, dark=dark), file)
-    print(f"wrote {said(file)}")
+    print(f"wrote {shown_path(file)}")
 
 
 def _network(model: str, kind: Any, image_size: int | None, options: dict[str, Any]) -> nn.Module:

@@ -15,7 +15,7 @@ import tyro
 from attneck.commands.arguments import call
 from attneck.commands.given_model import Viewer, kind_of, only_of_runs, viewer
 from attneck.commands.output_file import PICTURES, check_output
-from attneck.errors import UserError, brief, say, user_mistakes
+from attneck.errors import UserError, brief, say, shown_path, user_mistakes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -89,7 +89,7 @@ def look(
     if cam:
         _check_captum()
 
-    from attneck.data.readers.decode import decode_small, look_at, said
+    from attneck.data.readers.decode import decode_small, look_at
     from attneck.files import told_apart
 
     look_at(str(image), "look", max_pixels)
@@ -140,7 +140,7 @@ def look(
     for one in looks:
         for note in one.maps.notes:
             say(f"{one.title}: {note}")
-    print(f"wrote {said(file)}")
+    print(f"wrote {shown_path(file)}")
 
 
 def _check_seen(
@@ -169,16 +169,14 @@ def _check_seen(
 
 def _check_page(html: Path, image: Path) -> None:
     """Raises UserError for what cannot be the page's file."""
-    from attneck.data.readers.decode import said
 
     check_output("--html", html, (".html",))
     if html.exists() and html.samefile(image):
-        raise UserError(f"--html {said(html)} is the photo itself: give another name")
+        raise UserError(f"--html {shown_path(html)} is the photo itself: give another name")
 
 
 def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str, Viewer]]) -> None:
     """The page as a file, whole or not at all."""
-    from attneck.data.readers.decode import said
     from attneck.files import told_apart, write_atomic
     from attneck.serve.alone import alone
     from attneck.serve.network import Network
@@ -186,7 +184,7 @@ def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str
     names = told_apart([Path(word) for word, _ in seers])
     page = alone(photo, name, [Network(seer, one) for (_, seer), one in zip(seers, names, strict=True)])
     write_atomic(html, page.encode())
-    print(f"wrote {said(html)}, {len(page) / 1e6:.1f} MB")
+    print(f"wrote {shown_path(html)}, {len(page) / 1e6:.1f} MB")
 
 
 def target(save: Path | None, source: Path | str, what: str) -> Path:
@@ -195,7 +193,6 @@ def target(save: Path | None, source: Path | str, what: str) -> Path:
     Raises:
         UserError: no picture's ending, no such folder, or the photo itself.
     """
-    from attneck.data.readers.decode import said
 
     if save is None:
         stem = Path(source).stem
@@ -203,7 +200,7 @@ def target(save: Path | None, source: Path | str, what: str) -> Path:
         return next(path for path in map(Path, names) if not path.exists())
     check_output("--save", save, PICTURES)
     if save.exists() and Path(source).exists() and save.samefile(source):
-        raise UserError(f"--save {said(save)} is the photo itself: give another name")
+        raise UserError(f"--save {shown_path(save)} is the photo itself: give another name")
     return save
 
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import torch
 
-from attneck.data.readers.decode import ImageTooLarge, UnreadableImage, said
-from attneck.errors import say
+from attneck.data.readers.decode import ImageTooLarge, UnreadableImage
+from attneck.errors import say, shown_path
 
 T = TypeVar("T")
 
@@ -92,5 +92,5 @@ class Skipped:
 
 def summary_of(files: Collection[str]) -> str:
     """How many were left out, and which first."""
-    first = ", ".join(map(said, sorted(files)[:3]))
+    first = ", ".join(map(shown_path, sorted(files)[:3]))
     return f"images skipped in training: {len(files)} ({first}{', …' * (len(files) > 3)})"

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from attneck.checks import sides
 from attneck.data import ClassificationDataset, Normalise, collate, loader, open_dataset
-from attneck.data.readers.decode import said
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.sampling import EvalBatches, spread
+from attneck.errors import shown_path
 from attneck.models import catalog, create_model, pretrained
 from attneck.models.origin import Origin
 from attneck.models.renamed import renamed
@@ -68,8 +68,8 @@ class Classification:
             kept = {*opened.labels.tolist()}
             if lacking := [name for label, name in enumerate(opened.classes) if label not in kept]:
                 raise ValueError(
-                    f"folder: data.train_size {data.train_size} leaves {said(lacking[0])} no training image"
-                    f"{f', and {len(lacking) - 1} more classes' * (len(lacking) > 1)}: give a larger one"
+                    f"folder: data.train_size {data.train_size} leaves {shown_path(lacking[0])} no training "
+                    f"image{f', and {len(lacking) - 1} more classes' * (len(lacking) > 1)}: give a larger one"
                 )
         return opened
 
