@@ -20,7 +20,7 @@ from typing import Any
 
 from attneck.commands.bench_table import PROCESSOR, clock
 from attneck.errors import user_mistakes
-from attneck.files import write_atomic
+from attneck.files import write_json
 
 CASES = (("cifar_resnet20_bam", 32, 128), ("resnet50", 224, 8))
 """Without --size: network, pixels, images. A small network shows best what a loop costs beside it."""
@@ -56,7 +56,7 @@ def bench_loop(
     for case in cases:
         document["rows"].append(_row(*case, dtype, device, seconds))
         if out is not None:
-            write_atomic(out, (json.dumps(document, indent=1) + "\n").encode())
+            write_json(out, document)
     print(json.dumps(document, indent=1) if json_ else table(document))
 
 

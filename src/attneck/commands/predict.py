@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -144,7 +143,7 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
     where nothing can be written. A signal ends it where it is.
     """
     from attneck.explain.detections import enlarged
-    from attneck.files import write_atomic
+    from attneck.files import write_atomic, write_json
 
     titles = [one.recipe.model.name for one in runs]
     objects = runs[0].finds_objects
@@ -190,7 +189,7 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
             ],
         }
         file = folder / "predictions.json"
-        write_atomic(file, (json.dumps(document, indent=1) + "\n").encode())
+        write_json(file, document)
         files = [file, *(table.write(folder) if table else [])]
         print(*map(shown_path, files), sep="\n")
         if table and (summary := table.summary()):

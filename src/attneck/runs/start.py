@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from attneck.attention.cpu.choice import float32_products
 from attneck.attention.cpu.passes import passes
 from attneck.data.fingerprint import changes, renames, shortened
 from attneck.errors import UserError, say, user_mistakes
-from attneck.files import write_atomic
+from attneck.files import write_atomic, write_json
 from attneck.runs.folder import newest_folder, present, take_folder, writing
 from attneck.runs.lock import only_one
 from attneck.runs.provenance import environment_of
@@ -154,7 +153,7 @@ def start(
             (folder / SKIPPED).unlink(missing_ok=True)
         write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
         for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
-            write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
+            write_json(folder / name, content)
     return Start(folder, facts, products, made, asked, goes_on)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from attneck.data import loader
 from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of
 from attneck.errors import UserError, say, user_mistakes
-from attneck.files import write_atomic
+from attneck.files import write_json
 from attneck.layers import BAM
 from attneck.measure.meta import check_logits
 from attneck.models.pretrained import check_filled, fetch
@@ -189,7 +188,7 @@ def train(
                 document["best"] = asdict(summary.best)
             if summary.early:
                 document["ended_early"] = True
-            write_atomic(folder / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
+            write_json(folder / "summary.json", document)
             if recipe.pictures:
                 pictures.draw_pictures(folder, task, begun.facts)
         return summary
