@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from attneck.checks import memory, whole
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Flag, Json, call
 from attneck.errors import UserError, is_out_of_memory, say, user_mistakes
 
 if TYPE_CHECKING:
@@ -41,15 +41,15 @@ def bench(
     model: str = "botnet50",
     plain: str = "resnet50",
     table: Literal["14", "5"] | None = None,
-    loop: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    loop: Flag = False,
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
     seconds: float = 2.0,
-    kept_memory: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    kept_memory: Flag = False,
     compiled: bool = True,
     memory: bool = True,
     out: Path | None = None,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    json_: Json = False,
 ) -> None:
     """Time layers and networks against other implementations: interleaved, medians, ratios of one run.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from attneck.checks import whole
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Json, call
 from attneck.commands.output_file import check_output
 from attneck.commands.progress import tell
 from attneck.errors import UserError, user_mistakes
@@ -24,7 +24,7 @@ def bench_input(
     images: int = 128,
     seconds: float = 4.0,
     out: Path | None = None,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    json_: Json = False,
 ) -> None:
     """Measure how many images a second one core decodes, augments and puts into batches.
 

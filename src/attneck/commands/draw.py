@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from attneck.checks import sides
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Flag, Options, call
 from attneck.commands.given_model import kind_of, load
 from attneck.commands.look import target, write
 from attneck.errors import UserError, shown_path, user_mistakes
@@ -24,10 +24,10 @@ def draw(
     /,
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
     surgery: Surgery | None = None,
-    surgery_options: dict[str, bool | int | float | str | list[int]] = {},  # noqa: B006 - tyro's default, never changed
+    surgery_options: Options = {},  # noqa: B006 - tyro's default, never changed
     image_size: int | None = None,
-    options: dict[str, bool | int | float | str | list[int]] = {},  # noqa: B006 - likewise
-    dark: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    options: Options = {},  # noqa: B006 - likewise
+    dark: Flag = False,
 ) -> None:
     """Draw a network: the map and channels of each stage, parameters, multiply-adds, and its attention.
 

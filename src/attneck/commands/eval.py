@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Checkpoint, Json, call
 from attneck.commands.evaluation_files import PAIRS, class_table, told, write_details
 from attneck.commands.progress import shown
 from attneck.commands.results_folder import folder_for
@@ -22,10 +22,10 @@ def score(
     /,
     root: Annotated[str | None, tyro.conf.arg(name="data.root", aliases=["--root"])] = None,
     val_share: Annotated[float | None, tyro.conf.arg(name="data.val-share", aliases=["--val-share"])] = None,
-    checkpoint: Literal["newest", "best"] = "newest",
+    checkpoint: Checkpoint = "newest",
     image_size: int | None = None,
     out: Path | None = None,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    json_: Json = False,
 ) -> None:
     """Scores of a run's newest or best checkpoint, for its weights (val) and their average (ema).
 

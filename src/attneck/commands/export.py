@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from attneck import export as exporting
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Checkpoint, Flag, Json, call
 from attneck.commands.given_model import kind_of, load, only_of_runs
 from attneck.commands.progress import tell
 from attneck.errors import RunFailed, UserError
@@ -25,9 +25,9 @@ def write(
     batch: int = 1,
     dynamic: tuple[Literal["batch", "size"], ...] | None = None,
     opset: Literal[18, 20, 23] | None = None,
-    raw: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    checkpoint: Literal["newest", "best"] = "newest",
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    raw: Flag = False,
+    checkpoint: Checkpoint = "newest",
+    json_: Json = False,
 ) -> None:
     """A model as a file for elsewhere: ONNX, a torch.export program, or weights.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from attneck.commands.arguments import Checkpoint
 from attneck.errors import UserError, suggestion, user_mistakes
 from attneck.models import catalog
 from attneck.training.checkpoint_files import named
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from attneck.runs.run import Run
 
 Kind = Literal["run", "saved", "name"]
-Checkpoint = Literal["newest", "best"]
 
 
 def kind_of(model: str) -> Kind:

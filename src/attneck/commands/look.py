@@ -8,11 +8,11 @@ from dataclasses import replace
 from itertools import count
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Checkpoint, Flag, call
 from attneck.commands.given_model import Viewer, kind_of, only_of_runs, viewer
 from attneck.commands.output_file import PICTURES, check_output
 from attneck.errors import UserError, brief, say, shown_path, user_mistakes
@@ -39,12 +39,12 @@ def look(
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
     html: Path | None = None,
     beside: str | None = None,
-    tables: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    cam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    dark: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    tables: Flag = False,
+    cam: Flag = False,
+    dark: Flag = False,
     image_size: int | None = None,
     max_pixels: int | None = None,
-    checkpoint: Literal["newest", "best"] = "newest",
+    checkpoint: Checkpoint = "newest",
 ) -> None:
     """See where a model looks in a photo: each BAM, and each head of each self-attention from a place.
 

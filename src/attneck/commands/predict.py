@@ -6,11 +6,11 @@ import io
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Checkpoint, call
 from attneck.commands.class_predictions import ClassPredictions, label_of
 from attneck.commands.given_images import Given, given_images
 from attneck.commands.progress import shown
@@ -37,7 +37,7 @@ def predict(
     top_k: int | None = None,
     beside: Path | None = None,
     max_pixels: int | None = None,
-    checkpoint: Literal["newest", "best"] = "newest",
+    checkpoint: Checkpoint = "newest",
 ) -> None:
     """Find what is in images with a run's model: their class, or objects, with masks where it has them.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from attneck import signals
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Checkpoint, call
 from attneck.commands.given_model import kind_of, only_of_runs, viewer
 from attneck.errors import RunFailed, UserError
 from attneck.files import told_apart
@@ -24,7 +24,7 @@ def serve(
     models: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     /,
     port: int = PORT,
-    checkpoint: Literal["newest", "best"] = "newest",
+    checkpoint: Checkpoint = "newest",
 ) -> None:
     """A page in your browser: give it an image, and see where each head of each block looks from the pointer.
 

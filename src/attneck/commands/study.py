@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from attneck.checks import whole
-from attneck.commands.arguments import parse
+from attneck.commands.arguments import Flag, parse
 from attneck.commands.train import gathered
 from attneck.commands.train import parse as recipe_of
 from attneck.errors import UserError, say, user_mistakes
@@ -50,9 +50,9 @@ stopped, in whatever way. --any.field changes a field of the recipe in every run
 class Arguments:
     """Train a study's runs, list them, or report on them."""
 
-    list_: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False
+    list_: Annotated[Flag, tyro.conf.arg(name="list")] = False
     """Print the command of each run that isn't done, a line each, for xargs or a job array; train nothing."""
-    report: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    report: Flag = False
     """Report on the runs that have ended, and train nothing."""
     jobs: int = 1
     """Runs at a time, each with one thread."""

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from attneck import signals
 from attneck.checks import whole
+from attneck.commands.arguments import Flag
 from attneck.commands.arguments import parse as arguments_of
 from attneck.errors import RunFailed, UserError, brief, is_first, say
 from attneck.models import catalog
@@ -45,11 +46,11 @@ class Arguments:
     """The run's folder; runs/RECIPE, numbered where that is taken, if not given."""
     processes: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Processes on this machine that share each batch, one a GPU where there are GPUs."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    resume: Flag = False
     """Go on from the newest whole checkpoint of the run in --out (or of the run named as RECIPE)."""
-    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    verbose: Flag = False
     """Name every tensor of model.weights or model.pretrained that was not simply taken."""
-    accept_changes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    accept_changes: Flag = False
     """With --resume: go on with data that has changed, and say how; otherwise it is refused."""
 
 
