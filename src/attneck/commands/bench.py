@@ -16,6 +16,7 @@ import tyro
 from attneck.checks import memory, whole
 from attneck.commands.arguments import Flag, Json, call
 from attneck.errors import UserError, is_out_of_memory, say, user_mistakes
+from attneck.processor import ran_on
 
 if TYPE_CHECKING:
     from attneck.measure.steps import StepCase
@@ -139,7 +140,7 @@ def bench(
     from attneck.attention.cpu.passes import passes
     from attneck.files import write_atomic
     from attneck.measure.contestants import DTYPES
-    from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
+    from attneck.measure.speed import bandwidth_ceiling, clock, gemm_ceiling
     from attneck.training.allocator import keep_memory
     from attneck.training.environment import environment
 
@@ -185,12 +186,11 @@ def bench(
         },
         "gemm_gflops": ceilings,
         "copy_gbytes": bandwidth_ceiling(device) / 1e9,
+        "clock": clock(device)[0],
     }
     directions = {"step": ["forward+backward"], "inference": ["forward"]}.get(
         what, ["forward", "forward+backward"]
     )
-    alone = device == "cpu" and torch.get_num_threads() == 1
-    document["clock"] = "processor time" if alone else "wall time"
 
     def weighed(case: Any) -> bool:
         # Every peak takes a process that loads torch anew; in the list, small maps are not worth it.
@@ -455,9 +455,8 @@ def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     with console.capture() as captured:
         console.print(table)
     head = (
-        f"{environment['gpu'] or environment['processor']}, {environment['torch_threads']} threads, "
-        f"torch {environment['torch']}; at best, products run at {ceilings}, copies at "
-        f"{document['copy_gbytes']:.0f} GB/s"
+        f"{ran_on(environment)}, torch {environment['torch']}; {document['clock']}; at best, "
+        f"products run at {ceilings}, copies at {document['copy_gbytes']:.0f} GB/s"
     )
     foot = f"ratio: the {other}'s time over ours: above 1 is faster. floor: what the products or bytes take."
     return f"{head}\n\n{captured.get()}\n{foot}"

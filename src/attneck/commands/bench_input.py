@@ -68,7 +68,7 @@ def bench_input(
             tell(f"makes {images} JPEGs, then times each loader for {seconds:g} s")
             made = photographs(data, Path(folder), images)
             calls = contestants(Path(folder), image_size, batch)
-            times = interleave(calls, seconds=seconds, clock=time.process_time)
+            times = interleave(calls, seconds=seconds, now=time.process_time)
             about = environment("cpu")
     finally:
         torch.set_num_threads(threads)
