@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
-from attneck.measure.memory import peak
+from attneck.measure.memory import emptied, peak
 from attneck.measure.speed import Call, interleave
 
 from .apart import reason, sound
@@ -48,18 +45,12 @@ def contest(
             row["peak_mib"].pop(name, None)
             sound(kept, job.device)
         call = None  # type: ignore[assignment]
-        _free(job.device)
+        emptied(job.device)
     kept.doing(key)
     if calls:
         seconds, least = (0.001, 1) if job.tiny else (SECONDS, 3)
         times = interleave(calls, seconds=seconds, least=least, device=job.device)
         row["ms"] = {name: 1000 * times.median(name) for name in times}
     del calls
-    _free(job.device)
+    emptied(job.device)
     return row
-
-
-def _free(device: str) -> None:
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()

@@ -16,7 +16,17 @@ from contextlib import suppress
 from importlib import import_module
 
 from attneck import signals
-from attneck.errors import EXPECTED, LONGEST, UserError, brief, ending, is_out_of_memory, one_line, suggestion
+from attneck.errors import (
+    EXPECTED,
+    LONGEST,
+    UserError,
+    brief,
+    ending,
+    is_out_of_memory,
+    one_line,
+    say,
+    suggestion,
+)
 
 # Each command is `main(arguments) -> None` in the module of its name under attneck.commands.
 COMMANDS = {
@@ -92,21 +102,19 @@ def answered(words: list[str]) -> int:
             if stream is not None:
                 stream.flush()  # a full disk is heard of here, not at Python's end
     except KeyboardInterrupt:  # of a program that calls this one
-        print("attneck: stopped by SIGINT", file=sys.stderr, flush=True)
+        say("stopped by SIGINT")
         return 130
     except Exception as error:
         signals.let_end()
         if not isinstance(error, EXPECTED) and not is_out_of_memory(error):
             traceback.print_exc()
-            print(f"attneck: {report(words)}", file=sys.stderr, flush=True)
+            say(report(words))
             return 1
         unread = drop_unread()
         if unread and isinstance(error, BrokenPipeError):
             return BROKEN_PIPE
         code, line = ending(error)
-        # Of many processes that say the same, one does.
-        if os.environ.get("RANK", "0") == "0" or getattr(error, "of_one", False):
-            print(f"attneck: {line}", file=sys.stderr, flush=True)
+        say(line, once=not getattr(error, "of_one", False))
         return code
     return 0
 

@@ -6,11 +6,15 @@ import difflib
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST = 500
 """Characters of a line; what is longer is cut in its middle, where what was given stands."""
+
+SHOWN = 120
+"""Characters of a path, and of an image's fault, that a line has at most."""
 
 USERS = {
     errno.ENOENT,
@@ -105,10 +109,20 @@ def one_line(said: object, longest: int = 200) -> str:
     Of an error that says nothing, as an assertion may, it is the kind.
     """
     text = str(said) or (type(said).__name__ if isinstance(said, BaseException) else "")
-    # No terminal's control sequences, and no lone surrogates, which cannot be printed.
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    line = escaped(" ".join(text.split()))
     half = longest // 2
     return line if len(line) <= longest else f"{line[: half - 1]} … {line[-half + 2 :]}"
+
+
+def escaped(text: str) -> str:
+    """No terminal's control sequences in it, and no lone surrogates, which cannot be printed: as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path for a line: what would break it is escaped, of a long one the end is left."""
+    shown = escaped(os.fspath(path))
+    return shown if len(shown) <= SHOWN else f"…{shown[1 - SHOWN :]}"
 
 
 def brief(value: object) -> str:
@@ -117,6 +131,21 @@ def brief(value: object) -> str:
         return one_line(repr(value), 80)
     except Exception:  # an integer of too many digits, or somebody's own __repr__
         return f"a value of type {type(value).__name__}"
+
+
+def is_first() -> bool:
+    """Whether this is the first of torchrun's processes, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: object, *, once: bool = False) -> None:
+    """A line on stderr.
+
+    Args:
+        once: of torchrun's processes, which all say it, the first alone does.
+    """
+    if is_first() or not once:
+        print(f"attneck: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from attneck.errors import RunFailed
 
@@ -112,6 +114,24 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
     text = "".join(f"{line[:-2]}\n" for line in lines)
     write_atomic(path, text.encode(errors="backslashreplace"))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write as `write_atomic` does, in ASCII: a file's name may be no text.
+
+    Raises:
+        NotWritten: what was there stays as it was.
+    """
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where it is missing, cannot be read or holds anything else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Which processor this machine has."""
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
@@ -21,3 +23,9 @@ def processor_name() -> str:
     known = (("family", "cpu family"), ("model", "model"))
     numbers = [f"{word} {about[key]}" for word, key in known if key in about]
     return f"{name} ({', '.join(numbers)})" if numbers else name
+
+
+def ran_on(environment: Mapping[str, Any]) -> str:
+    """What a recorded environment ran on: the GPU, or the processor, and with how many threads."""
+    threads = environment["torch_threads"]
+    return f"{environment['gpu'] or environment['processor']}, {threads} thread{'s' * (threads > 1)}"

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from attneck.errors import is_first
 from attneck.files import remove_unfinished
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -153,7 +154,7 @@ def _end(number: int, line: str) -> None:
         with suppress(OSError):
             if os.isatty(file):
                 os.write(file, b"\x1b[?25h\n")  # a bar hides the cursor
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         with suppress(OSError):
             os.write(2, f"attneck: {line}\n".encode())
     os._exit(128 + number)

@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_args
 
 import pytest
@@ -12,7 +13,7 @@ from detection_files import coco_content, voc_xml, write_coco, write_voc
 from attneck.data import table
 from attneck.data.detection import open_detection
 from attneck.data.readers import voc
-from attneck.data.table import ONLY_WITH, SETS, load, open_data
+from attneck.data.table import ONLY_WITH, SETS, open_data
 
 ROWS = [(name, task) for name, data_set in SETS.items() for task in data_set.kinds]
 
@@ -20,7 +21,7 @@ ROWS = [(name, task) for name, data_set in SETS.items() for task in data_set.kin
 @pytest.mark.parametrize(("name", "task"), ROWS)
 def test_every_row_names_an_opener_whose_options_fit_it(name: str, task: str) -> None:
     kind = SETS[name].kinds[task]
-    takes = inspect.signature(load(kind.opener)).parameters
+    takes = inspect.signature(resolve_name(kind.opener)).parameters
     assert [*takes][:2] == ["name", "split"]
     assert all(option.kind is option.KEYWORD_ONLY for option in [*takes.values()][2:])
     assert {"augment", "seed", "size"} <= set(takes)
@@ -33,7 +34,7 @@ def test_every_row_names_an_opener_whose_options_fit_it(name: str, task: str) ->
         assert tuple(kind.ap) == kind.splits
         assert bool(kind.annotations) == (not SETS[name].drawn)
         if kind.annotations:
-            assert callable(load(kind.annotations))
+            assert callable(resolve_name(kind.annotations))
 
 
 def test_recipes_and_commands_may_name_what_the_table_has() -> None:

@@ -324,7 +324,7 @@ def test_other_times_are_not_mixed_in(few, tmp_path, capsys):
     assert cli.main([*WORDS, "--out", str(out)]) == 2
     assert "holds something else" in capsys.readouterr().err
     assert cli.main([*WORDS, "--size", "224"]) == 2
-    assert "its rows are the networks" in capsys.readouterr().err
+    assert "bench step --table takes no --size" in capsys.readouterr().err
 
 
 def test_a_damaged_document_is_named(tmp_path):

@@ -15,13 +15,19 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from contextvars import ContextVar
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from attneck.errors import UserError, brief, suggestion
 
 T = TypeVar("T")
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Json = Annotated[Flag, tyro.conf.arg(name="json")]
+Checkpoint = Literal["newest", "best"]
+Options = dict[str, bool | int | float | str | list[int]]
+"""Of a model or of its surgery."""
 
 BEYOND = (
     r"Error parsing recipe\.(\S+): \d+ validation errors? for \w+ (\S+) (.+?) "

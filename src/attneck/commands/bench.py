@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -14,21 +14,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from attneck.checks import memory, whole
-from attneck.commands.arguments import call
-from attneck.errors import UserError, is_out_of_memory, user_mistakes
+from attneck import checks
+from attneck.commands.arguments import Flag, Json, call
+from attneck.errors import UserError, is_out_of_memory, say, user_mistakes
+from attneck.processor import ran_on
 
 if TYPE_CHECKING:
     from attneck.measure.steps import StepCase
 
 What = Literal["attention", "bam", "step", "inference"]
-OF_A_CASE = {
-    "attention": ("stride", "channels"),
-    "bam": ("channels",),
-    "step": ("model", "plain"),
-    "inference": ("model",),
+COMMON = {"dtype", "device", "threads", "seconds", "out", "json_"}
+CASE = {"batch", "stride", "channels", "model", "plain"}
+"""What is of one case, and goes with its size."""
+CONTEST = COMMON | {"size", "batch", "kept_memory", "compiled", "memory"}
+TAKES = {
+    "attention": CONTEST | {"stride", "channels"},
+    "bam": CONTEST | {"channels"},
+    "step": CONTEST | {"model", "plain"},
+    "step --loop": COMMON | {"loop", "size", "batch", "model"},
+    "step --table": COMMON | {"table", "batch"},
+    "inference": CONTEST | {"model"},
 }
-"""What makes a case of each, beside size, batch and dtype."""
+"""The options of each."""
 
 
 def bench(
@@ -42,15 +49,15 @@ def bench(
     model: str = "botnet50",
     plain: str = "resnet50",
     table: Literal["14", "5"] | None = None,
-    loop: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    loop: Flag = False,
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
     seconds: float = 2.0,
-    kept_memory: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    kept_memory: Flag = False,
     compiled: bool = True,
     memory: bool = True,
     out: Path | None = None,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    json_: Json = False,
 ) -> None:
     """Time layers and networks against other implementations: interleaved, medians, ratios of one run.
 
@@ -86,32 +93,10 @@ def bench(
         out: write the JSON document there too.
         json_: print one JSON document and nothing else.
     """
-    if loop and (what, table, stride, channels, plain, compiled, memory) != (
-        *("step", None, 1, 512, "resnet50", True, True),
-    ):
-        raise UserError(
-            "--loop times a run's loop beside a bare one: attneck bench step --loop takes --model, --size, "
-            "--batch, --dtype, --device, --threads, --seconds, --out and --json"
-        )
-    if table is not None and (what, size, stride, channels, model, plain, compiled, memory) != (
-        *("step", None, 1, 512, "botnet50", "resnet50", True, True),
-    ):
-        raise UserError(
-            f"--table {table}: its rows are the networks and sizes: attneck bench step --table {table} "
-            "takes --batch, --dtype, --device, --threads, --seconds, --out and --json"
-        )
-    if (
-        size is None
-        and table is None
-        and (batch, stride, channels, model, plain) != (None, 1, 512, "botnet50", "resnet50")
-    ):
-        raise UserError(
-            "--batch, --stride, --channels, --model and --plain are of one case: give its --size too"
-        )
-    changed = {"stride": stride != 1, "channels": channels != 512}
-    changed |= {"model": model != "botnet50", "plain": plain != "resnet50"}
-    if idle := [name for name, is_so in changed.items() if is_so and name not in OF_A_CASE[what]]:
-        raise UserError(f"attneck bench {what} takes no --{idle[0]}: leave it out")
+    values = locals()  # before there is any other
+    parameters = inspect.signature(bench).parameters
+    given = [name for name in parameters if name != "what" and values[name] != parameters[name].default]
+    _check_options(what, given)
     if what == "inference" and dtype not in (None, "float32"):
         raise UserError("attneck bench inference takes --dtype float32 alone")
     if size is not None and batch is None:
@@ -119,11 +104,11 @@ def bench(
     with user_mistakes():
         for name, value in {"--size": size, "--batch": batch, "--channels": channels}.items():
             if value is not None:
-                whole(name, value)
+                checks.whole(name, value)
         if threads is not None:  # torch ends in a segmentation fault where there are too many
-            whole("--threads", threads, most=8 * (os.cpu_count() or 1))
-    if kept_memory and (table is not None or loop or device != "cpu"):
-        raise UserError("--kept-memory is of the CPU, and not of --table or --loop: leave it out")
+            checks.whole("--threads", threads, most=8 * (os.cpu_count() or 1))
+    if kept_memory and device != "cpu":
+        raise UserError("--kept-memory is of the CPU: leave it out")
     if not 0 < seconds <= 3600:
         raise UserError(f"--seconds {seconds}: wanted more than 0, 3600 at most")
     if size is not None:
@@ -140,7 +125,7 @@ def bench(
     from attneck.attention.cpu.passes import passes
     from attneck.files import write_atomic
     from attneck.measure.contestants import DTYPES
-    from attneck.measure.speed import bandwidth_ceiling, gemm_ceiling
+    from attneck.measure.speed import bandwidth_ceiling, clock, gemm_ceiling
     from attneck.training.allocator import keep_memory
     from attneck.training.environment import environment
 
@@ -163,13 +148,13 @@ def bench(
         chosen = list(CASES) if size is None else [(model, size, batch or 1)]
         bench_loop(chosen, dtype or "float32", device, seconds, out, json_)
         return
-    cases, names, call = _contest(what, size, batch, stride, channels, model, plain, compiled, device)
+    cases, names, contestant = _contest(what, size, batch, stride, channels, model, plain, compiled, device)
     if size is not None:
         case: Any = cases[0]
         if len(names(case)) == 1:
             raise UserError(f"{case}: nobody to compare with is installed, and --no-compiled leaves one out")
         with _of(case):
-            call(case, names(case)[0], "forward+backward", device)
+            contestant(case, names(case)[0], "forward+backward", device)
     if dtype is not None:
         cases = list(dict.fromkeys(_with_dtype(case, dtype) for case in cases))
     ceilings = {
@@ -186,12 +171,11 @@ def bench(
         },
         "gemm_gflops": ceilings,
         "copy_gbytes": bandwidth_ceiling(device) / 1e9,
+        "clock": clock(device)[0],
     }
     directions = {"step": ["forward+backward"], "inference": ["forward"]}.get(
         what, ["forward", "forward+backward"]
     )
-    alone = device == "cpu" and torch.get_num_threads() == 1
-    document["clock"] = "processor time" if alone else "wall time"
 
     def weighed(case: Any) -> bool:
         # Every peak takes a process that loads torch anew; in the list, small maps are not worth it.
@@ -200,12 +184,25 @@ def bench(
     rows: list[dict[str, Any]] = []
     text = ""
     with nullcontext() if size is None else _of(cases[0]):
-        for row in _measure(cases, directions, names, call, document, seconds, weighed, device):
+        for row in _measure(cases, directions, names, contestant, document, seconds, weighed, device):
             rows.append(row)
             text = json.dumps(document | {"rows": rows}, indent=1, ensure_ascii=False)
             if out is not None:  # after each row: an interrupted benchmark leaves what it has
                 write_atomic(out, (text + "\n").encode())
     print(text if json_ else _table(document, rows))
+
+
+def _check_options(what: What, given: list[str]) -> None:
+    """UserError for an option that would change nothing."""
+    ways = [way for way in ("loop", "table") if what == "step" and way in given]
+    mode = " --".join([what, *ways[:1]])
+    if idle := [name for name in given if name not in TAKES[mode]]:
+        flag = f"no-{idle[0]}" if idle[0] in ("compiled", "memory") else idle[0].replace("_", "-")
+        raise UserError(f"attneck bench {mode} takes no --{flag}: leave it out")
+    if "size" in TAKES[mode] - {*given} and CASE & {*given}:
+        raise UserError(
+            "--batch, --stride, --channels, --model and --plain are of one case: give its --size too"
+        )
 
 
 class Contest(NamedTuple):
@@ -278,7 +275,7 @@ def _refuse_too_large(what: What, size: int, batch: int, channels: int, device: 
     least = 64 * batch * positions if network else 4 * batch * channels * positions
     if what == "attention":  # the plain form has all logits, of 4 heads
         least += 4 * 4 * batch * positions**2
-    there = memory() if device == "cpu" else 1 << 40
+    there = checks.memory() if device == "cpu" else 1 << 40
     if least > there:
         wide = "" if network else f", --channels {channels}"
         raise UserError(
@@ -348,7 +345,7 @@ def _measure(
     cases: Sequence[Any],
     directions: list[Any],
     names: Callable[[Any], list[str]],
-    call: Callable[..., Callable[[], object]],
+    contestant: Callable[..., Callable[[], object]],
     document: dict[str, Any],
     seconds: float,
     weighed: Callable[[Any], bool],
@@ -370,7 +367,7 @@ def _measure(
             for direction in directions:
                 what = f"{case}, {direction}"
                 progress.update(task, description=what)
-                calls = _that_fit(names(case), partial(call, case), direction, device, what)
+                calls = _that_fit(names(case), partial(contestant, case), direction, device, what)
                 everybody = [*calls]
                 if len(everybody) == 1:  # nobody is left to compare with
                     progress.advance(task)
@@ -397,7 +394,7 @@ def _measure(
                     row["floor_ms"] = max(by_products, moved / document["copy_gbytes"] / 1e6)
                 if weighed(case):
                     row["peak_mib"] = {
-                        name: peak_elsewhere(call, case, name, direction, device, device=device) / 2**20
+                        name: peak_elsewhere(contestant, case, name, direction, device, device=device) / 2**20
                         for name in everybody
                         # The compiler's own would be counted; onnxruntime keeps what its first call took.
                         if "compiled" not in name and name != ONNXRUNTIME
@@ -407,7 +404,7 @@ def _measure(
 
 
 def _that_fit(
-    names: list[str], call: Callable[..., Callable[[], object]], direction: Any, device: str, what: str
+    names: list[str], contestant: Callable[..., Callable[[], object]], direction: Any, device: str, what: str
 ) -> dict[str, Callable[[], object]]:
     """The calls by name, without those of others that find no memory, which is said."""
     from attneck.measure.memory import emptied
@@ -415,13 +412,13 @@ def _that_fit(
     found = {}
     for name in names:
         try:
-            made = call(name, direction, device)
+            made = contestant(name, direction, device)
             made()
             found[name] = made
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or name == names[0]:
                 raise
-            print(f"attneck: {what}: {name} does not fit", file=sys.stderr)
+            say(f"{what}: {name} does not fit")
         emptied(device)
     return found
 
@@ -456,9 +453,8 @@ def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     with console.capture() as captured:
         console.print(table)
     head = (
-        f"{environment['gpu'] or environment['processor']}, {environment['torch_threads']} threads, "
-        f"torch {environment['torch']}; at best, products run at {ceilings}, copies at "
-        f"{document['copy_gbytes']:.0f} GB/s"
+        f"{ran_on(environment)}, torch {environment['torch']}; {document['clock']}; at best, "
+        f"products run at {ceilings}, copies at {document['copy_gbytes']:.0f} GB/s"
     )
     foot = f"ratio: the {other}'s time over ours: above 1 is faster. floor: what the products or bytes take."
     return f"{head}\n\n{captured.get()}\n{foot}"

@@ -36,19 +36,13 @@ def call(case: InferenceCase, name: str, direction: str, device: str = "cpu") ->
 
 
 def _onnxruntime(case: InferenceCase) -> Callable[[], object]:
-    """The exported file's session, with as many threads as PyTorch has."""
-    import onnxruntime
-    import torch
+    """The exported file's, with as many threads as PyTorch has."""
+    from attneck.export import export
+    from attneck.export.formats import runner
 
-    from attneck.export import INPUT, export
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "net.onnx")
         export(network_of(case), file, image_size=case.image_size, in_chans=3, batch=case.batch)
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    images = {INPUT: images_of(case).numpy()}
-    return lambda: torch.from_numpy(session.run(None, images)[0])
+        run = runner(file.read_bytes(), file.suffix)
+    images = images_of(case)
+    return lambda: run(images)[0]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from attneck.checks import whole
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Json, call
 from attneck.commands.output_file import check_output
 from attneck.commands.progress import tell
 from attneck.errors import UserError, user_mistakes
@@ -24,7 +24,7 @@ def bench_input(
     images: int = 128,
     seconds: float = 4.0,
     out: Path | None = None,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    json_: Json = False,
 ) -> None:
     """Measure how many images a second one core decodes, augments and puts into batches.
 
@@ -68,7 +68,7 @@ def bench_input(
             tell(f"makes {images} JPEGs, then times each loader for {seconds:g} s")
             made = photographs(data, Path(folder), images)
             calls = contestants(Path(folder), image_size, batch)
-            times = interleave(calls, seconds=seconds, clock=time.process_time)
+            times = interleave(calls, seconds=seconds, now=time.process_time)
             about = environment("cpu")
     finally:
         torch.set_num_threads(threads)

@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from attneck.commands.bench_table import PROCESSOR, clock
 from attneck.errors import user_mistakes
-from attneck.files import write_atomic
+from attneck.files import write_json
+from attneck.processor import ran_on
 
 CASES = (("cifar_resnet20_bam", 32, 128), ("resnet50", 224, 8))
 """Without --size: network, pixels, images. A small network shows best what a loop costs beside it."""
@@ -42,7 +42,7 @@ def bench_loop(
     Raises:
         UserError: a model that is no classifier, or a size that it does not take.
     """
-
+    from attneck.measure.speed import clock
     from attneck.training.environment import environment
 
     document: dict[str, Any] = {
@@ -50,13 +50,13 @@ def bench_loop(
         "device": device,
         "environment": environment(device),
         "dtype": dtype,
-        "clock": clock(device),
+        "clock": clock(device)[0],
         "rows": [],
     }
     for case in cases:
         document["rows"].append(_row(*case, dtype, device, seconds))
         if out is not None:
-            write_atomic(out, (json.dumps(document, indent=1) + "\n").encode())
+            write_json(out, document)
     print(json.dumps(document, indent=1) if json_ else table(document))
 
 
@@ -224,16 +224,10 @@ def _checkpoint(network: Any, recipe: Any, facts: Any, everyone: Any, place: Pat
 
 
 def _clock(device: str) -> Callable[[], float]:
-    import torch
+    from attneck.measure.speed import PROCESSOR, clock
 
-    if device == "cuda":
-
-        def waited() -> float:
-            torch.cuda.synchronize()
-            return time.perf_counter()
-
-        return waited
-    return time.process_time if clock(device) == PROCESSOR else time.perf_counter
+    name, now = clock(device)
+    return time.process_time if name == PROCESSOR else now  # what a loop leaves to other threads counts
 
 
 def table(document: dict[str, Any]) -> str:
@@ -258,9 +252,8 @@ def table(document: dict[str, Any]) -> str:
         for saved in [row["checkpoint"]]
     ]
     environment = document["environment"]
-    threads = environment["torch_threads"]
     head = (
-        f"{environment['gpu'] or environment['processor']}, {threads} thread{'s' * (threads > 1)}, torch "
-        f"{environment['torch']}, {document['dtype']}; {document['clock']}, step by step in turns, medians"
+        f"{ran_on(environment)}, torch {environment['torch']}, {document['dtype']}; {document['clock']}, "
+        "step by step in turns, medians"
     )
     return "\n".join([head, "", captured.get(), *said])

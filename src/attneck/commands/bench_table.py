@@ -7,23 +7,21 @@ slows them alike. What is measured is written after each sample, and the same co
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from attneck.errors import UserError
+from attneck.errors import UserError, say
 from attneck.files import write_atomic
 from attneck.papers.figures import TABLES, name_of
 from attneck.papers.step_times import KIND, key
 from attneck.papers.tables import Row, load_paper
+from attneck.processor import ran_on
 
 ROUNDS = 3
 PRINTED_BATCH = 32
 """Images of a printed step."""
-PROCESSOR = "processor time"
 SAME = ("processor", "gpu", "torch_threads", "torch", "cores")
 """Of the environment: what times of one document share."""
 PAIRS = (("B7", "T7-320", "2.33"), ("B7-RA", "T7", "1.64"))
@@ -91,7 +89,7 @@ def bench_table(
     Raises:
         UserError: `out` holds something else, or times that were measured otherwise.
     """
-
+    from attneck.measure.speed import clock
     from attneck.training.environment import environment
 
     asked = batch or (PRINTED_BATCH if device == "cuda" else 1)
@@ -100,7 +98,7 @@ def bench_table(
         "table": number,
         "dtype": dtype,
         "batch": asked,
-        "clock": clock(device),
+        "clock": clock(device)[0],
         "environment": environment(device),
         "rows": [
             row | {"batch": asked, "ms": None, "samples_ms": []}
@@ -162,7 +160,7 @@ def _measure(document: dict[str, Any], device: str, seconds: float, out: Path | 
                         raise
                     # Times of one batch are no times of another.
                     row |= {"batch": row["batch"] // 2, "samples_ms": []}
-                    print(f"attneck: {row['name']} does not fit: batch {row['batch']}", file=sys.stderr)
+                    say(f"{row['name']} does not fit: batch {row['batch']}")
             row["ms"] = median(row["samples_ms"]) if row["samples_ms"] else None
             if out is not None:
                 write_atomic(out, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
@@ -170,32 +168,18 @@ def _measure(document: dict[str, Any], device: str, seconds: float, out: Path | 
 
 
 def sample(row: dict[str, Any], dtype: str, device: str, seconds: float) -> float:
-    """Seconds of one forward and backward pass of a row's network, after one that isn't counted.
-
-    On one thread of the CPU they are the processor's own: other programs may wait for the core, too.
-    """
-    import torch
-
+    """Seconds of one forward and backward pass of a row's network, after one that isn't counted."""
+    from attneck.measure.speed import clock
     from attneck.measure.steps import forward_backward
 
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    _, now = clock(device)
     call = forward_backward(row["model"], row["options"], row["image_size"], row["batch"], dtype, device)
     call()
-    wait()
-    now = time.process_time if clock(device) == PROCESSOR else time.perf_counter
     began, calls = now(), 0
     while not calls or now() - began < seconds:
         call()
         calls += 1
-        wait()
     return (now() - began) / calls
-
-
-def clock(device: str) -> str:
-    """What time is measured: the processor's own on one thread of the CPU, else the clock's."""
-    import torch
-
-    return PROCESSOR if device == "cpu" and torch.get_num_threads() == 1 else "wall time"
 
 
 def table(document: dict[str, Any]) -> str:
@@ -233,12 +217,10 @@ def table(document: dict[str, Any]) -> str:
     with console.capture() as captured:
         console.print(grid)
     environment = document["environment"]
-    threads = environment["torch_threads"]
     return "\n".join(
         [
-            f"{environment['gpu'] or environment['processor']}, {threads} thread{'s' * (threads > 1)}, "
-            f"{document['dtype']}; forward and backward, {document['clock']}, medians of {ROUNDS} rounds. "
-            f"Printed: {PRINTED_BATCH} images on a TPU-v3 core.",
+            f"{ran_on(environment)}, {document['dtype']}; forward and backward, {document['clock']}, "
+            f"medians of {ROUNDS} rounds. Printed: {PRINTED_BATCH} images on a TPU-v3 core.",
             "",
             captured.get(),
             *ratios(document),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from attneck.checks import whole
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Flag, Json, Options, call
 from attneck.commands.counted import Asked, counted, counts_of
 from attneck.errors import UserError
 from attneck.measure.kept import Counts
@@ -23,9 +23,9 @@ def show(
     /,
     image_size: int | None = None,
     num_classes: int | None = None,
-    options: dict[str, bool | int | float | str | list[int]] = {},  # noqa: B006 - tyro's default, never changed
-    stages: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    options: Options = {},  # noqa: B006 - tyro's default, never changed
+    stages: Flag = False,
+    json_: Json = False,
 ) -> None:
     """Parameters and multiply-adds of a model, for one image.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Flag, Json, call
 from attneck.commands.data_folder import by_class, read_folder
 from attneck.commands.data_sheet import check_sheet, draw_sheet
 from attneck.commands.progress import shown
@@ -33,11 +33,11 @@ def inspect(
     root: Annotated[str | None, tyro.conf.arg(aliases=["--data.root"])] = None,
     md5: tuple[str, ...] = (),
     max_pixels: int | None = None,
-    no_masks: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    no_masks: Flag = False,
     val_share: Annotated[float | None, tyro.conf.arg(aliases=["--data.val-share"])] = None,
     sheet: Path | None = None,
     augmented: str | None = None,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    json_: Json = False,
 ) -> None:
     """Find a data set and check it, or pack a folder of images into shards: attneck data pack --help.
 

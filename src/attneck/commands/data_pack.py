@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Json, call
 from attneck.commands.progress import shown
 from attneck.errors import UserError, user_mistakes
 
@@ -19,7 +19,7 @@ def pack(
     shards: Annotated[Path, tyro.conf.Positional],
     /,
     shard_mib: int = 512,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    json_: Json = False,
 ) -> None:
     """Pack a folder of images into tar shards, webdataset's format, with an index beside them.
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from attneck.checks import sides
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Flag, Options, call
 from attneck.commands.given_model import kind_of, load
 from attneck.commands.look import target, write
-from attneck.errors import UserError, suggestion, user_mistakes
+from attneck.errors import UserError, shown_path, user_mistakes
 from attneck.models import catalog
-from attneck.training.recipe import TIMM
+from attneck.training.recipe import TIMM, Surgery
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,11 +23,11 @@ def draw(
     model: Annotated[str, tyro.conf.Positional],
     /,
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
-    surgery: Literal["adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"] | None = None,
-    surgery_options: dict[str, bool | int | float | str | list[int]] = {},  # noqa: B006 - tyro's default, never changed
+    surgery: Surgery | None = None,
+    surgery_options: Options = {},  # noqa: B006 - tyro's default, never changed
     image_size: int | None = None,
-    options: dict[str, bool | int | float | str | list[int]] = {},  # noqa: B006 - likewise
-    dark: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    options: Options = {},  # noqa: B006 - likewise
+    dark: Flag = False,
 ) -> None:
     """Draw a network: the map and channels of each stage, parameters, multiply-adds, and its attention.
 
@@ -58,9 +58,9 @@ def draw(
             sides("--image-size", image_size)
     file = target(save, Path(model.rstrip("/")).name, "neck")
 
-    from attneck.data.readers.decode import said
     from attneck.explain.neck import Drawn, neck
     from attneck.measure.stages import stages
+    from attneck.surgery.by_name import operate
 
     with user_mistakes():
         network = _network(model, kind, image_size, dict(options))
@@ -68,7 +68,7 @@ def draw(
         title = " ".join([model, *(f"{name}={value}" for name, value in options.items())])
         drawn = [Drawn(title, stages(network, size))]
         if surgery is not None:
-            _operate(network, surgery, dict(surgery_options), size)
+            operate(network, surgery, surgery_options, size)
             after = stages(network, size)
             changed = {stage.name for stage in after} - {stage.name for stage in drawn[0].stages}
             before = {stage.name: (stage.params, stage.attention) for stage in drawn[0].stages}
@@ -77,7 +77,7 @@ def draw(
             }
             drawn.append(Drawn(f"{title} after {surgery}", after, frozenset(changed)))
     write(neck(drawn, size, dark=dark), file)
-    print(f"wrote {said(file)}")
+    print(f"wrote {shown_path(file)}")
 
 
 def _network(model: str, kind: Any, image_size: int | None, options: dict[str, Any]) -> nn.Module:
@@ -104,24 +104,6 @@ def _size(network: Any, image_size: int | None) -> tuple[int, int]:
         return height, width
     height, width = network.pretrained_cfg["input_size"][1:]
     return height, width
-
-
-def _operate(network: nn.Module, surgery: str, options: dict[str, Any], size: tuple[int, int]) -> None:
-    """Change it in place."""
-    import inspect
-
-    from attneck import surgery as functions
-
-    function: Any = getattr(functions, surgery)
-    known = inspect.signature(function).parameters.keys()
-    for name in options:
-        if name not in known - {"model", "image_size"}:
-            wanted = sorted(known - {"model", "image_size"})
-            raise ValueError(
-                f"{surgery} has no option {name!r}{suggestion(name, wanted)} "
-                f"(there are {', '.join(wanted) or 'none'})"
-            )
-    function(network, **({"image_size": size} if "image_size" in known else {}), **options)
 
 
 def main(words: list[str]) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Checkpoint, Json, call
 from attneck.commands.evaluation_files import PAIRS, class_table, told, write_details
 from attneck.commands.progress import shown
 from attneck.commands.results_folder import folder_for
-from attneck.errors import UserError
+from attneck.errors import UserError, is_first, say
 from attneck.files import NotWritten, write_atomic
 
 
@@ -24,10 +22,10 @@ def score(
     /,
     root: Annotated[str | None, tyro.conf.arg(name="data.root", aliases=["--root"])] = None,
     val_share: Annotated[float | None, tyro.conf.arg(name="data.val-share", aliases=["--val-share"])] = None,
-    checkpoint: Literal["newest", "best"] = "newest",
+    checkpoint: Checkpoint = "newest",
     image_size: int | None = None,
     out: Path | None = None,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    json_: Json = False,
 ) -> None:
     """Scores of a run's newest or best checkpoint, for its weights (val) and their average (ema).
 
@@ -58,15 +56,15 @@ def score(
     from attneck.runs.scored_on import OTHER, scored_on
 
     known.facts  # noqa: B018 - refuses a run without a checkpoint, before a folder is made
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first()
     folder = folder_for(run, "evaluation", out) if out is not None and first else None
     elsewhere = None if root is None else known.data(root=root, val_share=val_share).fingerprint()
     images = scored_on(recipe, known.facts, elsewhere)
-    if images == OTHER and recipe.data.val_share is not None and val_share is None and first:
-        print(
-            f"attneck: of {root} the share of {recipe.data.val_share:g} is scored that the run's recipe "
+    if images == OTHER and recipe.data.val_share is not None and val_share is None:
+        say(
+            f"of {root} the share of {recipe.data.val_share:g} is scored that the run's recipe "
             "holds out: --data.val-share 1 scores all",
-            file=sys.stderr,
+            once=True,
         )
     watch = partial(shown, what=images, quiet=json_)
     found = known.evaluate(root=root, val_share=val_share, image_size=image_size, watch=watch)
@@ -121,7 +119,7 @@ def _detections(folder: Path, found: list[dict[str, Any]]) -> Path | None:
     try:
         write_atomic(file, json.dumps(found).encode())
     except NotWritten as error:
-        print(f"attneck: the detections are not kept: {error}", file=sys.stderr)
+        say(f"the detections are not kept: {error}")
         return None
     return file
 
@@ -131,7 +129,7 @@ def _new_folder(run: Path) -> Path | None:
     try:
         return folder_for(run, "evaluation", None)
     except UserError as error:
-        print(f"attneck: no tables and pictures are written: {error}", file=sys.stderr)
+        say(f"no tables and pictures are written: {error}")
         return None
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from attneck import export as exporting
-from attneck.commands.arguments import call
-from attneck.commands.given_model import kind_of, load
+from attneck.commands.arguments import Checkpoint, Flag, Json, call
+from attneck.commands.given_model import kind_of, load, only_of_runs
 from attneck.commands.progress import tell
 from attneck.errors import RunFailed, UserError
 from attneck.runs.provenance import recipe_name
@@ -25,9 +25,9 @@ def write(
     batch: int = 1,
     dynamic: tuple[Literal["batch", "size"], ...] | None = None,
     opset: Literal[18, 20, 23] | None = None,
-    raw: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    checkpoint: Literal["newest", "best"] = "newest",
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    raw: Flag = False,
+    checkpoint: Checkpoint = "newest",
+    json_: Json = False,
 ) -> None:
     """A model as a file for elsewhere: ONNX, a torch.export program, or weights.
 
@@ -58,10 +58,10 @@ def write(
         if not graph and (is_open or opset or batch != 1):
             raise UserError(f"--dynamic, --opset and --batch say nothing to weights ({file}): leave them out")
         kind = kind_of(model)
-        if raw and kind != "run":
-            raise UserError(f"--raw is about runs, and {model} is none: leave it out")
-        if checkpoint != "newest" and kind != "run":
-            raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
+        if raw:
+            only_of_runs("--raw", model, kind)
+        if checkpoint != "newest":
+            only_of_runs("--checkpoint", model, kind)
         if graph:
             exporting.check_request(file, is_open or (), opset)
         else:

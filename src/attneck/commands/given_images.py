@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Collection, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
-from attneck.errors import UserError
+from attneck.errors import UserError, say, shown_path
 
 
 class Given(NamedTuple):
@@ -30,21 +29,20 @@ def given_images(words: Sequence[Path], max_pixels: int | None) -> list[Given]:
 
     Raises UserError for what is no image, is given twice, or a folder or glob without any.
     """
-    from attneck.data.readers.decode import look_at, said
+    from attneck.data.readers.decode import look_at
 
     found = [image for word in words for image in _expanded(word)]
     seen: set[str] = set()
     for path, _ in found:
         look_at(path, "predict", max_pixels)
         if os.path.abspath(path) in seen:
-            raise UserError(f"{said(path)} is given twice: give each image once")
+            raise UserError(f"{shown_path(path)} is given twice: give each image once")
         seen.add(os.path.abspath(path))
     return found
 
 
 def _expanded(word: Path) -> list[Given]:
     """What one word stands for: a file or folder of that very name, or else a glob."""
-    from attneck.data.readers.decode import said
 
     if not os.path.lexists(word) and has_magic(str(word)):
         there = [Path(path) for path in sorted(glob(str(word), recursive=True))]
@@ -53,19 +51,21 @@ def _expanded(word: Path) -> list[Given]:
             image for path in there if not path.is_dir() or "**" not in str(word) for image in _at(path)
         ]:
             return found
-        raise UserError(f"{said(word)}: no image has such a name (where it has *, ? or [, it is a pattern)")
+        raise UserError(
+            f"{shown_path(word)}: no image has such a name (where it has *, ? or [, it is a pattern)"
+        )
     return _at(word)
 
 
 def _at(path: Path) -> list[Given]:
-    from attneck.data.readers.decode import SUFFIXES, said
+    from attneck.data.readers.decode import SUFFIXES
     from attneck.data.readers.tree import files_under
 
     if not path.is_dir():
         return [Given(str(path), str(Path(path.parent.name, path.name)))]
     names, left = files_under(path)
     if not names:
-        raise UserError(f"{said(path)} is a folder without images ({' '.join(SUFFIXES)}): give another")
+        raise UserError(f"{shown_path(path)} is a folder without images ({' '.join(SUFFIXES)}): give another")
     if line := left.line():
-        print(f"attneck: not read in {said(path)}: {line}", file=sys.stderr)
+        say(f"not read in {shown_path(path)}: {line}")
     return [Given(str(path / name), str(Path(path.name, name))) for name in names]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from attneck.commands.arguments import Checkpoint
 from attneck.errors import UserError, suggestion, user_mistakes
 from attneck.models import catalog
 from attneck.training.checkpoint_files import named
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from attneck.runs.run import Run
 
 Kind = Literal["run", "saved", "name"]
-Checkpoint = Literal["newest", "best"]
 
 
 def kind_of(model: str) -> Kind:
@@ -46,6 +46,12 @@ def kind_of(model: str) -> Kind:
     raise UserError(
         f"no model or run is called {model!r}{suggestion(model, names)} (attneck list: the models)"
     )
+
+
+def only_of_runs(flag: str, model: str, kind: Kind) -> None:
+    """UserError for a flag that was given, and a model that is no run."""
+    if kind != "run":
+        raise UserError(f"{flag} is about runs, and {model} is none: leave it out")
 
 
 def load(
@@ -102,14 +108,12 @@ class Viewer:
 
 
 def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "newest") -> Viewer:
-    """The model that a word stands for, ready for photos.
+    """The model that a word stands for, ready for photos; `checkpoint` is of a run.
 
     Raises:
         UserError: no such model, or one whose images are not square or not of three colours.
     """
     kind = kind_of(model)
-    if checkpoint != "newest" and kind != "run":
-        raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
     with user_mistakes():
         run, network, _ = load(kind, model, image_size, False, checkpoint)
     network.eval()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from attneck.checks import MOST
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Flag, Json, call
 from attneck.errors import UserError, suggestion
 from attneck.models.catalog import CATALOG, list_detectors, list_models
 from attneck.models.options import FamilyOptions
@@ -20,8 +20,8 @@ WIDTH = 80
 def show(
     pattern: Annotated[str, tyro.conf.Positional] = "*",
     /,
-    options: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    options: Flag = False,
+    json_: Json = False,
 ) -> None:
     """The models there are.
 

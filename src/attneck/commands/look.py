@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from attneck.commands.arguments import call
-from attneck.commands.given_model import Viewer, kind_of, viewer
+from attneck.commands.arguments import Checkpoint, Flag, call
+from attneck.commands.given_model import Viewer, kind_of, only_of_runs, viewer
 from attneck.commands.output_file import PICTURES, check_output
-from attneck.errors import UserError, brief, user_mistakes
+from attneck.errors import UserError, brief, say, shown_path, user_mistakes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,12 +39,12 @@ def look(
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
     html: Path | None = None,
     beside: str | None = None,
-    tables: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    cam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    dark: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    tables: Flag = False,
+    cam: Flag = False,
+    dark: Flag = False,
     image_size: int | None = None,
     max_pixels: int | None = None,
-    checkpoint: Literal["newest", "best"] = "newest",
+    checkpoint: Checkpoint = "newest",
 ) -> None:
     """See where a model looks in a photo: each BAM, and each head of each self-attention from a place.
 
@@ -90,14 +89,15 @@ def look(
     if cam:
         _check_captum()
 
-    from attneck.data.readers.decode import decode_small, look_at, said
+    from attneck.data.readers.decode import decode_small, look_at
     from attneck.files import told_apart
 
     look_at(str(image), "look", max_pixels)
     file = target(save, image, "look") if save is not None or html is None else None
     words = [model] if beside is None else [model, beside]
-    for word in words:
-        kind_of(word)
+    kinds = [kind_of(word) for word in words]
+    if checkpoint != "newest":
+        only_of_runs("--checkpoint", model, kinds[0])
 
     photo, size = decode_small(str(image), "look", MOST_PIXELS, max_pixels)
     for x, y in places:
@@ -105,9 +105,7 @@ def look(
             raise UserError(
                 f"--at {x},{y}: the photo is {size[0]} × {size[1]} pixels, from 0,0 at its top left"
             )
-    if checkpoint != "newest" and kind_of(model) != "run":
-        raise UserError(f"--checkpoint is about runs, and {model} is none: leave it out")
-    seers = [viewer(word, image_size, checkpoint if kind_of(word) == "run" else "newest") for word in words]
+    seers = [viewer(word, image_size, checkpoint) for word in words]
     if html is not None:
         _write_page(html, photo, image.name, list(zip(words, seers, strict=True)))
     if file is None:
@@ -141,8 +139,8 @@ def look(
     write(figure, file)
     for one in looks:
         for note in one.maps.notes:
-            print(f"attneck: {one.title}: {note}", file=sys.stderr)
-    print(f"wrote {said(file)}")
+            say(f"{one.title}: {note}")
+    print(f"wrote {shown_path(file)}")
 
 
 def _check_seen(
@@ -171,16 +169,14 @@ def _check_seen(
 
 def _check_page(html: Path, image: Path) -> None:
     """Raises UserError for what cannot be the page's file."""
-    from attneck.data.readers.decode import said
 
     check_output("--html", html, (".html",))
     if html.exists() and html.samefile(image):
-        raise UserError(f"--html {said(html)} is the photo itself: give another name")
+        raise UserError(f"--html {shown_path(html)} is the photo itself: give another name")
 
 
 def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str, Viewer]]) -> None:
     """The page as a file, whole or not at all."""
-    from attneck.data.readers.decode import said
     from attneck.files import told_apart, write_atomic
     from attneck.serve.alone import alone
     from attneck.serve.network import Network
@@ -188,7 +184,7 @@ def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str
     names = told_apart([Path(word) for word, _ in seers])
     page = alone(photo, name, [Network(seer, one) for (_, seer), one in zip(seers, names, strict=True)])
     write_atomic(html, page.encode())
-    print(f"wrote {said(html)}, {len(page) / 1e6:.1f} MB")
+    print(f"wrote {shown_path(html)}, {len(page) / 1e6:.1f} MB")
 
 
 def target(save: Path | None, source: Path | str, what: str) -> Path:
@@ -197,7 +193,6 @@ def target(save: Path | None, source: Path | str, what: str) -> Path:
     Raises:
         UserError: no picture's ending, no such folder, or the photo itself.
     """
-    from attneck.data.readers.decode import said
 
     if save is None:
         stem = Path(source).stem
@@ -205,7 +200,7 @@ def target(save: Path | None, source: Path | str, what: str) -> Path:
         return next(path for path in map(Path, names) if not path.exists())
     check_output("--save", save, PICTURES)
     if save.exists() and Path(source).exists() and save.samefile(source):
-        raise UserError(f"--save {said(save)} is the photo itself: give another name")
+        raise UserError(f"--save {shown_path(save)} is the photo itself: give another name")
     return save
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from attneck.errors import UserError
+from attneck.errors import UserError, say
 from attneck.papers.results import FinishedRun, each_once, read_runs, same_data
 from attneck.papers.tables import Row, Table
 from attneck.runs.printed import FREE, HOW_IT_RAN, is_of, same_folder, same_network, started
@@ -36,7 +35,7 @@ class Results:
             try:
                 self.recipes[run.weights] = parse_recipe(run.recipe, f"{run.folder}/recipe.yaml")
             except UserError as error:  # of another version: no row's recipe as it is here
-                print(f"attneck: {error}; passed over", file=sys.stderr)
+                say(f"{error}; passed over")
 
     def of(self, table: Table, row: Row, recipe: Recipe | None) -> list[FinishedRun]:
         """The runs of the row's network on all of its data by `recipe`, from the start that the paper has.

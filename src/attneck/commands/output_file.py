@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from attneck.errors import UserError
+from attneck.errors import UserError, shown_path
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -16,13 +16,13 @@ def check_output(flag: str, path: Path, endings: Sequence[str]) -> None:
     Args:
         flag: what it was given with, --save say.
     """
-    from attneck.data.readers.decode import said
 
     if path.suffix.lower() not in endings or path.is_dir():
         *others, last = endings
         wanted = f"{', '.join(others)} or {last}" if others else last
-        raise UserError(f"{flag} {said(path)}: wanted a file that ends in {wanted}")
+        raise UserError(f"{flag} {shown_path(path)}: wanted a file that ends in {wanted}")
     if not path.absolute().parent.is_dir():
         raise UserError(
-            f"{flag} {said(path)}: there is no folder {said(path.absolute().parent)}; make it first"
+            f"{flag} {shown_path(path)}: there is no folder {shown_path(path.absolute().parent)}; make it "
+            "first"
         )

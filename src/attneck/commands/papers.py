@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Flag, Json, call
 from attneck.commands.counted import counts_of, of_paper
 from attneck.commands.measured import FOLDERS, Results
 from attneck.commands.paper_figures import (
@@ -65,8 +65,8 @@ def show(
     results: tuple[Path, ...] = (),
     figure: Literal["7", "8", "9", "ablation"] | None = None,
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
-    markdown_: Annotated[bool, tyro.conf.arg(name="markdown"), tyro.conf.FlagCreatePairsOff] = False,
-    json_: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    markdown_: Annotated[Flag, tyro.conf.arg(name="markdown")] = False,
+    json_: Json = False,
 ) -> None:
     """Every figure that the papers print, beside what is computed and measured here.
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import io
-import json
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Checkpoint, call
 from attneck.commands.class_predictions import ClassPredictions, label_of
 from attneck.commands.given_images import Given, given_images
 from attneck.commands.progress import shown
 from attneck.commands.results_folder import folder_for, free_name
-from attneck.errors import RunFailed, UserError
+from attneck.errors import RunFailed, UserError, say, shown_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,7 +37,7 @@ def predict(
     top_k: int | None = None,
     beside: Path | None = None,
     max_pixels: int | None = None,
-    checkpoint: Literal["newest", "best"] = "newest",
+    checkpoint: Checkpoint = "newest",
 ) -> None:
     """Find what is in images with a run's model: their class, or objects, with masks where it has them.
 
@@ -144,9 +142,8 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
     Raises UserError for an image that cannot be read; RunFailed where a disk or the memory gives out; OSError
     where nothing can be written. A signal ends it where it is.
     """
-    from attneck.data.readers.decode import said
     from attneck.explain.detections import enlarged
-    from attneck.files import write_atomic
+    from attneck.files import write_atomic, write_json
 
     titles = [one.recipe.model.name for one in runs]
     objects = runs[0].finds_objects
@@ -170,10 +167,10 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
                 file = folder / f"{free_name(Path(sample.file).stem, taken)}.png"
                 write_atomic(file, drawn(sample, here, titles))
                 entry["picture"] = file.name
-                print(f"{said(file)}  {' and '.join(str(len(rows)) for rows in here)} objects")
+                print(f"{shown_path(file)}  {' and '.join(str(len(rows)) for rows in here)} objects")
                 here = [enlarged(rows, sample.image.size, size) for rows in here]
             else:
-                print(f"{said(sample.file)}  {table.add(sample, here)}")
+                print(f"{shown_path(sample.file)}  {table.add(sample, here)}")
                 if (label := label_of(sample)) is not None:
                     entry["label"] = label
             for every, rows in zip(detections, here, strict=True):
@@ -192,22 +189,19 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
             ],
         }
         file = folder / "predictions.json"
-        write_atomic(file, (json.dumps(document, indent=1) + "\n").encode())
+        write_json(file, document)
         files = [file, *(table.write(folder) if table else [])]
-        print(*map(said, files), sep="\n")
+        print(*map(shown_path, files), sep="\n")
         if table and (summary := table.summary()):
             print(summary)
     if isinstance(fault, KeyboardInterrupt):
         raise fault
     if fault is not None:
-        kept = f"; of {len(images)} before it what was found is in {said(folder)}" if images else ""
+        kept = f"; of {len(images)} before it what was found is in {shown_path(folder)}" if images else ""
         what = f"{fault}{kept}"
         raise UserError(what) if isinstance(fault, UserError) else RunFailed(what, fault.code)
     if smaller := sum("seen_as" in image for image in images):
-        print(
-            f"attneck: photos made smaller for the model: {smaller} (seen_as in {said(file)})",
-            file=sys.stderr,
-        )
+        say(f"photos made smaller for the model: {smaller} (seen_as in {shown_path(file)})")
 
 
 def drawn(sample: Sample, found: list[Found], titles: list[str]) -> bytes:

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
+from attneck.errors import say
+
 T = TypeVar("T")
 
 
 def tell(line: str) -> None:
     """What takes its time, on stderr where that is a terminal; a bar would be timed with it."""
     if sys.stderr.isatty():
-        print(f"attneck: {line} …", file=sys.stderr, flush=True)
+        say(f"{line} …")
 
 
 def shown(items: Iterable[T], what: str, quiet: bool = False) -> Iterable[T]:

@@ -7,7 +7,7 @@ import unicodedata
 from itertools import count
 from pathlib import Path
 
-from attneck.errors import UserError
+from attneck.errors import UserError, shown_path
 
 LONGEST_NAME = 200
 """Bytes of a file's name without its ending; file systems take 255."""
@@ -18,7 +18,6 @@ def folder_for(run: Path, name: str, out: Path | None) -> Path:
 
     Raises UserError where there can be none, and for an `out` with something in it.
     """
-    from attneck.data.readers.decode import said
 
     folder = run / name if out is None else out
     try:
@@ -26,8 +25,8 @@ def folder_for(run: Path, name: str, out: Path | None) -> Path:
             out.mkdir(parents=True, exist_ok=True)
             if any(out.iterdir()):
                 raise UserError(
-                    f"--out {said(out)} has files in it, and nothing that is there is written to: give a new "
-                    f"folder, such as {said(out / name)}"
+                    f"--out {shown_path(out)} has files in it, and nothing that is there is written to: give "
+                    f"a new folder, such as {shown_path(out / name)}"
                 )
             return out
         for number in count(2):
@@ -39,7 +38,7 @@ def folder_for(run: Path, name: str, out: Path | None) -> Path:
         return folder
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{said(folder)}: {reason}: give another folder in --out") from None
+        raise UserError(f"{shown_path(folder)}: {reason}: give another folder in --out") from None
 
 
 def free_name(stem: str, taken: dict[str, int]) -> str:

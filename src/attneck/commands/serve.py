@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from attneck import signals
-from attneck.commands.arguments import call
-from attneck.commands.given_model import kind_of, viewer
+from attneck.commands.arguments import Checkpoint, call
+from attneck.commands.given_model import kind_of, only_of_runs, viewer
 from attneck.errors import RunFailed, UserError
 from attneck.files import told_apart
 from attneck.training.recipe_file import is_run
@@ -24,7 +24,7 @@ def serve(
     models: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     /,
     port: int = PORT,
-    checkpoint: Literal["newest", "best"] = "newest",
+    checkpoint: Checkpoint = "newest",
 ) -> None:
     """A page in your browser: give it an image, and see where each head of each block looks from the pointer.
 
@@ -42,7 +42,7 @@ def serve(
     given = models or (_newest_run(),)
     kinds = [kind_of(model) for model in given]
     if checkpoint != "newest" and "run" not in kinds:
-        raise UserError(f"--checkpoint is about runs, and {given[0]} is none: leave it out")
+        only_of_runs("--checkpoint", given[0], kinds[0])
 
     from attneck.serve.gallery import Gallery
     from attneck.serve.network import Network
@@ -50,8 +50,8 @@ def serve(
 
     gallery = Gallery(
         [
-            Network(viewer(model, None, checkpoint if kind == "run" else "newest"), name)
-            for model, kind, name in zip(given, kinds, told_apart([*map(Path, given)]), strict=True)
+            Network(viewer(model, None, checkpoint), name)
+            for model, name in zip(given, told_apart([*map(Path, given)]), strict=True)
         ]
     )
     stopped = threading.Event()

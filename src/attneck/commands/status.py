@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from attneck.commands.arguments import call
+from attneck.commands.arguments import Json, call
 from attneck.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def tell(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
     /,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Where runs are: who trains each, its step and scores, the speed, the time left, the newest checkpoint.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Annotated, Any
 import tyro
 
 from attneck.checks import whole
-from attneck.commands.arguments import parse
+from attneck.commands.arguments import Flag, parse
 from attneck.commands.train import gathered
 from attneck.commands.train import parse as recipe_of
-from attneck.errors import UserError, user_mistakes
+from attneck.errors import UserError, say, user_mistakes
 from attneck.studies.study import OWN_DICTS, Cell, Study, cells, load_study, shipped_studies
 from attneck.training.recipe_file import flat
 
@@ -51,9 +50,9 @@ stopped, in whatever way. --any.field changes a field of the recipe in every run
 class Arguments:
     """Train a study's runs, list them, or report on them."""
 
-    list_: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False
+    list_: Annotated[Flag, tyro.conf.arg(name="list")] = False
     """Print the command of each run that isn't done, a line each, for xargs or a job array; train nothing."""
-    report: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    report: Flag = False
     """Report on the runs that have ended, and train nothing."""
     jobs: int = 1
     """Runs at a time, each with one thread."""
@@ -217,10 +216,5 @@ def show(
         grid.add_row(*row[:SHOWN])
     Console().print(grid)
     if undone:
-        print(f"attneck: {undone} of {len(made)} runs have not ended yet", file=sys.stderr)
+        say(f"{undone} of {len(made)} runs have not ended yet")
     print(f"report  {written[0]}  (and {', '.join(file.suffix for file in written[1:])})")
-
-
-def say(line: str) -> None:
-    """A line of progress."""
-    print(line, file=sys.stderr, flush=True)

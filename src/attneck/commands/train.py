@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
 import textwrap
 from collections.abc import Set
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from pydantic import ValidationError
 
 from attneck import signals
 from attneck.checks import whole
+from attneck.commands.arguments import Flag
 from attneck.commands.arguments import parse as arguments_of
-from attneck.errors import RunFailed, UserError, brief
+from attneck.errors import RunFailed, UserError, brief, is_first, say
 from attneck.models import catalog
 from attneck.models.options import own_and_backbones
 from attneck.runs.folder import newest_folder, writing
@@ -46,11 +46,11 @@ class Arguments:
     """The run's folder; runs/RECIPE, numbered where that is taken, if not given."""
     processes: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Processes on this machine that share each batch, one a GPU where there are GPUs."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    resume: Flag = False
     """Go on from the newest whole checkpoint of the run in --out (or of the run named as RECIPE)."""
-    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    verbose: Flag = False
     """Name every tensor of model.weights or model.pretrained that was not simply taken."""
-    accept_changes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    accept_changes: Flag = False
     """With --resume: go on with data that has changed, and say how; otherwise it is refused."""
 
 
@@ -103,12 +103,12 @@ def main(words: list[str]) -> None:
             launch(["train", *words], arguments.processes)
             return
     schedule = recipe.schedule
-    if os.environ.get("RANK", "0") == "0" and recipe.steps is None and load_recipe(name).steps is not None:
+    if recipe.steps is None and load_recipe(name).steps is not None:
         marks = ", ".join(f"{mark:.3g}" for mark in schedule.milestones)
-        print(
-            f"attneck: {name} counts in epochs here: {recipe.epochs or 1}, "
+        say(
+            f"{name} counts in epochs here: {recipe.epochs or 1}, "
             f"{schedule.warmup_epochs:.3g} of warm-up{f', milestones {marks}' * bool(marks)}",
-            file=sys.stderr,
+            once=True,
         )
 
     from attneck.runs.train import train
@@ -122,7 +122,7 @@ def main(words: list[str]) -> None:
         accept_changes=arguments.accept_changes,
         verbose=arguments.verbose,
     )
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first():
         if summary.early:
             print(f"ended   early: {recipe.patience} scorings in a row were no better (patience)")
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")

@@ -2,6 +2,7 @@
 
 import os
 from itertools import chain
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from attneck.data.readers.decode import UnreadableImage, decode
 from attneck.data.root import resolve
 from attneck.data.sampling import spread
 from attneck.data.skipping import Skipped, skips
-from attneck.data.table import SETS, load
+from attneck.data.table import SETS
 
 
 class AnnotatedImages(DetectionDataset):
@@ -131,5 +132,5 @@ def read_annotations(
     `masks`: whether every object must have one.
     """
     folder = resolve(root, name, SETS[name].source)
-    found: Annotations = load(SETS[name].kinds["detection"].annotations)(name, split, folder, masks)
+    found: Annotations = resolve_name(SETS[name].kinds["detection"].annotations)(name, split, folder, masks)
     return found

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from attneck.data.readers.decode import said
 from attneck.data.readers.shards import COLUMNS, INDEX, is_packed, member
 from attneck.data.readers.tree import Tree, every_split, tell_left
 from attneck.data.sampling import order
-from attneck.errors import UserError
+from attneck.errors import UserError, shown_path
 from attneck.files import write_csv, writing
 
 Progress = Callable[[Iterable[int], str], Iterable[int]]
@@ -36,12 +35,14 @@ def pack(root: Path, out: Path, shard_bytes: int, progress: Progress) -> dict[st
         NotWritten: no room, say.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{said(out)} is there already: give a new folder for the shards")
+        raise UserError(f"{shown_path(out)} is there already: give a new folder for the shards")
     if not out.absolute().parent.is_dir():
-        raise UserError(f"{said(out)}: there is no folder {said(out.absolute().parent)}; make it first")
+        raise UserError(
+            f"{shown_path(out)}: there is no folder {shown_path(out.absolute().parent)}; make it first"
+        )
     for folder in (root, root / "train", root / "val"):
         if is_packed(folder):
-            raise UserError(f"{said(folder)} is packed already: give a folder of images")
+            raise UserError(f"{shown_path(folder)} is packed already: give a folder of images")
     aside = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
     found = {}
     try:
@@ -70,10 +71,10 @@ def _pack(tree: Tree, folder: Path, split: str, shard_bytes: int, progress: Prog
                 content = (tree.folder / name).read_bytes()
             except UnicodeEncodeError:
                 raise ValueError(
-                    f"folder: {said(tree.folder / name)}: the name is no text: rename it"
+                    f"folder: {shown_path(tree.folder / name)}: the name is no text: rename it"
                 ) from None
             except OSError as error:
-                where = said(tree.folder / name)
+                where = shown_path(tree.folder / name)
                 raise ValueError(f"folder: {where}: {error.strerror}: make it readable") from error
             with writing(folder):
                 if tar is None or tar.offset + len(content) > shard_bytes:

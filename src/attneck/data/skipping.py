@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TypeVar
 
 import torch
 
-from attneck.data.readers.decode import ImageTooLarge, UnreadableImage, said
+from attneck.data.readers.decode import ImageTooLarge, UnreadableImage
+from attneck.errors import say, shown_path
 
 T = TypeVar("T")
 
@@ -86,11 +86,11 @@ class Skipped:
                     raise UnreadableImage(
                         f"{error} ({found} of {count} images cannot be read: over {SHARE:.0%} is not skipped)"
                     ) from None
-                print(f"attneck: skipped: {error}", file=sys.stderr)
+                say(f"skipped: {error}")
         raise UnreadableImage(f"{self.file(index)}: neither it nor any that could take its place can be read")
 
 
 def summary_of(files: Collection[str]) -> str:
     """How many were left out, and which first."""
-    first = ", ".join(map(said, sorted(files)[:3]))
+    first = ", ".join(map(shown_path, sorted(files)[:3]))
     return f"images skipped in training: {len(files)} ({first}{', …' * (len(files) > 3)})"

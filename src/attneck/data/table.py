@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
 Rule = Literal["coco", "11-point", "area"]
@@ -157,13 +157,6 @@ def names_for(task: str) -> list[str]:
     return [name for name, data_set in SETS.items() if task in data_set.kinds]
 
 
-def load(path: str) -> Callable[..., Any]:
-    """The function that `module:function` of a row names."""
-    module, _, function = path.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), function)
-    return found
-
-
 def open_data(task: str, name: str, split: str, **options: Any) -> Any:
     """Opens a data set for "classification" or "detection"; an option of None is not given.
 
@@ -182,7 +175,7 @@ def open_data(task: str, name: str, split: str, **options: Any) -> Any:
     augment = given.get("augment", "none")
     _choose(f"split of {name}", split, kind.splits)
     _choose(f"augment for {name}", augment, kind.augments)
-    opener = load(kind.opener)
+    opener = resolve_name(kind.opener)
     takes = [option for option in inspect.signature(opener).parameters if option not in ("name", "split")]
     for option, value in given.items():
         if option not in takes:

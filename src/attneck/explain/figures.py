@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from attneck.errors import UserError, one_line
-from attneck.explain.plain import plain
+from attneck.explain.plain import plain, significant
 from attneck.explain.vector import save
 from attneck.files import told_apart
 from attneck.training.records import RECORDS, Record, read_records
@@ -211,11 +211,6 @@ def _draw(
     if lasts:
         label = plain(f"{name}: {', '.join(told or [lasts[0][2]])}")
         axes.plot([], [], color=colour, markersize=4, label=label, **own)
-
-
-def significant(value: float) -> str:
-    """Three significant digits: 77.4, 1.17, 0.0312."""
-    return f"{value:#.3g}".rstrip(".")
 
 
 def _records(run: Path) -> list[Record]:

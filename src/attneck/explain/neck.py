@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from attneck.explain.palette import GREEN, ORANGE, PURPLE, SKY, YELLOW
-from attneck.explain.plain import printable
+from attneck.explain.plain import printable, short
 from attneck.explain.sheet import DARK, LIGHT
 from attneck.measure.stages import Stage
 
@@ -66,7 +66,7 @@ def _network(axes: Any, network: Drawn, image_size: tuple[int, int], top: float,
     params, madds = (sum(getattr(stage, what) for stage in network.stages) for what in ("params", "madds"))
     title = {"fontsize": 12, "weight": "bold", "color": colours["ink"], "parse_math": False}
     axes.text(EDGE, top, printable(network.title), va="top", **title)
-    total = f"{_count(params)} parameters, {_count(madds)} multiply-adds"
+    total = f"{short(params)} parameters, {short(madds)} multiply-adds"
     right = EDGE + (len(network.stages) + 1) * (WIDE + GAP) - GAP
     axes.text(right, top + 0.02, total, va="top", ha="right", fontsize=9, color=colours["soft"])
     middle = top + ROW + TALL / 2
@@ -130,7 +130,7 @@ def _words(stage: Stage) -> list[str]:
     first = f"{where}, {wide}" if where and wide else where or wide
     return [
         word
-        for word in (first, blocks, f"{_count(stage.params)} params", f"{_count(stage.madds)} m.-adds")
+        for word in (first, blocks, f"{short(stage.params)} params", f"{short(stage.madds)} m.-adds")
         if word
     ]
 
@@ -172,11 +172,3 @@ def _short_names(names: Sequence[str]) -> list[str]:
         parts = name.split(".")
         short.append(".".join(parts[-2:]) if parts[-1].isdecimal() else parts[-1])
     return [one if short.count(one) == 1 else name for one, name in zip(short, names, strict=True)]
-
-
-def _count(number: int) -> str:
-    """Three significant digits: 25.6 M, 4.09 G, 928."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:#.3g}".rstrip(".") + f" {unit}"
-    return str(number)

@@ -11,6 +11,27 @@ import torch
 Call = Callable[[], object]
 
 
+PROCESSOR = "processor time"
+
+
+def clock(device: str) -> tuple[str, Callable[[], float]]:
+    """What is measured on a device, and the seconds of it so far.
+
+    By one thread of the CPU it is this thread's own processor time, since other programs may wait for the
+    core too; else the wall's, of a GPU once it has done what it was given.
+    """
+    if device == "cuda":
+
+        def waited() -> float:
+            torch.cuda.synchronize()
+            return time.perf_counter()
+
+        return "wall time", waited
+    if torch.get_num_threads() == 1:
+        return PROCESSOR, time.thread_time
+    return "wall time", time.perf_counter
+
+
 class Times(dict[str, list[float]]):
     """Seconds of each call, by name: one sample a round."""
 
@@ -40,24 +61,21 @@ def interleave(
     seconds: float = 2.0,
     least: int = 3,
     device: str = "cpu",
-    clock: Callable[[], float] | None = None,
+    now: Callable[[], float] | None = None,
 ) -> Times:
     """The times of each call, in seconds.
 
     The calls take turns, each round in another order, so other work of the machine slows all of them alike.
-    Compare times of one run only. On the CPU by one thread it is processor time: waiting for a busy machine
-    does not count.
+    Compare times of one run only.
 
     Args:
         calls: by name.
         seconds: sampling time of each call, over all rounds.
         least: least number of rounds, however long they take.
         device: "cuda" takes the GPU's own time, by events at both ends of a sample.
-        clock: seconds so far, of the CPU. If not given, this thread's own processor time where PyTorch has
-            one thread, since other programs may wait for the core too; else the wall's.
+        now: seconds so far, of the CPU; those of `clock` if not given.
     """
-    alone = device == "cpu" and torch.get_num_threads() == 1
-    now = clock or (time.thread_time if alone else time.perf_counter)
+    now = now or clock(device)[1]
 
     def sample(call: Call, repeats: int) -> float:
         if device == "cuda":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from attneck.checks import sides, whole
@@ -303,9 +303,8 @@ def build_family(
     Raises:
         ValueError: what the family's builder, or a layer that it makes, does not take.
     """
-    module, _, function = options.builder.partition(":")
     channels = {"in_chans": in_chans} if in_chans != 3 else {}  # detectors have no such choice
-    model: nn.Module = getattr(import_module(module), function)(
+    model: nn.Module = resolve_name(options.builder)(
         options, num_classes=num_classes, image_size=image_size, **channels
     )
     if options.bn_momentum is not None or options.bn_eps is not None:

@@ -6,7 +6,7 @@ where the network is down: the hub's client alone would try for a minute.
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import brief, one_line, suggestion
@@ -93,10 +93,9 @@ def start(model: nn.Module, name: str, loader: str) -> Loaded:
     Raises:
         ValueError: as `fetch`, or none of them fits.
     """
-    module, _, function = loader.partition(":")
     own: Any = model
     channels = own.origin.in_chans
-    loaded: Loaded = getattr(import_module(module), function)(model, fetch(name, channels))
+    loaded: Loaded = resolve_name(loader)(model, fetch(name, channels))
     check_filled(loaded, name)
     follow(model, *normalisation(name))
     return loaded

@@ -10,6 +10,7 @@ from typing import Any
 
 from attneck.errors import UserError
 from attneck.papers.tables import Row
+from attneck.processor import ran_on
 
 KIND = "step times"
 """What such a document says that it is."""
@@ -58,7 +59,7 @@ def read_step_times(folders: Iterable[Path]) -> list[StepTimes]:
                     if row["ms"] is not None
                 }
                 rounds = min((len(row["samples_ms"]) for row in document["rows"] if row["ms"]), default=0)
-                device = environment["gpu"] or f"{environment['processor']}, {_threads(environment)}"
+                device = environment["gpu"] or ran_on(environment)
                 found.append(StepTimes(path.as_posix(), device, document["dtype"], rows, rounds))
             except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
                 raise UserError(
@@ -66,8 +67,3 @@ def read_step_times(folders: Iterable[Path]) -> list[StepTimes]:
                     "measure it anew or move it"
                 ) from None
     return found
-
-
-def _threads(environment: Mapping[str, Any]) -> str:
-    count = environment["torch_threads"]
-    return f"{count} thread" + ("s" if count > 1 else "")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attneck.files import NotWritten, write_atomic
+from attneck.files import NotWritten, read_json, write_json
 
 if TYPE_CHECKING:
     from attneck.tasks.task import Facts
@@ -32,10 +31,8 @@ def cost_of(folder: Path, recipe: Recipe, facts: Facts) -> Cost:
         ValueError: a network that cannot be built or counted.
     """
     file = folder / COST
-    try:
-        return Cost(**json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        pass
+    with suppress(TypeError):  # nothing kept, or something else
+        return Cost(**(read_json(file) or {}))
     import torch
 
     from attneck.measure import count
@@ -46,5 +43,5 @@ def cost_of(folder: Path, recipe: Recipe, facts: Facts) -> Cost:
     counts = count(model, facts["image_size"])
     found = Cost(counts.params, counts.madds)
     with suppress(NotWritten):  # it is counted again then
-        write_atomic(file, (json.dumps(asdict(found)) + "\n").encode())
+        write_json(file, asdict(found))
     return found

@@ -12,7 +12,6 @@ import fcntl
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from attneck.errors import UserError
+from attneck.errors import UserError, say
 
 LOCK = "train.lock"
 """The file in a run's folder. It stays there: whoever removed it could remove another's."""
@@ -105,7 +104,7 @@ def _taken(folder: Path) -> int:
         os.close(file)
         raise
     if owner:
-        print(f"attneck: {folder}: {owner} has ended without giving it up; going on", file=sys.stderr)
+        say(f"{folder}: {owner} has ended without giving it up; going on")
     return file
 
 
@@ -118,10 +117,7 @@ def _locked(file: int, folder: Path) -> bool:
             return True
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                print(
-                    f"attneck: {folder}: no locks there ({error.strerror}); keep a second program out of it",
-                    file=sys.stderr,
-                )
+                say(f"{folder}: no locks there ({error.strerror}); keep a second program out of it")
                 return True
     return False
 

@@ -7,11 +7,10 @@ them is kept in `SCORED`. The report comes last, of all that is in the folder.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attneck.errors import one_line
+from attneck.errors import one_line, say
 from attneck.runs.folder import PICTURES, SCORED
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def draw_pictures(folder: Path, task: Task, facts: Facts) -> None:
             faults.append(f"{what} ({type(error).__name__}: {one_line(error, 120)})")
     if faults:
         said = ", and ".join(faults)
-        print(f"attneck: {folder}: {said}; the run itself is whole", file=sys.stderr)
+        say(f"{folder}: {said}; the run itself is whole")
 
 
 def evaluation_picture(folder: Path, evaluation: Evaluation, title: str) -> list[Path]:

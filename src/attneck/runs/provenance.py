@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
+from attneck.files import read_json
 from attneck.training.recipe_file import shipped_recipes
 
 
 def environment_of(folder: Path) -> dict[str, Any]:
     """Its environment.json; empty where it is missing or damaged."""
-    try:
-        found = json.loads((folder / "environment.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(folder / "environment.json") or {}
 
 
 def command(folder: Path) -> str | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attneck.checks import whole
-from attneck.errors import UserError, brief, one_line, user_mistakes
+from attneck.errors import UserError, brief, one_line, say, user_mistakes
 from attneck.training.recipe import Model, Recipe
 from attneck.training.recipe_file import RECIPE, is_run, load_recipe, parse_recipe
 from attneck.training.records import RECORDS, Record, read_records
@@ -285,9 +283,8 @@ class Run:
             check_fits(state, model, recipe)
 
         state, path, passed = checkpoint.load_latest(self.folder / "checkpoints", fits)
-        if os.environ.get("RANK", "0") == "0":
-            for said in passed:
-                print(f"attneck: {said}; taking step {state['step']}", file=sys.stderr)
+        for said in passed:
+            say(f"{said}; taking step {state['step']}", once=True)
         if self.checkpoint == "best":
             with user_mistakes():
                 found = best_of(state["history"], key_of(self.recipe, self._task.metrics(self.recipe)))
@@ -361,8 +358,8 @@ class Run:
                 f"{self.folder}: classes have changed places ({shortened(moved)}), their scores would be "
                 "wrong: give the data that it was trained on"
             )
-        if words and words not in self._told and os.environ.get("RANK", "0") == "0":
-            print(f"attneck: {self.folder}: the data has changed: {shortened(words)}", file=sys.stderr)
+        if words and words not in self._told:
+            say(f"{self.folder}: the data has changed: {shortened(words)}", once=True)
             self._told.append(words)
 
     def _placed(self, model: nn.Module, everyone: World) -> nn.Module:

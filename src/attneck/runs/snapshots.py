@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attneck.errors import one_line
+from attneck.errors import one_line, say
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -124,10 +123,9 @@ class Snapshots:
             write_atomic(self._file(step), json.dumps([_told(look) for look in looks]).encode())
         except Exception as error:
             self.steps = frozenset()
-            print(
-                f"attneck: {self.folder}: no more snapshots are taken ({type(error).__name__}: "
-                f"{one_line(error, 150)}); the run goes on",
-                file=sys.stderr,
+            say(
+                f"{self.folder}: no more snapshots are taken ({type(error).__name__}: "
+                f"{one_line(error, 150)}); the run goes on"
             )
 
     def _file(self, step: int) -> Path:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -19,8 +17,8 @@ from attneck.attention.choice import attention, set_attention
 from attneck.attention.cpu.choice import float32_products
 from attneck.attention.cpu.passes import passes
 from attneck.data.fingerprint import changes, renames, shortened
-from attneck.errors import UserError, user_mistakes
-from attneck.files import write_atomic
+from attneck.errors import UserError, say, user_mistakes
+from attneck.files import write_atomic, write_json
 from attneck.runs.folder import newest_folder, present, take_folder, writing
 from attneck.runs.lock import only_one
 from attneck.runs.provenance import environment_of
@@ -116,19 +114,19 @@ def start(
         here = torch.get_num_threads()
         threads = before.get("torch_threads", here)
         if (processes := before.get("processes", everyone.size)) != everyone.size:
-            _say(
+            say(
                 f"{folder} goes on with another number of processes, {everyone.size} for {processes}: each "
                 f"step has the same {recipe.batch} images, {recipe.batch // everyone.size} a process; "
                 "rounding differs, and so will the last bits of its weights"
             )
         elif everyone.device.type == "cpu" and threads != here:
-            _say(
+            say(
                 f"{folder} goes on with another number of threads, {here} for {threads}: rounding differs, "
                 f"and so will the last bits of its weights; OMP_NUM_THREADS={threads} keeps them"
             )
     if restarted:
         whence = f"going on from step {step}" if goes_on else "from the beginning"
-        _say(f"{folder}: started again by torchrun, {whence}")
+        say(f"{folder}: started again by torchrun, {whence}")
     with user_mistakes():
         set_attention(asked)
         taken = ways()
@@ -137,7 +135,7 @@ def start(
             # Before they were recorded, of this network too, there were PyTorch's operators alone.
             made = before.get("attention_passes") or "operators" if goes_on else passes()
     if goes_on and (earlier := before.get("attention_ways", taken)) != taken:
-        _say(
+        say(
             f"{folder} goes on with other ways of computing attention ({taken or 'none'}; before: "
             f"{earlier or 'none'}): rounding differs, and so will the last bits of its weights"
         )
@@ -155,7 +153,7 @@ def start(
             (folder / SKIPPED).unlink(missing_ok=True)
         write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
         for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
-            write_atomic(folder / name, (json.dumps(content, indent=1) + "\n").encode())
+            write_json(folder / name, content)
     return Start(folder, facts, products, made, asked, goes_on)
 
 
@@ -219,12 +217,8 @@ def _compared(
             f"{back}, or start a new run"
         )
     if changed:
-        _say(f"{folder} goes on with other data: {said}")
+        say(f"{folder} goes on with other data: {said}")
     return step, changed
-
-
-def _say(words: str) -> None:
-    print(f"attneck: {words}", file=sys.stderr)
 
 
 def _launch() -> list[str] | None:

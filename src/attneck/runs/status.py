@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from attneck.files import read_json
 from attneck.runs.lock import owner
 from attneck.runs.provenance import environment_of
 from attneck.runs.run import Run
@@ -92,21 +92,21 @@ def _ended(folder: Path, step: int, steps: int | None) -> bool:
 
     A run that goes on with more patience has the summary of its first end until its second one.
     """
-    try:
-        summary = json.loads((folder / "summary.json").read_bytes())
-        early = bool(summary.get("ended_early")) and summary["steps"] >= step
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, or damaged
+    summary = read_json(folder / "summary.json")
+    if summary is None:
         return False
+    last = summary.get("steps")
+    early = bool(summary.get("ended_early")) and isinstance(last, int) and last >= step
     return steps is None or step >= steps or early
 
 
 def _images(folder: Path) -> int | None:
     """Those of an epoch's training; None before the data was opened, and in runs of older versions."""
     try:
-        rows = json.loads((folder / "data.json").read_bytes())["data"]["training"]
-        return sum(row[0] for row in rows.values())
-    except (OSError, ValueError, KeyError):
+        rows = (read_json(folder / "data.json") or {})["data"]["training"]
+    except KeyError:
         return None
+    return sum(row[0] for row in rows.values())
 
 
 def timed_steps(records: Sequence[Mapping[str, Any]], starts: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -24,8 +22,8 @@ from attneck.attention.cpu.passes import set_passes
 from attneck.data import loader
 from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of
-from attneck.errors import UserError, user_mistakes
-from attneck.files import write_atomic
+from attneck.errors import UserError, say, user_mistakes
+from attneck.files import write_json
 from attneck.layers import BAM
 from attneck.measure.meta import check_logits
 from attneck.models.pretrained import check_filled, fetch
@@ -145,18 +143,15 @@ def train(
             set_attention(begun.attention)
         on_cpu = everyone.device.type == "cpu"
         if on_cpu and everyone.rank == 0 and (torch.backends.mps.is_available() or torch.xpu.is_available()):
-            print("attneck: trains on the CPU: of GPUs it takes NVIDIA's alone", file=sys.stderr)
+            say("trains on the CPU: of GPUs it takes NVIDIA's alone")
         slow = on_cpu and emulated(torch.bfloat16)
         if recipe.precision == "bfloat16" and everyone.rank == 0 and slow:
-            print(
-                "attneck: this processor has no products in bfloat16: float32 ones, rounded, take its place",
-                file=sys.stderr,
-            )
+            say("this processor has no products in bfloat16: float32 ones, rounded, take its place")
         if everyone.rank == 0 and not begun.resume:
             many = many_epochs(recipe, len(task.training))
             for said in (getattr(model, "surgery_report", None), *started, many):
                 if said is not None:
-                    print(f"attneck: {said}", file=sys.stderr)
+                    say(said)
 
         seen = snapshots.Snapshots(folder, task, begun.facts) if recipe.pictures else None
         progress, average = loop.train_loop(
@@ -175,7 +170,7 @@ def train(
         if task.training.skipped is not None:
             left_out = set(everyone.joined(task.training.skipped.files()))
             if left_out and everyone.rank == 0:
-                print(f"attneck: {summary_of(left_out)}", file=sys.stderr)
+                say(summary_of(left_out))
         last = average.module if average is not None else model
         if everyone.rank == 0 and seen is not None and seen.last(progress.step):
             loop.scored(partial(seen.take, progress.step), last, recipe, everyone.device)
@@ -193,7 +188,7 @@ def train(
                 document["best"] = asdict(summary.best)
             if summary.early:
                 document["ended_early"] = True
-            write_atomic(folder / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
+            write_json(folder / "summary.json", document)
             if recipe.pictures:
                 pictures.draw_pictures(folder, task, begun.facts)
         return summary

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attneck.errors import UserError
-from attneck.files import write_atomic
+from attneck.files import write_json
 from attneck.training.checkpoint_files import checkpoints
 
 Found = dict[str, Any]
@@ -40,7 +40,7 @@ def once(file: Path, key: str, find: Callable[[], Any]) -> None:
     found = {WEIGHTS: _weights(file.parent)} | read(file)
     if key not in found:
         found[key] = find()
-        write_atomic(file, (json.dumps(found, indent=1) + "\n").encode())
+        write_json(file, found)
 
 
 def has_weights(folder: Path) -> bool:

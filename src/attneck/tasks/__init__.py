@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from attneck.models import catalog
@@ -28,8 +28,7 @@ def task_of(recipe: Recipe) -> type[Task]:
     """
     timm = recipe.model.name.startswith(TIMM)  # its classifiers
     name = "classification" if timm else catalog.find(recipe.model.name).task
-    module, _, kind = TASKS[name].partition(":")
-    found: type[Task] = getattr(import_module(module), kind)
+    found: type[Task] = resolve_name(TASKS[name])
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,17 +13,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attneck import surgery
 from attneck.checks import sides
 from attneck.data import ClassificationDataset, Normalise, collate, loader, open_dataset
-from attneck.data.readers.decode import said
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.sampling import EvalBatches, spread
-from attneck.errors import suggestion
+from attneck.errors import shown_path
 from attneck.models import catalog, create_model, pretrained
 from attneck.models.origin import Origin
 from attneck.models.renamed import renamed
 from attneck.models.weights import Loaded, load_matching, read_weights
+from attneck.surgery import Adoption
+from attneck.surgery.by_name import operate
 from attneck.tasks.confusion import Tally
 from attneck.tasks.of_timm import of_timm
 from attneck.tasks.ranking import area
@@ -69,8 +68,8 @@ class Classification:
             kept = {*opened.labels.tolist()}
             if lacking := [name for label, name in enumerate(opened.classes) if label not in kept]:
                 raise ValueError(
-                    f"folder: data.train_size {data.train_size} leaves {said(lacking[0])} no training image"
-                    f"{f', and {len(lacking) - 1} more classes' * (len(lacking) > 1)}: give a larger one"
+                    f"folder: data.train_size {data.train_size} leaves {shown_path(lacking[0])} no training "
+                    f"image{f', and {len(lacking) - 1} more classes' * (len(lacking) > 1)}: give a larger one"
                 )
         return opened
 
@@ -198,7 +197,7 @@ class Classification:
     def start(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
         """Put in what fits by name and shape; what surgery adopted has its old names too."""
         report: Any = getattr(model, "surgery_report", None)
-        if isinstance(report, surgery.Adoption):
+        if isinstance(report, Adoption):
             given = renamed(read_weights(weights), model)
             weights = given.named(report.converted(given))
         return load_matching(model, weights)
@@ -289,17 +288,7 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
             )
         plain: nn.Module = network
         return plain
-    operate: Any = getattr(surgery, recipe.surgery)
-    arguments = inspect.signature(operate).parameters.keys()
-    wanted = sorted(arguments - {"model", "image_size"})
-    for name in recipe.surgery_options:
-        if name not in wanted:
-            raise ValueError(
-                f"{recipe.surgery} has no option {name!r}{suggestion(name, wanted)} "
-                f"(there are {', '.join(wanted) or 'none'})"
-            )
-    for_size = {"image_size": image_size} if "image_size" in arguments else {}
-    network, report = operate(network, **for_size, **recipe.surgery_options)
+    network, report = operate(network, recipe.surgery, recipe.surgery_options, image_size)
     network.surgery_report = report
     network.origin = dataclasses.replace(
         network.origin, surgery=recipe.surgery, surgery_options=dict(recipe.surgery_options)

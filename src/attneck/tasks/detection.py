@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -30,6 +29,7 @@ from attneck.detection.results import to_coco_detections
 from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
 from attneck.detection.transform import Transform
 from attneck.detection.weights import load_weights
+from attneck.errors import say
 from attneck.models import catalog, create_model
 from attneck.models.detector_options import DetectorOptions
 from attneck.models.pretrained import follow, normalisation
@@ -116,10 +116,9 @@ class Detection:
                 f"{data.name} counts them"
             )
         if opened.dropped and self.everyone.rank == 0:
-            print(
-                f"attneck: {data.name}: {opened.dropped:,} objects of {data.train_split} have boxes of no "
-                "size: they are not trained on",
-                file=sys.stderr,
+            say(
+                f"{data.name}: {opened.dropped:,} objects of {data.train_split} have boxes of no "
+                "size: they are not trained on"
             )
         return opened
 

@@ -7,7 +7,6 @@ resumed ends with the same bits as one that was not.
 from __future__ import annotations
 
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from attneck.errors import RunFailed, UserError, user_mistakes
+from attneck.errors import RunFailed, UserError, say, user_mistakes
 from attneck.files import NotWritten
 from attneck.signals import noted
 from attneck.training import checkpoint, layers, state
@@ -90,11 +89,11 @@ def train_loop(
         with user_mistakes():
             norms = synchronise_batchnorm(model, world.device)
         if world.rank == 0:
-            print(f"attneck: {norms} BatchNorm layers over {world.size} processes", file=sys.stderr)
+            say(f"{norms} BatchNorm layers over {world.size} processes")
     if recipe.optimizer.freeze is not None:
         frozen = layers.freeze(model, recipe.optimizer.freeze)
         if world.rank == 0:
-            print(f"attneck: {frozen}", file=sys.stderr)
+            say(frozen)
     # Where no kernel can hold a step back on the device, its flag is read before the step.
     at_once = reads_at_once(world.device) or recipe.optimizer.name not in HOLD_BACK
     optimizer = make_optimizer(model, recipe.optimizer, fused=not at_once)
@@ -115,7 +114,7 @@ def train_loop(
     steps = recipe.total_steps(steps_per_epoch)
     if world.rank == 0 and not progress.step:
         for said in [*never_reached(recipe, steps_per_epoch), *too_slow(model, recipe, steps)]:
-            print(f"attneck: {said}", file=sys.stderr)
+            say(said)
     period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
     guard = Guard(world.device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]  # a walk that no step repeats
@@ -340,7 +339,7 @@ def _restored(
     found, _, passed = checkpoint.load_latest(folder, partial(state.check_fits, model=model, recipe=recipe))
     if world.rank == 0:
         for said in passed:
-            print(f"attneck: {said}; going on from step {found['step']}", file=sys.stderr)
+            say(f"{said}; going on from step {found['step']}")
     return state.put_back(found, model, optimizer, average, world)
 
 
@@ -364,5 +363,5 @@ def _lacks(folder: Path, doing: Callable[[], str], recipe: Recipe, world: World)
         resume = f": go on with: attneck train {folder} --resume" if "whole" in left else ""
         said = f"{error}; {left}{resume}"
         if world.rank > 0:  # of what all say alike the first one speaks, and this the first doesn't know
-            print(f"attneck: {said}", file=sys.stderr)
+            say(said)
         raise RunFailed(said) from error

@@ -47,6 +47,8 @@ Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 Text = Annotated[str, Field(max_length=4000, strict=True), AfterValidator(_word)]
 Value = bool | int | float | Text | list[int]
 Tracker = Literal["wandb", "mlflow", "trackio"]
+Surgery = Literal["adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"]
+"""The functions of `attneck.surgery` that change a model."""
 
 
 class Part(BaseModel):
@@ -76,7 +78,7 @@ class Model(Part):
     """timm's weights that it starts from, by timm's name, such as resnet50.a1_in1k: downloaded once, then in
     the run's checkpoint. They fill what fits, a detector's backbone say. Images are normalised for them;
     size, crop and interpolation are the recipe's, which may differ from what timm scores them by."""
-    surgery: Literal["none", "adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"] = "none"
+    surgery: Literal["none", Surgery] = "none"
     """Classifiers: the function of `attneck.surgery` that changes the model before training."""
     surgery_options: dict[Text, Value] = {}
     """Arguments of that function, such as start paper, or stage -2; None takes one of the recipe's back."""

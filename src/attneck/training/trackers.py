@@ -6,7 +6,6 @@ the tracker's own id of the run: a run that goes on joins it, and sends what it 
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import sys
@@ -17,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from attneck.errors import UserError, one_line
-from attneck.files import write_atomic
+from attneck.errors import UserError, one_line, say
+from attneck.files import read_json, write_json
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import flat
 
@@ -179,7 +178,7 @@ class Trackers:
 
     def _write(self) -> None:
         if self.folder is not None and self.known:
-            write_atomic(self.folder / FILE, (json.dumps(self.known, indent=1) + "\n").encode())
+            write_json(self.folder / FILE, self.known)
 
     def __enter__(self) -> Trackers:
         return self
@@ -191,21 +190,20 @@ class Trackers:
 
 
 def _gone(name: str, error: Exception) -> None:
-    print(
-        f"attneck: {name} takes no more ({type(error).__name__}: {one_line(error, 120)}); the run goes on "
-        "without it, and a resume sends what it lacks",
-        file=sys.stderr,
+    say(
+        f"{name} takes no more ({type(error).__name__}: {one_line(error, 120)}); the run goes on "
+        "without it, and a resume sends what it lacks"
     )
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
     """What each was told; empty where the file is missing or not what is written here."""
     try:
-        found = json.loads((folder / FILE).read_bytes())
+        found = read_json(folder / FILE) or {}
         return {
             name: {"id": str(found[name]["id"]), "sent": int(found[name]["sent"])}
             for name in KINDS
             if name in found
         }
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return {}

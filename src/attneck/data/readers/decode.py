@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
 from attneck.data.readers.shards import Packed, Place
-from attneck.errors import USERS, RunFailed, UserError
+from attneck.errors import SHOWN, USERS, RunFailed, UserError, shown_path
 
 _AVIF = "avif" in features.get_supported_modules()  # which Pillow before 11.3 does not know
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *["AVIF"] * _AVIF)
@@ -45,9 +45,6 @@ _UPRIGHT = {
 
 MAX_PIXELS = 178_956_970
 """Of an image where no other limit is given: what Pillow itself refuses as a bomb lies above."""
-
-SHOWN = 120
-"""Characters of a path, and of a reason, that a message has at most."""
 
 
 class UnreadableImage(UserError, ValueError):  # noqa: N818 - what the image is
@@ -200,12 +197,6 @@ def look_at(path: str, name: str, max_pixels: int | None = None) -> None:
         pass
 
 
-def said(path: str | os.PathLike[str]) -> str:
-    """A path for a line: what would break it is escaped, of a long one the end is left."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(path))
-    return shown if len(shown) <= SHOWN else f"…{shown[1 - SHOWN :]}"
-
-
 @contextmanager
 def _opened(path: Place | IO[bytes], name: str, max_pixels: int | None) -> Iterator[Image.Image]:
     """An image of the right kind and size, none of it decoded; whatever fails inside becomes a line."""
@@ -239,7 +230,7 @@ def _opened(path: Place | IO[bytes], name: str, max_pixels: int | None) -> Itera
 
 
 def _called(path: Place | IO[bytes]) -> str:
-    return said(str(path)) if isinstance(path, str | Packed) else "the file"
+    return shown_path(str(path)) if isinstance(path, str | Packed) else "the file"
 
 
 def _check_regular(path: str) -> None:

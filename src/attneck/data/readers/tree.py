@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from attneck.data.readers.decode import SUFFIXES, said
+from attneck.data.readers.decode import SUFFIXES
 from attneck.data.readers.shards import INDEX, PackedImages, Place, is_packed, read_index
 from attneck.data.root import resolve
 from attneck.data.table import SETS
+from attneck.errors import say, shown_path
 
 LAYOUT = SETS["folder"].source
 
@@ -39,10 +39,10 @@ class Left:
         if self.others:
             more = f" and {len(self.others) - 1:,} more" if len(self.others) > 1 else ""
             why = f"{INDEX} names all images" if self.packed else f"{where} end in {' '.join(SUFFIXES)}"
-            parts.append(f"{said(self.others[0])}{more} ({why})")
+            parts.append(f"{shown_path(self.others[0])}{more} ({why})")
         if self.hidden:
             more = ", …" * (len(self.hidden) > 1)
-            parts.append(f"{len(self.hidden):,} hidden ({said(self.hidden[0])}{more})")
+            parts.append(f"{len(self.hidden):,} hidden ({shown_path(self.hidden[0])}{more})")
         return "; ".join(parts)
 
 
@@ -115,7 +115,7 @@ def scan(
     except FileNotFoundError:
         raise
     except OSError as error:
-        where = said(error.filename or root / split)
+        where = shown_path(error.filename or root / split)
         raise ValueError(f"folder: {where}: {error.strerror}: make it readable") from error
     return tree if val_share is None else _part(tree, split, val_share)
 
@@ -134,8 +134,8 @@ def every_split(root: Path) -> dict[str, Tree]:
         return {split: scan(root, split) for split in splits}
     if nested:
         raise ValueError(
-            f"folder: {said(root)} has {nested[0]} with folders in it, and {said(beside[0])} beside: give a "
-            "root of train and val, or one whose folders are classes"
+            f"folder: {shown_path(root)} has {nested[0]} with folders in it, and {shown_path(beside[0])} "
+            "beside: give a root of train and val, or one whose folders are classes"
         )
     names, left = _class_names(root, root)
     return {"": _read(Tree(root, tuple(names), left=left), skip_bad=False)}
@@ -158,8 +158,8 @@ def files_under(folder: Path) -> tuple[list[str], Left]:
 
 def tell_left(left: Left, where: str) -> None:
     """A line on stderr, of the first of many processes, about what is not read."""
-    if (line := left.line("images lie in a class's folder and")) and os.environ.get("RANK", "0") == "0":
-        print(f"attneck: folder: not read in {where}: {line}", file=sys.stderr)
+    if line := left.line("images lie in a class's folder and"):
+        say(f"folder: not read in {where}: {line}", once=True)
 
 
 def _read(tree: Tree, skip_bad: bool) -> Tree:
@@ -171,11 +171,12 @@ def _read(tree: Tree, skip_bad: bool) -> Tree:
         images = [] if loop else _images(inside, f"{name}/", tree.left)
         if bad := next((file for file, regular in images if not (regular or skip_bad)), None):
             raise ValueError(
-                f"folder: {said(tree.folder / bad)} has an image's name and is no regular file: remove it"
+                f"folder: {shown_path(tree.folder / bad)} has an image's name and is no regular file: remove "
+                "it"
             )
         if not images:
             raise ValueError(
-                f"folder: {said(inside)} has no images ({' '.join(SUFFIXES)}): add some or remove it"
+                f"folder: {shown_path(inside)} has no images ({' '.join(SUFFIXES)}): add some or remove it"
             )
         tree.names += [file for file, _ in images]
         tree.labels += [label] * len(images)
@@ -217,8 +218,8 @@ def _unsplit(root: Path) -> Path:
     """The folder that holds the classes, of a root that nobody has split."""
     if (root / "val").is_dir():
         raise ValueError(
-            f"folder: {said(root)} has a val folder, and val_share is given: leave val_share out, or give a "
-            "root of class folders alone"
+            f"folder: {shown_path(root)} has a val folder, and val_share is given: leave val_share out, or "
+            "give a root of class folders alone"
         )
     train = root / "train"
     if is_packed(root):
@@ -226,8 +227,8 @@ def _unsplit(root: Path) -> Path:
     if train.is_dir() and (is_packed(train) or _folders(train)):
         if _folders(root) != ["train"]:
             raise ValueError(
-                f"folder: {said(root)} has train with folders in it, and others beside: give data.root "
-                f"{said(train)}, or one whose folders are classes"
+                f"folder: {shown_path(root)} has train with folders in it, and others beside: give data.root "
+                f"{shown_path(train)}, or one whose folders are classes"
             )
         return train
     return root
@@ -247,16 +248,16 @@ def _part(tree: Tree, split: str, share: float) -> Tree:
             continue
         if lacking and (what == "training" or not kept):
             raise ValueError(
-                f"folder: data.val_share {share:g} leaves {said(lacking[0])} no {what} image"
+                f"folder: data.val_share {share:g} leaves {shown_path(lacking[0])} no {what} image"
                 f"{f', and {len(lacking) - 1} more classes' * (len(lacking) > 1)}: add images, or give a "
                 f"{change} share"
             )
-        if lacking and split == "val" and os.environ.get("RANK", "0") == "0":
+        if lacking and split == "val":
             more = ", …" * (len(lacking) > 1)
-            print(
-                f"attneck: folder: data.val_share {share:g} holds out no image of {len(lacking)} of "
-                f"{len(tree.classes)} classes ({said(lacking[0])}{more}): trained on, and not scored",
-                file=sys.stderr,
+            say(
+                f"folder: data.val_share {share:g} holds out no image of {len(lacking)} of "
+                f"{len(tree.classes)} classes ({shown_path(lacking[0])}{more}): trained on, and not scored",
+                once=True,
             )
     part = [index for index, out in enumerate(chosen) if out == (split == "val")]
     tree.names, tree.labels = [tree.names[i] for i in part], [tree.labels[i] for i in part]
@@ -270,7 +271,9 @@ def _class_names(folder: Path, root: Path) -> tuple[list[str], Left]:
     if not folder.is_dir():
         flat = _folders(root) or is_packed(root)
         own = "; for its folders as classes give --data.val-share 0.2 (to score all: 1)" if flat else ""
-        raise FileNotFoundError(f"folder: {said(folder)} is missing: {said(root)} must hold {LAYOUT}{own}")
+        raise FileNotFoundError(
+            f"folder: {shown_path(folder)} is missing: {shown_path(root)} must hold {LAYOUT}{own}"
+        )
     names: list[str] = []
     left = Left()
     if is_packed(folder):
@@ -281,11 +284,14 @@ def _class_names(folder: Path, root: Path) -> tuple[list[str], Left]:
     for entry in _entries(folder, "", left):
         (names if _is(entry.is_dir) else left.others).append(entry.name)
     if not names:
-        raise ValueError(f"folder: {said(folder)} has no class folders: {said(root)} must hold {LAYOUT}")
+        raise ValueError(
+            f"folder: {shown_path(folder)} has no class folders: {shown_path(root)} must hold {LAYOUT}"
+        )
     for name in names:
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
             raise ValueError(
-                f"folder: {said(folder / name)}: a class's name must be text that can be printed: rename it"
+                f"folder: {shown_path(folder / name)}: a class's name must be text that can be printed: "
+                "rename it"
             )
     return names, left
 

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from attneck.errors import UserError
+from attneck.explain.plain import short
 from attneck.files import told_apart
 from attneck.runs.report import sections
 from attneck.runs.report.attention import attention
@@ -159,19 +160,11 @@ def _headlines(story: Story) -> Html:
             figures.append((f"best, step {best['step']:,}", sections.figure(key, best[key])))
     costs = dict(sections.cost_rows(story))
     if story.cost is not None:
-        figures += [("parameters", _short(story.cost.params)), ("multiply-adds", _short(story.cost.madds))]
+        figures += [("parameters", short(story.cost.params)), ("multiply-adds", short(story.cost.madds))]
     figures += [("time", costs["Time, training and scoring"]), ("memory", costs["Most memory held"])]
     return tag(
         "ul", *(tag("li", tag("b", value), " ", name) for name, value in figures if value), class_="figures"
     )
-
-
-def _short(count: int) -> str:
-    """1,234,567 as 1.23 M."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return str(count)
 
 
 def _next(story: Story) -> Html:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from attneck.errors import one_line
+from attneck.files import read_json
 from attneck.runs.cost import Cost, cost_of
 from attneck.runs.folder import SCORED
 from attneck.runs.lock import owner
@@ -137,13 +137,7 @@ def read_story(folder: Path) -> Story:
 
 def _json(file: Path, lacks: list[str]) -> dict[str, Any] | None:
     """A JSON object; None where there is none, which is said where there is something else."""
-    try:
-        found = json.loads(file.read_bytes())
-        if isinstance(found, dict):
-            return found
+    found = read_json(file)
+    if found is None and file.exists():
         lacks.append(f"{file.name} is damaged")
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError):
-        lacks.append(f"{file.name} is damaged")
-    return None
+    return found

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from attneck.data.table import SETS
-from attneck.training.recipe import Recipe
+from attneck.training.recipe import Recipe, Surgery
 
-SURGERIES = {
+SURGERIES: dict[Surgery, str] = {
     "adopt": "other people's attention in it is taken over as this project's own layers",
     "attend": "3×3 convolutions of it are replaced by self-attention",
     "insert_attention_block": "blocks of self-attention are put into it",
