@@ -19,7 +19,6 @@ SCALED = {
     "ema",
     "data.root",
     "data.image_size",
-    "data.workers",
     "model.name",
     "seed",
     "reach",
