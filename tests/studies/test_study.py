@@ -385,7 +385,7 @@ def test_pairs_of_two_machines_are_said() -> None:
 TRAINER = """
 import json, os, pathlib, sys, time
 folder, code, seconds = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-print("threads", os.environ["OMP_NUM_THREADS"], flush=True)
+print("threads", os.environ["OMP_NUM_THREADS"], "of", os.environ["LOCAL_WORLD_SIZE"], flush=True)
 print("GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 folder.mkdir(parents=True, exist_ok=True)
 with (folder / "began").open("a") as file:
@@ -410,7 +410,7 @@ def test_what_fails_does_not_stop_the_others_and_is_tried_again(tmp_path: Path, 
         run_all(made, 2, stand_in(code=lambda cell: 3 * (cell.name == "se/0")))
     assert failed.value.code == 1
     assert [cell.done for cell in made] == [cell.name != "se/0" for cell in made]
-    assert log_of(made[0]).read_text().startswith("threads 1\n")
+    assert log_of(made[0]).read_text().startswith("threads 1 of 2\n")
     assert progress(made[0]) == 0.5
     run_all(made, 2, stand_in())
     assert {cell.name: (cell.folder / "began").read_text() for cell in made} == {

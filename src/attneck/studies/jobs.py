@@ -87,7 +87,7 @@ def run_all(cells: Sequence[Cell], jobs: int, command: Command | None = None) ->
                     continue
                 taken = [job.gpu for job in running]
                 gpu = min(there, key=taken.count, default=None)
-                process = _started(begin(cell), cell, gpu)
+                process = _started(begin(cell), cell, gpu, jobs)
                 running.append(Job(cell, process, bars.add_task(cell.name, total=1.0), gpu))
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
@@ -153,13 +153,15 @@ def gpus() -> list[str]:
     return (named.split(",") if named else [str(number) for number in range(count)])[:count]
 
 
-def _started(command: list[str], cell: Cell, gpu: str | None) -> subprocess.Popen[bytes]:
+def _started(command: list[str], cell: Cell, gpu: str | None, jobs: int) -> subprocess.Popen[bytes]:
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    # The data's workers share the cores with those of the other runs.
+    around = {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(jobs)} | ({} if gpu is None else {GPUS: gpu})
     with log_of(cell).open("ab") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | ({} if gpu is None else {GPUS: gpu}),
+            env=os.environ | around,
         )
