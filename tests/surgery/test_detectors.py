@@ -6,10 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn
+from torchvision.models.detection import (
+    fasterrcnn_mobilenet_v3_large_fpn,
+    fasterrcnn_resnet50_fpn,
+    retinanet_resnet50_fpn,
+)
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
-from attneck.surgery import attend, insert_attention_block, insert_se
+from attneck.surgery import attend, insert_attention_block, insert_bam, insert_se
 from attneck.surgery.blocks import residual_blocks
 from attneck.surgery.trace import trace
 
@@ -39,6 +43,19 @@ def test_a_pyramid_of_maps_of_one_size_is_none_of_blocks() -> None:
     """This one's two maps are both at stride 32."""
     report = insert_se(built(fasterrcnn_mobilenet_v3_large_fpn).backbone).report
     assert all(change.name.startswith("body.") for change in report.changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "stages"),
+    [
+        (fasterrcnn_resnet50_fpn, ["layer1", "layer2", "layer3"]),
+        (retinanet_resnet50_fpn, ["layer1", "layer2", "layer3"]),
+        (fasterrcnn_mobilenet_v3_large_fpn, ["3", "6", "12"]),
+    ],
+)
+def test_what_a_pyramid_makes_smaller_is_no_stage(make: Any, stages: list[str]) -> None:
+    report = insert_bam(built(make).backbone).report
+    assert [change.name for change in report.changes] == [f"body.{stage}.bam" for stage in stages]
 
 
 class Plus(nn.Module):

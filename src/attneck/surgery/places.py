@@ -5,7 +5,7 @@ Nothing here goes by the names or classes of networks: what counts is which maps
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -81,7 +81,7 @@ def bottlenecks(trace: Trace) -> list[Place]:
 
     The stem is left out: the maps at strides 1 and 2 in all networks but those for small images, which do not
     stride in their first convolution and shrink the image by 8 at most. So is a map that no convolution made
-    or worked on, such as a pooled one.
+    or worked on, such as a pooled one, and what a pyramid of several maps makes smaller.
 
     Raises:
         ValueError: where there is none.
@@ -95,7 +95,8 @@ def bottlenecks(trace: Trace) -> list[Place]:
     for piece in pieces:
         level = trace.coarsest(piece.outputs)
         if level is not None and level > deepest and not _pools_to_a_size(piece):
-            shrinking.append((deepest, piece))
+            if not _takes_several(trace, piece):
+                shrinking.append((deepest, piece))
             deepest = level
     for_small_images = bool(convs) and trace.coarsest(convs[0].outputs) == 0 and deepest <= 3
     stem_levels = 0 if for_small_images else STEM_LEVELS
@@ -129,6 +130,14 @@ def _shrunk(trace: Trace, piece: Step, level: int) -> int | None:
     return max((n for n in piece.inputs if n in taken and trace.level(n) == level), default=None)
 
 
+def _takes_several(trace: Trace, piece: Step) -> bool:
+    """Whether it takes maps of several sizes or by their names, as a detector's pyramid: it is no stage."""
+    positional, named = piece.arguments
+    by_name = any(isinstance(given, Mapping) for given in (*positional, *named.values()))
+    levels = [level for number in piece.inputs if (level := trace.level(number)) is not None]
+    return len(levels if by_name else {*levels}) > 1
+
+
 def _pools_to_a_size(piece: Step) -> bool:
     """Whether it makes a map of one size whatever it is given, as a head does."""
     pools = _AdaptiveAvgPoolNd | _AdaptiveMaxPoolNd
@@ -138,7 +147,12 @@ def _pools_to_a_size(piece: Step) -> bool:
 def _pieces(trace: Trace, step: Step) -> Iterator[Step]:
     """What runs one after the other from the image to the head, each shrinking its map at most once."""
     for child in step.steps:
-        if child.module is not None and child.steps and _opens(trace, child):
+        if (
+            child.module is not None
+            and child.steps
+            and not _takes_several(trace, child)
+            and _opens(trace, child)
+        ):
             yield from _pieces(trace, child)
         else:
             yield child
