@@ -305,3 +305,36 @@ def test_what_a_convolution_s_module_does_besides_is_not_lost() -> None:
         with pytest.raises(ValueError, match=f"does more to the map, by {what}, and that would be lost"):
             attend(model, image_size=32)
         assert {*model.state_dict()} == before
+
+
+class InAList(TwoNames):
+    """A block whose forward goes through a plain list, which no module is replaced in."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.layers = [*self.row]
+        del self.row
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for layer in self.layers:
+            y = layer(y)
+        return x + y
+
+
+class AsksForMore(TwoNames):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(self.conv1(x)).to(self.conv2.weight.dtype)
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [(InAList(8), "; does it keep the conv"), (AsksForMore(8), r"\(AttributeError: .*'weight'\); does it")],
+)
+def test_a_convolution_that_is_not_called_by_its_name_stays(block: nn.Module, reason: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), block)
+    before = model.state_dict(keep_vars=True)
+    with pytest.raises(ValueError, match=f"^'1.conv2' cannot be replaced: .*{reason}"):
+        attend(model, image_size=16)
+    assert all(model.state_dict(keep_vars=True)[key] is tensor for key, tensor in before.items())
+    assert not block.conv2._forward_hooks  # type: ignore[union-attr]
