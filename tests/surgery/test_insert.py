@@ -180,6 +180,30 @@ def test_device_dtype_mode_and_frozen_weights() -> None:
     assert {p.device.type for p in insert_bam(empty).model.parameters()} == {"meta"}
 
 
+class Named(nn.Module):
+    """A stage whose result is a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"map": self.conv(x)}
+
+
+def test_a_result_that_is_no_map_and_no_list_is_not_handed_to_bam() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.stage = nn.Conv2d(3, 16, 4, stride=4), Named()
+            self.down = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.stage(self.stem(x))["map"])
+
+    assert list(inserted(insert_bam(Net()).model)) == ["stage.conv.bam"]
+
+
 def test_grey_images_and_networks_without_a_configuration() -> None:
     model = insert_bam(thin(in_chans=1)).model
     assert model(torch.randn(2, 1, 64, 64)).shape == (2, 5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
 from attneck.surgery.trace import Step, Trace
@@ -60,7 +60,7 @@ def after(trace: Trace, number: int, before: Step, among: list[Step]) -> Place |
         for call in trace.calls()
         if call.end < before.start
         and number in call.outputs
-        and (isinstance(call.result, list | tuple) or len(call.outputs) == 1)
+        and (type(call.result) in (list, tuple) or isinstance(call.result, Tensor))
         and trace.times_called(call.module) == 1
         and any(call.within(other) for other in among)
     ]
