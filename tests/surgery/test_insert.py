@@ -180,6 +180,16 @@ def test_device_dtype_mode_and_frozen_weights() -> None:
     assert {p.device.type for p in insert_bam(empty).model.parameters()} == {"meta"}
 
 
+def test_after_a_frozen_norm_it_trains_with_the_block() -> None:
+    model = thin()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    insert_bam(model, "blocks", reduction=4)
+    insert_bam(model, reduction=4)
+    assert all(model.get_submodule(name).training for name in inserted(model))
+
+
 class Named(nn.Module):
     """A stage whose result is a dictionary."""
 
