@@ -214,6 +214,15 @@ def test_a_result_that_is_no_map_and_no_list_is_not_handed_to_bam() -> None:
     assert list(inserted(insert_bam(Net()).model)) == ["stage.conv.bam"]
 
 
+def test_a_graph_of_fx_is_refused_as_its_copies_would_lose_it() -> None:
+    model = thin()
+    model.layer2 = torch.fx.symbolic_trace(model.layer2)
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=r"'layer2' is a GraphModule of torch.fx, whose copies would lose"):
+        insert_bam(model, reduction=4)
+    assert list(model.state_dict()) == before
+
+
 def test_grey_images_and_networks_without_a_configuration() -> None:
     model = insert_bam(thin(in_chans=1)).model
     assert model(torch.randn(2, 1, 64, 64)).shape == (2, 5)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -131,6 +131,11 @@ def _slot(trace: Trace, place: Place, name: str) -> _Slot:
             )
         for extends in (False, True):
             slot = _Slot(parent, free, after, extends)
+            if extends and isinstance(call.module, fx.GraphModule):  # its copies are of fx's own class
+                raise ValueError(
+                    f"{call.name!r} is a GraphModule of torch.fx, whose copies would lose what is put after "
+                    "it: do the surgery before it is traced, or choose another `at`"
+                )
             if _gets_the_map(call.module, call, slot):
                 return slot
     own = type(place.call.module).__name__
