@@ -9,6 +9,7 @@ import torch
 import torchvision
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
+from torch.nn.utils import prune
 
 from attneck.layers import MHSA2d
 from attneck.models import create_model
@@ -262,6 +263,23 @@ def test_the_last_stage_is_the_last_on_small_narrow_and_odd_images(image_size: A
         ("layer4.0.conv2", map_size),
         ("layer4.1.conv2", map_size),
     ]
+
+
+@pytest.mark.parametrize(
+    "register",
+    ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"],
+)
+def test_hooks_would_be_lost_and_are_refused(register: str) -> None:
+    model = thin()
+    handle = getattr(model.layer4[1].conv2, f"register_{register}")(lambda *_: None)
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=r"'layer4.1.conv2' has hooks, and they would be lost with it: rem"):
+        attend(model)
+    assert list(model.state_dict()) == before
+    handle.remove()
+    nn.utils.weight_norm(model.layer4[0].conv2)
+    prune.random_unstructured(model.layer4[1].conv2, "weight", 0.5)
+    assert len(layers(attend(model).model)) == 2  # what only computes the weights goes with them
 
 
 class TwoNames(nn.Module):

@@ -28,7 +28,7 @@ from attneck.measure.meta import meta_copy, without_global_hooks
 from attneck.surgery.attach import match_to
 from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
 from attneck.surgery.report import Change, Ledger, Result
-from attneck.surgery.trace import Step, Trace, trace
+from attneck.surgery.trace import Step, Trace, is_hooked, trace
 
 Position = Literal["relative", "absolute", "none"]
 Resample = Literal["stretch", "keep"]
@@ -79,6 +79,11 @@ def attend(
     targets = [_target(seen, those[index]) for index in sorted({index % len(those) for index in chosen})]
     layers = []
     for target in targets:
+        if is_hooked(model.get_submodule(target.call.name)):
+            raise ValueError(
+                f"{target.call.name!r} has hooks, and they would be lost with it: remove them first, and "
+                "register them on the new layer"
+            )
         try:
             layer = MHSA2d(
                 target.conv.in_channels,

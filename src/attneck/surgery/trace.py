@@ -171,6 +171,20 @@ def check_unwrapped(model: nn.Module) -> None:
             )
 
 
+COMPUTES_WEIGHTS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
+"""Of torch, where hooks come from that only compute the weights of their own module."""
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody's hook listens to its calls or gradients; a pruning or weight norm does not."""
+    tables = (
+        *(module._forward_pre_hooks, module._forward_hooks),
+        *(module._backward_pre_hooks, module._backward_hooks),
+    )
+    kinds = [type(hook).__mro__ for table in tables for hook in table.values()]
+    return any(all(kind.__module__ not in COMPUTES_WEIGHTS for kind in mro) for mro in kinds)
+
+
 def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> Trace:
     """Run a copy of `model` in eval mode, without storage and without hooks, and write down what it calls.
 
