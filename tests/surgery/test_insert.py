@@ -367,6 +367,18 @@ def test_wrapped_models_and_things_that_are_no_networks_are_refused() -> None:
         insert_bam(nn.ReLU())
 
 
+@pytest.mark.parametrize("name", ["seresnet50", "legacy_seresnet18"])
+def test_the_network_s_own_squeeze_and_excitation_is_enough(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    before = list(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"is a squeeze-and-excitation already, the network's own \w+; there"
+    ):
+        insert_se(model)
+    assert list(model.state_dict()) == before
+
+
 def test_basic_blocks_take_one_each() -> None:
     model = ResNet(BasicBlock, **THIN)
     assert list(inserted(insert_bam(model, "blocks").model)) == [

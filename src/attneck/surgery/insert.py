@@ -17,6 +17,8 @@ from attneck.surgery.trace import Trace, trace
 
 At = Literal["bottlenecks", "blocks"]
 Start = Literal["identity", "paper"]
+THEIR_SE = {"SEModule", "SqueezeExcite", "SqueezeExcitation", "EffectiveSEModule"}
+"""Names of timm's and torchvision's classes of it."""
 
 
 def insert_bam(
@@ -79,7 +81,8 @@ def insert_se(
 ) -> Result:
     """Put `SqueezeExcite2d`s into `model`, in place, by default as BAM's Table 5 does: in every block.
 
-    Arguments and errors are those of `insert_bam`, and `bias` is `SqueezeExcite2d`'s: the table's have one.
+    Arguments and errors are those of `insert_bam`, and `bias` is `SqueezeExcite2d`'s: the table's have one. A
+    place that timm's or torchvision's squeeze-and-excitation is at has one already.
     """
 
     def new(channels: int) -> SqueezeExcite2d:
@@ -110,6 +113,12 @@ def _insert(
             raise ValueError(f"after {where!r}: {error}") from error
         if _has(place.call.module, type(module)):
             raise ValueError(f"{where!r} ends in a {type(module).__name__} already; there is one to a place")
+        own = type(place.call.module).__name__
+        if isinstance(module, SqueezeExcite2d) and own in THEIR_SE:
+            raise ValueError(
+                f"{where!r} is a squeeze-and-excitation already, the network's own {own}; there is one to a "
+                "place: choose another `at`, or a network without"
+            )
         match_to(module, model, seen, place.call)
         modules[where] = place, module
     ledger = Ledger(model, seen)
