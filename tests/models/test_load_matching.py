@@ -111,7 +111,9 @@ def test_a_layer_by_itself() -> None:
 def test_a_network_on_the_meta_device_takes_nothing_and_says_so() -> None:
     with torch.device("meta"):
         network = Net()
-    with pytest.raises(ValueError, match=r"on the meta device \(conv.weight\).*to_empty"):
+    with pytest.raises(
+        ValueError, match=r"on the meta device \(conv.weight\).*to_empty.* and then reset_parameters of all"
+    ):
         load_matching(network, Net().state_dict())
 
 

@@ -168,8 +168,9 @@ def load_matching(
     own = network.state_dict()
     if nowhere := [name for name, tensor in own.items() if tensor.is_meta]:
         raise ValueError(
-            f"the network is on the meta device ({nowhere[0]}), where weights have no place: call "
-            "to_empty(device='cpu') on it first"
+            f"the network is on the meta device ({nowhere[0]}), where weights have no place: build it on the "
+            "CPU, or call to_empty(device='cpu') on it and then reset_parameters of all its modules, the "
+            "inner ones first"
         )
     given.update(_position_embeddings(network, given))
     fits = {name: name in own and tensor.shape == own[name].shape for name, tensor in given.items()}
