@@ -310,6 +310,30 @@ def test_after_what_is_called_once_and_before_the_pool() -> None:
     assert torch.equal(model(x), want)
 
 
+class Stage(nn.Module):
+    """One that is no Sequential and ends in its pool, a module's or a function's."""
+
+    def __init__(self, before: int, channels: int, pool: bool) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(before, channels, 3, padding=1), nn.ReLU()
+        self.pool = nn.MaxPool2d(2) if pool else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv(x))
+        return F.max_pool2d(x, 2) if self.pool is None else self.pool(x)
+
+
+def test_a_stage_of_any_class_may_end_in_its_pool() -> None:
+    model = nn.Sequential(
+        *[Stage(3, 16, True), Stage(16, 16, True), Stage(16, 32, True), Stage(32, 48, False)],
+        nn.Conv2d(48, 5, 1),
+    )
+    report = insert_bam(model, reduction=4).report
+    assert [(change.name, change.map_size) for change in report.changes] == [
+        ("2.relu.bam", (56, 56)), ("3.relu.bam", (28, 28)),
+    ]  # fmt: skip
+
+
 def test_weights_that_are_shared_get_no_module_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -119,7 +119,8 @@ def bottlenecks(trace: Trace) -> list[Place]:
         raise ValueError(
             f"no bottleneck in this {type(trace.skeleton).__name__}: looked for maps [B, C, H, W], at stride "
             f"{2**stem_levels} or more, that convolutions worked on and that are made smaller, on an image "
-            f"of {H}×{W}; smaller maps are made by {seen or 'nothing'}; give image_size if it takes others"
+            f"of {H}×{W}; smaller maps are made by {seen or 'nothing'}; give image_size if it takes others, "
+            "or put a stage's pool beside the stage, or last in it"
         )
     return found
 
@@ -163,9 +164,11 @@ def _opens(trace: Trace, step: Step) -> bool:
     into, out = trace.coarsest(step.inputs), trace.coarsest(step.outputs)
     if into is None or out is None or out - into > 1:
         return True
-    if out - into == 1 and isinstance(step.module, nn.Sequential):
-        # A stage that ends in its down-sampling. One that begins with it is no reason, nor is what a block
-        # does to its channels, by 1×1 convolutions, before it strides.
+    last = step.steps[-1]
+    ends_smaller = trace.coarsest(last.inputs) == into and trace.coarsest(last.outputs) == out
+    if out - into == 1 and (isinstance(step.module, nn.Sequential) or ends_smaller):
+        # A stage that ends in its down-sampling; a Sequential may have more behind it. One that begins with
+        # it is no reason, nor is what a block does to its channels, by 1×1 convolutions, before it strides.
         for child in step.steps:
             level = trace.coarsest(child.outputs)
             if level is not None and level > into:
