@@ -52,6 +52,8 @@ def attend(
     of the 3×3 or of the 1×1 before it. In a basic block it replaces the last 3×3, which does not
     stride; the first one, which widens the map, keeps its stride. A block that pools by a layer of its own,
     as anti-aliased ones do, goes on to do so. An optimiser that was made before knows none of the new layers.
+    In networks without norms (NF-ResNet, NFNet) nothing scales up the small results of a new layer: there its
+    block's branch begins near zero, and grows as it learns.
 
     Args:
         model: a network with residual blocks, of torchvision, timm or your own, on any device.
