@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -35,6 +36,8 @@ ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 """The modules that activations are defined in."""
 SAME = {"Swish": "SiLU", "HardSwish": "Hardswish", "HardSigmoid": "Hardsigmoid", "GELUTanh": "GELU by tanh"}
 """timm's names of activations that torch has, too."""
+BRANCH = re.compile(r"\.(?:channel|spatial)_att\.")
+"""Where a BAM's name ends in that of a tensor of it."""
 SHOWN = 6
 """Modules and shapes that a summary names."""
 
@@ -113,6 +116,13 @@ class Loaded:
             return (
                 "the BAMs stay random, as those given are of the authors' code and the network's of the "
                 "paper: build it with bam_variant official"
+            )
+        own = {BRANCH.split(name)[0] for name in (*self.taken, *self.new) if BRANCH.search(name)}
+        theirs = dict.fromkeys(BRANCH.split(name)[0] for name in self.unused if BRANCH.search(name))
+        if bams := [layer for layer in theirs if layer not in own]:
+            return (
+                f"the network has no BAM at {_first(map(shown, bams), len(bams), 3)}, where these weights "
+                "have one, and computes something else than they did: does it dilate where theirs strides?"
             )
         if self.changed:
             return (

@@ -42,8 +42,10 @@ def insert_bam(
     Args:
         model: a feed-forward network, of torchvision, timm or your own, on any device.
         at: "bottlenecks": after each stage that a down-sampling follows, from stride 4 on (BAM §3; strides
-            1 and 2 are the stem's, except in networks for small images). "blocks": in every residual block,
-            on the branch's result, before the addition (BAM-C, Table 2).
+            1 and 2 are the stem's, except in networks for small images). A stage that dilates instead of
+            striding is no down-sampling, so a backbone with timm's `output_stride=8` gets one alone; make it
+            without, for three. "blocks": in every residual block, on the branch's result, before the
+            addition (BAM-C, Table 2).
         start: "identity" leaves what the network computes as it is, to the last bit, by gains that start at
             zero and learn; for a network that is trained. "paper" is BAM as published, which changes all
             maps from the first step on; for training from scratch.
