@@ -36,6 +36,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "none": (),
 }
 """The choices of `position`, and the names of the tables that each one has."""
+NO_DECAY = {f"*.{name}" for names in TABLES.values() for name in names}
+"""The tables' names in a network, as patterns; weight decay is not for them."""
 
 
 class MHSA2d(nn.Module):
