@@ -121,3 +121,23 @@ def test_half_weights_go_into_graphs():
         torch.jit.trace(module, x, check_trace=False)(x),
     ):
         torch.testing.assert_close(out, want, rtol=0.02, atol=0.02)
+
+
+def replica(module: torch.nn.Module) -> torch.nn.Module:
+    """As torch.nn.DataParallel makes them: the weights are plain attributes, and nothing has parameters."""
+    made = module._replicate_for_data_parallel()
+    for name, weight in module._parameters.items():
+        setattr(made, name, None if weight is None else weight * 1)
+    for name, child in module.named_children():
+        setattr(made, name, replica(child))
+    return made
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_replicas_of_data_parallel_compute_the_same(variant):
+    torch.manual_seed(0)
+    module = BAM(64, variant=variant, backend="plain")
+    assert not list(replica(module).parameters())
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            torch.testing.assert_close(replica(module)(batch()), module(batch()))

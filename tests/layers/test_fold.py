@@ -148,6 +148,20 @@ class Untraceable(Twice):
         return self.norm(self.attention(x)) if x.sum() > -1e9 else x
 
 
+class Looped(nn.Module):
+    """It loops over a row, with a look at each result, in a way that no tracer follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [x]
+        for layer in self.row:
+            seen.append(layer(seen[-1]) if x.sum() > -1e9 else x)
+        return torch.cat(seen)
+
+
 class Activated(nn.BatchNorm2d):
     """A norm with an activation, as libraries derive them."""
 
@@ -166,6 +180,7 @@ def test_what_is_not_certain_stays_as_it_is() -> None:
         Twice(),
         Reused(),
         Untraceable(),
+        Looped(),
         nn.Sequential(MHSA2d(8, 4), Activated(8)),
         nn.Sequential(MHSA2d(8, 4), nn.ReLU(), nn.BatchNorm2d(8)),
         nn.Sequential(nn.Sequential(shared, nn.BatchNorm2d(8)), nn.Sequential(shared, nn.BatchNorm2d(8))),

@@ -1,6 +1,7 @@
 """MHSA2d on maps other than the one it was made for, and its checkpoints at another size."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -86,3 +87,39 @@ def test_stride_two_averages_what_stride_one_gives() -> None:
     torch.testing.assert_close(half[..., 0, 0], full[..., :2, :2].mean((2, 3)))
     torch.testing.assert_close(half[..., 2, 1], full[..., 4, 2:4].mean(2))
     torch.testing.assert_close(half[..., 2, 2], full[..., 4, 4])
+
+
+@pytest.mark.parametrize("resample", ["stretch", "keep"])
+@pytest.mark.parametrize("position", ["relative", "absolute"])
+@pytest.mark.parametrize(("made", "side"), [(7, 7), (7, 9), (7, 6), (7, 5), (7, 4), (7, 3), (14, 8), (14, 7)])
+def test_rows_that_do_not_learn_are_said_once_in_training(
+    position: str, resample: str, made: int, side: int
+) -> None:
+    torch.manual_seed(0)
+    layer = MHSA2d(8, (made, 3), position=position, resample=resample)
+    x = torch.randn(2, 8, side, 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        layer.eval()(x)
+        with torch.no_grad():
+            layer.train()(x)
+        assert not caught
+        for _ in range(2):
+            layer(x).square().sum().backward()
+    table = layer.rel_h if position == "relative" else layer.abs_h
+    left = bool((table.grad == 0).all(dim=1).any())
+    assert len(caught) == left
+    for warning in caught:
+        assert f"for a map of {made}x3 is trained on one of {side}x3" in str(warning.message)
+    with warnings.catch_warnings(record=True) as frozen:
+        MHSA2d(8, (made, 3), position=position).requires_grad_(False)(x)
+        assert not frozen
+
+
+def test_a_graph_is_none_to_be_told_of_rows() -> None:
+    layer, x = MHSA2d(8, 14), torch.randn(2, 8, 7, 7)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.compile(layer, backend="eager", fullgraph=True)(x).sum().backward()
+        torch.export.export(layer, (x,))
+    assert not [warning for warning in caught if "position tables" in str(warning.message)]

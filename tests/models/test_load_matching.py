@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.layers import activations, resample_abs_pos_embed
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from attneck.layers import MHSA2d
 from attneck.models import create_model
 from attneck.models.weight_files import Weights
 from attneck.models.weights import StaysRandomWarning, grids, load_matching, settings
+from attneck.surgery import insert_bam
 
 TABLES = {
     "relative": {"attention.rel_h", "attention.rel_w"},
@@ -111,7 +113,9 @@ def test_a_layer_by_itself() -> None:
 def test_a_network_on_the_meta_device_takes_nothing_and_says_so() -> None:
     with torch.device("meta"):
         network = Net()
-    with pytest.raises(ValueError, match=r"on the meta device \(conv.weight\).*to_empty"):
+    with pytest.raises(
+        ValueError, match=r"on the meta device \(conv.weight\).*to_empty.* and then reset_parameters of all"
+    ):
         load_matching(network, Net().state_dict())
 
 
@@ -161,3 +165,15 @@ def test_position_embeddings_of_another_grid_of_as_many_patches_are_resampled() 
     load_matching(wide, weights)
     wanted = resample_abs_pos_embed(given, [2, 8], [4, 4], given.shape[1] - 16)
     assert torch.equal(wide.state_dict()["pos_embed"], wanted)
+
+
+def test_bams_that_the_network_lacks_are_named() -> None:
+    """A backbone that dilates instead of striding has fewer places for them."""
+    with_three = insert_bam(timm.create_model("test_resnet", num_classes=4), image_size=64).model
+    dilated = timm.create_model("test_resnet", num_classes=4, output_stride=8)
+    insert_bam(dilated, image_size=64)
+    with pytest.warns(StaysRandomWarning, match="network has no BAM at layer2.bam, layer3.bam, where these"):
+        load_matching(dilated, with_three.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_matching(with_three, with_three.state_dict())

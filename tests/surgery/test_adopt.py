@@ -344,7 +344,21 @@ def replaced(layer: Any, name: str, value: Any) -> nn.Module:
     return layer
 
 
+def hooked(layer: nn.Module, inside: str = "") -> nn.Module:
+    layer.get_submodule(inside).register_forward_hook(lambda *_: None)
+    return layer
+
+
 REFUSED = {
+    "'1', timm's BottleneckAttn, .*: its BottleneckAttn has hooks, and they": lambda: hooked(
+        BottleneckAttn(32, feat_size=(4, 4))
+    ),
+    "its PosEmbedRel has hooks": lambda: hooked(BottleneckAttn(32, feat_size=(4, 4)), "pos_embed"),
+    "its AvgPool2d has hooks": lambda: hooked(BottleneckAttn(32, feat_size=(4, 4), stride=2), "pool"),
+    "its AvgPool2d has hooks, and they would be lost": lambda: hooked(
+        BottleStack(dim=32, fmap_size=8, dim_out=64, num_layers=1, heads=2, dim_head=8), "net.0.net.4"
+    ),
+    "its SpatialGate has hooks": lambda: hooked(BAM(32), "spatial_att"),
     "'1', timm's BottleneckAttn, cannot be adopted: it makes 32 channels of 16": lambda: BottleneckAttn(
         16, 32, feat_size=(4, 4)
     ),

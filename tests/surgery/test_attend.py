@@ -9,6 +9,7 @@ import torch
 import torchvision
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
+from torch.nn.utils import prune
 
 from attneck.layers import MHSA2d
 from attneck.models import create_model
@@ -264,6 +265,23 @@ def test_the_last_stage_is_the_last_on_small_narrow_and_odd_images(image_size: A
     ]
 
 
+@pytest.mark.parametrize(
+    "register",
+    ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"],
+)
+def test_hooks_would_be_lost_and_are_refused(register: str) -> None:
+    model = thin()
+    handle = getattr(model.layer4[1].conv2, f"register_{register}")(lambda *_: None)
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=r"'layer4.1.conv2' has hooks, and they would be lost with it: rem"):
+        attend(model)
+    assert list(model.state_dict()) == before
+    handle.remove()
+    nn.utils.weight_norm(model.layer4[0].conv2)
+    prune.random_unstructured(model.layer4[1].conv2, "weight", 0.5)
+    assert len(layers(attend(model).model)) == 2  # what only computes the weights goes with them
+
+
 class TwoNames(nn.Module):
     """A block whose convolutions are attributes and parts of a row, too."""
 
@@ -305,3 +323,36 @@ def test_what_a_convolution_s_module_does_besides_is_not_lost() -> None:
         with pytest.raises(ValueError, match=f"does more to the map, by {what}, and that would be lost"):
             attend(model, image_size=32)
         assert {*model.state_dict()} == before
+
+
+class InAList(TwoNames):
+    """A block whose forward goes through a plain list, which no module is replaced in."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.layers = [*self.row]
+        del self.row
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for layer in self.layers:
+            y = layer(y)
+        return x + y
+
+
+class AsksForMore(TwoNames):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(self.conv1(x)).to(self.conv2.weight.dtype)
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [(InAList(8), "; does it keep the conv"), (AsksForMore(8), r"\(AttributeError: .*'weight'\); does it")],
+)
+def test_a_convolution_that_is_not_called_by_its_name_stays(block: nn.Module, reason: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), block)
+    before = model.state_dict(keep_vars=True)
+    with pytest.raises(ValueError, match=f"^'1.conv2' cannot be replaced: .*{reason}"):
+        attend(model, image_size=16)
+    assert all(model.state_dict(keep_vars=True)[key] is tensor for key, tensor in before.items())
+    assert not block.conv2._forward_hooks  # type: ignore[union-attr]

@@ -133,3 +133,25 @@ def test_a_stage_that_is_no_row_and_a_second_block_are_refused() -> None:
     insert_attention_block(model)
     with pytest.raises(ValueError, match="'layer3' has a 'bot' already; there is one to a stage"):
         insert_attention_block(model)
+
+
+def test_channels_without_a_quarter_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 34, 1), nn.Sequential(Plain(34), Plain(34)))
+    before = list(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"before '1.1': it has a quarter of .* inside, and 34 has none; cho"
+    ):
+        insert_attention_block(model, stage=-1, image_size=16)
+    assert list(model.state_dict()) == before
+    insert_attention_block(model, "non_local", stage=-1, image_size=16)
+
+
+class Plain(nn.Module):
+    """A residual block of two convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*[nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.branch(x)

@@ -180,6 +180,49 @@ def test_device_dtype_mode_and_frozen_weights() -> None:
     assert {p.device.type for p in insert_bam(empty).model.parameters()} == {"meta"}
 
 
+def test_after_a_frozen_norm_it_trains_with_the_block() -> None:
+    model = thin()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    insert_bam(model, "blocks", reduction=4)
+    insert_bam(model, reduction=4)
+    assert all(model.get_submodule(name).training for name in inserted(model))
+
+
+class Named(nn.Module):
+    """A stage whose result is a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"map": self.conv(x)}
+
+
+def test_a_result_that_is_no_map_and_no_list_is_not_handed_to_bam() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.stage = nn.Conv2d(3, 16, 4, stride=4), Named()
+            self.down = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.stage(self.stem(x))["map"])
+
+    assert list(inserted(insert_bam(Net()).model)) == ["stage.conv.bam"]
+
+
+def test_a_graph_of_fx_is_refused_as_its_copies_would_lose_it() -> None:
+    model = thin()
+    model.layer2 = torch.fx.symbolic_trace(model.layer2)
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=r"'layer2' is a GraphModule of torch.fx, whose copies would lose"):
+        insert_bam(model, reduction=4)
+    assert list(model.state_dict()) == before
+
+
 def test_grey_images_and_networks_without_a_configuration() -> None:
     model = insert_bam(thin(in_chans=1)).model
     assert model(torch.randn(2, 1, 64, 64)).shape == (2, 5)
@@ -267,6 +310,30 @@ def test_after_what_is_called_once_and_before_the_pool() -> None:
     assert torch.equal(model(x), want)
 
 
+class Stage(nn.Module):
+    """One that is no Sequential and ends in its pool, a module's or a function's."""
+
+    def __init__(self, before: int, channels: int, pool: bool) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(before, channels, 3, padding=1), nn.ReLU()
+        self.pool = nn.MaxPool2d(2) if pool else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv(x))
+        return F.max_pool2d(x, 2) if self.pool is None else self.pool(x)
+
+
+def test_a_stage_of_any_class_may_end_in_its_pool() -> None:
+    model = nn.Sequential(
+        *[Stage(3, 16, True), Stage(16, 16, True), Stage(16, 32, True), Stage(32, 48, False)],
+        nn.Conv2d(48, 5, 1),
+    )
+    report = insert_bam(model, reduction=4).report
+    assert [(change.name, change.map_size) for change in report.changes] == [
+        ("2.relu.bam", (56, 56)), ("3.relu.bam", (28, 28)),
+    ]  # fmt: skip
+
+
 def test_weights_that_are_shared_get_no_module_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -322,6 +389,18 @@ def test_wrapped_models_and_things_that_are_no_networks_are_refused() -> None:
         insert_bam(in_part)
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         insert_bam(nn.ReLU())
+
+
+@pytest.mark.parametrize("name", ["seresnet50", "legacy_seresnet18"])
+def test_the_network_s_own_squeeze_and_excitation_is_enough(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    before = list(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"is a squeeze-and-excitation already, the network's own \w+; there"
+    ):
+        insert_se(model)
+    assert list(model.state_dict()) == before
 
 
 def test_basic_blocks_take_one_each() -> None:

@@ -6,10 +6,11 @@ import pytest
 import timm
 import torch
 from small_run import ALONE, At, Net, Task, digest, recipe, run
-from timm.optim import get_optimizer_info, param_groups_layer_decay
+from timm.optim import create_optimizer_v2, get_optimizer_info, param_groups_layer_decay
 from torch import nn
 
 from attneck.errors import RunFailed, UserError
+from attneck.models import create_model
 from attneck.training import checkpoint, loop
 from attneck.training.optimizer import (
     HOLD_BACK,
@@ -121,6 +122,24 @@ def test_what_a_network_excludes_by_a_pattern_has_no_decay():
     groups = make_optimizer(net, optimizer("adamw", weight_decay=0.1)).param_groups
     (decay,) = [g["weight_decay"] for g in groups if any(p is excluded for p in g["params"])]
     assert decay == 0
+
+
+@pytest.mark.parametrize("name", ["botnet50", "cifar_resnet50"])
+def test_timms_optimisers_leave_position_tables_alone(name):
+    """They ask the network, by `no_weight_decay`; what it says is what our own groups spare."""
+    options = {"attend": True} if name.startswith("cifar") else {}
+    with torch.device("meta"):
+        net = create_model(name, num_classes=5, **options)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    made = create_optimizer_v2(net, "adamw", lr=0.1, weight_decay=0.1)
+    decayed = [
+        {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
+        for groups in (made.param_groups, parameter_groups(net, optimizer("adamw", weight_decay=0.1)))
+    ]
+    tables = {name for name in names.values() if name.endswith(("rel_h", "rel_w"))}
+    assert tables
+    assert not tables & decayed[0]
+    assert decayed[0] == decayed[1]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])

@@ -164,6 +164,15 @@ def resample_rows(table: Tensor, rows: int, how: Resample = "stretch") -> Tensor
     return _rows(table, rows, how, 0)
 
 
+def leaves_rows(length: int, other: int, how: str) -> bool:
+    """Whether a table for a side of `length` has rows that nothing for a side of `other` is made of.
+
+    Of relative and of absolute tables: where the rows of a smaller map are twice as far apart or more, some
+    of the table's lie between two that are used.
+    """
+    return other < length and (how == "keep" or length - 1 >= 2 * (other - 1))
+
+
 def _rows(table: Tensor, rows: int, how: str, first: int) -> Tensor:
     """[R, d] -> [rows, d]; to "keep" rows is to begin at the old row `first`, which may lie outside.
 

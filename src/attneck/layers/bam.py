@@ -108,6 +108,11 @@ class BAM(nn.Module):
         self.spatial_att = spatial(channels, hidden, dilation) if branches != "channel" else None
         self.gain = nn.Parameter(torch.zeros(channels)) if start == "identity" else None
 
+    def reset_parameters(self) -> None:
+        """The gain, if it has one, as at the start; the branches' layers reset themselves."""
+        if self.gain is not None:
+            nn.init.zeros_(self.gain)
+
     def channel_attention(self, x: Tensor) -> Tensor:
         """Mc, the channel branch's logits (eq. 3): x [B, C, H, W] -> [B, C].
 

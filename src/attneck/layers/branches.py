@@ -126,7 +126,9 @@ def official_spatial(channels: int, hidden: int, dilation: int) -> nn.Sequential
 
 def _dtype(module: nn.Module, x: Tensor) -> torch.dtype:
     """That of its parameters, or x's where it has none."""
-    return next(module.parameters(), x).dtype
+    # In nn.DataParallel's replicas weights are plain attributes, and no module has parameters.
+    weight = getattr(module, "weight", None)
+    return weight.dtype if isinstance(weight, Tensor) else next(module.parameters(), x).dtype
 
 
 def _shares_statistics(layer: _BatchNorm) -> bool:

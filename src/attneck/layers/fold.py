@@ -34,7 +34,8 @@ def fold(model: Module) -> Module:
       into the values' weights and t becomes their bias, exactly.
 
     Which layer feeds a norm is found by tracing the module that holds both. Where that cannot be traced, or
-    either is used twice, both stay; so does a norm that brings its own activation, as timm's may. A layer
+    is a Sequential that nothing is seen to call, or either is used twice, both stay; so does a norm that
+    brings its own activation, as timm's may. A layer
     that has hooks, a parametrization or a forward of its own stays as it is, and so does one whose weights
     another module is seen to read.
 
@@ -60,7 +61,13 @@ def fold(model: Module) -> Module:
                     _fold_sequence(sequence, places)
     graphs = {parent: graph for parent in folded.modules() if (graph := _graph(parent)) is not None}
     read = {id(module) for parent, graph in graphs.items() for module in _read(parent, graph)}
-    calls = {parent: _calls(parent, graph, read) for parent, graph in graphs.items()}
+    called: set[nn.Module] = {folded}
+    calls = {}
+    for parent, graph in graphs.items():
+        # A Sequential that nobody is seen to call may be looped over, and its results seen one by one.
+        if parent in called or not isinstance(parent, nn.Sequential):
+            called.update(_calls(parent, graph, set()).values())
+            calls[parent] = _calls(parent, graph, read)
     uses = Counter(id(module) for nodes in calls.values() for module in nodes.values())
     for parent, nodes in calls.items():
         for node, layer in nodes.items():

@@ -3,6 +3,7 @@
 Letters: B batch, C channels, H x W map, N = H*W tokens, h heads, d = C/h head width.
 """
 
+import warnings
 from collections import OrderedDict
 from typing import Any, Literal
 
@@ -11,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from attneck.attention.cpu.products import linear
-from attneck.attention.graph import being_exported, transformed
+from attneck.attention.graph import being_exported, in_a_graph, transformed
 from attneck.attention.relative import (
     BACKENDS,
     RESAMPLE,
     Resample,
+    leaves_rows,
     pool_tokens,
     relative_attention_2d,
     relative_logits_2d,
@@ -34,6 +36,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "none": (),
 }
 """The choices of `position`, and the names of the tables that each one has."""
+NO_DECAY = {f"*.{name}" for names in TABLES.values() for name in names}
+"""The tables' names in a network, as patterns; weight decay is not for them."""
 
 
 class MHSA2d(nn.Module):
@@ -73,6 +77,8 @@ class MHSA2d(nn.Module):
             divide, an unknown position, stride, resample or backend, a map without positions, `content=False`
             with no position, which leaves no logits, and "keep" with no table.
     """
+
+    _told_of_rows = False
 
     def __init__(
         self,
@@ -248,7 +254,22 @@ class MHSA2d(nn.Module):
     def _tables(self, H: int, W: int) -> tuple[Tensor, ...]:
         """The position tables for a map of H x W, in the order of TABLES; the parameters at `map_size`."""
         tables = tuple(getattr(self, name) for name in TABLES[self.position])
+        if not in_a_graph() and self.training and torch.is_grad_enabled() and not self._told_of_rows:
+            self._tell_of_rows(tables, H, W)
         return _resampled(tables, self.position, self.resample, H, W)
+
+    def _tell_of_rows(self, tables: tuple[Tensor, ...], H: int, W: int) -> None:
+        """Warn, once, where a map of H x W leaves rows of a table without a gradient."""
+        sizes = zip(tables, self.map_size, (H, W), strict=False)
+        if any(table.requires_grad and leaves_rows(L, side, self.resample) for table, L, side in sizes):
+            self._told_of_rows = True
+            was = "x".join(map(str, self.map_size))
+            warnings.warn(
+                f"an MHSA2d with position tables for a map of {was} is trained on one of {H}x{W}, where some "
+                "rows get no gradient and stay as they are: make it for this size (image_size, or a layer's "
+                "own map_size), or train on larger images",
+                stacklevel=2,
+            )
 
     def _tokens(self, x: Tensor) -> Tensor:
         """The projections of x [B, C, H, W], token by token: [B, H, W, 3C or 2C].

@@ -38,6 +38,10 @@ class NonLocal2d(nn.Module):
         self.value = nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False) if value else None
         self.out = nn.Conv2d(channels // 2 if value else channels, channels, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The norm's gamma as at the start; its layers reset themselves, and have to do so before."""
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:

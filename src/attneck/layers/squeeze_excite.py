@@ -48,6 +48,11 @@ class SqueezeExcite2d(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1, bias=bias)
         self.gain = nn.Parameter(torch.zeros(channels)) if start == "identity" else None
 
+    def reset_parameters(self) -> None:
+        """The gain, if it has one, as at the start; its layers reset themselves."""
+        if self.gain is not None:
+            nn.init.zeros_(self.gain)
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
         check_input(x, self.fc1.in_channels, self)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attneck.layers.mhsa import NO_DECAY
 from attneck.models.pooling import GlobalPool, check_head, pool_of
 from attneck.models.recomputing import recompute
 
@@ -78,6 +79,10 @@ class StagedNet(nn.Module):
         self.grad_checkpointing = enable
         for name in self.row:
             recompute(self.get_submodule(name), enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Patterns of the position tables' names, which timm's optimisers then do not decay."""
+        return {*NO_DECAY}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's patterns: the stem, each block (coarse: each stage) and the head, in order of the depth.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -35,6 +36,8 @@ ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 """The modules that activations are defined in."""
 SAME = {"Swish": "SiLU", "HardSwish": "Hardswish", "HardSigmoid": "Hardsigmoid", "GELUTanh": "GELU by tanh"}
 """timm's names of activations that torch has, too."""
+BRANCH = re.compile(r"\.(?:channel|spatial)_att\.")
+"""Where a BAM's name ends in that of a tensor of it."""
 SHOWN = 6
 """Modules and shapes that a summary names."""
 
@@ -114,6 +117,13 @@ class Loaded:
                 "the BAMs stay random, as those given are of the authors' code and the network's of the "
                 "paper: build it with bam_variant official"
             )
+        own = {BRANCH.split(name)[0] for name in (*self.taken, *self.new) if BRANCH.search(name)}
+        theirs = dict.fromkeys(BRANCH.split(name)[0] for name in self.unused if BRANCH.search(name))
+        if bams := [layer for layer in theirs if layer not in own]:
+            return (
+                f"the network has no BAM at {_first(map(shown, bams), len(bams), 3)}, where these weights "
+                "have one, and computes something else than they did: does it dilate where theirs strides?"
+            )
         if self.changed:
             return (
                 "layers compute otherwise than where the weights are from: "
@@ -168,8 +178,9 @@ def load_matching(
     own = network.state_dict()
     if nowhere := [name for name, tensor in own.items() if tensor.is_meta]:
         raise ValueError(
-            f"the network is on the meta device ({nowhere[0]}), where weights have no place: call "
-            "to_empty(device='cpu') on it first"
+            f"the network is on the meta device ({nowhere[0]}), where weights have no place: build it on the "
+            "CPU, or call to_empty(device='cpu') on it and then reset_parameters of all its modules, the "
+            "inner ones first"
         )
     given.update(_position_embeddings(network, given))
     fits = {name: name in own and tensor.shape == own[name].shape for name, tensor in given.items()}

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from attneck.layers import BAM, MHSA2d
-from attneck.surgery.others import Form, Ours, halves, is_of_bottle, kind_of
+from attneck.surgery.others import Form, Kind, Ours, halves, is_of_bottle, kind_of
 from attneck.surgery.report import Change, state_tensors
-from attneck.surgery.trace import check_unwrapped
+from attneck.surgery.trace import check_unwrapped, is_hooked
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def adopt(model: nn.Module) -> Adopted:
 
     Raises:
         ValueError: nothing to adopt, and no attention of ours either; attention that ours cannot stand for
-            exactly, by its name and with the reason; a model in a wrapper. The model is as it was then.
+            exactly, by its name and with the reason; hooks, which would be lost; a model in a wrapper. The
+            model is as it was then.
     """
     check_unwrapped(model)
     network, modules = type(model).__name__, dict(model.named_modules(remove_duplicate=False))
@@ -115,6 +116,7 @@ def adopt(model: nn.Module) -> Adopted:
             ours[module] = ours.get(module) or kind.convert(module, module in pooled)
         except ValueError as error:
             raise ValueError(f"{name!r}, {kind.of}, cannot be adopted: {error}") from error
+    _check_hooks(found, ours, pooled)
     before, params = state_tensors(model), _parameters(model)
     for name, (module, _) in found.items():
         model.set_submodule(name, ours[module].module)
@@ -137,6 +139,23 @@ def adopt(model: nn.Module) -> Adopted:
         forms={name: form for name, (module, _) in found.items() if (form := ours[module].form) is not None},
     )
     return Adopted(model, report)
+
+
+def _check_hooks(
+    found: Mapping[str, tuple[nn.Module, Kind]],
+    ours: Mapping[nn.Module, Ours],
+    pooled: Mapping[nn.Module, Any],
+) -> None:
+    """ValueError where a module that is not in ours, or a pool that ours stands for, has hooks."""
+    for name, (module, kind) in found.items():
+        stay = {*ours[module].module.modules()}
+        gone = [part for part in module.modules() if part not in stay]
+        gone += [pooled[module].net[4]] if module in pooled else []
+        if hooked := next((part for part in gone if is_hooked(part)), None):
+            raise ValueError(
+                f"{name!r}, {kind.of}, cannot be adopted: its {type(hooked).__name__} has hooks, and they "
+                "would be lost with it: remove them first, and register them on the new layer"
+            )
 
 
 def _before_pools(modules: Mapping[str, nn.Module]) -> dict[nn.Module, Any]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -83,13 +83,16 @@ def attach(model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Mo
 def match_to(module: nn.Module, model: nn.Module, trace: Trace, call: Step) -> None:
     """Give a new module the device and mode of the module that makes `call` in `model`, and its map's dtype.
 
-    That need not be the dtype of the weights before it: half networks may have norms in float32.
+    After a norm the mode is that of the norm's parent. The dtype need not be that of the weights before it:
+    half networks may have norms in float32.
     """
     by_name = dict(model.named_modules())
     done = (step.name for step in reversed(list(trace.calls())) if step.end <= call.end)
     near = (p for name in done for p in by_name[name].parameters(recurse=False))
     device = next(p for p in (*near, *model.parameters()) if p.is_floating_point()).device
-    module.to(device=device, dtype=trace.dtypes[call.outputs[0]]).train(by_name[call.name].training)
+    # A norm may be frozen, in evaluation mode alone; what comes after it is the block's.
+    of = by_name[call.name.rpartition(".")[0] if is_norm(call.module) else call.name]
+    module.to(device=device, dtype=trace.dtypes[call.outputs[0]]).train(of.training)
 
 
 class Probe(nn.Module):
@@ -128,6 +131,11 @@ def _slot(trace: Trace, place: Place, name: str) -> _Slot:
             )
         for extends in (False, True):
             slot = _Slot(parent, free, after, extends)
+            if extends and isinstance(call.module, fx.GraphModule):  # its copies are of fx's own class
+                raise ValueError(
+                    f"{call.name!r} is a GraphModule of torch.fx, whose copies would lose what is put after "
+                    "it: do the surgery before it is traced, or choose another `at`"
+                )
             if _gets_the_map(call.module, call, slot):
                 return slot
     own = type(place.call.module).__name__

@@ -19,14 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
-from attneck.errors import brief
+from attneck.errors import brief, one_line
 from attneck.layers import MHSA2d
+from attneck.measure.meta import meta_copy, without_global_hooks
 from attneck.surgery.attach import match_to
 from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
 from attneck.surgery.report import Change, Ledger, Result
-from attneck.surgery.trace import Step, Trace, trace
+from attneck.surgery.trace import Step, Trace, is_hooked, trace
 
 Position = Literal["relative", "absolute", "none"]
 Resample = Literal["stretch", "keep"]
@@ -50,6 +52,8 @@ def attend(
     of the 3×3 or of the 1×1 before it. In a basic block it replaces the last 3×3, which does not
     stride; the first one, which widens the map, keeps its stride. A block that pools by a layer of its own,
     as anti-aliased ones do, goes on to do so. An optimiser that was made before knows none of the new layers.
+    In networks without norms (NF-ResNet, NFNet) nothing scales up the small results of a new layer: there its
+    block's branch begins near zero, and grows as it learns.
 
     Args:
         model: a network with residual blocks, of torchvision, timm or your own, on any device.
@@ -63,8 +67,8 @@ def attend(
 
     Raises:
         ValueError: a network without residual blocks, a stage or block that it does not have, a block whose
-            3×3 cannot be replaced, with the reason, or options that `MHSA2d` refuses. The model is as it was
-            then.
+            3×3 cannot be replaced, with the reason, or has hooks, which would be lost, or options that
+            `MHSA2d` refuses. The model is as it was then.
     """
     seen = trace(model, image_size)
     those = stage_of(seen, stage)
@@ -77,6 +81,11 @@ def attend(
     targets = [_target(seen, those[index]) for index in sorted({index % len(those) for index in chosen})]
     layers = []
     for target in targets:
+        if is_hooked(model.get_submodule(target.call.name)):
+            raise ValueError(
+                f"{target.call.name!r} has hooks, and they would be lost with it: remove them first, and "
+                "register them on the new layer"
+            )
         try:
             layer = MHSA2d(
                 target.conv.in_channels,
@@ -91,18 +100,12 @@ def attend(
             raise ValueError(f"instead of {target.call.name!r}: {error}") from error
         match_to(layer, model, seen, target.call)
         layers.append(layer)
+    _check_in_use(seen, targets, layers)
     ledger, changes = Ledger(model, seen), []
     for target, layer in zip(targets, layers, strict=True):
-        name = target.call.name
-        if target.strided is not None:
-            conv = model.get_submodule(target.strided)
-            assert isinstance(conv, nn.Conv2d)
-            conv.stride = (1, 1)
-        replaced = model.get_submodule(name)
-        for each in [n for n, m in model.named_modules(remove_duplicate=False) if m is replaced]:
-            model.set_submodule(each, layer)
+        _replace(model, target, layer)
         was = f"a 3×3 convolution{f' in {target.conv.groups} groups' if target.conv.groups > 1 else ''}"
-        changes.append(Change(name, "MHSA2d", layer.channels, layer.map_size, layer.stride, was))
+        changes.append(Change(target.call.name, "MHSA2d", layer.channels, layer.map_size, layer.stride, was))
     return ledger.close(changes)
 
 
@@ -118,6 +121,40 @@ class _Target:
     """The map that the layer sees."""
     strided: str | None
     """The 1×1 convolution that has to give up its stride."""
+
+
+def _replace(model: nn.Module, target: _Target, layer: nn.Module) -> None:
+    """Put the layer in the place of the convolution, under all names that it has."""
+    if target.strided is not None:
+        conv = model.get_submodule(target.strided)
+        assert isinstance(conv, nn.Conv2d)
+        conv.stride = (1, 1)
+    replaced = model.get_submodule(target.call.name)
+    for each in [n for n, m in model.named_modules(remove_duplicate=False) if m is replaced]:
+        model.set_submodule(each, layer)
+
+
+def _check_in_use(seen: Trace, targets: list[_Target], layers: list[MHSA2d]) -> None:
+    """Replace the convolutions of the traced copy and run it; ValueError unless the layers are what runs."""
+    ran: list[nn.Module] = []
+    copies = [meta_copy(layer).eval() for layer in layers]
+    for target, layer in zip(targets, copies, strict=True):
+        _replace(seen.skeleton, target, layer)
+        for module in (layer, target.conv):
+            module.register_forward_hook(lambda module, _args, _result: ran.append(module))
+    (args, kwargs), failure = seen.steps[0].arguments, ""
+    try:
+        with torch.no_grad(), without_global_hooks():
+            seen.skeleton(*args, **kwargs)
+    except Exception as error:  # somebody's forward, which asks the layer for what it does not have
+        failure = f" ({type(error).__name__}: {one_line(error, 150)})"
+    for target, layer in zip(targets, copies, strict=True):
+        if failure or ran.count(layer) != 1 or target.conv in ran:
+            raise ValueError(
+                f"{target.call.name!r} cannot be replaced: a layer under this name is not what the network "
+                f"then calls, once{failure}; does it keep the convolution elsewhere, as in a plain list? Let "
+                "its forward call it by this name and ask it for nothing more, or choose other blocks"
+            )
 
 
 def _target(seen: Trace, block: Block) -> _Target:

@@ -47,8 +47,9 @@ def insert_attention_block(
 
     Raises:
         ValueError: a network without residual blocks; a stage that it does not have, that has one block
-            alone, that does not run its children in a row, or that has such a block already; options that
-            `MHSA2d` refuses, or that a Non-Local block has no use for. The model is as it was then.
+            alone, that does not run its children in a row, that has such a block already, or whose channels
+            have no quarter for "bot"; options that `MHSA2d` refuses, or that a Non-Local block has no use
+            for. The model is as it was then.
     """
     if kind not in ("bot", "non_local"):
         raise ValueError(f"unknown kind {kind!r}; choose one of bot, non_local")
@@ -71,6 +72,11 @@ def insert_attention_block(
         raise ValueError(
             f"no block can be inserted before {last.name!r}: looked for a module that runs two residual "
             f"blocks or more in a row, as a Sequential does, and {parent or 'the network itself'!r} is none"
+        )
+    if kind == "bot" and channels % 4:
+        raise ValueError(
+            f"no BoT block can be inserted before {last.name!r}: it has a quarter of the stage's channels "
+            f"inside, and {channels} has none; choose another stage, or kind='non_local'"
         )
     block: nn.Module
     new: NonLocal2d | MHSA2d

@@ -41,7 +41,8 @@ def residual_blocks(trace: Trace) -> list[Block]:
 
     A shortcut has at most two convolutions of its own (GhostNet's has two), and fewer than the branch, which
     has two or more. So neither parallel branches nor maps of several resolutions count when they are added.
-    Nor does an addition inside the branch of another one of the same module (Res2Net's).
+    Nor does an addition inside the branch of another one of the same module (Res2Net's), nor one
+    that joins stages, as those of pyramids (FPN) and decoders do.
 
     Raises:
         ValueError: where there is none.
@@ -60,7 +61,8 @@ def residual_blocks(trace: Trace) -> list[Block]:
             own = sources[number] & ~sources[other]
             sides.append((tuple(c for c in convs if own >> c.outputs[0] & 1), number, own))
         shortcut, branch = sorted(sides, key=lambda side: len(side[0]))
-        if len(branch[0]) >= 2 and len(shortcut[0]) <= 2 and len(shortcut[0]) < len(branch[0]):
+        residual = len(branch[0]) >= 2 and len(shortcut[0]) <= 2 and len(shortcut[0]) < len(branch[0])
+        if residual and not _joins(trace, step, branch[2], branch[0]):
             found.append(Block(step.owner, step, branch[1], branch[2], branch[0]))
     if not found:
         raise ValueError(
@@ -74,6 +76,24 @@ def residual_blocks(trace: Trace) -> list[Block]:
             other.owner is block.owner and other.own >> block.addition.outputs[0] & 1 for other in found
         )
     ]
+
+
+def _joins(trace: Trace, addition: Step, own: int, convs: tuple[Step, ...]) -> bool:
+    """Whether what is added is more than a branch: work of other modules, too, or of a coarser map.
+
+    A pyramid's and a decoder's additions join stages of the network. A block may well go down and up inside
+    its branch, as GhostNetV2's and SCNet's do, and may leave the addition to a module that does only that.
+    """
+    owner, here = addition.owner, trace.level(addition.inputs[0])
+    assert owner is not None
+    assert here is not None
+    if len({conv.within(owner) for conv in convs}) > 1:
+        return True
+    return any(
+        (owner.name == "" or not maker.within(owner)) and (trace.level(number) or here) > here
+        for number, maker in trace.makers.items()
+        if own >> number & 1
+    )
 
 
 def goes_past(trace: Trace, block: Block, conv: Step) -> bool:

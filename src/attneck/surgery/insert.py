@@ -17,6 +17,8 @@ from attneck.surgery.trace import Trace, trace
 
 At = Literal["bottlenecks", "blocks"]
 Start = Literal["identity", "paper"]
+THEIR_SE = {"SEModule", "SqueezeExcite", "SqueezeExcitation", "EffectiveSEModule"}
+"""Names of timm's and torchvision's classes of it."""
 
 
 def insert_bam(
@@ -40,8 +42,10 @@ def insert_bam(
     Args:
         model: a feed-forward network, of torchvision, timm or your own, on any device.
         at: "bottlenecks": after each stage that a down-sampling follows, from stride 4 on (BAM §3; strides
-            1 and 2 are the stem's, except in networks for small images). "blocks": in every residual block,
-            on the branch's result, before the addition (BAM-C, Table 2).
+            1 and 2 are the stem's, except in networks for small images). A stage that dilates instead of
+            striding is no down-sampling, so a backbone with timm's `output_stride=8` gets one alone; make it
+            without, for three. "blocks": in every residual block, on the branch's result, before the
+            addition (BAM-C, Table 2).
         start: "identity" leaves what the network computes as it is, to the last bit, by gains that start at
             zero and learn; for a network that is trained. "paper" is BAM as published, which changes all
             maps from the first step on; for training from scratch.
@@ -79,7 +83,8 @@ def insert_se(
 ) -> Result:
     """Put `SqueezeExcite2d`s into `model`, in place, by default as BAM's Table 5 does: in every block.
 
-    Arguments and errors are those of `insert_bam`, and `bias` is `SqueezeExcite2d`'s: the table's have one.
+    Arguments and errors are those of `insert_bam`, and `bias` is `SqueezeExcite2d`'s: the table's have one. A
+    place that timm's or torchvision's squeeze-and-excitation is at has one already.
     """
 
     def new(channels: int) -> SqueezeExcite2d:
@@ -110,6 +115,12 @@ def _insert(
             raise ValueError(f"after {where!r}: {error}") from error
         if _has(place.call.module, type(module)):
             raise ValueError(f"{where!r} ends in a {type(module).__name__} already; there is one to a place")
+        own = type(place.call.module).__name__
+        if isinstance(module, SqueezeExcite2d) and own in THEIR_SE:
+            raise ValueError(
+                f"{where!r} is a squeeze-and-excitation already, the network's own {own}; there is one to a "
+                "place: choose another `at`, or a network without"
+            )
         match_to(module, model, seen, place.call)
         modules[where] = place, module
     ledger = Ledger(model, seen)

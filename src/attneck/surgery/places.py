@@ -5,10 +5,10 @@ Nothing here goes by the names or classes of networks: what counts is which maps
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
 from attneck.surgery.trace import Step, Trace
@@ -60,7 +60,7 @@ def after(trace: Trace, number: int, before: Step, among: list[Step]) -> Place |
         for call in trace.calls()
         if call.end < before.start
         and number in call.outputs
-        and (isinstance(call.result, list | tuple) or len(call.outputs) == 1)
+        and (type(call.result) in (list, tuple) or isinstance(call.result, Tensor))
         and trace.times_called(call.module) == 1
         and any(call.within(other) for other in among)
     ]
@@ -81,7 +81,7 @@ def bottlenecks(trace: Trace) -> list[Place]:
 
     The stem is left out: the maps at strides 1 and 2 in all networks but those for small images, which do not
     stride in their first convolution and shrink the image by 8 at most. So is a map that no convolution made
-    or worked on, such as a pooled one.
+    or worked on, such as a pooled one, and what a pyramid of several maps makes smaller.
 
     Raises:
         ValueError: where there is none.
@@ -95,7 +95,8 @@ def bottlenecks(trace: Trace) -> list[Place]:
     for piece in pieces:
         level = trace.coarsest(piece.outputs)
         if level is not None and level > deepest and not _pools_to_a_size(piece):
-            shrinking.append((deepest, piece))
+            if not _takes_several(trace, piece):
+                shrinking.append((deepest, piece))
             deepest = level
     for_small_images = bool(convs) and trace.coarsest(convs[0].outputs) == 0 and deepest <= 3
     stem_levels = 0 if for_small_images else STEM_LEVELS
@@ -118,7 +119,8 @@ def bottlenecks(trace: Trace) -> list[Place]:
         raise ValueError(
             f"no bottleneck in this {type(trace.skeleton).__name__}: looked for maps [B, C, H, W], at stride "
             f"{2**stem_levels} or more, that convolutions worked on and that are made smaller, on an image "
-            f"of {H}×{W}; smaller maps are made by {seen or 'nothing'}; give image_size if it takes others"
+            f"of {H}×{W}; smaller maps are made by {seen or 'nothing'}; give image_size if it takes others, "
+            "or put a stage's pool beside the stage, or last in it"
         )
     return found
 
@@ -127,6 +129,14 @@ def _shrunk(trace: Trace, piece: Step, level: int) -> int | None:
     """The latest map of this level that the piece works on; others it only hands on."""
     taken = {n for step in trace.steps if step.module is None and step.within(piece) for n in step.inputs}
     return max((n for n in piece.inputs if n in taken and trace.level(n) == level), default=None)
+
+
+def _takes_several(trace: Trace, piece: Step) -> bool:
+    """Whether it takes maps of several sizes or by their names, as a detector's pyramid: it is no stage."""
+    positional, named = piece.arguments
+    by_name = any(isinstance(given, Mapping) for given in (*positional, *named.values()))
+    levels = [level for number in piece.inputs if (level := trace.level(number)) is not None]
+    return len(levels if by_name else {*levels}) > 1
 
 
 def _pools_to_a_size(piece: Step) -> bool:
@@ -138,7 +148,12 @@ def _pools_to_a_size(piece: Step) -> bool:
 def _pieces(trace: Trace, step: Step) -> Iterator[Step]:
     """What runs one after the other from the image to the head, each shrinking its map at most once."""
     for child in step.steps:
-        if child.module is not None and child.steps and _opens(trace, child):
+        if (
+            child.module is not None
+            and child.steps
+            and not _takes_several(trace, child)
+            and _opens(trace, child)
+        ):
             yield from _pieces(trace, child)
         else:
             yield child
@@ -149,9 +164,11 @@ def _opens(trace: Trace, step: Step) -> bool:
     into, out = trace.coarsest(step.inputs), trace.coarsest(step.outputs)
     if into is None or out is None or out - into > 1:
         return True
-    if out - into == 1 and isinstance(step.module, nn.Sequential):
-        # A stage that ends in its down-sampling. One that begins with it is no reason, nor is what a block
-        # does to its channels, by 1×1 convolutions, before it strides.
+    last = step.steps[-1]
+    ends_smaller = trace.coarsest(last.inputs) == into and trace.coarsest(last.outputs) == out
+    if out - into == 1 and (isinstance(step.module, nn.Sequential) or ends_smaller):
+        # A stage that ends in its down-sampling; a Sequential may have more behind it. One that begins with
+        # it is no reason, nor is what a block does to its channels, by 1×1 convolutions, before it strides.
         for child in step.steps:
             level = trace.coarsest(child.outputs)
             if level is not None and level > into:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from attneck.checks import sides
 from attneck.measure.meta import check_module, likely_channels, meta_copy, without_global_hooks
+from attneck.surgery.axes import channel_axes
 
 
 @dataclass(eq=False)
@@ -86,7 +87,7 @@ class Trace:
         return (step for step in self.steps if step.module is not None)
 
     def level(self, number: int) -> int | None:
-        """How often the image's sides were halved to make this map; None for what is no map.
+        """How often the image's sides were halved to make this map [B, C, H, W]; None for what is none.
 
         A map of 1×1 is one where a convolution or a pooling by maxima made it of one of up to 3×3; else it is
         a mean. A stride halves it once more, though nothing is left to see of that.
@@ -96,8 +97,9 @@ class Trace:
     @cached_property
     def _levels(self) -> list[int | None]:
         found: list[int | None] = []
+        axes = channel_axes(self.shapes, self.makers)
         for number, shape in enumerate(self.shapes):
-            if len(shape) != 4:
+            if len(shape) != 4 or axes[number] not in (1, None):
                 found.append(None)
             elif max(shape[2:]) > 1:
                 found.append(halvings(self.image_size, (shape[2], shape[3])))
@@ -167,6 +169,20 @@ def check_unwrapped(model: nn.Module) -> None:
                 f"{f'its {name!r}' if name else 'the model'} is wrapped in {type(module).__name__}; give the "
                 "model itself, and wrap, shard or compile it after the surgery"
             )
+
+
+COMPUTES_WEIGHTS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
+"""Of torch, where hooks come from that only compute the weights of their own module."""
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody's hook listens to its calls or gradients; a pruning or weight norm does not."""
+    tables = (
+        *(module._forward_pre_hooks, module._forward_hooks),
+        *(module._backward_pre_hooks, module._backward_hooks),
+    )
+    kinds = [type(hook).__mro__ for table in tables for hook in table.values()]
+    return any(all(kind.__module__ not in COMPUTES_WEIGHTS for kind in mro) for mro in kinds)
 
 
 def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> Trace:

@@ -14,7 +14,9 @@ KEPT = "kept_in_evaluation"
 
 
 def layer_of(model: nn.Module, field: str) -> dict[str, int]:
-    """The layer of each parameter, from 0: a block each; the last one is the classifier and what is new.
+    """The layer of each parameter, from 0: a block each; the last is the classifier and what is in no block.
+
+    So is what surgery put after a stage; what it put into a block is in the block's layer.
 
     Raises:
         ValueError: the model has no order of layers; `field` is what asked for it.

@@ -11,6 +11,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from attneck.layers import MHSA2d, NonLocal2d, SqueezeExcite2d
+from attneck.layers.mhsa import NO_DECAY
 from attneck.models import parts
 from attneck.models.pooling import check_head, pool_of
 from attneck.models.recomputing import recompute
@@ -31,6 +32,10 @@ class ResNet(timm_resnet.ResNet):
         """
         for name in ("layer1", "layer2", "layer3", "layer4"):
             recompute(self.get_submodule(name), enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Patterns of the position tables' names, which timm's optimisers then do not decay."""
+        return {*NO_DECAY}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's; an inserted block (BoTNet Table 8) belongs to the block after it, the last of its stage."""
