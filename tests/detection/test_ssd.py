@@ -218,6 +218,7 @@ def test_detections(name):
             torch.testing.assert_close(found[key], single[key])
 
 
+@pytest.mark.slow
 def test_the_vgg_trunk_is_torchvisions():
     """Given the same weights, the same six maps; and it takes those of a VGG16 by their names."""
     torch.manual_seed(0)

@@ -149,8 +149,6 @@ def leaves(results: list[torch.Tensor]) -> set[torch.Tensor]:
     [
         "cifar_resnet20_bot_bam",
         "cifar_densenet100_bam",
-        "mobilenet_0_7_bam",
-        "squeezenet1_1_bam",
         "resnet18_bam",
     ],
 )

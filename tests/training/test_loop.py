@@ -22,7 +22,7 @@ from attneck.errors import UserError
 from attneck.models import create_model
 from attneck.runs import train as runs
 from attneck.runs.run import Run
-from attneck.training import checkpoint, loop, report, step
+from attneck.training import checkpoint, loop, report
 from attneck.training.optimizer import average_of, make_optimizer
 from attneck.training.recipe import Optimizer, Recipe
 
@@ -217,27 +217,6 @@ def test_a_checkpoint_comes_after_so_many_minutes(tmp_path, monkeypatch, pace, s
     assert [
         *dict.fromkeys(numbers)
     ] == saved  # twice at the end of an epoch: without its scores and with them
-
-
-def test_accumulated_gradients_are_the_whole_batchs():
-    """Without BatchNorm in the way (eval mode), parts add up to the gradient of the batch."""
-    model = create_model("cifar_resnet20_se", num_classes=10, image_size=8).eval()
-    images, labels = torch.randn(8, 3, 8, 8), torch.arange(8)
-
-    class Task:
-        def loss(self, network, batch):
-            return torch.nn.functional.cross_entropy(network(batch[0]), batch[1]), {}
-
-    from attneck.training.distributed import World
-
-    alone = World(0, 1, torch.device("cpu"))
-    gradients = []
-    for parts in (1, 4):
-        model.zero_grad()
-        batches = iter(zip(images.chunk(parts), labels.chunk(parts), strict=True))
-        step.gradients(model, Task(), batches, recipe(accumulate=parts), alone, 0)
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
 def test_weights_decay_and_tables_and_norms_do_not():
