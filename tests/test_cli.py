@@ -24,41 +24,6 @@ def test_help_names_every_command(capsys):
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        ["--help"],
-        ["--version"],
-        ["--completion", "bash"],
-        ["list"],
-        ["list", "botnet50", "--options"],
-        ["train"],
-        ["train", "demo", "--help"],
-        ["eval", "--help"],
-        ["data", "--help"],
-        ["train", "demo", "--model.name", "cifar_resnet2"],
-        ["train", "demo", "--modle.name", "x"],
-        ["train", "dmeo"],
-        ["export", "--help"],
-        ["export", "botnte50", "net.onnx"],
-        ["export", "botnet50", "net.onxx"],
-        ["status", "no-run"],
-    ],
-    ids=" ".join,
-)
-def test_needs_no_torch(words):
-    """--help and every refusal stay quick because torch (seconds of imports) stays out."""
-    program = (
-        "import sys\n"
-        "from attneck.cli import main\n"
-        f"try: code = main({words!r})\n"
-        "except SystemExit as end: code = end.code\n"
-        "print('torch' in sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stderr.strip().endswith("False"), done.stderr
-
-
-@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["trian", "demo"], "perhaps you meant 'train'"),

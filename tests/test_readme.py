@@ -17,14 +17,6 @@ def test_the_python_runs():
         exec(compile(block, "README.md", "exec"), {})
 
 
-def test_every_command_shown_is_there():
-    from attneck.cli import COMMANDS
-
-    shown = set(re.findall(r"^attneck (\w+)", README, re.MULTILINE))
-    assert shown
-    assert shown <= set(COMMANDS)
-
-
 def test_every_link_leads_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / target).exists(), target

@@ -194,7 +194,7 @@ def test_a_network_is_as_it_was(network: nn.Module) -> None:
 
 
 def test_hooks_go_whatever_happens(network: nn.Module) -> None:
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="channels"):
         maps(network, torch.randn(7, 32, 32))
     assert not any(module._forward_hooks for module in network.modules())
 

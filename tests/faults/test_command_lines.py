@@ -635,6 +635,14 @@ def test_a_fault_of_the_program_is_a_traceback_and_a_line_that_asks_for_a_report
         (OSError(36, "File name too long", "a" * 5000), 2, "File name too long"),
         (ConnectionError("no route to huggingface.co"), 1, "no route to huggingface.co"),
         (MemoryError(), 1, "out of memory"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: "
+                "you tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            1,
+            "out of memory",
+        ),
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ until it is signalled, for longer than it may take to end.
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +38,7 @@ TINY = {
     "epochs": 2,
 }
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-LONG_TIME, A_WHILE = 60, 2
+LONG_TIME, A_WHILE = 60, 1
 """Seconds: of what may be broken off, and of what must come to its end."""
 
 
@@ -73,6 +74,14 @@ def slow(holder, name, seconds, at, when=lambda *given: True):
         return plain(*given, **options)
 
     setattr(holder, name, staticmethod(slowly) if name in ("build", "predict") else slowly)
+
+
+def both(some_cases, others):
+    """Every pair in the long form; in the short one as few as try each of them once."""
+    one, other = [*some_cases], [*others]
+    if LONG:
+        return [*product(one, other)]
+    return [(one[n % len(one)], other[n % len(other)]) for n in range(max(len(one), len(other)))]
 
 
 def second_step(*given):
@@ -170,12 +179,16 @@ SAVED = {"step": 2, "evaluation": 3, "writing": 3, "scores": 3, "saving": 3}
 """The step that is saved when a signal comes there."""
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("numbers", [(INT,), (TERM,), (HUP,), (TERM, TERM), (HUP, TERM)], ids=named)
-@pytest.mark.parametrize("phase", SAVED)
+SENT = [(INT,), (TERM, TERM), (TERM,), (HUP,), (HUP, TERM)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "numbers", "workers"),
+    [(*case, workers) for workers in (["0", "2"] if LONG else ["2"]) for case in both(SAVED, SENT)]
+    + ([] if LONG else [("writing", (TERM, TERM), "0")]),
+    ids=named,
+)
 def test_the_step_is_saved(forked, tmp_path, phase, numbers, workers):
-    if not LONG and (workers, numbers) not in {("2", (HUP,)), ("0", (TERM, TERM))}:
-        pytest.skip("in the long form")
     process = forked(phase, *TRAIN, "--data.workers", workers)
     process.wait_for_phase()
     for number in numbers:
@@ -195,8 +208,7 @@ def test_the_step_is_saved(forked, tmp_path, phase, numbers, workers):
     assert checkpoint.load_latest(tmp_path / "run/checkpoints")[0]["step"] == step
 
 
-@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=named)
-@pytest.mark.parametrize("phase", START)
+@pytest.mark.parametrize(("phase", "number"), both(START, [INT, TERM, HUP]), ids=named)
 def test_at_the_start_there_is_nothing_to_save(forked, tmp_path, phase, number):
     process = forked(phase, *TRAIN)
     process.wait_for_phase()
@@ -209,8 +221,9 @@ def test_at_the_start_there_is_nothing_to_save(forked, tmp_path, phase, number):
     assert process.left() == []
 
 
-@pytest.mark.parametrize("numbers", [(INT, INT), (TERM, INT), (HUP, INT)], ids=named)
-@pytest.mark.parametrize("phase", some(SAVED, 2))
+@pytest.mark.parametrize(
+    ("phase", "numbers"), both(some(SAVED, 3), [(INT, INT), (TERM, INT), (HUP, INT)]), ids=named
+)
 def test_a_ctrl_c_after_the_first_signal_ends_at_once(forked, tmp_path, phase, numbers):
     process = forked(phase, *TRAIN, "--data.workers", "2")
     process.wait_for_phase()
@@ -267,10 +280,16 @@ def test_after_the_last_step(forked, tmp_path, number):
     assert checkpoint.load_latest(tmp_path / "run/checkpoints")[0]["step"] == 6
 
 
-@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=named)
-@pytest.mark.parametrize("command", ["eval", "predict"])
-def test_other_commands(forked, tmp_path, command, number):
-    runs.train(Recipe.model_validate(TINY | {"epochs": 1}), tmp_path / "run")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    runs.train(Recipe.model_validate(TINY | {"epochs": 1}), folder)
+    return folder
+
+
+@pytest.mark.parametrize(("command", "number"), both(["eval", "predict"], [INT, TERM, HUP]), ids=named)
+def test_other_commands(forked, tmp_path, trained, command, number):
+    shutil.copytree(trained, tmp_path / "run")
     phase, more = {"eval": ("report", []), "predict": ("predict", ["--held-out", "2"])}[command]
     process = forked(phase, command, "run", *more)
     process.wait_for_phase()

@@ -30,16 +30,11 @@ TINY = {
     "batch": 8,
     "pictures": False,
 }
-HOLD = """
-import os, sys, time
+TAKE = """
 from pathlib import Path
 from attneck.runs.lock import only_one
-with only_one(Path(sys.argv[1])):
-    if "worker" in sys.argv and os.fork() == 0:
-        time.sleep(60)  # as a worker process that has not noticed yet that its parent is dead
-        os._exit(0)
-    print("held", flush=True)
-    time.sleep(60)
+with only_one(Path("new")):
+    pass
 """
 HERE = socket.gethostname()
 
@@ -62,28 +57,50 @@ def place(tmp_path, monkeypatch, trained):
     return tmp_path
 
 
+class Holder:
+    """A fork that holds a folder's lock for a minute."""
+
+    def __init__(self, folder, worker=False):
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            with suppress(BaseException):
+                os.setsid()
+                with only_one(folder):
+                    if worker and os.fork() == 0:  # as one that has not noticed yet that its parent is dead
+                        time.sleep(60)
+                        os._exit(0)
+                    os.write(writer, b"held")
+                    time.sleep(60)
+            os._exit(1)
+        os.close(writer)
+        said = os.read(reader, 4)
+        os.close(reader)
+        assert said == b"held"
+
+    def alive(self):
+        return os.waitpid(self.pid, os.WNOHANG) == (0, 0)
+
+    def end(self, number):
+        os.kill(self.pid, number)
+        os.waitpid(self.pid, 0)
+
+
 @pytest.fixture
 def hold():
     """Starts a program that holds a folder's lock; ends it and its children afterwards."""
     started = []
 
-    def start(folder, *words):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(folder), *words],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        assert process.stdout.readline() == "held\n"
-        return process
+    def start(folder, worker=False):
+        started.append(Holder(folder, worker))
+        return started[-1]
 
     yield start
-    for process in started:
+    for holder in started:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+            os.killpg(holder.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(holder.pid, 0)
 
 
 def content(folder):
@@ -123,7 +140,7 @@ def test_the_second_is_refused_in_one_line(place, hold, second, late, capsys, mo
         rf"trained by process {first.pid} on {HERE} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC", said
     )
     assert content(folder) == before
-    assert first.poll() is None
+    assert first.alive()
 
 
 @pytest.mark.parametrize("word", some(["predict", "eval", "curves"], 1))
@@ -164,14 +181,13 @@ def test_a_lock_that_was_left_is_taken_over(place, kind, words, capsys):
     assert (folder / "summary.json").is_file()
 
 
-@pytest.mark.parametrize("words", [[], ["worker"]], ids=["alone", "its worker lives on"])
+@pytest.mark.parametrize("worker", [False, True], ids=["alone", "its worker lives on"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
-def test_a_killed_program_leaves_no_lock(place, hold, words, number, capsys):
-    first = hold(place / "new", *words)
+def test_a_killed_program_leaves_no_lock(place, hold, worker, number, capsys):
+    first = hold(place / "new", worker)
     with pytest.raises(UserError, match=f"process {first.pid} "), only_one(place / "new"):
         pass
-    first.send_signal(number)
-    first.wait()
+    first.end(number)
     with only_one(place / "new"):
         pass
     assert f"process {first.pid} on {HERE}" in capsys.readouterr().err
@@ -179,7 +195,7 @@ def test_a_killed_program_leaves_no_lock(place, hold, words, number, capsys):
 
 def test_another_thread_is_refused_and_the_first_keeps_the_lock(place, hold):
     """A record lock is given up when any descriptor of its file is closed."""
-    program = [sys.executable, "-c", HOLD, "new"]
+    program = [sys.executable, "-c", TAKE]
     with only_one(place / "new"):
         for _ in range(2):
             with pytest.raises(UserError, match=f"process {os.getpid()} "), only_one(place / "new"):

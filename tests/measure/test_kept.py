@@ -1,8 +1,5 @@
 """The counts that come with the package are those of a count, and are read without torch."""
 
-import subprocess
-import sys
-
 import pytest
 from one_of_each import one_of_each
 
@@ -48,13 +45,3 @@ def test_what_is_not_kept_is_counted(monkeypatch):
     monkeypatch.setattr(counted, "counted", lambda asked: called.append(asked) or "now")
     assert [counts_of(asked) for asked in others] == ["now"] * 3
     assert called == others
-
-
-@pytest.mark.parametrize("words", [["count", "maskrcnn_botnet50", "--json"], ["papers"]], ids=" ".join)
-def test_no_torch_for_what_is_kept(words):
-    program = (
-        f"import sys\nfrom attneck.cli import main\ncode = main({words!r})\n"
-        "assert 'torch' not in sys.modules\nsys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

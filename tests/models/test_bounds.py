@@ -45,8 +45,9 @@ def test_no_network_has_fewer(name: str, given: dict[str, Any]) -> None:
     assert has <= 5 * least + (30_000_000 if entry.task == "detection" else 0)  # its trunk is not counted
 
 
-@pytest.mark.parametrize("name", [*list_models(), *list_detectors("*")])
-def test_the_catalog_is_far_from_the_bound(name: str) -> None:
-    entry = find(name)
-    side = (entry.image_size, entry.image_size)
-    assert 0 < 3 * entry.options.least_parameters(entry.num_classes, side, 3) < MAX_PARAMETERS
+def test_the_catalog_is_far_from_the_bound() -> None:
+    for name in [*list_models(), *list_detectors("*")]:
+        entry = find(name)
+        side = (entry.image_size, entry.image_size)
+        least = entry.options.least_parameters(entry.num_classes, side, 3)
+        assert 0 < 3 * least < MAX_PARAMETERS, name

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from awake import awake
 
 from attneck.models import create_model
 from attneck.models.features import Pyramid
@@ -12,7 +13,7 @@ from attneck.models.features import Pyramid
 @pytest.mark.parametrize("name", ["resnet50_bam", "resnet50_bot_c4"])
 def test_c2_to_c5_behind_everything_in_the_stage(name: str) -> None:
     torch.manual_seed(0)
-    model = create_model(name, widths=[16, 16, 16, 16], num_classes=5, image_size=64).eval()
+    model = awake(create_model(name, widths=[16, 16, 16, 16], num_classes=5, image_size=64)).eval()
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         x = model.maxpool(model.act1(model.bn1(model.conv1(images))))

@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from awake import awake
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -52,7 +53,7 @@ def cached(files: Path, monkeypatch: pytest.MonkeyPatch) -> Cached:
         if (file := repository / "snapshots" / "abc" / "model.safetensors").is_file():
             return load_file(file)
         torch.manual_seed(len(name))
-        state = timm.create_model(name.split(".")[0]).state_dict()
+        state = awake(timm.create_model(name.split(".")[0])).state_dict()
         for key, tensor in state.items():
             if key.endswith("running_var"):
                 tensor.uniform_(0.5, 2)

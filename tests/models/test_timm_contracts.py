@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from awake import awake
 from one_of_each import one_of_each
 from test_timm_registry import FAMILIES
 from timm.models import FeatureInfo, group_parameters
@@ -50,13 +51,12 @@ def small(name: str, **arguments: Any) -> Any:
     """A small one of the family, whose branches all say something, in float64."""
     torch.manual_seed(0)
     options = {"drop_rate": 0.0, **FAMILIES.get(name, {})} if name != "resnet50_bot_c4" else NARROW
-    model = timm.create_model(
-        f"attneck_{name}", num_classes=5, img_size=side_of(name), dtype=torch.float64, **(options | arguments)
+    given = options | arguments
+    return awake(
+        timm.create_model(
+            f"attneck_{name}", num_classes=5, img_size=side_of(name), dtype=torch.float64, **given
+        )
     )
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.weight.sum() == 0:
-            nn.init.ones_(module.weight)
-    return model
 
 
 def side_of(name: str) -> int:
@@ -188,14 +188,15 @@ def test_checkpointing_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["attneck_resnet26_thin", "attneck_botnet26_thin"])
 def test_checkpointing_changes_nothing_of_maps(name: str) -> None:
     torch.manual_seed(0)
-    plain = timm.create_model(name, features_only=True, img_size=64).double().train()
+    plain = awake(timm.create_model(name, features_only=True, img_size=64).double().train())
     again = copy.deepcopy(plain)
     again.set_grad_checkpointing()
     for model in (plain, again):
         model(images(64))[-1].square().mean().backward()
     for (key, one), other in zip(plain.named_parameters(), again.parameters(), strict=True):
-        if one.grad is not None:
-            torch.testing.assert_close(other.grad, one.grad, rtol=1e-10, atol=1e-12, msg=key)
+        assert one.grad is not None, key
+        assert one.grad.any() or key.endswith("bias"), key
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-10, atol=1e-12, msg=key)
     state = again.state_dict()
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(state[key], value, rtol=1e-10, atol=1e-12, msg=key)
@@ -264,17 +265,26 @@ def test_dilated_networks_see_the_same_as_strided_ones(name: str) -> None:
         torch.testing.assert_close(maps[stride][..., :: 32 // stride, :: 32 // stride], maps[32])
 
 
+@pytest.mark.parametrize("stride", [8, 16])
 @pytest.mark.parametrize("name", ["resnet50", "resnet18"])
-def test_output_stride_8_and_the_rates_are_timm_s(name: str) -> None:
-    given = {"output_stride": 8, "drop_block_rate": 0.3, "num_classes": 5}
-    theirs: Any = timm.create_model(name, layers=(1, 1, 2, 2), channels=(16, 32, 48, 64), **given)
+def test_output_strides_and_the_rates_are_timm_s(name: str, stride: int) -> None:
+    given = {"output_stride": stride, "drop_block_rate": 0.3, "num_classes": 5}
+    torch.manual_seed(0)
+    theirs: Any = timm.create_model(
+        name, layers=(1, 1, 2, 2), channels=(16, 32, 48, 64), zero_init_last=False, **given
+    )
     ours: Any = timm.create_model(f"attneck_{name}", **(NARROW | {"depths": [1, 1, 2, 2]}), **given)
     ours.load_state_dict(theirs.state_dict())
+    assert ours.origin.options["output_stride"] == stride
     results = []
     for model in (theirs, ours):
         torch.manual_seed(0)
-        results.append(model.train()(torch.randn(2, 3, 64, 64)))
+        logits = model.train()(torch.randn(2, 3, 64, 64))
+        logits.square().mean().backward()
+        gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+        results.append((logits, gradients, model.state_dict()))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    assert all(gradient.any() for gradient in results[1][1].values())
 
 
 def test_attention_at_another_output_stride() -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from attneck import cli
+from attneck.commands import serve
 from attneck.errors import UserError
 from attneck.serve import gallery as galleries
 from attneck.serve import server as servers
@@ -401,6 +402,31 @@ def test_a_mistake_is_one_line(words, says, capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().err
     assert says in said
     assert said.count("\n") == 1
+
+
+def test_without_a_model_it_is_the_newest_run_s(tmp_path, monkeypatch, capsys):
+    """The one that saved last, whatever its folder's own time, and of those alone that are runs."""
+    for age, name in enumerate(["newest", "older", "no-run"]):
+        folder = tmp_path / "runs" / name / "checkpoints"
+        folder.mkdir(parents=True)
+        for step in (1, 2):
+            (folder / f"step-0000000{step}.pt").touch()
+            os.utime(folder / f"step-0000000{step}.pt", (0, 1000 * (2 - age) + step))
+        if name != "no-run":
+            (folder.parent / "recipe.yaml").touch()
+    (tmp_path / "runs/has-saved-nothing").mkdir()
+    (tmp_path / "runs/has-saved-nothing/recipe.yaml").touch()
+    os.utime(tmp_path / "runs/no-run/checkpoints/step-00000002.pt")
+    shown = []
+
+    def viewer(model, image_size, which):
+        shown.append((model, which))
+        raise UserError("seen")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve, "viewer", viewer)
+    assert cli.main(["serve"]) == 2
+    assert (shown, capsys.readouterr().err) == ([("runs/newest", "newest")], "attneck: seen\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

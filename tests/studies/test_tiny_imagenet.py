@@ -24,6 +24,8 @@ SCALED = {
     "reach",
 }
 NAMES = {cell.variant for cell in MADE}
+SHORT = {"regime_350/botnet_s1_bam/0", "regime_100/botnet/0"}
+"""What is trained in the short form: `test_study.py` builds each network."""
 
 
 def test_a_regime_is_that_of_its_recipe() -> None:
@@ -58,8 +60,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "cell",
-    [cell for cell in MADE if cell.problem == "regime_350" or cell.variant == "botnet"],
-    ids=lambda cell: cell.name,
+    [
+        pytest.param(cell, id=cell.name, marks=() if cell.name in SHORT else pytest.mark.slow)
+        for cell in MADE
+        if cell.problem == "regime_350" or cell.variant == "botnet"
+    ],
 )
 def test_each_is_built_and_takes_two_steps(
     cell: Cell, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

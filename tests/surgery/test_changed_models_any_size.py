@@ -121,7 +121,7 @@ def test_one_graph_for_sizes_that_change(name: str) -> None:
 def test_a_checkpoint_loads_at_another_size() -> None:
     torch.manual_seed(0)
     small, large = (
-        attend(ResNet(Bottleneck, **THIN), image_size=size).model.eval() for size in (64, (96, 128))
+        lively(attend(ResNet(Bottleneck, **THIN), image_size=size).model) for size in (64, (96, 128))
     )
     large.load_state_dict(small.state_dict())
     x = torch.randn(2, 3, 96, 128)

@@ -21,6 +21,7 @@ CATALOG: dict[str, Any] = {
     "depths": [1, 1, 2, 1],
     "num_classes": 5,
     "image_size": 64,
+    "zero_init_last": False,  # else nothing inside a branch reaches the output
 }
 
 

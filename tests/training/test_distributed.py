@@ -50,7 +50,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 def test_what_a_dead_process_has_asked_lets_no_start_begin(monkeypatch):
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=1))
-    with pytest.raises(RuntimeError):  # rank 1 of a start whose first process never came
+    with pytest.raises(RuntimeError, match="timeout"):  # rank 1 of a start whose first process never came
         together(store, 1, 3)
     monkeypatch.setattr(dist, "default_pg_timeout", timedelta(seconds=0.2))
     with pytest.raises(RunFailed, match=r"of the others \[1, 2\] have not started"):

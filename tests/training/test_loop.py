@@ -6,13 +6,15 @@ import os
 import shutil
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import small_run
 import torch
 import yaml
 from forked import Forked, as_ranks
 from rich.console import Console
-from small_run import CLOCKS, broken_off_after
+from small_run import ALONE, CLOCKS, Task, broken_off_after, run
 
 from attneck import cli, hub
 from attneck.data import open_dataset
@@ -20,7 +22,7 @@ from attneck.errors import UserError
 from attneck.models import create_model
 from attneck.runs import train as runs
 from attneck.runs.run import Run
-from attneck.training import checkpoint, report, step
+from attneck.training import checkpoint, loop, report
 from attneck.training.optimizer import average_of, make_optimizer
 from attneck.training.recipe import Optimizer, Recipe
 
@@ -193,25 +195,28 @@ def test_a_copied_run_without_its_sums_is_not_begun_anew(tmp_path):
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == record
 
 
-def test_accumulated_gradients_are_the_whole_batchs():
-    """Without BatchNorm in the way (eval mode), parts add up to the gradient of the batch."""
-    model = create_model("cifar_resnet20_se", num_classes=10, image_size=8).eval()
-    images, labels = torch.randn(8, 3, 8, 8), torch.arange(8)
+@pytest.mark.parametrize(
+    ("pace", "saved"), [(299, [3, 6]), (301, [2, 3, 5, 6]), (601, [1, 2, 3, 4, 5, 6])], ids=str
+)
+def test_a_checkpoint_comes_after_so_many_minutes(tmp_path, monkeypatch, pace, saved):
+    """Inside an epoch, counted from the last one; at the end of each epoch in any case."""
+    now, numbers, whole = [0.0], [], checkpoint.save
 
-    class Task:
-        def loss(self, network, batch):
-            return torch.nn.functional.cross_entropy(network(batch[0]), batch[1]), {}
+    class Slow(Task):
+        def loss(self, model, batch):
+            now[0] += pace
+            return super().loss(model, batch)
 
-    from attneck.training.distributed import World
+    def save(folder, number, state):
+        numbers.append(number)
+        return whole(folder, number, state)
 
-    alone = World(0, 1, torch.device("cpu"))
-    gradients = []
-    for parts in (1, 4):
-        model.zero_grad()
-        batches = iter(zip(images.chunk(parts), labels.chunk(parts), strict=True))
-        step.gradients(model, Task(), batches, recipe(accumulate=parts), alone, 0)
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(checkpoint, "save", save)
+    run(tmp_path, small_run.recipe(checkpoint_steps=None, checkpoint_minutes=10), Slow(ALONE))
+    assert [
+        *dict.fromkeys(numbers)
+    ] == saved  # twice at the end of an epoch: without its scores and with them
 
 
 def test_weights_decay_and_tables_and_norms_do_not():

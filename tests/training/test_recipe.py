@@ -3,6 +3,7 @@
 import io
 import re
 from contextlib import redirect_stdout
+from pathlib import Path
 from types import NoneType
 from typing import get_args
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from attneck import cli
 from attneck.errors import UserError
+from attneck.runs.run import Run
 from attneck.training.recipe import Optimizer, Part, Recipe, Schedule
 from attneck.training.recipe_file import differences, dump_recipe, load_recipe, parse_recipe, shipped_recipes
 
@@ -240,6 +242,18 @@ def test_options_on_the_command_line_are_added_to_the_recipes_own():
     assert recipe.model.options == {"depths": [1, 1, 1], "bam_dilation": 2, "bam_combine": "max"}
     assert recipe.epochs == 3
     assert parse("demo", []).recipe == load_recipe("demo")
+
+
+def test_one_number_on_a_command_line_is_a_list_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = {"name": "shapes", "train_size": 8, "val_size": 4, "image_size": 24}
+    model = {"name": "resnet26_thin", "options": {"depths": [1, 1, 1, 1], "widths": [16, 16, 16, 16]}}
+    Path("tiny.yaml").write_text(
+        yaml.safe_dump({"model": model, "data": data, "batch": 8, "epochs": 1, "pictures": False})
+    )
+    assert cli.main(["train", "tiny.yaml", "--model.options", "se", "5", "--out", "run"]) == 0
+    weights = Run("run").weights(average=False)
+    assert {key.split(".se.")[0] for key in weights if ".se." in key} == {"layer4.0"}
 
 
 def fields(part=Recipe, path=()):

@@ -51,8 +51,24 @@ def small(name: str) -> Recipe:
     return Recipe.model_validate(content)
 
 
+ALIKE = {f"coco-{epochs}x" for epochs in (2, 3, 6)}
+"""coco-1x with other milestones, which two steps do not reach."""
+
+
+def test_these_differ_from_coco_1x_in_their_milestones_alone():
+    first = small("coco-1x")
+    for name in ALIKE:
+        other = small(name)
+        assert min(other.schedule.milestones) > 2
+        schedule = other.schedule.model_copy(update={"milestones": first.schedule.milestones})
+        assert other.model_copy(update={"schedule": schedule, "reach": first.reach}) == first
+
+
 @pytest.mark.data
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in shipped_recipes()],
+)
 def test_takes_its_steps(name, tmp_path):
     takes_its_steps(small(name), tmp_path)
 
