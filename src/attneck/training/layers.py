@@ -8,6 +8,8 @@ from timm.models import group_parameters
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from attneck.surgery.report import Report
+
 FREEZE = "optimizer.freeze"
 KEPT = "kept_in_evaluation"
 """The attribute of a norm that `to_training` leaves in evaluation mode."""
@@ -25,7 +27,7 @@ def layer_of(model: nn.Module, field: str) -> dict[str, int]:
 
 
 def frozen_by(model: nn.Module, stages: int) -> set[str]:
-    """The parameters of the stem and of so many stages, by name.
+    """The parameters of the stem and of so many stages, by name, but for what surgery put in.
 
     Raises:
         ValueError: the model has no stages, or fewer.
@@ -34,7 +36,9 @@ def frozen_by(model: nn.Module, stages: int) -> set[str]:
     there = max(stage.values()) - 1  # 0 is the stem, and the last is the classifier
     if stages > there:
         raise ValueError(f"{FREEZE} {stages}: {type(model).__name__} has {there} stages, give 0 to {there}")
-    return {name for name, place in stage.items() if place <= stages}
+    report = getattr(model, "surgery_report", None)
+    new = report.new if isinstance(report, Report) else ()  # what was adopted was not drawn at random
+    return {name for name, place in stage.items() if place <= stages and name not in new}
 
 
 def freeze(model: nn.Module, stages: int) -> str:
