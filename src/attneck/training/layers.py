@@ -8,8 +8,6 @@ from timm.models import group_parameters
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from attneck.surgery.report import Report
-
 FREEZE = "optimizer.freeze"
 KEPT = "kept_in_evaluation"
 """The attribute of a norm that `to_training` leaves in evaluation mode."""
@@ -36,8 +34,9 @@ def frozen_by(model: nn.Module, stages: int) -> set[str]:
     there = max(stage.values()) - 1  # 0 is the stem, and the last is the classifier
     if stages > there:
         raise ValueError(f"{FREEZE} {stages}: {type(model).__name__} has {there} stages, give 0 to {there}")
-    report = getattr(model, "surgery_report", None)
-    new = report.new if isinstance(report, Report) else ()  # what was adopted was not drawn at random
+    report: Any = getattr(model, "surgery_report", None)
+    # An Adoption's, which has forms, is made of theirs and not drawn at random.
+    new = () if report is None or hasattr(report, "forms") else report.new
     return {name for name, place in stage.items() if place <= stages and name not in new}
 
 
