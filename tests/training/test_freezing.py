@@ -100,6 +100,18 @@ def test_a_run_leaves_them_as_they_were_loaded(weights, tmp_path, capsys):
     assert json.loads((tmp_path / "run/summary.json").read_text())["weights"] == summary.weights
 
 
+def test_what_surgery_put_into_frozen_stages_learns(weights, tmp_path):
+    file, before = weights
+    model = TINY["model"] | {"weights": str(file), "surgery": "insert_bam"}
+    runs.train(Recipe.model_validate(TINY | {"model": model, "epochs": 3}), tmp_path / "run")
+    after = Run(tmp_path / "run").weights()
+    for name, tensor in after.items():
+        if name.split(".")[0] in {"conv1", "bn1", "layer1", "layer2"} and ".bam." not in name:
+            assert torch.equal(tensor, before[name]), name
+    assert after["layer1.bam.gain"].any()
+    assert after["layer2.bam.gain"].any()
+
+
 def test_what_nothing_was_loaded_into_is_not_frozen(weights, tmp_path):
     _, before = weights
     with pytest.raises(

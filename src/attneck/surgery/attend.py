@@ -140,8 +140,7 @@ def _check_in_use(seen: Trace, targets: list[_Target], layers: list[MHSA2d]) -> 
     copies = [meta_copy(layer).eval() for layer in layers]
     for target, layer in zip(targets, copies, strict=True):
         _replace(seen.skeleton, target, layer)
-        for module in (layer, target.conv):
-            module.register_forward_hook(lambda module, _args, _result: ran.append(module))
+        layer.register_forward_hook(lambda layer, _args, _result: ran.append(layer))
     (args, kwargs), failure = seen.steps[0].arguments, ""
     try:
         with torch.no_grad(), without_global_hooks():
@@ -149,7 +148,7 @@ def _check_in_use(seen: Trace, targets: list[_Target], layers: list[MHSA2d]) -> 
     except Exception as error:  # somebody's forward, which asks the layer for what it does not have
         failure = f" ({type(error).__name__}: {one_line(error, 150)})"
     for target, layer in zip(targets, copies, strict=True):
-        if failure or ran.count(layer) != 1 or target.conv in ran:
+        if failure or ran.count(layer) != 1:
             raise ValueError(
                 f"{target.call.name!r} cannot be replaced: a layer under this name is not what the network "
                 f"then calls, once{failure}; does it keep the convolution elsewhere, as in a plain list? Let "

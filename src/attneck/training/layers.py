@@ -25,7 +25,7 @@ def layer_of(model: nn.Module, field: str) -> dict[str, int]:
 
 
 def frozen_by(model: nn.Module, stages: int) -> set[str]:
-    """The parameters of the stem and of so many stages, by name.
+    """The parameters of the stem and of so many stages, by name, but for what surgery put in.
 
     Raises:
         ValueError: the model has no stages, or fewer.
@@ -34,7 +34,10 @@ def frozen_by(model: nn.Module, stages: int) -> set[str]:
     there = max(stage.values()) - 1  # 0 is the stem, and the last is the classifier
     if stages > there:
         raise ValueError(f"{FREEZE} {stages}: {type(model).__name__} has {there} stages, give 0 to {there}")
-    return {name for name, place in stage.items() if place <= stages}
+    report: Any = getattr(model, "surgery_report", None)
+    # An Adoption's, which has forms, is made of theirs and not drawn at random.
+    new = () if report is None or hasattr(report, "forms") else report.new
+    return {name for name, place in stage.items() if place <= stages and name not in new}
 
 
 def freeze(model: nn.Module, stages: int) -> str:
