@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from attneck import data
 from attneck.data.workers import usual_workers
 
 PARENT = """
@@ -81,4 +82,6 @@ def test_workers_where_nobody_says(monkeypatch, cuda, cores, processes, workers)
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert usual_workers() == workers
+    scenes = data.open_detection("shapes", "val", size=2)
+    assert usual_workers(scenes) == workers
+    assert usual_workers(data.open_dataset("shapes", "val", size=2)) == 0

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from attneck.data.arrays import ArrayDataset
 from attneck.data.sampling import Key
 
 # Windows has neither process groups nor signal masks.
@@ -72,9 +73,12 @@ def _end_with_the_trainer() -> None:
     os._exit(1)
 
 
-def usual_workers() -> int:
-    """How many where nobody says: a GPU waits for images, and a network on the CPU wants the cores itself."""
-    if not torch.cuda.is_available():
+def usual_workers(dataset: Dataset[Any]) -> int:
+    """How many where nobody says: a GPU waits for images that are read; those in memory come soon enough.
+
+    A network on the CPU wants the cores itself.
+    """
+    if not torch.cuda.is_available() or isinstance(dataset, ArrayDataset):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
@@ -97,11 +101,11 @@ def loader(
     """The DataLoader over `batches` (`TrainBatches` or `EvalBatches`).
 
     `collate` is `dataset.collate` unless given, which makes floats of a set's images; `attneck.data.collate`
-    leaves them uint8. `workers` None: `usual_workers()`. They run in process groups of their own (see
+    leaves them uint8. `workers` None: `usual_workers`. They run in process groups of their own (see
     `worker_init`) and end with each iteration; memory is pinned where CUDA is there. Iterating draws nothing
     from torch's global generator.
     """
-    workers = usual_workers() if workers is None else workers
+    workers = usual_workers(dataset) if workers is None else workers
     return SteadyLoader(
         dataset,
         batch_sampler=batches,

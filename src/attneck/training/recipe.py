@@ -139,8 +139,9 @@ class Data(Part):
     """Sets of image files: what training does at an image that cannot be read. skip: another one takes its
     place, of its class where it has one; over 1 % of them stop. Held-out images always stop."""
     workers: Annotated[int, Field(ge=0, le=256, strict=True)] | None = None
-    """Processes that load images; 0 loads in the training process. Where not given, on a GPU one for each
-    core that this process has to itself beside its own, at most 8; on the CPU 0. The result is the same."""
+    """Processes that load images; 0 loads in the training process. Where not given, 0 on the CPU and for
+    images in memory; on a GPU one for each core that this process has beside its own, 8 at most. The result
+    is the same."""
 
     @model_validator(mode="after")
     def _own_options(self) -> Data:
