@@ -26,6 +26,7 @@ from attneck.files import write_atomic
 from attneck.papers.layout import Checked, tally
 from attneck.papers.results import FinishedRun
 from attneck.studies.report import CHANCE, pairs_of
+from attneck.studies.statistics import decimals_of, told
 
 PAGES = ("README.md", "docs/results.md")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -142,6 +143,7 @@ def studies() -> str:
     for path in sorted(RESULTS.rglob("report.json")):
         report = json.loads(path.read_text())
         several = len({row["problem"] for row in report["rows"]}) > 1
+        digits = decimals_of(report["metric"])
         baselines = {row["problem"]: row for row in report["rows"] if row["variant"] == report["baseline"]}
         lines: Lines = [
             ["problem"] * several
@@ -155,12 +157,11 @@ def studies() -> str:
         for row in report["rows"]:
             if row["mean"] is None:  # no run of it has ended: the count of those to come says so
                 continue
-            spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
-            mean = f"{row['mean']:.2f}{spread} ({row['n']})"
+            mean = told(row["scores"], digits)
             other = row["difference"] or {}
             interval = other.get("interval")
-            gap = f"{other['mean']:+.2f}" if other else ""
-            gap += f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+            gap = f"{other['mean']:+.{digits}f}" if other else ""
+            gap += f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]" if interval else ""
             base = baselines[row["problem"]]
             gap += pairs_of(other["n"], max(row["n"], base["n"]), _apart(row, base)) if other else ""
             name = [row["problem"]] * several + [row["variant"]]

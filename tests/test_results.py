@@ -128,6 +128,7 @@ def test_a_study_s_report_becomes_a_table(tables, tmp_path, monkeypatch):
         "n": 2,
         "mean": 60.0,
         "std": 0.25,
+        "scores": {"0": 59.75, "1": 60.25},
         "difference": None,
         "verdict": None,
         "machines": {"0": ["A"], "1": ["A"]},
@@ -135,6 +136,7 @@ def test_a_study_s_report_becomes_a_table(tables, tmp_path, monkeypatch):
     other = row | {
         "variant": "bam",
         "mean": 61.5,
+        "scores": {"0": 61.25, "1": 61.75},
         "difference": {"n": 2, "mean": 1.5, "interval": [-0.5, 3.5]},
         "machines": {"0": ["A"], "1": ["A", "B"]},
         "verdict": "no difference that counts",
@@ -150,6 +152,6 @@ def test_a_study_s_report_becomes_a_table(tables, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.json").write_text(json.dumps(report))
     said = tables.studies()
-    assert "| plain | 60.00 ± 0.25 (2) |  |  |" in said
-    assert "| bam | 61.50 ± 0.25 (2) | +1.50 [-0.50, +3.50] (1 of two machines) | no difference that" in said
+    assert "| plain | 60.00 ± 0.35 (2) |  |  |" in said
+    assert "| bam | 61.50 ± 0.35 (2) | +1.50 [-0.50, +3.50] (1 of two machines) | no difference that" in said
     assert "1 runs of it have not ended yet." in said

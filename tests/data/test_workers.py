@@ -82,6 +82,9 @@ def test_workers_where_nobody_says(monkeypatch, cuda, cores, processes, workers)
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda: "fork")
     scenes = data.open_detection("shapes", "val", size=2)
     assert usual_workers(scenes) == workers
     assert usual_workers(data.open_dataset("shapes", "val", size=2)) == 0
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda: "forkserver")
+    assert usual_workers(scenes) == 0

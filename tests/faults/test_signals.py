@@ -38,7 +38,7 @@ TINY = {
     "epochs": 2,
 }
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-LONG_TIME, A_WHILE = 60, 1
+LONG_TIME, A_WHILE = 60, 1.5
 """Seconds: of what may be broken off, and of what must come to its end."""
 
 

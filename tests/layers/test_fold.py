@@ -316,3 +316,28 @@ def replaced() -> nn.Module:
 def test_what_computes_more_than_its_layer_stays(model: Any, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     assert_folds(lively(model()), torch.randn(shape, dtype=torch.float64), 0)
+
+
+class Head(nn.Sequential):
+    """A head of its own name, as torchvision's are, which is called whole."""
+
+
+class Loops(nn.Module):
+    """Cannot be traced; calls its head, and goes through its features one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+        self.head = Head(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = []
+        for layer in self.features:
+            x = layer(x)
+            seen.append(x)
+        return self.head(sum(seen) if x.isfinite().all() else x)
+
+
+def test_a_plain_sequence_that_may_be_gone_through_stays() -> None:
+    torch.manual_seed(0)
+    assert_folds(lively(Loops()), torch.randn(2, 3, 4, 4, dtype=torch.float64), 1)

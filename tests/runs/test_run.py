@@ -382,12 +382,15 @@ def test_operators_give_the_same_bits_while_a_run_trains_and_no_longer(tmp_path,
 
 
 def test_a_recipe_by_its_word(tmp_path, monkeypatch):
-    """A name, a file or a run's folder, as `attneck train` takes it; the new folder is called after it."""
+    """A name, a file or a run's folder, as `attneck train` takes it; a new folder is called after it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(TINY))
-    first = runs.train("mine.yaml")
-    again = runs.train(first.folder)
-    assert (first.folder, again.folder) == (Path("runs/mine"), Path("runs/mine-2"))
-    assert first.weights == again.weights
+    first, second = runs.train("mine.yaml"), runs.train(tmp_path / "mine.yaml")
+    assert (first.folder, second.folder) == (Path("runs/mine"), Path("runs/mine-2"))
+    assert first.weights == second.weights
+    assert runs.train(first.folder, resume=True).folder == first.folder
+    with pytest.raises(UserError, match="runs/mine holds a run already"):
+        runs.train(first.folder)
+    assert runs.train(first.folder, "other").weights == first.weights
     with pytest.raises(UserError, match="no recipe 'dem'; perhaps you meant 'demo'"):
         runs.train("dem")

@@ -375,7 +375,7 @@ def test_pairs_of_two_machines_are_said() -> None:
     """Their arithmetic may differ; of runs whose machine is not known nothing is said."""
     plain = Row("", "plain", {0: 1.0, 1: 2.0, 2: 3.0}, machines={0: ["A"], 1: ["A"], 2: ["A", "B"]})
     other = Row("", "se", {0: 2.0, 1: 3.1, 2: 4.0}, machines={0: ["A"], 1: ["B"], 2: ["A"]})
-    unknown = Row("", "bam", {0: 2.0, 1: 3.1})
+    unknown = Row("", "bam", {0: 2.0, 1: 3.1}, machines={1: ["unknown"]})
     head, body = report.table(study(problems={}), [plain, other, unknown])
     said = [line[head.index("difference to plain [95 %]")] for line in body]
     assert said[1].endswith("] (2 of two machines)")

@@ -46,6 +46,27 @@ def test_one_image_at_a_time_for_bam_is_refused_before_anything_is_made(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("stages", [1, 3])
+def test_one_image_at_a_time_where_stages_are_frozen(tmp_path, stages) -> None:
+    """BAMs of frozen stages take no statistics, the others do; those that surgery put in learn everywhere."""
+    model = {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}}
+    data = {"name": "shapes", "train_size": 8, "val_size": 8, "image_size": 24}
+    rest = {"batch": 8, "steps": 1, "schedule": {"warmup_epochs": 0}, "pictures": False}
+    plain = Recipe.model_validate({"model": model | {"name": "cifar_resnet20_bam"}, "data": data} | rest)
+    start = train(plain, tmp_path / "start").folder
+    frozen = {"optimizer": {"freeze": stages}, "batch": 1}
+    bam = {"model": model | {"name": "cifar_resnet20_bam", "weights": str(start)}, "data": data}
+    inserted = {"model": model | {"weights": str(start), "surgery": "insert_bam"}, "data": data}
+    for content, learns in ((bam, stages < 3), (inserted, True)):
+        recipe = Recipe.model_validate(content | rest | frozen)
+        folder = tmp_path / str(len([*tmp_path.iterdir()]))
+        if learns:
+            with pytest.raises(UserError, match="one image at a time"):
+                train(recipe, folder)
+        else:
+            assert train(recipe, folder).steps == 1
+
+
 def test_frozen_norms_without_statistics_are_refused_before_anything_is_made(tmp_path, monkeypatch) -> None:
     """As of a detector on a backbone with BAM that starts from weights of one without."""
     build = Classification.build

@@ -29,6 +29,9 @@ Checkpoint = Literal["newest", "best"]
 Options = dict[str, bool | int | float | str | list[int]]
 """Of a model or of its surgery."""
 
+ALIASES = {"--save": "--out", "--data.root": "--root", "--data.val-share": "--val-share"}
+"""What some commands take by both names; none has one of them for something else."""
+
 BEYOND = (
     r"Error parsing recipe\.(\S+): \d+ validation errors? for \w+ (\S+) (.+?) "
     r"\[type=\w+, input_value=(.+?), input_type"
@@ -119,8 +122,9 @@ _asking: ContextVar[bool] = ContextVar("_asking", default=False)
 
 
 def _flag(word: str) -> str:
-    """The option that a word names: --a.no-b and --a.b are one."""
-    return re.sub(r"(^--|\.)no-", r"\1", word.partition("=")[0].replace("_", "-"))
+    """The option that a word names: --a.no-b and --a.b are one, and so are the two names of one."""
+    flag = re.sub(r"(^--|\.)no-", r"\1", word.partition("=")[0].replace("_", "-"))
+    return ALIASES.get(flag, flag)
 
 
 def _line(box: str, words: list[str]) -> str:

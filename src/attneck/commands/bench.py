@@ -198,7 +198,8 @@ def _check_options(what: What, given: list[str]) -> None:
     mode = " --".join([what, *ways[:1]])
     if idle := [name for name in given if name not in TAKES[mode]]:
         flag = f"no-{idle[0]}" if idle[0] in ("compiled", "memory") else idle[0].replace("_", "-")
-        raise UserError(f"attneck bench {mode} takes no --{flag}: leave it out")
+        where = f" (attneck bench step --{flag} does)" if flag in ("loop", "table") and what != "step" else ""
+        raise UserError(f"attneck bench {mode} takes no --{flag}: leave it out{where}")
     if "size" in TAKES[mode] - {*given} and CASE & {*given}:
         raise UserError(
             "--batch, --stride, --channels, --model and --plain are of one case: give its --size too"

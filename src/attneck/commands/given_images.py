@@ -43,7 +43,6 @@ def given_images(words: Sequence[Path], max_pixels: int | None) -> list[Given]:
 
 def _expanded(word: Path) -> list[Given]:
     """What one word stands for: a file or folder of that very name, or else a glob."""
-
     if not os.path.lexists(word) and has_magic(str(word)):
         there = [Path(path) for path in sorted(glob(str(word), recursive=True))]
         # With ** a folder's files are there by themselves.

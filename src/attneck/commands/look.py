@@ -169,7 +169,6 @@ def _check_seen(
 
 def _check_page(html: Path, image: Path) -> None:
     """Raises UserError for what cannot be the page's file."""
-
     check_output("--html", html, (".html",))
     if html.exists() and html.samefile(image):
         raise UserError(f"--html {shown_path(html)} is the photo itself: give another name")
@@ -193,7 +192,6 @@ def target(save: Path | None, source: Path | str, what: str) -> Path:
     Raises:
         UserError: no picture's ending, no such folder, or the photo itself.
     """
-
     if save is None:
         stem = Path(source).stem
         names = (f"{stem}-{what}{'' if number == 1 else f'-{number}'}.png" for number in count(1))

@@ -16,7 +16,6 @@ def check_output(flag: str, path: Path, endings: Sequence[str]) -> None:
     Args:
         flag: what it was given with, --save say.
     """
-
     if path.suffix.lower() not in endings or path.is_dir():
         *others, last = endings
         wanted = f"{', '.join(others)} or {last}" if others else last

@@ -18,7 +18,6 @@ def folder_for(run: Path, name: str, out: Path | None) -> Path:
 
     Raises UserError where there can be none, and for an `out` with something in it.
     """
-
     folder = run / name if out is None else out
     try:
         if out is not None:

@@ -76,9 +76,11 @@ def _end_with_the_trainer() -> None:
 def usual_workers(dataset: Dataset[Any]) -> int:
     """How many where nobody says: a GPU waits for images that are read; those in memory come soon enough.
 
-    A network on the CPU wants the cores itself.
+    A network on the CPU wants the cores itself. Where Python does not fork (3.14, macOS), a worker starts the
+    program anew, which not every one stands: there it has to say how many.
     """
-    if not torch.cuda.is_available() or isinstance(dataset, ArrayDataset):
+    waits = torch.cuda.is_available() and not isinstance(dataset, ArrayDataset)
+    if not waits or multiprocessing.get_start_method() != "fork":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))

@@ -59,6 +59,7 @@ def card(run: Run, config: dict[str, Any], license: str | None, *, has_picture: 
         head["license"] = license
     if run.recipe.model.pretrained is not None:
         head["base_model"] = _on_the_hub(run.recipe.model.pretrained)
+        head = {key: value for key, value in head.items() if value is not None}
     title = f"{name} after {surgery['name']}" if surgery else name
     recipe = run.recipe.model_dump(mode="json", exclude={"data": {"root"}})  # a path of another machine
     parts = [
@@ -78,13 +79,12 @@ def card(run: Run, config: dict[str, Any], license: str | None, *, has_picture: 
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def _on_the_hub(weights: str) -> str:
-    """The repository of timm's weights of that name, whose licence holds for what began as them."""
+def _on_the_hub(weights: str) -> str | None:
+    """The repository of timm's weights of that name, whose licence holds for what began as them, if any."""
     import timm
 
-    bare = weights.removeprefix(TIMM)
-    default = None if "." in bare else timm.get_pretrained_cfg(bare)
-    return f"timm/{bare if default is None else f'{bare}.{default.tag}'}"
+    found = timm.get_pretrained_cfg(weights.removeprefix(TIMM))
+    return found.hf_hub_id.partition("@")[0] if found is not None and found.hf_hub_id else None
 
 
 def _what(run: Run, config: dict[str, Any], task: str, name: str) -> str:

@@ -34,10 +34,9 @@ def fold(model: Module) -> Module:
       into the values' weights and t becomes their bias, exactly.
 
     Which layer feeds a norm is found by tracing the module that holds both. Where that cannot be traced, or
-    is a Sequential that nothing is seen to call, or either is used twice, both stay; so does a norm that
-    brings its own activation, as timm's may. A layer
-    that has hooks, a parametrization or a forward of its own stays as it is, and so does one whose weights
-    another module is seen to read.
+    is a plain Sequential that nothing is seen to call, or either is used twice, both stay; so does a norm
+    that brings its own activation, as timm's may. A layer that has hooks, a parametrization or a forward of
+    its own stays as it is, and so does one whose weights another module is seen to read.
 
     A folded norm leaves an `nn.Identity` under its name. What has been folded is not folded again. The copy's
     state dict is no checkpoint: its weights and names are those of the folded layers.
@@ -64,8 +63,8 @@ def fold(model: Module) -> Module:
     called: set[nn.Module] = {folded}
     calls = {}
     for parent, graph in graphs.items():
-        # A Sequential that nobody is seen to call may be looped over, and its results seen one by one.
-        if parent in called or not isinstance(parent, nn.Sequential):
+        # A plain Sequential that nobody is seen to call may be looped over, its results seen one by one.
+        if parent in called or type(parent) is not nn.Sequential:
             called.update(_calls(parent, graph, set()).values())
             calls[parent] = _calls(parent, graph, read)
     uses = Counter(id(module) for nodes in calls.values() for module in nodes.values())

@@ -265,9 +265,9 @@ class MHSA2d(nn.Module):
             self._told_of_rows = True
             was = "x".join(map(str, self.map_size))
             warnings.warn(
-                f"an MHSA2d with position tables for a map of {was} is trained on one of {H}x{W}, where some "
-                "rows get no gradient and stay as they are: make it for this size (image_size, or a layer's "
-                "own map_size), or train on larger images",
+                f"an MHSA2d with position tables for a map of {was} is trained on one of {H}x{W}, which "
+                "leaves some rows without a gradient: if all maps are as small, make it for their size "
+                "(image_size, or a layer's own map_size), or these rows stay as they are",
                 stacklevel=2,
             )
 

@@ -95,7 +95,10 @@ class Loaded:
 
     @property
     def warning(self) -> str | None:
-        """One line, if more stays random than attention and the classifier, or a layer was filled in part."""
+        """One line, if more stays random than attention and the classifier, or a layer was filled in part.
+
+        Or if some of the weights' BAMs, or layers that compute otherwise, have no place.
+        """
         taken = {name.rpartition(".")[0] for name in self.taken}
         taken |= {layer.removesuffix(".qkv") for layer in taken}  # attention's tables lie beside it
         cut = [
@@ -119,7 +122,8 @@ class Loaded:
             )
         own = {BRANCH.split(name)[0] for name in (*self.taken, *self.new) if BRANCH.search(name)}
         theirs = dict.fromkeys(BRANCH.split(name)[0] for name in self.unused if BRANCH.search(name))
-        if bams := [layer for layer in theirs if layer not in own]:
+        # Of a network without any, that is its name.
+        if own and (bams := [layer for layer in theirs if layer not in own]):
             return (
                 f"the network has no BAM at {_first(map(shown, bams), len(bams), 3)}, where these weights "
                 "have one, and computes something else than they did: does it dilate where theirs strides?"

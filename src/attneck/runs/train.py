@@ -42,7 +42,7 @@ from attneck.training.distributed import World, world
 from attneck.training.environment import operators_in_same_bits
 from attneck.training.optimizer import parameter_groups
 from attneck.training.recipe import TIMM, Model, Recipe
-from attneck.training.recipe_file import load_recipe
+from attneck.training.recipe_file import is_run, load_recipe
 
 MANY = 1000
 """Epochs of a run at most; steps that are more were meant for a larger data set."""
@@ -77,7 +77,8 @@ def train(
     Args:
         recipe: a `Recipe`, or, as `attneck train` takes it, a shipped recipe's name, a YAML file or a run's
             folder.
-        out: the folder; a new one, runs/NAME or runs/NAME-2 and so on, where None.
+        out: the folder; where None, the run's whose folder `recipe` is, else a new one, runs/NAME or
+            runs/NAME-2 and so on.
         name: the NAME of a new folder; where None, the recipe's name, and of a `Recipe` the model's.
         resume: go on with the run that is there.
         accept_changes: on resume, take data that is not what the run was started on; its difference is said,
@@ -94,7 +95,10 @@ def train(
         RunFailed: see `attneck.training.loop.train_loop`.
     """
     if not isinstance(recipe, Recipe):
-        name, recipe = name or Path(recipe).stem, load_recipe(str(recipe))
+        word = Path(recipe)
+        if out is None and is_run(word):
+            out = word
+        name, recipe = name or word.stem, load_recipe(str(recipe))
     trackers.require(recipe)
     if accept_changes and not resume:
         raise UserError("--accept-changes goes with --resume: a new run takes the data as it is")
@@ -273,8 +277,13 @@ def _normalised_otherwise(run: Run, task: Task, model: nn.Module) -> list[str]:
 def _check_share(model: nn.Module, recipe: Recipe, everyone: World) -> None:
     """ValueError where BAM's channel branch, whose norm sees means of maps, would learn from one image."""
     share = recipe.batch // (recipe.accumulate * everyone.size)
-    alone = share == 1 and not (recipe.sync_bn and everyone.size > 1) and recipe.optimizer.freeze is None
-    if alone and any(isinstance(layer, BAM) and layer.channel_att is not None for layer in model.modules()):
+    if share > 1 or (recipe.sync_bn and everyone.size > 1):
+        return
+    stages = recipe.optimizer.freeze
+    frozen = set() if stages is None else layers.frozen_by(model, stages)
+    learn = {name for name, _ in model.named_parameters()} - frozen
+    bams = [name for name, layer in model.named_modules() if isinstance(layer, BAM) and layer.channel_att]
+    if any(name.startswith(f"{bam}.channel_att.") for bam in bams for name in learn):
         raise ValueError(
             f"{recipe.model.name}: one image at a time gives BAM's BatchNorm one value a channel, which has "
             "no variance: give a greater batch, or a smaller accumulate"

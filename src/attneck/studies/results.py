@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from attneck.tasks.task import Facts
     from attneck.training.recipe import Recipe
 
+UNKNOWN = "unknown"
+"""A machine that a run does not name."""
+
 
 @dataclass
 class Row:
@@ -62,7 +65,8 @@ class Row:
     def apart(self, baseline: Row) -> int:
         """How many pairs are known to be of two machines, whose arithmetic may differ."""
         both = self.machines.keys() & baseline.machines.keys()
-        return sum({*self.machines[seed]} != {*baseline.machines[seed]} for seed in both)
+        pairs = [({*self.machines[seed]}, {*baseline.machines[seed]}) for seed in both]
+        return sum(here != there for here, there in pairs if UNKNOWN not in here | there)
 
     def images_to(self, threshold: float, *, less_is_better: bool = False) -> dict[int, int | None]:
         """By seed: the images seen when the score first reached `threshold`; None where it never did."""
@@ -191,7 +195,7 @@ def _machines(cell: Cell) -> list[str]:
     """The processor or GPU that it ran on, or several."""
     environment = json.loads((cell.folder / "environment.json").read_text())
     starts = environment.get("starts") or [environment]
-    return sorted({start.get("gpu") or start.get("processor") or "unknown" for start in starts})
+    return sorted({start.get("gpu") or start.get("processor") or UNKNOWN for start in starts})
 
 
 def _seconds(cell: Cell, history: list[dict[str, Any]]) -> float:

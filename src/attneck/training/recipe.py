@@ -140,8 +140,8 @@ class Data(Part):
     place, of its class where it has one; over 1 % of them stop. Held-out images always stop."""
     workers: Annotated[int, Field(ge=0, le=256, strict=True)] | None = None
     """Processes that load images; 0 loads in the training process. Where not given, 0 on the CPU and for
-    images in memory; on a GPU one for each core that this process has beside its own, 8 at most. The result
-    is the same."""
+    images in memory; on a GPU one for each core that this process has beside its own, 8 at most, if Python
+    forks (Linux, up to 3.13). The result is the same."""
 
     @model_validator(mode="after")
     def _own_options(self) -> Data:
@@ -211,7 +211,8 @@ class Optimizer(Part):
     rule, by timm's order of layers); one rate for all where not given."""
     freeze: Annotated[int, Field(ge=0, le=1000, strict=True)] | None = None
     """The stem and so many stages keep the weights that they start from, with their norms in evaluation mode;
-    0 is the stem alone, a vision transformer's blocks are its stages. Nothing is frozen where not given."""
+    0 is the stem alone, a vision transformer's blocks are its stages. What surgery put in learns all the
+    same. Nothing is frozen where not given."""
 
     @model_validator(mode="after")
     def _own_fields(self) -> Optimizer:

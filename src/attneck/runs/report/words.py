@@ -58,7 +58,7 @@ def _network(recipe: Recipe, facts: dict[str, Any]) -> str:
     if recipe.optimizer.freeze is not None:
         stages = recipe.optimizer.freeze
         frozen = f"the stem and {_many(stages, 'stage')}" if stages else "the stem"
-        said += f"; {frozen} keep their weights"
+        said += f"; {frozen} keep their weights{' but for what is new' * (model.surgery != 'none')}"
     classes = len(facts.get("classes", []))
     return f"{said}.{f' It tells {classes:,} classes apart.' if classes else ''}"
 
