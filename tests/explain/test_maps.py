@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import attneck
 from attneck.attention import reference
 from attneck.explain import Maps, maps
+from attneck.explain.seeing import gain_of
 from attneck.layers import BAM, MHSA2d, fold
 from attneck.layers.mhsa import TABLES
 
@@ -138,6 +139,11 @@ def test_bam_says_what_its_methods_say(options: dict[str, Any]) -> None:
             torch.testing.assert_close(found.spatial, layer.spatial_attention(x)[0, 0])
         torch.testing.assert_close(found.before, x[0].abs().mean(0))
         torch.testing.assert_close(found.after, layer(x)[0].abs().mean(0))
+        assert (found.gain is None) == (layer.gain is None)
+        if layer.gain is not None:  # at first it changes nothing, whatever M is
+            assert gain_of(found) == "0 to 0"
+            layer.gain[0] = -0.25
+            assert gain_of(maps(nn.Sequential(layer), x).bams[0]) == "-0.25 to 0"
 
 
 class _Sizes(TorchDispatchMode):

@@ -143,9 +143,12 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
     where nothing can be written. A signal ends it where it is.
     """
     from attneck.explain.detections import enlarged
-    from attneck.files import write_atomic, write_json
+    from attneck.files import told_apart, write_atomic, write_json
 
-    titles = [one.recipe.model.name for one in runs]
+    titles = models = [one.recipe.model.name for one in runs]
+    if len(runs) > 1:
+        names = told_apart([one.folder for one in runs])
+        titles = [f"{name}: {model}" for name, model in zip(names, models, strict=True)]
     objects = runs[0].finds_objects
     top_k = top_k if objects else min(top_k, max(len(one.facts["classes"]) for one in runs))
     table = None if objects else ClassPredictions(titles, top_k)
@@ -184,8 +187,8 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
         document = {
             "images": images,
             "runs": [
-                {"run": str(one.folder), "model": title, "step": one.step, "detections": rows}
-                for one, title, rows in zip(runs, titles, detections, strict=True)
+                {"run": str(one.folder), "model": model, "step": one.step, "detections": rows}
+                for one, model, rows in zip(runs, models, detections, strict=True)
             ],
         }
         file = folder / "predictions.json"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from attneck.explain.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from attneck.explain.plain import plain
@@ -70,6 +71,8 @@ def draw(
         if threshold is not None:
             axes.axhline(threshold, color="0.6", linewidth=0.8, linestyle=":")
         axes.set(title=plain(problem), xlabel=what, ylabel=metric)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(problems) :]:
         axes.set_axis_off()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,7 +42,8 @@ def confusion_picture(counts: NDArray[np.int64], classes: Sequence[str], title: 
     axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(ticks, [names[i] for i in ticks], fontsize=8, parse_math=False)
     axes.set(xlabel="taken for", ylabel="is")
-    axes.set_title(title if every == 1 else f"{title} (every {_nth(every)} class named)", parse_math=False)
+    whole = title if every == 1 else f"{title} (every {_nth(every)} class named)"
+    axes.set_title(textwrap.fill(whole, int(9 * side)), parse_math=False)
     if number <= NUMBERED:
         for row, column in zip(*counts.nonzero(), strict=True):
             dark = shares[row, column] > 0.3

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from attneck.explain.photo import Window
-from attneck.explain.seeing import BAMMaps, Maps, MHSAMaps
+from attneck.explain.seeing import BAMMaps, Maps, MHSAMaps, gain_of
 from attneck.explain.sheet import Column, Place, Section, Table, Tile, sheet, wrapped
 
 Values = NDArray[np.floating]
@@ -167,11 +167,12 @@ def _of_tables(layers: Sequence[MHSAMaps]) -> Section:
 def _name(one: BAMMaps | MHSAMaps, most: int) -> str:
     H, W = one.map_size
     again = f"\npass {one.call}" if one.call > 1 else ""
-    return f"{wrapped(one.name or 'the model', most)}\n{H} × {W}{again}"
+    gain = f"\ngain {gain_of(one)}" if isinstance(one, BAMMaps) and one.gain is not None else ""
+    return f"{wrapped(one.name or 'the model', most)}\n{H} × {W}{gain}{again}"
 
 
 def _away(distance: Tensor) -> str:
-    return f"mean {float(distance):.0f} px away"
+    return f"over all places {float(distance):.0f} px"
 
 
 def _array(values: Tensor) -> Values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,11 @@ def pr_picture(curves: Mapping[str, Sequence[Any]], title: str) -> bytes:
                 label=plain(f"{name}: {100 * row.ap:.1f}") if named else None,
             )
         axes.set(
-            xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02), title=f"{title}: {kind}"
+            xlabel="recall",
+            ylabel="precision",
+            xlim=(0, 1.01),
+            ylim=(0, 1.02),
+            title=f"{textwrap.fill(title, 60)}\n{kind}",
         )
         axes.grid(alpha=0.3)
         if there:

@@ -43,6 +43,7 @@ class BAMMaps:
         before: what comes in, the mean over the channels of its magnitude [H, W].
         after: what goes out, likewise.
         call: 1 in its first pass over the image, 2 in its second.
+        gain: of one that starts as the identity, what M is multiplied by [C]; None of others.
     """
 
     name: str
@@ -52,11 +53,17 @@ class BAMMaps:
     before: Tensor = field(repr=False)
     after: Tensor = field(repr=False)
     call: int = 1
+    gain: Tensor | None = field(default=None, repr=False)
 
     @property
     def map_size(self) -> tuple[int, int]:
         """(H, W)."""
         return self.before.shape[0], self.before.shape[1]
+
+
+def gain_of(bam: BAMMaps) -> str:
+    """The least and the greatest gain of a channel, in words; "" of a BAM without one."""
+    return "" if bam.gain is None else f"{float(bam.gain.min()):.2g} to {float(bam.gain.max()):.2g}"
 
 
 @dataclass(frozen=True)
@@ -287,6 +294,7 @@ class _Watch:
                 "attention": layer.attention(x)[0].contiguous(),
                 "before": x[0].abs().mean(0),
                 "after": result[0].abs().mean(0),
+                "gain": None if layer.gain is None else layer.gain.detach(),
             }
         else:
             q, k, tables = layer.terms(x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attneck.explain import BAMMaps, Maps, MHSAMaps
-from attneck.explain.seeing import Part
+from attneck.explain.seeing import Part, gain_of
 from attneck.serve.page import STEPS_A_NAT
 from attneck.tasks.classification import class_name, likeliest
 
@@ -103,6 +103,7 @@ def _told_bam(bam: BAMMaps) -> dict[str, Any]:
     return {
         "name": _name(bam.name, bam.call),
         "map": list(bam.map_size),
+        "gain": gain_of(bam),
         **{name: None if array is None else _floats(array) for name, array in arrays.items()},
     }
 

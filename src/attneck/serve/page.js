@@ -227,7 +227,7 @@ class Panel {
       return [field, maps];
     };
     this.look.mhsas.forEach((mhsa, block) => {
-      if (!block) list.append(make("h3", "", "Self-attention from the place"));
+      if (!block) list.append(make("h3", "", "Self-attention from the place; px: how far a head looks, over all places"));
       const [height, width] = mhsa.map;
       const terms = mhsa.parts.length > 1 ? "" : `, ${mhsa.parts[0]} alone`;
       const every = mhsa.step > 1 ? `, one place in ${mhsa.step} × ${mhsa.step}` : "";
@@ -242,7 +242,8 @@ class Panel {
         list.append(make("h3", "", "BAM, stage by stage"));
         if (this.bams.length > 1) list.append(this.steps());
       }
-      const [field, maps] = group(bam.name, `${bam.map[0]} × ${bam.map[1]}`);
+      const gain = bam.gain ? `, gain ${bam.gain}` : "";
+      const [field, maps] = group(bam.name, `${bam.map[0]} × ${bam.map[1]}${gain}`);
       const shown = [["before", "before"], ["spatial", "spatial"], ["attention", "attention"], ["after", "after"]];
       for (const [what, label] of shown) {
         if (!bam[what]) continue;
@@ -515,7 +516,11 @@ async function busy(words, work) {
 
 function move(x, y, then) {
   at = { x: Math.max(0, Math.min(1, x)), y: Math.max(0, Math.min(1, y)) };
-  tell(Promise.all(panels.map((panel) => panel.ask()))).then((done) => done && then?.());
+  tell(Promise.all(panels.map((panel) => panel.ask()))).then((done) => {
+    if (!done) return;
+    $("#said").textContent = "";
+    then?.();
+  });
 }
 
 function hold(on) {
@@ -526,9 +531,14 @@ function hold(on) {
   }
 }
 
+let shows = 0;
+
 async function show(file) {
+  const mine = ++shows;
   const done = await busy("The model looks at the image …", (async () => {
-    image = await source.add(file);
+    const added = await source.add(file);
+    if (mine !== shows) return; // another one was given meanwhile
+    image = added;
     at = { x: 0.5, y: 0.5 };
     hold(false);
     await arrange();
@@ -595,6 +605,7 @@ if (told.live) {
     if (event.dataTransfer.files.length) show(event.dataTransfer.files[0]);
   });
   camera();
+  $("#empty").hidden = false;
 } else {
   $("#choose").hidden = true;
   image = told.image;
