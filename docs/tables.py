@@ -26,6 +26,7 @@ from attneck.files import write_atomic
 from attneck.papers.layout import Checked, tally
 from attneck.papers.results import FinishedRun
 from attneck.studies.report import CHANCE, pairs_of
+from attneck.studies.results import UNKNOWN
 from attneck.studies.statistics import decimals_of, told
 
 PAGES = ("README.md", "docs/results.md")
@@ -178,7 +179,8 @@ def studies() -> str:
 def _apart(row: Mapping[str, Any], base: Mapping[str, Any]) -> int:
     """As `attneck.studies.results.Row.apart`."""
     on, there = row.get("machines", {}), base.get("machines", {})
-    return sum({*on[seed]} != {*there[seed]} for seed in on.keys() & there.keys())
+    pairs = [({*on[seed]}, {*there[seed]}) for seed in on.keys() & there.keys()]
+    return sum(own != other for own, other in pairs if UNKNOWN not in own | other)
 
 
 def runs() -> str:

@@ -255,8 +255,6 @@ train demo --schedule.warmup-epochs nan
 train demo --schedule.warmup-start 2
 train demo --schedule.gamma 0.5
 train demo --data.name nothing
-draw botnet50 --save a.svg --out b.svg
-eval runs/none --root a --data.root b
 train demo --data.image-size 0
 train demo --data.image-size 1000000
 train demo --data.image-size 16000

@@ -392,5 +392,6 @@ def test_a_recipe_by_its_word(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="runs/mine holds a run already"):
         runs.train(first.folder)
     assert runs.train(first.folder, "other").weights == first.weights
+    assert runs.train(first.folder, name="again").folder == Path("runs/again")
     with pytest.raises(UserError, match="no recipe 'dem'; perhaps you meant 'demo'"):
         runs.train("dem")

@@ -181,12 +181,12 @@ def test_two_runs_of_one_network_are_told_apart(tmp_path):
         "epochs": 1,
         "pictures": False,
     }
-    for seed in (0, 1):
-        runs.train(Recipe.model_validate(content | {"seed": seed}), tmp_path / f"seed-{seed}")
-    words = ["predict", str(tmp_path / "seed-0"), "--beside", str(tmp_path / "seed-1"), "--held-out", "2"]
+    for seed in ("$0", "$1"):
+        runs.train(Recipe.model_validate(content | {"seed": int(seed[1:])}), tmp_path / f"seed-{seed}")
+    words = ["predict", str(tmp_path / "seed-$0"), "--beside", str(tmp_path / "seed-$1"), "--held-out", "2"]
     assert cli.main([*words, "--out", str(tmp_path / "out")]) == 0
     rows = (tmp_path / "out/predictions.csv").read_text().splitlines()[1:]
-    models = ["seed-0: cifar_resnet20", "seed-1: cifar_resnet20"]
+    models = ["seed-$0: cifar_resnet20", "seed-$1: cifar_resnet20"]
     assert [row.split(",")[1] for row in rows] == models * 2
 
 

@@ -29,8 +29,8 @@ Checkpoint = Literal["newest", "best"]
 Options = dict[str, bool | int | float | str | list[int]]
 """Of a model or of its surgery."""
 
-ALIASES = {"--save": "--out", "--data.root": "--root", "--data.val-share": "--val-share"}
-"""What some commands take by both names; none has one of them for something else."""
+ALIASES = (("--save", "--out"), ("--data.root", "--root"), ("--data.val-share", "--val-share"))
+"""What commands take by both names; a recipe's fields have one."""
 
 BEYOND = (
     r"Error parsing recipe\.(\S+): \d+ validation errors? for \w+ (\S+) (.+?) "
@@ -65,9 +65,12 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of tyro 1, until there is a tyro 2
             raise _Answer(tyro.extras.get_parser(kind, prog=prog, **options))
-    flags = Counter(map(_flag, (word for word in words if word.startswith("--"))))
-    if twice := [flag for flag, count in flags.items() if count > 1]:
+    given = [_flag(word) for word in words if word.startswith("--")]
+    if twice := [flag for flag, count in Counter(given).items() if count > 1]:
         raise UserError(f"{twice[0]} is given more than once: give it once, with all of its values")
+    for one, other in ALIASES:
+        if one in given and other in given and not prog.startswith(("attneck train", "attneck study")):
+            raise UserError(f"{one} and {other} are one option: give one of them")
     told, columns = io.StringIO(), os.environ.get("COLUMNS")
     try:
         if {"-h", "--help"} & set(words):
@@ -122,9 +125,8 @@ _asking: ContextVar[bool] = ContextVar("_asking", default=False)
 
 
 def _flag(word: str) -> str:
-    """The option that a word names: --a.no-b and --a.b are one, and so are the two names of one."""
-    flag = re.sub(r"(^--|\.)no-", r"\1", word.partition("=")[0].replace("_", "-"))
-    return ALIASES.get(flag, flag)
+    """The option that a word names: --a.no-b and --a.b are one."""
+    return re.sub(r"(^--|\.)no-", r"\1", word.partition("=")[0].replace("_", "-"))
 
 
 def _line(box: str, words: list[str]) -> str:

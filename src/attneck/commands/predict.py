@@ -160,7 +160,7 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
     found = [one.predict_each(iter(lambda: now[0], None), min_score=least, top_k=most) for one in runs]
     fault: UserError | RunFailed | KeyboardInterrupt | None = None
     try:
-        for sample, size in shown(shots, titles[0]):
+        for sample, size in shown(shots, models[0]):
             now[:] = [sample.image]
             here = [next(rows) for rows in found]
             entry = {"id": len(images), "file_name": sample.file, "width": size[0], "height": size[1]}

@@ -77,7 +77,7 @@ def usual_workers(dataset: Dataset[Any]) -> int:
     """How many where nobody says: a GPU waits for images that are read; those in memory come soon enough.
 
     A network on the CPU wants the cores itself. Where Python does not fork (3.14, macOS), a worker starts the
-    program anew, which not every one stands: there it has to say how many.
+    program anew, which not every program survives: there the caller has to ask for workers.
     """
     waits = torch.cuda.is_available() and not isinstance(dataset, ArrayDataset)
     if not waits or multiprocessing.get_start_method() != "fork":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from attneck.explain.palette import COLOURS
+from attneck.explain.plain import printable
 
 LONGEST = 800
 """The longer side of a picture has this many pixels at least, so that its labels can be read."""
@@ -174,7 +175,7 @@ def beside(pictures: list[Image.Image], titles: list[str]) -> Figure:
         figure.subplots(1, len(pictures), squeeze=False)[0], pictures, titles, strict=True
     ):
         axes.imshow(picture)
-        axes.set_title(title)
+        axes.set_title(printable(title), parse_math=False)
         axes.set_axis_off()
     return figure
 

@@ -83,7 +83,10 @@ def _on_the_hub(weights: str) -> str | None:
     """The repository of timm's weights of that name, whose licence holds for what began as them, if any."""
     import timm
 
-    found = timm.get_pretrained_cfg(weights.removeprefix(TIMM))
+    try:
+        found = timm.get_pretrained_cfg(weights.removeprefix(TIMM))
+    except RuntimeError:  # a name that this timm does not have
+        return None
     return found.hf_hub_id.partition("@")[0] if found is not None and found.hf_hub_id else None
 
 

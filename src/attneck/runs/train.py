@@ -96,7 +96,7 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         word = Path(recipe)
-        if out is None and is_run(word):
+        if out is None and name is None and is_run(word):
             out = word
         name, recipe = name or word.stem, load_recipe(str(recipe))
     trackers.require(recipe)

@@ -516,11 +516,7 @@ async function busy(words, work) {
 
 function move(x, y, then) {
   at = { x: Math.max(0, Math.min(1, x)), y: Math.max(0, Math.min(1, y)) };
-  tell(Promise.all(panels.map((panel) => panel.ask()))).then((done) => {
-    if (!done) return;
-    $("#said").textContent = "";
-    then?.();
-  });
+  tell(Promise.all(panels.map((panel) => panel.ask()))).then((done) => done && then?.());
 }
 
 function hold(on) {
@@ -531,13 +527,14 @@ function hold(on) {
   }
 }
 
-let shows = 0;
+let shows = 0, latest = 0;
 
 async function show(file) {
   const mine = ++shows;
   const done = await busy("The model looks at the image …", (async () => {
     const added = await source.add(file);
-    if (mine !== shows) return; // another one was given meanwhile
+    if (mine < latest) return; // one that was given later is there already
+    latest = mine;
     image = added;
     at = { x: 0.5, y: 0.5 };
     hold(false);

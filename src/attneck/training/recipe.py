@@ -212,7 +212,7 @@ class Optimizer(Part):
     freeze: Annotated[int, Field(ge=0, le=1000, strict=True)] | None = None
     """The stem and so many stages keep the weights that they start from, with their norms in evaluation mode;
     0 is the stem alone, a vision transformer's blocks are its stages. What surgery put in learns all the
-    same. Nothing is frozen where not given."""
+    same, but for what was adopted. Nothing is frozen where not given."""
 
     @model_validator(mode="after")
     def _own_fields(self) -> Optimizer:

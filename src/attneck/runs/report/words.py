@@ -58,7 +58,8 @@ def _network(recipe: Recipe, facts: dict[str, Any]) -> str:
     if recipe.optimizer.freeze is not None:
         stages = recipe.optimizer.freeze
         frozen = f"the stem and {_many(stages, 'stage')}" if stages else "the stem"
-        said += f"; {frozen} keep their weights{' but for what is new' * (model.surgery != 'none')}"
+        new = " but for what is new" if model.surgery not in ("none", "adopt") else ""
+        said += f"; {frozen} keep their weights{new}" if stages else f"; {frozen} keeps its weights"
     classes = len(facts.get("classes", []))
     return f"{said}.{f' It tells {classes:,} classes apart.' if classes else ''}"
 
