@@ -9,10 +9,9 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import attention_picture
 import costs
@@ -26,7 +25,6 @@ from attneck.files import write_atomic
 from attneck.papers.layout import Checked, tally
 from attneck.papers.results import FinishedRun
 from attneck.studies.report import CHANCE, pairs_of
-from attneck.studies.results import UNKNOWN
 from attneck.studies.statistics import decimals_of, told
 
 PAGES = ("README.md", "docs/results.md")
@@ -164,7 +162,8 @@ def studies() -> str:
             gap = f"{other['mean']:+.{digits}f}" if other else ""
             gap += f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]" if interval else ""
             base = baselines[row["problem"]]
-            gap += pairs_of(other["n"], max(row["n"], base["n"]), _apart(row, base)) if other else ""
+            apart = other.get("of_two_machines", 0)  # reports of before do not tell
+            gap += pairs_of(other["n"], max(row["n"], base["n"]), apart) if other else ""
             name = [row["problem"]] * several + [row["variant"]]
             lines.append([*name, mean, gap, row["verdict"] or ""])
         to_come = report["runs_to_come"]
@@ -174,13 +173,6 @@ def studies() -> str:
             f"**{report['study']}** (`{where}`): {report['about'].strip()}\n\n{markdown(lines)}{note}"
         )
     return "\n\n".join([*parts, CHANCE]) if parts else "No study's report is in results/ yet."
-
-
-def _apart(row: Mapping[str, Any], base: Mapping[str, Any]) -> int:
-    """As `attneck.studies.results.Row.apart`."""
-    on, there = row.get("machines", {}), base.get("machines", {})
-    pairs = [({*on[seed]}, {*there[seed]}) for seed in on.keys() & there.keys()]
-    return sum(own != other for own, other in pairs if UNKNOWN not in own | other)
 
 
 def runs() -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import attneck
+
 PACKAGE = Path(__file__).parents[1] / "src" / "attneck"
 
 COMMON = {"checks", "errors", "files", "imagenet", "processor", "signals", "__version__"}
@@ -68,20 +70,7 @@ MAY = {
 }
 
 
-PUBLIC = {
-    "attention",
-    "data",
-    "detection",
-    "explain",
-    "export",
-    "hub",
-    "layers",
-    "measure",
-    "models",
-    "runs",
-    "surgery",
-    "timm_hook",
-}
+PUBLIC = {home.partition(":")[0].split(".")[1] for home in attneck._HOMES.values()} | {"timm_hook"}
 """What the package names."""
 
 

@@ -131,14 +131,12 @@ def test_a_study_s_report_becomes_a_table(tables, tmp_path, monkeypatch):
         "scores": {"0": 59.75, "1": 60.25},
         "difference": None,
         "verdict": None,
-        "machines": {"0": ["A"], "1": ["A"]},
     }
     other = row | {
         "variant": "bam",
         "mean": 61.5,
         "scores": {"0": 61.25, "1": 61.75},
-        "difference": {"n": 2, "mean": 1.5, "interval": [-0.5, 3.5]},
-        "machines": {"0": ["A"], "1": ["A", "B"]},
+        "difference": {"n": 2, "mean": 1.5, "interval": [-0.5, 3.5], "of_two_machines": 1},
         "verdict": "no difference that counts",
     }
     report = {

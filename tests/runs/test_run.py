@@ -395,3 +395,15 @@ def test_a_recipe_by_its_word(tmp_path, monkeypatch):
     assert runs.train(first.folder, name="again").folder == Path("runs/again")
     with pytest.raises(UserError, match="no recipe 'dem'; perhaps you meant 'demo'"):
         runs.train("dem")
+
+
+def test_predict_tells_two_runs_of_one_network_apart(tmp_path):
+    """By their folders, where the model's name is the same; a dollar begins no formula."""
+    folders = [str(tmp_path / f"seed-${seed}") for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        runs.train(Recipe.model_validate(TINY | {"seed": seed, "pictures": False}), folder)
+    words = ["predict", folders[0], "--beside", folders[1], "--held-out", "2"]
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 0
+    rows = (tmp_path / "out/predictions.csv").read_text().splitlines()[1:]
+    models = ["seed-$0: cifar_resnet20_bam", "seed-$1: cifar_resnet20_bam"]
+    assert [row.split(",")[1] for row in rows] == models * 2

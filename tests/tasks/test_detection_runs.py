@@ -172,24 +172,6 @@ def test_predict_draws_and_tells(trained, tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "both/predictions.json").read_text())["runs"]) == 2
 
 
-def test_two_runs_of_one_network_are_told_apart(tmp_path):
-    """By their folders, where the model's name is the same."""
-    content = {
-        "model": {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}},
-        "data": {"name": "shapes", "train_size": 32, "val_size": 8, "image_size": 24},
-        "batch": 32,
-        "epochs": 1,
-        "pictures": False,
-    }
-    for seed in ("$0", "$1"):
-        runs.train(Recipe.model_validate(content | {"seed": int(seed[1:])}), tmp_path / f"seed-{seed}")
-    words = ["predict", str(tmp_path / "seed-$0"), "--beside", str(tmp_path / "seed-$1"), "--held-out", "2"]
-    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 0
-    rows = (tmp_path / "out/predictions.csv").read_text().splitlines()[1:]
-    models = ["seed-$0: cifar_resnet20", "seed-$1: cifar_resnet20"]
-    assert [row.split(",")[1] for row in rows] == models * 2
-
-
 def test_predict_shows_what_is_in_held_out_images(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("attneck.explain.detections.LONGEST", 160)
     drawn = []

@@ -69,7 +69,7 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
     if twice := [flag for flag, count in Counter(given).items() if count > 1]:
         raise UserError(f"{twice[0]} is given more than once: give it once, with all of its values")
     for one, other in ALIASES:
-        if one in given and other in given and not prog.startswith(("attneck train", "attneck study")):
+        if one in given and other in given and not prog.startswith("attneck train"):
             raise UserError(f"{one} and {other} are one option: give one of them")
     told, columns = io.StringIO(), os.environ.get("COLUMNS")
     try:

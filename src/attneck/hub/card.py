@@ -57,9 +57,8 @@ def card(run: Run, config: dict[str, Any], license: str | None, *, has_picture: 
     }
     if license is not None:
         head["license"] = license
-    if run.recipe.model.pretrained is not None:
-        head["base_model"] = _on_the_hub(run.recipe.model.pretrained)
-        head = {key: value for key, value in head.items() if value is not None}
+    if (weights := run.recipe.model.pretrained) is not None and (base := _on_the_hub(weights)):
+        head["base_model"] = base
     title = f"{name} after {surgery['name']}" if surgery else name
     recipe = run.recipe.model_dump(mode="json", exclude={"data": {"root"}})  # a path of another machine
     parts = [

@@ -254,7 +254,7 @@ class MHSA2d(nn.Module):
     def _tables(self, H: int, W: int) -> tuple[Tensor, ...]:
         """The position tables for a map of H x W, in the order of TABLES; the parameters at `map_size`."""
         tables = tuple(getattr(self, name) for name in TABLES[self.position])
-        if not in_a_graph() and self.training and torch.is_grad_enabled() and not self._told_of_rows:
+        if self.training and not self._told_of_rows and torch.is_grad_enabled() and not in_a_graph():
             self._tell_of_rows(tables, H, W)
         return _resampled(tables, self.position, self.resample, H, W)
 

@@ -26,8 +26,10 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 ATTENTION = (MHSA2d, BAM, SqueezeExcite2d, NonLocal2d)
-THEIRS = {"SEModule", "SqueezeExcite", "SqueezeExcitation", "BottleneckAttn"}
-"""Names of timm's and torchvision's classes of the same."""
+THEIR_SE = {"SEModule", "SqueezeExcite", "SqueezeExcitation", "EffectiveSEModule"}
+"""Names of timm's and torchvision's classes of squeeze-and-excitation."""
+THEIRS = THEIR_SE | {"BottleneckAttn"}
+"""And of attention."""
 INSERTED = "bot"
 """The name of a whole block with attention that stands between two others."""
 CLASSIFIERS = ("fc", "head", "classifier")

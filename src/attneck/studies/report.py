@@ -317,7 +317,8 @@ def document(results: Results) -> dict[str, object]:
     recipe = _common([row.recipe for row in rows])
     found = []
     for row in rows:
-        spread, against = row.spread, row.against(baseline_of(study, rows, row.problem))
+        spread, baseline = row.spread, baseline_of(study, rows, row.problem)
+        against = row.against(baseline)
         found.append(
             {
                 "problem": row.problem,
@@ -326,7 +327,7 @@ def document(results: Results) -> dict[str, object]:
                 "mean": spread.mean if spread else None,
                 "std": spread.std if spread else None,
                 "scores": row.scores,
-                "difference": against and asdict(against),
+                "difference": against and asdict(against) | {"of_two_machines": row.apart(baseline)},
                 "verdict": against and against.verdict(decimals_of(study.metric)),
                 "images_to": None if study.threshold is None else _images_to(study, row),
                 "params": row.cost and row.cost.params,

@@ -9,6 +9,7 @@ from torch import nn
 
 from attneck.errors import brief
 from attneck.layers import BAM, SqueezeExcite2d
+from attneck.models.weights import THEIR_SE
 from attneck.surgery.attach import OnPart, attach, match_to
 from attneck.surgery.blocks import residual_blocks
 from attneck.surgery.places import Place, after, bottlenecks
@@ -17,8 +18,6 @@ from attneck.surgery.trace import Trace, trace
 
 At = Literal["bottlenecks", "blocks"]
 Start = Literal["identity", "paper"]
-THEIR_SE = {"SEModule", "SqueezeExcite", "SqueezeExcitation", "EffectiveSEModule"}
-"""Names of timm's and torchvision's classes of it."""
 
 
 def insert_bam(
