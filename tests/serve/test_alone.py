@@ -13,6 +13,7 @@ from small_page import FACTS, random
 from attneck import cli
 from attneck.commands.given_model import Viewer
 from attneck.explain import maps
+from attneck.layers import BAM
 from attneck.serve import alone as standing
 from attneck.serve.network import Network
 from attneck.serve.page import STEPS_A_NAT
@@ -77,8 +78,16 @@ def test_a_network_without_attention_has_predictions(photo):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     plain = Network(Viewer("plain", False, model, FACTS, False), "plain")
     said = plain.see(photo).told()
-    assert (said["mhsas"], said["bams"], len(said["predictions"])) == ([], [], 3)
+    assert (said["mhsas"], said["bams"], said["notes"], len(said["predictions"])) == ([], [], [], 3)
+    assert said["box"] == pytest.approx([16 / 96, 0, 64 / 96, 1]), "it sees the middle alone, too"
     assert plain.told()["note"] == "untrained: its weights are random"
+
+
+def test_a_layer_without_a_map_is_said_with_the_reason(photo):
+    model = random()
+    model.unused = BAM(16)
+    said = Network(Viewer("more", True, model, FACTS, False), "more").see(photo).told()
+    assert said["notes"] == ["'unused' did not run"]
 
 
 def test_look_writes_it(photo, tmp_path, monkeypatch, capsys):

@@ -98,13 +98,15 @@ class Viewer:
 
         return (Detection if self.detects else Classification).prepared(photo, self.facts)
 
-    def window(self, photo: tuple[int, int], found: Maps) -> Window:
-        """Where the maps lie in a photo of (width, height)."""
-        from attneck.explain.photo import centred, fitted
+    def window(self, photo: tuple[int, int], found: Maps | None) -> Window:
+        """What the network sees of a photo of (width, height), and where its maps lie, if it has any."""
+        from attneck.explain.photo import Window, centred, fitted
 
-        if self.detects:
-            return fitted(photo, found.seen, found.image_size)
-        return centred(photo, self.facts["image_size"], self.facts["crop_pct"])
+        if not self.detects:
+            return centred(photo, self.facts["image_size"], self.facts["crop_pct"])
+        if found is None:
+            return Window(photo, (0.0, 0.0, *map(float, photo)))
+        return fitted(photo, found.seen, found.image_size)
 
 
 def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "newest") -> Viewer:

@@ -43,6 +43,7 @@ class Look:
             "predictions": predictions,
             "mhsas": [_told_mhsa(one) for one in self.mhsas],
             "bams": [] if found is None else [_told_bam(one) for one in found.bams],
+            "notes": [] if found is None else list(found.notes),
         }
 
     def told(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Viewer(Protocol):
 
     def prepared(self, photo: Image.Image) -> Tensor: ...
 
-    def window(self, photo: tuple[int, int], found: Maps) -> Window: ...
+    def window(self, photo: tuple[int, int], found: Maps | None) -> Window: ...
 
 
 class Network:
@@ -60,15 +60,15 @@ class Network:
         """Run it on an image of any size. A network without our layers has predictions alone."""
         viewer, size = self.viewer, image.size
         pixels = viewer.prepared(image)  # [3, H, W]
-        found, box = None, (0.0, 0.0, 1.0, 1.0)
+        found = None
         if any(isinstance(layer, BAM | MHSA2d) for layer in viewer.network.modules()):
             found = maps(viewer.network, pixels)
             output = found.output
-            left, top, right, bottom = viewer.window(size, found).box
-            box = (left / size[0], top / size[1], (right - left) / size[0], (bottom - top) / size[1])
         else:
             with torch.no_grad():
                 output = viewer.network([pixels] if viewer.detects else pixels[None])[0]
+        left, top, right, bottom = viewer.window(size, found).box
+        box = (left / size[0], top / size[1], (right - left) / size[0], (bottom - top) / size[1])
         names = viewer.facts["classes"]
         if viewer.detects:
             return Look(found, box, objects_of(output, names, size), finds_objects=True)

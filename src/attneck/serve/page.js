@@ -258,7 +258,9 @@ class Panel {
         field.append(make("p", "quiet", `channels, sorted: ${sorted[0].toFixed(2)} to ${sorted.at(-1).toFixed(2)}`), strip);
       }
     });
-    if (!this.thumbs.size) list.append(make("p", "quiet", "This model has neither BAM nor BoT's self-attention to show."));
+    const none = "This model has neither BAM nor BoT's self-attention to show.";
+    const notes = this.thumbs.size || this.look.notes.length ? this.look.notes : [none];  // why a layer has no map
+    list.append(...notes.map((note) => make("p", "quiet", note)));
     $("#mixing").hidden = !panels.some((panel) => panel.look?.mhsas.length);
   }
 
