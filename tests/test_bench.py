@@ -12,7 +12,7 @@ from attneck import cli
 from attneck.commands import bench, bench_inference, bench_loop
 from attneck.training import allocator
 
-STEP = ["step", "--size", "32"]
+STEP = ["step", "--size", "32", "--seconds", "0.001"]
 CLASSIFIERS = ["--model", "cifar_resnet20_bam", "--plain", "cifar_resnet20"]
 DETECTORS = ["--model", "maskrcnn_botnet26_thin", "--plain", "maskrcnn_resnet26_thin"]
 QUICK = ["--seconds", "0.001", "--no-compiled"]
@@ -28,12 +28,31 @@ def _same_threads() -> object:
 @pytest.mark.parametrize(
     ("words", "rows"),
     [
-        (["attention", "--size", "4", "--batch", "2", "--stride", "2", "--channels", "16", "--no-memory"], 2),
-        (["bam", "--size", "4", "--channels", "32", "--dtype", "bfloat16", "--no-memory"], 4),
+        (
+            [
+                "attention",
+                "--size",
+                "4",
+                "--batch",
+                "2",
+                "--stride",
+                "2",
+                "--channels",
+                "16",
+                "--no-memory",
+                *QUICK,
+            ],
+            2,
+        ),
+        (["bam", "--size", "4", "--channels", "32", "--dtype", "bfloat16", "--no-memory", *QUICK], 4),
         # Of memory `tests/measure/test_speed.py` has the short form: here it starts Python once a contestant.
         pytest.param([*STEP, "--batch", "2", *CLASSIFIERS], 1, marks=pytest.mark.slow),
         ([*STEP, "--batch", "2", *CLASSIFIERS, "--no-memory"], 1),
-        pytest.param([*STEP[:2], "96", *DETECTORS, "--no-memory"], 1, marks=pytest.mark.slow),
+        pytest.param(
+            ["step", "--size", "96", "--seconds", "0.001", *DETECTORS, "--no-memory"],
+            1,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
@@ -46,7 +65,7 @@ def test_the_document(
 ) -> None:
     out = tmp_path / "bench.json"
     monkeypatch.setattr("attneck.training.environment.gpu_name", lambda: "one that nothing is measured on")
-    assert cli.main(["bench", *words, *QUICK, "--threads", "1", "--out", str(out), "--json"]) == 0
+    assert cli.main(["bench", *words, "--threads", "1", "--out", str(out), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads(out.read_text())
     assert document["what"] == words[0]
@@ -179,7 +198,8 @@ def bench_loop_mistake(capsys: pytest.CaptureFixture[str]) -> str:
         (["attention", "--size", "8", "--plain", "resnet18"], "bench attention takes no --plain"),
         (["step", "--size", "64", "--channels", "64"], "bench step takes no --channels"),
         (["bam", "--size", "4", "--batch", "1", *QUICK], "give two images at a time"),
-        (["step", "--size", "32", *QUICK], "more than 1 value per channel"),
+        (STEP, "more than 1 value per channel"),
+        ([*STEP, "--no-compiled"], "attneck bench step takes no --no-compiled"),
         (["step", "--loop", "--kept-memory"], "bench step --loop takes no --kept-memory"),
         (["step", "--loop", "--table", "5"], "attneck bench step --loop takes no --table"),
         (["bam", "--out", "nowhere/there.json"], "make it first"),

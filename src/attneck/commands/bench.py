@@ -26,14 +26,14 @@ What = Literal["attention", "bam", "step", "inference"]
 COMMON = {"dtype", "device", "threads", "seconds", "out", "json_"}
 CASE = {"batch", "stride", "channels", "model", "plain"}
 """What is of one case, and goes with its size."""
-CONTEST = COMMON | {"size", "batch", "kept_memory", "compiled", "memory"}
+CONTEST = COMMON | {"size", "batch", "kept_memory", "memory"}
 TAKES = {
-    "attention": CONTEST | {"stride", "channels"},
-    "bam": CONTEST | {"channels"},
+    "attention": CONTEST | {"compiled", "stride", "channels"},
+    "bam": CONTEST | {"compiled", "channels"},
     "step": CONTEST | {"model", "plain"},
     "step --loop": COMMON | {"loop", "size", "batch", "model"},
     "step --table": COMMON | {"table", "batch"},
-    "inference": CONTEST | {"model"},
+    "inference": CONTEST | {"compiled", "model"},
 }
 """The options of each."""
 
@@ -88,7 +88,8 @@ def bench(
         seconds: how long each contestant is timed for in each case.
         kept_memory: keep freed memory, in pages of 2 MiB, as attneck train does on the CPU; else each large
             tensor goes back to the system, as in a program that does nothing about it.
-        compiled: time torch.compile of them too, which takes a while to compile; a step is timed as it is.
+        compiled: time torch.compile of them too, which takes a while to compile; of all but step, whose
+            networks are timed as they are.
         memory: measure peak memory too, each in a process of its own; of the list, on maps from 64x64 on.
         out: write the JSON document there too.
         json_: print one JSON document and nothing else.
