@@ -107,6 +107,17 @@ def test_inference_is_one_function_by_whoever_computes_it(
         assert worst < 1e-4, name
 
 
+def test_where_memory_has_no_counter_times_are_told_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("attneck.measure.memory._RESET", tmp_path / "none")
+    words = ["bench", "attention", "--size", "4", "--channels", "16", *QUICK, "--json"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr()
+    assert "it is left out" in told.err
+    assert all("peak_mib" not in row for row in json.loads(told.out)["rows"])
+
+
 def test_who_finds_no_memory_is_left_out_of_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     def call(name: str, direction: str, device: str) -> Callable[[], object]:
         def run() -> None:

@@ -19,6 +19,7 @@ from attneck.export import agreement, formats
 from attneck.export import graph as graph_making
 from attneck.export.detectors import as_graph
 from attneck.export.graph import trace_detector
+from attneck.export.metadata import metadata
 from attneck.layers import MHSA2d
 from attneck.training.recipe import Recipe
 
@@ -141,6 +142,23 @@ def test_a_program_says_what_the_network_says(dynamic: tuple[str, ...], tmp_path
     for shape in [(2, 3, 32, 32), *([(1, 3, 20, 45), (3, 3, 64, 32)] if dynamic else [])]:
         x = torch.randn(shape)
         torch.testing.assert_close(program.module()(x), eager(model, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tiled"])
+def test_a_layer_s_own_way_is_in_no_graph(backend: str, tmp_path: Path) -> None:
+    """It is an operator of this project's, which nobody else has."""
+    layer = MHSA2d(16, map_size=4, heads=2, backend=backend)
+    done = export.export(
+        nn.Sequential(nn.Conv2d(3, 16, 1), layer), tmp_path / "net.pt2", image_size=4, in_chans=3
+    )
+    assert "attneck::" not in str(torch.export.load(done.file).graph)
+    assert layer.backend == backend
+
+
+def test_a_grey_network_is_given_no_colours() -> None:
+    for in_chans, begins in ((1, "the shorter side"), (3, "RGB, the shorter side")):
+        model = attneck.create_model("cifar_resnet20", in_chans=in_chans)
+        assert metadata(model, (32, 32), False, 100)["preprocessing"].startswith(begins)
 
 
 def test_attention_has_a_say_in_these_tests() -> None:

@@ -49,6 +49,7 @@ def work(kept: Kept, job: Job) -> bool:
             continue
         if job.left <= 0:
             return False
+        torch._dynamo.reset()  # past a limit of recompilations it would call what is not compiled
         names = [name + COMPILED if compiled else name for name in step_names(case)]
         makers = {name: partial(step_call, case, name, "forward+backward", job.device) for name in names}
         row = contest(kept, job, key, makers) | {"names": names}

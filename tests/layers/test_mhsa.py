@@ -355,3 +355,11 @@ def test_what_cannot_be_built_is_refused(arguments: dict[str, object], message: 
 def test_another_input_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"wanted \[B, C, H, W\] with C = 8"):
         MHSA2d(8, 3)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 0, 4), (2, 8, 4, 0), (0, 8, 0, 0)])
+@pytest.mark.parametrize("position", ["relative", "absolute", "none"])
+def test_a_map_without_positions_is_refused(position: str, shape: tuple[int, ...]) -> None:
+    layer = MHSA2d(8, map_size=4, heads=2, position=position)
+    with pytest.raises(ValueError, match=r"^the input has shape \[.*\]: a map without positions; [^\n]*$"):
+        layer(torch.zeros(shape))

@@ -146,6 +146,11 @@ def test_a_stage_of_another_class_is_not_passed_over() -> None:
         model.set_grad_checkpointing(False)
 
 
+def test_maps_without_blocks_say_that_they_are_not_checkpointed() -> None:
+    with pytest.raises(ValueError, match="these maps are of a network without stages"):
+        timm.create_model("attneck_squeezenet1_1", features_only=True).set_grad_checkpointing()
+
+
 @pytest.mark.parametrize("name", WITH_NORMS)
 def test_checkpointing_changes_nothing(name: str) -> None:
     """Three steps: logits, gradients and each BatchNorm's statistics and count, to the last bit."""

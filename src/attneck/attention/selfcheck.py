@@ -29,8 +29,9 @@ TOLERANCE = {torch.float32: 5e-3, torch.float16: 3e-2, torch.bfloat16: 0.2}
 """The largest error of a token, or of a table's row, at most: its norm over the root mean square of all norms
 of what is right. Float32 has room for TF32 products. A token that is wrong altogether is about 1 off."""
 
-WHOLE_AND_RAGGED = ((16, 16), (15, 17))
-"""Maps that are checked where the size is not known: kernels with and without masks are two of Triton's."""
+OF_EACH_KIND = ((16, 16), (15, 17), (4, 128), (3, 130))
+"""Maps that are checked where the size is not known: Triton's kernels are others with and without masks, and
+where a part of one row is as many keys as they take at a time."""
 
 NO_MEMORY = "there was no memory for its check"
 PATIENCE = 1000
@@ -83,7 +84,7 @@ def first_right(
     d, wide = q.shape[3], head_width(q.shape[3], map_size, dtype, content)
     if torch.compiler.is_compiling():  # sizes may be symbols; what is compared with a number becomes one
         d = next(number for number in range(1, 257) if d == number)
-        small: tuple[tuple[int, int], ...] = WHOLE_AND_RAGGED
+        small: tuple[tuple[int, int], ...] = OF_EACH_KIND
     else:
         small = (_cut_alike(map_size, d, dtype, capability(q.device)),)
     wide = next((number for number in FLASH_HEADS if wide <= number), FLASH_HEADS[-1])

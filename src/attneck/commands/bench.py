@@ -126,6 +126,7 @@ def bench(
     from attneck.attention.cpu.passes import passes
     from attneck.files import write_atomic
     from attneck.measure.contestants import DTYPES
+    from attneck.measure.memory import can_measure
     from attneck.measure.speed import bandwidth_ceiling, clock, gemm_ceiling
     from attneck.training.allocator import keep_memory
     from attneck.training.environment import environment
@@ -180,7 +181,11 @@ def bench(
 
     def weighed(case: Any) -> bool:
         # Every peak takes a process that loads torch anew; in the list, small maps are not worth it.
-        return memory and (size is not None or what != "attention" or case.size >= 64)
+        return measurable and (size is not None or what != "attention" or case.size >= 64)
+
+    measurable = memory and can_measure(device)
+    if memory and not measurable:
+        say("peak memory is read from Linux's /proc, which is not here: it is left out")
 
     rows: list[dict[str, Any]] = []
     text = ""
@@ -354,6 +359,7 @@ def _measure(
     device: str,
 ) -> Iterator[dict[str, Any]]:
     """A row for each case and direction; of `names`, the first, eager or compiled, meets the best other."""
+    import torch
     from rich.console import Console
     from rich.progress import Progress
 
@@ -367,6 +373,7 @@ def _measure(
         task = progress.add_task("", total=len(cases) * len(directions))
         for case in cases:
             for direction in directions:
+                torch._dynamo.reset()  # past a limit of recompilations it would call what is not compiled
                 what = f"{case}, {direction}"
                 progress.update(task, description=what)
                 calls = _that_fit(names(case), partial(contestant, case), direction, device, what)

@@ -103,6 +103,7 @@ def export(
 
     from attneck.export.detectors import is_detector
     from attneck.export.metadata import metadata
+    from attneck.layers import MHSA2d
 
     file = Path(file)
     check_request(file, dynamic, opset)
@@ -113,6 +114,9 @@ def export(
     if detects and (batch != 1 or dynamic):
         raise ValueError("a detector's graph takes one image, of any size: leave batch and dynamic out")
     network: Any = _copy(model).to("cpu", torch.float32).eval()
+    for layer in network.modules():
+        if isinstance(layer, MHSA2d):
+            layer.backend = "auto"  # in a graph PyTorch's own operators; a way by its name would be called
     with torch.no_grad():
         traced = (
             trace_detector(network, (height, width))

@@ -12,7 +12,7 @@ INSIDE = (
     "boxes and masks are in the image's own pixels"
 )
 OUTSIDE = (
-    "RGB, the shorter side resized to size / crop_pct, the centre of size cut out, values from 0 to 1, then "
+    "the shorter side resized to size / crop_pct, the centre of size cut out, values from 0 to 1, then "
     "(value - mean) / std by channel"
 )
 
@@ -51,5 +51,6 @@ def metadata(
     if detects or logits is not None:
         words["task"] = "detection" if detects else "classification"
     if detects or "mean" in about:
-        words["preprocessing"] = INSIDE if detects else OUTSIDE
+        colours = "" if len(known.get("mean") or ()) != 3 else "RGB, "
+        words["preprocessing"] = INSIDE if detects else colours + OUTSIDE
     return words | {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}

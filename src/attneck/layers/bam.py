@@ -119,7 +119,7 @@ class BAM(nn.Module):
         Raises ValueError without that branch, and for a batch of one in training: its BatchNorm sees one
         value a channel, the mean over the map being taken before.
         """
-        self._check_input(x)
+        check_input(x, self.channels, self)
         if self.channel_att is None:
             raise ValueError(
                 "this BAM has branches='spatial'; build it with 'both' or 'channel' for channel attention"
@@ -131,7 +131,7 @@ class BAM(nn.Module):
 
         Raises ValueError without that branch, and for a single position in training (B = H = W = 1).
         """
-        self._check_input(x)
+        check_input(x, self.channels, self)
         if self.spatial_att is None:
             raise ValueError(
                 "this BAM has branches='channel'; build it with 'both' or 'spatial' for spatial attention"
@@ -148,7 +148,7 @@ class BAM(nn.Module):
         """x + x * attention(x) (eq. 1): [B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
         if isinstance(x, fx.Proxy):
             return recorded(self, x)
-        self._check_input(x)
+        check_input(x, self.channels, self)
         # The paper's form is up to 2 * x, which may be past float16's largest where the result is not.
         halved = self.gain is not None and x.dtype == torch.float16
         found = None if halved else self._squeezable(x)
@@ -220,10 +220,6 @@ class BAM(nn.Module):
         assert self.spatial_att is not None
         check_batch(self.spatial_att, x.shape[0] * x.shape[2] * x.shape[3])
 
-    def _check_input(self, x: Tensor) -> None:
-        check_input(x, self.channels, self)
-        check_map(x)
-
 
 def check_start(start: str) -> None:
     """ValueError for an unknown one."""
@@ -240,13 +236,3 @@ def hidden_channels(channels: int, reduction: int) -> int:
             f"from 1 to {channels}"
         )
     return hidden
-
-
-def check_map(x: Tensor) -> None:
-    """ValueError for maps [B, C, H, W] without positions; a batch without maps is welcome."""
-    # A tracer of torch.fx hands in a proxy, which has no shape yet.
-    if isinstance(x, Tensor) and (x.shape[2] == 0 or x.shape[3] == 0):
-        raise ValueError(
-            f"the input has shape {list(x.shape)}: a map without positions has no mean; "
-            "give H and W of 1 or more"
-        )

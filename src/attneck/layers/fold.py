@@ -142,23 +142,28 @@ def _is_rewritable(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return is_bare(layer, nn.Linear) or is_bare(layer, nn.Conv2d)  # others may do more with their weights
 
 
+def _exact(numbers: Tensor) -> Tensor:
+    """In float64, on the CPU: not every device has that."""
+    return numbers.detach().cpu().double()
+
+
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """s and t of a BatchNorm in eval mode, which is y = s*x + t: [C] each, in float64."""
     assert isinstance(norm, NORMS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    mean, scale = norm.running_mean.double(), (norm.running_var.double() + norm.eps).rsqrt()  # [C]
+    mean, scale = _exact(norm.running_mean), (_exact(norm.running_var) + norm.eps).rsqrt()  # [C]
     if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -mean * scale if norm.bias is None else norm.bias.detach().double() - mean * scale
+        scale = scale * _exact(norm.weight)
+    shift = -mean * scale if norm.bias is None else _exact(norm.bias) - mean * scale
     return scale, shift
 
 
 def _into(layer: nn.Linear | nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
     """Let the layer give scale*y + shift [O] for its y, by parameters of its own."""
     weight = layer.weight.detach()  # [O, ...]
-    bias = 0 if layer.bias is None else layer.bias.detach().double()
-    wide = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))  # [O, ...]
+    bias = 0 if layer.bias is None else _exact(layer.bias)
+    wide = _exact(weight) * scale.view(-1, *[1] * (weight.ndim - 1))  # [O, ...]
     # New parameters: the old may be shared with another layer.
     layer.weight = nn.Parameter(wide.to(weight), requires_grad=layer.weight.requires_grad)
     layer.bias = nn.Parameter((bias * scale + shift).to(weight), requires_grad=layer.weight.requires_grad)
@@ -186,12 +191,12 @@ def _into_values(attention: MHSA2d, norm: nn.Module) -> None:
 
 def _fold_scale(attention: MHSA2d, qkv: nn.Linear | nn.Conv2d) -> None:
     """The queries' scale into their weights, and their bias if there is one."""
-    factors = torch.ones(len(qkv.weight), dtype=torch.float64, device=qkv.weight.device)
+    factors = torch.ones(len(qkv.weight), dtype=torch.float64, device="cpu")
     factors[: attention.channels] = attention.scale
     weight = qkv.weight.detach()
     qkv.weight = nn.Parameter(
-        (weight.double() * factors.view(-1, 1, 1, 1)).to(weight), requires_grad=qkv.weight.requires_grad
+        (_exact(weight) * factors.view(-1, 1, 1, 1)).to(weight), requires_grad=qkv.weight.requires_grad
     )
     if qkv.bias is not None:
-        qkv.bias = nn.Parameter((qkv.bias.detach().double() * factors).to(weight), qkv.bias.requires_grad)
+        qkv.bias = nn.Parameter((_exact(qkv.bias) * factors).to(weight), qkv.bias.requires_grad)
     attention.scale = 1.0

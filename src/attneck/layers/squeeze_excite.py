@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attneck.layers.bam import check_map, check_start, hidden_channels
+from attneck.layers.bam import check_start, hidden_channels
 from attneck.layers.input import check_input
 
 
@@ -56,7 +56,6 @@ class SqueezeExcite2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
         check_input(x, self.fc1.in_channels, self)
-        check_map(x)
         pooled = x.mean(dim=(2, 3), keepdim=True)  # [B, C, 1, 1]
         weights = self.fc2(self.relu(self.fc1(pooled))).sigmoid()  # [B, C, 1, 1]
         if self.gain is not None:

@@ -19,15 +19,15 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak_elsewhere(make: Callable[..., Callable[[], object]], *arguments: Any, device: str = "cpu") -> int:
     """`peak(make(*arguments))` in bytes, in a new process, for the second call: the first sets libraries up.
 
-    `make` is a module's function, and its own memory is not counted. Raises RuntimeError as `peak`, and
-    whatever `make` and its call raise.
+    `make` is a module's function, and its own memory is not counted; torch has as many threads as here.
+    Raises RuntimeError as `peak`, and whatever `make` and its call raise.
     """
     # So glibc maps each large tensor separately, and unmaps it when the tensor is freed.
     with (
         patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": "65536"}),
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
     ):
-        return process.submit(_peak_of, make, arguments, device).result()
+        return process.submit(_peak_of, make, arguments, device, torch.get_num_threads()).result()
 
 
 def peak(call: Callable[[], object], device: str = "cpu") -> int:
@@ -44,12 +44,17 @@ def peak(call: Callable[[], object], device: str = "cpu") -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    if not _RESET.exists():
+    if not can_measure(device):
         raise RuntimeError("the peak of a process's memory is read from Linux's /proc, which is not here")
     before = _kilobytes("VmRSS")
     _RESET.write_text("5")  # the peak starts anew from what is resident now
     call()
     return 1024 * (_kilobytes("VmHWM") - before)
+
+
+def can_measure(device: str) -> bool:
+    """Whether there is a counter: a GPU's, or that of Linux."""
+    return device == "cuda" or _RESET.exists()
 
 
 def emptied(device: str) -> None:
@@ -59,7 +64,10 @@ def emptied(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _peak_of(make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...], device: str) -> int:
+def _peak_of(
+    make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...], device: str, threads: int
+) -> int:
+    torch.set_num_threads(threads)
     call = make(*arguments)
     call()
     return peak(call, device)

@@ -30,19 +30,21 @@ class Recomputed(nn.Sequential):
         return x
 
 
-def recompute(stage: nn.Module, enable: bool) -> None:
-    """Switch a Sequential's checkpointing on or off, in place; what is none has no blocks.
+def recompute(stage: nn.Module, enable: bool) -> bool:
+    """Switch a Sequential's checkpointing on or off, in place; False for what is none, and has no blocks.
 
     Raises ValueError for one whose class was changed, by sharding say.
     """
     stage = getattr(stage, "_orig_mod", stage)  # what torch.compile wraps
     if type(stage) in (nn.Sequential, Recomputed):
         stage.__class__ = Recomputed if enable else nn.Sequential
-    elif isinstance(stage, nn.Sequential):
+        return True
+    if isinstance(stage, nn.Sequential):
         raise ValueError(
             f"a stage is a {type(stage).__name__} by now, whose checkpointing cannot be switched: call "
             "set_grad_checkpointing before the network is sharded or changed"
         )
+    return False
 
 
 @torch.compiler.disable  # what is compiled may neither switch statistics off nor be run again by hand

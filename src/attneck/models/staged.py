@@ -74,7 +74,8 @@ class StagedNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the maps inside a block again in backward instead of keeping them (less memory, more time).
 
-        Results, gradients and the statistics of BatchNorms stay the same.
+        Results, gradients and the statistics of BatchNorms stay the same. `torch.compile` leaves the blocks
+        as they are.
         """
         self.grad_checkpointing = enable
         for name in self.row:

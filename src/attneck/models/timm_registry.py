@@ -36,9 +36,16 @@ class Features(FeatureListNet):
     """timm's maps of a network's stages; checkpointing leaves BatchNorm's statistics alone."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the maps inside a block again in backward instead of keeping them."""
-        for stage in self.values():
-            recompute(stage, enable)
+        """Compute the maps inside a block again in backward instead of keeping them.
+
+        Raises ValueError for a network whose stages were taken apart to get at its maps.
+        """
+        switched = {recompute(stage, enable) for stage in self.values()}
+        if True not in switched:
+            raise ValueError(
+                "these maps are of a network without stages, whose blocks cannot be checkpointed: take "
+                "forward_intermediates of the whole network, which has set_grad_checkpointing too"
+            )
 
 
 def enter() -> None:

@@ -143,15 +143,37 @@ def test_what_is_built_is_kept_in_the_user_s_own_cache(
     assert build._cache() is None
 
 
+def test_who_has_no_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    assert build._cache() is None
+
+
+@needs_compiler
+def test_another_processor_s_library_is_not_taken(builds_anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of a kind that has neither a name nor flags, as ARM's: a home may be shared."""
+    for part in ("0xd0c", "0xd40"):
+        monkeypatch.setattr(build, "processor", lambda part=part: {"CPU part": part})
+        build.library.cache_clear()
+        build.library(tile_passes.SOURCE)
+    folder = build._cache()
+    assert folder is not None
+    assert len([*folder.iterdir()]) == 2
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
         ("return 1 / sum;", "return 2 / sum;", "gives wrong numbers"),
+        ("x < WIDE; x++) add", "x < WIDE - 2; x++) add", "gives wrong numbers"),
         ("struct Query {", "struc Query {", "could not build them"),
         ("gradients_##T", "other_##T", "could not be built or loaded"),
     ],
-    ids=["wrong", "does not compile", "lacks a function"],
+    ids=["wrong", "wrong on narrow maps", "does not compile", "lacks a function"],
 )
 def test_what_is_wrong_or_fails_is_left_out_with_one_warning(
     old: str, new: str, says: str, builds_anew: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -23,14 +25,20 @@ FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math"),
 )
+BUILT_FOR = ("model name", "flags", "CPU implementer", "CPU part", "Features", "isa")
+"""What Linux says of a processor, of whatever kind, by which -march=native differs: folders are shared."""
 COMPILERS = ("c++", "g++", "clang++")
 PATIENCE = 120
 """Seconds that a compiler may take; it needs about one."""
 
 
 def compiler() -> str | None:
-    """The C++ compiler's path: that of the variable CXX, or the first of COMPILERS; None without one."""
-    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))), None)
+    """The C++ compiler's path: that of the variable CXX, or the first of COMPILERS; None without one.
+
+    On macOS that of CXX alone: the system's own has no OpenMP.
+    """
+    names = (os.environ.get("CXX"), *(COMPILERS if sys.platform != "darwin" else ()))
+    return next(filter(None, map(shutil.which, filter(None, names))), None)
 
 
 def call(source: Path, name: str, dtype: torch.dtype, about: object, *tensors: Tensor | None) -> int:
@@ -55,7 +63,7 @@ def library(source: Path) -> ctypes.CDLL:
     built_by = compiler()
     assert built_by is not None
     about = processor()
-    on = (built_by, about.get("model name", ""), about.get("flags", ""))
+    on = (built_by, platform.machine(), *(about.get(name, "") for name in BUILT_FOR))
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
     told = "\n".join((*texts, *FLAGS, *on))
     folder = _cache()
@@ -78,8 +86,8 @@ def _build(built_by: str, source: Path, path: Path) -> Path:
 
 def _cache() -> Path | None:
     """The user's own folder for what was built; None where there is none that nobody else can write to."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "attneck"
-    try:
+    try:  # who has no home raises RuntimeError
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "attneck"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = folder.stat()
     except (OSError, RuntimeError):

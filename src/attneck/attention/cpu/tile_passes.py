@@ -105,16 +105,17 @@ def _call(name: str, tile: Tile, *tensors: Tensor | None) -> None:
 
 
 def right() -> bool:
-    """Whether both functions agree with their formulas, in each dtype."""
-    return all(_right(dtype, bound) for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)))
+    """Whether both functions agree with their formulas, in each dtype, on a wide map and on a narrow one."""
+    bounds = ((torch.float32, 1e-5), (torch.bfloat16, 2e-2))
+    return all(_right(size, *each) for size in ((5, 11), (6, 7)) for each in bounds)
 
 
-def _right(dtype: torch.dtype, bound: float) -> bool:
+def _right(map_size: tuple[int, int], dtype: torch.dtype, bound: float) -> bool:
     """Whether both functions agree with their formulas in float64 on a small tile, pooled and not.
 
-    One logit is huge, and the map's sides are odd.
+    One logit is huge, and there is an odd number of rows and columns.
     """
-    g, r, y, (H, W) = 2, 3, 2, (5, 11)
+    g, r, y, (H, W) = 2, 3, 2, map_size
     n, N = r * W, H * W
     generator = torch.Generator("cpu").manual_seed(0)
 

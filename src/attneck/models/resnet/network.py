@@ -28,7 +28,7 @@ class ResNet(timm_resnet.ResNet):
         """Compute the maps inside a block again in backward instead of keeping them.
 
         Not by timm's flag: with that, BatchNorms learn from each batch twice. As the stages do it themselves,
-        it works in whatever is made of the network.
+        it works in whatever is made of the network. `torch.compile` leaves the blocks as they are.
         """
         for name in ("layer1", "layer2", "layer3", "layer4"):
             recompute(self.get_submodule(name), enable)
