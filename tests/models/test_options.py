@@ -60,6 +60,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "nl_value": True,
             "se": [3],
             "se_in_bot": True,
+            "shortcut_act": True,
             "activation": "silu",
             "drop_path": 0.5,
             "drop_block": 0.5,
@@ -120,6 +121,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 TOGETHER: dict[tuple[str, str], dict[str, Any]] = {
     ("resnet50", "depths"): {"attend": [1]},
     ("resnet50", "bam"): {"bam_reduction": 16},
+    ("resnet50", "shortcut_act"): {"attend": [1]},  # test_resnet.py has it alone
     ("cifar_resnet20", "order"): {"shortcut": "raw"},
     ("cifar_densenet100", "bam"): {"bam_reduction": 16},
     ("mobilenet", "bam"): {"bam_reduction": 16},

@@ -266,3 +266,14 @@ def test_two_ways_to_keep_c5_at_c4s_size_are_refused_together() -> None:
     model = create_model("botnet26_thin", c5_stride=1, output_stride=16, attend=[1])
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     assert all(conv.dilation == (1, 1) for conv in convs)
+
+
+def test_the_shortcut_of_the_authors_code_is_activated() -> None:
+    """Beside the first attention block of c5 alone, and under the same names."""
+    networks = [create_model("botnet50", 2, 64, shortcut_act=act).eval() for act in (False, True)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    x = torch.randn(1, 1024, 4, 4)
+    plain, activated = (network.layer4[0].downsample(x) for network in networks)
+    torch.testing.assert_close(activated, plain.relu())
+    with pytest.raises(ValueError, match="wanted attend with a 1 for c5's first block"):
+        create_model("botnet50_001", 2, 64, shortcut_act=True)

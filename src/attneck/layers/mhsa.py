@@ -53,6 +53,7 @@ class MHSA2d(nn.Module):
     `attneck.layers.fold` takes `scale`, d**-0.5, into the queries' weights, and a BatchNorm that follows into
     the values'.
 
+    Queries are scaled by d**-0.5 in both terms of the logits, as in the authors' code; Fig. 4 shows no scale.
     `torch.fx` records the layer as one call of it. No N x N map is made, unless `show_maps` asks for it.
 
     Args:
@@ -175,7 +176,11 @@ class MHSA2d(nn.Module):
             self.attn_drop = nn.Identity()
 
     def reset_parameters(self) -> None:
-        """Standard deviations of the authors' code: 0.01 for the projections, d**-0.5 for the tables."""
+        """Standard deviations: 0.01 for the projections, as in the authors' code, d**-0.5 for the tables.
+
+        Of the tables that is what the authors say was meant: their code has it in the place of the mean, and
+        drew them from N(d**-0.5, 1).
+        """
         nn.init.normal_(self.qkv.weight, std=0.01)
         for name in TABLES[self.position]:
             nn.init.normal_(self.get_parameter(name), std=self.head_width**-0.5)

@@ -99,13 +99,16 @@ def sheet(section: Section) -> Sheet:
 
 
 def _trunks_once(commands: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Of rows that start from one trunk the first alone trains it: a run's folder is made once."""
-    before: set[str] = set()
+    """Of rows that start from one trunk the first alone trains it, and the others say so: a run's folder is
+    made once."""
+    before: dict[str, str] = {}
     found = []
     for label, command in commands:
         *trunk, own = command.split(" && ")
-        found.append((label, " && ".join([*(each for each in trunk if each not in before), own])))
-        before.update(trunk)
+        after = dict.fromkeys(before[each] for each in trunk if each in before)
+        told = f"{label} (after {' and '.join(after)})" if after else label
+        found.append((told, " && ".join([*(each for each in trunk if each not in before), own])))
+        before |= {each: label for each in trunk if each not in before}
     return found
 
 

@@ -59,6 +59,9 @@ class ResNetOptions(AttentionOptions, BAMOptions):
     """The stages that have squeeze-excitation, such as 2 3 4."""
     se_in_bot: bool = False
     """Whether c5's attention blocks have it too."""
+    shortcut_act: bool = False
+    """Whether an activation follows the projection beside c5's first attention block, as in the code of BoTNet's A.1;
+    its text and figures have none."""
     activation: Literal["relu", "silu"] = "relu"
     """What stands after each norm."""
     zero_init_last: bool = True
@@ -80,6 +83,10 @@ class ResNetOptions(AttentionOptions, BAMOptions):
             )
         if self.se_in_bot and (5 not in self.se or not any(self.attend)):
             raise ValueError("se_in_bot=True would change nothing: wanted attend, and 5 among se")
+        if self.shortcut_act and not self.c5_flags[0]:
+            raise ValueError(
+                "shortcut_act=True would change nothing: wanted attend with a 1 for c5's first block"
+            )
         if self.c5_stride == 1 and self.output_stride != 32 and not all(self.c5_flags):
             raise ValueError(
                 f"c5_stride=1 and output_stride={self.output_stride}: either keeps c5 at c4's size, the one "

@@ -123,6 +123,8 @@ def _attend(stage: nn.Sequential, options: ResNetOptions, image_size: tuple[int,
         if flag:
             map_size = parts.map_size(image_size, reduction)
             block.conv2 = parts.mhsa(block.conv2.in_channels, map_size, stride, options)
+            if options.shortcut_act and block.downsample is not None:
+                block.downsample.append(ACTIVATIONS[options.activation](inplace=True))
         reduction, stride = options.last_stride, 1
 
 
