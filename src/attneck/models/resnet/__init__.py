@@ -60,8 +60,8 @@ class ResNetOptions(AttentionOptions, BAMOptions):
     se_in_bot: bool = False
     """Whether c5's attention blocks have it too."""
     shortcut_act: bool = False
-    """Whether an activation follows the projection beside c5's first attention block, as in the code of BoTNet's A.1;
-    its text and figures have none."""
+    """Whether an activation follows the projection beside c5's first attention block, as in the code that
+    BoTNet's A.1 names; its text and figures have none."""
     activation: Literal["relu", "silu"] = "relu"
     """What stands after each norm."""
     zero_init_last: bool = True
