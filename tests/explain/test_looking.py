@@ -140,6 +140,15 @@ def test_models_beside_each_other() -> None:
 
 
 @pytest.mark.parametrize(
+    ("attend", "blocks"), [([0, 1], {"MHSA": [2]}), ([1, 0], {"MHSA": [1]}), ([1, 1], {})]
+)
+def test_which_blocks_attend_is_told(attend: list[int], blocks: dict[str, list[int]]) -> None:
+    model = attneck.create_model("resnet50", 2, 64, depths=[1, 1, 1, 2], attend=attend)
+    (stage,) = (one for one in stages(model, (64, 64)) if one.name == "layer4")
+    assert (stage.blocks, stage.some) == (2, blocks)
+
+
+@pytest.mark.parametrize(
     ("name", "options", "names", "attention"),
     [
         (

@@ -37,6 +37,10 @@ class Drawn(NamedTuple):
     changed: frozenset[str] = frozenset()
 
 
+MOST_BLOCKS = 3
+"""So many are named by their numbers."""
+
+
 def neck(networks: Sequence[Drawn], image_size: tuple[int, int], *, dark: bool = False) -> Figure:
     """Networks under each other, each from left to right, with a legend of their attention.
 
@@ -123,10 +127,15 @@ def _network(axes: Any, network: Drawn, image_size: tuple[int, int], top: float,
 
 
 def _words(stage: Stage) -> list[str]:
-    """Under the box: map and channels, blocks, parameters, multiply-adds."""
+    """Under the box: map and channels, blocks and which of them attend, parameters, multiply-adds."""
     where = f"{stage.map_size[0]} × {stage.map_size[1]}" if stage.map_size else ""
     wide = "" if stage.channels is None else f"{stage.channels} channels"
     blocks = "" if not stage.blocks else "1 block" if stage.blocks == 1 else f"{stage.blocks} blocks"
+    blocks += "".join(
+        f", {kind} in {', '.join(map(str, numbers))}"
+        for kind, numbers in stage.some.items()
+        if len(numbers) <= MOST_BLOCKS
+    )
     first = f"{where}, {wide}" if where and wide else where or wide
     return [
         word

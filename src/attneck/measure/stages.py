@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Stage:
         params: parameters.
         madds: multiply-adds for one image.
         attention: how many of which, by their short names.
+        some: of those that some of its blocks have and others lack, the numbers of these blocks, from 1 on.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stage:
     params: int
     madds: int
     attention: dict[str, int]
+    some: dict[str, list[int]] = field(default_factory=dict)
 
 
 def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
@@ -88,10 +90,11 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
             where,
             None if not shape or len(shape) < 2 else shape[1] if len(shape) == 4 else shape[-1],
             (shape[2], shape[3]) if shape and len(shape) == 4 and shape[2] * shape[3] > 1 else None,
-            _blocks(module),
+            len(_blocks(module)),
             sum(parameter.numel() for parameter in module.parameters()),
             cost(name),
             _attention(module),
+            _some(module),
         )
         if rows and (rows[-1].name == where or (first < at < last and not _is_stage(module))):
             stage = _joined(rows.pop(), stage)
@@ -111,11 +114,21 @@ def _attention(module: nn.Module) -> dict[str, int]:
     return dict(Counter(kind for kind in kinds if kind is not None))
 
 
-def _blocks(module: nn.Module) -> int:
-    """How many blocks a row of them has."""
+def _some(module: nn.Module) -> dict[str, list[int]]:
+    """The numbers of the blocks that have a kind of attention, where not all have it."""
+    inside = [_attention(block) for block in _blocks(module)]
+    found = {
+        kind: [number for number, one in enumerate(inside, start=1) if kind in one]
+        for kind in dict.fromkeys(kind for one in inside for kind in one)
+    }
+    return {kind: numbers for kind, numbers in found.items() if len(numbers) < len(inside)}
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """Those of a row of blocks."""
     if not isinstance(module, nn.Sequential):
-        return 0
-    return sum(_is_stage(child) for child in module.children() if type(child) not in ATTENTION)
+        return []
+    return [child for child in module.children() if type(child) not in ATTENTION and _is_stage(child)]
 
 
 def _parts(model: nn.Module, ran: list[str]) -> list[str]:
