@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 import attneck
 from attneck import cli
+from attneck.commands import look
 
 NET = "cifar_resnet20_bot_bam"
 
@@ -217,3 +219,15 @@ def test_a_saved_model_s_photo_is_resized_as_it_was_trained(tmp_path: Path, caps
         "save it with the one that it was trained by",
         line,
     )
+
+
+def test_a_detector_is_given_a_photo_whose_masks_fit_into_memory() -> None:
+    """A mask of the photo's size is made for each object; the proportions stay."""
+    photo = Image.new("RGB", (4000, 3000))
+    transform = SimpleNamespace(min_size=(800,))
+    detector: Any = SimpleNamespace(detects=True, network=SimpleNamespace(transform=transform))
+    classifier: Any = SimpleNamespace(detects=False)
+    bounded = look._bounded(photo, [classifier, detector])
+    assert 0.99 * 4 * 800**2 < bounded.width * bounded.height <= 4 * 800**2
+    assert bounded.width / bounded.height == pytest.approx(4 / 3, rel=1e-3)
+    assert look._bounded(photo, [classifier]) is photo

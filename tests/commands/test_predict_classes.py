@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from attneck import cli
 from attneck.commands.class_predictions import ClassPredictions
+from attneck.commands.given_images import given_images
 from attneck.explain import contact_sheet
 from attneck.runs import train as runs
 from attneck.runs.run import Run
@@ -118,6 +120,14 @@ def test_patterns_in_quotes_and_rotation(place, tmp_path, monkeypatch):
         assert not any("label" in image for image in document["images"])
     (turned,) = [image for image in document["images"] if "turned" in image["file_name"]]
     assert (turned["width"], turned["height"]) == (20, 30)
+
+
+def test_a_pattern_knows_the_classes_that_its_folder_has(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "photos/red/day 0/one.png", COLOURS["red"])
+    for word in ("photos", "photos/**/*.png", "*/red/**/*.png", tmp_path / "photos/**/*.png"):
+        (image,) = given_images([Path(word)], None)
+        assert image.label({"red", "green"}) == "red", word
 
 
 def test_what_a_folder_has_beside_is_told(place, tmp_path, capsys):

@@ -341,6 +341,61 @@ def test_boxes_and_masks_of_a_detector(page, networks):
     assert boxes.count() == sum(row["score"] >= 0.95 for row in told["predictions"])
 
 
+def test_a_detector_s_padding_is_no_place_and_its_boxes_are_saved(page, networks):
+    told = networks[2].see(photo()).told()
+    (_, _, _, high), (H, _) = told["box"], told["mhsas"][0]["map"]
+    assert high > 1.2, "the photo is wide, and padded below"
+    alone(give(page), 2)
+    page.locator(".picture").first.focus()
+    for _ in range(H + 1):
+        page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(300)
+    with page.expect_download() as numbers:
+        page.get_by_role("button", name="Save the numbers").click()
+    (y, _), *_ = [block["cell"] for block in json.loads(numbers.value.path().read_text())["attention"]]
+    assert y / H * high < 1 <= (y + 1) / H * high + 1e-6, "the last row of which the photo has a part"
+    saved = []
+    for least in ("95", "5"):
+        page.locator("#least").evaluate(
+            f"(slider) => {{ slider.value = {least}; slider.dispatchEvent(new Event('input')); }}"
+        )
+        with page.expect_download() as picture:
+            page.get_by_role("button", name="Save the picture").click()
+        saved.append(np.array(Image.open(picture.value.path()).convert("RGB"), dtype=int))
+    outlined = (np.abs(saved[0] - saved[1]).sum(2) > 30).any()
+    assert outlined == (len(told["predictions"]) > 0)
+
+
+def test_a_held_place_is_not_taken_by_a_finger(page):
+    alone(give(page), 0)
+    move(page, 2, 2)
+    page.locator(".hold").first.click()
+    before = page.locator(".mark").first.bounding_box()
+    seen = page.locator(".seen").first.bounding_box()
+    page.locator(".picture").first.dispatch_event(
+        "pointerdown", {"pointerType": "touch", "clientX": seen["x"] + 5, "clientY": seen["y"] + 5}
+    )
+    page.wait_for_timeout(200)
+    assert page.locator(".mark").first.bounding_box() == before
+    page.locator(".hold").first.click()
+
+
+def test_a_lost_move_is_forgotten_at_the_next(page):
+    alone(give(page), 0)
+    move(page, 2, 2)
+    page.evaluate(
+        """() => {
+            const own = source.rows;
+            source.rows = async () => { source.rows = own; throw new Error("lost"); };
+        }"""
+    )
+    seen = page.locator(".seen").first.bounding_box()
+    page.mouse.move(seen["x"] + 0.7 * seen["width"], seen["y"] + 0.7 * seen["height"])
+    page.locator("#said", has_text="lost").wait_for()
+    page.mouse.move(seen["x"] + 0.3 * seen["width"], seen["y"] + 0.7 * seen["height"])
+    page.locator("#said:empty").wait_for(state="attached")
+
+
 def test_what_is_refused_is_a_sentence_and_the_image_stays(page, window, monkeypatch):
     from attneck.serve import gallery
 

@@ -32,7 +32,8 @@ def score(
     Of a classifier top-1, top-5 and error, the accuracy of each class, and what is confused most; of a
     detector the papers' tables of AP, each class's, and what it found, as COCO's results in detections.json,
     in --out or else in the run's folder. per-class.csv, and a confusion matrix as CSV and picture, or
-    precision by recall as a picture, go into a new folder.
+    precision by recall as a picture, go into a new folder. An image_id is COCO's; of VOC it is the image's
+    place in the split's list, from 1.
 
     Args:
         run: the run's folder.

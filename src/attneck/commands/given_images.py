@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from glob import glob, has_magic
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,9 +46,14 @@ def _expanded(word: Path) -> list[Given]:
     """What one word stands for: a file or folder of that very name, or else a glob."""
     if not os.path.lexists(word) and has_magic(str(word)):
         there = [Path(path) for path in sorted(glob(str(word), recursive=True))]
+        plain = [*takewhile(lambda part: not has_magic(part), word.parts)]
+        base = Path(*plain)  # what is searched
         # With ** a folder's files are there by themselves.
         if found := [
-            image for path in there if not path.is_dir() or "**" not in str(word) for image in _at(path)
+            image if path.is_dir() else image._replace(inside=str(Path(base.name, path.relative_to(base))))
+            for path in there
+            if not path.is_dir() or "**" not in str(word)
+            for image in _at(path)
         ]:
             return found
         raise UserError(

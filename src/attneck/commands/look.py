@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from attneck.explain.sheet import Place
 
 MOST_PIXELS = 1 << 24
-"""Of a photo that is kept in memory, as `attneck predict` has it."""
+"""Of a photo that is kept in memory."""
+MOST_OF_A_DETECTOR = 1 << 20
+"""Likewise, or four times what it takes: it makes a mask of the photo's size for each object."""
 LIKELIEST = 3
 """Classes that are written beside the photo."""
 
@@ -106,6 +108,7 @@ def look(
                 f"--at {x},{y}: the photo is {size[0]} × {size[1]} pixels, from 0,0 at its top left"
             )
     seers = [viewer(word, image_size, checkpoint) for word in words]
+    photo = _bounded(photo, seers)
     if html is not None:
         _write_page(html, photo, image.name, list(zip(words, seers, strict=True)))
     if file is None:
@@ -165,6 +168,16 @@ def _check_seen(
                 f"the place {place.name} lies outside what {one.title} sees of the photo, from "
                 f"{first[0]},{first[1]} to {last[0]},{last[1]}: give one that it sees"
             )
+
+
+def _bounded(photo: Image.Image, seers: Sequence[Viewer]) -> Image.Image:
+    """A copy that is no larger than the detectors among them can bear."""
+    sides = [min(seer.network.transform.min_size) for seer in seers if seer.detects]
+    most = min((max(4 * side * side, MOST_OF_A_DETECTOR) for side in sides), default=MOST_PIXELS)
+    scale = (most / (photo.width * photo.height)) ** 0.5
+    if scale >= 1:
+        return photo
+    return photo.resize((max(1, int(scale * photo.width)), max(1, int(scale * photo.height))))
 
 
 def _check_page(html: Path, image: Path) -> None:

@@ -2,8 +2,9 @@
 
 Region proposals, matching, sampling, losses and non-maximum suppression are torchvision's, with its defaults.
 One differs: 1000 proposals in training too, as in the code base that the paper names (Cloud TPU Detection).
-Its losses of boxes are others: Huber's with delta 1 for regions, and for proposals the mean over those that
-hold an object, where torchvision's is over all that were sampled.
+Its losses of boxes are others: Huber's with delta 1 for regions and 1/9 for proposals (a ninth of
+torchvision's smooth L1), each the mean over what holds an object, of proposals level by level, where
+torchvision's is over all that were sampled.
 `variant="torchvision"` has torchvision's 2000 in training, and its heads.
 Letters: B batch, K classes with the background, n objects, H×W of an image.
 """

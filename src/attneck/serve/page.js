@@ -150,8 +150,9 @@ class Panel {
     const picture = this.find(".picture");
     picture.addEventListener("pointermove", (event) => held || this.point(event));
     picture.addEventListener("pointerdown", (event) => {
-      this.point(event);
-      if (event.pointerType === "mouse") hold(!held);
+      const mouse = event.pointerType === "mouse";
+      if (!held || mouse) this.point(event); // a finger that scrolls takes no place away that is held
+      if (mouse) hold(!held);
     });
     picture.addEventListener("keydown", (event) => this.press(event));
     this.find(".attention").addEventListener("change", (event) => {
@@ -169,7 +170,7 @@ class Panel {
     this.frame();
     const look = await source.look(of, model);
     if (model !== this.model || of !== image) return; // another was chosen meanwhile
-    Object.assign(this, { look, rows: null });
+    Object.assign(this, { look, rows: null, weights: null, cells: null });
     this.lay();
     await this.ask();
   }
@@ -193,7 +194,7 @@ class Panel {
   // All that does not change as the pointer moves.
   lay() {
     const { look } = this;
-    for (const part of [".facts", ".seen", ".save"]) this.find(part).hidden = false;
+    for (const part of [".facts", ".seen"]) this.find(part).hidden = false;
     place(this.find(".seen"), ...look.box);
     this.bams = look.bams.map((bam) => ({
       ...bam, ...Object.fromEntries(["before", "after", "attention", "spatial", "channel"].map((key) => [key, floats(bam[key])])),
@@ -261,7 +262,7 @@ class Panel {
     const none = "This model has neither BAM nor BoT's self-attention to show.";
     const notes = this.thumbs.size || this.look.notes.length ? this.look.notes : [none];  // why a layer has no map
     list.append(...notes.map((note) => make("p", "quiet", note)));
-    $("#mixing").hidden = !panels.some((panel) => panel.look?.mhsas.length);
+    $("#mixing").hidden = !panels.some((panel) => panel.look?.mhsas.some((mhsa) => mhsa.parts.length > 1));
   }
 
   steps() {
@@ -287,11 +288,15 @@ class Panel {
     return [least(both.map(least)), most(both.map(most))];
   }
 
+  // The predictions that the slider lets through.
+  shown() {
+    const { predictions, finds_objects } = this.look, enough = finds_objects ? $("#least").valueAsNumber / 100 : 0;
+    return predictions.filter((one) => one.score >= enough);
+  }
+
   predict() {
     const list = this.find(".predictions ol"), objects = this.find(".objects"), masks = this.find(".masks");
-    const { predictions, finds_objects } = this.look;
-    const enough = finds_objects ? $("#least").valueAsNumber / 100 : 0;
-    const shown = predictions.filter((one) => one.score >= enough);
+    const { finds_objects } = this.look, shown = this.shown();
     list.replaceChildren(...shown.map((one, number) => {
       const row = make("li"), track = make("div", "track"), bar = make("div");
       bar.style.width = `${100 * one.score}%`;
@@ -375,6 +380,14 @@ class Panel {
       for (let head = 0; head < heads; head++) show(`mhsa:${block}:${head}`, values.subarray(head * size, (head + 1) * size));
     });
     this.overlay();
+    this.find(".save").hidden = !this.rows && this.look.mhsas.length > 0;
+  }
+
+  // A map's places that the image has: a detector's input is padded.
+  inside([height, width]) {
+    const [left, top, wide, high] = this.look.box;
+    const has = (from, side, cell, count) => from + (cell + 1) / count * side > 1e-6 && from + cell / count * side < 1 - 1e-6;
+    return (_, cell) => has(top, high, Math.floor(cell / width), height) && has(left, wide, cell % width, width);
   }
 
   // The map that is chosen: its values [H * W], (H, W), their range, and what it is in words.
@@ -388,7 +401,7 @@ class Panel {
     if (kind !== "mhsa" || !values) return null;
     const { heads, map, name } = this.look.mhsas[number], size = map[0] * map[1];
     const shares = what === "mean" ? mean(values, heads) : values.subarray(what * size, (Number(what) + 1) * size);
-    return { values: shares, map, range: [0, most(shares)], words: `${name}, ${what === "mean" ? `mean of ${heads} heads` : `head ${Number(what) + 1}`}`, share: true, cell: this.cells[number] };
+    return { values: shares, map, range: [0, most(shares.filter(this.inside(map)))], words: `${name}, ${what === "mean" ? `mean of ${heads} heads` : `head ${Number(what) + 1}`}`, share: true, cell: this.cells[number] };
   }
 
   overlay() {
@@ -414,7 +427,8 @@ class Panel {
   hear() {
     const chosen = this.chosen();
     if (!chosen) return;
-    const [height, width] = chosen.map, top = most(chosen.values), best = chosen.values.indexOf(top);
+    const [height, width] = chosen.map, inside = this.inside(chosen.map);
+    const seen = chosen.values.map((value, cell) => inside(value, cell) ? value : -Infinity), top = most(seen), best = seen.indexOf(top);
     const where = (y, x) => `row ${y + 1}, column ${x + 1}`;
     const from = chosen.share ? `from ${where(...chosen.cell)} of ${height} by ${width}: ` : "";
     const value = chosen.share ? percent(top) : top.toFixed(2);
@@ -456,12 +470,23 @@ class Panel {
     context.globalAlpha = $("#strength").valueAsNumber / 100;
     context.drawImage(this.find(".overlay"), 0, 0);
     context.globalAlpha = 1;
-    const chosen = this.chosen();
+    const chosen = this.chosen(), thin = Math.max(1, canvas.width / 800);
+    for (const [number, { box, category, score }] of this.shown().entries()) {
+      if (!box) continue;
+      const [left, top, wide, high] = box.map((share, side) => share * (side % 2 ? canvas.height : canvas.width));
+      const colour = OBJECTS[number % OBJECTS.length], words = `${category} ${score.toFixed(2)}`, line = 16 * thin;
+      Object.assign(context, { strokeStyle: colour, fillStyle: colour, lineWidth: 2 * thin, font: `${12 * thin}px sans-serif`, textBaseline: "middle" });
+      context.strokeRect(left, top, wide, high);
+      const above = Math.max(0, top - line);
+      context.fillRect(left, above, context.measureText(words).width + 6 * thin, line);
+      context.fillStyle = "#000";
+      context.fillText(words, left + 3 * thin, above + line / 2);
+    }
     if (chosen?.share) {
       const [left, top, wide, high] = this.look.box, [height, width] = chosen.map;
       const frame = [(left + chosen.cell[1] / width * wide) * canvas.width, (top + chosen.cell[0] / height * high) * canvas.height, wide / width * canvas.width, high / height * canvas.height];
       for (const [colour, thick] of [["#000", 6], ["#fff", 2]]) {
-        Object.assign(context, { strokeStyle: colour, lineWidth: thick * Math.max(1, canvas.width / 800) });
+        Object.assign(context, { strokeStyle: colour, lineWidth: thick * thin });
         context.strokeRect(...frame);
       }
     }
@@ -475,7 +500,7 @@ class Panel {
       image: image.name, pixels: [image.height, image.width], model: told.models[this.model].name,
       place: [at.y, at.x], seen: look.box, weights: { content, position }, predictions: look.predictions.map(({ mask, ...rest }) => rest),
       attention: look.mhsas.map((mhsa, block) => ({
-        name: mhsa.name, map: mhsa.map, heads: mhsa.heads, distance: mhsa.distance, cell: this.cells[block],
+        name: mhsa.name, map: mhsa.map, heads: mhsa.heads, terms: mhsa.parts, distance: mhsa.distance, cell: this.cells[block],
         rows: rounded(this.weights[block]),
       })),
       bam: this.bams.map((bam) => Object.fromEntries(Object.entries(bam).map(([key, value]) => [key, value instanceof Float32Array ? rounded(value) : value]))),
@@ -516,9 +541,17 @@ async function busy(words, work) {
   return done;
 }
 
+let lost = ""; // what was said of the last move
+
 function move(x, y, then) {
-  at = { x: Math.max(0, Math.min(1, x)), y: Math.max(0, Math.min(1, y)) };
-  tell(Promise.all(panels.map((panel) => panel.ask()))).then((done) => done && then?.());
+  const within = (share) => Math.max(0, Math.min(1 - 1e-6, share)); // at 1 the padding begins
+  at = { x: within(x), y: within(y) };
+  tell(Promise.all(panels.map((panel) => panel.ask()))).then((done) => {
+    const said = $("#said");
+    if (done && lost && said.textContent === lost) said.textContent = "";
+    lost = done ? "" : said.textContent;
+    if (done) then?.();
+  });
 }
 
 function hold(on) {

@@ -116,6 +116,16 @@ def test_ssds_takes_the_smallest_images(before: Sample, seed: int) -> None:
     assert len(after.boxes) == len(after.kept)
 
 
+def test_ssds_colours_keep_their_channels() -> None:
+    """Red gets brighter or greyer, and its hue turns by 18 degrees at most: it never becomes another."""
+    colours, red = whole._transform.transforms[0], tv_tensors.Image(torch.zeros(3, 4, 4, dtype=torch.uint8))
+    red[0] = 200
+    for seed in range(40):
+        torch.manual_seed(seed)
+        after = colours(red).float().mean((1, 2))
+        assert after.argmax() == 0, seed
+
+
 @settings(max_examples=30)
 @given(rectangles(least=8), st.integers(0, 2**62))
 def test_ssds_parts_one_by_one(before: Sample, seed: int) -> None:

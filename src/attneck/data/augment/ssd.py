@@ -1,6 +1,7 @@
 """SSD's augmentation (Liu et al. 2016, section 2.2), by torchvision's transforms."""
 
 from operator import itemgetter
+from typing import Any
 
 import torch
 from torchvision import tv_tensors
@@ -13,6 +14,15 @@ LEAST = 4
 """Pixels of a side, from which on a cut of 0.3 of it leaves one."""
 
 
+class Colours(v2.RandomPhotometricDistort):
+    """Brightness, contrast, saturation and hue; the channels keep the order that torchvision shuffles."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """As torchvision's, without an order."""
+        drawn: dict[str, Any] = super().make_params(flat_inputs)
+        return drawn | {"channel_permutation": None}
+
+
 class SSDAugment:
     """Colours distorted, zoomed out, cut so that an object stays in it, resized to side × side, mirrored.
 
@@ -22,7 +32,7 @@ class SSDAugment:
 
     def __init__(self, side: int) -> None:
         steps = [
-            v2.RandomPhotometricDistort(),
+            Colours(),
             v2.RandomZoomOut(fill={tv_tensors.Image: FILL.tolist(), "others": 0}),
             v2.RandomIoUCrop(),
             v2.Resize((side, side), antialias=False),  # as torchvision's SSD resizes what it is scored on
