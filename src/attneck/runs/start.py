@@ -76,13 +76,13 @@ def start(
     computed, `has_passes` whether passes over its maps may be compiled ones. A worker that torchrun starts
     anew finds the folder that it took, and goes on by itself.
 
+    Args:
+        facts: what the task describes, and "data": the fingerprints of its images.
+
     Raises:
         UserError: a folder that cannot be made or is taken, that holds a run already or none to resume, or
             whose run was started otherwise.
     """
-    with user_mistakes():
-        sets = {"training": task.training, "held-out": task.held_out}
-        facts = facts | {"data": {name: images.fingerprint() for name, images in sets.items()}}
     launch = _launch()
     folder = _taken(wish, launch, held)
     before = environment_of(folder)
