@@ -10,7 +10,6 @@ from forked import as_ranks
 from PIL import Image
 
 from attneck import cli
-from attneck.runs.run import Run
 from attneck.runs.train import train
 
 RECIPE = {
@@ -57,8 +56,10 @@ def test_another_copy_is_refused_before_anything_is_written(machines, capfd):
 def test_another_copy_is_not_scored(machines, monkeypatch, capfd):
     monkeypatch.chdir(machines / "0")
     train("tiny.yaml", "run")
-    Run("run").evaluate()
     shutil.copytree(machines / "0/run", machines / "1/run")
+    capfd.readouterr()
+    assert as_ranks(alone_there, machines, ["eval", "run", "--out", "whole"]) == [0, 0]
+    assert capfd.readouterr().out.count("step 1, 8 ") == 1  # the first process alone prints
     (machines / "1/data/val/b/3.png").unlink()
     assert as_ranks(alone_there, machines, ["eval", "run", "--out", "scores"]) == [2, 2]
     assert "held-out images: 1 fewer in 'b'" in capfd.readouterr().err
