@@ -138,13 +138,13 @@ def train(
         ways = partial(attention_ways, model, recipe, everyone.device)
         passes = compiles_passes(model, everyone.device)
 
-        def begins() -> Start:
+        def begins(recipe: Recipe) -> Start:
             with user_mistakes():
                 known = facts | {"data": fingerprints()}
             return start(task, recipe, known, wish, everyone, held, ways, passes)
 
-        begun = _start_once(everyone, begins)
-        folder = begun.folder
+        begun = _start_once(everyone, partial(begins, recipe))
+        folder, recipe = begun.folder, begun.recipe
         if everyone.rank == 0:
             write_split(folder, task)
         if task.training.skipped is not None:
