@@ -27,7 +27,7 @@ SEEN = {"data.augment", *(f"data.{option}" for option in ONLY_WITH)}
 """Fields that change how images are seen, and not which there are."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
-Fields = dict[Text, Value | None]
+Fields = dict[Text, Value | list[float] | list[Text] | None]
 """Fields of a recipe by their dotted names, such as model.surgery_options.at, and what they are."""
 Size = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
