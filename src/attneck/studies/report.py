@@ -144,7 +144,7 @@ def overview(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
 
 def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     """The head, and a row of words for each variant on each problem."""
-    printed = _printed(study)
+    printed = printed_of(study)
     columns: dict[str, Callable[[Row], str]] = {
         "problem": lambda row: row.problem,
         "variant": lambda row: row.variant,
@@ -221,8 +221,11 @@ def _images_to(study: Study, row: Row) -> dict[int, int | None]:
     return row.images_to(study.threshold, less_is_better=study.less_is_better)
 
 
-def _printed(study: Study) -> dict[str, str]:
-    """The papers' figure of a variant, with where it stands."""
+def printed_of(study: Study) -> dict[str, str]:
+    """The papers' figure of a variant, with where it stands.
+
+    Raises UserError for a place of the study's `paper` that is none.
+    """
     if not study.paper:
         return {}
     from attneck.papers.tables import load_paper
