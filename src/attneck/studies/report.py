@@ -111,8 +111,8 @@ def page(results: Results) -> str:
         parts += [
             "## How far attention looks",
             "Pixels between a place and what a head looks at from there, by its weights: the mean over "
-            f"all places of {study.distance_images} held-out images; then mean ± standard deviation over the "
-            "seeds (n).",
+            f"all places of {study.distance_images} held-out images, or of all where there are fewer; then "
+            "mean ± standard deviation over the seeds (n).",
             markdown(*distance_table(study, results.distances)).strip(),
         ]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -56,7 +56,8 @@ class Study(Part):
     rescored: dict[Name, Fields] = Field(default_factory=dict)
     """Other ways to score a variant's runs there: `variant`, and fields of `model` for the scoring."""
     distance_images: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 0
-    """Held-out images over which the distances of finished runs' attention are averaged; 0: they are not."""
+    """Held-out images over which the distances of finished runs' attention are averaged, or all where there
+    are fewer; 0: they are not."""
     runs: Text | None = None
     """The study in whose folder the runs lie, so that what both have is trained once; None: its own."""
     paper: dict[Name, Text] = Field(default_factory=dict)
