@@ -210,6 +210,27 @@ def test_a_broken_pipe_that_is_not_the_reader_s_is_told(monkeypatch, capsys):
     assert "Broken pipe" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("rank", "local", "error", "told"),
+    [
+        ("0", "0", UserError("no"), True),
+        ("1", "1", UserError("no"), False),  # the first one of this machine says it
+        ("8", "0", UserError("no"), True),  # of another machine, which may be the only one
+        ("8", "0", PermissionError(13, "no"), True),
+        ("9", "1", MemoryError(), True),  # of one GPU, say
+    ],
+)
+def test_an_error_is_told_once_a_machine(rank, local, error, told, monkeypatch, capsys):
+    def fail(words):
+        raise error
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", local)
+    monkeypatch.setattr(cli, "run", fail)
+    assert cli.main(["list"]) in (1, 2)
+    assert bool(capsys.readouterr().err) == told
+
+
 def test_python_itself_does_not_complain_of_the_pipe():
     """Of a process of its own, what is said at its very end is heard too."""
     attneck = f"{shlex.quote(sys.executable)} -m attneck.cli"

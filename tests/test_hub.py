@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from small_run import broken_off_after
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -465,7 +466,8 @@ def test_timm_reads_what_it_can_make_and_refuses_the_rest(
 def test_a_run_s_folder_has_a_card(runs: dict[str, attneck.Run], tmp_path: Path) -> None:
     run = runs["after surgery"]
     around = json.loads((run.folder / "environment.json").read_text())
-    around["command"] = "attneck train demo --model.surgery attend"
+    secret = "--data.root /home/someone --out=/home/someone/run --root '/home/some one'"
+    around["starts"][0]["command"] = f"attneck train demo {secret} --model.surgery attend"
     (run.folder / "environment.json").write_text(json.dumps(around))
     hub.save(run, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -481,7 +483,11 @@ def test_a_run_s_folder_has_a_card(runs: dict[str, attneck.Run], tmp_path: Path)
     assert card.data.tags == ["attneck", "image-classification", "cifar_resnet20", "attend"]
     assert card.data.metrics == ["accuracy"]
     assert f"| val_top1 | {run.history[-1]['val_top1']:.4g} |" in card.text
-    assert "attneck train demo --model.surgery attend" in card.text
+    assert "\nattneck train demo --model.surgery attend\n" in card.text
+    assert (
+        "Saved are the weights (`val`) after 2 steps. The scores are those after 2 steps; `val`" in card.text
+    )
+    assert "on held-out images:" in card.text
     assert "attneck.surgery.attend(heads=2)" in card.text
     assert "recipe `demo`" in card.text
     assert "they do not read it" in card.text
@@ -501,6 +507,29 @@ def test_a_card_names_no_place_of_the_data(runs: dict[str, attneck.Run], tmp_pat
     finally:
         del run.__dict__["recipe"]
     assert "someone" not in (tmp_path / "README.md").read_text()
+
+
+def test_a_card_says_which_weights_and_which_images(tmp_path: Path) -> None:
+    data = {"name": "shapes", "train_size": 8, "val_size": 8, "image_size": 24, "val_split": "train"}
+    content = {"model": RUNS["after surgery"], "data": data, "batch": 4, "ema": 0.5, "checkpoint_steps": 1}
+    with broken_off_after(2):
+        attneck.train(Recipe.model_validate(content | {"epochs": 3}), tmp_path / "run")
+    (tmp_path / "run/metrics.jsonl").write_text('{"epoch": 1, "step": 3, "val_top1": 1.0, "ema_top1": 2.0}\n')
+    run = attneck.Run(tmp_path / "run")
+    for name, model, said in (
+        ("average", run, "Saved are the moving average of the weights (`ema`) after 2 steps."),
+        (
+            "plain",
+            run.model(average=False),
+            "Saved are the weights (`val`), not their average, after 2 steps.",
+        ),
+    ):
+        hub.save(model, tmp_path / name, run=run)
+        card = (tmp_path / name / "README.md").read_text()
+        assert said in card
+        assert "scores are those after 3 steps, not of the weights here, which are of step 2;" in card
+        assert "on images that it was trained on, `ema` of their average:" in card
+        assert "held" not in card.partition("The whole recipe")[0]
 
 
 @pytest.mark.parametrize("weights", ["resnet18", "resnet18.a1_in1k", "timm/resnet18.a1_in1k"])

@@ -138,6 +138,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_first_here() -> bool:
+    """Whether this is the first of torchrun's processes on its machine, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def say(line: object, *, once: bool = False) -> None:
     """A line on stderr.
 

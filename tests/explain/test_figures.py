@@ -123,6 +123,16 @@ def test_one_record_is_seen_and_epochs_are_whole(tmp_path, monkeypatch):
     assert loss.get_legend().get_texts()[0].get_text() == "run0: 4.00, 2.00 averaged weights"
 
 
+def test_images_that_were_trained_on_are_not_called_held_out(run, tmp_path):
+    (run / "recipe.yaml").write_text("data: {val_split: train}")
+    picture = tmp_path / "curves.svg"
+    assert cli.main(["curves", str(run), "--out", str(picture)]) == 0
+    assert "held" not in picture.read_text().lower()
+    (run / "recipe.yaml").write_text("data: {name: shapes}")
+    assert cli.main(["curves", str(run), "--out", str(picture)]) == 0
+    assert "held out" in picture.read_text().lower()
+
+
 def test_many_records_are_a_line(tmp_path, monkeypatch):
     rows = [
         {"epoch": n, "step": n, "train_loss": 3 / n, "val_loss": 3 / n, "val_top1": n} for n in range(1, 61)

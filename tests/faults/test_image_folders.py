@@ -163,6 +163,10 @@ def test_a_skipped_image_has_one_in_its_place_always_the_same(root, capsys):
         assert torch.equal(one, other)
     for images in (alone, forked):
         assert images.skipped.files() == [str(bad)]
+    moved = opened(root, on_bad_image="skip")
+    (root / "skipped.jsonl").write_text('"/before/train/b/3.png"\n')
+    moved.skipped.keep(root / "skipped.jsonl")
+    bits(moved, 0)  # the same image by another path is no second one
     # The following one of its class, under its own label.
     index = alone.paths.index(str(bad))
     np.testing.assert_array_equal(alone.pixels([(0, index)]), alone.pixels([(0, index + 1)]))

@@ -13,14 +13,17 @@ import torch
 from fault_cases import some
 from forked import as_ranks
 from PIL import Image
+from small_run import broken_off_after
 
 from attneck import cli
 from attneck.data import open_detection
 from attneck.data.fingerprint import changes, of_arrays, relabelled, renames, shortened
+from attneck.errors import UserError
 from attneck.runs import train as runs
 from attneck.training import checkpoint
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import load_recipe
 
 TINY = {
     "model": {"name": "cifar_resnet20_bam", "options": {"depths": [1, 1, 1]}},
@@ -520,3 +523,19 @@ def test_other_images_in_memory_are_seen(moved):
         "nothing": "",
     }
     assert shortened(changes(before, facts())) == said[moved]
+
+
+def test_what_a_run_began_from_stays_so(place):
+    """Its checkpoint has the weights, so that a resume needs them no more."""
+    begun = TINY | {"model": TINY["model"] | {"weights": "run"}, "pictures": False}
+    with broken_off_after(1):
+        runs.train(Recipe.model_validate(begun), "begun")
+    without = Recipe.model_validate(TINY | {"pictures": False})
+    for folder, other, said in (("begun", "photos", "run"), ("run", "run", "no weights")):
+        model = without.model.model_copy(update={"weights": other})
+        with pytest.raises(UserError, match=f"{folder} was started from {said}, not from {other}: leave"):
+            runs.train(without.model_copy(update={"model": model}), folder, resume=True)
+    runs.train(without, "begun", resume=True)
+    assert load_recipe("begun").model.weights == "run"
+    state, _, _ = checkpoint.load_latest(place / "begun/checkpoints")
+    assert state["recipe"]["model"]["weights"] == "run"

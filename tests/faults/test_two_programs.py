@@ -1,5 +1,6 @@
 """Two programs, one run folder: one trains, the other is refused; and nobody's folder is taken by two."""
 
+import errno
 import os
 import re
 import shutil
@@ -333,3 +334,15 @@ def break_off(content, folder):
     with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(checkpoint, "save", save)
         runs.train(Recipe.model_validate(content), folder)
+
+
+def test_a_lock_that_cannot_be_written_is_given_up(tmp_path, monkeypatch):
+    def full(*words):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"), only_one(tmp_path):
+            pass
+    with only_one(tmp_path):
+        pass

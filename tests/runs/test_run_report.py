@@ -115,6 +115,19 @@ def test_a_run_ends_with_its_report(place):
     assert f"{cost['params']:,}" in said
 
 
+def test_images_that_were_trained_on_are_not_called_held_out(place, tmp_path):
+    shutil.copytree(place / "<i>run", tmp_path / "run")
+    facts = json.loads((tmp_path / "run/data.json").read_text())
+    facts["data"]["held-out"] = facts["data"]["training"]
+    (tmp_path / "run/data.json").write_text(json.dumps(facts))
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    said = " ".join(page(tmp_path / "run").words)
+    assert "The same images that it was trained on before training" in said
+    assert "Images that it was trained on are scored after" in said
+    assert "scored images" in said
+    assert not re.search("held[- ]out", said)
+
+
 def test_nothing_is_fetched_and_nothing_breaks_out(place):
     text = (place / "<i>run/report.html").read_text()
     found = Read(text)

@@ -10,6 +10,7 @@ import torch
 from attneck import cli
 from attneck.data.drawn.relations import draw
 from attneck.data.drawn.shapes import FIRST_VALIDATION_INDEX
+from attneck.errors import UserError
 from attneck.explain import maps
 from attneck.layers import MHSA2d
 from attneck.runs.run import Run
@@ -259,3 +260,29 @@ def test_eval_at_another_size(folder: Path, capsys: pytest.CaptureFixture[str]) 
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_more_images_than_there_are_are_all_of_them(folder: Path) -> None:
+    many = ONE.model_copy(update={"distance_images": 200})
+    made = cells(many, folder)
+    said: list[str] = []
+    distance.find(many, made, said.append)
+    assert said[-1] == "bot/0: distances of attention over 40 images"
+    assert {row.variant for row in distance.collect(many, made)} == {"bot"}
+
+
+def test_what_cannot_be_found_out_is_said_and_the_rest_is_reported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("no such image")
+
+    monkeypatch.setattr(Run, "evaluate", fail)
+    monkeypatch.setattr(Run, "samples", fail)
+    (tmp_path / "s.yaml").write_text(json.dumps(STUDY | {"sizes": [24, 40], "distance_images": 7}))
+    where = ["--out", str(folder), "--to", str(tmp_path / "report")]
+    assert cli.main(["study", str(tmp_path / "s.yaml"), "--report", *where]) == 0
+    said = capsys.readouterr().err
+    assert "plain/0: not scored as plain at 40 pixels: no such image" in said
+    assert "bot/0: no distances of attention: no such image" in said
+    assert "24 pixels" in (tmp_path / "report/report.md").read_text()

@@ -317,6 +317,8 @@ def test_the_interval_is_the_paired_t_test_s() -> None:
     assert difference({0: 10, 1: 11}, {0: 0, 1: 0.9}).verdict() == "higher by 10.05"
     assert difference({0: 0, 1: 0.9}, {0: 10, 1: 11}).verdict() == "lower by 10.05"
     assert difference({0: 1}, {0: 0}).verdict() == "one seed says nothing"
+    alike = difference({0: 70.3, 1: 80.3, 2: 60.1}, {0: 70.1, 1: 80.1, 2: 59.9})  # to rounding
+    assert (alike.interval, alike.verdict()) == (None, "the same difference each time")
     assert difference({0: 1}, {1: 0}) is None
     assert spread({3: 5.0}).std is None
     assert spread({0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)
@@ -539,3 +541,41 @@ def test_the_commands_on_the_screen(trained: Path, tmp_path: Path, monkeypatch, 
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_fields_may_be_lists(tmp_path: Path) -> None:
+    """Of numbers and of words; the command of each run has them too."""
+    own = {
+        "optimizer.name": "adamw",
+        "optimizer.lr": 0.001,
+        "optimizer.betas": [0.8, 0.95],
+        "log.trackers": ["wandb", "mlflow"],
+        "data.md5": ["0" * 32],
+        "model.options.depths": [1, 1, 1],
+    }
+    (tmp_path / "s.yaml").write_text(json.dumps(TINY | {"problems": {}, "variants": {"plain": own}}))
+    cell = cells(load_study(str(tmp_path / "s.yaml")), tmp_path)[0]
+    assert cell.recipe.optimizer.betas == [0.8, 0.95]
+    assert cell.recipe.model.options["depths"] == [1, 1, 1]
+    _, name, *words = cell.words()
+    assert parse(name, words).recipe == cell.recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            {"metric": "AP"},
+            "metric is 'AP', which same/plain/0 will not have: give it one of top1, top5, loss",
+        ),
+        ({"paper": {"plain": "bam/4a/nothing"}}, "no such row"),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--list"]])
+def test_what_no_report_could_say_is_refused_before_training(
+    content: dict, said: str, words: list[str], tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "s.yaml").write_text(json.dumps(TINY | content))
+    assert cli.main(["study", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -28,8 +28,9 @@ def draw(
     check_output("--out", out, PICTURES)
 
     from attneck.explain.figures import curves
+    from attneck.runs.scored_on import hold_out
 
-    curves(list(runs), out)
+    curves(list(runs), out, held_out=hold_out(runs))
     print(f"wrote {out}")
 
 

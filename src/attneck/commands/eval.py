@@ -78,6 +78,8 @@ def score(
     size = "" if image_size is None else f" of {image_size} pixels"
     title = f"{recipe.model.name}, step {known.step}, {best.images:,} {images}{size}"
     files = write_details(folder, best, title) if folder is not None else []
+    if not first:
+        return
     if json_:
         document = {
             "run": str(run),

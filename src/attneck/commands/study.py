@@ -102,8 +102,11 @@ def main(words: list[str]) -> None:
     if not chosen:
         raise UserError(f"--only {' '.join(arguments.only)}: no run's name has it, such as {made[0].name}")
     if not arguments.report:
-        from attneck.studies.results import check_data
+        from attneck.studies.report import printed_of
+        from attneck.studies.results import check_data, check_metric
 
+        printed_of(study)  # refuses what no paper has, before anything is trained
+        check_metric(study, chosen)
         undone = [] if arguments.list_ else [cell for cell in chosen if not cell.done]
         check_data(study, made, undone)
         ended = _ended_elsewhere(study, made, stem, arguments.with_)

@@ -41,20 +41,26 @@ class Skipped:
         self.file = file
         self._marks = torch.zeros(count, dtype=torch.bool).share_memory_()  # workers write into it
         self._kept: Path | None = None
+        self._strange: set[bytes] = set()
 
     def keep(self, file: Path) -> None:
-        """Mark the images that `file` names, those of the starts before, and name there what is found."""
+        """Mark the images that `file` names, those of the starts before, and name there what is found.
+
+        What it names elsewhere, as before the data was moved, is no image of this set: it does not count.
+        """
         self._kept = file
         with suppress(OSError):  # nothing was found before
             known = {*file.read_bytes().splitlines()}
+            self._strange = {*known}
             for index in range(len(self._marks) if known else 0):
-                if json.dumps(self.file(index)).encode() in known:
+                if (line := json.dumps(self.file(index)).encode()) in known:
                     self._marks[index] = True
+                    self._strange.discard(line)
 
     def _told(self) -> int:
         """How many all processes of a run have found, by the file that they keep them in."""
         try:
-            return 0 if self._kept is None else len({*self._kept.read_bytes().splitlines()})
+            return 0 if self._kept is None else len({*self._kept.read_bytes().splitlines()} - self._strange)
         except OSError:
             return 0
 

@@ -51,17 +51,24 @@ GAP = (
     "scored after it. Held out above training: the network knows its training images better, it over-fits. "
     "Below: augmentation and dropout make training the harder."
 )
+OF_TRAINING = (
+    "Training is the mean over an epoch, of augmented images, while the weights change. What is scored after "
+    "it are images that were trained on, some or all: they show whether a network can learn them, and not "
+    "what it makes of others."
+)
 LOSS_ALONE = (
     "The loss is of training images, the mean since the last record; AP is of held-out images at each record."
 )
 
 
-def curves(runs: list[Path], path: Path) -> None:
+def curves(runs: list[Path], path: Path, *, held_out: bool = True) -> None:
     """Draw the loss and the top-1 error of each run by epoch into the file `path`.
 
     Training is dashed, held-out images are solid, and averaged weights (EMA) are dotted. For detectors AP
     takes the place of the error: of boxes and of masks, or VOC's mean. The last value of each run stands in
     the legend, and under the picture what the gap between training and held-out images means.
+
+    held_out: False where a run is scored on images that it was trained on, or may have been.
 
     Raises:
         UserError: a folder without metrics.jsonl, runs with different scores, or a kind of file that
@@ -75,15 +82,17 @@ def curves(runs: list[Path], path: Path) -> None:
     every = figure.subplots(1, len(panels))
     for axes, (key, labels) in zip(every, panels.items(), strict=True):
         _fill(axes, key, labels, names, histories, **UNDER if below else {})
-    _legend(figure, histories, panels)
-    figure.supxlabel(textwrap.fill(_gap(histories), 75 * len(panels)), fontsize="small", color="#444444")
+    _legend(figure, histories, panels, held_out)
+    figure.supxlabel(
+        textwrap.fill(_gap(histories, held_out), 75 * len(panels)), fontsize="small", color="#444444"
+    )
     try:
         save(figure, path, dpi=120, as_text=True)
     except ValueError as error:
         raise UserError(f"{path}: {one_line(error)}") from None
 
 
-def drawings(runs: list[Path]) -> tuple[list[tuple[str, str]], str]:
+def drawings(runs: list[Path], *, held_out: bool = True) -> tuple[list[tuple[str, str]], str]:
     """The panels of `curves`, each as (title, SVG) to stand in a page, and the words under them.
 
     Ink is the page's own colour, `currentColor`, so that it can be read on dark and on light.
@@ -104,14 +113,14 @@ def drawings(runs: list[Path]) -> tuple[list[tuple[str, str]], str]:
             axes = figure.add_axes((0.13, (0.52 + below) / height, 0.85, 2.8 / height))
             place = UNDER if below else {}
             _fill(axes, key, labels, told_apart(runs), histories, facecolor="none", **place)
-            _legend(figure, histories, {key: labels}, "upper center")
+            _legend(figure, histories, {key: labels}, held_out, "upper center")
             file = io.StringIO()
             figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
             # Its size is the page's to say, and of several drawings in a page each has names of its own.
             svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", file.getvalue())
             svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{key}-", svg[svg.index("<svg") :])
             found.append((labels[0], svg.replace(INK, "currentColor")))
-    return found, _gap(histories)
+    return found, _gap(histories, held_out)
 
 
 def _panels(runs: list[Path]) -> tuple[list[list[Record]], dict[str, tuple[str, str]]]:
@@ -162,6 +171,7 @@ def _legend(
     figure: Figure,
     histories: list[list[Record]],
     panels: dict[str, Any],
+    held_out: bool,
     place: Any = "outside upper center",
 ) -> None:
     """What the kinds of lines stand for."""
@@ -169,7 +179,7 @@ def _legend(
     splits = [split for split in STYLES if any(f"{split}_{key}" in there for key in panels)]
     figure.legend(
         handles=[Line2D([], [], color="grey", markersize=4, **STYLES[split][1]) for split in splits],
-        labels=[STYLES[split][0] for split in splits],
+        labels=[STYLES[split][0] if held_out or split != "val" else "scored" for split in splits],
         loc=place,
         ncols=len(splits),
         fontsize="small",
@@ -182,7 +192,9 @@ def _below(runs: int) -> float:
     return 0.0 if runs <= INSIDE else 0.3 + 0.2 * -(-runs // 2)
 
 
-def _gap(histories: list[list[Record]]) -> str:
+def _gap(histories: list[list[Record]], held_out: bool) -> str:
+    if not held_out:
+        return OF_TRAINING
     return GAP if "val_loss" in histories[0][0] else LOSS_ALONE
 
 

@@ -120,7 +120,7 @@ def save(
     if run is not None:
         from attneck.hub.card import write_card
 
-        write_card(run, config, path, license)
+        write_card(run, config, state, path, license)
     return path
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +17,12 @@ from attneck.files import write_atomic
 from attneck.hub.config import name_of
 from attneck.models import catalog
 from attneck.runs.provenance import command, environment_of, recipe_name
+from attneck.runs.scored_on import HELD_OUT, scored_on
 from attneck.training.recipe import TIMM
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from attneck.runs.run import Run
 
 TASKS = {"classification": "image-classification", "detection": "object-detection"}
@@ -27,6 +33,9 @@ METRICS = {"classification": "accuracy", "detection": "mean_average_precision"}
 NOT_SHOWN = {"lr", "seconds", "peak_gib"}
 """Of a record: what is no score."""
 
+PLACES = {"--data.root", "--root", "--out"}
+"""Options whose value is a path of one machine."""
+
 PICTURE, CARD = "curves.png", "README.md"
 
 
@@ -36,15 +45,19 @@ def task_of(config: dict[str, Any]) -> str:
     return "classification" if name.startswith(TIMM) else catalog.find(name).task
 
 
-def write_card(run: Run, config: dict[str, Any], folder: Path, license: str | None) -> None:
-    """README.md and, where the run has records, curves.png; `config` is that of the saved model."""
+def write_card(
+    run: Run, config: dict[str, Any], state: Mapping[str, Tensor], folder: Path, license: str | None
+) -> None:
+    """README.md and, where the run has records, curves.png; `config` and `state` are the saved model's."""
     picture = _curves(run)
     if picture is not None:
         write_atomic(folder / PICTURE, picture)
-    write_atomic(folder / CARD, card(run, config, license, has_picture=picture is not None).encode())
+    write_atomic(folder / CARD, card(run, config, state, license, has_picture=picture is not None).encode())
 
 
-def card(run: Run, config: dict[str, Any], license: str | None, *, has_picture: bool) -> str:
+def card(
+    run: Run, config: dict[str, Any], state: Mapping[str, Tensor], license: str | None, *, has_picture: bool
+) -> str:
     """The card's Markdown."""
     task, name = task_of(config), name_of(config)
     surgery = config.get("surgery")
@@ -68,7 +81,7 @@ def card(run: Run, config: dict[str, Any], license: str | None, *, has_picture: 
         '```python\nimport attneck\n\nmodel = attneck.load("FOLDER or OWNER/NAME")\n```',
         _elsewhere(config, task, name),
         "## Scores",
-        _scores(run),
+        _scores(run, state),
         *([f"![Loss and scores by epoch]({PICTURE})"] if has_picture else []),
         "## How it was made",
         _command(run),
@@ -123,21 +136,43 @@ def _elsewhere(config: dict[str, Any], task: str, name: str) -> str:
     )
 
 
-def _scores(run: Run) -> str:
-    """The record of the checkpoint as a table; the last one, where it was saved between two."""
+def _scores(run: Run, state: Mapping[str, Tensor]) -> str:
+    """The record of the checkpoint as a table; the last one, where it was saved between two.
+
+    Before it, which weights the folder has.
+    """
+    which = _which(run, state)
     try:
         records = run.history
         record = next((one for one in records if one.get("step") == run.step), records[-1])
     except (UserError, IndexError):
-        return "The run was never scored."
+        return f"{which} The run was never scored."
     rows = [
         f"| {key} | {value:.4g} |" if isinstance(value, float) else f"| {key} | {value} |"
         for key, value in record.items()
         if key not in NOT_SHOWN and isinstance(value, (int, float))
     ]
+    averages = ", `ema` of their average" if any(key.startswith("ema_") for key in record) else ""
     step = record.get("step", run.step)
-    said = f"After {step} steps; `val` is of the weights on the images held out, `ema` of their average:"
+    said = f"{which} The scores are those after {step:,} steps"
+    said += "" if step == run.step else f", not of the weights here, which are of step {run.step:,}"
+    said += f"; `val` is of the weights on {scored_on(run.recipe, run.facts)}{averages}:"
     return "\n".join([said, "", "| | |", "|---|---|", *rows])
+
+
+def _which(run: Run, state: Mapping[str, Tensor]) -> str:
+    """Which of its checkpoint's weights `state` is, in a sentence."""
+    own, average = run.weights(average=False), run.weights()
+    if _same(state, average):
+        kept = "the moving average of the weights (`ema`)" if average is not own else "the weights (`val`)"
+        return f"Saved are {kept} after {run.step:,} steps."
+    if _same(state, own):
+        return f"Saved are the weights (`val`), not their average, after {run.step:,} steps."
+    return "Saved are weights that are none of the run's checkpoint."
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(tensor.equal(other[name]) for name, tensor in one.items())
 
 
 def _command(run: Run) -> str:
@@ -146,8 +181,22 @@ def _command(run: Run) -> str:
     torch = f" on torch {around['torch']}" if "torch" in around else ""
     recipe = f", recipe `{name}`" if name else ""
     ran = command(run.folder)
-    how = f":\n\n```\n{ran}\n```" if ran else ", by `attneck.train` in Python."
+    how = f":\n\n```\n{_without_places(ran)}\n```" if ran else ", by `attneck.train` in Python."
     return f"{by}{torch}{recipe}{how}"
+
+
+def _without_places(ran: str) -> str:
+    """A command without the options that say where on its machine the data and the run lie."""
+    try:
+        words = shlex.split(ran)
+    except ValueError:  # of a version that wrote it without quotes
+        words = ran.split()
+    kept = [
+        word
+        for before, word in pairwise(["", *words])
+        if before not in PLACES and word.partition("=")[0] not in PLACES
+    ]
+    return shlex.join(kept)
 
 
 def _curves(run: Run) -> bytes | None:
@@ -156,7 +205,8 @@ def _curves(run: Run) -> bytes | None:
 
     with tempfile.TemporaryDirectory() as place:
         try:
-            curves([run.folder], Path(place) / PICTURE)
+            held_out = scored_on(run.recipe, run.facts) == HELD_OUT
+            curves([run.folder], Path(place) / PICTURE, held_out=held_out)
         except UserError:
             return None
         return (Path(place) / PICTURE).read_bytes()

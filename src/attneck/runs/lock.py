@@ -44,10 +44,10 @@ def only_one(folder: Path) -> Iterator[None]:
         found = os.fstat(file)
         key = (found.st_dev, found.st_ino)
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        _held[key] = f"process {os.getpid()} on {socket.gethostname()} since {now}"
-        os.ftruncate(file, 0)
-        os.pwrite(file, _held[key].encode(), 0)
+        _held[key] = said = f"process {os.getpid()} on {socket.gethostname()} since {now}"
     try:
+        os.ftruncate(file, 0)
+        os.pwrite(file, said.encode(), 0)
         yield
     finally:
         with _mutex:

@@ -78,14 +78,14 @@ def _draw(folder: Path, task: Task, facts: Facts) -> None:
     from attneck.explain.figures import curves
     from attneck.files import write_atomic
     from attneck.runs.run import Run
-    from attneck.runs.scored_on import scored_on
+    from attneck.runs.scored_on import HELD_OUT, scored_on
 
+    images, name = scored_on(task.recipe, facts), task.recipe.model.name
     place = folder / PICTURES
     place.mkdir(exist_ok=True)
-    curves([folder], place / "curves.png")
+    curves([folder], place / "curves.png", held_out=images == HELD_OUT)
     if task.last is None:  # of a run that had ended before: the others are there
         return
-    images, name = scored_on(task.recipe, facts), task.recipe.model.name
     evaluation_picture(place, task.last, f"{name}, {task.last.images:,} {images}")
     title = f"{name}, {images}"
     if task.last.confusion is None:

@@ -16,8 +16,11 @@ def environment_of(folder: Path) -> dict[str, Any]:
 
 
 def command(folder: Path) -> str | None:
-    """The `attneck train …` that made the run; None where it was made in Python."""
-    said = environment_of(folder).get("command", "")
+    """The `attneck train …` that began the run, and not what went on; None where it was made in Python."""
+    around = environment_of(folder)
+    starts = around.get("starts")
+    first = starts[0] if isinstance(starts, list) and starts and isinstance(starts[0], dict) else around
+    said = first.get("command", "")
     return said if isinstance(said, str) and said.startswith("attneck train ") else None
 
 

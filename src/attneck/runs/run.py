@@ -331,21 +331,27 @@ class Run:
             if val_share is None and root is not None and has_halves(root, recipe.data.name):
                 content["data"]["val_share"] = None  # the recipe's is of folders that nobody has split
             recipe = parse_recipe(content, str(self.folder))
+        among = everyone or World(0, 1, torch.device("cpu"))
         with user_mistakes():
-            task = open_task(recipe, everyone or World(0, 1, torch.device("cpu")))
-        self._compare(task, resized=image_size not in (None, self.facts["image_size"]))
+            task = open_task(recipe, among)
+        self._compare(task, among, resized=image_size not in (None, self.facts["image_size"]))
         return task
 
-    def _compare(self, task: Task, resized: bool) -> None:
-        """Refuses other classes, and classes that have each other's images; says what else has changed."""
+    def _compare(self, task: Task, everyone: World, resized: bool) -> None:
+        """Refuses other classes, classes that have each other's images, and other images on other machines.
+
+        Says what else has changed.
+        """
         from attneck.data.fingerprint import changes, relabelled, shortened
         from attneck.data.table import SETS
+        from attneck.runs.copies import check_copies
 
         part = "held-out"
         with user_mistakes():
             # A drawn image of another size is another image, as was asked for.
             rows = {} if resized and SETS[self.recipe.data.name].drawn else task.held_out.fingerprint()
         wanted, classes = self.facts["classes"], list(task.held_out.classes)
+        check_copies(everyone, classes, lambda: {part: rows})
         words = changes(self.facts, {"classes": classes, "data": {part: rows}})
         if classes != wanted:
             raise UserError(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from attneck.files import read_json
 from attneck.training.recipe import Recipe
+from attneck.training.recipe_file import is_run, load_recipe
 
 HELD_OUT = "held-out images"
 TRAINED_ON = "images that it was trained on"
@@ -32,3 +36,15 @@ def scored_on(recipe: Recipe, facts: dict[str, Any], elsewhere: Any = None) -> s
         _PARTS.get(split, {split}) for split in (recipe.data.train_split, recipe.data.val_split)
     )
     return SAME_SPLIT if trained & held_out else HELD_OUT
+
+
+def hold_out(folders: Iterable[Path]) -> bool:
+    """Whether all of these runs are scored on HELD_OUT, as far as their folders say.
+
+    Raises UserError for a recipe.yaml that is none.
+    """
+    return all(
+        scored_on(load_recipe(str(folder)), read_json(folder / "data.json") or {}) == HELD_OUT
+        for folder in folders
+        if is_run(folder)
+    )

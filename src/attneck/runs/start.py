@@ -19,7 +19,8 @@ from attneck.attention.cpu.passes import passes
 from attneck.data.fingerprint import changes, renames, shortened
 from attneck.errors import UserError, say, user_mistakes
 from attneck.files import write_atomic, write_json
-from attneck.runs.folder import newest_folder, present, take_folder, writing
+from attneck.runs.cost import COST
+from attneck.runs.folder import SCORED, newest_folder, present, take_folder, writing
 from attneck.runs.lock import only_one
 from attneck.runs.provenance import environment_of
 from attneck.tasks.task import Facts, Task
@@ -49,9 +50,13 @@ class Wish:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run lies, what it knows of its data, what computes its numbers, and whether it goes on."""
+    """Where a run lies, what it knows of its data, what computes its numbers, and whether it goes on.
+
+    Its recipe is the one that it was given, which on resume says what the run has begun from.
+    """
 
     folder: Path
+    recipe: Recipe
     facts: Facts
     products: str
     passes: str | None
@@ -76,13 +81,13 @@ def start(
     computed, `has_passes` whether passes over its maps may be compiled ones. A worker that torchrun starts
     anew finds the folder that it took, and goes on by itself.
 
+    Args:
+        facts: what the task describes, and "data": the fingerprints of its images.
+
     Raises:
         UserError: a folder that cannot be made or is taken, that holds a run already or none to resume, or
             whose run was started otherwise.
     """
-    with user_mistakes():
-        sets = {"training": task.training, "held-out": task.held_out}
-        facts = facts | {"data": {name: images.fingerprint() for name, images in sets.items()}}
     launch = _launch()
     folder = _taken(wish, launch, held)
     before = environment_of(folder)
@@ -108,7 +113,7 @@ def start(
     step = 0
     changed: list[str] = []
     if goes_on:
-        step, changed = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
+        step, changed, recipe = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
         products = before.get("float32_products", products)
         asked = before.get("attention", asked)
         here = torch.get_num_threads()
@@ -150,11 +155,12 @@ def start(
     around = now | {"starts": [*(starts if goes_on else []), this]}
     with writing(folder):
         if not goes_on:
-            (folder / SKIPPED).unlink(missing_ok=True)
+            for name in (SKIPPED, COST, SCORED):  # of another start, perhaps of another network
+                (folder / name).unlink(missing_ok=True)
         write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
         for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
             write_json(folder / name, content)
-    return Start(folder, facts, products, made, asked, goes_on)
+    return Start(folder, recipe, facts, products, made, asked, goes_on)
 
 
 def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:
@@ -179,12 +185,23 @@ def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:
 
 def _compared(
     folder: Path, task: Task, recipe: Recipe, facts: Facts, *, accept: bool
-) -> tuple[int, list[str]]:
-    """The step that the run there has come to, and how its data has changed, where that is accepted."""
+) -> tuple[int, list[str], Recipe]:
+    """The step that the run there has come to, how its data has changed if that is accepted, and a recipe.
+
+    That is `recipe` with the weights which the run there has begun from: they are in its checkpoint by now.
+    """
     state, _, _ = checkpoint.load_latest(folder / "checkpoints")
     step, old = int(state["step"]), state["facts"]
-    if other := differences(parse_recipe(state["recipe"], str(folder)), recipe):
+    before = parse_recipe(state["recipe"], str(folder))
+    if other := differences(before, recipe):
         raise UserError(f"{folder} was started otherwise ({shortened(other)}): drop the change or --resume")
+    began = before.model.weights
+    if recipe.model.weights not in (None, began):
+        raise UserError(
+            f"{folder} was started from {began or 'no weights'}, not from {recipe.model.weights}: leave "
+            "model.weights out, as it goes on from its checkpoint; or start a new run"
+        )
+    model = recipe.model.model_copy(update={"weights": began})
     changed = changes(old, facts)
     if not changed and old.get("category_ids") != facts.get("category_ids"):
         changed = ["its classes have other ids"]
@@ -218,7 +235,7 @@ def _compared(
         )
     if changed:
         say(f"{folder} goes on with other data: {said}")
-    return step, changed
+    return step, changed, recipe.model_copy(update={"model": model})
 
 
 def _launch() -> list[str] | None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
 from attneck.runs import pictures, snapshots
 from attneck.runs.attention_ways import attention_ways, compiles_passes
+from attneck.runs.copies import check_copies, fingerprints_of
 from attneck.runs.run import Run
 from attneck.runs.split import write_split
 from attneck.runs.start import SKIPPED, Start, Wish, start
@@ -89,9 +90,9 @@ def train(
         The run's folder, and how it ended. `attneck.load(summary.folder)` is its network.
 
     Raises:
-        UserError: a recipe, model, option or data set that is not there or does not fit; a folder that
-            another program trains in, that holds a run already, or none to resume; a recipe or data other
-            than the run was started with.
+        UserError: a recipe, model, option or data set that is not there or does not fit; data that is not
+            the same on every machine; a folder that another program trains in, that holds a run already, or
+            none to resume; a recipe or data other than the run was started with.
         RunFailed: see `attneck.training.loop.train_loop`.
     """
     if not isinstance(recipe, Recipe):
@@ -107,6 +108,8 @@ def train(
         check_compiler(recipe, everyone.device)
         with user_mistakes():
             task = open_task(recipe, everyone)
+            fingerprints = cache(partial(fingerprints_of, task))
+            check_copies(everyone, [*task.training.classes], fingerprints)
             if task.training.classes != task.held_out.classes:
                 raise UserError(
                     f"the {len(task.training.classes)} classes of the training images are not the "
@@ -133,9 +136,15 @@ def train(
         held.enter_context(in_same_bits())
         held.enter_context(operators_in_same_bits())
         ways = partial(attention_ways, model, recipe, everyone.device)
-        begins = partial(start, task, recipe, facts, wish, everyone, held, ways)
-        begun = _start_once(everyone, partial(begins, compiles_passes(model, everyone.device)))
-        folder = begun.folder
+        passes = compiles_passes(model, everyone.device)
+
+        def begins(recipe: Recipe) -> Start:
+            with user_mistakes():
+                known = facts | {"data": fingerprints()}
+            return start(task, recipe, known, wish, everyone, held, ways, passes)
+
+        begun = _start_once(everyone, partial(begins, recipe))
+        folder, recipe = begun.folder, begun.recipe
         if everyone.rank == 0:
             write_split(folder, task)
         if task.training.skipped is not None:

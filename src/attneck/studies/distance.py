@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from attneck.errors import EXPECTED, ending
+from attneck.files import read_json
+from attneck.runs.report.words import images_of
 from attneck.runs.run import Run
 from attneck.studies import kept
 from attneck.studies.statistics import told
@@ -30,13 +33,20 @@ class DistanceRow:
 
 
 def find(study: Study, cells: Sequence[Cell], said: Callable[[str], None]) -> None:
-    """Measure every finished run that isn't measured yet; a line for each one with attention to `said`."""
+    """Measure every finished run that isn't measured yet; a line for each one to `said`.
+
+    So too for one that cannot be measured: the report is of the others.
+    """
     for cell in cells:
         if not study.distance_images or not cell.done or not kept.has_weights(cell.folder):
             continue
-        images = study.distance_images
+        images = _images(study, cell)
         if str(images) not in kept.read(cell.folder / FILE):
-            kept.once(cell.folder / FILE, str(images), lambda: _heads(cell, images))  # noqa: B023
+            try:
+                kept.once(cell.folder / FILE, str(images), lambda: _heads(cell, images))  # noqa: B023
+            except EXPECTED as error:
+                said(f"{cell.name}: no distances of attention: {ending(error)[1]}")
+                continue
             said(f"{cell.name}: distances of attention over {images} images")
 
 
@@ -44,8 +54,10 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[DistanceRow]:
     """A row for each layer of attention, from whatever has been measured."""
     rows: dict[tuple[str, str, str], DistanceRow] = {}
     for cell in cells:
-        found = kept.read(cell.folder / FILE) if cell.done else {}
-        for layer, heads in found.get(str(study.distance_images), {}).items():
+        if not cell.done:
+            continue
+        found = kept.read(cell.folder / FILE)
+        for layer, heads in found.get(str(_images(study, cell)), {}).items():
             key = cell.problem, cell.variant, layer
             rows.setdefault(key, DistanceRow(*key)).heads[cell.seed] = heads
     order = [(problem, variant) for problem in study.problems or [""] for variant in study.variants]
@@ -66,6 +78,12 @@ def table(study: Study, rows: Sequence[DistanceRow]) -> tuple[list[str], list[li
     if not study.problems:
         head, body = head[1:], [line[1:] for line in body]
     return head, body
+
+
+def _images(study: Study, cell: Cell) -> int:
+    """As many as the study wants, or all that the run holds out."""
+    there = images_of(read_json(cell.folder / "data.json") or {}, "held-out")
+    return min(study.distance_images, there or study.distance_images)
 
 
 def _heads(cell: Cell, images: int) -> Heads:

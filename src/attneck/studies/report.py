@@ -111,8 +111,8 @@ def page(results: Results) -> str:
         parts += [
             "## How far attention looks",
             "Pixels between a place and what a head looks at from there, by its weights: the mean over "
-            f"all places of {study.distance_images} held-out images; then mean ± standard deviation over the "
-            "seeds (n).",
+            f"all places of {study.distance_images} held-out images, or of all where there are fewer; then "
+            "mean ± standard deviation over the seeds (n).",
             markdown(*distance_table(study, results.distances)).strip(),
         ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -144,7 +144,7 @@ def overview(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
 
 def table(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     """The head, and a row of words for each variant on each problem."""
-    printed = _printed(study)
+    printed = printed_of(study)
     columns: dict[str, Callable[[Row], str]] = {
         "problem": lambda row: row.problem,
         "variant": lambda row: row.variant,
@@ -221,8 +221,11 @@ def _images_to(study: Study, row: Row) -> dict[int, int | None]:
     return row.images_to(study.threshold, less_is_better=study.less_is_better)
 
 
-def _printed(study: Study) -> dict[str, str]:
-    """The papers' figure of a variant, with where it stands."""
+def printed_of(study: Study) -> dict[str, str]:
+    """The papers' figure of a variant, with where it stands.
+
+    Raises UserError for a place of the study's `paper` that is none.
+    """
     if not study.paper:
         return {}
     from attneck.papers.tables import load_paper

@@ -116,6 +116,24 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
     ]
 
 
+def check_metric(study: Study, cells: Sequence[Cell]) -> None:
+    """Refuse a metric that the runs will not have.
+
+    Raises:
+        UserError: such a metric, with those that there are.
+    """
+    from attneck.tasks import task_of
+
+    for cell in cells:
+        with user_mistakes():
+            known = task_of(cell.recipe).metrics(cell.recipe)
+        if study.metric not in known:
+            raise UserError(
+                f"the study's metric is {study.metric!r}, which {cell.name} will not have: give it one of "
+                f"{', '.join(known)}"
+            )
+
+
 def check_data(study: Study, cells: Sequence[Cell], to_train: Sequence[Cell] = ()) -> None:
     """Refuse runs that have ended on other images than others of the study: their scores do not compare.
 

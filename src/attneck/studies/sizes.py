@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from attneck.errors import EXPECTED, ending
 from attneck.runs.run import Run
 from attneck.studies import kept
 from attneck.studies.statistics import decimals_of, told
@@ -42,7 +43,10 @@ class SizeRow:
 
 
 def find(study: Study, cells: Sequence[Cell], said: Said) -> None:
-    """Score every finished run at every size, in every way, that isn't scored yet; a line each to `said`."""
+    """Score every finished run at every size, in every way, that isn't scored yet; a line each to `said`.
+
+    So too for what cannot be scored: the report is of the others.
+    """
     for cell in cells:
         if not cell.done or not kept.has_weights(cell.folder):
             continue
@@ -51,7 +55,11 @@ def find(study: Study, cells: Sequence[Cell], said: Said) -> None:
                 key = f"{_key(fields)}, {size}"
                 if key not in kept.read(cell.folder / FILE):
                     part = cell.rescored(fields).model if fields else None
-                    kept.once(cell.folder / FILE, key, lambda: _scores(cell, size, part))  # noqa: B023
+                    try:
+                        kept.once(cell.folder / FILE, key, lambda: _scores(cell, size, part))  # noqa: B023
+                    except EXPECTED as error:
+                        said(f"{cell.name}: not scored as {name} at {size} pixels: {ending(error)[1]}")
+                        continue
                     said(f"{cell.name}: scored as {name} at {size} pixels")
 
 

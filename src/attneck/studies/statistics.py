@@ -8,6 +8,8 @@ from math import isfinite, nan
 from statistics import fmean, stdev
 
 LEVEL = 0.95
+ALIKE = 1e-9
+"""Differences that are apart by this share of them at most are the same: the rest is rounding."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Di
     if not pairs:
         return None
     mean = _or_nan(fmean, pairs)
-    if len(pairs) < 2 or not isfinite(mean) or stdev(pairs) == 0:
+    if len(pairs) < 2 or not isfinite(mean) or stdev(pairs) <= ALIKE * max(1.0, *map(abs, pairs)):
         return Difference(len(pairs), mean, None)
     from scipy.stats import ttest_1samp
 

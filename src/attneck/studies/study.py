@@ -27,7 +27,7 @@ SEEN = {"data.augment", *(f"data.{option}" for option in ONLY_WITH)}
 """Fields that change how images are seen, and not which there are."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
-Fields = dict[Text, Value | None]
+Fields = dict[Text, Value | list[float] | list[Text] | None]
 """Fields of a recipe by their dotted names, such as model.surgery_options.at, and what they are."""
 Size = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
@@ -56,7 +56,8 @@ class Study(Part):
     rescored: dict[Name, Fields] = Field(default_factory=dict)
     """Other ways to score a variant's runs there: `variant`, and fields of `model` for the scoring."""
     distance_images: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 0
-    """Held-out images over which the distances of finished runs' attention are averaged; 0: they are not."""
+    """Held-out images over which the distances of finished runs' attention are averaged, or all where there
+    are fewer; 0: they are not."""
     runs: Text | None = None
     """The study in whose folder the runs lie, so that what both have is trained once; None: its own."""
     paper: dict[Name, Text] = Field(default_factory=dict)

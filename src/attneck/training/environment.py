@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def environment(device: str = "cuda") -> dict[str, Any]:
     """
     packages = ("torch", "torchvision", "timm", "numpy")
     return {
-        "command": " ".join(["attneck", *sys.argv[1:]]),
+        "command": shlex.join(["attneck", *sys.argv[1:]]),
         "python": platform.python_version(),
         "attneck": __version__,  # there too where the package is a folder on the path
         **{name: version(name) for name in packages},

@@ -17,6 +17,8 @@ _SHARED = re.compile(r"out of shared memory|unable to mmap|unable to allocate sh
 class OutOfMemory(RunFailed):
     """No memory was left: one line with what it was for and what to lower. Exit code 1."""
 
+    of_one = True
+
 
 @contextmanager
 def memory_errors(doing: Callable[[], str], advice: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The part of a report that shows a few held-out images as training went on."""
+"""The part of a report that shows a few of the scored images as training went on."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ COLOURS = (
 )
 
 
-def attention(snapshots: Sequence[Snapshot]) -> Html | None:
-    """Each image with a column for each snapshot and a row for each layer; None without snapshots."""
+def attention(snapshots: Sequence[Snapshot], what: str) -> Html | None:
+    """Each image with a column for each snapshot and a row for each layer; None without snapshots.
+
+    what: the images that the run is scored on, in words.
+    """
     if not snapshots:
         return None
     count = len(snapshots[-1].looks)
     alike = [snapshot for snapshot in snapshots if len(snapshot.looks) == count]
     kinds = {layer.kind for look in snapshots[-1].looks for layer in look.layers}
-    said = ["The same held-out images before training, and after some of its scorings."]
+    said = [f"The same {what} before training, and after some of its scorings."]
     said += [WORDS[kind] for kind in WORDS if kind in kinds]
     said += [COLOURS if kinds else "The network has no BAM and no MHSA: there is no attention to show."]
     colours = tag("img", src=scale(), alt="colours from dark to light", class_="scale")

@@ -14,6 +14,7 @@ from attneck.runs.report import sections
 from attneck.runs.report.attention import attention
 from attneck.runs.report.html import Html, join, table, tag
 from attneck.runs.report.story import Story
+from attneck.runs.scored_on import HELD_OUT
 from attneck.training.recipe_file import flat
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -57,7 +58,7 @@ def _one(story: Story) -> list[Html | None]:
     return [
         sections.scores(story),
         drawn(),
-        attention(story.snapshots),
+        attention(story.snapshots, story.scored_on),
         *(_kept(story, part) for part in (sections.predictions, sections.classes)),
         sections.recipe(story),
         sections.cost(story),
@@ -117,7 +118,7 @@ def _several(stories: Sequence[Story]) -> list[Html | None]:
     ]
     for story, name in zip(stories, names, strict=True):
         parts = [
-            attention(story.snapshots),
+            attention(story.snapshots, story.scored_on),
             *(_kept(story, part) for part in (sections.predictions, sections.classes)),
         ]
         there = [part for part in parts if part is not None]
@@ -147,7 +148,8 @@ def _curves(stories: Sequence[Story]) -> Html | None:
     from attneck.explain.figures import drawings
 
     with_records = [story.folder for story in stories if story.history]
-    return sections.curves(*drawings(with_records)) if with_records else None
+    held_out = all(story.scored_on == HELD_OUT for story in stories)
+    return sections.curves(*drawings(with_records, held_out=held_out)) if with_records else None
 
 
 def _headlines(story: Story) -> Html:

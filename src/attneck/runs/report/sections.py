@@ -10,10 +10,13 @@ from attneck.runs.printed import printed
 from attneck.runs.report.html import Html, join, table, tag, terms
 from attneck.runs.report.story import Story
 from attneck.runs.report.words import in_words
+from attneck.runs.scored_on import HELD_OUT
 from attneck.training.pace import clock
 from attneck.training.recipe_file import dump_recipe
 
 SPLITS = {"train": "training images", "val": "held-out images", "ema": "held-out, averaged weights"}
+OF_TRAINING = {"val": "scored images", "ema": "scored, averaged weights"}
+"""What these are called in a run that is scored on images that it was trained on, or may have been."""
 NAMES = {
     "loss": "loss",
     "top1": "top-1 (%)",
@@ -55,16 +58,15 @@ def scores(story: Story) -> Html:
     """Every score of the last record, and of the best one; beside what the papers print."""
     last, best = story.last, story.best
     if not last:
-        return tag(
-            "section", tag("h2", "Scores"), tag("p", "No held-out images were scored yet."), id="scores"
-        )
+        return tag("section", tag("h2", "Scores"), tag("p", "No images were scored yet."), id="scores")
     splits = [split for split in SPLITS if any(key.startswith(f"{split}_") for key in last)]
     keys = dict.fromkeys(
         key.partition("_")[2] for key in last for split in splits if key.startswith(f"{split}_")
     )
     other = best is not None and best["step"] != last["step"]
     decides = (story.headline or "").partition("_")[0]
-    heads = ["after the last step", *(SPLITS[split] for split in splits)]
+    names = SPLITS if story.scored_on == HELD_OUT else SPLITS | OF_TRAINING
+    heads = ["after the last step", *(names[split] for split in splits)]
     heads += [f"best, step {best['step']:,}"] if best is not None and other else []
     rows = [
         [
@@ -76,6 +78,7 @@ def scores(story: Story) -> Html:
     ]
     scored = story.scored or {}
     on = f" on {scored['images']:,} {scored['scored_on']}" if {"images", "scored_on"} <= scored.keys() else ""
+    on = on or (f" on {story.scored_on}" if names is not SPLITS else "")
     return tag(
         "section",
         tag("h2", "Scores"),
@@ -183,7 +186,7 @@ def classes(story: Story) -> Html | None:
         more = f"Most confused: {scored['mistakes']:,} mistakes, of {scored['kinds_of_mistakes']:,} kinds"
         parts.insert(0, table(["is", "was taken for", "images"], pairs, more))
     elif "accuracy" in scored["heads"]:
-        parts.insert(0, tag("p", "No held-out image was taken for another class."))
+        parts.insert(0, tag("p", "No image was taken for another class."))
     file = story.folder / PICTURES / ("confusion.png" if "accuracy" in scored["heads"] else "pr-curves.png")
     what = "Confusion matrix" if file.stem == "confusion" else "Precision by recall of each class"
     if file.is_file() and file.stat().st_size <= MATRIX:

@@ -13,6 +13,7 @@ from attneck.runs.folder import SCORED
 from attneck.runs.lock import owner
 from attneck.runs.provenance import environment_of
 from attneck.runs.run import Run
+from attneck.runs.scored_on import scored_on
 from attneck.runs.snapshots import Snapshot, read
 from attneck.runs.status import timed_steps
 from attneck.training.checkpoint_files import checkpoints, step_of
@@ -48,6 +49,11 @@ class Story:
     def name(self) -> str:
         """The folder's."""
         return self.folder.resolve().name
+
+    @property
+    def scored_on(self) -> str:
+        """The images that it is scored on, in words."""
+        return scored_on(self.recipe, self.facts)
 
     @property
     def last(self) -> Record:
@@ -88,7 +94,7 @@ class Story:
             f"; its newest checkpoint is of step {step_of(there[0]):,}" if there else "; it has no checkpoint"
         )
         if not self.history:
-            return f"{how}; no held-out images were scored yet{newest}"
+            return f"{how}; no images were scored yet{newest}"
         return f"{how}: its last record is of step {self.last['step']:,}{newest}"
 
 

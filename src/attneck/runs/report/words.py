@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attneck.data.table import SETS
+from attneck.runs.scored_on import HELD_OUT, scored_on
 from attneck.training.recipe import Recipe, Surgery
 
 SURGERIES: dict[Surgery, str] = {
@@ -36,7 +37,7 @@ def in_words(recipe: Recipe, facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("Length", _length(recipe, facts)),
         ("Steps", _steps(recipe)),
         ("Learning rate", _rate(recipe)),
-        ("Scored", _scored(recipe)),
+        ("Scored", _scored(recipe, facts)),
     ]
 
 
@@ -144,10 +145,12 @@ def _rate(recipe: Recipe) -> str:
     return f"{said}; it is times {schedule.gamma:g} after {marks} {unit}."
 
 
-def _scored(recipe: Recipe) -> str:
+def _scored(recipe: Recipe, facts: dict[str, Any]) -> str:
     every = "each epoch" if recipe.eval_epochs == 1 else f"every {recipe.eval_epochs} epochs"
     best = f"; the best checkpoint is kept by {recipe.metric}" if recipe.metric else ""
-    return f"The held-out images are scored after {every}, and at the end{best}."
+    what = scored_on(recipe, facts)
+    images = f"The {what}" if what == HELD_OUT else what.capitalize()
+    return f"{images} are scored after {every}, and at the end{best}."
 
 
 def _many(number: int, what: str) -> str:

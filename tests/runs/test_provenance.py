@@ -1,0 +1,35 @@
+"""Where a run is from: what began it, and that nothing of another start is left in its folder."""
+
+import json
+import sys
+
+from attneck import cli
+from attneck.runs.folder import SCORED
+from attneck.runs.provenance import command
+from attneck.training.environment import environment
+
+SMALL = ["--data.train-size", "16", "--data.val-size", "4", "--data.image-size", "24", "--no-pictures"]
+SMALL += ["--batch", "8", "--epochs", "1"]
+
+
+def test_a_command_is_one_that_a_shell_takes(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["attneck", "train", "demo", "--reach", "90 % of it"])
+    assert environment()["command"] == "attneck train demo --reach '90 % of it'"
+
+
+def test_a_run_s_command_is_its_first_one(tmp_path):
+    began, went_on = "attneck train demo --epochs 3", "attneck train runs/x --resume"
+    around = {"command": went_on, "starts": [{"command": began}, {"command": went_on}]}
+    (tmp_path / "environment.json").write_text(json.dumps(around))
+    assert command(tmp_path) == began
+    (tmp_path / "environment.json").write_text(json.dumps({"command": began}))  # of an older version
+    assert command(tmp_path) == began
+
+
+def test_a_new_start_keeps_nothing_of_one_before(tmp_path):
+    """That one ended before its first checkpoint, and may have been of another network."""
+    (tmp_path / "cost.json").write_text('{"params": 1, "madds": 1}')
+    (tmp_path / SCORED).write_text("{}")
+    assert cli.main(["train", "demo", *SMALL, "--out", str(tmp_path)]) == 0
+    assert not (tmp_path / "cost.json").exists()
+    assert not (tmp_path / SCORED).exists()
