@@ -105,7 +105,7 @@ class Viewer:
         if not self.detects:
             return centred(photo, self.facts["image_size"], self.facts["crop_pct"])
         if found is None:
-            return Window(photo, (0.0, 0.0, *map(float, photo)))
+            return Window(photo, (0.0, 0.0, float(photo[0]), float(photo[1])))
         return fitted(photo, found.seen, found.image_size)
 
 

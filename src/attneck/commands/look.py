@@ -172,7 +172,8 @@ def _check_seen(
 
 def _bounded(photo: Image.Image, seers: Sequence[Viewer]) -> Image.Image:
     """A copy that is no larger than the detectors among them can bear."""
-    sides = [min(seer.network.transform.min_size) for seer in seers if seer.detects]
+    networks: list[Any] = [seer.network for seer in seers if seer.detects]
+    sides = [min(network.transform.min_size) for network in networks]
     most = min((max(4 * side * side, MOST_OF_A_DETECTOR) for side in sides), default=MOST_PIXELS)
     scale = (most / (photo.width * photo.height)) ** 0.5
     if scale >= 1:
