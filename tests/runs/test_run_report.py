@@ -197,7 +197,7 @@ def test_a_run_that_has_not_ended(place, tmp_path, capsys):
     assert "--resume" in said
     assert "predictions and confused classes: they are kept at a run's end" in said
     assert cli.main(["report", str(tmp_path / "bare")]) == 0
-    assert "No held-out images were scored yet." in " ".join(page(tmp_path / "bare").words)
+    assert "No images were scored yet." in " ".join(page(tmp_path / "bare").words)
 
 
 @pytest.mark.parametrize(
