@@ -277,3 +277,9 @@ def test_the_shortcut_of_the_authors_code_is_activated() -> None:
     torch.testing.assert_close(activated, plain.relu())
     with pytest.raises(ValueError, match="wanted attend with a 1 for c5's first block"):
         create_model("botnet50_001", 2, 64, shortcut_act=True)
+
+
+def test_weights_drawn_anew_are_of_the_same_size() -> None:
+    model = create_model("botnet50", 2, 64)
+    model.init_weights()
+    assert float(model.layer4[0].conv2.qkv.weight.std()) == pytest.approx(0.01, rel=0.02)

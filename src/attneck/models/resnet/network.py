@@ -33,6 +33,13 @@ class ResNet(timm_resnet.ResNet):
         for name in ("layer1", "layer2", "layer3", "layer4"):
             recompute(self.get_submodule(name), enable)
 
+    def init_weights(self, zero_init_last: bool = True) -> None:
+        """Draw them anew, as timm's; self-attention as its own layer says."""
+        super().init_weights(zero_init_last)
+        for layer in self.modules():
+            if isinstance(layer, MHSA2d):
+                layer.reset_parameters()
+
     def no_weight_decay(self) -> set[str]:
         """Patterns of the position tables' names, which timm's optimisers then do not decay."""
         return {*NO_DECAY}
