@@ -641,7 +641,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> attneck.Run:
     }
     attneck.train(Recipe.model_validate(recipe), folder)
     around = json.loads((folder / "environment.json").read_text())
-    around["command"] = "attneck train some/where/mine.yaml --out run"
+    around["starts"][0]["command"] = "attneck train some/where/mine.yaml --out run"
     (folder / "environment.json").write_text(json.dumps(around))
     return attneck.Run(folder)
 
