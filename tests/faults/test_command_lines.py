@@ -432,7 +432,7 @@ RIGHT = [
         "bfloat16",
         "--no-channels-last",
     ],
-    ["train", "coco-1x", "--steps", "10", "--schedule.warmup-steps", "5", "--data.jitter", "0.5", "2"],
+    ["train", "coco-1x", "--steps", "10", "--schedule.warmup-steps", "0", "--data.jitter", "0.5", "2"],
     [
         "train",
         "cifar100-lab",

@@ -66,7 +66,6 @@ def test_what_does_not_fit_is_named_in_one_line(content, says):
         ({"schedule": {"kind": "step", "milestones": [0, 2]}}, "give numbers over 0 in rising order"),
         ({"schedule": {"milestones": [3]}}, "schedule.milestones go with kind step, not cosine"),
         ({"schedule": {"gamma": 0.2}}, "schedule.gamma goes with kind step, not cosine: leave it out"),
-        ({"schedule": {"warmup_start": 0.1}}, "schedule.warmup_start is 0.1 without a warm-up"),
         (
             {"epochs": 2, "schedule": {"warmup_epochs": 2.5}},
             "schedule.warmup_epochs is 2.5 of a run of 2 epochs",
@@ -231,7 +230,7 @@ def test_values_on_the_command_line_are_refused_in_a_line():
         with pytest.raises(UserError, match=says) as error:
             parse("demo", words)
         assert "\n" not in str(error.value)
-    words = ["--steps", "10", "--schedule.warmup-steps", "5", "--data.jitter", "0.5", "2"]
+    words = ["--steps", "10", "--schedule.warmup-steps", "0", "--data.jitter", "0.5", "2"]
     assert parse("coco-1x", words).recipe.data.jitter == (0.5, 2.0)
 
 

@@ -25,7 +25,7 @@ def small(name: str) -> Recipe:
     data, model = content["data"], content["model"]
     data |= {"train_size": 4, "val_size": 4, "workers": 0}
     content |= {"batch": 2, "epochs": 1, "steps": None, "steps_batch": None}
-    content["schedule"] |= {"warmup_epochs": 0, "warmup_steps": 0, "warmup_start": 0}
+    content["schedule"] |= {"warmup_epochs": 0, "warmup_steps": 0}
     if data["name"] == "folder":
         data |= {"root": "tiny-imagenet-20", "image_size": 64, "train_size": 40}  # two of each class
         content["batch"] = 20

@@ -260,15 +260,6 @@ class Schedule(Part):
     """step: the factor at each milestone."""
 
     @model_validator(mode="after")
-    def _start_of_warmup(self) -> Schedule:
-        if self.warmup_start and not (self.warmup_epochs or self.warmup_steps):
-            raise ValueError(
-                f"schedule.warmup_start is {self.warmup_start:g} without a warm-up: give warmup_epochs or "
-                "warmup_steps, or leave it out (on the command line: 0)"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _milestones_of_steps(self) -> Schedule:
         """Milestones rise, from over 0; they and gamma are of kind step, which has one at least."""
         marks = self.milestones
