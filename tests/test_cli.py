@@ -38,6 +38,8 @@ def test_help_names_every_command(capsys):
         (["train", "demo", "--epochs", "3", "--epochs", "4"], "--epochs is given more than once"),
         (["train", "demo", "--data.root", "a", "--data.root", "b"], "--data.root is given more than once"),
         (["train", "demo", "--data.root", "a", "--root", "b"], "unknown option --root"),
+        (["count", "a", "--foo", "bar"], "unknown option --foo"),  # not the a that is in bar
+        (["bench", "bam", "--size", "8", "--batch", "1", "--rounds", "1"], "unknown option --rounds"),
         (["eval", "r", "--root", "a", "--data.root", "b"], "--data.root and --root are one option"),
         (["draw", "botnet50", "--save", "a.svg", "--out", "b.svg"], "--save and --out are one option"),
         (["train", "demo", "--precision", "float16"], "invalid choice 'float16' for argument '--precision'"),

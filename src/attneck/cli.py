@@ -22,7 +22,6 @@ from attneck.errors import (
     UserError,
     brief,
     ending,
-    is_first,
     is_first_here,
     is_out_of_memory,
     one_line,
@@ -116,7 +115,7 @@ def answered(words: list[str]) -> int:
         if unread and isinstance(error, BrokenPipeError):
             return BROKEN_PIPE
         code, line = ending(error)
-        if is_first() or is_first_here() or getattr(error, "of_one", False) or is_out_of_memory(error):
+        if is_first_here() or getattr(error, "of_one", False) or is_out_of_memory(error):
             say(line)  # once a machine, as another one may lack something else
         return code
     return 0

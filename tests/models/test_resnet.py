@@ -282,4 +282,4 @@ def test_the_shortcut_of_the_authors_code_is_activated() -> None:
 def test_weights_drawn_anew_are_of_the_same_size() -> None:
     model = create_model("botnet50", 2, 64)
     model.init_weights()
-    assert float(model.layer4[0].conv2.qkv.weight.std()) == pytest.approx(0.01, rel=0.02)
+    assert model.layer4[0].conv2.qkv.weight.detach().std() == pytest.approx(0.01, rel=0.02)

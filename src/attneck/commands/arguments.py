@@ -136,11 +136,10 @@ def _line(box: str, words: list[str]) -> str:
     rows = [row for row in rows if row.strip("-") and not row.startswith("For full")]
     _, first, *rest = rows  # without the title
     if first.startswith("Unrecognized options: "):
-        unknown = first.removeprefix("Unrecognized options: ").split()
+        unknown = first.removeprefix("Unrecognized options: ").rstrip(",").split(", ")
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         near = [row.split()[0] for row in rest if row.startswith("--")]
         kind = "unknown option" if word.startswith("-") else "unexpected word"
-        word = word.rstrip(",")
         return f"{kind} {word}{f'; perhaps you meant {near[0]}' if near else ''}"
     if first.startswith("Error parsing ") and "Argument helptext:" in rest:
         name, _, wanted = rest[rest.index("Argument helptext:") + 1].partition(" ")  # --epochs {None}|INT

@@ -26,6 +26,8 @@ WIDE, GAP, EDGE = 1.45, 0.3, 0.3
 """Inches: of a stage's box, between two, and of the page's margin."""
 TALL, CHIP, WORDS, ROW = 1.15, 0.24, 0.95, 0.5
 """Inches: of the tallest box, of what is marked in it, of the lines under it, and of a network's title."""
+MOST_BLOCKS = 3
+"""So many that attend, where others do not, are named by their numbers."""
 PAPER = {"light": ("#e7ecf1", "#b9c4cf"), "dark": ("#242c35", "#4a5866")}
 
 
@@ -35,10 +37,6 @@ class Drawn(NamedTuple):
     title: str
     stages: Sequence[Stage]
     changed: frozenset[str] = frozenset()
-
-
-MOST_BLOCKS = 3
-"""So many are named by their numbers."""
 
 
 def neck(networks: Sequence[Drawn], image_size: tuple[int, int], *, dark: bool = False) -> Figure:

@@ -113,7 +113,7 @@ def right() -> bool:
 def _right(map_size: tuple[int, int], dtype: torch.dtype, bound: float) -> bool:
     """Whether both functions agree with their formulas in float64 on a small tile, pooled and not.
 
-    One logit is huge, and there is an odd number of rows and columns.
+    One logit is huge, and the tile has an odd number of rows and columns.
     """
     g, r, y, (H, W) = 2, 3, 2, map_size
     n, N = r * W, H * W

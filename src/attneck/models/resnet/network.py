@@ -34,7 +34,7 @@ class ResNet(timm_resnet.ResNet):
             recompute(self.get_submodule(name), enable)
 
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Draw them anew, as timm's; self-attention as its own layer says."""
+        """Draw them anew, as timm's: the last norm of each branch at 0 or at 1; MHSA as its layer says."""
         super().init_weights(zero_init_last)
         for layer in self.modules():
             if isinstance(layer, MHSA2d):
