@@ -22,7 +22,7 @@ MAY = {
     "papers": set(),
     "training": {"attention", "data"},
     "measure": {"attention", "data", "layers", "models"},
-    "explain": {"attention", "data", "layers", "measure", "models", "training"},
+    "explain": {"attention", "data", "layers", "measure", "models", "surgery", "training"},
     "surgery": {"layers", "measure", "models"},
     "tasks": {"data", "detection", "models", "surgery", "training"},
     "runs": {

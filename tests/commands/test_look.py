@@ -177,6 +177,17 @@ def test_draw_before_and_after(capsys: Any) -> None:
     assert "MHSA × 2" in text
 
 
+def test_draw_inside_before_and_after(capsys: Any) -> None:
+    words = ("draw", "timm/resnet18", "--surgery", "attend", "--inside", "layer4.1")
+    assert said(capsys, *words) == (0, "wrote resnet18-layer4.1.png")
+    assert said(capsys, *words, "--save", "inside.svg") == (0, "wrote inside.svg")
+    text = Path("inside.svg").read_text()
+    assert "layer4.1 of timm/resnet18<" in text
+    assert "layer4.1 of timm/resnet18 after attend" in text
+    assert text.count("conv2: 3 × 3, 512 → 512") == 1
+    assert text.count("conv2: MHSA, 4 heads") == 1
+
+
 DRAWN_REFUSED: dict[str, tuple[list[str], str]] = {
     "no model": (["botnte50"], "perhaps you meant 'botnet50'"),
     "none of timm's": (["timm/resnet19"], "timm has no model 'resnet19'"),
@@ -188,6 +199,8 @@ DRAWN_REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "surgery fails": (["cifar_densenet100", "--surgery", "attend"], "residual"),
     "an ending": ([NET, "--save", "p.jpg"], "ends in .png, .svg or .pdf"),
+    "no module": ([NET, "--inside", "layer9"], "no module is called 'layer9'"),
+    "one operation": ([NET, "--inside", "conv1"], "is one operation"),
     "too small": (["resnet50_bam", "--image-size", "0"], "--image-size"),
 }
 

@@ -459,6 +459,7 @@ def test_runs_of_a_rows_recipe_stand_beside_it_and_no_others(tmp_path):
     _write_run(results / "cut", *wrn, error, images=40_000)
     _write_run(results / "short", *wrn, error, epochs=199)
     _write_run(results / "impatient", *wrn, {**error, "steps": 120 * 390, "epoch": 120.0}, patience=5)
+    _write_run(results / "begun", *wrn, {**error, "steps": 1, "epoch": 0.0})  # of an epoch, rounded
     _write_run(results / "patient", *wrn, error, patience=5)
     _write_run(results / "rate", *wrn, error, optimizer__lr=0.2)
     _write_run(results / "batch", *wrn, error, batch=64)

@@ -1,7 +1,8 @@
-"""attneck draw: a network's stages, their costs and the attention in them, as a picture."""
+"""attneck draw: a network's stages and their costs, or what a module of it computes, as a picture."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from attneck.models import catalog
 from attneck.training.recipe import TIMM, Surgery
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import nn
 
 
@@ -25,20 +27,23 @@ def draw(
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
     surgery: Surgery | None = None,
     surgery_options: Options = {},  # noqa: B006 - tyro's default, never changed
+    inside: str | None = None,
     image_size: int | None = None,
     options: Options = {},  # noqa: B006 - likewise
     dark: Flag = False,
 ) -> None:
     """Draw a network: the map and channels of each stage, parameters, multiply-adds, and its attention.
 
-    With --surgery the network before and after it, the changed stages framed.
+    With --surgery the network before and after it, the changed stages framed. With --inside what a module of
+    it computes, a block, a stage or an attention layer: its operations, and the maps between them.
 
     Args:
         model: a name of `attneck list`, timm/NAME, a run's folder, or what attneck.hub.save wrote.
         save: the picture: .png, .svg or .pdf; if not given the model's name with -neck.png, here, with a
-            number where that is taken.
+            number where that is taken (of --inside with its name).
         surgery: the function of attneck.surgery that changes it.
         surgery_options: its arguments, such as stage 3.
+        inside: a module's name, such as layer4.0: that is drawn, in place of the stages.
         image_size: side of the image in pixels; the model's own if not given.
         options: what the model is asked for beyond its name, such as bam stages.
         dark: on a dark page.
@@ -56,28 +61,44 @@ def draw(
             catalog.find(model, dict(options))
         if image_size is not None:
             sides("--image-size", image_size)
-    file = target(save, Path(model.rstrip("/")).name, "neck")
-
-    from attneck.explain.neck import Drawn, neck
-    from attneck.measure.stages import stages
-    from attneck.surgery.by_name import operate
-
+    title = " ".join([model, *(f"{name}={value}" for name, value in options.items())])
+    file = target(save, model, f"{Path(model.rstrip('/')).name}-{inside or 'neck'}")
     with user_mistakes():
         network = _network(model, kind, image_size, dict(options))
         size = _size(network, image_size)
-        title = " ".join([model, *(f"{name}={value}" for name, value in options.items())])
-        drawn = [Drawn(title, stages(network, size))]
+        states = {title: network}
         if surgery is not None:
-            operate(network, surgery, surgery_options, size)
-            after = stages(network, size)
-            changed = {stage.name for stage in after} - {stage.name for stage in drawn[0].stages}
-            before = {stage.name: (stage.params, stage.attention) for stage in drawn[0].stages}
-            changed |= {
-                stage.name for stage in after if before.get(stage.name) != (stage.params, stage.attention)
-            }
-            drawn.append(Drawn(f"{title} after {surgery}", after, frozenset(changed)))
-    write(neck(drawn, size, dark=dark), file)
+            from attneck.surgery.by_name import operate
+
+            states[f"{title} after {surgery}"] = changed = copy.deepcopy(network)
+            operate(changed, surgery, surgery_options, size)
+        figure = _stages(states, size, dark) if inside is None else _inside(states, inside, size, dark)
+    write(figure, file)
     print(f"wrote {shown_path(file)}")
+
+
+def _stages(states: dict[str, nn.Module], size: tuple[int, int], dark: bool) -> Figure:
+    """The network's stages, in each state; those framed that differ from the first one's."""
+    from attneck.explain.neck import Drawn, neck
+    from attneck.measure.stages import stages
+
+    drawn: list[Drawn] = []
+    for title, network in states.items():
+        found = stages(network, size)
+        before = {stage.name: (stage.params, stage.attention) for stage in drawn[0].stages} if drawn else {}
+        changed = {stage.name for stage in found if before.get(stage.name) != (stage.params, stage.attention)}
+        drawn.append(Drawn(title, found, frozenset(changed if drawn else ())))
+    return neck(drawn, size, dark=dark)
+
+
+def _inside(states: dict[str, nn.Module], name: str, size: tuple[int, int], dark: bool) -> Figure:
+    """What the module called `name` computes, in each state that has it."""
+    from attneck.explain.diagram import diagram
+    from attneck.explain.inside import inside
+
+    having = [title for title, network in states.items() if name in dict(network.named_modules())]
+    shown = having or [*states][-1:]  # the last one refuses
+    return diagram([(f"{name} of {title}", inside(states[title], name, size)) for title in shown], dark=dark)
 
 
 def _network(model: str, kind: Any, image_size: int | None, options: dict[str, Any]) -> nn.Module:

@@ -95,7 +95,7 @@ def look(
     from attneck.files import told_apart
 
     look_at(str(image), "look", max_pixels)
-    file = target(save, image, "look") if save is not None or html is None else None
+    file = target(save, image, f"{image.stem}-look") if save is not None or html is None else None
     words = [model] if beside is None else [model, beside]
     kinds = [kind_of(word) for word in words]
     if checkpoint != "newest":
@@ -200,15 +200,14 @@ def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str
     print(f"wrote {shown_path(html)}, {len(page) / 1e6:.1f} MB")
 
 
-def target(save: Path | None, source: Path | str, what: str) -> Path:
-    """The picture's path: `save`, or a name after the source's that nothing has here.
+def target(save: Path | None, source: Path | str, stem: str) -> Path:
+    """The picture's path: `save`, or `stem` with a number where something here is called so.
 
     Raises:
-        UserError: no picture's ending, no such folder, or the photo itself.
+        UserError: no picture's ending, no such folder, or `source` itself.
     """
     if save is None:
-        stem = Path(source).stem
-        names = (f"{stem}-{what}{'' if number == 1 else f'-{number}'}.png" for number in count(1))
+        names = (f"{stem}{'' if number == 1 else f'-{number}'}.png" for number in count(1))
         return next(path for path in map(Path, names) if not path.exists())
     check_output("--save", save, PICTURES)
     if save.exists() and Path(source).exists() and save.samefile(source):

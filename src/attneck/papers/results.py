@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,9 @@ class FinishedRun:
 
     @property
     def images(self) -> float:
-        """Training images in one of its epochs."""
-        return self.steps * float(self.recipe.get("batch", 128)) / self.epoch
+        """Training images in one of its epochs; no end of them where it took too few steps to tell."""
+        seen = self.steps * float(self.recipe.get("batch", 128))
+        return seen / self.epoch if self.epoch else math.inf
 
 
 @dataclass(frozen=True)

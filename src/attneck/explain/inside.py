@@ -1,0 +1,223 @@
+"""What a module of a network computes, as boxes and arrows: a residual block, a stage, an attention layer.
+
+It is read off a forward pass, so it is what runs, with the sizes that there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from attneck.errors import suggestion
+from attneck.layers import BAM, MHSA2d
+from attneck.measure.stages import ATTENTION
+from attneck.surgery.trace import Step, Trace, trace
+
+MOST = 60
+"""Boxes that can be read in one picture."""
+VIEWS = {
+    *("permute", "transpose", "flatten", "unflatten", "reshape", "view", "movedim", "contiguous", "clone"),
+    *("unbind", "split", "chunk", "__getitem__", "squeeze", "unsqueeze", "expand", "expand_as", "narrow"),
+    *("to", "float", "type", "type_as", "detach", "detach_", "size"),
+}
+"""Functions that only say how numbers lie, or of what type they are."""
+POINTWISE = {
+    *("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "dropout", "dropout2d"),
+    *(
+        "relu",
+        "relu_",
+        "relu6",
+        "gelu",
+        "silu",
+        "silu_",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "mish",
+        "elu",
+    ),
+    *("prelu", "tanh", "sigmoid", "sigmoid_", "hardsigmoid", "softmax"),
+}
+"""Functions that leave a map as large as it is: they stand in the box of what they follow."""
+SIGNS = {
+    **dict.fromkeys(("add", "add_", "__add__", "__iadd__", "__radd__"), "+"),
+    **dict.fromkeys(("mul", "mul_", "__mul__", "__imul__", "__rmul__"), "×"),
+    "cat": "side by side",
+    "mean": "mean over the map",
+    "adaptive_avg_pool2d": "mean over the map",
+    "addcmul": "x + x · weights",
+    "scaled_dot_product_attention": "softmax(q · k / √d) v",
+}
+PRODUCTS = {
+    ("q",): ("q · r", "content-position"),
+    ("k", "q"): ("q · k", "content-content"),
+    ("k + r", "q"): ("q · (k + r)", "content and position"),
+    ("v",): ("weights · v",),
+}
+"""The products of self-attention (BoTNet, Figure 4), by what goes into them."""
+
+
+@dataclass
+class Box:
+    """One thing that is computed.
+
+    Attributes:
+        words: its lines, the first one its name.
+        shape: of what leaves it, without the batch.
+        inputs: the boxes before it, by number, and what comes from each, "q" say.
+        attention: its short name, if it is such a layer.
+    """
+
+    words: list[str]
+    shape: str
+    inputs: list[tuple[int, str]]
+    attention: str = ""
+
+
+def inside(model: nn.Module, name: str, image_size: int | tuple[int, int] | None = None) -> list[Box]:
+    """The boxes of the module called `name`, in the order in which they run; the first is what goes in.
+
+    Attention inside of it is one box; give its own name to see what is in that.
+
+    Args:
+        model: a network of the caller's own, whose attention is set to ordinary operators.
+        name: as in `model.named_modules()`.
+        image_size: as `attneck.surgery.trace.trace` takes it.
+
+    Raises:
+        ValueError: no such module; one that does not run, or is one box; more than `MOST`; and as `trace`.
+    """
+    names = [known for known, _ in model.named_modules() if known]
+    if name not in names:
+        tops = ", ".join(known for known in names if "." not in known)
+        raise ValueError(
+            f"no module is called {name!r}{suggestion(name, names)}; this network has {tops}, and theirs"
+        )
+    for module in model.modules():
+        if isinstance(module, BAM | MHSA2d):
+            module.backend = "plain"  # what it computes, and not how fast
+    seen = trace(model, image_size)
+    call = next((step for step in seen.calls() if step.name == name), None)
+    if call is None or not call.inputs:
+        raise ValueError(f"{name!r} takes no map in a forward pass of its own: choose a module that does")
+    boxes = _boxes(seen, call)
+    if len(boxes) < 3:
+        around = (
+            f"the block that it is in, {name.rpartition('.')[0]}" if "." in name else "a block of the network"
+        )
+        raise ValueError(f"{name!r} is one operation: choose {around}")
+    if len(boxes) > MOST:
+        parts = [f"{name}.{key}" for key, _ in model.get_submodule(name).named_children()]
+        raise ValueError(f"{name!r} has {len(boxes)} boxes, over {MOST}: choose a part, {', '.join(parts)}")
+    return boxes
+
+
+def _boxes(seen: Trace, call: Step) -> list[Box]:
+    """Those of a call, and before them what goes into it."""
+    steps = list(_leaves(call))
+    uses = Counter(
+        number for step in steps if set(step.outputs) - set(step.inputs) for number in set(step.inputs)
+    )
+    boxes = [Box(["input"], _shape(seen, call.inputs[0]), [])]
+    made = dict.fromkeys(call.inputs, (0, ""))
+    """Of each number the box that it comes from, and its part in self-attention: q, k or v."""
+    alone: set[int] = set()
+    """Numbers that are all of what leaves their box."""
+    for step in steps:
+        known = list(dict.fromkeys(number for number in step.inputs if number in made))
+        new = [number for number in step.outputs if number not in step.inputs]
+        if not known or not new:
+            continue
+        follows = len(known) == 1 and known[0] in alone and uses[known[0]] == 1
+        box, part = made[known[0]]
+        parts = [part] * len(new)
+        if step.module is None and step.name in VIEWS:
+            if step.arguments[0][0].shape != seen.shapes[known[0]]:
+                continue  # it is the weights' view, as large as a map of the input's
+            if _is_qkv(step):
+                parts = ["q", "k", "v"] if len(new) == 3 else ["q", "v"]
+        elif follows and _is_pointwise(step):
+            line = _words(step, call, [])[0] if step.module is None else type(step.module).__name__
+            first, *more = boxes[box].words
+            boxes[box].words = [first, ", ".join([*more, line])]
+            boxes[box].shape = _shape(seen, new[0])
+        else:
+            inputs = list(dict.fromkeys(made[number] for number in known))
+            words = _words(step, call, [role for _, role in inputs])
+            parts = [part * (words == ["scaled"])] * len(new)
+            if words == ["+"] and len(inputs) < len(known):
+                words = ["sum of its parts"]  # logits of rows and of columns, by one product
+            elif words == ["+"] and len(known) == 1:
+                parts = [f"{part} + r" * (part == "k")]
+                words = ["k + r" if part == "k" else "shifted"]
+            box = len(boxes)
+            kind = "" if step.module is None else ATTENTION.get(type(step.module), "")
+            boxes.append(Box(words, _shape(seen, new[0]), inputs, kind))
+        made |= {number: (box, role) for number, role in zip(new, parts, strict=True)}
+        if len(new) == 1 and (follows or step.module is not None or step.name not in VIEWS):
+            alone.add(new[0])
+    return boxes
+
+
+def _leaves(step: Step) -> Iterator[Step]:
+    """What is drawn of it, in order: functions, attention, and modules without others in them."""
+    for part in step.steps:
+        attention = type(part.module) in ATTENTION
+        modules = any(inner.module is not None for inner in part.steps)
+        if part.module is None or attention or not modules:
+            yield part
+        else:
+            yield from _leaves(part)
+
+
+def _is_qkv(step: Step) -> bool:
+    """Whether it takes self-attention's three projections apart."""
+    return step.name == "unbind" and step.owner is not None and type(step.owner.module) is MHSA2d
+
+
+def _is_pointwise(step: Step) -> bool:
+    functions = [step.name] if step.module is None else [part.name for part in step.steps]
+    return bool(functions) and all(name in POINTWISE | VIEWS for name in functions)
+
+
+def _words(step: Step, call: Step, roles: list[str]) -> list[str]:
+    """A box's lines, before what follows it is added."""
+    module: Any = step.module
+    if module is None:
+        return _function(step, roles)
+    name = step.name.removeprefix(f"{call.name}.")
+    if isinstance(module, nn.Conv2d):
+        words = [_sides(module.kernel_size), f"{module.in_channels} → {module.out_channels}"]
+        for what in ("stride", "dilation", "groups"):
+            value = getattr(module, what)
+            if value not in (1, (1, 1)):
+                words.append(f"{what} {value[0] if isinstance(value, tuple) else value}")
+    elif isinstance(module, nn.Linear):
+        words = [f"{module.in_features} → {module.out_features}"]
+    elif isinstance(module, MHSA2d):
+        words = ["MHSA", f"{module.heads} heads"] + [f"stride {module.stride}"] * (module.stride > 1)
+    else:
+        words = [ATTENTION.get(type(module), type(module).__name__)]
+    return [f"{name}: {', '.join(words)}"]
+
+
+def _function(step: Step, roles: list[str]) -> list[str]:
+    positional, named = step.arguments
+    if step.name == "avg_pool2d":
+        return [f"mean of {_sides(positional[1] if len(positional) > 1 else named['kernel_size'])}"]
+    if step.name == "matmul" and (product := PRODUCTS.get(tuple(sorted(filter(None, roles))))):
+        return [*product]
+    word = SIGNS.get(step.name, step.name.replace("_", " ").strip())
+    return ["scaled" if word == "×" and len(step.inputs) == 1 else word]
+
+
+def _sides(size: int | tuple[int, ...]) -> str:
+    return " × ".join(map(str, size if isinstance(size, tuple) else (size, size)))
+
+
+def _shape(seen: Trace, number: int) -> str:
+    return " × ".join(map(str, seen.shapes[number][1:]))
