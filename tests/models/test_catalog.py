@@ -55,6 +55,8 @@ def test_the_names_are_these() -> None:
     assert {entry.task for entry in CATALOG.values()} == {"classification", "detection"}
     assert set(list_models()) | set(list_detectors()) == set(CATALOG)
     assert not set(list_models()) & set(list_detectors())
+    assert list_models(["botnet50", "botnet5*0", "nothing"]) == ["botnet50", "botnet50_100"]
+    assert list_detectors(("ssd*",)) == ["ssd300_mobilenet", "ssd300_vgg16"]
     assert list_models("botnet50*") == ["botnet50", "botnet50_001", "botnet50_011", "botnet50_100"]
 
 

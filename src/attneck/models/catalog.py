@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -204,22 +205,23 @@ CATALOG = _classifier_rows() | _detector_rows()
 """Every model by its name."""
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """The classifiers' names that match `pattern` (as in a shell: `*`, `?`, `[…]`), sorted.
+def list_models(pattern: str | Sequence[str] = "*") -> list[str]:
+    """The classifiers' names that match `pattern`, or one of several, sorted.
 
-    Detectors are in `list_detectors`.
+    As in a shell: `*`, `?`, `[…]`. Detectors are in `list_detectors`.
     """
     return _names(pattern, detectors=False)
 
 
-def list_detectors(pattern: str = "*") -> list[str]:
-    """The detectors' names that match `pattern`, sorted."""
+def list_detectors(pattern: str | Sequence[str] = "*") -> list[str]:
+    """The detectors' names that match `pattern`, or one of several, sorted."""
     return _names(pattern, detectors=True)
 
 
-def _names(pattern: str, detectors: bool) -> list[str]:
-    names = (name for name, entry in CATALOG.items() if (entry.task == "detection") == detectors)
-    return sorted(fnmatch.filter(names, pattern))
+def _names(pattern: str | Sequence[str], detectors: bool) -> list[str]:
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    names = [name for name, entry in CATALOG.items() if (entry.task == "detection") == detectors]
+    return sorted({name for one in patterns for name in fnmatch.filter(names, one)})
 
 
 def find(name: str, options: dict[str, Any] | None = None) -> Entry:
