@@ -467,7 +467,8 @@ def test_a_run_s_folder_has_a_card(runs: dict[str, attneck.Run], tmp_path: Path)
     run = runs["after surgery"]
     around = json.loads((run.folder / "environment.json").read_text())
     secret = "--data.root /home/someone --out=/home/someone/run --root '/home/some one'"
-    around["starts"][0]["command"] = f"attneck train demo {secret} --model.surgery attend"
+    weights = "--model.weights /home/someone/mine.pth"
+    around["starts"][0]["command"] = f"attneck train demo {secret} {weights} --model.surgery attend"
     (run.folder / "environment.json").write_text(json.dumps(around))
     hub.save(run, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -483,7 +484,7 @@ def test_a_run_s_folder_has_a_card(runs: dict[str, attneck.Run], tmp_path: Path)
     assert card.data.tags == ["attneck", "image-classification", "cifar_resnet20", "attend"]
     assert card.data.metrics == ["accuracy"]
     assert f"| val_top1 | {run.history[-1]['val_top1']:.4g} |" in card.text
-    assert "\nattneck train demo --model.surgery attend\n" in card.text
+    assert "\nattneck train demo --model.weights mine.pth --model.surgery attend\n" in card.text
     assert (
         "Saved are the weights (`val`) after 2 steps. The scores are those after 2 steps; `val`" in card.text
     )

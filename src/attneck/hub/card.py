@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -186,7 +187,10 @@ def _command(run: Run) -> str:
 
 
 def _without_places(ran: str) -> str:
-    """A command without the options that say where on its machine the data and the run lie."""
+    """A command without the options that say where on its machine the data and the run lie.
+
+    Of an absolute path elsewhere, of weights that it began from, its last part is left.
+    """
     try:
         words = shlex.split(ran)
     except ValueError:  # of a version that wrote it without quotes
@@ -196,7 +200,7 @@ def _without_places(ran: str) -> str:
         for before, word in pairwise(["", *words])
         if before not in PLACES and word.partition("=")[0] not in PLACES
     ]
-    return shlex.join(kept)
+    return shlex.join(re.sub(r"^(--[^=]+=)?/.*/", r"\1", word) for word in kept)
 
 
 def _curves(run: Run) -> bytes | None:
