@@ -221,8 +221,8 @@ def steps() -> str:
     return "\n\n".join(parts) or NONE_YET
 
 
-def bot_over_r() -> str:
-    """BoT50's step over R50's, by the size of the image."""
+def step_ratios() -> str:
+    """The steps of Table 5's networks over R50's, by the size of the image."""
     from attneck.commands import bench_table
 
     parts = []
@@ -231,12 +231,11 @@ def bot_over_r() -> str:
             continue
         document = json.loads(text)
         environment = document["environment"]
-        header = ["pixels", "R50 ms", "BoT50 ms", "BoT50 over R50", "printed (Mask R-CNN on them)"]
         rounds = min(len(row["samples_ms"]) for row in document["rows"])
         parts.append(
             f"{environment['gpu'] or environment['processor']}, batch {document['batch']}, "
             f"{document['dtype']}, {document['clock']}, rounds {rounds} "
             f"(`{path.relative_to(ROOT).as_posix()}`):\n\n"
-            f"{markdown([header, *bench_table.bot_over_r(document)])}"
+            f"{markdown([list(bench_table.STEP_RATIOS), *bench_table.step_ratios(document)])}"
         )
     return "\n\n".join(parts) or NONE_YET

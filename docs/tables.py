@@ -218,7 +218,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "studies": studies,
     "runs": runs,
     "steps": costs.steps,
-    "bot_over_r": costs.bot_over_r,
+    "step_ratios": costs.step_ratios,
     "costs": costs.costs,
     "detectors": costs.detectors,
     "gpu_attention": on_gpu.attention,

@@ -80,7 +80,7 @@ def iou_types(model: nn.Module) -> list[str]:
     return iou_types
 
 
-@pytest.mark.parametrize("variant", ["botnet", "torchvision"])
+@pytest.mark.parametrize("variant", ["botnet", "cloud_tpu", "torchvision"])
 def test_torchvisions_evaluation_scores_boxes_and_masks(variant):
     """By name and on a backbone of one's own; a Faster R-CNN is no Mask R-CNN."""
     detection = torchvision.models.detection
@@ -286,8 +286,16 @@ def test_options_of_the_backbone():
         ("maskrcnn_resnet50", {"masks": 1}, "masks=1: wanted True or False"),
         ("maskrcnn_resnet50", {"norm_momentum": 0}, "norm_momentum=0: wanted more than 0"),
         ("maskrcnn_resnet50", {"variant": "torch"}, "perhaps you meant 'torchvision'"),
-        ("maskrcnn_resnet50", {"variant": "torchvision", "rpn_convs": 1}, "nothing without variant='botnet'"),
-        ("maskrcnn_resnet50", {"variant": "torchvision", "box_convs": 2}, "nothing without variant='botnet'"),
+        (
+            "maskrcnn_resnet50",
+            {"variant": "torchvision", "rpn_convs": 1},
+            "nothing without variant='botnet' or 'cloud_tpu'",
+        ),
+        (
+            "maskrcnn_resnet50",
+            {"variant": "torchvision", "box_convs": 2},
+            "nothing without variant='botnet' or 'cloud_tpu'",
+        ),
         (
             "maskrcnn_resnet50",
             {"variant": "torchvision", "freeze_norms": True, "norm_momentum": 0.1},

@@ -126,7 +126,7 @@ def frozen_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]
     return {name: module for name, module in modules if isinstance(module, kind)}
 
 
-@pytest.mark.parametrize("variant", ["botnet", "torchvision"])
+@pytest.mark.parametrize("variant", ["botnet", "cloud_tpu", "torchvision"])
 def test_frozen_norms_stay_as_they_were_loaded(variant: str) -> None:
     """All else learns, BAM too, from a batch of one."""
     torch.manual_seed(0)

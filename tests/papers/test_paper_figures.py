@@ -288,21 +288,25 @@ def test_it_goes_on_where_it_was_stopped(few, tmp_path, monkeypatch):
     assert len(few) == 2 * bench_table.ROUNDS
 
 
-def test_bot_over_r_at_three_sizes_beside_table_5(few, tmp_path, capsys):
+def test_networks_of_table_5_over_its_r50(few, tmp_path, capsys):
     out = tmp_path / "ratios.json"
     words = ["bench", "step", "--table", "5", "--threads", "1", "--out", str(out)]
     assert cli.main(words) == 0
     document = json.loads(out.read_text())
     assert [(row["model"], row["image_size"]) for row in document["rows"]] == [
-        (model, side) for side in (224, 1024, 1280) for model in ("resnet50", "botnet50")
+        *((f"{name}", 1024) for name in ("resnet50", "botnet50_001", "botnet50_011", "botnet50_100")),
+        *(("botnet50", 1024), ("resnet101", 1024), ("botnet101", 1024)),
+        *((model, side) for model in ("resnet50", "botnet50") for side in (224, 1280)),
     ]
     said = capsys.readouterr().out
-    # The second of two samples, of three rounds: (k + 6) / (k + 5) hundredths.
-    assert re.search(r"1024 +90.0 +100.0 +1.11 +1.31\n", said)
-    assert re.search(r"1280 +110.0 +120.0 +1.09 *\n", said + "\n")
+    # The second of two samples, of three rounds: hundredths, one more for each network.
+    assert re.search(r"\nR50 +1024 +120.0 +1.00 +786.5 +1.00\n", said)
+    assert re.search(r"\nBoT 50 \[1,1,1\] +1024 +160.0 +1.33 +1032.7 +1.31\n", said)
+    assert re.search(r"\nR101 +1024 +170.0 +1.42 +928.7 +1.18\n", said)
+    assert re.search(r"\nBoT 50 \[1,1,1\] +1280 +220.0 +1.10\n", said + "\n")
     assert read_step_times([tmp_path]) == []  # its rows are not those of Table 14's networks
     assert cli.main(words) == 0
-    assert len(few) == 6 * bench_table.ROUNDS
+    assert len(few) == 11 * bench_table.ROUNDS
     assert cli.main([*WORDS, "--out", str(out)]) == 2
 
 

@@ -79,8 +79,8 @@ def bench(
         model: step and inference: the network with attention; of a step, also a detector on it.
         plain: step only: the network or detector that it is compared with.
         table: step only: forward and backward of BoTNet's Table 14 and its figures' ViT and DeiT, in rounds,
-            beside the printed step times; or BoT50 and R50 at 224, 1024 and 1280 pixels, beside those of
-            Table 5. Goes on from what is in --out.
+            beside the printed step times; or of the networks of Table 5, at 1024 pixels (BoT50 and R50 at
+            224 and 1280 too). Goes on from what is in --out.
         loop: step only: a run's whole loop beside a bare PyTorch loop over the same network and batches, and
             how long a step waits for a checkpoint; of --model at --size, or of the project's own cases.
         device: what is timed; cuda is the GPU, which is not taken by itself.

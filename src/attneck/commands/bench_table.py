@@ -26,10 +26,10 @@ SAME = ("processor", "gpu", "torch_threads", "torch", "cores")
 """Of the environment: what times of one document share."""
 PAIRS = (("B7", "T7-320", "2.33"), ("B7-RA", "T7", "1.64"))
 """What §4.8.7 says is so many times faster."""
-SIDES = (224, 1024, 1280)
-"""Pixels that BoT50 is compared with R50 at; Table 5's are 1024."""
+OTHER_SIDES = (224, 1280)
+"""Pixels that BoT50 is compared with R50 at, besides Table 5's 1024."""
 RATIOS = "step ratios"
-"""What the document of Table 5's two says that it is."""
+"""What the document of Table 5's networks says that it is."""
 
 
 def rows() -> list[Row]:
@@ -42,24 +42,21 @@ def rows() -> list[Row]:
     return list(found.values())
 
 
-def two_at_all_sides() -> list[dict[str, Any]]:
-    """R50 and BoT50 at `SIDES`, with the printed step of a detector on each, where there is one."""
-    printed = {
-        row.model: (row.image_size, float(row.printed["step_ms"]))
-        for row in load_paper("botnet").table("5").rows
-        if row.printed["c5_attn"] in ("[0,0,0]", "[1,1,1]") and row.model in ("resnet50", "botnet50")
-    }
-    return [
+def all_of_table_5() -> list[dict[str, Any]]:
+    """Its networks, with the printed step of a detector on each; R50 and BoT50 at `OTHER_SIDES` too."""
+    found: list[dict[str, Any]] = [
         {
-            "name": f"{name} {side}",
-            "model": model,
+            "name": row.label,
+            "model": row.model,
             "options": {},
-            "image_size": side,
-            "printed_ms": printed[model][1] if printed[model][0] == side else None,
+            "image_size": row.image_size,
+            "printed_ms": float(row.printed["step_ms"]),
         }
-        for side in SIDES
-        for name, model in (("R50", "resnet50"), ("BoT50", "botnet50"))
+        for row in load_paper("botnet").table("5").rows
     ]
+    two = [row for row in found if row["model"] in ("resnet50", "botnet50")]
+    found += [row | {"image_size": side, "printed_ms": None} for row in two for side in OTHER_SIDES]
+    return [row | {"name": f"{row['name']}, {row['image_size']}"} for row in found]
 
 
 def all_of_table_14() -> list[dict[str, Any]]:
@@ -102,7 +99,7 @@ def bench_table(
         "environment": environment(device),
         "rows": [
             row | {"batch": asked, "ms": None, "samples_ms": []}
-            for row in (all_of_table_14() if number == TABLES[0] else two_at_all_sides())
+            for row in (all_of_table_14() if number == TABLES[0] else all_of_table_5())
         ],
     }
     if out is not None and out.exists():
@@ -228,33 +225,36 @@ def table(document: dict[str, Any]) -> str:
     )
 
 
-def bot_over_r(document: dict[str, Any]) -> list[list[str]]:
-    """A line a side: pixels, milliseconds of R50 and of BoT50, their ratio, and Table 5's where it has one.
+STEP_RATIOS = ("network", "pixels", "ms", "over R50's", "printed ms", "over R50's")
+"""The columns of `step_ratios`."""
+
+
+def step_ratios(document: dict[str, Any]) -> list[list[str]]:
+    """A line a network, by size: its step, and Table 5's, each also over R50's of that size.
 
     Table 5's steps are those of Mask R-CNN on each; these are of the networks alone.
     """
+    plain = {row["image_size"]: row for row in document["rows"] if row["model"] == "resnet50"}
     lines = []
-    for side in SIDES:
-        plain, bot = (
-            next(row for row in document["rows"] if row["name"] == f"{name} {side}")
-            for name in ("R50", "BoT50")
-        )
-        whole = plain["ms"] and bot["ms"] and plain["batch"] == bot["batch"]
+    for row in sorted(document["rows"], key=lambda row: row["image_size"]):
+        base = plain[row["image_size"]]
+        whole = row["ms"] and base["ms"] and row["batch"] == base["batch"]
         lines.append(
             [
-                str(side),
-                _number(plain["ms"]),
-                _number(bot["ms"]),
-                f"{bot['ms'] / plain['ms']:.2f}" if whole else "",
-                f"{bot['printed_ms'] / plain['printed_ms']:.2f}" if bot["printed_ms"] else "",
+                row["name"].removesuffix(f", {row['image_size']}"),
+                str(row["image_size"]),
+                _number(row["ms"]) if row["batch"] else "does not fit",
+                f"{row['ms'] / base['ms']:.2f}" if whole else "",
+                _number(row["printed_ms"]),
+                f"{row['printed_ms'] / base['printed_ms']:.2f}" if row["printed_ms"] else "",
             ]
         )
     return lines
 
 
 def said_of_ratios(document: dict[str, Any]) -> str:
-    """`bot_over_r` to be read."""
-    environment, form = document["environment"], "{:>6} {:>10} {:>10} {:>15} {:>8}".format
+    """`step_ratios` to be read."""
+    environment, form = document["environment"], "{:16} {:>6} {:>12} {:>10} {:>10} {:>10}".format
     rounds = min(len(row["samples_ms"]) for row in document["rows"])
     return "\n".join(
         [
@@ -262,8 +262,7 @@ def said_of_ratios(document: dict[str, Any]) -> str:
             f"{document['dtype']}, batch {document['batch']}; forward and backward, {document['clock']}, "
             f"medians of {rounds} rounds. Printed: Mask R-CNN on them, Table 5.",
             "",
-            form("pixels", "R50 ms", "BoT50 ms", "BoT50 over R50", "printed"),
-            *(form(*line) for line in bot_over_r(document)),
+            *(form(*line).rstrip() for line in [STEP_RATIOS, *step_ratios(document)]),
         ]
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 from attneck.models.features import Pyramid
 
@@ -19,8 +19,8 @@ from attneck.models.features import Pyramid
 class FPN(nn.Module):
     """x [B, 3, H, W] → maps of C channels, {"0": p2, "1": p3, "2": p4, "3": p5, "pool": p6}, finest first.
 
-    p6 is every second position of p5, as in Detectron. It has the interface of torchvision's backbones, so
-    torchvision's other detectors take it too.
+    p6 is every second position of p5, as in Detectron, unless `last` makes it. It has the interface of
+    torchvision's backbones, so torchvision's other detectors take it too.
 
     Attributes:
         body: the backbone, x → c2 to c5.
@@ -33,6 +33,7 @@ class FPN(nn.Module):
             `channels` and `reductions`. The last four maps are used.
         channels: C.
         norm_layer: after each convolution, BatchNorm (A.2); None for biases in its place, as in Lin et al.
+        last: (channels, the number of maps) → what makes p6, as in torchvision's pyramid.
 
     Raises:
         ValueError: a backbone that is none of these.
@@ -43,6 +44,7 @@ class FPN(nn.Module):
         backbone: nn.Module,
         channels: int = 256,
         norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm2d,
+        last: Callable[[int, int], ExtraFPNBlock] = lambda channels, levels: LastLevelMaxPool(),
     ) -> None:
         super().__init__()
         self.body: Any = backbone
@@ -54,7 +56,7 @@ class FPN(nn.Module):
                 self.body = Pyramid(backbone)
             widths, reductions = self.body.channels, self.body.reductions
         widths, reductions = list(widths)[-4:], list(reductions)[-4:]
-        self.fpn = FeaturePyramidNetwork(widths, channels, LastLevelMaxPool(), norm_layer)
+        self.fpn = FeaturePyramidNetwork(widths, channels, last(channels, len(widths)), norm_layer)
         self.out_channels = channels
         self.names = [str(level) for level in range(len(widths))]
         self.reductions = [*reductions, 2 * reductions[-1]]

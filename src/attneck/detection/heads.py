@@ -1,8 +1,8 @@
 """The heads after the pyramid: region proposals, boxes and masks.
 
-`variant="botnet"` has BatchNorm in all of them (BoTNet A.2), also after the fully connected layer and the
-masks' deconvolution, as in the code base that the paper names. `variant="torchvision"` has torchvision's
-default heads, without norms. Logits and offsets are float32 at least, in both.
+Variants "botnet" and "cloud_tpu" have BatchNorm in all of them (BoTNet A.2), also after the fully connected
+layer and the masks' deconvolution, as in the code base that the paper names. `variant="torchvision"` has
+torchvision's default heads, without norms. Logits and offsets are float32 at least, in all.
 
 Letters: B batch, C channels of the pyramid, H×W of one of its maps, A anchors a position, R regions of a
 batch, K classes with the background.
@@ -41,7 +41,7 @@ def make_heads(options: RCNNOptions, levels: int, num_classes: int) -> dict[str,
     """
     C, features = options.channels, options.box_features
     heads: dict[str, nn.Module]
-    if options.variant == "botnet":
+    if options.variant != "torchvision":
         heads = {
             "rpn_head": RPNHead(C, ANCHORS, options.rpn_convs, levels),
             "box_head": box_head(C, options.box_convs, features),
@@ -66,12 +66,23 @@ class Anchors(AnchorGenerator):
     Args:
         first: the stride of the finest map in pixels; it doubles from level to level.
         levels: the number of maps.
+        centred: each in the middle of its position's pixels, half a stride right of and below its first one,
+            where torchvision's are.
     """
 
-    def __init__(self, first: int, levels: int) -> None:
+    def __init__(self, first: int, levels: int, centred: bool = False) -> None:
         super().__init__(
             tuple((8 * first * 2**level,) for level in range(levels)), ((0.5, 1.0, 2.0),) * levels
         )
+        self.centred = centred
+
+    def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+        """Of each map, (height, width) in positions and its stride down and across in pixels → [N, 4]."""
+        anchors: list[Tensor] = super().grid_anchors(grid_sizes, strides)
+        if not self.centred:
+            return anchors
+        halves = (torch.stack([across, down] * 2) / 2 for down, across in strides)
+        return [boxes + half for boxes, half in zip(anchors, halves, strict=True)]
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
         """Boxes are float32 also where the maps are bfloat16."""

@@ -2,9 +2,7 @@
 
 Region proposals, matching, sampling, losses and non-maximum suppression are torchvision's, with its defaults.
 One differs: 1000 proposals in training too, as in the code base that the paper names (Cloud TPU Detection).
-Its losses of boxes are others: Huber's with delta 1 for regions and 1/9 for proposals (a ninth of
-torchvision's smooth L1), each the mean over what holds an object, of proposals level by level, where
-torchvision's is over all that were sampled.
+`variant="cloud_tpu"` has more of that code base, which the text does not mention (`cloud_tpu.py`);
 `variant="torchvision"` has torchvision's 2000 in training, and its heads.
 Letters: B batch, K classes with the background, n objects, H×W of an image.
 """
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import detection
 
+from attneck.detection import cloud_tpu
 from attneck.detection.fpn import FPN
 from attneck.detection.heads import BOX_BINS, MASK_BINS, Anchors, MaskRoIAlign, RoIAlign, make_heads
 from attneck.detection.interface import check_classes, nothing_found
@@ -61,7 +60,12 @@ class RCNN(detection.FasterRCNN):
         if options.masks != isinstance(self, detection.MaskRCNN):
             raise ValueError(f"{type(self).__name__} got masks={options.masks}: use mask_rcnn or faster_rcnn")
         plain = options.variant == "torchvision"
-        pyramid = FPN(backbone, options.channels, None if plain else nn.BatchNorm2d)
+        tpu = options.variant == "cloud_tpu"
+        pyramid = (
+            FPN(backbone, options.channels, None, cloud_tpu.NormalisedLevels)
+            if tpu
+            else FPN(backbone, options.channels, None if plain else nn.BatchNorm2d)
+        )
         levels = len(pyramid.reductions)
         reductions = pyramid.reductions[:-1]  # of the maps that regions are cut out of: not p6
         parts = make_heads(options, levels, num_classes)
@@ -69,14 +73,17 @@ class RCNN(detection.FasterRCNN):
             parts["mask_roi_pool"] = MaskRoIAlign(pyramid.names, MASK_BINS, reductions)
         super().__init__(
             pyramid,
-            rpn_anchor_generator=Anchors(pyramid.reductions[0], levels),
+            rpn_anchor_generator=Anchors(pyramid.reductions[0], levels, centred=tpu),
             rpn_pre_nms_top_n_train=options.candidates,
             rpn_post_nms_top_n_train=options.proposals * (2 if plain else 1),
             rpn_post_nms_top_n_test=options.proposals,
             box_roi_pool=RoIAlign(pyramid.names, BOX_BINS, reductions),
             box_batch_size_per_image=options.rois,
+            **({"box_score_thresh": 0.0} if tpu else {}),
             **parts,
         )
+        if tpu:  # torchvision's constructor makes the two; these differ in their losses alone
+            self.rpn.__class__, self.roi_heads.__class__ = cloud_tpu.Regions, cloud_tpu.Heads
         self.transform = Transform(image_size, max(STEP, pyramid.reductions[-1]))
         self._freeze_norms = options.freeze_norms
         self._statistics_seen = not options.freeze_norms

@@ -93,9 +93,10 @@ class RCNNOptions(DetectorOptions):
     """Options of the network under it; None where a module is given."""
     masks: bool = True
     """Whether there is a mask head: Mask R-CNN, else Faster R-CNN."""
-    variant: Literal["botnet", "torchvision"] = "botnet"
-    """botnet: BatchNorm in pyramid and heads (BoTNet A.2). torchvision: its default detector, no norms
-    there, one convolution in the RPN, two fully connected layers for boxes."""
+    variant: Literal["botnet", "cloud_tpu", "torchvision"] = "botnet"
+    """botnet: BatchNorm in pyramid and heads (BoTNet A.2), else as torchvision. cloud_tpu: also the pyramid,
+    anchors, losses of boxes and least score of the code base that A.2 names. torchvision: its default
+    detector, no norms there, one convolution in the RPN, two fully connected layers for boxes."""
     channels: Positive = 256
     """Channels of the pyramid, and of every convolution after it."""
     rpn_convs: Depth = 2
@@ -122,10 +123,10 @@ class RCNNOptions(DetectorOptions):
         if not self.masks:
             self._refuse_idle(("mask_convs",), "masks=True")
         if self.variant == "torchvision":
-            self._refuse_idle(("rpn_convs", "box_convs"), "variant='botnet'")
+            self._refuse_idle(("rpn_convs", "box_convs"), "variant='botnet' or 'cloud_tpu'")
             if self.freeze_norms:
                 self._refuse_idle(
-                    ("norm_momentum",), "a BatchNorm that learns: variant='botnet', or freeze_norms=False"
+                    ("norm_momentum",), "a BatchNorm that learns: another variant, or freeze_norms=False"
                 )
         return self
 
