@@ -29,10 +29,11 @@ def test_a_bot_block_is_figure_1_and_12():
     assert [(box.words, box.shape, [at for at, _ in box.inputs], box.attention) for box in boxes] == [
         (["input"], "1024 × 14 × 14", [], ""),
         (["conv1: 1 × 1, 1024 → 512", "BatchNorm2d, ReLU"], "512 × 14 × 14", [0], ""),
-        (["conv2: MHSA, 4 heads, stride 2", "BatchNorm2d, ReLU"], "512 × 7 × 7", [1], "MHSA"),
-        (["conv3: 1 × 1, 512 → 2048", "BatchNorm2d"], "2048 × 7 × 7", [2], ""),
+        (["conv2: MHSA, 4 heads"], "512 × 14 × 14", [1], "MHSA"),
+        (["mean of 2 × 2", "BatchNorm2d, ReLU"], "512 × 7 × 7", [2], ""),
+        (["conv3: 1 × 1, 512 → 2048", "BatchNorm2d"], "2048 × 7 × 7", [3], ""),
         (["downsample.0: 1 × 1, 1024 → 2048, stride 2", "BatchNorm2d"], "2048 × 7 × 7", [0], ""),
-        (["+", "ReLU"], "2048 × 7 × 7", [3, 4], ""),
+        (["+", "ReLU"], "2048 × 7 × 7", [4, 5], ""),
     ]
 
 
@@ -49,12 +50,18 @@ def test_a_bot_block_is_figure_1_and_12():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_self_attention_is_figure_4(position, content, products, stride):
     boxes = alone(MHSA2d(32, (8, 8), heads=4, position=position, content=content, stride=stride))
-    assert [name for name in names(boxes) if "·" in name or "+ r" in name] == products
+    assert [name for name in names(boxes) if "·" in name or "k + r" in name] == products
     assert sum("softmax" in " ".join(box.words) for box in boxes) == 1
     weights = next(box for box in boxes if "softmax" in " ".join(box.words))
     assert weights.shape == "4 × 64 × 64"
     assert (names(boxes)[-1] == "mean of 2 × 2") == (stride == 2)
-    assert boxes[-1].shape == ("8 × 4 × 4" if stride == 2 else "4 × 64 × 8")
+    assert boxes[-1].shape == ("4 × 8 × 4 × 4" if stride == 2 else "4 × 64 × 8")
+    tables = [at for at, box in enumerate(boxes) if box.words == ["r = R_h + R_w"]]
+    sizes = {"relative": ["15 × 8 + 15 × 8"], "absolute": ["8 × 8 + 8 × 8"], "none": []}
+    assert [boxes[at].shape for at in tables] == sizes[position]
+    (user,) = [box for box in boxes if tables and (tables[0], "r") in box.inputs] or [None]
+    assert user is None or user.words[0] == ("k + r" if position == "absolute" and content else "q · r")
+    assert boxes[1].words[1] == ("W_Q, W_K, W_V" if content else "W_Q, W_V")
 
 
 def test_bam_is_figure_2():

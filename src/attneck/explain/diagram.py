@@ -63,6 +63,9 @@ def _rows(boxes: Sequence[Box]) -> list[list[Spot]]:
     depth: list[int] = []
     for box in boxes:
         depth.append(1 + max((depth[number] for number, _ in box.inputs), default=-1))
+    for at, box in enumerate(boxes):  # what is learnt stands right before it is used
+        if at and not box.inputs:
+            depth[at] = min(depth[to] for to, other in enumerate(boxes) if at in dict(other.inputs)) - 1
     rows: list[list[Spot]] = [[] for _ in range(max(depth) + 1)]
     spots: list[Spot] = []
     passing: dict[tuple[int, str, int], Spot] = {}
@@ -130,8 +133,9 @@ def _draw(axes: Any, spot: Spot, boxes: Sequence[Box], left: float, top: float, 
         end, start = (x, top + spot.top), (left + other.x, top + other.bottom)
         axes.annotate("", end, start, arrowprops=arrow)
         if words:
-            middle = (end[0] + start[0]) / 2 + 0.05, (end[1] + start[1]) / 2
-            axes.text(*middle, words, va="center", fontsize=SIZE, style="italic", color=colours["ink"])
+            near = [0.75 * there + 0.25 * here for there, here in zip(end, start, strict=True)]
+            near[0] += 0.05
+            axes.text(*near, words, va="center", fontsize=SIZE, style="italic", color=colours["ink"])
     if spot.box is None:
         axes.plot([x, x], [top + spot.top, top + spot.bottom], color=colours["soft"], linewidth=1)
         return

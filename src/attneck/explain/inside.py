@@ -60,6 +60,9 @@ PRODUCTS = {
 }
 """The products of self-attention (BoTNet, Figure 4), by what goes into them."""
 
+WITH_TABLES = {"q · r", "k + r"}
+"""Boxes that the position tables go into."""
+
 
 @dataclass
 class Box:
@@ -154,8 +157,14 @@ def _boxes(seen: Trace, call: Step) -> list[Box]:
             elif words == ["+"] and len(known) == 1:
                 parts = [f"{part} + r" * (part == "k")]
                 words = ["k + r" if part == "k" else "shifted"]
-            box = len(boxes)
             kind = "" if step.module is None else ATTENTION.get(type(step.module), "")
+            if isinstance(step.module, MHSA2d) and step.module.stride > 1:  # the pool is a step of its own
+                boxes.append(Box(words, _shape(seen, known[0]), inputs, kind))
+                words, inputs, kind = ["mean of 2 × 2"], [(len(boxes) - 1, "")], ""
+            if words[0] in WITH_TABLES:
+                boxes.append(Box(["r = R_h + R_w"], _tables(call.module), []))
+                inputs.append((len(boxes) - 1, "r"))
+            box = len(boxes)
             boxes.append(Box(words, _shape(seen, new[0]), inputs, kind))
         made |= {number: (box, role) for number, role in zip(new, parts, strict=True)}
         if len(new) == 1 and (follows or step.module is not None or step.name not in VIEWS):
@@ -190,6 +199,9 @@ def _words(step: Step, call: Step, roles: list[str]) -> list[str]:
     if module is None:
         return _function(step, roles)
     name = step.name.removeprefix(f"{call.name}.")
+    if isinstance(call.module, MHSA2d) and module is call.module.qkv:
+        parts = "W_Q, W_K, W_V" if call.module.content else "W_Q, W_V"
+        return [f"{name}: 1 × 1, {module.in_channels} → {module.out_channels}", parts]
     if isinstance(module, nn.Conv2d):
         words = [_sides(module.kernel_size), f"{module.in_channels} → {module.out_channels}"]
         for what in ("stride", "dilation", "groups"):
@@ -199,7 +211,7 @@ def _words(step: Step, call: Step, roles: list[str]) -> list[str]:
     elif isinstance(module, nn.Linear):
         words = [f"{module.in_features} → {module.out_features}"]
     elif isinstance(module, MHSA2d):
-        words = ["MHSA", f"{module.heads} heads"] + [f"stride {module.stride}"] * (module.stride > 1)
+        words = ["MHSA", f"{module.heads} heads"]
     else:
         words = [ATTENTION.get(type(module), type(module).__name__)]
     return [f"{name}: {', '.join(words)}"]
@@ -219,5 +231,14 @@ def _sides(size: int | tuple[int, ...]) -> str:
     return " × ".join(map(str, size if isinstance(size, tuple) else (size, size)))
 
 
+def _tables(layer: Any) -> str:
+    """The position tables of self-attention: what is learnt for rows and for columns."""
+    tables = [table for name, table in layer.named_parameters() if name.startswith(("rel_", "abs_"))]
+    return " + ".join(" × ".join(map(str, table.shape)) for table in tables)
+
+
 def _shape(seen: Trace, number: int) -> str:
-    return " × ".join(map(str, seen.shapes[number][1:]))
+    """Of one image: what is in the batch beside images, heads say, is counted too."""
+    first, *rest = seen.shapes[number]
+    more = first // seen.shapes[0][0]
+    return " × ".join(map(str, [more, *rest] if more > 1 else rest))
