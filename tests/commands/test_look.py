@@ -188,7 +188,20 @@ def test_draw_inside_before_and_after(capsys: Any) -> None:
     assert text.count("conv2: MHSA, 4 heads") == 1
 
 
+def test_networks_are_drawn_beside_each_other(capsys: Any) -> None:
+    words = ("draw", "timm/resnet18", NET, "--save", "both.svg")
+    assert said(capsys, *words) == (0, "wrote both.svg")
+    text = Path("both.svg").read_text()
+    assert "224 × 224" in text
+    assert "32 × 32" in text
+    assert text.index(">timm/resnet18<") < text.index(f">{NET}<")
+    code, line = said(capsys, *words, "--inside", "layer1.0")
+    assert (code, line) == (0, "wrote both.svg")
+    assert Path("both.svg").read_text().count("layer1.0 of ") == 2
+
+
 DRAWN_REFUSED: dict[str, tuple[list[str], str]] = {
+    "none": ([], "attneck draw wants a model"),
     "no model": (["botnte50"], "perhaps you meant 'botnet50'"),
     "none of timm's": (["timm/resnet19"], "timm has no model 'resnet19'"),
     "options": ([NET, "--options", "bma", "stages"], "has no option 'bma'"),

@@ -148,6 +148,17 @@ def test_which_blocks_attend_is_told(attend: list[int], blocks: dict[str, list[i
     assert (stage.blocks, stage.some) == (2, blocks)
 
 
+def test_where_among_the_blocks_it_was_inserted_is_told() -> None:
+    """BoTNet's Figure 13: before the last block of c4. BAM after a stage's last block is between none."""
+    nl, bot = (attneck.create_model(name, 2, 64) for name in ("resnet50_nl_c4", "resnet50_bot_c4"))
+    found = {stage.name: stage for stage in stages(nl, (64, 64))}["layer3"]
+    assert (found.blocks, found.some, found.between) == (6, {}, {"non-local": [5]})
+    found = {stage.name: stage for stage in stages(bot, (64, 64))}["layer3"]
+    assert (found.blocks, found.some, found.between) == (7, {"MHSA": [6]}, {})
+    bam = attneck.create_model("resnet50_bam", 2, 64)
+    assert all(stage.between == {} for stage in stages(bam, (64, 64)))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "names", "attention"),
     [
@@ -184,9 +195,8 @@ def test_stages_are_the_whole_network(name: str, options: Any, names: Any, atten
         assert [stage.channels for stage in found] == [64, 256, 512, 1024, 2048, 1000]
         assert [stage.blocks for stage in found[1:5]] == [3, 4, 6, 3]
     assert len({stage.name for stage in found}) == len(found) >= 4
-    figure = neck(
-        [Drawn(name, found), Drawn("runs/$a\\gain$\udcff", found, frozenset({found[1].name}))], size
-    )
+    again = Drawn("runs/$a\\gain$\udcff", size, found, frozenset({found[1].name}))
+    figure = neck([Drawn(name, size, found), again])
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [(text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts if text.get_text()]

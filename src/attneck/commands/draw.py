@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def draw(
-    model: Annotated[str, tyro.conf.Positional],
+    models: Annotated[tuple[str, ...], tyro.conf.Positional],
     /,
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
     surgery: Surgery | None = None,
@@ -32,73 +32,83 @@ def draw(
     options: Options = {},  # noqa: B006 - likewise
     dark: Flag = False,
 ) -> None:
-    """Draw a network: the map and channels of each stage, parameters, multiply-adds, and its attention.
+    """Draw networks: the map and channels of each stage, parameters, multiply-adds, and its attention.
 
-    With --surgery the network before and after it, the changed stages framed. With --inside what a module of
-    it computes, a block, a stage or an attention layer: its operations, and the maps between them.
+    Of several networks, or with --surgery one before and after it, the stages are framed that are not as in
+    the first. With --inside what a module of them computes, a block, a stage or an attention layer: its
+    operations, and the maps between them.
 
     Args:
-        model: a name of `attneck list`, timm/NAME, a run's folder, or what attneck.hub.save wrote.
-        save: the picture: .png, .svg or .pdf; if not given the model's name with -neck.png, here, with a
-            number where that is taken (of --inside with its name).
-        surgery: the function of attneck.surgery that changes it.
+        models: names of `attneck list`, timm/NAME, a run's folder, or what attneck.hub.save wrote.
+        save: the picture: .png, .svg or .pdf; if not given the first model's name with -neck.png, here, with
+            a number where that is taken (of --inside with its name).
+        surgery: the function of attneck.surgery that changes them.
         surgery_options: its arguments, such as stage 3.
         inside: a module's name, such as layer4.0: that is drawn, in place of the stages.
         image_size: side of the image in pixels; the model's own if not given.
-        options: what the model is asked for beyond its name, such as bam stages.
+        options: what the models are asked for beyond their names, such as bam stages.
         dark: on a dark page.
     """
     if surgery is None and surgery_options:
         raise UserError("--surgery-options would change nothing without --surgery: leave them out")
-    of_timm = model.startswith(TIMM)
-    kind = "name" if of_timm else kind_of(model)
-    if options and kind != "name":
-        raise UserError(
-            f"--options are of a model that is built by its name, and {model} is saved: leave them out"
-        )
+    if not models:
+        raise UserError("attneck draw wants a model: a name of `attneck list`, timm/NAME, or a folder")
+    kinds = {model: "name" if model.startswith(TIMM) else kind_of(model) for model in models}
+    for model, kind in kinds.items():
+        if options and kind != "name":
+            raise UserError(
+                f"--options are of a model that is built by its name, and {model} is saved: leave them out"
+            )
     with user_mistakes():
-        if not of_timm and kind == "name":
-            catalog.find(model, dict(options))
+        for model, kind in kinds.items():
+            if kind == "name" and not model.startswith(TIMM):
+                catalog.find(model, dict(options))
         if image_size is not None:
             sides("--image-size", image_size)
-    title = " ".join([model, *(f"{name}={value}" for name, value in options.items())])
-    file = target(save, model, f"{Path(model.rstrip('/')).name}-{inside or 'neck'}")
+    file = target(save, models[0], f"{Path(models[0].rstrip('/')).name}-{inside or 'neck'}")
     with user_mistakes():
-        network = _network(model, kind, image_size, dict(options))
-        size = _size(network, image_size)
-        states = {title: network}
-        if surgery is not None:
-            from attneck.surgery.by_name import operate
+        states: dict[str, nn.Module] = {}
+        for model, kind in kinds.items():
+            title = " ".join([model, *(f"{name}={value}" for name, value in options.items())])
+            states[title] = network = _network(model, kind, image_size, dict(options))
+            if surgery is not None:
+                from attneck.surgery.by_name import operate
 
-            states[f"{title} after {surgery}"] = changed = copy.deepcopy(network)
-            operate(changed, surgery, surgery_options, size)
-        figure = _stages(states, size, dark) if inside is None else _inside(states, inside, size, dark)
+                states[f"{title} after {surgery}"] = changed = copy.deepcopy(network)
+                operate(changed, surgery, surgery_options, _size(network, image_size))
+        sizes = {title: _size(network, image_size) for title, network in states.items()}
+        figure = _stages(states, sizes, dark) if inside is None else _inside(states, inside, sizes, dark)
     write(figure, file)
     print(f"wrote {shown_path(file)}")
 
 
-def _stages(states: dict[str, nn.Module], size: tuple[int, int], dark: bool) -> Figure:
-    """The network's stages, in each state; those framed that differ from the first one's."""
+Sizes = dict[str, tuple[int, int]]
+"""(height, width) of the image, by the network's title."""
+
+
+def _stages(states: dict[str, nn.Module], sizes: Sizes, dark: bool) -> Figure:
+    """The networks' stages; those framed that differ from the first one's."""
     from attneck.explain.neck import Drawn, neck
     from attneck.measure.stages import stages
 
     drawn: list[Drawn] = []
     for title, network in states.items():
-        found = stages(network, size)
+        found = stages(network, sizes[title])
         before = {stage.name: (stage.params, stage.attention) for stage in drawn[0].stages} if drawn else {}
         changed = {stage.name for stage in found if before.get(stage.name) != (stage.params, stage.attention)}
-        drawn.append(Drawn(title, found, frozenset(changed if drawn else ())))
-    return neck(drawn, size, dark=dark)
+        drawn.append(Drawn(title, sizes[title], found, frozenset(changed if drawn else ())))
+    return neck(drawn, dark=dark)
 
 
-def _inside(states: dict[str, nn.Module], name: str, size: tuple[int, int], dark: bool) -> Figure:
-    """What the module called `name` computes, in each state that has it."""
+def _inside(states: dict[str, nn.Module], name: str, sizes: Sizes, dark: bool) -> Figure:
+    """What the module called `name` computes, in each network that has it."""
     from attneck.explain.diagram import diagram
     from attneck.explain.inside import inside
 
     having = [title for title, network in states.items() if name in dict(network.named_modules())]
     shown = having or [*states][-1:]  # the last one refuses
-    return diagram([(f"{name} of {title}", inside(states[title], name, size)) for title in shown], dark=dark)
+    boxes = {title: inside(states[title], name, sizes[title]) for title in shown}
+    return diagram([(f"{name} of {title}", those) for title, those in boxes.items()], dark=dark)
 
 
 def _network(model: str, kind: Any, image_size: int | None, options: dict[str, Any]) -> nn.Module:

@@ -32,18 +32,16 @@ PAPER = {"light": ("#e7ecf1", "#b9c4cf"), "dark": ("#242c35", "#4a5866")}
 
 
 class Drawn(NamedTuple):
-    """A network: its title, its stages, and the names of those that are new or changed in it."""
+    """A network: its title, (height, width) of its image, its stages, and the names of the changed ones."""
 
     title: str
+    image_size: tuple[int, int]
     stages: Sequence[Stage]
     changed: frozenset[str] = frozenset()
 
 
-def neck(networks: Sequence[Drawn], image_size: tuple[int, int], *, dark: bool = False) -> Figure:
-    """Networks under each other, each from left to right, with a legend of their attention.
-
-    image_size: (height, width) of the image that costs are of.
-    """
+def neck(networks: Sequence[Drawn], *, dark: bool = False) -> Figure:
+    """Networks under each other, each from left to right, with a legend of their attention."""
     colours = DARK if dark else LIGHT
     most = max(len(network.stages) for network in networks)
     kinds = [kind for kind in KINDS if any(kind in one.attention for row in networks for one in row.stages)]
@@ -55,7 +53,7 @@ def neck(networks: Sequence[Drawn], image_size: tuple[int, int], *, dark: bool =
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     for number, network in enumerate(networks):
-        _network(axes, network, image_size, EDGE + number * row, dark)
+        _network(axes, network, EDGE + number * row, dark)
     for number, kind in enumerate(kinds):
         y = EDGE + row * len(networks) + 0.3 * number
         _chip(axes, EDGE, y, 0.9, kind, kind)
@@ -63,7 +61,7 @@ def neck(networks: Sequence[Drawn], image_size: tuple[int, int], *, dark: bool =
     return figure
 
 
-def _network(axes: Any, network: Drawn, image_size: tuple[int, int], top: float, dark: bool) -> None:
+def _network(axes: Any, network: Drawn, top: float, dark: bool) -> None:
     colours = DARK if dark else LIGHT
     params, madds = (sum(getattr(stage, what) for stage in network.stages) for what in ("params", "madds"))
     title = {"fontsize": 12, "weight": "bold", "color": colours["ink"], "parse_math": False}
@@ -72,7 +70,7 @@ def _network(axes: Any, network: Drawn, image_size: tuple[int, int], top: float,
     right = EDGE + (len(network.stages) + 1) * (WIDE + GAP) - GAP
     axes.text(right, top + 0.02, total, va="top", ha="right", fontsize=9, color=colours["soft"])
     middle = top + ROW + TALL / 2
-    H, W = image_size
+    H, W = network.image_size
     axes.text(
         EDGE + WIDE / 2,
         middle,
@@ -93,7 +91,7 @@ def _network(axes: Any, network: Drawn, image_size: tuple[int, int], top: float,
             arrowprops={"arrowstyle": "->", "color": colours["soft"]},
         )
         least = 0.3 + (CHIP + 0.06) * len(stage.attention)
-        tall = max(least, TALL * _share(stage, image_size))
+        tall = max(least, TALL * _share(stage, network.image_size))
         changed = stage.name in network.changed
         axes.add_patch(
             FancyBboxPatch(
@@ -125,13 +123,18 @@ def _network(axes: Any, network: Drawn, image_size: tuple[int, int], top: float,
 
 
 def _words(stage: Stage) -> list[str]:
-    """Under the box: map and channels, blocks and which of them attend, parameters, multiply-adds."""
+    """Under the box: map and channels, blocks and the attention among them, parameters, multiply-adds."""
     where = f"{stage.map_size[0]} × {stage.map_size[1]}" if stage.map_size else ""
     wide = "" if stage.channels is None else f"{stage.channels} channels"
     blocks = "" if not stage.blocks else "1 block" if stage.blocks == 1 else f"{stage.blocks} blocks"
     blocks += "".join(
         f", {kind} in {', '.join(map(str, numbers))}"
         for kind, numbers in stage.some.items()
+        if len(numbers) <= MOST_BLOCKS
+    )
+    blocks += "".join(
+        f", {kind} after {', '.join(map(str, numbers))}"
+        for kind, numbers in stage.between.items()
         if len(numbers) <= MOST_BLOCKS
     )
     first = f"{where}, {wide}" if where and wide else where or wide

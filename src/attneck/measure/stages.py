@@ -37,6 +37,7 @@ class Stage:
         madds: multiply-adds for one image.
         attention: how many of which, by their short names.
         some: of those that some of its blocks have and others lack, the numbers of these blocks, from 1 on.
+        between: of those that stand between its blocks, the numbers of the blocks before them.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Stage:
     madds: int
     attention: dict[str, int]
     some: dict[str, list[int]] = field(default_factory=dict)
+    between: dict[str, list[int]] = field(default_factory=dict)
 
 
 def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
@@ -95,6 +97,7 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
             cost(name),
             _attention(module),
             _some(module),
+            _between(module),
         )
         if rows and (rows[-1].name == where or (first < at < last and not _is_stage(module))):
             stage = _joined(rows.pop(), stage)
@@ -122,6 +125,19 @@ def _some(module: nn.Module) -> dict[str, list[int]]:
         for kind in dict.fromkeys(kind for one in inside for kind in one)
     }
     return {kind: numbers for kind, numbers in found.items() if len(numbers) < len(inside)}
+
+
+def _between(module: nn.Module) -> dict[str, list[int]]:
+    """The numbers of the blocks that attention stands after, in the row of blocks; not the last."""
+    found: dict[str, list[int]] = {}
+    blocks = _blocks(module)
+    before = 0
+    for child in module.children() if blocks else ():
+        if child in blocks:
+            before += 1
+        elif before < len(blocks) and (kind := ATTENTION.get(type(child))) is not None:
+            found.setdefault(kind, []).append(before)
+    return found
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
