@@ -44,7 +44,6 @@ from attneck.training.schedule import lr_factor, never_reached
 from attneck.training.state import Progress
 from attneck.training.step import Objective, clipped, gradients
 from attneck.training.stop import until_stopped
-from attneck.training.table import write_csv
 from attneck.training.trackers import Trackers
 
 T = TypeVar("T")
@@ -211,8 +210,6 @@ def train_loop(
                 progress.sums = {}
                 look_on()  # before the checkpoint: a run that goes on from it has what was seen
                 report.epoch(progress.history)
-                if world.rank == 0:
-                    write_csv(folder, progress.history)
                 save()
                 trackers.send(progress.history)
                 saved = began = time.monotonic()
