@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from attneck.serve.refused import Refused
-
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -29,6 +27,19 @@ SEEN_PIXELS = 1 << 22
 """Of an image as the models and the page get it."""
 LONGEST = 65_500
 """Pixels of a side that a JPEG can have."""
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a fault
+    """What the page's server does not do.
+
+    Attributes:
+        status: HTTP's.
+        said: the sentence that the page shows.
+    """
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(said)
+        self.status, self.said = status, said
 
 
 @dataclass
