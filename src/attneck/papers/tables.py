@@ -179,7 +179,6 @@ class Paper:
 
     name: str
     title: str
-    authors: tuple[str, ...]
     venue: str
     arxiv: str
     tables: tuple[Table, ...]
@@ -226,7 +225,7 @@ def load_paper(name: str) -> Paper:
     content = tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
     about = content["paper"]
     tables = tuple(_table(entry, about, f"{name}.toml: table {entry['id']}") for entry in content["table"])
-    return Paper(name, about["title"], tuple(about["authors"]), about["venue"], about["arxiv"], tables)
+    return Paper(name, about["title"], about["venue"], about["arxiv"], tables)
 
 
 def verdict(printed: str, count: int, unit: int, base: int | None = None) -> Verdict:
