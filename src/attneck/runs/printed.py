@@ -125,10 +125,8 @@ def _otherwise(row: Row, wanted: Recipe, recipe: Recipe) -> list[str]:
 
 def _shorter(recipe: Recipe, record: dict[str, Any]) -> list[str]:
     """That the record is not of the run's end, in words."""
-    if recipe.steps is None:
-        done, of, unit = record["epoch"], recipe.epochs or 1, "epochs"
-    else:
-        done, of, unit = record["step"], recipe.total_steps(0), "steps"
+    done, of = recipe.reached(record["epoch"], record["step"])
+    unit = "epochs" if recipe.steps is None else "steps"
     return [f"{done:,g} of {of:,} {unit}"] if done < of else []
 
 
