@@ -9,7 +9,7 @@ from typing import Any
 
 from attneck.models import catalog
 from attneck.papers.results import SCORES, FinishedRun, same_data
-from attneck.papers.tables import PAPERS, Row, Table, load_paper
+from attneck.papers.tables import PAPERS, Row, load_paper
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import differences, load_recipe, parse_recipe, shipped_recipes
 
@@ -67,7 +67,7 @@ def printed(recipe: Recipe, record: dict[str, Any]) -> list[Printed]:
         for table in paper.tables:
             columns = [column for column in table.columns if column.key in SCORES]
             for row in table.rows if columns else ():
-                wanted = _of_row(table, row, own)
+                wanted = _of_row(row, own)
                 if wanted is None or wanted.data.name != recipe.data.name:
                     continue
                 if recipe.data.name == "folder" and not (
@@ -98,14 +98,14 @@ def architecture(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in every.items() if key not in {"drop_path", "dropout"}}
 
 
-def _of_row(table: Table, row: Row, own: dict[str, Any]) -> Recipe | None:
+def _of_row(row: Row, own: dict[str, Any]) -> Recipe | None:
     """The recipe of a row whose network is this one; None of any other."""
-    name = ((row.recipe or table.recipe).split() or [""])[0]
+    name = row.recipe.partition(" ")[0]
     if not row.model or name not in shipped_recipes():
         return None
     with suppress(ValueError):
         if architecture(row.trained, row.trained_options) == own:
-            return recipe_of(table, row, {name: load_recipe(name)})
+            return recipe_of(row, {name: load_recipe(name)})
     return None
 
 
@@ -130,9 +130,9 @@ def _shorter(recipe: Recipe, record: dict[str, Any]) -> list[str]:
     return [f"{done:,g} of {of:,} {unit}"] if done < of else []
 
 
-def recipe_of(table: Table, row: Row, shipped: dict[str, Recipe]) -> Recipe | None:
+def recipe_of(row: Row, shipped: dict[str, Recipe]) -> Recipe | None:
     """The recipe that the row's command trains; None where it has none."""
-    name, *changes = (row.recipe or table.recipe).split() or [""]
+    name, *changes = row.recipe.split() or [""]
     if name not in shipped or not row.model or row.alternative:
         return None
     tree: dict[str, Any] = shipped[name].model_dump(mode="json")
