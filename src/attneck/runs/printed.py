@@ -11,7 +11,7 @@ from attneck.models import catalog
 from attneck.papers.results import SCORES, FinishedRun, same_data
 from attneck.papers.tables import PAPERS, Row, load_paper
 from attneck.training.recipe import Recipe
-from attneck.training.recipe_file import differences, load_recipe, parse_recipe, shipped_recipes
+from attneck.training.recipe_file import changed, differences, load_recipe, shipped_recipes
 
 HOW_IT_RAN = {"accumulate", "precision", "channels_last", "sync_bn", "compile"}
 """What may differ from the row's recipe and is said then: how a step is computed, not what it is."""
@@ -135,25 +135,19 @@ def recipe_of(row: Row, shipped: dict[str, Recipe]) -> Recipe | None:
     name, *changes = row.recipe.split() or [""]
     if name not in shipped or not row.model or row.alternative:
         return None
-    tree: dict[str, Any] = shipped[name].model_dump(mode="json")
-    tree["model"]["name"] = row.trained
-    tree["model"]["options"] |= row.trained_options
-    if tree["data"]["image_size"] is not None:
-        tree["data"]["image_size"] = row.image_size
-    field: list[str] = []
+    fields: dict[str, Any] = {"model.name": row.trained}
+    fields |= {f"model.options.{option}": value for option, value in row.trained_options.items()}
+    if shipped[name].data.image_size is not None:
+        fields["data.image_size"] = row.image_size
+    field: list[Any] = []
     given: dict[str, list[Any]] = {}
     for word in changes:
         if word.startswith("--"):
             field = given.setdefault(word[2:].replace("-", "_"), [])
         else:
             field.append(_value(word))
-    for path, values in given.items():
-        *parts, last = path.split(".")
-        place = tree
-        for part in parts:
-            place = place[part]
-        place[last] = values if len(values) > 1 else values[0]
-    return parse_recipe(tree, name)
+    fields |= {path: values if len(values) > 1 else values[0] for path, values in given.items()}
+    return changed(shipped[name], fields, name)
 
 
 def _value(word: str) -> Any:
