@@ -45,7 +45,7 @@ def trainings() -> list[Training]:
     found: dict[str, Training] = {}
     for section in sections():
         for checked in section.rows:
-            recipe = recipe_of(section.table, checked.row, recipes) if checked.train else None
+            recipe = recipe_of(checked.row, recipes) if checked.train else None
             if checked.train is None or recipe is None:
                 continue
             images = (

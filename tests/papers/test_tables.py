@@ -277,8 +277,8 @@ def test_every_train_command_makes_the_rows_recipe():
     from attneck.commands.train import parse
 
     found, parsed = set(), {}
-    for _, table, row in ROWS:
-        said = command._train(table, row, RECIPES)
+    for _, _, row in ROWS:
+        said = command._train(row, RECIPES)
         if said is None:
             continue
         *trunk, own = said.split(" && ")
@@ -297,7 +297,7 @@ def test_every_train_command_makes_the_rows_recipe():
         wanted = command.architecture(row.trained, row.trained_options)
         assert command.architecture(made.model.name, dict(made.model.options)) == wanted, said
         assert made.data.image_size in (None, row.image_size), said
-        other = recipe_of(table, row, RECIPES)
+        other = recipe_of(row, RECIPES)
         assert made.model_dump(exclude={"model"}) == other.model_dump(exclude={"model"}), said
         assert command.architecture(other.model.name, dict(other.model.options)) == wanted, said
         found.add(recipe)
@@ -310,32 +310,32 @@ def test_a_command_says_what_its_recipe_does_not():
     table = LOADED["botnet"].table("12")
     row = next(row for row in table.rows if row.label == "BoT50")
     start = "attneck train imagenet-200 --optimizer.weight-decay 4e-5 --model.name botnet50"
-    assert train_command(table, row, {}) is None
-    assert train_command(table, row, {"demo": Trainer({})}) is None
-    assert train_command(table, row, {"imagenet-200": Trainer({}, 160)}) == (
+    assert train_command(row, {}) is None
+    assert train_command(row, {"demo": Trainer({})}) is None
+    assert train_command(row, {"imagenet-200": Trainer({}, 160)}) == (
         f"{start} --model.options se 2 3 4 activation silu --data.image-size 224"
     )
     started = Trainer({"activation": "silu"}, 224)
-    assert train_command(table, row, {"imagenet-200": started}) == f"{start} --model.options se 2 3 4"
+    assert train_command(row, {"imagenet-200": started}) == f"{start} --model.options se 2 3 4"
     full = Trainer({"activation": "relu", "se": [2, 3, 4], "drop_path": 0.2}, 224)
-    assert train_command(table, row, {"imagenet-200": full}) == f"{start} --model.options activation silu"
+    assert train_command(row, {"imagenet-200": full}) == f"{start} --model.options activation silu"
     table = LOADED["botnet"].table("7")
     row = next(row for row in table.rows if row.label == "BoT50, 1280")
-    detection = dataclasses.replace(table, recipe="coco-6x")
-    assert train_command(detection, row, {"coco-6x": Trainer({}, 1024)}) == (
+    detection = dataclasses.replace(row, recipe="coco-6x")
+    assert train_command(detection, {"coco-6x": Trainer({}, 1024)}) == (
         "attneck train coco-6x --model.name maskrcnn_botnet50 --data.image-size 1280 "
         "--model.pretrained resnet50.tv_in1k"
     )
     heads = command.architecture("maskrcnn_botnet50", {"drop_path": 0.1})
     assert heads == command.architecture("maskrcnn_resnet50", {"attend": [1]})
     assert heads != command.architecture("fasterrcnn_botnet50", {})
-    without = dataclasses.replace(LOADED["bam"].table("4b"), recipe="")
-    assert all(command._train(without, row, RECIPES) is None for row in without.rows)
+    without = [dataclasses.replace(row, recipe="") for row in LOADED["bam"].table("4b").rows]
+    assert all(command._train(row, RECIPES) is None for row in without)
 
 
 def test_a_row_may_have_a_recipe_and_detector_options_of_its_own():
     said = {
-        (table.id, row.label): command._train(table, row, RECIPES)
+        (table.id, row.label): command._train(row, RECIPES)
         for table in map(LOADED["botnet"].table, ("3", "7", "9"))
         for row in table.rows
     }
@@ -355,8 +355,8 @@ def test_what_the_detectors_of_each_table_start_from():
     from timm import is_model_pretrained
 
     said: dict[str, set[str]] = {}
-    for _, table, row in ROWS:
-        command_said = command._train(table, row, RECIPES) if row.detector else None
+    for _, _, row in ROWS:
+        command_said = command._train(row, RECIPES) if row.detector else None
         if command_said is not None:
             start = re.search(r"--model\.(pretrained|weights) \S+", command_said)
             assert start, "no detector starts at random"
@@ -409,7 +409,7 @@ def test_a_trunk_that_is_trained_before_fills_its_detector(trunk, detector):
 
 def test_a_quoted_network_that_the_recipe_does_not_fit_has_no_command():
     table = LOADED["botnet"].table("14")
-    said = {row.label: command._train(table, row, RECIPES) for row in table.rows}
+    said = {row.label: command._train(row, RECIPES) for row in table.rows}
     assert said["B0 EfficientNet"] is None
     assert said["T7 BoTNet-S1-128"] == (
         "attneck train imagenet-350 --model.name botnet_s1_128 --data.image-size 384"
@@ -424,7 +424,7 @@ def _write_run(
 ) -> None:
     """A run of a row's own recipe, with some of its fields changed, on so many images."""
     found, row = next((one, row) for _, one, row in ROWS if (one.id, row.label) == (table, label))
-    recipe = recipe_of(found, row, RECIPES).model_dump(mode="json")
+    recipe = recipe_of(row, RECIPES).model_dump(mode="json")
     for path, value in changes.items():
         *parts, last = path.split("__")
         place = recipe

@@ -11,11 +11,10 @@ from PIL import Image
 from small_page import FACTS, random
 
 from attneck import cli
-from attneck.commands.given_model import Viewer
 from attneck.explain import maps
 from attneck.layers import BAM
 from attneck.serve import alone as standing
-from attneck.serve.network import Network
+from attneck.serve.network import Network, Viewer
 from attneck.serve.page import STEPS_A_NAT
 
 

@@ -35,8 +35,8 @@ def networks():
     from small_run import thin_mask_rcnn
 
     import attneck
-    from attneck.commands.given_model import Viewer, viewer
-    from attneck.serve.network import Network
+    from attneck.commands.given_model import viewer
+    from attneck.serve.network import Network, Viewer
 
     part = thin_mask_rcnn()
     detector = attneck.create_model(part["name"], num_classes=4, image_size=64, **part["options"]).eval()

@@ -7,7 +7,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attneck.training.averages import too_slow
 from attneck.training.layers import KEPT
-from attneck.training.optimizer import average_of
+from attneck.training.optimizer import MovingAverage
 from attneck.training.recipe import Recipe
 
 
@@ -18,7 +18,7 @@ def test_the_share_said_is_what_is_left_of_the_beginning():
     said = too_slow(net, made, steps)
     with torch.no_grad():
         net.weight.zero_()
-        average = average_of(net, made.ema)
+        average = MovingAverage(net, made.ema)
         average.update_parameters(net)
         net.weight.fill_(1)
         for _ in range(steps - 1):
@@ -46,7 +46,7 @@ def test_indices_and_counts_are_not_averaged():
     net = nn.BatchNorm1d(2)
     net.register_buffer("index", torch.arange(4096))
     net.train()(torch.rand(4, 2))
-    average = average_of(net, 0.9999)
+    average = MovingAverage(net, 0.9999)
     for _ in range(3):
         average.update_parameters(net)
     net.train()(torch.rand(4, 2))
@@ -60,7 +60,7 @@ def test_it_is_torch_s_own_average_to_the_bit():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
     net(torch.rand(2, 3, 5, 5))
-    ours = average_of(net, 0.9)
+    ours = MovingAverage(net, 0.9)
     theirs = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(4):
         with torch.no_grad():

@@ -23,7 +23,7 @@ from attneck.models import create_model
 from attneck.runs import train as runs
 from attneck.runs.run import Run
 from attneck.training import checkpoint, loop, report
-from attneck.training.optimizer import average_of, make_optimizer
+from attneck.training.optimizer import MovingAverage, make_optimizer
 from attneck.training.recipe import Optimizer, Recipe
 
 TINY = {
@@ -245,7 +245,7 @@ def test_lr_scales_with_the_batch(tmp_path, monkeypatch):
 
 def test_the_average_follows_the_weights():
     model = create_model("cifar_resnet20", num_classes=10, image_size=8)
-    average = average_of(model, 0.75)
+    average = MovingAverage(model, 0.75)
     start = model.fc.bias.detach().clone()
     average.update_parameters(model)
     with torch.no_grad():

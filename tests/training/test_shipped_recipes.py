@@ -100,7 +100,7 @@ def test_a_heads_command_for_a_printed_network_is_that_of_a_row():
 
     chosen = papers.choose(None, None)
     printed = papers._recipes(chosen)
-    commands = [papers._train(table, row, printed) for _, table in chosen for row in table.rows]
+    commands = [papers._train(row, printed) for _, table in chosen for row in table.rows]
     rows = [command.rpartition(" && ")[2].split()[2:] for command in commands if command]
     wanted = [parse(*(row[0], row[1:])).recipe for row in rows]
     of_papers = {row[0] for row in rows}
@@ -178,7 +178,7 @@ def test_the_headers_have_the_ap_of_every_printed_row():
     """Of every row of the papers' detection tables that a recipe trains: its model and its AP."""
     chosen = papers.choose(None, None)
     recipes = papers._recipes(chosen)
-    rows = [(row, papers._train(table, row, recipes)) for _, table in chosen for row in table.rows]
+    rows = [(row, papers._train(row, recipes)) for _, table in chosen for row in table.rows]
     detectors = [(row, command) for row, command in rows if command and row.detector]
     assert len(detectors) > 50
     for row, command in detectors:

@@ -14,7 +14,7 @@ from attneck import cli
 from attneck.errors import UserError
 from attneck.training import trackers
 from attneck.training.recipe import Recipe
-from attneck.training.table import write_csv
+from attneck.training.records import write_records
 
 NAMES = ["wandb", "mlflow", "trackio"]
 
@@ -238,5 +238,5 @@ def test_the_table_has_the_records_as_they_are(tmp_path):
     rows = list(csv.DictReader(io.StringIO(raw.decode(), newline="")))
     assert list(rows[0]) == list(history[0])
     assert [{name: float(value) for name, value in row.items()} for row in rows] == history
-    write_csv(tmp_path, [{"step": 1, 'a "b", c': 2.5}, {"step": 2, "more": 1}])
+    write_records(tmp_path, [{"step": 1, 'a "b", c': 2.5}, {"step": 2, "more": 1}])
     assert (tmp_path / "metrics.csv").read_bytes() == b'step,"a ""b"", c",more\n1,2.5,\n2,,1\n'

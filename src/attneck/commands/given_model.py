@@ -1,8 +1,7 @@
-"""What a command's word for a model stands for: a run, a saved model or a name; and how it takes a photo."""
+"""What a command's word for a model stands for: a run, a saved model or a name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,12 +12,8 @@ from attneck.training.checkpoint_files import named
 from attneck.training.recipe_file import is_run
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor, nn
-
-    from attneck.explain.photo import Window
-    from attneck.explain.seeing import Maps
     from attneck.runs.run import Run
+    from attneck.serve.network import Viewer
 
 Kind = Literal["run", "saved", "name"]
 
@@ -73,42 +68,6 @@ def load(
     return None, create_model(model, image_size=image_size), image_size
 
 
-@dataclass(frozen=True)
-class Viewer:
-    """A network, and how a photo becomes what it takes.
-
-    Attributes:
-        title: what to call it in a picture.
-        trained: whether it has weights from anywhere.
-        facts: of a classifier `classes` (empty where they have no names), `image_size`, `mean`, `std`,
-            `crop_pct` and, of no run, `interpolation`; of a detector `classes`, the background not counted.
-        detects: whether it finds objects.
-    """
-
-    title: str
-    trained: bool
-    network: nn.Module
-    facts: dict[str, Any]
-    detects: bool
-
-    def prepared(self, photo: Image.Image) -> Tensor:
-        """[3, H, W]"""
-        from attneck.tasks.classification import Classification
-        from attneck.tasks.detection import Detection
-
-        return (Detection if self.detects else Classification).prepared(photo, self.facts)
-
-    def window(self, photo: tuple[int, int], found: Maps | None) -> Window:
-        """What the network sees of a photo of (width, height), and where its maps lie, if it has any."""
-        from attneck.explain.photo import Window, centred, fitted
-
-        if not self.detects:
-            return centred(photo, self.facts["image_size"], self.facts["crop_pct"])
-        if found is None:
-            return Window(photo, (0.0, 0.0, float(photo[0]), float(photo[1])))
-        return fitted(photo, found.seen, found.image_size)
-
-
 def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "newest") -> Viewer:
     """The model that a word stands for, ready for photos; `checkpoint` is of a run.
 
@@ -116,6 +75,8 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
         UserError: no such model, or one whose images are not square or not of three colours.
     """
     kind = kind_of(model)
+    from attneck.serve.network import Viewer
+
     with user_mistakes():
         run, network, _ = load(kind, model, image_size, False, checkpoint)
     network.eval()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from attneck.commands.arguments import Checkpoint, Flag, call
-from attneck.commands.given_model import Viewer, kind_of, only_of_runs, viewer
+from attneck.commands.given_model import kind_of, only_of_runs, viewer
 from attneck.commands.output_file import PICTURES, check_output
 from attneck.errors import UserError, brief, say, shown_path, user_mistakes
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from attneck.explain.looking import Look
     from attneck.explain.seeing import Maps
     from attneck.explain.sheet import Place
+    from attneck.serve.network import Viewer
 
 MOST_PIXELS = 1 << 24
 """Of a photo that is kept in memory."""

@@ -67,6 +67,5 @@ class Results:
 
 def _whole_length(run: FinishedRun, recipe: Recipe) -> bool:
     """Whether the run went on to the end of its recipe: its `patience` may have ended it before."""
-    if recipe.steps is None:
-        return run.epoch >= (recipe.epochs or 1)
-    return run.steps >= recipe.total_steps(0)
+    done, of = recipe.reached(run.epoch, run.steps)
+    return done >= of

@@ -170,8 +170,8 @@ def compare_all(chosen: list[tuple[Paper, Table]], measured: Results) -> list[Se
     for paper, table in chosen:
         rows = []
         for row in table.rows:
-            command = _train(table, row, recipes)
-            recipe = recipe_of(table, row, recipes) if command and measured.runs else None
+            command = _train(row, recipes)
+            recipe = recipe_of(row, recipes) if command and measured.runs else None
             same = measured.of(table, row, recipe)
             rows.append(Checked(row, compare(table, row, cost), same, command))
         sections.append(Section(paper, table, rows))
@@ -233,13 +233,13 @@ def render(sections: list[Section], source: str) -> None:
 
 def _recipes(chosen: list[tuple[Paper, Table]]) -> dict[str, Recipe]:
     """The shipped recipes that the tables name."""
-    named = {_recipe(table, row) for _, table in chosen for row in table.rows}
+    named = {_recipe(row) for _, table in chosen for row in table.rows}
     return {name: load_recipe(name) for name in shipped_recipes() if name in named}
 
 
-def _train(table: Table, row: Row, recipes: dict[str, Recipe]) -> str | None:
+def _train(row: Row, recipes: dict[str, Recipe]) -> str | None:
     """`train_command`, where the recipe's own options leave the network as it is."""
-    name = _recipe(table, row)
+    name = _recipe(row)
     if name not in recipes:
         return None
     trainer = Trainer(dict(recipes[name].model.options), recipes[name].data.image_size)
@@ -249,12 +249,12 @@ def _train(table: Table, row: Row, recipes: dict[str, Recipe]) -> str | None:
         )
     except ValueError:  # what the catalog does not have
         return None
-    return train_command(table, row, {name: trainer}) if same else None
+    return train_command(row, {name: trainer}) if same else None
 
 
-def _recipe(table: Table, row: Row) -> str:
+def _recipe(row: Row) -> str:
     """The name of the recipe that trains the row, or nothing."""
-    return ((row.recipe or table.recipe).split() or [""])[0]
+    return row.recipe.partition(" ")[0]
 
 
 def main(words: list[str]) -> None:

@@ -15,8 +15,8 @@ from attneck.commands.arguments import Flag, parse
 from attneck.commands.train import gathered
 from attneck.commands.train import parse as recipe_of
 from attneck.errors import UserError, say, user_mistakes
-from attneck.studies.study import OWN_DICTS, Cell, Study, cells, load_study, shipped_studies
-from attneck.training.recipe_file import flat
+from attneck.studies.study import Cell, Study, cells, load_study, shipped_studies
+from attneck.training.recipe_file import OWN_DICTS, flat
 
 USAGE = """usage: attneck study NAME [--list | --report] [--jobs N] [--seeds N] [--only CELL …] [--out FOLDER]
                      [--with REPORT …] [--any.field VALUE …]

@@ -105,6 +105,7 @@ class Row:
     repeats: str = ""
     alternative: bool = False
     recipe: str = ""
+    """The recipe that trains it, with what the paper changes in it."""
     base_row: str = ""
     params_convention: ParamsConvention = "all"
     madds_convention: MaddsConvention = "usual"
@@ -161,8 +162,6 @@ class Table:
     setup: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    recipe: str = ""
-    """The recipe that trains its rows, with what the table changes in it."""
 
     def base(self, row: Row) -> Network | None:
         """The network whose rounded count `row` adds to."""
@@ -179,7 +178,6 @@ class Paper:
 
     name: str
     title: str
-    authors: tuple[str, ...]
     venue: str
     arxiv: str
     tables: tuple[Table, ...]
@@ -226,7 +224,7 @@ def load_paper(name: str) -> Paper:
     content = tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
     about = content["paper"]
     tables = tuple(_table(entry, about, f"{name}.toml: table {entry['id']}") for entry in content["table"])
-    return Paper(name, about["title"], tuple(about["authors"]), about["venue"], about["arxiv"], tables)
+    return Paper(name, about["title"], about["venue"], about["arxiv"], tables)
 
 
 def verdict(printed: str, count: int, unit: int, base: int | None = None) -> Verdict:
@@ -268,12 +266,12 @@ def compare(table: Table, row: Row, counter: Counter) -> dict[str, Comparison]:
     return found
 
 
-def train_command(table: Table, row: Row, recipes: Mapping[str, Trainer]) -> str | None:
+def train_command(row: Row, recipes: Mapping[str, Trainer]) -> str | None:
     """The command that trains a row's network as its table says; None where no recipe at hand can.
 
     Two, joined by &&, where what a detector starts from must be trained before.
     """
-    name, *changes = (row.recipe or table.recipe).split() or [""]
+    name, *changes = row.recipe.split() or [""]
     if name not in recipes or not row.model or row.alternative:
         return None
     recipe = recipes[name]
@@ -315,7 +313,7 @@ def _start(row: Row, options: Mapping[str, object]) -> tuple[list[str], list[str
 
 
 def _table(entry: dict[str, Any], about: dict[str, Any], where: str) -> Table:
-    shared = {key: entry[key] for key in ("params_convention", "classes", "fc") if key in entry}
+    shared = {key: entry[key] for key in ("params_convention", "recipe", "classes", "fc") if key in entry}
     shared.setdefault("params_convention", about["params_convention"])
     own = {key: value for key, value in entry.items() if key not in {*shared, "columns", "row"}}
     _refuse_unknown(own, Table, where)

@@ -9,9 +9,9 @@ from typing import Any
 
 from attneck.models import catalog
 from attneck.papers.results import SCORES, FinishedRun, same_data
-from attneck.papers.tables import PAPERS, Row, Table, load_paper
+from attneck.papers.tables import PAPERS, Row, load_paper
 from attneck.training.recipe import Recipe
-from attneck.training.recipe_file import differences, load_recipe, parse_recipe, shipped_recipes
+from attneck.training.recipe_file import changed, differences, load_recipe, shipped_recipes
 
 HOW_IT_RAN = {"accumulate", "precision", "channels_last", "sync_bn", "compile"}
 """What may differ from the row's recipe and is said then: how a step is computed, not what it is."""
@@ -67,7 +67,7 @@ def printed(recipe: Recipe, record: dict[str, Any]) -> list[Printed]:
         for table in paper.tables:
             columns = [column for column in table.columns if column.key in SCORES]
             for row in table.rows if columns else ():
-                wanted = _of_row(table, row, own)
+                wanted = _of_row(row, own)
                 if wanted is None or wanted.data.name != recipe.data.name:
                     continue
                 if recipe.data.name == "folder" and not (
@@ -98,14 +98,14 @@ def architecture(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in every.items() if key not in {"drop_path", "dropout"}}
 
 
-def _of_row(table: Table, row: Row, own: dict[str, Any]) -> Recipe | None:
+def _of_row(row: Row, own: dict[str, Any]) -> Recipe | None:
     """The recipe of a row whose network is this one; None of any other."""
-    name = ((row.recipe or table.recipe).split() or [""])[0]
+    name = row.recipe.partition(" ")[0]
     if not row.model or name not in shipped_recipes():
         return None
     with suppress(ValueError):
         if architecture(row.trained, row.trained_options) == own:
-            return recipe_of(table, row, {name: load_recipe(name)})
+            return recipe_of(row, {name: load_recipe(name)})
     return None
 
 
@@ -125,37 +125,29 @@ def _otherwise(row: Row, wanted: Recipe, recipe: Recipe) -> list[str]:
 
 def _shorter(recipe: Recipe, record: dict[str, Any]) -> list[str]:
     """That the record is not of the run's end, in words."""
-    if recipe.steps is None:
-        done, of, unit = record["epoch"], recipe.epochs or 1, "epochs"
-    else:
-        done, of, unit = record["step"], recipe.total_steps(0), "steps"
+    done, of = recipe.reached(record["epoch"], record["step"])
+    unit = "epochs" if recipe.steps is None else "steps"
     return [f"{done:,g} of {of:,} {unit}"] if done < of else []
 
 
-def recipe_of(table: Table, row: Row, shipped: dict[str, Recipe]) -> Recipe | None:
+def recipe_of(row: Row, shipped: dict[str, Recipe]) -> Recipe | None:
     """The recipe that the row's command trains; None where it has none."""
-    name, *changes = (row.recipe or table.recipe).split() or [""]
+    name, *changes = row.recipe.split() or [""]
     if name not in shipped or not row.model or row.alternative:
         return None
-    tree: dict[str, Any] = shipped[name].model_dump(mode="json")
-    tree["model"]["name"] = row.trained
-    tree["model"]["options"] |= row.trained_options
-    if tree["data"]["image_size"] is not None:
-        tree["data"]["image_size"] = row.image_size
-    field: list[str] = []
+    fields: dict[str, Any] = {"model.name": row.trained}
+    fields |= {f"model.options.{option}": value for option, value in row.trained_options.items()}
+    if shipped[name].data.image_size is not None:
+        fields["data.image_size"] = row.image_size
+    field: list[Any] = []
     given: dict[str, list[Any]] = {}
     for word in changes:
         if word.startswith("--"):
             field = given.setdefault(word[2:].replace("-", "_"), [])
         else:
             field.append(_value(word))
-    for path, values in given.items():
-        *parts, last = path.split(".")
-        place = tree
-        for part in parts:
-            place = place[part]
-        place[last] = values if len(values) > 1 else values[0]
-    return parse_recipe(tree, name)
+    fields |= {path: values if len(values) > 1 else values[0] for path, values in given.items()}
+    return changed(shipped[name], fields, name)
 
 
 def _value(word: str) -> Any:

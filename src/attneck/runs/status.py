@@ -12,6 +12,7 @@ from typing import Any
 from attneck.files import read_json
 from attneck.runs.lock import owner
 from attneck.runs.provenance import environment_of
+from attneck.runs.report.words import images_of
 from attneck.runs.run import Run
 from attneck.training.checkpoint_files import checkpoints, step_of
 from attneck.training.records import RECORDS, read_records
@@ -58,7 +59,8 @@ def status(folder: Path, now: float | None = None) -> Status:
     records = read_records(folder)
     there = checkpoints(folder / "checkpoints")
     saved = step_of(there[0]) if there else None
-    images = _images(folder)
+    # None before the data was opened, and in runs of older versions.
+    images = images_of(read_json(folder / "data.json") or {}, "training")
     steps = None if images is None else recipe.total_steps(images // recipe.batch)
     done = int(records[-1]["step"]) if records else 0
     ended = _ended(folder, max(done, saved or 0), steps)
@@ -98,15 +100,6 @@ def _ended(folder: Path, step: int, steps: int | None) -> bool:
     last = summary.get("steps")
     early = bool(summary.get("ended_early")) and isinstance(last, int) and last >= step
     return steps is None or step >= steps or early
-
-
-def _images(folder: Path) -> int | None:
-    """Those of an epoch's training; None before the data was opened, and in runs of older versions."""
-    try:
-        rows = (read_json(folder / "data.json") or {})["data"]["training"]
-    except KeyError:
-        return None
-    return sum(row[0] for row in rows.values())
 
 
 def timed_steps(records: Sequence[Mapping[str, Any]], starts: Sequence[Mapping[str, Any]]) -> list[int]:

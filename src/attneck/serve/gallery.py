@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-
-from attneck.serve.refused import Refused
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from attneck.serve.looks import Look
+    from attneck.serve.network import Network
 
 T = TypeVar("T")
 
@@ -28,37 +29,30 @@ LONGEST = 65_500
 """Pixels of a side that a JPEG can have."""
 
 
-class Seen(Protocol):
-    """An image as one model sees it."""
+class Refused(Exception):  # noqa: N818 - an answer, not a fault
+    """What the page's server does not do.
 
-    def told(self) -> dict[str, Any]:
-        """What the page is told at once: see `attneck.serve.looks`."""
+    Attributes:
+        status: HTTP's.
+        said: the sentence that the page shows.
+    """
 
-    def rows(self, cells: Sequence[tuple[int, int]]) -> bytes:
-        """What each attention block sees from its cell (y, x); ValueError for cells that are not there."""
-
-
-class Subject(Protocol):
-    """A model on the page."""
-
-    def told(self) -> dict[str, Any]:
-        """Its name and what else the page says of it."""
-
-    def see(self, image: Image.Image) -> Seen:
-        """Run it."""
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(said)
+        self.status, self.said = status, said
 
 
 @dataclass
 class _Held:
     image: Image.Image
-    seen: dict[int, Seen] = field(default_factory=dict)
+    seen: dict[int, Look] = field(default_factory=dict)
 
 
 class Gallery:
     """All methods may be called from any thread, and raise Refused."""
 
-    def __init__(self, subjects: Sequence[Subject]) -> None:
-        self._subjects = subjects
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self._networks = networks
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._lock = Lock()
         # torch keeps threads of its own for each that calls it, and an image of many pixels takes memory.
@@ -66,7 +60,7 @@ class Gallery:
 
     def models(self) -> list[dict[str, Any]]:
         """What the page says of each model."""
-        return [subject.told() for subject in self._subjects]
+        return [network.told() for network in self._networks]
 
     def add(self, data: bytes) -> dict[str, Any]:
         """Keep an image file's picture: its key, and its (width, height) as the page gets it."""
@@ -106,14 +100,14 @@ class Gallery:
             self._held.move_to_end(key)
             return self._held[key]
 
-    def _seen(self, key: str, model: int) -> Seen:
+    def _seen(self, key: str, model: int) -> Look:
         held = self._of(key)
-        if model >= len(self._subjects):
+        if model >= len(self._networks):
             raise Refused(404, f"there is no model {model} here")
 
-        def see() -> Seen:
+        def see() -> Look:
             if model not in held.seen:
-                held.seen[model] = self._subjects[model].see(held.image)
+                held.seen[model] = self._networks[model].see(held.image)
             return held.seen[model]
 
         return held.seen.get(model) or self._done(see)

@@ -1,45 +1,55 @@
-"""A model on the page: how the server, and a file for itself, run it on an image."""
+"""A model that is given photos: what it takes of one, and how the page's server, and a file, run it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from attneck.explain import maps
+from attneck.explain.photo import Window, centred, fitted
 from attneck.layers import BAM, MHSA2d
 from attneck.serve.looks import Look, classes_of, objects_of
+from attneck.tasks.classification import Classification
+from attneck.tasks.detection import Detection
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from attneck.explain import Maps
-    from attneck.explain.photo import Window
 
 
-class Viewer(Protocol):
-    """A network, and how a photo becomes what it takes, as `attneck.commands.given_model` has it."""
+@dataclass(frozen=True)
+class Viewer:
+    """A network, and how a photo becomes what it takes.
 
-    @property
-    def title(self) -> str: ...
+    Attributes:
+        title: what to call it in a picture.
+        trained: whether it has weights from anywhere.
+        facts: of a classifier `classes` (empty where they have no names), `image_size`, `mean`, `std`,
+            `crop_pct` and, of no run, `interpolation`; of a detector `classes`, the background not counted.
+        detects: whether it finds objects.
+    """
 
-    @property
-    def trained(self) -> bool: ...
+    title: str
+    trained: bool
+    network: nn.Module
+    facts: dict[str, Any]
+    detects: bool
 
-    @property
-    def network(self) -> nn.Module: ...
+    def prepared(self, photo: Image.Image) -> Tensor:
+        """[3, H, W]"""
+        return (Detection if self.detects else Classification).prepared(photo, self.facts)
 
-    @property
-    def facts(self) -> Mapping[str, Any]: ...
-
-    @property
-    def detects(self) -> bool: ...
-
-    def prepared(self, photo: Image.Image) -> Tensor: ...
-
-    def window(self, photo: tuple[int, int], found: Maps | None) -> Window: ...
+    def window(self, photo: tuple[int, int], found: Maps | None) -> Window:
+        """What the network sees of a photo of (width, height), and where its maps lie, if it has any."""
+        if not self.detects:
+            return centred(photo, self.facts["image_size"], self.facts["crop_pct"])
+        if found is None:
+            return Window(photo, (0.0, 0.0, float(photo[0]), float(photo[1])))
+        return fitted(photo, found.seen, found.image_size)
 
 
 class Network:

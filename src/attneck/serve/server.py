@@ -21,13 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from attneck.errors import UserError
+from attneck.serve.gallery import Gallery, Refused
 from attneck.serve.page import document
-from attneck.serve.refused import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from attneck.serve.gallery import Gallery
 
 ADDRESS = "127.0.0.1"
 NAMES = {ADDRESS, "localhost"}

@@ -43,7 +43,7 @@ def find(study: Study, cells: Sequence[Cell], said: Callable[[str], None]) -> No
         images = _images(study, cell)
         if str(images) not in kept.read(cell.folder / FILE):
             try:
-                kept.once(cell.folder / FILE, str(images), lambda: _heads(cell, images))  # noqa: B023
+                kept.keep(cell.folder / FILE, str(images), _heads(cell, images))
             except EXPECTED as error:
                 said(f"{cell.name}: no distances of attention: {ending(error)[1]}")
                 continue

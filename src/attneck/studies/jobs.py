@@ -127,14 +127,9 @@ def run_all(cells: Sequence[Cell], jobs: int, command: Command | None = None) ->
 
 def progress(cell: Cell) -> float:
     """The share of its steps that it has recorded, 0 to 1."""
-    recipe = cell.recipe
     with suppress(IndexError, UserError):  # nothing there, or half a line
         last = read_records(cell.folder)[-1]
-        done, of = (
-            (last["epoch"], recipe.epochs or 1)
-            if recipe.steps is None
-            else (last["step"], recipe.total_steps(0))
-        )
+        done, of = cell.recipe.reached(last["epoch"], last["step"])
         return min(1.0, done / of)
     return 0.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,9 @@ def read(file: Path) -> Found:
     return found if found.get(WEIGHTS, now) == now else {}
 
 
-def once(file: Path, key: str, find: Callable[[], Any]) -> None:
-    """Keep what `find` says under `key`, unless something is kept there."""
-    found = {WEIGHTS: _weights(file.parent)} | read(file)
-    if key not in found:
-        found[key] = find()
-        write_json(file, found)
+def keep(file: Path, key: str, value: object) -> None:
+    """Keep `value` under `key`, beside what else is kept of the run's weights."""
+    write_json(file, {WEIGHTS: _weights(file.parent)} | read(file) | {key: value})
 
 
 def has_weights(folder: Path) -> bool:

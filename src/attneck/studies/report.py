@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import UserError
-from attneck.files import write_atomic
+from attneck.files import write_atomic, write_csv, write_json
 from attneck.studies.distance import DistanceRow
 from attneck.studies.distance import table as distance_table
 from attneck.studies.results import Row, baseline_of
@@ -59,15 +56,11 @@ def write(results: Results, folder: Path) -> list[Path]:
     tables = [table(study, rows)]
     tables += [size_table(study, results.sizes)] if results.sizes else []
     tables += [distance_table(study, results.distances)] if results.distances else []
-    texts = {
-        "report.md": page(results),
-        "report.csv": _csv(rows),
-        "report.tex": "\n".join(latex(head, body) for head, body in tables),
-        "report.json": json.dumps(document(results), indent=1) + "\n",
-    }
-    for file, text in texts.items():
-        write_atomic(folder / file, text.encode())
-    written = [folder / file for file in texts]
+    write_atomic(folder / "report.md", page(results).encode())
+    write_csv(folder / "report.csv", _runs(rows))
+    write_atomic(folder / "report.tex", "\n".join(latex(head, body) for head, body in tables).encode())
+    write_json(folder / "report.json", document(results))
+    written = [folder / f"report.{kind}" for kind in ("md", "csv", "tex", "json")]
     pictures: list[tuple[str, Sequence[Row | SizeRow], str]] = [
         ("curves", rows, "training images seen"),
         (
@@ -302,16 +295,13 @@ def latex(head: Cells, body: list[Cells]) -> str:
     )
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _runs(rows: Sequence[Row]) -> Iterator[Sequence[object]]:
     """One line a run, so that any statistics can be made from it."""
-    file = io.StringIO(newline="")
-    out = csv.writer(file)
-    out.writerow(["problem", "variant", "seed", "score", "params", "madds"])
+    yield "problem", "variant", "seed", "score", "params", "madds"
     for row in rows:
+        cost = (row.cost.params, row.cost.madds) if row.cost else ("", "")
         for seed, score in sorted(row.scores.items()):
-            cost = (row.cost.params, row.cost.madds) if row.cost else ("", "")
-            out.writerow([row.problem, row.variant, seed, score, *cost])
-    return file.getvalue()
+            yield row.problem, row.variant, seed, score, *cost
 
 
 def document(results: Results) -> dict[str, object]:

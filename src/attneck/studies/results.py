@@ -186,12 +186,12 @@ def _opened(recipe: Recipe) -> Facts:
     """The same of the data as it is now."""
     import torch
 
+    from attneck.runs.copies import fingerprints_of
     from attneck.tasks import open_task
     from attneck.training.distributed import World
 
     task = open_task(recipe, World(0, 1, torch.device("cpu")))
-    sets = {"training": task.training, "held-out": task.held_out}
-    return task.describe() | {"data": {name: images.fingerprint() for name, images in sets.items()}}
+    return task.describe() | {"data": fingerprints_of(task)}
 
 
 def _digest(facts: Facts, part: str) -> str:

@@ -56,7 +56,7 @@ def find(study: Study, cells: Sequence[Cell], said: Said) -> None:
                 if key not in kept.read(cell.folder / FILE):
                     part = cell.rescored(fields).model if fields else None
                     try:
-                        kept.once(cell.folder / FILE, key, lambda: _scores(cell, size, part))  # noqa: B023
+                        kept.keep(cell.folder / FILE, key, _scores(cell, size, part))
                     except EXPECTED as error:
                         said(f"{cell.name}: not scored as {name} at {size} pixels: {ending(error)[1]}")
                         continue

@@ -15,12 +15,18 @@ from attneck.data.table import ONLY_WITH
 from attneck.errors import UserError, suggestion
 from attneck.training.best import LOWER
 from attneck.training.checkpoint_files import checkpoints
-from attneck.training.recipe import Part, Recipe, Text, Value, no_rate
-from attneck.training.recipe_file import deciding, load_recipe, parse_recipe, read_yaml, refusal, unlike
+from attneck.training.recipe import Part, Recipe, Text, Value
+from attneck.training.recipe_file import (
+    OWN_DICTS,
+    changed,
+    deciding,
+    load_recipe,
+    read_yaml,
+    refusal,
+    unlike,
+)
 
 SHIPPED = Path(__file__).parent / "shipped"
-OWN_DICTS = ("model.options", "model.surgery_options")
-"""Fields whose values are an option's name and value: `model.options.bam stages` gives one option."""
 BEGIN_AND_END = ("model.weights", "patience")
 """Free where a run goes on; yet its weights depend on what it started from, and on when it gives up."""
 SEEN = {"data.augment", *(f"data.{option}" for option in ONLY_WITH)}
@@ -217,29 +223,6 @@ def _combinations(study: Study) -> Iterator[tuple[str, str, Fields]]:
     for problem, changes in (study.problems or {"": {}}).items():
         for variant, own in study.variants.items():
             yield problem, variant, {**changes, **own}
-
-
-def changed(base: Recipe, fields: Mapping[str, Any], source: str) -> Recipe:
-    """`base` with other values of some fields, by their dotted names; an option of None is taken back.
-
-    Raises:
-        UserError: a field that a recipe does not have, or a value that it cannot have.
-    """
-    content = base.model_dump(mode="json")
-    for name, value in fields.items():
-        part: Any = content
-        *path, last = name.split(".")
-        for step in path:
-            part = part.get(step)
-            if not isinstance(part, dict):
-                raise UserError(f"{source}: there is no field {name!r} in a recipe")
-        part[last] = value
-        if value is None and ".".join(path) in OWN_DICTS:
-            del part[last]
-    made = parse_recipe(content, source)
-    if made.optimizer.name not in ("sgd", base.optimizer.name) and "optimizer.lr" not in fields:
-        raise UserError(f"{source}: {no_rate(made.optimizer.name)}")
-    return made
 
 
 def _dashed(field: str) -> str:

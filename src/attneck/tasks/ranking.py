@@ -11,12 +11,9 @@ def area(scores: Sequence[float], labels: Sequence[int]) -> float | None:
     A tie counts a half. Scores and labels, 0 or 1, are of the same images, in one order; None where a class
     has no image.
     """
-    from scipy.stats import rankdata
+    from scipy.stats import mannwhitneyu
 
-    ones = sum(labels)
-    zeros = len(labels) - ones
+    zeros, ones = ([score for score, label in zip(scores, labels, strict=True) if label == k] for k in (0, 1))
     if not ones or not zeros:
         return None
-    ranks = rankdata(scores)  # from 1 on
-    above = sum(rank for rank, label in zip(ranks, labels, strict=True) if label) - ones * (ones + 1) / 2
-    return float(100 * above / (ones * zeros))
+    return float(100 * mannwhitneyu(ones, zeros).statistic / (len(ones) * len(zeros)))

@@ -15,6 +15,7 @@ from attneck.tasks.confusion import Confusion
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
 from attneck.training.report import Watch
+from attneck.training.step import Objective
 
 Facts = dict[str, Any]
 """What `describe` says of the data that a model is for, as JSON has it: `classes` is always there.
@@ -68,7 +69,7 @@ class Samples:
         return map(self._read, self._indices)
 
 
-class Task(Protocol):
+class Task(Objective, Protocol):
     """Data, model, loss and scores. A new task is a file with such a class, and a row in `TASKS`.
 
     Attributes:
@@ -97,16 +98,6 @@ class Task(Protocol):
 
     def describe(self) -> Facts:
         """The data, as far as a model must know it: what a checkpoint holds, and `build` takes."""
-
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise (a mean over the batch) and the scores to show beside it, all scalars."""
-
-    def evaluate(self, model: nn.Module, watch: Watch) -> dict[str, float]:
-        """The scores on the held-out images, the same on every process.
-
-        The batches go through `watch`, to the last one, equally often on every process, and before anything
-        that the processes exchange.
-        """
 
     def report(self, model: nn.Module, watch: Watch) -> Evaluation:
         """`evaluate`, and all that there is to say beside."""

@@ -8,11 +8,12 @@ import resource
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attneck import __version__
 from attneck.processor import processor_name
@@ -59,16 +60,9 @@ def operators_in_same_bits() -> Iterator[None]:
     Its fused attention does so for gradients. The plain form takes its place, N x N weights and all; the ways
     of `attneck.attention` are not concerned. On the CPU nothing changes.
     """
-    ways = torch.backends.cuda
-    fused = (ways.enable_flash_sdp, ways.enable_mem_efficient_sdp, ways.enable_cudnn_sdp)
-    before = (ways.flash_sdp_enabled(), ways.mem_efficient_sdp_enabled(), ways.cudnn_sdp_enabled())
     deterministic, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
     try:
-        if torch.cuda.is_available():
-            for enable in fused:
-                enable(False)
-        yield
+        with sdpa_kernel(SDPBackend.MATH) if torch.cuda.is_available() else nullcontext():
+            yield
     finally:
-        for enable, was in zip(fused, before, strict=True):
-            enable(was)
         torch.backends.cudnn.deterministic = deterministic

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from attneck.training.distributed import World
 from attneck.training.layers import to_training
@@ -145,17 +146,8 @@ class _Order:
 
         def see(*arguments: Any) -> None:
             self.seen += 1
-            if self.first is None and not all(
-                bool(x.detach().isfinite().all()) for x in _tensors(arguments[-1])
-            ):
+            tensors = (x for x in tree_leaves(arguments[-1]) if isinstance(x, Tensor))
+            if self.first is None and not all(bool(x.detach().isfinite().all()) for x in tensors):
                 self.first = self.seen, name
 
         return see
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)

@@ -35,7 +35,7 @@ from attneck.training.environment import peak_memory
 from attneck.training.finite import Guard, explain
 from attneck.training.memory import OutOfMemory, memory_errors
 from attneck.training.norms import synchronise_batchnorm
-from attneck.training.optimizer import HOLD_BACK, average_of, make_optimizer, set_rate
+from attneck.training.optimizer import HOLD_BACK, MovingAverage, make_optimizer, set_rate
 from attneck.training.precision import precision
 from attneck.training.recipe import Recipe
 from attneck.training.records import Record
@@ -44,7 +44,6 @@ from attneck.training.schedule import lr_factor, never_reached
 from attneck.training.state import Progress
 from attneck.training.step import Objective, clipped, gradients
 from attneck.training.stop import until_stopped
-from attneck.training.table import write_csv
 from attneck.training.trackers import Trackers
 
 T = TypeVar("T")
@@ -97,7 +96,7 @@ def train_loop(
     # Where no kernel can hold a step back on the device, its flag is read before the step.
     at_once = reads_at_once(world.device) or recipe.optimizer.name not in HOLD_BACK
     optimizer = make_optimizer(model, recipe.optimizer, fused=not at_once)
-    average = average_of(model, recipe.ema) if recipe.ema else None
+    average = MovingAverage(model, recipe.ema) if recipe.ema else None
     progress = Progress()
     if resume:
         progress = _restored(folder / "checkpoints", model, optimizer, average, recipe, world)
@@ -211,8 +210,6 @@ def train_loop(
                 progress.sums = {}
                 look_on()  # before the checkpoint: a run that goes on from it has what was seen
                 report.epoch(progress.history)
-                if world.rank == 0:
-                    write_csv(folder, progress.history)
                 save()
                 trackers.send(progress.history)
                 saved = began = time.monotonic()

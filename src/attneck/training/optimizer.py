@@ -119,13 +119,11 @@ def _of_groups(
     return made
 
 
-def average_of(model: nn.Module, decay: float) -> AveragedModel:
-    """The moving average of the weights and of BatchNorm's statistics; counts and indices are the model's."""
-    return MovingAverage(model, decay)
-
-
 class MovingAverage(AveragedModel):
-    """`AveragedModel` takes its count to the device at each step, and waits for it; this does not."""
+    """The moving average of the weights and of BatchNorm's statistics; counts and indices are the model's.
+
+    `AveragedModel` takes its count to the device at each step, and waits for it; this does not.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, use_buffers=True)

@@ -410,6 +410,10 @@ class Recipe(Part):
         """The optimiser steps that one of `epochs`, or of `steps`, and of the milestones stands for."""
         return steps_per_epoch if self.steps is None else (self.steps_batch or self.batch) / self.batch
 
+    def reached(self, epoch: float, step: int) -> tuple[float, float]:
+        """How far a run is, and how far it goes: in epochs, or in steps where `steps` are given."""
+        return (epoch, self.epochs or 1) if self.steps is None else (step, self.total_steps(0))
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """The optimiser steps of the whole run, 1 or more.
 

@@ -1,4 +1,4 @@
-"""Recipes as files: found, read within bounds, refused in a line, written, and compared.
+"""Recipes as files: found, read within bounds, refused in a line, changed, written, and compared.
 
 Nothing is built from YAML before its size and shape are known.
 """
@@ -15,11 +15,13 @@ import yaml
 from pydantic import ValidationError
 
 from attneck.errors import UserError, brief, one_line, suggestion
-from attneck.training.recipe import Part, Recipe
+from attneck.training.recipe import Part, Recipe, no_rate
 
 SHIPPED = Path(__file__).parent / "recipes"
 RECIPE = "recipe.yaml"
 """The file in a run's folder that says what it was made from."""
+OWN_DICTS = ("model.options", "model.surgery_options")
+"""Fields whose values are an option's name and value: `model.options.bam stages` gives one option."""
 COMPLAINTS = 4
 """What is said of a recipe at most; more are counted."""
 
@@ -152,6 +154,29 @@ def parse_recipe(content: Any, source: str) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise refusal(error, source) from None
+
+
+def changed(base: Recipe, fields: Mapping[str, Any], source: str) -> Recipe:
+    """`base` with other values of some fields, by their dotted names; an option of None is taken back.
+
+    Raises:
+        UserError: a field that a recipe does not have, or a value that it cannot have.
+    """
+    content = base.model_dump(mode="json")
+    for name, value in fields.items():
+        part: Any = content
+        *path, last = name.split(".")
+        for step in path:
+            part = part.get(step)
+            if not isinstance(part, dict):
+                raise UserError(f"{source}: there is no field {name!r} in a recipe")
+        part[last] = value
+        if value is None and ".".join(path) in OWN_DICTS:
+            del part[last]
+    made = parse_recipe(content, source)
+    if made.optimizer.name not in ("sgd", base.optimizer.name) and "optimizer.lr" not in fields:
+        raise UserError(f"{source}: {no_rate(made.optimizer.name)}")
+    return made
 
 
 def refusal(error: ValidationError, source: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar, a line an epoch, metrics.jsonl and TensorBoard events."""
+"""Progress of a run: a bar, a line an epoch, the records and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Report:
 
     What can't be written is raised as NotWritten.
 
-    `metrics.jsonl` is written whole from the run's history each epoch, so that it always agrees with the
+    The records are written whole from the run's history each epoch, so that they always agree with the
     checkpoint that the history came from.
     """
 
