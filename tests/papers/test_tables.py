@@ -328,6 +328,8 @@ def test_a_command_says_what_its_recipe_does_not():
     )
     heads = command.architecture("maskrcnn_botnet50", {"drop_path": 0.1})
     assert heads == command.architecture("maskrcnn_resnet50", {"attend": [1]})
+    assert heads == command.architecture("maskrcnn_botnet50", {"variant": "cloud_tpu"})
+    assert heads != command.architecture("maskrcnn_botnet50", {"variant": "torchvision"})
     assert heads != command.architecture("fasterrcnn_botnet50", {})
     without = [dataclasses.replace(row, recipe="") for row in LOADED["bam"].table("4b").rows]
     assert all(command._train(row, RECIPES) is None for row in without)

@@ -59,6 +59,8 @@ class Results:
                 continue
             changes = [said for said in differences(recipe, own) if not is_of(said, FREE | FREE_ON_RESUME)]
             if all(is_of(said, HOW_IT_RAN) for said in changes):
+                if (variant := own.model.options.get("variant")) == "cloud_tpu":
+                    changes.append(f"variant {variant}")
                 if own.model.weights is not None:  # of whatever: another detector's, say
                     changes.append(f"started from {own.model.weights}")
                 found.append(replace(run, note=", ".join(changes)))

@@ -68,7 +68,7 @@ def show(
     markdown_: Annotated[Flag, tyro.conf.arg(name="markdown")] = False,
     json_: Json = False,
 ) -> None:
-    """Every figure that the papers print, beside what is computed and measured here.
+    """Every figure that the papers print, beside what is computed and measured here; not BAM's supplement.
 
     Args:
         paper: botnet or bam; both if not given.

@@ -24,7 +24,7 @@ class SqueezeExcite2d(nn.Module):
 
     Args:
         channels: C.
-        reduction: r, 16 in both papers.
+        reduction: r; by the printed parameters 16 in both papers, whose texts do not say it.
         bias: BoTNet's printed parameters have none, those of BAM's SE baseline (Table 5) have.
         start: "paper", or "identity" for a gain that starts at zero.
 

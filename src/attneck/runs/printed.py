@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attneck.models import catalog
+from attneck.models.options import FamilyOptions
 from attneck.papers.results import SCORES, FinishedRun, same_data
 from attneck.papers.tables import PAPERS, Row, load_paper
 from attneck.training.recipe import Recipe
@@ -94,8 +95,14 @@ def printed(recipe: Recipe, record: dict[str, Any]) -> list[Printed]:
 
 def architecture(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """A model's options, all of them but those of its training; ValueError for what the catalog lacks."""
-    every = catalog.find(name, options).options.as_dict()
+    every = by_the_text(catalog.find(name, options).options).as_dict()
     return {key: value for key, value in every.items() if key not in {"drop_path", "dropout"}}
+
+
+def by_the_text(options: FamilyOptions) -> FamilyOptions:
+    """A detector by all of its paper's code base is its row's, too: the text does not say so much."""
+    by_its_code = getattr(options, "variant", None) == "cloud_tpu"
+    return options.replace(variant="botnet") if by_its_code else options
 
 
 def _of_row(row: Row, own: dict[str, Any]) -> Recipe | None:
@@ -118,6 +125,8 @@ def _otherwise(row: Row, wanted: Recipe, recipe: Recipe) -> list[str]:
     said = [change for change in differences(wanted, recipe) if not is_of(change, FREE)]
     if not same_network(wanted, recipe):
         said.append("drop_path or dropout of the model")
+    if (variant := recipe.model.options.get("variant")) == "cloud_tpu":
+        said.append(f"model.options.variant: {variant}")
     if started(recipe) != (row.detector is not None):
         said.append("started from weights" if started(recipe) else "started at random")
     return said
@@ -164,7 +173,7 @@ def same_network(wanted: Recipe, recipe: Recipe) -> bool:
         one, other = (catalog.find(each.model.name, dict(each.model.options)) for each in (wanted, recipe))
     except ValueError:  # one of timm's, or of another version
         return False
-    return one.options == other.options
+    return by_the_text(one.options) == by_the_text(other.options)
 
 
 def same_folder(wanted: Recipe, recipe: Recipe) -> bool:
