@@ -270,3 +270,29 @@ def test_networks_of_timms_are_counted(capsys):
     ):
         assert cli.main(["count", *words]) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["ATTNECK_PRODUCTS", "ATTNECK_PASSES", "ATTNECK_ATTENTION"])
+def test_a_wrong_environment_variable_is_the_user_s_mistake(variable, tmp_path, monkeypatch, capsys):
+    from attneck.attention import choice
+    from attneck.attention.cpu import choice as products
+    from attneck.attention.cpu import passes
+
+    monkeypatch.setenv(variable, "foo")
+    for module, name in ((choice, "_asked"), (products, "_products"), (passes, "_passes")):
+        monkeypatch.setattr(module, name, None)
+    words = [
+        "train",
+        "demo",
+        "--out",
+        str(tmp_path / "run"),
+        "--data.train-size",
+        "64",
+        "--data.val-size",
+        "16",
+    ]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "foo" in said
+    assert variable in said
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.lock"]  # it can be given again

@@ -42,7 +42,7 @@ def confusion_picture(counts: NDArray[np.int64], classes: Sequence[str], title: 
     axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(ticks, [names[i] for i in ticks], fontsize=8, parse_math=False)
     axes.set(xlabel="taken for", ylabel="is")
-    whole = title if every == 1 else f"{title} (every {_nth(every)} class named)"
+    whole = title if every == 1 else f"{title} (one class in {every} named)"
     axes.set_title(textwrap.fill(whole, int(9 * side)), parse_math=False)
     if number <= NUMBERED:
         for row, column in zip(*counts.nonzero(), strict=True):
@@ -62,7 +62,3 @@ def confusion_picture(counts: NDArray[np.int64], classes: Sequence[str], title: 
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()
-
-
-def _nth(number: int) -> str:
-    return f"{number}{ {2: 'nd', 3: 'rd'}.get(number % 10 if number not in (12, 13) else 0, 'th') }"

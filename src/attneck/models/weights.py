@@ -166,8 +166,8 @@ def load_matching(
         network: any module.
         weights: a state dict (of timm's names for a ResNet of the catalog, such as timm's own with
             `pretrained=True`), or a file with one: safetensors, or what torch saved. There it may be an entry
-            of a checkpoint, in this order: "state_dict_ema", "model_ema", "state_dict", "model". Nothing in a
-            file is run. Numbers of another float type are cast.
+            of a checkpoint, in this order: "state_dict_ema", "model_ema", "state_dict", "model",
+            "model_state_dict". Nothing in a file is run. Numbers of another float type are cast.
         new: names of further modules that may stay new, beside attention and the classifier.
 
     Raises:

@@ -107,8 +107,8 @@ def start(
         raise UserError(
             f"{kept[0]} is of a run whose checkpoints are gone: choose another --out, or move the folder away"
         )
-    products: str = float32_products()
-    with user_mistakes():
+    with user_mistakes():  # by environment variables
+        products: str = float32_products()
         asked: str = attention()
     step = 0
     changed: list[str] = []

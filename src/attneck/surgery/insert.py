@@ -105,7 +105,6 @@ def _insert(
         raise ValueError(f"unknown at={brief(at)}; choose one of {', '.join(finders)}")
     seen = trace(model, image_size)
     modules: dict[str, tuple[Place, nn.Module]] = {}
-    changes = []
     for place in finders[at](seen):
         where = place.call.name
         try:
