@@ -22,7 +22,7 @@ MOST = 60
 VIEWS = {
     *("permute", "transpose", "flatten", "unflatten", "reshape", "view", "movedim", "contiguous", "clone"),
     *("unbind", "split", "chunk", "__getitem__", "squeeze", "unsqueeze", "expand", "expand_as", "narrow"),
-    *("to", "float", "type", "type_as", "detach", "detach_", "size"),
+    *("to", "float", "type", "type_as", "detach", "detach_"),
 }
 """Functions that only say how numbers lie, or of what type they are."""
 POINTWISE = {
@@ -139,7 +139,8 @@ def _boxes(seen: Trace, call: Step) -> list[Box]:
         box, part = made[known[0]]
         parts = [part] * len(new)
         if step.module is None and step.name in VIEWS:
-            if step.arguments[0][0].shape != seen.shapes[known[0]]:
+            positional = step.arguments[0]
+            if positional and positional[0].shape != seen.shapes[known[0]]:
                 continue  # it is the weights' view, as large as a map of the input's
             if _is_qkv(step):
                 parts = ["q", "k", "v"] if len(new) == 3 else ["q", "v"]
