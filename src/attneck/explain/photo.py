@@ -55,6 +55,21 @@ class Window:
         last = floor((height - 0.5 - top) / high), floor((width - 0.5 - left) / wide)
         return values[first[0] : last[0] + 1, first[1] : last[1] + 1]
 
+    def spread(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """A map's values [H, W] → at each pixel of the photo [height, width], NaN outside the input.
+
+        A pixel takes the value of the place that covers its centre.
+        """
+        left, top, right, bottom = self.box
+        H, W = values.shape
+        width, height = self.photo
+        rows = np.floor((np.arange(height) + 0.5 - top) / (bottom - top) * H).astype(int)
+        columns = np.floor((np.arange(width) + 0.5 - left) / (right - left) * W).astype(int)
+        inside = ((rows >= 0) & (rows < H))[:, None] & ((columns >= 0) & (columns < W))
+        taken = values[rows.clip(0, H - 1)[:, None], columns.clip(0, W - 1)]
+        found: NDArray[np.floating] = np.where(inside, taken, np.nan)
+        return found
+
 
 def centred(photo: tuple[int, int], side: int, crop_pct: float) -> Window:
     """Of a classifier, whose photo is resized and the square of `side` in its centre cut out."""
