@@ -217,3 +217,19 @@ def test_the_confusion_is_that_of_every_image(place):
         == len(confusion.mistakes)
     )
     assert task.last is evaluation
+
+
+def test_a_share_of_1_scores_all_whatever_size_the_run_was_scored_on(place, tmp_path, capsys):
+    content = {
+        "model": {"name": "cifar_resnet20", "options": OPTIONS},
+        "data": {"name": "folder", "root": str(place / "photos"), "image_size": 16},
+        "batch": 8,
+        "epochs": 1,
+    }
+    content["data"] |= {"val_share": 0.4, "val_size": 6}
+    runs.train(Recipe.model_validate(content), tmp_path / "run")
+    capsys.readouterr()
+    words = ["eval", str(tmp_path / "run"), "--data.root", str(place / "photos"), "--json"]
+    for more, images in (([], 6), (["--data.val-share", "1"], 60)):
+        assert cli.main([*words, *more]) == 0
+        assert json.loads(capsys.readouterr().out)["images"] == images

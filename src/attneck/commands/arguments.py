@@ -138,7 +138,7 @@ def _line(box: str, words: list[str]) -> str:
     if first.startswith("Unrecognized options: "):
         unknown = first.removeprefix("Unrecognized options: ").rstrip(",").split(", ")
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
-        near = [row.split()[0] for row in rest if row.startswith("--")]
+        near = [row.split()[0].rstrip(",") for row in rest if row.startswith("--")]
         kind = "unknown option" if word.startswith("-") else "unexpected word"
         return f"{kind} {word}{f'; perhaps you meant {near[0]}' if near else ''}"
     if first.startswith("Error parsing ") and "Argument helptext:" in rest:

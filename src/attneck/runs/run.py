@@ -328,6 +328,8 @@ class Run:
         if changed := {name: value for name, value in given.items() if value is not None}:
             content = recipe.model_dump(mode="json")
             content["data"] |= changed
+            if val_share is not None:
+                content["data"]["val_size"] = None  # the recipe's is of another share
             if val_share is None and root is not None and has_halves(root, recipe.data.name):
                 content["data"]["val_share"] = None  # the recipe's is of folders that nobody has split
             recipe = parse_recipe(content, str(self.folder))
