@@ -88,6 +88,11 @@ def _width(box: Box) -> float:
     return 2 * PAD + LETTER * SIZE * max(map(len, [*box.words, box.shape]), default=1)
 
 
+def _half(spot: Spot, boxes: Sequence[Box]) -> float:
+    """Half of its width."""
+    return (LANE if spot.box is None else _width(boxes[spot.box])) / 2
+
+
 def _placed(rows: list[list[Spot]], boxes: Sequence[Box], title: str) -> float:
     """Give each spot its x, under what comes before it; how wide all is."""
     for row in rows:
@@ -96,12 +101,10 @@ def _placed(rows: list[list[Spot]], boxes: Sequence[Box], title: str) -> float:
         row.sort(key=lambda spot: (spot.x, spot.box is None))
         edge = float("-inf")
         for spot in row:
-            half = LANE / 2 if spot.box is None else _width(boxes[spot.box]) / 2
+            half = _half(spot, boxes)
             spot.x = max(spot.x, edge + half)
             edge = spot.x + half + GAP * (spot.box is not None)
-    halves = [
-        (spot, LANE / 2 if spot.box is None else _width(boxes[spot.box]) / 2) for row in rows for spot in row
-    ]
+    halves = [(spot, _half(spot, boxes)) for row in rows for spot in row]
     first = min(spot.x - half for spot, half in halves)
     for spot, _ in halves:
         spot.x -= first
