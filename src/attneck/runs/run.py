@@ -328,16 +328,30 @@ class Run:
         if changed := {name: value for name, value in given.items() if value is not None}:
             content = recipe.model_dump(mode="json")
             content["data"] |= changed
-            if val_share is not None:
-                content["data"]["val_size"] = None  # the recipe's is of another share
             if val_share is None and root is not None and has_halves(root, recipe.data.name):
                 content["data"]["val_share"] = None  # the recipe's is of folders that nobody has split
             recipe = parse_recipe(content, str(self.folder))
         among = everyone or World(0, 1, torch.device("cpu"))
         with user_mistakes():
+            if root is not None and recipe.data.val_size is not None and not self._moved(recipe, among):
+                whole_data = recipe.data.model_copy(update={"val_size": None})
+                recipe = recipe.model_copy(update={"data": whole_data})
             task = open_task(recipe, among)
         self._compare(task, among, resized=image_size not in (None, self.facts["image_size"]))
         return task
+
+    def _moved(self, recipe: Recipe, everyone: World) -> bool:
+        """Whether `recipe` opens the run's own held-out images: of those its `val_size` chose some.
+
+        Of other data all are scored.
+        """
+        from attneck.tasks import open_task
+
+        try:
+            rows = open_task(recipe, everyone).held_out.fingerprint()
+        except ValueError:  # fewer than val_size, for one: whatever else it is comes again
+            return False
+        return bool(rows == self.facts.get("data", {}).get("held-out", rows))
 
     def _compare(self, task: Task, everyone: World, resized: bool) -> None:
         """Refuses other classes, classes that have each other's images, and other images on other machines.

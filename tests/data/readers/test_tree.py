@@ -3,6 +3,7 @@
 import csv
 import shutil
 import unicodedata
+from itertools import product
 
 import numpy as np
 import pytest
@@ -226,6 +227,24 @@ def test_images_of_another_root_are_scored_as_asked(flat, tmp_path, capsys, shar
     assert (code, f"{len(names(flat, 'val'))} " in title, "--data.val-share" in err) == (0, True, False)
     code, _, err = scored("--data.val-share", "1")
     assert (code, "goes with --data.root" in err) == (2, True)
+
+
+def test_val_size_is_of_a_run_s_own_images_wherever_they_lie(tmp_path, capsys):
+    """Of another root all are scored, be they more or fewer."""
+    root = tmp_path / "root"
+    for split, number in product(("train", "val"), range(12)):
+        picture(root / split / ("cat", "dog")[number % 2] / f"{number}.png", number)
+    data = {"name": "folder", "root": str(root), "image_size": 16, "val_size": 6}
+    model = {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}}
+    runs.train(Recipe.model_validate({"model": model, "data": data, "batch": 8}), tmp_path / "run")
+    for images in (4, 30):
+        for number in range(images):
+            picture(tmp_path / f"{images}/val/{('cat', 'dog')[number % 2]}/test {number}.png", number)
+    moved = root.rename(tmp_path / "moved")
+    capsys.readouterr()
+    for where, words in ((moved, "6 held-out"), *((tmp_path / f"{n}", f"{n} images of other") for n in (4, 30))):
+        assert cli.main(["eval", str(tmp_path / "run"), "--data.root", str(where)]) == 0
+        assert f", {words}" in capsys.readouterr().out.partition("\n")[0]
 
 
 ENDINGS = {".gif": "GIF", ".tif": "TIFF", ".pgm": "PPM", ".jfif": "JPEG", ".avif": "AVIF", ".webp": "WEBP"}
