@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from attneck.data.annotated import read_annotations, read_pixels
 from attneck.data.readers.annotations import Record, cut
+from attneck.data.readers.decode import turned_by
 from attneck.data.table import SETS
 
 Progress = Callable[[Iterable[Record], str], Iterable[Record]]
@@ -21,7 +22,8 @@ def check_annotations(
     """Counts by split, and a line for each problem; every image is read.
 
     Goes over the splits of "coco" or a VOC that are there; `progress(records, split)` hands on the records.
-    `masks`: whether every object must have one. A file that cannot be read is a problem of its split.
+    `masks`: whether every object must have one. A file that cannot be read is a problem of its split; so are
+    photos that EXIF turns without a change of their size, where others are annotated as they lie in the file.
 
     Raises FileNotFoundError when no split is there, ValueError when the folder is not known.
     """
@@ -43,12 +45,26 @@ def check_annotations(
         found[split] = {**annotations.records.counts, "classes": len(annotations.classes)}
         problems += annotations.problems
         classes.setdefault(annotations.classes, split)
+        unsure: list[str] = []
+        lying = 0
         for record in progress(annotations.records, split):
             try:
                 if os.path.isfile(record.file):  # else the annotations have said it
                     read_pixels(record, name, max_pixels)
+                    orientation, size = turned_by(record.file, name, max_pixels)
+                    if orientation >= 5 and size[0] != size[1]:
+                        lying += size == (record.width, record.height)
+                    elif orientation > 1 and record.objects:
+                        unsure.append(record.file)
             except ValueError as error:
                 problems.append(cut(str(error)))
+        found[split] |= {"turned": len(unsure), "lying": lying}
+        if unsure and lying:
+            problems.append(
+                f"{name}: {lying:,} photos of {split} are annotated as they lie in the file, and EXIF turns "
+                f"{len(unsure):,} more whose size does not say so ({cut(unsure[0])}), which are read upright: "
+                "take the EXIF orientation out of all of them"
+            )
     if missing and not found and not problems:
         raise missing
     if len(classes) > 1:

@@ -280,6 +280,33 @@ def test_check_passes_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "VOC2012/ImageSets/Main/train.txt is missing" in capsys.readouterr().err
 
 
+def test_check_counts_photos_that_their_exif_turns_and_refuses_a_set_of_two_minds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By 180° the size is the same: nothing says which way an annotation has it, if not the set's others."""
+    annotations = write_voc(tmp_path, dict.fromkeys(("1", "2", "3"), GOOD), "test")
+    photos = annotations.parent / "JPEGImages"
+
+    def turn(name: str, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[274] = orientation
+        Image.new("RGB", (40, 30)).save(photos / f"{name}.jpg", exif=exif)
+
+    turn("1", 3)
+    assert cli.main(["data", "check", "voc2007", "--root", str(tmp_path)]) == 0
+    assert (
+        "3 objects, 20 classes (photos that EXIF mirrors or turns to the same size, whose boxes are taken "
+        in (out := capsys.readouterr().out)
+    )
+    assert out.endswith("of the upright one: 1)\n")
+    turn("2", 6)  # its annotation has the size that it has in the file
+    assert cli.main(["data", "check", "voc2007", "--root", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "(photos annotated as they lie in the file, before EXIF turns them: 1, photos that EXIF" in out
+    assert f"EXIF turns 1 more whose size does not say so ({photos / '1.jpg'})" in out
+    assert "1 problem, listed above" in err
+
+
 def test_check_counts_what_it_does_not_print(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = coco_content()
     content["annotations"] += [

@@ -242,7 +242,10 @@ def test_val_size_is_of_a_run_s_own_images_wherever_they_lie(tmp_path, capsys):
             picture(tmp_path / f"{images}/val/{('cat', 'dog')[number % 2]}/test {number}.png", number)
     moved = root.rename(tmp_path / "moved")
     capsys.readouterr()
-    for where, words in ((moved, "6 held-out"), *((tmp_path / f"{n}", f"{n} images of other") for n in (4, 30))):
+    for where, words in (
+        (moved, "6 held-out"),
+        *((tmp_path / f"{n}", f"{n} images of other") for n in (4, 30)),
+    ):
         assert cli.main(["eval", str(tmp_path / "run"), "--data.root", str(where)]) == 0
         assert f", {words}" in capsys.readouterr().out.partition("\n")[0]
 

@@ -197,6 +197,15 @@ def look_at(path: str, name: str, max_pixels: int | None = None) -> None:
         pass
 
 
+def turned_by(path: str, name: str, max_pixels: int | None = None) -> tuple[int, tuple[int, int]]:
+    """The orientation that EXIF gives an image, 1 where it is upright, and its (width, height) in the file."""
+    with _opened(path, name, max_pixels) as image:
+        size = image.size
+        if image.format == "PNG":  # it may say it after its pixels
+            image.load()
+        return _orientation(image), size
+
+
 @contextmanager
 def _opened(path: Place | IO[bytes], name: str, max_pixels: int | None) -> Iterator[Image.Image]:
     """An image of the right kind and size, none of it decoded; whatever fails inside becomes a line."""
