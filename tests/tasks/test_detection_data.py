@@ -67,6 +67,16 @@ def test_boxes_of_no_size_are_said(tmp_path, capsys):
     assert "1 objects of train have boxes of no size: they are not trained on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("objects", [True, False])
+def test_a_held_out_set_without_objects_is_said(tmp_path, capsys, objects):
+    content = coco_content()
+    write_coco(tmp_path, content, "train2017")
+    write_coco(tmp_path, content if objects else content | {"annotations": []}, "val2017")
+    task(tmp_path).training  # noqa: B018
+    said = "coco: there is nothing to find in the 3 images of val, every score will be -1"
+    assert (said in capsys.readouterr().err) == (not objects)
+
+
 @pytest.mark.parametrize("augment", ["ssd", "scale_jitter"])
 def test_an_augmentation_to_a_square_makes_it_of_the_detectors_size(tmp_path, augment):
     for split in ("train2017", "val2017"):

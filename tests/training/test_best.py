@@ -89,6 +89,9 @@ def test_the_first_best_record_decides():
     assert best_of([], "val_top1") is best_of(records, "val_box_AP") is None
     assert [gives_up(records[:n], "val_top1", 2) for n in range(6)] == [False] * 4 + [True] * 2
     assert not gives_up(records, "val_top1", None)
+    empty = [{"step": step, "val_box_AP": -1.0} for step in range(9)]
+    assert best_of(empty, "val_box_AP") is None, "there was nothing to find"
+    assert not gives_up(empty, "val_box_AP", 2)
 
 
 def test_which_score_decides():

@@ -290,8 +290,8 @@ class Run:
                 found = best_of(state["history"], key_of(self.recipe, self._task.metrics(self.recipe)))
             if found is None:
                 raise UserError(
-                    f"{self.folder} has no best checkpoint yet, its held-out images were not scored: take "
-                    "the newest (--checkpoint newest)"
+                    f"{self.folder} has no best checkpoint, its held-out images were not scored yet or have "
+                    "nothing to find: take the newest (--checkpoint newest)"
                 )
             if found.step != state["step"]:
                 state, path = checkpoint.load_best(self.folder / "checkpoints", found.step, fits)

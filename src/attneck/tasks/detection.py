@@ -35,6 +35,7 @@ from attneck.models.detector_options import DetectorOptions
 from attneck.models.pretrained import follow, normalisation
 from attneck.models.weights import Loaded
 from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
+from attneck.training.best import NOTHING
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
 from attneck.training.report import Watch, unseen
@@ -119,6 +120,12 @@ class Detection:
             say(
                 f"{data.name}: {opened.dropped:,} objects of {data.train_split} have boxes of no "
                 "size: they are not trained on"
+            )
+        held_out = self.held_out
+        if self.everyone.rank == 0 and not any(held_out.record(i).trained_on() for i in range(len(held_out))):
+            say(
+                f"{data.name}: there is nothing to find in the {len(held_out):,} images of {data.val_split}, "
+                "every score will be -1: no checkpoint is kept as the best, and patience ends nothing"
             )
         return opened
 
@@ -308,4 +315,4 @@ def headline(scores: dict[str, Any]) -> dict[str, float]:
     else:
         kinds = {"bbox": "box", "segm": "mask"}
         shares = {f"{kinds[kind]}_{key}": row[key] for kind, row in scores.items() for key in HEADLINE}
-    return {name: 100 * share if share >= 0 else -1.0 for name, share in shares.items()}
+    return {name: 100 * share if share >= 0 else NOTHING for name, share in shares.items()}

@@ -17,6 +17,8 @@ from attneck.training.records import Record
 
 LOWER = {"loss"}
 """Scores of which less is better."""
+NOTHING = -1.0
+"""COCO's score where there was nothing to find: it says nothing of the weights."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,21 @@ def key_of(recipe: Recipe, scores: Sequence[str]) -> str:
 
 
 def best_of(history: Sequence[Record], key: str) -> Best | None:
-    """The best record; None where none has a finite score of that name."""
+    """The best record; None where none has a finite score of that name, or there was nothing to find."""
     sign = -1.0 if key.partition("_")[2] in LOWER else 1.0
     found: Best | None = None
     for record in history:
         score = record.get(key, math.nan)
-        if math.isfinite(score) and (found is None or sign * score > sign * found.score):
+        if math.isfinite(score) and score != NOTHING and (found is None or sign * score > sign * found.score):
             found = Best(record["step"], score, key)
     return found
 
 
 def gives_up(history: Sequence[Record], key: str, patience: int | None) -> bool:
-    """True after `patience` records in a row without a better score."""
+    """True after `patience` records in a row without a better score; where there is nothing to find, never."""
     best = best_of(history, key)
-    since = [record for record in history if best is None or record["step"] > best.step]
+    told = [record for record in history if record.get(key) != NOTHING]
+    since = [record for record in told if best is None or record["step"] > best.step]
     return patience is not None and len(since) >= patience
 
 
