@@ -499,6 +499,23 @@ def test_a_run_s_folder_has_a_card(runs: dict[str, attneck.Run], tmp_path: Path)
     assert told == run.recipe
 
 
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "curves.png"])
+def test_somebody_s_file_is_not_replaced(runs: dict[str, attneck.Run], tmp_path: Path, name: str) -> None:
+    """A model that was saved there is."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"mine has a {name} that is of no model saved there"):
+        hub.save(runs["after surgery"], folder)
+    assert (folder / name).read_text() == "mine"
+    (folder / name).unlink()
+    for _ in range(2):
+        hub.save(runs["after surgery"], folder)
+    (folder / "config.json").unlink()  # as of a save that was killed
+    assert attneck.load(hub.save(runs["after surgery"], folder))
+
+
 def test_a_card_names_no_place_of_the_data(runs: dict[str, attneck.Run], tmp_path: Path) -> None:
     run = runs["timm"]
     secret = run.recipe.data.model_copy(update={"root": "/home/someone"})

@@ -164,7 +164,8 @@ def _fill(
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", **legend)
+    if axes.get_legend_handles_labels()[0]:  # a run may have none of these scores
+        axes.legend(fontsize="small", **legend)
 
 
 def _legend(

@@ -66,7 +66,7 @@ def save(
         data: the preprocessing of its images, as `describe` takes it.
 
     Raises:
-        ValueError: a model whose tensors are not finite, or not those that its config makes (after surgery
+        ValueError: a folder with such a file of somebody else's; a model whose tensors are not finite, or not those that its config makes (after surgery
             that no run did, for example); one whose layers compute otherwise, by another stride, pool or
             `resample` say that was set after it was built; what `describe` refuses.
         OSError: the file could not be written.
@@ -85,7 +85,10 @@ def save(
         network, run = model.model(), model
     if license is not None and (run is None or Path(path).suffix == ".safetensors"):
         raise ValueError(f"license={brief(license)} is for the card, which a run's folder gets: give run too")
-    config, path = describe(network, **data), Path(path)
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        _check_own(path, with_card=run is not None)
+    config = describe(network, **data)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with torch.device("meta"):
         again = from_config(config)
@@ -122,6 +125,25 @@ def save(
 
         write_card(run, config, state, path, license)
     return path
+
+
+def _check_own(folder: Path, *, with_card: bool) -> None:
+    """ValueError where a file would be replaced that no save has written: a save begins with its weights."""
+    from safetensors import SafetensorError, safe_open
+
+    from attneck.hub import card
+
+    names = (WEIGHTS, CONFIG, *((card.CARD, card.PICTURE) if with_card else ()))
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            own = "config" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        own = False
+    if not own and (there := next((name for name in names if (folder / name).exists()), None)):
+        raise ValueError(
+            f"{folder} has a {there} that is of no model saved there, and it would be replaced: give a new "
+            "folder, or move that file away"
+        )
 
 
 def load(
