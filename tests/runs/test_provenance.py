@@ -28,6 +28,7 @@ def test_a_run_s_command_is_its_first_one(tmp_path):
 
 def test_a_new_start_keeps_nothing_of_one_before(tmp_path):
     """That one ended before its first checkpoint, and may have been of another network."""
+    (tmp_path / "environment.json").write_text('{"starts": [{"step": 0}]}')
     (tmp_path / "cost.json").write_text('{"params": 1, "madds": 1}')
     (tmp_path / SCORED).write_text("{}")
     assert cli.main(["train", "demo", *SMALL, "--out", str(tmp_path)]) == 0

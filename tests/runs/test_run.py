@@ -397,6 +397,22 @@ def test_a_recipe_by_its_word(tmp_path, monkeypatch):
         runs.train("dem")
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "data.json", "environment.json", "report.html", "pictures"])
+def test_a_run_writes_over_nothing_of_somebody_else_s(tmp_path, name):
+    """Nor after a second try; of a folder with other files, such as a job's log, it takes its own places."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "job.log").write_text("mine")
+    (folder / name).write_text("{}")
+    recipe = Recipe.model_validate(TINY)
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"mine/{name} is there, and no run has written it"):
+            runs.train(recipe, folder)
+    assert (folder / name).read_text() == "{}"
+    (folder / name).unlink()
+    assert runs.train(recipe, folder).folder == folder
+
+
 def test_predict_tells_two_runs_of_one_network_apart(tmp_path):
     """By their folders, where the model's name is the same; a dollar begins no formula."""
     folders = [str(tmp_path / f"seed-${seed}") for seed in (0, 1)]

@@ -1,6 +1,7 @@
 """Runs of detectors: they learn, resume to the same bits, are scored over all processes, and predict."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from attneck.explain import detections
 from attneck.files import NotWritten
 from attneck.runs import train as runs
 from attneck.runs.run import Run
+from attneck.runs.scored_on import OTHER
 from attneck.tasks import open_task
 from attneck.tasks.detection import Detection, headline
 from attneck.training import checkpoint
@@ -110,6 +112,19 @@ def test_the_scores_are_told_where_detections_cannot_be_kept(trained, tmp_path, 
     assert "APbb50" in said.out
     assert "the detections are not kept: " in said.err
     assert "detections  " not in said.out
+
+
+def test_of_other_data_the_detections_do_not_replace_the_run_s_own(trained, monkeypatch, capsys):
+    kept = trained / "detections.json"
+    kept.write_text("[]")
+    monkeypatch.setattr("attneck.runs.scored_on.scored_on", lambda *_: OTHER)
+    assert cli.main(["eval", str(trained), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    place = Path(document["files"][0]).parent
+    assert document["detections"] == str(place / "detections.json")
+    assert json.loads((place / "detections.json").read_text())
+    assert kept.read_text() == "[]"
+    kept.unlink()
 
 
 def test_processes_share_the_held_out_images(trained, monkeypatch):

@@ -24,7 +24,7 @@ KINDS = {
     "difficult": "difficult objects",
     "degenerate": "boxes of no size, left out of training",
     "lying": "photos annotated as they lie in the file, before EXIF turns them",
-    "turned": "photos that EXIF mirrors or turns to the same size, whose boxes are taken to be of the upright one",
+    "turned": "photos that EXIF turns to the same size, whose boxes are taken to be of the upright one",
 }
 
 

@@ -31,9 +31,9 @@ def score(
 
     Of a classifier top-1, top-5 and error, the accuracy of each class, and what is confused most; of a
     detector the papers' tables of AP, each class's, and what it found, as COCO's results in detections.json,
-    in --out or else in the run's folder. per-class.csv, and a confusion matrix as CSV and picture, or
-    precision by recall as a picture, go into a new folder. An image_id is COCO's; of VOC it is the image's
-    place in the split's list, from 1.
+    in --out or else in the run's folder; of other data beside the tables. per-class.csv, and a confusion
+    matrix as CSV and picture, or precision by recall as a picture, go into a new folder. An image_id is
+    COCO's; of VOC it is the image's place in the split's list, from 1.
 
     Args:
         run: the run's folder.
@@ -74,7 +74,8 @@ def score(
     best = [*found.values()][-1]
     detections = None
     if best.detections is not None and first:
-        detections = _detections(run if out is None or folder is None else folder, best.detections)
+        place = run if out is None and images != OTHER else folder
+        detections = None if place is None else _detections(place, best.detections)
     size = "" if image_size is None else f" of {image_size} pixels"
     title = f"{recipe.model.name}, step {known.step}, {best.images:,} {images}{size}"
     files = write_details(folder, best, title) if folder is not None else []

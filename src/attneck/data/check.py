@@ -62,8 +62,8 @@ def check_annotations(
         if unsure and lying:
             problems.append(
                 f"{name}: {lying:,} photos of {split} are annotated as they lie in the file, and EXIF turns "
-                f"{len(unsure):,} more whose size does not say so ({cut(unsure[0])}), which are read upright: "
-                "take the EXIF orientation out of all of them"
+                f"{len(unsure):,} more whose size does not say so ({cut(unsure[0])}), and these are read "
+                "upright: take the EXIF orientation out of all of them"
             )
     if missing and not found and not problems:
         raise missing

@@ -66,9 +66,10 @@ def save(
         data: the preprocessing of its images, as `describe` takes it.
 
     Raises:
-        ValueError: a folder with such a file of somebody else's; a model whose tensors are not finite, or not those that its config makes (after surgery
-            that no run did, for example); one whose layers compute otherwise, by another stride, pool or
-            `resample` say that was set after it was built; what `describe` refuses.
+        ValueError: a folder with such a file of somebody else's; a model whose tensors are not finite, or not
+            those that its config makes (after surgery that no run did, for example); one whose layers compute
+            otherwise, by another stride, pool or `resample` say that was set after it was built; what
+            `describe` refuses.
         OSError: the file could not be written.
         UserError: a run without a checkpoint that is whole.
     """

@@ -20,9 +20,11 @@ from attneck.data.fingerprint import changes, renames, shortened
 from attneck.errors import UserError, say, user_mistakes
 from attneck.files import write_atomic, write_json
 from attneck.runs.cost import COST
-from attneck.runs.folder import SCORED, newest_folder, present, take_folder, writing
+from attneck.runs.folder import PICTURES, SCORED, newest_folder, present, take_folder, writing
 from attneck.runs.lock import only_one
 from attneck.runs.provenance import environment_of
+from attneck.runs.report import REPORT
+from attneck.runs.split import SPLIT
 from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint
 from attneck.training.checkpoint_files import checkpoints, named, sum_of
@@ -30,10 +32,13 @@ from attneck.training.distributed import World
 from attneck.training.environment import environment
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import RECIPE, differences, dump_recipe, parse_recipe
-from attneck.training.records import RECORDS
+from attneck.training.records import RECORDS, TABLE
 
 ENVIRONMENT = "environment.json"
+DATA = "data.json"
 SKIPPED = "skipped.jsonl"
+WRITTEN = (ENVIRONMENT, RECIPE, DATA, TABLE, SPLIT, COST, SCORED, SKIPPED, REPORT, PICTURES)
+"""What a run writes into its folder, beside its checkpoints, its records and its summary."""
 LEFT = re.compile(r"\.(recipe\.yaml|(environment|data|summary)\.json|metrics\.(jsonl|csv))\.[0-9]+\.tmp")
 """What a process that was killed in a write has left: only who holds the folder writes these files."""
 
@@ -85,8 +90,8 @@ def start(
         facts: what the task describes, and "data": the fingerprints of its images.
 
     Raises:
-        UserError: a folder that cannot be made or is taken, that holds a run already or none to resume, or
-            whose run was started otherwise.
+        UserError: a folder that cannot be made or is taken, that holds a run already, none to resume or files
+            of somebody else's in their places, or whose run was started otherwise.
     """
     launch = _launch()
     folder = _taken(wish, launch, held)
@@ -106,6 +111,11 @@ def start(
     if not goes_on and (kept := [file for file in records if file.is_file() and file.stat().st_size]):
         raise UserError(
             f"{kept[0]} is of a run whose checkpoints are gone: choose another --out, or move the folder away"
+        )
+    foreign = [file for file in map(folder.joinpath, WRITTEN) if file.exists()]
+    if not goes_on and not starts and foreign:
+        raise UserError(
+            f"{foreign[0]} is there, and no run has written it: choose another --out, or move it away"
         )
     with user_mistakes():  # by environment variables
         products: str = float32_products()
@@ -157,9 +167,9 @@ def start(
         if not goes_on:
             for name in (SKIPPED, COST, SCORED):  # of another start, perhaps of another network
                 (folder / name).unlink(missing_ok=True)
-        write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
-        for name, content in ((ENVIRONMENT, around), ("data.json", facts)):
+        for name, content in ((ENVIRONMENT, around), (DATA, facts)):  # the first says whose the others are
             write_json(folder / name, content)
+        write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
     return Start(folder, recipe, facts, products, made, asked, goes_on)
 
 

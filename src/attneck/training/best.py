@@ -60,7 +60,7 @@ def best_of(history: Sequence[Record], key: str) -> Best | None:
 
 
 def gives_up(history: Sequence[Record], key: str, patience: int | None) -> bool:
-    """True after `patience` records in a row without a better score; where there is nothing to find, never."""
+    """True after `patience` records in a row without a better score; never where there is nothing to find."""
     best = best_of(history, key)
     told = [record for record in history if record.get(key) != NOTHING]
     since = [record for record in told if best is None or record["step"] > best.step]

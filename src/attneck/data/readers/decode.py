@@ -198,7 +198,7 @@ def look_at(path: str, name: str, max_pixels: int | None = None) -> None:
 
 
 def turned_by(path: str, name: str, max_pixels: int | None = None) -> tuple[int, tuple[int, int]]:
-    """The orientation that EXIF gives an image, 1 where it is upright, and its (width, height) in the file."""
+    """The orientation that EXIF gives an image, 1 where that is upright, and (width, height) of the file."""
     with _opened(path, name, max_pixels) as image:
         size = image.size
         if image.format == "PNG":  # it may say it after its pixels
