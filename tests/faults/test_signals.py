@@ -257,6 +257,28 @@ def test_what_the_end_itself_breaks_is_not_told(forked):
     assert lines(process) == ["attneck: stopped by a second SIGINT"]
 
 
+@pytest.mark.parametrize("signalled", [True, False])
+def test_what_a_ctrl_c_breaks_in_a_step_is_no_fault_of_the_program(forked, signalled):
+    """A terminal sends it to the compiler that torch.compile has started too, and that fails."""
+    plain = loop.gradients
+
+    def broken(*given):
+        if second_step(*given):
+            raise RuntimeError("the compiler was killed")
+        return plain(*given)
+
+    process = forked("step", *TRAIN, prepare=lambda: setattr(loop, "gradients", broken))
+    process.wait_for_phase()
+    if signalled:
+        process.send(INT)
+    code, _ = process.ends(40 * busy())
+    said = process.said.read_text()
+    assert (code, "Traceback" in said) == ((130, False) if signalled else (1, True)), said
+    if signalled:
+        wanted = "attneck: stopped by SIGINT in step 2, batch 32 (accumulate 1), images of 24 pixels; "
+        assert lines(process) == [f"{wanted}there is no checkpoint yet"]
+
+
 @pytest.mark.parametrize("phase", some(["data", "step", "evaluation", "saving"], 2))
 def test_a_hangup_that_was_ignored_stays_so(forked, phase):
     """As nohup starts a program."""

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from attneck.errors import RunFailed, UserError, say, user_mistakes
+from attneck.errors import EXPECTED, RunFailed, UserError, say, user_mistakes
 from attneck.files import NotWritten
-from attneck.signals import noted
+from attneck.signals import Stop, noted
 from attneck.training import checkpoint, layers, state
 from attneck.training.allocator import keep_memory
 from attneck.training.averages import too_slow
@@ -166,7 +166,7 @@ def train_loop(
     with (
         compiling(recipe),
         noted() as stop,
-        _lacks(folder, doing, recipe, world),
+        _lacks(folder, doing, recipe, world, stop),
         writer,
         Report(
             folder if world.rank == 0 else None,
@@ -349,16 +349,32 @@ def _left(folder: Path) -> str:
 
 
 @contextmanager
-def _lacks(folder: Path, doing: Callable[[], str], recipe: Recipe, world: World) -> Iterator[None]:
-    """Room on the disk, or memory, that is missing ends the run in a line, with what is left of it."""
+def _lacks(
+    folder: Path, doing: Callable[[], str], recipe: Recipe, world: World, stop: Stop
+) -> Iterator[None]:
+    """Room on the disk, or memory, that is missing ends the run in a line, with what is left of it.
+
+    So does what fails after a signal: a Ctrl-C ends what this one has started too, a compiler say.
+    """
     advice = f"free some, or start anew with accumulate {2 * recipe.accumulate} or smaller images"
     try:
         with memory_errors(doing, advice):
             yield
     except (NotWritten, OutOfMemory) as error:
-        left = _left(folder)
-        resume = f": go on with: attneck train {folder} --resume" if "whole" in left else ""
-        said = f"{error}; {left}{resume}"
+        said = f"{error}; {_goes_on(folder)}"
         if world.rank > 0:  # of what all say alike the first one speaks, and this the first doesn't know
             say(said)
         raise RunFailed(said) from error
+    except EXPECTED:
+        raise
+    except Exception as error:
+        if not stop.signal:
+            raise
+        name = signal.Signals(stop.signal).name
+        raise RunFailed(f"stopped by {name} in {doing()}; {_goes_on(folder)}", 128 + stop.signal) from error
+
+
+def _goes_on(folder: Path) -> str:
+    """`_left`, and how to go on from it."""
+    left = _left(folder)
+    return left + f": go on with: attneck train {folder} --resume" * ("whole" in left)

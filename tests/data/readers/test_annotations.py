@@ -294,9 +294,8 @@ def test_check_counts_photos_that_their_exif_turns_and_refuses_a_set_of_two_mind
 
     turn("1", 3)
     assert cli.main(["data", "check", "voc2007", "--root", str(tmp_path)]) == 0
-    assert (
-        "3 objects, 20 classes (photos that EXIF turns to the same size, whose boxes are taken "
-        in (out := capsys.readouterr().out)
+    assert "3 objects, 20 classes (photos that EXIF turns to the same size, whose boxes are taken " in (
+        out := capsys.readouterr().out
     )
     assert out.endswith("of the upright one: 1)\n")
     turn("2", 6)  # its annotation has the size that it has in the file
