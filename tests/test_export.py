@@ -319,6 +319,26 @@ def test_what_cannot_be_is_refused(file: str, options: dict[str, Any], says: str
     assert not list(tmp_path.iterdir())
 
 
+class Even(nn.Module):
+    """Of sides that are no multiples of 4 its two maps have other sides, as HRNet's of 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        half = self.first(images)
+        again: Tensor = nn.functional.interpolate(self.second(half), scale_factor=2.0)
+        return (half + again).mean((2, 3))
+
+
+def test_a_network_of_some_sizes_alone_is_refused_with_a_dynamic_size(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"this Even is not to be had with a dynamic size .*: leave that out"):
+        export.export(Even(), tmp_path / "net.pt2", image_size=32, dynamic=("size",))
+    assert not list(tmp_path.iterdir())
+    assert export.export(Even(), tmp_path / "net.pt2", image_size=32).checks
+
+
 def old_weight_norm() -> nn.Module:
     model = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3)))
     model(torch.randn(1, 3, 8, 8))

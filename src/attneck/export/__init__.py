@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attneck.checks import sides, whole
+from attneck.errors import is_out_of_memory, one_line
 from attneck.export.agreement import Check, DisagreementError, race
 from attneck.export.formats import INPUT, runner, to_onnx, to_pt2
 from attneck.export.graph import smallest, trace, trace_detector
@@ -94,7 +95,8 @@ def export(
 
     Raises:
         ValueError: what `check_request` refuses; a network that torch.export does not take, or not with
-            these axes dynamic, or whose result is no tensor and no list of them.
+            these axes dynamic, that does not take every size where that is one of them, or whose result is no
+            tensor and no list of them.
         DisagreementError: the file's results differ by more than rounding.
         OSError: the file could not be written.
         UserError: a run without a checkpoint that is whole.
@@ -124,13 +126,20 @@ def export(
             else trace(network, (batch, channels, height, width), dynamic)
         )
         about = metadata(model, (height, width), detects, traced.classes) | notes
-        if file.suffix == ".onnx":
-            opset = opset or OPSETS[0]
-            data = seal(to_onnx(traced, opset, about), file.suffix)
-        else:
-            data = seal(to_pt2(traced.program, about), file.suffix)
-        exported = runner(data, file.suffix)
-        checks = traced.compare(exported, lambda least_score: runner(data, file.suffix, least_score))
+        opset = (opset or OPSETS[0]) if file.suffix == ".onnx" else None
+        try:
+            made = to_pt2(traced.program, about) if opset is None else to_onnx(traced, opset, about)
+            data = seal(made, file.suffix)
+            exported = runner(data, file.suffix)
+            checks = traced.compare(exported, lambda least_score: runner(data, file.suffix, least_score))
+        except Exception as error:
+            if not dynamic or isinstance(error, DisagreementError) or is_out_of_memory(error):
+                raise
+            raise ValueError(  # the network's own, at a size that it was not made for, or the exporter's
+                f"this {type(model).__name__} is not to be had with a dynamic {' and '.join(dynamic)} "
+                f"({type(error).__name__}: {one_line(error, 150)}): leave that out of dynamic, and write a "
+                "file for each one that is needed"
+            ) from error
         rounds = DETECTOR_ROUNDS if detects else ROUNDS
         eager_ms, exported_ms = race([traced.eager, exported], traced.images[0], rounds)
     write_atomic(file, data)

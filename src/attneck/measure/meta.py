@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_torch
 
+from attneck.checks import sides
 from attneck.errors import brief, one_line
 
 HOOKS = [name for name, value in vars(nn.Module()).items() if "_hooks" in name and isinstance(value, dict)]
@@ -74,12 +75,13 @@ def meta_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def check_logits(model: nn.Module, image_size: int, classes: int) -> None:
-    """ValueError unless the model makes `classes` logits of an RGB image of that side.
+def check_logits(model: nn.Module, image_size: int | tuple[int, int], classes: int) -> None:
+    """ValueError unless the model makes `classes` logits of an RGB image of that side, or (height, width).
 
     What does not run without storage for a reason of its own is let through.
     """
-    image = torch.empty(2, 3, image_size, image_size, device="meta")
+    height, width = sides("image_size", image_size)
+    image = torch.empty(2, 3, height, width, device="meta")
     try:
         with torch.no_grad(), without_global_hooks():
             found = meta_copy(model).eval()(image)
@@ -89,8 +91,9 @@ def check_logits(model: nn.Module, image_size: int, classes: int) -> None:
         if "meta" in str(error):
             return
         raise ValueError(
-            f"this {type(model).__name__} does not take RGB images of {image_size}×{image_size} "
-            f"({one_line(error, 150)}): give data.image_size another value, or take back the model.options"
+            f"this {type(model).__name__} does not take RGB images of {height}×{width} "
+            f"({one_line(error, 150)}): give another image size (data.image_size), or take back the "
+            "model.options"
         ) from error
     if not isinstance(found, Tensor) or found.shape != (2, classes):
         given = list(found.shape[1:]) if isinstance(found, Tensor) else f"a {type(found).__name__}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attneck.checks import whole
 from attneck.errors import UserError, brief, one_line, say, user_mistakes
-from attneck.training.recipe import Model, Recipe
+from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.recipe_file import RECIPE, is_run, load_recipe, parse_recipe
 from attneck.training.records import RECORDS, Record, read_records
 
@@ -141,6 +141,11 @@ class Run:
                 f"{self.folder}: its weights have shapes that are for images of {self.facts['image_size']} "
                 f"pixels alone, and not of {image_size}: leave image_size out"
             ) from error
+        if image_size is not None and recipe.model.name.startswith(TIMM):  # which may have a size of its own
+            from attneck.measure.meta import check_logits
+
+            with user_mistakes():
+                check_logits(model, image_size, len(self.facts["classes"]))
         return model.eval()
 
     def data(self, split: str = "val", *, root: str | None = None, val_share: float | None = None) -> Any:
