@@ -333,7 +333,7 @@ class Even(nn.Module):
 
 
 def test_a_network_of_some_sizes_alone_is_refused_with_a_dynamic_size(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"this Even is not to be had with a dynamic size .*: leave that out"):
+    with pytest.raises(ValueError, match=r"this Even is not .* with a dynamic size .*: leave that"):
         export.export(Even(), tmp_path / "net.pt2", image_size=32, dynamic=("size",))
     assert not list(tmp_path.iterdir())
     assert export.export(Even(), tmp_path / "net.pt2", image_size=32).checks

@@ -90,3 +90,21 @@ def test_what_makes_no_maps_is_refused():
         mask_rcnn(Maps(), 2, channels=0)
     with pytest.raises(ValueError, match="the background"):
         mask_rcnn(Maps(), 1)
+
+
+def test_a_backbone_that_does_not_take_the_images_is_refused_as_the_detector_is_made():
+    fixed = timm.create_model("test_vit", img_size=64, dynamic_img_size=False)
+    with pytest.raises(ValueError, match=r"VisionTransformer does not take the detector's images, 128×128"):
+        faster_rcnn(fixed, 3, 128, **SMALL)
+    any_size = timm.create_model("test_vit", img_size=64, dynamic_img_size=True)
+    assert len(faster_rcnn(any_size, 3, 128, **SMALL).eval()([torch.rand(3, 90, 70)])) == 1
+
+
+def test_a_backbone_whose_maps_have_other_strides_than_it_says_is_refused():
+    wrong = Maps()
+    assert mask_rcnn(wrong, 3, 128, **SMALL)
+    wrong.reductions = [8, 32]
+    with pytest.raises(
+        ValueError, match=r"this Maps says that a map has stride 32, .* is of 8×8: set its red"
+    ):
+        mask_rcnn(wrong, 3, 128, **SMALL)

@@ -9,7 +9,7 @@ from forked import as_ranks
 from PIL import Image
 from small_run import broken_off_after, thin_mask_rcnn
 
-from attneck import cli
+from attneck import cli, hub
 from attneck.detection.metrics import check_detections, coco_scores
 from attneck.errors import UserError
 from attneck.explain import detections
@@ -312,6 +312,24 @@ def test_a_backbone_begins_with_a_runs_weights(tmp_path, capsys):
     assert "tensors taken" in capsys.readouterr().err
     (tmp_path / "thin").rename(tmp_path / "moved")
     assert runs.train(begun, tmp_path / "run", resume=True).steps == 3
+
+
+def test_a_backbone_begins_with_an_exported_model_s_weights(tmp_path, capsys):
+    thin = {"name": "resnet26_thin", "options": {"depths": [1, 1, 1, 1]}}
+    images = {"name": "shapes", "image_size": 32, "train_size": 8, "val_size": 4}
+    runs.train(Recipe.model_validate({"model": thin, "data": images, "batch": 4}), tmp_path / "thin")
+    hub.save(Run(tmp_path / "thin"), tmp_path / "saved", mean=(0.1, 0.2, 0.3))
+    begun = recipe(model={**TINY["model"], "weights": str(tmp_path / "saved")}, epochs=1)
+    task = open_task(begun, ALONE)
+    model = task.build(begun, task.describe())
+    said = " ".join(runs.start_from(begun.model, task, model, verbose=False))
+    assert "saved: " in said
+    assert "saved were normalised otherwise (mean [0.1, 0.2, 0.3], here" in said
+    body, theirs = model.backbone.body.model, Run(tmp_path / "thin").weights()
+    assert torch.equal(body.conv1.weight, theirs["conv1.weight"])
+    (tmp_path / "saved/model.safetensors").unlink()
+    with pytest.raises(ValueError, match="is a folder with no run and no model"):
+        runs.start_from(begun.model, task, model, verbose=False)
 
 
 @pytest.mark.data

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import detection
@@ -20,6 +21,8 @@ from attneck.detection.fpn import FPN
 from attneck.detection.heads import BOX_BINS, MASK_BINS, Anchors, MaskRoIAlign, RoIAlign, make_heads
 from attneck.detection.interface import check_classes, nothing_found
 from attneck.detection.transform import STEP, Transform, canvas
+from attneck.errors import one_line
+from attneck.layers.meta import meta_copy, without_global_hooks
 from attneck.models import catalog
 from attneck.models.detector_options import RCNNOptions
 from attneck.models.options import override
@@ -164,17 +167,19 @@ def faster_rcnn(
             `rois`, `norm_momentum`, `freeze_norms`; see `RCNNOptions`.
 
     Raises:
-        ValueError: see `RCNN`; or an unknown option, or a value that the option does not take.
+        ValueError: see `RCNN`; an unknown option, or a value that the option does not take; a backbone that
+            does not take images of that size, or gives maps of other strides than it says.
     """
     chosen = override(RCNNOptions(masks=False), options, "faster_rcnn")
-    return _rcnn(backbone, num_classes, image_size, chosen)
+    return _checked(_rcnn(backbone, num_classes, image_size, chosen))
 
 
 def mask_rcnn(
     backbone: nn.Module, num_classes: int, image_size: int | tuple[int, int] = 1024, **options: Any
 ) -> RCNN:
     """Mask R-CNN on any backbone, as `faster_rcnn`; `mask_convs` is an option too."""
-    return _rcnn(backbone, num_classes, image_size, override(RCNNOptions(), options, "mask_rcnn"))
+    chosen = override(RCNNOptions(), options, "mask_rcnn")
+    return _checked(_rcnn(backbone, num_classes, image_size, chosen))
 
 
 def build_rcnn(options: RCNNOptions, *, num_classes: int, image_size: tuple[int, int]) -> RCNN:
@@ -192,4 +197,29 @@ def _rcnn(
     known = getattr(backbone, "pretrained_cfg", None) or {}
     if all(len(known.get(name) or ()) == 3 for name in ("mean", "std")):
         detector.transform.image_mean, detector.transform.image_std = [*known["mean"]], [*known["std"]]
+    return detector
+
+
+def _checked(detector: RCNN) -> RCNN:
+    """It; ValueError where the backbone does not take its images, or gives other maps than it says."""
+    pyramid: Any = detector.backbone
+    H, W = canvas(detector.transform.size, detector.transform.size_divisible)
+    kind = type(getattr(pyramid.body, "model", pyramid.body)).__name__
+    try:
+        with torch.no_grad(), without_global_hooks():
+            maps = meta_copy(pyramid).eval()(torch.empty(1, 3, H, W, device="meta"))
+    except NotImplementedError:  # what has no form without values
+        return detector
+    except Exception as error:  # the backbone asserts, or shapes do not fit
+        raise ValueError(
+            f"this {kind} does not take the detector's images, {H}×{W} pixels ({one_line(error, 150)}): make "
+            "it for images of that size or of any (timm: img_size, strict_img_size=False), or give another "
+            "image_size"
+        ) from error
+    for stride, found in zip(pyramid.reductions, maps.values(), strict=True):
+        if found.shape[2:] != (-(-H // stride), -(-W // stride)):
+            raise ValueError(
+                f"this {kind} says that a map has stride {stride}, and of {H}×{W} pixels it is of "
+                f"{found.shape[2]}×{found.shape[3]}: set its reductions right"
+            )
     return detector

@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attneck.checks import sides, whole
 from attneck.errors import one_line
+from attneck.layers.meta import check_module, likely_channels, meta_copy, without_global_hooks
 from attneck.layers.mhsa import TABLES, MHSA2d
 from attneck.measure.kept import Counts
-from attneck.measure.meta import check_module, likely_channels, meta_copy, without_global_hooks
 
 COMPUTED = ("", "parametrizations.")
 """Where a table's parameters are: at its name, longer under pruning, or among what it is computed from."""

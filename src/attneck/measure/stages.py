@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
+from attneck.layers.meta import check_module, meta_copy
 from attneck.layers.ungated import UngatedBAM
 from attneck.measure.counts import madds_by_name
-from attneck.measure.meta import check_module, meta_copy
 
 ATTENTION: dict[type[nn.Module], str] = {
     BAM: "BAM",

@@ -142,7 +142,7 @@ class Run:
                 f"pixels alone, and not of {image_size}: leave image_size out"
             ) from error
         if image_size is not None and recipe.model.name.startswith(TIMM):  # which may have a size of its own
-            from attneck.measure.meta import check_logits
+            from attneck.layers.meta import check_logits
 
             with user_mistakes():
                 check_logits(model, image_size, len(self.facts["classes"]))

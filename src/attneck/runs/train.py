@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -23,9 +22,9 @@ from attneck.data import loader
 from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of
 from attneck.errors import UserError, say, user_mistakes
-from attneck.files import write_json
+from attneck.files import read_json, write_json
 from attneck.layers import BAM
-from attneck.measure.meta import check_logits
+from attneck.layers.meta import check_logits
 from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
 from attneck.runs import pictures, snapshots
@@ -239,13 +238,22 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
 
 def start_from(recipe: Model, task: Task, model: nn.Module, verbose: bool) -> list[str]:
     """Fill the model from the weights that its recipe names, if any; what is to be said of that."""
-    run: Run | None = None
+    theirs: dict[str, Any] = {}  # the mean and std of the images that the weights know
     weights: Mapping[str, Tensor]
     if recipe.pretrained is not None:
         weights = fetch(recipe.pretrained)
-    elif recipe.weights is not None and os.path.isdir(recipe.weights):
-        run = Run(recipe.weights)
-        weights = run.weights()  # the averaged ones where it keeps them
+    elif recipe.weights is not None and (folder := Path(recipe.weights)).is_dir():
+        saved = folder / "model.safetensors"  # by attneck export, timm or the Hub
+        if is_run(folder):
+            run = Run(folder)
+            weights, theirs = run.weights(), run.facts  # the averaged ones where it keeps them
+        elif saved.is_file():
+            weights, theirs = read_weights(str(saved)), _numbers(saved.with_name("config.json"))
+        else:
+            raise ValueError(
+                f"model.weights {folder} is a folder with no run and no model.safetensors: give one that has "
+                "either, or a file"
+            )
     elif recipe.weights is not None:
         weights = read_weights(recipe.weights)
     elif recipe.name.startswith(TIMM) and "." in recipe.name:
@@ -266,12 +274,24 @@ def start_from(recipe: Model, task: Task, model: nn.Module, verbose: bool) -> li
     said = [f"from {recipe.pretrained or recipe.weights}: {loaded}"]
     said += [loaded.listing] if verbose and loaded.listing else []
     said += [f"warning: {loaded.warning}"] if loaded.warning else []
-    return said + ([] if run is None else _normalised_otherwise(run, task, model))
+    return said + _normalised_otherwise(recipe.weights, theirs, task, model)
 
 
-def _normalised_otherwise(run: Run, task: Task, model: nn.Module) -> list[str]:
-    """A warning where the run that the weights are of had its images normalised by other numbers."""
-    theirs, ours = run.facts, task.describe()
+def _numbers(config: Path) -> dict[str, Any]:
+    """The mean and std of images that a saved model's config has, where they are numbers."""
+    known = (read_json(config) or {}).get("pretrained_cfg")
+    return {
+        key: value
+        for key, value in (known if isinstance(known, dict) else {}).items()
+        if key in ("mean", "std") and isinstance(value, list) and {*map(type, value)} <= {int, float}
+    }
+
+
+def _normalised_otherwise(
+    source: str | None, theirs: dict[str, Any], task: Task, model: nn.Module
+) -> list[str]:
+    """A warning where the images that the weights know were normalised by other numbers."""
+    ours = task.describe()
     if transform := getattr(model, "transform", None):  # a detector's own
         ours = {"mean": transform.image_mean, "std": transform.image_std}
     found = [
@@ -279,7 +299,7 @@ def _normalised_otherwise(run: Run, task: Task, model: nn.Module) -> list[str]:
         for key in ("mean", "std")
         if key in theirs and key in ours and [*theirs[key]] != [*ours[key]]
     ]
-    said = f"warning: the images of {run.folder} were normalised otherwise ({'; '.join(found)})"
+    said = f"warning: the images of {source} were normalised otherwise ({'; '.join(found)})"
     return [f"{said}: its first steps see other values than its weights know"] if found else []
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
 
-from attneck.measure.meta import without_global_hooks
+from attneck.layers.meta import without_global_hooks
 from attneck.surgery.places import Place
 from attneck.surgery.trace import Step, Trace
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from attneck.errors import brief, one_line
 from attneck.layers import MHSA2d
-from attneck.measure.meta import meta_copy, without_global_hooks
+from attneck.layers.meta import meta_copy, without_global_hooks
 from attneck.surgery.attach import match_to
 from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
 from attneck.surgery.report import Change, Ledger, Result

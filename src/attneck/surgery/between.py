@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attneck.layers import MHSA2d, NonLocal2d
-from attneck.measure.meta import without_global_hooks
+from attneck.layers.meta import without_global_hooks
 from attneck.models.parts import insert_before
 from attneck.models.resnet.network import bot_block
 from attneck.surgery.attach import Probe, match_to

@@ -19,7 +19,7 @@ from attneck.errors import one_line
 from attneck.layers import BAM, MHSA2d
 from attneck.layers.bare import is_bare_pointwise
 from attneck.layers.branches import SpatialBranch
-from attneck.measure.meta import meta_copy
+from attneck.layers.meta import meta_copy
 
 BOTTLE = "bottleneck_transformer_pytorch.bottleneck_transformer_pytorch"
 """The module of that package's classes. It need not be installed, so it is not imported."""

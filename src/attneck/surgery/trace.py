@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from attneck.checks import sides
-from attneck.measure.meta import check_module, likely_channels, meta_copy, without_global_hooks
+from attneck.layers.meta import check_module, likely_channels, meta_copy, without_global_hooks
 from attneck.surgery.axes import channel_axes
 
 

@@ -72,8 +72,9 @@ class Model(Part):
     """Options of the model, such as bam_dilation 2; added to the recipe's own. On the command line also
     --model.options.bam_dilation 2; the value None takes one of the recipe's back."""
     weights: Text | None = None
-    """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run. A detector
-    may start from another detector, or from a classifier. Tensors that fit by name and shape are taken."""
+    """The weights that it starts from: safetensors, a file of torch.save, or the folder of a run or of an
+    exported model. A detector may start from another detector, or from a classifier. Tensors that fit by name
+    and shape are taken."""
     pretrained: Text | None = None
     """timm's weights that it starts from, by timm's name, such as resnet50.a1_in1k: downloaded once, then in
     the run's checkpoint. They fill what fits, a detector's backbone say. Images are normalised for them;

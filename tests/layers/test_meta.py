@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as of_torch
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+from attneck.layers.meta import GLOBAL_HOOKS, HOOKS, meta_copy, without_global_hooks
 from attneck.measure import count
-from attneck.measure.meta import GLOBAL_HOOKS, HOOKS, meta_copy, without_global_hooks
 from attneck.surgery import attend, insert_attention_block, insert_bam, insert_se
 
 CALLS = {
