@@ -262,6 +262,8 @@ def test_what_is_not_there_or_not_ours(small: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "is no saved model, and no run: wanted config.json" in refusal(tmp_path / "empty")
     save_file({"x": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "net.pth")
+    assert "net.pth is a file of torch.save, without a config: make its" in refusal(tmp_path / "net.pth")
     assert "weights without a config" in refusal(tmp_path / "weights.safetensors")
     (small / "config.json").write_text("[]")
     assert "not what attneck.hub.save wrote" in refusal(small)

@@ -243,6 +243,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         LONGEST_CONFIG,
         check_regular,
         digest,
+        of_torch_save,
         read_safetensors,
         readable,
         shown,
@@ -260,6 +261,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{shown(path)} is no saved model, and no run: wanted {CONFIG} and {WEIGHTS}, or {RECIPE}, in it"
         ) from error
     except ValueError as error:
+        if of_torch_save(path):
+            raise ValueError(
+                f"{shown(path)} is a file of torch.save, without a config: make its model and give it "
+                "torch.load(…, weights_only=True) as a state dict; of a run, give the folder"
+            ) from error
         raise ValueError(f"{error}; if it was one, it is damaged: get it anew") from error
     if text is None:
         raise ValueError(

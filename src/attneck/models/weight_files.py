@@ -124,6 +124,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return _from_safetensors(path)
 
 
+def of_torch_save(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do."""
+    if not path.is_file():  # it may be a pipe, which would be waited for
+        return False
+    with path.open("rb") as file:
+        head = file.read(len(LEGACY))
+    return head.startswith(ZIP) or head == LEGACY
+
+
 def check_regular(path: Path) -> None:
     """ValueError for what would wait for ever or never end: a pipe, a device; and for a folder.
 
