@@ -55,6 +55,22 @@ def test_help_names_every_command(capsys):
         (["data", "check", "folder", "--root", "nowhere"], "nowhere is not a folder"),
         (["data", "where", "shapes", "--root", "nowhere"], "drawn by the program"),
         (["train", ".", "--epochs", "3"], "is no run"),
+        (["train", "demo", "--model.name", "regnety_002"], "timm's is --model.name timm/regnety_002"),
+        (
+            ["train", "demo", "--pictures", "False"],
+            "it takes no value; alone it is on, and off with nothing or --no-pictures",
+        ),
+        (["bench", "inptu"], "'inptu'; perhaps you meant 'input': attneck bench takes attention, bam, step"),
+        (["data", "pakc"], "'pakc'; perhaps you meant 'pack': attneck data takes check, where or pack"),
+        (["data"], "missing check, where or pack"),
+        (
+            ["count", "cifar_resnet20", "--options", "bam", "stages", "bam", "blocks"],
+            "--options bam is given",
+        ),
+        (
+            ["train", "demo", "--model.options", "depths", "1", "1", "1", "se", "True", "depths", "1"],
+            "--model.options depths is given twice",
+        ),
         (["train", "demo", "--verbose"], "--verbose names tensors of model.weights or model.pretrained"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

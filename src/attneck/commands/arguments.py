@@ -11,7 +11,7 @@ import shutil
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from contextvars import ContextVar
 from itertools import takewhile
@@ -68,6 +68,8 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
     given = [_flag(word) for word in words if word.startswith("--")]
     if twice := [flag for flag, count in Counter(given).items() if count > 1]:
         raise UserError(f"{twice[0]} is given more than once: give it once, with all of its values")
+    if named := _named_twice(words):
+        raise UserError(f"{named} is given twice, and one of its values would not count: give it once")
     for one, other in ALIASES:
         if one in given and other in given and not prog.startswith("attneck train"):
             raise UserError(f"{one} and {other} are one option: give one of them")
@@ -90,6 +92,36 @@ def parse(kind: Callable[..., T], prog: str, words: list[str], **options: Any) -
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = columns
+
+
+def check_first(prog: str, words: list[str], known: Sequence[str]) -> None:
+    """Raises UserError unless the first word is one of `known`, some of which have options of their own."""
+    if _asking.get():
+        return
+    if not words:
+        raise UserError(f"missing {', '.join(known[:-1])} or {known[-1]} ({prog} --help)")
+    if not words[0].startswith("-") and words[0] not in known:
+        raise UserError(
+            f"{brief(words[0])}{suggestion(words[0], list(known))}: {prog} takes {', '.join(known[:-1])} or "
+            f"{known[-1]} ({prog} --help)"
+        )
+
+
+def _named_twice(words: list[str]) -> str | None:
+    """An option of a model that is named twice: its values are a word, or several whole numbers."""
+    for place, word in enumerate(words):
+        if not re.fullmatch(r"--(model\.)?(surgery[-_])?options", word):
+            continue
+        left = list(takewhile(lambda one: not one.startswith("--"), words[place + 1 :]))
+        names: list[str] = []
+        while left:
+            name = left.pop(0)
+            if name in names:
+                return f"{word} {name}"
+            names.append(name)
+            numbers = list(takewhile(lambda one: re.fullmatch(r"-?\d+", one), left))
+            del left[: max(1, len(numbers))]
+    return None
 
 
 def _description(kind: Callable[..., Any]) -> str:
@@ -139,6 +171,11 @@ def _line(box: str, words: list[str]) -> str:
         unknown = first.removeprefix("Unrecognized options: ").rstrip(",").split(", ")
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         near = [row.split()[0].rstrip(",") for row in rest if row.startswith("--")]
+        before = words[words.index(word) - 1] if word in words[1:] else ""
+        if word.lower() in ("true", "false") and before.startswith("--"):
+            *path, last = _flag(before).removeprefix("--").split(".")
+            off = "--" + ".".join([*path, f"no-{last}"])
+            return f"{before} {word}: it takes no value; alone it is on, and off with nothing or {off}"
         kind = "unknown option" if word.startswith("-") else "unexpected word"
         return f"{kind} {word}{f'; perhaps you meant {near[0]}' if near else ''}"
     if first.startswith("Error parsing ") and "Argument helptext:" in rest:

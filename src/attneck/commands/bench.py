@@ -10,12 +10,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import tyro
 
 from attneck import checks
-from attneck.commands.arguments import Flag, Json, call
+from attneck.commands.arguments import Flag, Json, call, check_first
 from attneck.errors import UserError, is_out_of_memory, say, user_mistakes
 from attneck.processor import ran_on
 
@@ -476,4 +476,5 @@ def main(words: list[str]) -> None:
 
         bench_input.main(words[1:])
         return
+    check_first("attneck bench", words, (*get_args(What), "input"))
     call(bench, "attneck bench", words)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from attneck.commands.arguments import Flag, Json, call
+from attneck.commands.arguments import Flag, Json, call, check_first
 from attneck.commands.data_folder import by_class, read_folder
 from attneck.commands.data_sheet import check_sheet, draw_sheet
 from attneck.commands.progress import shown
@@ -177,4 +177,5 @@ def main(words: list[str]) -> None:
 
         data_pack.main(words[1:])
         return
+    check_first("attneck data", words, ("check", "where", "pack"))
     call(inspect, "attneck data", words)

@@ -69,8 +69,10 @@ def main(words: list[str]) -> None:
     recipe, out = arguments.recipe, arguments.out
     try:
         whole("--processes", arguments.processes, most=max(16, os.cpu_count() or 1))
-        if not recipe.model.name.startswith(TIMM):
-            catalog.find(recipe.model.name, dict(recipe.model.options))
+        if not (model := recipe.model.name).startswith(TIMM):
+            if model not in catalog.CATALOG and _is_timm_s(model):
+                raise ValueError(f"the catalog has no {model}: timm's is --model.name {TIMM}{model}")
+            catalog.find(model, dict(recipe.model.options))
         require(recipe)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -233,6 +235,13 @@ def gathered(words: list[str]) -> list[str]:
         elif not plain:
             into.append(word)
     return kept + [word for flag, values in options.items() for word in (flag, *values)]
+
+
+def _is_timm_s(name: str) -> bool:
+    """Whether timm has a model of that name; a mistake alone waits for timm to be imported."""
+    import timm
+
+    return bool(timm.is_model(name))
 
 
 def _given(words: list[str], option: str) -> str | None:
