@@ -81,8 +81,8 @@ def find(root: Path, split: str) -> tuple[Path, Path]:
         if file.is_file():
             return file, base / name
     raise FileNotFoundError(
-        f"coco: {base / 'annotations' / f'instances_{split}2017.json'} is missing: {root} must hold {SOURCE}; "
-        f"a set of your own annotations/instances_{split}.json, with its images in {split}"
+        f"coco: {base / 'annotations' / f'instances_{split}2017.json'} is missing: {root} must hold {SOURCE} "
+        f"or a set of your own annotations/instances_{split}.json, and its images in {split}"
     )
 
 
