@@ -208,7 +208,7 @@ def bench_loop_mistake(capsys: pytest.CaptureFixture[str]) -> str:
         (["bam", "--size", "8", "--stride", "2"], "bench bam takes no --stride"),
         (["attention", "--size", "8", "--plain", "resnet18"], "bench attention takes no --plain"),
         (["step", "--size", "64", "--channels", "64"], "bench step takes no --channels"),
-        (["bam", "--size", "4", "--batch", "1", *QUICK], "give two images at a time"),
+        (["bam", "--size", "4", "--batch", "1", "--no-memory", *QUICK], "give two images at a time"),
         (STEP, "more than 1 value per channel"),
         ([*STEP, "--no-compiled"], "attneck bench step takes no --no-compiled"),
         (["step", "--loop", "--kept-memory"], "bench step --loop takes no --kept-memory"),
