@@ -1,11 +1,12 @@
-"""Numbers that come from outside, checked before anything is built from them."""
+"""Values that come from outside, checked before anything is built from them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from numbers import Integral
 
-from attneck.errors import brief
+from attneck.errors import brief, suggestion
 
 MOST = 1 << 14
 """Of channels, sides, heads and the like: what is more is a slip, and its memory is not asked for."""
@@ -19,6 +20,15 @@ def whole(name: str, value: object, *, least: int = 1, most: int = MOST) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
         raise ValueError(f"{name}={brief(value)}: wanted a whole number from {least} to {most:,}")
     return int(value)
+
+
+def one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """ValueError unless `value` is one of `known`."""
+    names = [*known]
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(
+            f"unknown {name} {brief(value)}{suggestion(value, names)}; choose one of {', '.join(names)}"
+        )
 
 
 def memory() -> int:

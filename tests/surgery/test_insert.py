@@ -363,7 +363,7 @@ def test_a_forward_that_is_not_its_class_s_is_found_out() -> None:
     ("model", "arguments", "message"),
     [
         ("test_vit", {}, "no bottleneck in this VisionTransformer: looked for .*; smaller maps are made by"),
-        ("test_resnet", {"at": "stages"}, "unknown at='stages'; choose one of bottlenecks, blocks"),
+        ("test_resnet", {"at": "stages"}, "unknown at 'stages'; choose one of bottlenecks, blocks"),
         ("test_resnet", {"start": "zero"}, "unknown start 'zero'; choose one of paper, identity"),
         ("test_resnet", {"reduction": 64}, "after 'layer1': 32 channels at reduction 64 leave"),
         ("test_resnet", {"image_size": 0}, "image_size=0: wanted .height, width., or one number"),

@@ -30,6 +30,7 @@ from attneck.attention.graph import (
     no_second_derivative,
     transformed,
 )
+from attneck.checks import one_of
 
 COMBINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
@@ -120,8 +121,7 @@ def gate_handing_over(
 
 def check_backend(backend: str) -> None:
     """ValueError for an unknown one."""
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    one_of("backend", backend, BACKENDS)
 
 
 def gate_weights(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str = "sum") -> Tensor:
@@ -151,8 +151,7 @@ def _check(x: Tensor, c: Tensor | None, p: Tensor | None, combine: str) -> None:
         raise ValueError(
             f"p has shape {list(p.shape)}, wanted one logit a position, [B, 1, H, W] = [{B}, 1, {H}, {W}]"
         )
-    if combine not in tuple(COMBINES):
-        raise ValueError(f"unknown combine {combine!r}; choose one of {', '.join(COMBINES)}")
+    one_of("combine", combine, COMBINES)
     if c is None and p is None:
         raise ValueError(
             "c and p are both None; a gate needs the channel logits, the spatial logits, or both"

@@ -13,6 +13,7 @@ from attneck.attention.backends import BACKENDS
 from attneck.attention.choice import choose
 from attneck.attention.cpu.operator import relative_attention_2d_cpu
 from attneck.attention.plain import axis_logits, pool_tokens
+from attneck.checks import one_of
 
 __all__ = [
     "BACKENDS",
@@ -84,9 +85,7 @@ def relative_attention_2d(
         gradients = any(tensor.requires_grad for tensor in operands)
         name = choose(q, map_size, content=k is not None, gradients=gradients).name
     if name not in tuple(BACKENDS):
-        raise ValueError(
-            f"unknown attention backend {backend!r}; choose one of {', '.join(('auto', *BACKENDS))}"
-        )
+        one_of("attention backend", backend, ("auto", *BACKENDS))
     if name in ("cpu", "tiled") and _is_wide(map_size):
         # They hold the logits of a row of queries at the least, here not far from N x N: rows become columns.
         H, W = map_size
@@ -179,8 +178,7 @@ def _rows(table: Tensor, rows: int, how: str, first: int) -> Tensor:
     A product with the matrix of interpolation weights rather than `F.interpolate` or an index, whose
     gradients on CUDA add atomically and so are not deterministic.
     """
-    if how not in RESAMPLE:
-        raise ValueError(f"unknown resample {how!r}; choose one of {', '.join(RESAMPLE)}")
+    one_of("resample", how, RESAMPLE)
     if table.ndim != 2 or rows < 1:
         raise ValueError(
             f"resampling takes a table [rows, d] to one row or more, but was given {list(table.shape)} "

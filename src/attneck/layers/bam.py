@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from attneck.attention.cpu.squeeze import squeeze
 from attneck.attention.gate import COMBINES, check_backend, gate, gate_weights
 from attneck.attention.graph import in_a_graph, intercepted, transformed
-from attneck.checks import whole
+from attneck.checks import one_of, whole
 from attneck.layers.bare import is_bare, is_bare_pointwise
 from attneck.layers.branches import (
     SpatialBranch,
@@ -85,12 +85,10 @@ class BAM(nn.Module):
         hidden = hidden_channels(channels, reduction)
         check_start(start)
         check_backend(backend)
-        if variant not in VARIANTS:
-            raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
-        if branches not in BRANCHES:
-            raise ValueError(f"unknown branches {branches!r}; choose one of {', '.join(BRANCHES)}")
-        if combine is not None and combine not in tuple(COMBINES):
-            raise ValueError(f"unknown combine {combine!r}; choose one of {', '.join(COMBINES)}")
+        one_of("variant", variant, VARIANTS)
+        one_of("branches", branches, BRANCHES)
+        if combine is not None:
+            one_of("combine", combine, COMBINES)
         if variant == "official" and (branches != "both" or combine not in (None, "prod")):
             raise ValueError(
                 f"variant 'official' multiplies both branches, but combine={combine!r} and "
@@ -223,8 +221,7 @@ class BAM(nn.Module):
 
 def check_start(start: str) -> None:
     """ValueError for an unknown one."""
-    if start not in STARTS:
-        raise ValueError(f"unknown start {start!r}; choose one of {', '.join(STARTS)}")
+    one_of("start", start, STARTS)
 
 
 def hidden_channels(channels: int, reduction: int) -> int:

@@ -24,8 +24,7 @@ from attneck.attention.relative import (
     resample_rows,
     resample_table,
 )
-from attneck.checks import sides, whole
-from attneck.errors import brief
+from attneck.checks import one_of, sides, whole
 from attneck.layers.bare import is_bare_pointwise
 from attneck.layers.input import check_input
 from attneck.layers.tracing import recorded
@@ -102,8 +101,7 @@ class MHSA2d(nn.Module):
                 f"{channels} channels do not split into {heads} heads; choose a divisor of {channels}"
             )
         position = "none" if position is None else position
-        if position not in tuple(TABLES):
-            raise ValueError(f"unknown position {brief(position)}; choose one of {', '.join(TABLES)}")
+        one_of("position", position, TABLES)
         if not isinstance(content, bool):
             raise ValueError(f"content={content!r}: wanted True or False")
         if position == "none" and not content:
@@ -112,8 +110,7 @@ class MHSA2d(nn.Module):
             )
         if stride not in (1, 2):
             raise ValueError(f"stride {stride} is not supported; choose 1, or 2 for the 2x2 average pool")
-        if resample not in RESAMPLE:
-            raise ValueError(f"unknown resample {brief(resample)}; choose one of {', '.join(RESAMPLE)}")
+        one_of("resample", resample, RESAMPLE)
         if position == "none" and resample != "stretch":
             raise ValueError(f"resample={resample!r} would change nothing without a table of positions")
 

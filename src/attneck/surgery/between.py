@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attneck.checks import one_of
 from attneck.layers import MHSA2d, NonLocal2d
 from attneck.layers.meta import without_global_hooks
 from attneck.models.parts import insert_before
@@ -51,8 +52,7 @@ def insert_attention_block(
             have no quarter for "bot"; options that `MHSA2d` refuses, or that a Non-Local block has no use
             for. The model is as it was then.
     """
-    if kind not in ("bot", "non_local"):
-        raise ValueError(f"unknown kind {kind!r}; choose one of bot, non_local")
+    one_of("kind", kind, ("bot", "non_local"))
     if kind == "non_local" and (heads, position, content, resample) != (4, "relative", True, "stretch"):
         raise ValueError(
             "heads, position, content and resample would change nothing in a Non-Local block: leave them out"

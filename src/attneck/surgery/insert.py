@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from attneck.errors import brief
+from attneck.checks import one_of
 from attneck.layers import BAM, SqueezeExcite2d
 from attneck.models.weights import THEIR_SE
 from attneck.surgery.attach import OnPart, attach, match_to
@@ -101,8 +101,7 @@ def _insert(
 ) -> Result:
     """Find the places, make a module for each, put them there, report."""
     finders = {"bottlenecks": bottlenecks, "blocks": branch_ends}
-    if at not in tuple(finders):
-        raise ValueError(f"unknown at={brief(at)}; choose one of {', '.join(finders)}")
+    one_of("at", at, finders)
     seen = trace(model, image_size)
     modules: dict[str, tuple[Place, nn.Module]] = {}
     for place in finders[at](seen):
