@@ -143,6 +143,27 @@ def test_what_has_ended_elsewhere_is_not_trained_again(machines: Path, tmp_path:
     assert trained == {"path/plain/seed-0"}
 
 
+def test_of_another_study_s_report_the_runs_count_that_both_have(machines: Path, tmp_path: Path) -> None:
+    """Whatever they are called there, and none of its others: other recipes, other seeds."""
+    document = json.loads((machines / "there/report/report.json").read_text())
+    for row in document["rows"]:
+        row["variant"] = f"their-{row['variant']}"
+        row["scores"] |= {"7": 0.5}
+        row["curves"] |= {"7": [[32, 0.5]]}
+    odd = document["rows"][0] | {"variant": "odd", "recipe": {"model.name": "cifar_resnet20"}}
+    document |= {"study": "other", "distance_images": 9, "rows": [*document["rows"], odd]}
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    words = ["--with", str(tmp_path / "report.json"), "--to", str(tmp_path / "merged")]
+    assert report(machines, "here", *words) == 0
+    merged, whole = (
+        json.loads((folder / "report.json").read_text())
+        for folder in (tmp_path / "merged", machines / "both/report")
+    )
+    assert merged["rows"] == whole["rows"]
+    assert merged["runs_to_come"] == whole["runs_to_come"]
+    assert merged["sizes"] != whole["sizes"]  # nothing else of another study counts
+
+
 def lines(capsys) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
@@ -154,7 +175,10 @@ def changed(document: dict, **changes: object) -> dict:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda d: changed(d, study="other"), "is a report of the study 'other': give one of 's'"),
+        (
+            lambda d: changed(d, study="other", recipe=d["recipe"] | {"epochs": 3}),
+            "is a report of the study 'other', which has no run of 's': give one that has",
+        ),
         (
             lambda d: changed(d, recipe=d["recipe"] | {"epochs": 3}),
             "runs of same/plain are of another recipe (epochs: 3 → 1)",

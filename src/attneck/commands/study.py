@@ -63,7 +63,8 @@ class Arguments:
     out: Path | None = None
     """Where the runs lie; runs/study-NAME if not given."""
     with_: Annotated[tuple[Path, ...], tyro.conf.arg(name="with")] = ()
-    """Reports (report.json) of the study from other machines: a run in one of them counts as ended."""
+    """Reports (report.json) of the study from other machines, or of one that has some of its runs: a run in
+    one of them counts as ended."""
     to: Path | None = None
     """Where the report is written; report in the runs' folder if not given."""
     page: Path | None = None

@@ -28,12 +28,17 @@ Run = tuple[str, str, int]
 def add(results: Results, file: Path) -> Results:
     """`results` with the runs of a report.json that it lacks. Of a run that both have, the one here counts.
 
+    A report of another study gives the runs that both studies have by their recipes, as those have whose runs
+    lie in one folder.
+
     Raises:
         UserError: no such file, one that is no report of this study as it is, runs of another recipe, of
-            other data or that the study does not have.
+            other data or that the study does not have; of another study, no run that both have.
     """
     study = results.study
     there = _read(file, results)
+    if there.name != results.name:
+        there = replace(there, rows=_shared(there, results, file), sizes=[], distances=[])
     here = {(row.problem, row.variant, seed) for row in results.rows for seed in row.scores}
     theirs = {(row.problem, row.variant): row for row in there.rows if row.scores}
     rows = []
@@ -64,6 +69,32 @@ def add(results: Results, file: Path) -> Results:
     )
 
 
+def _shared(there: Results, here: Results, file: Path) -> list[Row]:
+    """The runs of another study's report that this one has too, under the names that they have here."""
+
+    def of_ours(by_seed: Mapping[int, T]) -> dict[int, T]:
+        return {seed: value for seed, value in by_seed.items() if seed in here.study.seeds}
+
+    found = [
+        replace(
+            other,
+            problem=row.problem,
+            variant=row.variant,
+            scores=of_ours(other.scores),
+            curves=of_ours(other.curves),
+            machines=of_ours(other.machines),
+        )
+        for row, other in product(here.rows, there.rows)
+        if other.scores and not unlike(other.recipe, _comparable(row, other))
+    ]
+    if not found:
+        raise UserError(
+            f"--with {file} is a report of the study {there.name!r}, which has no run of {here.name!r}: give "
+            "one that has"
+        )
+    return found
+
+
 def _comparable(row: Row, other: Row) -> Mapping[str, Any]:
     """Its recipe, without what reports of before do not tell."""
     return {
@@ -88,9 +119,8 @@ def _read(file: Path, here: Results) -> Results:
     study = here.study
     try:
         document = json.loads(file.read_text())
-        if (name := document["study"]) != here.name:
-            raise UserError(f"--with {file} is a report of the study {name!r}: give one of {here.name!r}")
-        for field in ("metric", "rescored", "distance_images"):
+        own = (name := document["study"]) == here.name
+        for field in ("metric", "rescored", "distance_images") if own else ("metric",):
             ours = getattr(study, field)
             if (theirs := document.get(field, ours)) != ours:  # reports of before have the metric alone
                 raise UserError(
@@ -98,6 +128,8 @@ def _read(file: Path, here: Results) -> Results:
                     f"{brief(ours)}: write it anew where its runs are, by the study as it is"
                 )
         rows = TypeAdapter(list[Row]).validate_python([_row(row, document) for row in document["rows"]])
+        if not own:
+            return Results(study, name, rows, 0, [], [])
         sizes = TypeAdapter(list[SizeRow]).validate_python(document["sizes"])
         distances = TypeAdapter(list[DistanceRow]).validate_python(document["distances"])
         if strange := {row.name for row in sizes} - _ways(study).keys():
