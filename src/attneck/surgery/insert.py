@@ -119,7 +119,7 @@ def _insert(
                 f"{where!r} is a squeeze-and-excitation already, the network's own {own}; there is one to a "
                 "place: choose another `at`, or a network without"
             )
-        match_to(module, model, seen, place.call)
+        match_to(module, model, seen, place.call, place.number)
         modules[where] = place, module
     ledger = Ledger(model, seen)
     attach(model, seen, modules, name)

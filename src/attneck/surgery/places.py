@@ -24,7 +24,9 @@ class Place:
     call: Step
     """The module's call."""
     part: int | None
-    """Which of its results the map is, where it returns a list."""
+    """Which of its results the map is, the first one, where it returns a list or tuple."""
+    number: int
+    """The map's, in the trace."""
     channels: int
     map_size: tuple[int, int]
 
@@ -59,16 +61,15 @@ def after(trace: Trace, number: int, before: Step, among: list[Step]) -> Place |
         call
         for call in trace.calls()
         if call.end < before.start
-        and number in call.outputs
-        and (type(call.result) in (list, tuple) or isinstance(call.result, Tensor))
+        and number in (call.outputs if isinstance(call.result, Tensor) else call.parts)
         and trace.times_called(call.module) == 1
         and any(call.within(other) for other in among)
     ]
     if calls:
         call = max(calls, key=lambda call: (maker.within(call), call.end))
-        part = call.outputs.index(number) if isinstance(call.result, list | tuple) else None
+        part = None if isinstance(call.result, Tensor) else call.parts.index(number)
         _, C, H, W = trace.shapes[number]
-        return Place(call, part, C, (H, W))
+        return Place(call, part, number, C, (H, W))
     if maker.module is None and maker.name.strip("_") in ELEMENTWISE and len(maker.inputs) == 1:
         (source,) = maker.inputs
         if trace.shapes[source] == trace.shapes[number]:
