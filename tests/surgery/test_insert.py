@@ -262,6 +262,29 @@ def test_the_same_map_twice_is_one_result_of_bam_twice() -> None:
         torch.testing.assert_close(one, x)
 
 
+def test_a_network_that_does_not_run_with_it_is_as_it_was() -> None:
+    class Asks(nn.Module):
+        """Asks the stage's last module for what an attention module does not have."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 16, 4, stride=4)
+            self.first, self.second = Stage(16, 16, False), nn.Sequential(nn.Conv2d(16, 32, 3, padding=1))
+            self.down = nn.Conv2d(32, 32, 3, stride=2, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.second(self.first(self.stem(x)))
+            return self.down(x) * self.second[-1].stride[0]
+
+    model = Asks()
+    before, kinds = repr(model), [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match="'BAM' object has no attribute 'stride'"):
+        insert_bam(model, image_size=64)
+    assert repr(model) == before
+    assert [type(module) for module in model.modules()] == kinds
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 32, 4, 4)
+
+
 def test_a_graph_of_fx_is_refused_as_its_copies_would_lose_it() -> None:
     model = thin()
     model.layer2 = torch.fx.symbolic_trace(model.layer2)

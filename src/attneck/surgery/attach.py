@@ -19,6 +19,8 @@ not run where the blocks of a stage are run one by one.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +63,13 @@ class _Slot:
     """Whether the parent's class has to change; else the parent runs its children in a row."""
 
 
-def attach(model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Module]], name: str) -> None:
-    """Put each module at its place in `model`, which is changed; `trace` is of the model as it is.
+@contextmanager
+def attached(
+    model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Module]], name: str
+) -> Iterator[None]:
+    """Put each module at its place in `model`, to stay there unless what is done inside fails.
+
+    `trace` is of the model as it is.
 
     Args:
         modules: by the dotted name of the module that each comes after.
@@ -74,12 +81,21 @@ def attach(model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Mo
     """
     slots = {where: _slot(trace, place, name) for where, (place, _) in modules.items()}
     parents = dict(model.named_modules())
-    for where, (place, module) in modules.items():
-        slot = slots[where]
-        parent = parents[slot.parent]
-        if slot.extends:
-            parent.__class__ = with_child(type(parent), slot.after, slot.name)
-        _add(parent, slot, _for_part(module, place.part))
+    done: list[tuple[nn.Module, type[nn.Module], str]] = []
+    try:
+        for where, (place, module) in modules.items():
+            slot = slots[where]
+            parent = parents[slot.parent]
+            done.append((parent, type(parent), slot.name))
+            if slot.extends:
+                parent.__class__ = with_child(type(parent), slot.after, slot.name)
+            _add(parent, slot, _for_part(module, place.part))
+        yield
+    except BaseException:
+        for parent, own, child in reversed(done):
+            parent.__class__ = own
+            parent._modules.pop(child, None)
+        raise
 
 
 def match_to(

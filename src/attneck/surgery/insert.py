@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import nn
 
-from attneck.errors import brief
+from attneck.errors import brief, one_line
 from attneck.layers import BAM, SqueezeExcite2d
 from attneck.models.weights import THEIR_SE
-from attneck.surgery.attach import OnPart, attach, match_to
+from attneck.surgery.attach import OnPart, attached, match_to
 from attneck.surgery.blocks import residual_blocks
 from attneck.surgery.places import Place, after, bottlenecks
 from attneck.surgery.report import Change, Ledger, Result
@@ -122,13 +122,20 @@ def _insert(
         match_to(module, model, seen, place.call, place.number)
         modules[where] = place, module
     ledger = Ledger(model, seen)
-    attach(model, seen, modules, name)
-    names = {module: path for path, module in model.named_modules()}
-    changes = [
-        Change(names[module], type(module).__name__, place.channels, place.map_size)
-        for place, module in modules.values()
-    ]
-    return ledger.close(changes)
+    try:
+        with attached(model, seen, modules, name):
+            names = {module: path for path, module in model.named_modules()}
+            changes = [
+                Change(names[module], type(module).__name__, place.channels, place.map_size)
+                for place, module in modules.values()
+            ]
+            return ledger.close(changes)
+    except Exception as error:  # somebody's forward, which asks the new module for what it does not have
+        raise ValueError(
+            f"this {type(seen.skeleton).__name__} does not run with a new module after {', '.join(modules)} "
+            f"({type(error).__name__}: {one_line(error, 150)}): let its forward ask for nothing but their "
+            "results there, or choose another `at`"
+        ) from error
 
 
 def _has(module: nn.Module | None, kind: type[nn.Module]) -> bool:
