@@ -162,6 +162,10 @@ def test_the_norm_is_still_its_block_s_attribute() -> None:
     with torch.no_grad():
         model(x)
     assert calls == [1]
+    block.bn3 = None
+    assert block.bn3 is None
+    del block.bn3
+    assert not hasattr(block, "bn3")
 
 
 def test_other_ways_to_replace_a_norm_run_what_follows_once() -> None:

@@ -98,6 +98,15 @@ def attached(
         raise
 
 
+def device_to_make_on(model: nn.Module) -> torch.device:
+    """For a new layer, whatever the default device is: the CPU, or for a model without storage meta.
+
+    Not a GPU, for which the same seed would draw other values.
+    """
+    without = all(parameter.is_meta for parameter in model.parameters())
+    return torch.device("meta" if without else "cpu")
+
+
 def match_to(
     module: nn.Module, model: nn.Module, trace: Trace, call: Step, number: int | None = None
 ) -> None:
@@ -256,7 +265,11 @@ class _Follows:
         self.child, self.follower = child, follower
 
     def __get__(self, parent: Any, kind: Any = None) -> Any:
-        child, follower = parent._modules[self.child], parent._modules[self.follower]
+        if parent is None:
+            return self
+        child, follower = parent._modules.get(self.child), parent._modules.get(self.follower)
+        if child is None or follower is None:  # somebody took one away since
+            return parent.__getattr__(self.child)
         if torch.compiler.is_dynamo_compiling():  # which takes no object that stands for another
             return functools.partial(_run_both, child, follower)
         return _Followed(child, follower)

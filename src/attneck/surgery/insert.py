@@ -10,7 +10,7 @@ from torch import nn
 from attneck.errors import brief, one_line
 from attneck.layers import BAM, SqueezeExcite2d
 from attneck.models.weights import THEIR_SE
-from attneck.surgery.attach import OnPart, attached, match_to
+from attneck.surgery.attach import OnPart, attached, device_to_make_on, match_to
 from attneck.surgery.blocks import residual_blocks
 from attneck.surgery.places import Place, after, bottlenecks
 from attneck.surgery.report import Change, Ledger, Result
@@ -108,7 +108,8 @@ def _insert(
     for place in finders[at](seen):
         where = place.call.name
         try:
-            module = new(place.channels)
+            with device_to_make_on(model):
+                module = new(place.channels)
         except ValueError as error:
             raise ValueError(f"after {where!r}: {error}") from error
         if _has(place.call.module, type(module)):
