@@ -160,8 +160,19 @@ def _pieces(trace: Trace, step: Step) -> Iterator[Step]:
             yield child
 
 
+def _is_parallel(trace: Trace, step: Step) -> bool:
+    """Whether several of its modules take the map that it takes itself, as an Inception block's branches do.
+
+    The image does not count, which a network in a wrapper may read again.
+    """
+    own = {n for n in step.inputs if n and trace.level(n) is not None}
+    return sum(child.module is not None and not own.isdisjoint(child.inputs) for child in step.steps) > 1
+
+
 def _opens(trace: Trace, step: Step) -> bool:
     """Whether bottlenecks are to be looked for inside a module, rather than before it."""
+    if _is_parallel(trace, step):
+        return False
     into, out = trace.coarsest(step.inputs), trace.coarsest(step.outputs)
     if into is None or out is None or out - into > 1:
         return True
