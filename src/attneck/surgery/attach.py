@@ -270,8 +270,8 @@ class _Follows:
         child, follower = parent._modules.get(self.child), parent._modules.get(self.follower)
         if child is None or follower is None:  # somebody took one away since
             return parent.__getattr__(self.child)
-        if torch.compiler.is_dynamo_compiling():  # which takes no object that stands for another
-            return functools.partial(_run_both, child, follower)
+        if torch.compiler.is_dynamo_compiling():
+            return _traced_kind(type(child))(child, follower)
         return _Followed(child, follower)
 
 
@@ -286,8 +286,32 @@ def _unwrap(_parent: nn.Module, _name: str, child: Any) -> Any:
 register_module_module_registration_hook(_unwrap)
 
 
-def _run_both(child: nn.Module, follower: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return follower(child(*args, **kwargs))
+class _Traced:
+    """`_Followed` for torch.compile, for which an object is of no other class than its own."""
+
+    def __init__(self, norm: nn.Module, follower: nn.Module) -> None:
+        object.__setattr__(self, "_norm", norm)
+        object.__setattr__(self, "_follower", follower)
+        object.__setattr__(self, "training", norm.training)  # torch.compile has given it one by then
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._follower(self._norm(*args, **kwargs))
+
+    forward = __call__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._norm, name)
+
+
+@torch.compiler.assume_constant_result  # else the class would be made in what is traced
+def _traced_kind(kind: Any) -> type:
+    return _traced(kind)
+
+
+@functools.cache
+def _traced(kind: Any) -> type:
+    """The class of what stands for a norm of this class."""
+    return type(kind.__name__, (_Traced, kind), {})
 
 
 def with_child(kind: type[nn.Module], after: str, name: str) -> type[nn.Module]:
