@@ -11,7 +11,7 @@ from torch import nn
 
 from attneck.layers import MHSA2d, NonLocal2d
 from attneck.models import create_model
-from attneck.surgery import insert_attention_block, insert_bam
+from attneck.surgery import attend, insert_attention_block, insert_bam
 
 THIN: dict[str, Any] = {"layers": (1, 1, 2, 2), "channels": (16, 16, 16, 32), "num_classes": 5}
 
@@ -144,6 +144,17 @@ def test_channels_without_a_quarter_are_refused() -> None:
         insert_attention_block(model, stage=-1, image_size=16)
     assert list(model.state_dict()) == before
     insert_attention_block(model, "non_local", stage=-1, image_size=16)
+
+
+def test_the_default_device_is_not_where_new_layers_are_made() -> None:
+    """A network on the CPU gets weights with values on the CPU."""
+    model = ResNet(Bottleneck, (1, 1, 2, 2), channels=(16, 16, 16, 32), num_classes=5)
+    with torch.device("meta"):
+        insert_bam(model, reduction=4, image_size=64)
+        attend(model, image_size=64)
+        insert_attention_block(model, "non_local", stage=-1, image_size=64)
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
+    assert model.eval()(torch.randn(1, 3, 64, 64)).isfinite().all()
 
 
 class Plain(nn.Module):

@@ -162,6 +162,10 @@ def test_the_norm_is_still_its_block_s_attribute() -> None:
     with torch.no_grad():
         model(x)
     assert calls == [1]
+    block.bn3 = None
+    assert block.bn3 is None
+    del block.bn3
+    assert not hasattr(block, "bn3")
 
 
 def test_other_ways_to_replace_a_norm_run_what_follows_once() -> None:
@@ -217,6 +221,34 @@ def test_copies_pickles_traces_and_graphs_have_it() -> None:
         tensors = dict(model.state_dict())
         tensors["layer1.0.bn3_se.fc2.bias"] = tensors["layer1.0.bn3_se.fc2.bias"] + 5
         assert not torch.allclose(torch.func.functional_call(model, tensors, (x,)), want)
+
+
+class ReadsItsNorm(nn.Module):
+    """A residual block that asks its norm for its class, mode, weight [C] and options."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv2(self.conv1(x).relu()))
+        if isinstance(self.norm, nn.BatchNorm2d) and self.norm.affine:
+            y = y * 1.5 + self.norm.weight[:, None, None]
+        return x + (y if self.norm.training else 2 * y)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiled_block_reads_of_its_norm_what_it_reads_otherwise(training: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 4, stride=4), ReadsItsNorm())
+    insert_bam(model, "blocks", start="paper", image_size=32)
+    model.train(training)
+    x = torch.randn(2, 3, 32, 32)
+    want = copy.deepcopy(model)(x)
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), want)
+    exported = torch.export.export(model.eval(), (x,), strict=True).module()
+    torch.testing.assert_close(exported(x), model(x))
 
 
 def test_a_norm_that_its_parent_does_not_run_is_refused() -> None:

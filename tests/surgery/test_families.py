@@ -265,6 +265,14 @@ def test_places_are_where_the_architecture_has_them(case: Case) -> None:
         assert len(ends) == case.blocks == len({place.call.name for place in ends})
 
 
+@pytest.mark.parametrize("side", [128, 192, 224, 256])
+def test_no_branch_of_an_inception_block_is_a_place(side: int) -> None:
+    """Its windows without padding take more than one half off a small map."""
+    with torch.device("meta"):
+        seen = trace(timm.create_model("inception_v3"), side)
+    assert [place.call.name for place in bottlenecks(seen)] == ["Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e"]
+
+
 @pytest.mark.parametrize("case", RUN)
 def test_bam_stands_where_it_belongs_changes_nothing_at_first_and_learns(case: Case) -> None:
     model = build(case).eval()

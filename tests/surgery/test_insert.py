@@ -215,6 +215,76 @@ def test_a_result_that_is_no_map_and_no_list_is_not_handed_to_bam() -> None:
     assert list(inserted(insert_bam(Net()).model)) == ["stage.conv.bam"]
 
 
+class Pairs(nn.Module):
+    """A stage that takes (something, map) and returns a pair of that kind, as U-Nets' encoders do."""
+
+    def __init__(self, before: int, channels: int, stride: int, kind: str) -> None:
+        super().__init__()
+        self.conv, self.kind = nn.Conv2d(before, channels, 3, stride, 1), kind
+
+    def forward(self, pair: Any) -> Any:
+        x = self.conv(pair[1]).relu()
+        if self.kind == "dictionary":
+            return {**(pair[0] or {}), "mean": x.mean(), f"of {len(pair[0] or {})}": x.sum()}, x
+        return {"list": [x], "none": None, "number": 0.5, "integers": x.argmax(1), "twice": x}[self.kind], x
+
+
+class OfPairs(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 4, stride=4)
+        self.stages = nn.Sequential(Pairs(16, 16, 1, kind), Pairs(16, 32, 2, kind), Pairs(32, 32, 2, kind))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages((None, self.stem(x)))[1].mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "list", "none", "number", "integers", "twice"])
+def test_of_a_tuple_what_the_next_stage_takes_is_bam_s(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = OfPairs(kind), torch.randn(2, 3, 64, 64)
+    report = insert_bam(model, start="paper", image_size=64).report
+    assert [(change.name, change.channels) for change in report.changes] == [
+        ("stages.0.bam.module", 16), ("stages.1.bam.module", 32),
+    ]  # fmt: skip
+    model(x).square().sum().backward()
+    new = [parameter for name, parameter in model.named_parameters() if ".bam." in name]
+    assert all(p.grad is not None and p.dtype == torch.float32 for p in new)
+
+
+def test_the_same_map_twice_is_one_result_of_bam_twice() -> None:
+    model = OfPairs("twice")
+    insert_bam(model, start="paper", image_size=64)
+    stage, given = model.eval().stages[0], (None, torch.randn(2, 16, 8, 8))
+    skip, x = stage(given)
+    assert skip is x
+    for one in torch.compile(stage, backend="eager", fullgraph=True)(given):
+        torch.testing.assert_close(one, x)
+
+
+def test_a_network_that_does_not_run_with_it_is_as_it_was() -> None:
+    class Asks(nn.Module):
+        """Asks the stage's last module for what an attention module does not have."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 16, 4, stride=4)
+            self.first, self.second = Stage(16, 16, False), nn.Sequential(nn.Conv2d(16, 32, 3, padding=1))
+            self.down = nn.Conv2d(32, 32, 3, stride=2, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.second(self.first(self.stem(x)))
+            return self.down(x) * self.second[-1].stride[0]
+
+    model = Asks()
+    before, kinds = repr(model), [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match="'BAM' object has no attribute 'stride'"):
+        insert_bam(model, image_size=64)
+    assert repr(model) == before
+    assert [type(module) for module in model.modules()] == kinds
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 32, 4, 4)
+
+
 def test_a_graph_of_fx_is_refused_as_its_copies_would_lose_it() -> None:
     model = thin()
     model.layer2 = torch.fx.symbolic_trace(model.layer2)

@@ -19,11 +19,13 @@ not run where the blocks of a stage are run one by one.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -33,16 +35,18 @@ from attneck.surgery.trace import Step, Trace
 
 
 class OnPart(nn.Module):
-    """A module for one map of a list of maps; the others go on as they are."""
+    """A module for one map of a list, wherever it is an element; all else goes on as it is."""
 
     def __init__(self, module: nn.Module, part: int) -> None:
         super().__init__()
         self.module, self.part = module, part
 
-    def forward(self, maps: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor] | tuple[Tensor, ...]:
-        """Maps [B, C, H, W], each of its own C, H and W → maps of the same shapes."""
-        changed = [self.module(x) if index == self.part else x for index, x in enumerate(maps)]
-        return changed if isinstance(maps, list) else tuple(changed)
+    def forward(self, given: list[Any] | tuple[Any, ...]) -> list[Any] | tuple[Any, ...]:
+        """Anything, number `part` of it a map [B, C, H, W] → the same with another map of its shape."""
+        before = given[self.part]
+        after = self.module(before)
+        changed = [after if x is before else x for x in given]  # as in (skip, x), where both are one map
+        return changed if isinstance(given, list) else tuple(changed)
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,13 @@ class _Slot:
     """Whether the parent's class has to change; else the parent runs its children in a row."""
 
 
-def attach(model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Module]], name: str) -> None:
-    """Put each module at its place in `model`, which is changed; `trace` is of the model as it is.
+@contextmanager
+def attached(
+    model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Module]], name: str
+) -> Iterator[None]:
+    """Put each module at its place in `model`, to stay there unless what is done inside fails.
+
+    `trace` is of the model as it is.
 
     Args:
         modules: by the dotted name of the module that each comes after.
@@ -72,19 +81,40 @@ def attach(model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Mo
     """
     slots = {where: _slot(trace, place, name) for where, (place, _) in modules.items()}
     parents = dict(model.named_modules())
-    for where, (place, module) in modules.items():
-        slot = slots[where]
-        parent = parents[slot.parent]
-        if slot.extends:
-            parent.__class__ = with_child(type(parent), slot.after, slot.name)
-        _add(parent, slot, module if place.part is None else OnPart(module, place.part))
+    done: list[tuple[nn.Module, type[nn.Module], str]] = []
+    try:
+        for where, (place, module) in modules.items():
+            slot = slots[where]
+            parent = parents[slot.parent]
+            done.append((parent, type(parent), slot.name))
+            if slot.extends:
+                parent.__class__ = with_child(type(parent), slot.after, slot.name)
+            _add(parent, slot, _for_part(module, place.part))
+        yield
+    except BaseException:
+        for parent, own, child in reversed(done):
+            parent.__class__ = own
+            parent._modules.pop(child, None)
+        raise
 
 
-def match_to(module: nn.Module, model: nn.Module, trace: Trace, call: Step) -> None:
+def device_to_make_on(model: nn.Module) -> torch.device:
+    """For a new layer, whatever the default device is: the CPU, or for a model without storage meta.
+
+    Not a GPU, for which the same seed would draw other values.
+    """
+    without = all(parameter.is_meta for parameter in model.parameters())
+    return torch.device("meta" if without else "cpu")
+
+
+def match_to(
+    module: nn.Module, model: nn.Module, trace: Trace, call: Step, number: int | None = None
+) -> None:
     """Give a new module the device and mode of the module that makes `call` in `model`, and its map's dtype.
 
-    After a norm the mode is that of the norm's parent. The dtype need not be that of the weights before it:
-    half networks may have norms in float32.
+    The map is `number` of the trace, by default the call's first result. After a norm the mode is that of the
+    norm's parent. The dtype need not be that of the weights before it: half networks may have norms in
+    float32.
     """
     by_name = dict(model.named_modules())
     done = (step.name for step in reversed(list(trace.calls())) if step.end <= call.end)
@@ -92,7 +122,9 @@ def match_to(module: nn.Module, model: nn.Module, trace: Trace, call: Step) -> N
     device = next(p for p in (*near, *model.parameters()) if p.is_floating_point()).device
     # A norm may be frozen, in evaluation mode alone; what comes after it is the block's.
     of = by_name[call.name.rpartition(".")[0] if is_norm(call.module) else call.name]
-    module.to(device=device, dtype=trace.dtypes[call.outputs[0]]).train(of.training)
+    module.to(device=device, dtype=trace.dtypes[call.outputs[0] if number is None else number]).train(
+        of.training
+    )
 
 
 class Probe(nn.Module):
@@ -136,7 +168,7 @@ def _slot(trace: Trace, place: Place, name: str) -> _Slot:
                     f"{call.name!r} is a GraphModule of torch.fx, whose copies would lose what is put after "
                     "it: do the surgery before it is traced, or choose another `at`"
                 )
-            if _gets_the_map(call.module, call, slot):
+            if _gets_the_map(call.module, call, slot, place.part):
                 return slot
     own = type(place.call.module).__name__
     raise ValueError(
@@ -146,15 +178,15 @@ def _slot(trace: Trace, place: Place, name: str) -> _Slot:
     )
 
 
-def _gets_the_map(parent: nn.Module, call: Step, slot: _Slot) -> bool:
-    """Whether a child in that slot of the traced copy would be given the map, and give the result."""
+def _gets_the_map(parent: nn.Module, call: Step, slot: _Slot, part: int | None) -> bool:
+    """Whether a child in that slot of the traced copy would be given the map, once."""
     probe, made = Probe(), []
     own, (args, kwargs) = type(parent), call.arguments
     source = parent._modules[slot.after] if slot.after else parent
     assert source is not None
     if slot.extends:
         parent.__class__ = with_child(own, slot.after, slot.name)
-    _add(parent, slot, probe)
+    _add(parent, slot, _for_part(probe, part))
     noted = source.register_forward_hook(lambda _module, _args, result: made.append(result))
     try:
         with torch.no_grad(), without_global_hooks():
@@ -165,7 +197,13 @@ def _gets_the_map(parent: nn.Module, call: Step, slot: _Slot) -> bool:
         noted.remove()
         parent.__class__ = own
         delattr(parent, slot.name)
-    return len(probe.given) == len(made) == 1 and made[0] is probe.given[0]
+    if not len(probe.given) == len(made) == 1:
+        return False
+    return probe.given[0] is (made[0] if part is None else made[0][part])
+
+
+def _for_part(module: nn.Module, part: int | None) -> nn.Module:
+    return module if part is None else OnPart(module, part)
 
 
 def _add(parent: nn.Module, slot: _Slot, module: nn.Module) -> None:
@@ -227,9 +265,13 @@ class _Follows:
         self.child, self.follower = child, follower
 
     def __get__(self, parent: Any, kind: Any = None) -> Any:
-        child, follower = parent._modules[self.child], parent._modules[self.follower]
-        if torch.compiler.is_dynamo_compiling():  # which takes no object that stands for another
-            return functools.partial(_run_both, child, follower)
+        if parent is None:
+            return self
+        child, follower = parent._modules.get(self.child), parent._modules.get(self.follower)
+        if child is None or follower is None:  # somebody took one away since
+            return parent.__getattr__(self.child)
+        if torch.compiler.is_dynamo_compiling():
+            return _traced_kind(type(child))(child, follower)
         return _Followed(child, follower)
 
 
@@ -244,8 +286,32 @@ def _unwrap(_parent: nn.Module, _name: str, child: Any) -> Any:
 register_module_module_registration_hook(_unwrap)
 
 
-def _run_both(child: nn.Module, follower: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return follower(child(*args, **kwargs))
+class _Traced:
+    """`_Followed` for torch.compile, for which an object is of no other class than its own."""
+
+    def __init__(self, norm: nn.Module, follower: nn.Module) -> None:
+        object.__setattr__(self, "_norm", norm)
+        object.__setattr__(self, "_follower", follower)
+        object.__setattr__(self, "training", norm.training)  # torch.compile has given it one by then
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._follower(self._norm(*args, **kwargs))
+
+    forward = __call__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._norm, name)
+
+
+@torch.compiler.assume_constant_result  # else the class would be made in what is traced
+def _traced_kind(kind: Any) -> type:
+    return _traced(kind)
+
+
+@functools.cache
+def _traced(kind: Any) -> type:
+    """The class of what stands for a norm of this class."""
+    return type(kind.__name__, (_Traced, kind), {})
 
 
 def with_child(kind: type[nn.Module], after: str, name: str) -> type[nn.Module]:

@@ -25,7 +25,7 @@ from torch import nn
 from attneck.errors import brief, one_line
 from attneck.layers import MHSA2d
 from attneck.layers.meta import meta_copy, without_global_hooks
-from attneck.surgery.attach import match_to
+from attneck.surgery.attach import device_to_make_on, match_to
 from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.trace import Step, Trace, is_hooked, trace
@@ -87,15 +87,16 @@ def attend(
                 "register them on the new layer"
             )
         try:
-            layer = MHSA2d(
-                target.conv.in_channels,
-                target.map_size,
-                heads=heads,
-                position=position,
-                content=content,
-                resample=resample,
-                stride=target.stride,
-            )
+            with device_to_make_on(model):
+                layer = MHSA2d(
+                    target.conv.in_channels,
+                    target.map_size,
+                    heads=heads,
+                    position=position,
+                    content=content,
+                    resample=resample,
+                    stride=target.stride,
+                )
         except ValueError as error:
             raise ValueError(f"instead of {target.call.name!r}: {error}") from error
         match_to(layer, model, seen, target.call)

@@ -12,7 +12,7 @@ from attneck.layers import MHSA2d, NonLocal2d
 from attneck.layers.meta import without_global_hooks
 from attneck.models.parts import insert_before
 from attneck.models.resnet.network import bot_block
-from attneck.surgery.attach import Probe, match_to
+from attneck.surgery.attach import Probe, device_to_make_on, match_to
 from attneck.surgery.attend import Position, Resample
 from attneck.surgery.blocks import Block, stage_of
 from attneck.surgery.report import Change, Ledger, Result
@@ -80,16 +80,17 @@ def insert_attention_block(
         )
     block: nn.Module
     new: NonLocal2d | MHSA2d
-    if kind == "non_local":
-        block = new = NonLocal2d(channels, value=value)
-    else:
-        silu = any(isinstance(call.module, nn.SiLU) for call in seen.calls() if call.within(last.owner))
-        new = mhsa = MHSA2d(
-            channels // 4, (H, W), heads=heads, position=position, content=content, resample=resample
-        )
-        block = bot_block(channels, mhsa, nn.SiLU if silu else nn.ReLU)
-        if seen.makers[number].name not in ("relu", "relu_"):
-            block.act3 = nn.Identity()
+    with device_to_make_on(model):
+        if kind == "non_local":
+            block = new = NonLocal2d(channels, value=value)
+        else:
+            silu = any(isinstance(call.module, nn.SiLU) for call in seen.calls() if call.within(last.owner))
+            new = mhsa = MHSA2d(
+                channels // 4, (H, W), heads=heads, position=position, content=content, resample=resample
+            )
+            block = bot_block(channels, mhsa, nn.SiLU if silu else nn.ReLU)
+            if seen.makers[number].name not in ("relu", "relu_"):
+                block.act3 = nn.Identity()
     match_to(block, model, seen, last.owner)
     ledger = Ledger(model, seen)
     insert_before(model.get_submodule(parent), last.name.rpartition(".")[2], kind, block)

@@ -8,9 +8,10 @@ from typing import Literal
 from torch import nn
 
 from attneck.checks import one_of
+from attneck.errors import one_line
 from attneck.layers import BAM, SqueezeExcite2d
 from attneck.models.weights import THEIR_SE
-from attneck.surgery.attach import OnPart, attach, match_to
+from attneck.surgery.attach import OnPart, attached, device_to_make_on, match_to
 from attneck.surgery.blocks import residual_blocks
 from attneck.surgery.places import Place, after, bottlenecks
 from attneck.surgery.report import Change, Ledger, Result
@@ -107,7 +108,8 @@ def _insert(
     for place in finders[at](seen):
         where = place.call.name
         try:
-            module = new(place.channels)
+            with device_to_make_on(model):
+                module = new(place.channels)
         except ValueError as error:
             raise ValueError(f"after {where!r}: {error}") from error
         if _has(place.call.module, type(module)):
@@ -118,16 +120,23 @@ def _insert(
                 f"{where!r} is a squeeze-and-excitation already, the network's own {own}; there is one to a "
                 "place: choose another `at`, or a network without"
             )
-        match_to(module, model, seen, place.call)
+        match_to(module, model, seen, place.call, place.number)
         modules[where] = place, module
     ledger = Ledger(model, seen)
-    attach(model, seen, modules, name)
-    names = {module: path for path, module in model.named_modules()}
-    changes = [
-        Change(names[module], type(module).__name__, place.channels, place.map_size)
-        for place, module in modules.values()
-    ]
-    return ledger.close(changes)
+    try:
+        with attached(model, seen, modules, name):
+            names = {module: path for path, module in model.named_modules()}
+            changes = [
+                Change(names[module], type(module).__name__, place.channels, place.map_size)
+                for place, module in modules.values()
+            ]
+            return ledger.close(changes)
+    except Exception as error:  # somebody's forward, which asks the new module for what it does not have
+        raise ValueError(
+            f"this {type(seen.skeleton).__name__} does not run with a new module after {', '.join(modules)} "
+            f"({type(error).__name__}: {one_line(error, 150)}): let its forward ask for nothing but their "
+            "results there, or choose another `at`"
+        ) from error
 
 
 def _has(module: nn.Module | None, kind: type[nn.Module]) -> bool:

@@ -24,7 +24,9 @@ class Place:
     call: Step
     """The module's call."""
     part: int | None
-    """Which of its results the map is, where it returns a list."""
+    """Which of its results the map is, the first one, where it returns a list or tuple."""
+    number: int
+    """The map's, in the trace."""
     channels: int
     map_size: tuple[int, int]
 
@@ -59,16 +61,15 @@ def after(trace: Trace, number: int, before: Step, among: list[Step]) -> Place |
         call
         for call in trace.calls()
         if call.end < before.start
-        and number in call.outputs
-        and (type(call.result) in (list, tuple) or isinstance(call.result, Tensor))
+        and number in (call.outputs if isinstance(call.result, Tensor) else call.parts)
         and trace.times_called(call.module) == 1
         and any(call.within(other) for other in among)
     ]
     if calls:
         call = max(calls, key=lambda call: (maker.within(call), call.end))
-        part = call.outputs.index(number) if isinstance(call.result, list | tuple) else None
+        part = None if isinstance(call.result, Tensor) else call.parts.index(number)
         _, C, H, W = trace.shapes[number]
-        return Place(call, part, C, (H, W))
+        return Place(call, part, number, C, (H, W))
     if maker.module is None and maker.name.strip("_") in ELEMENTWISE and len(maker.inputs) == 1:
         (source,) = maker.inputs
         if trace.shapes[source] == trace.shapes[number]:
@@ -159,8 +160,19 @@ def _pieces(trace: Trace, step: Step) -> Iterator[Step]:
             yield child
 
 
+def _is_parallel(trace: Trace, step: Step) -> bool:
+    """Whether several of its modules take the map that it takes itself, as an Inception block's branches do.
+
+    The image does not count, which a network in a wrapper may read again.
+    """
+    own = {n for n in step.inputs if n and trace.level(n) is not None}
+    return sum(child.module is not None and not own.isdisjoint(child.inputs) for child in step.steps) > 1
+
+
 def _opens(trace: Trace, step: Step) -> bool:
     """Whether bottlenecks are to be looked for inside a module, rather than before it."""
+    if _is_parallel(trace, step):
+        return False
     into, out = trace.coarsest(step.inputs), trace.coarsest(step.outputs)
     if into is None or out is None or out - into > 1:
         return True

@@ -39,6 +39,8 @@ class Step:
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     result: Any = None
     outputs: tuple[int, ...] = ()
+    parts: tuple[int | None, ...] = ()
+    """Of a module that returns a list or tuple: each element's number, None where it is no tensor."""
     end: int = 0
     steps: list[Step] = field(default_factory=list)
     """What was called in it, in order."""
@@ -292,6 +294,8 @@ class _Recorder(TorchFunctionMode):
                 known = self._numbers.get(id(leaf))
                 numbers.append(self._number(leaf, step) if known is None else known)
         step.outputs, step.end = tuple(numbers), self._tick()
+        if type(result) in (list, tuple):  # noted now: a list may get longer
+            step.parts = tuple(self._numbers[id(x)] if isinstance(x, Tensor) else None for x in result)
 
     def _begin(self, name: str, module: nn.Module | None, inputs: tuple[int, ...]) -> Step:
         step = Step(name, module, self._open[-1] if self._open else None, self._tick(), inputs)
