@@ -31,6 +31,13 @@ def one_of(name: str, value: object, known: Iterable[str]) -> None:
         )
 
 
+def flag(name: str, value: object) -> bool:
+    """`value`, if it is True or False; ValueError for anything else: "no" would count as True."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={brief(value)}: wanted True or False")
+    return value
+
+
 def memory() -> int:
     """The machine's memory in bytes; a TiB where the system does not say."""
     try:

@@ -125,6 +125,36 @@ def test_the_short_cut_is_for_layers_as_they_were_built(squeezes: list[int]) -> 
     assert len(squeezes) == 2
 
 
+class OwnSpatial(BAM):
+    def spatial_attention(self, x: Tensor) -> Tensor:
+        return x.mean(1, keepdim=True)
+
+
+class OwnChannel(BAM):
+    def channel_attention(self, x: Tensor) -> Tensor:
+        return x.amax((2, 3))
+
+
+def given(name: str) -> BAM:
+    """A BAM with a method of its own, set on the layer."""
+    module = BAM(16)
+    own = getattr(module, name)
+    setattr(module, name, lambda x: own(x) + 1)
+    return module
+
+
+def test_an_attention_of_a_derived_class_or_of_the_layer_s_own_is_what_is_applied(
+    squeezes: list[int],
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 16, 5, 4)
+    for module in (OwnSpatial(16), OwnChannel(16), given("spatial_attention"), given("channel_attention")):
+        torch.testing.assert_close(module.eval()(x), x + x * module.attention(x))
+    assert not squeezes
+    type("Named", (BAM,), {})(16)(x)
+    assert squeezes  # a derived class that leaves them as they are has the short cut
+
+
 @pytest.mark.parametrize("options", [{}, {"variant": "official"}, {"start": "identity"}, {"combine": "max"}])
 def test_no_gradient_that_others_have_seen_is_changed(options: dict[str, str]) -> None:
     """Every gradient in the graph is kept by hooks and by the caller, and compared with a copy at the end."""

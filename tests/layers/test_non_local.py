@@ -43,3 +43,5 @@ def test_parameters() -> None:
     assert [*layer.state_dict()] == [name for name in with_value.state_dict() if name != "value.weight"]
     with pytest.raises(ValueError, match="was given 1; it needs 2 or more"):
         NonLocal2d(1)
+    with pytest.raises(ValueError, match="value='x': wanted True or False"):
+        NonLocal2d(4, value="x")

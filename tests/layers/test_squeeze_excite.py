@@ -1,10 +1,14 @@
 """SqueezeExcite2d against the oracle."""
 
+from typing import Any
+
 import pytest
+import timm
 import torch
 
 from attneck.attention import reference
 from attneck.layers import SqueezeExcite2d
+from attneck.surgery import insert_se
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -59,6 +63,17 @@ def test_a_reduction_to_nothing_is_refused() -> None:
         SqueezeExcite2d(16, reduction=17)
     with pytest.raises(ValueError, match="reduction=0: wanted a whole number"):
         SqueezeExcite2d(16, reduction=0)
+
+
+@pytest.mark.parametrize("bias", [None, "yes", 2])
+def test_a_bias_is_there_or_not(bias: Any) -> None:
+    with pytest.raises(ValueError, match=f"bias={bias!r}: wanted True or False"):
+        SqueezeExcite2d(16, bias=bias)
+    network = timm.create_model("resnet18", num_classes=2)
+    names = [*network.state_dict()]
+    with pytest.raises(ValueError, match=f"bias={bias!r}: wanted True or False"):
+        insert_se(network, bias=bias)
+    assert [*network.state_dict()] == names
 
 
 def test_an_empty_batch_is_welcome_and_an_empty_map_is_not() -> None:

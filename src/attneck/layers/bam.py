@@ -12,7 +12,7 @@ from attneck.attention.cpu.squeeze import squeeze
 from attneck.attention.gate import COMBINES, check_backend, gate, gate_weights
 from attneck.attention.graph import in_a_graph, intercepted, transformed
 from attneck.checks import one_of, whole
-from attneck.layers.bare import is_bare, is_bare_pointwise
+from attneck.layers.bare import is_bare, is_bare_pointwise, is_own
 from attneck.layers.branches import (
     SpatialBranch,
     check_batch,
@@ -194,6 +194,8 @@ class BAM(nn.Module):
         if self.backend == "plain" or x.device.type != "cpu":
             return None
         if in_a_graph() or transformed() or intercepted(x):
+            return None
+        if not is_own(self, BAM, "_logits", "channel_attention", "spatial_attention"):
             return None
         if self.channel_att is None or layers is None or x.numel() == 0:
             return None

@@ -27,6 +27,13 @@ def is_bare(layer: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
     )
 
 
+def is_own(layer: nn.Module, kind: type[Kind], *names: str) -> TypeGuard[Kind]:
+    """True for a layer of this type or a derived one, whose methods of these names are this type's own."""
+    return isinstance(layer, kind) and all(
+        name not in vars(layer) and getattr(type(layer), name) is getattr(kind, name) for name in names
+    )
+
+
 def _heard_everywhere() -> bool:
     """True while a hook listens to all modules.
 

@@ -24,7 +24,7 @@ from attneck.attention.relative import (
     resample_rows,
     resample_table,
 )
-from attneck.checks import one_of, sides, whole
+from attneck.checks import flag, one_of, sides, whole
 from attneck.layers.bare import is_bare_pointwise
 from attneck.layers.input import check_input
 from attneck.layers.tracing import recorded
@@ -102,8 +102,7 @@ class MHSA2d(nn.Module):
             )
         position = "none" if position is None else position
         one_of("position", position, TABLES)
-        if not isinstance(content, bool):
-            raise ValueError(f"content={content!r}: wanted True or False")
+        flag("content", content)
         if position == "none" and not content:
             raise ValueError(
                 "content=False with position 'none' leaves no logits; keep the content or a position"

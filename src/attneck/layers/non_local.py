@@ -6,7 +6,7 @@ Letters: B batch, C channels, H x W map, N = H*W tokens.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attneck.checks import whole
+from attneck.checks import flag, whole
 from attneck.layers.input import check_input
 
 
@@ -23,7 +23,7 @@ class NonLocal2d(nn.Module):
             `out.weight` is [C, C/2, 1, 1] (BoTNet A.5, which does not say how wide its own is).
 
     Raises:
-        ValueError: for fewer than two channels.
+        ValueError: for fewer than two channels, and a value that is neither True nor False.
     """
 
     def __init__(self, channels: int, *, value: bool = False) -> None:
@@ -32,6 +32,7 @@ class NonLocal2d(nn.Module):
             raise ValueError(
                 f"a Non-Local block halves its channels and was given {channels}; it needs 2 or more"
             )
+        flag("value", value)
         self.channels = channels
         self.theta = nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False)
         self.phi = nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False)

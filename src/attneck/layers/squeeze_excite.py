@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attneck.checks import flag
 from attneck.layers.bam import check_start, hidden_channels
 from attneck.layers.input import check_input
 
@@ -29,7 +30,8 @@ class SqueezeExcite2d(nn.Module):
         start: "paper", or "identity" for a gain that starts at zero.
 
     Raises:
-        ValueError: for an unknown start, what is no whole number, or a reduction that leaves no channel.
+        ValueError: for an unknown start, what is no whole number, a bias that is neither True nor False, or a
+            reduction that leaves no channel.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class SqueezeExcite2d(nn.Module):
         super().__init__()
         hidden = hidden_channels(channels, reduction)
         check_start(start)
+        flag("bias", bias)
         self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1, bias=bias)
         self.relu = nn.ReLU()
         self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1, bias=bias)
