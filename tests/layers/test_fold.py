@@ -318,6 +318,174 @@ def test_what_computes_more_than_its_layer_stays(model: Any, shape: tuple[int, .
     assert_folds(lively(model()), torch.randn(shape, dtype=torch.float64), 0)
 
 
+class Block(nn.Module):
+    """Its norm has the convolution's result, and nobody else has."""
+
+    def __init__(self, layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 1) if layer is None else layer, nn.BatchNorm2d(8)
+        self.runs, self.seen = 0, {"maps": list[Tensor]()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class LeftOut(Block):
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        h = self.conv(x)
+        return self.norm(h.relu() if skip is None else h)
+
+
+class Nothing(Block):
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        h = self.conv(x)
+        return self.norm(h.relu() if skip is None else h)
+
+
+class Flagged(Block):
+    def forward(self, x: Tensor, *, plain: bool = False) -> Tensor:
+        return self.norm(self.conv(x) if plain is True else self.conv(x).relu())
+
+
+class More(Block):
+    def forward(self, x: Tensor, *others: Tensor, **named: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.norm(h if named.get("skip") is not None or len(others) == 1 else h.relu())
+
+
+class OfTensors(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.norm(h.relu() if isinstance(h, Tensor) else h)
+
+
+class OfLists(Block):
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        h = self.conv(x[0] if isinstance(x, list) else x)
+        return self.norm(h.relu() if isinstance(x, list) else h)
+
+
+class Calls(nn.Module):
+    """Calls its block in some way."""
+
+    def __init__(self, block: nn.Module, call: Any) -> None:
+        super().__init__()
+        self.block, self.call = block, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.block, x)
+
+
+def calls_block(block: nn.Module, x: Tensor) -> Tensor:
+    return block(x)
+
+
+def calls_with_nothing(block: nn.Module, x: Tensor) -> Tensor:
+    return block(x, None)
+
+
+def calls_with_a_list(block: nn.Module, x: Tensor) -> Tensor:
+    return block([x])
+
+
+def own_forward() -> nn.Module:
+    block = Block()
+    block.forward = lambda x: block.norm(block.conv(x).relu())
+    return Calls(block, calls_block)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        LeftOut,
+        lambda: LeftOut(MHSA2d(8, 4)),
+        lambda: Calls(LeftOut(), calls_block),
+        lambda: Calls(Nothing(), calls_with_nothing),
+        Flagged,
+        lambda: Calls(More(), calls_block),
+        OfTensors,
+        lambda: Calls(OfLists(), calls_with_a_list),
+        own_forward,
+    ],
+    ids=["root", "attention", "left out", "None", "flag", "more", "tensor", "list", "own forward"],
+)
+def test_what_another_call_would_do_is_not_taken_for_what_is_done(model: Any) -> None:
+    torch.manual_seed(0)
+    model = lively(model())
+    x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    folded = fold(model)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+    assert norms(folded) == 1
+
+
+class Either(Block):
+    """What may be left out, and what x is, has nothing to do with the norm."""
+
+    def forward(self, x: Tensor | list[Tensor], skip: Tensor | None = None) -> Tensor:
+        x = torch.cat(x, 1) if isinstance(x, list) else x
+        y = self.norm(self.conv(x))
+        return y if skip is None else y + skip
+
+
+def test_a_norm_that_every_call_feeds_alike_is_folded() -> None:
+    torch.manual_seed(0)
+    model = lively(Either())
+    x, skip = torch.randn(2, 2, 8, 4, 4, dtype=torch.float64)
+    folded = assert_folds(model, x, removed=1)
+    torch.testing.assert_close(folded(x, skip), model(x, skip), rtol=1e-10, atol=1e-10)
+
+
+class Keeps(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.conv(x)
+        return self.norm(self.kept)
+
+
+class KeepsInside(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        self.seen["maps"].append(self.conv(x))
+        return self.norm(self.seen["maps"][-1])
+
+
+@pytest.mark.parametrize("block", [Keeps, KeepsInside])
+def test_what_a_block_keeps_of_a_pass_is_what_it_was(block: type[Block]) -> None:
+    torch.manual_seed(0)
+    model, x = lively(nn.Sequential(block())), torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    folded = fold(model)
+    assert vars(folded[0]).keys() == vars(model[0]).keys()
+    assert (folded[0].runs, folded[0].seen) == (0, {"maps": []})
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+    ours, theirs = (getattr(one[0], "kept", one[0].seen["maps"]) for one in (folded, model))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+class Counts(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        self.last = self.norm(self.conv(x))
+        return self.last
+
+
+def test_what_is_kept_behind_a_norm_does_not_keep_it() -> None:
+    torch.manual_seed(0)
+    folded = fold(lively(nn.Sequential(Counts())))
+    assert norms(folded) == folded[0].runs == 0
+    assert not hasattr(folded[0], "last")
+
+
+class TapsBAM(BAM):
+    """Another spatial branch, of what the last norm is given."""
+
+    def spatial_attention(self, x: Tensor) -> Tensor:
+        return self.spatial_att[:-1](x)
+
+
+def test_the_branches_of_a_derived_bam_stay() -> None:
+    torch.manual_seed(0)
+    assert_folds(lively(TapsBAM(32)), torch.randn(2, 32, 4, 4, dtype=torch.float64), removed=0)
+
+
 class Head(nn.Sequential):
     """A head of its own name, as torchvision's are, which is called whole."""
 

@@ -5,22 +5,33 @@ Letters: B batch, C channels, H x W map, d head width.
 
 from __future__ import annotations
 
+import gc
+import inspect
+import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from attneck.layers.bam import BAM
-from attneck.layers.bare import copied, is_bare
+from attneck.layers.bare import copied, is_bare, is_own
+from attneck.layers.meta import meta_copy
 from attneck.layers.mhsa import MHSA2d
 
 Module = TypeVar("Module", bound=nn.Module)
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 """What is folded; by its very type, since libraries derive norms with an activation from them."""
+
+MOST = 4
+"""Arguments of a forward beside its first one, of which each may be left out."""
+
+BAM_CALLS = ("forward", "_logits", "channel_attention", "spatial_attention")
+"""BAM's methods that its branches are called in."""
 
 
 def fold(model: Module) -> Module:
@@ -34,9 +45,11 @@ def fold(model: Module) -> Module:
       into the values' weights and t becomes their bias, exactly.
 
     Which layer feeds a norm is found by tracing the module that holds both. Where that cannot be traced, or
-    is a plain Sequential that nothing is seen to call, or either is used twice, both stay; so does a norm
-    that brings its own activation, as timm's may. A layer that has hooks, a parametrization or a forward of
-    its own stays as it is, and so does one whose weights another module is seen to read.
+    is a plain Sequential that nothing is seen to call, where either is used twice, the layer's result is kept
+    for somebody, or another call (with a list for a tensor, or an argument left out) may go another way, both
+    stay; so does a norm that brings its own activation, as timm's may. A layer that has hooks, a
+    parametrization or a forward of its own stays as it is, and so does one whose weights another module is
+    seen to read.
 
     A folded norm leaves an `nn.Identity` under its name. What has been folded is not folded again. The copy's
     state dict is no checkpoint: its weights and names are those of the folded layers.
@@ -54,11 +67,16 @@ def fold(model: Module) -> Module:
     folded = copied(model)
     places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
     for bam in folded.modules():
-        if isinstance(bam, BAM):  # whose branches are sequences, though it does not call them as such
+        # Its branches are sequences, though it does not call them as such; a derived class may do otherwise.
+        if type(bam) is BAM and is_own(bam, BAM, *BAM_CALLS):
             for sequence in bam.modules():
                 if isinstance(sequence, nn.Sequential):
                     _fold_sequence(sequence, places)
-    graphs = {parent: graph for parent in folded.modules() if (graph := _graph(parent)) is not None}
+    traced = meta_copy(model)  # a forward may count, or keep what it sees
+    graphs = {}
+    for name, parent in folded.named_modules():
+        if (graph := _graph(traced.get_submodule(name))) is not None:
+            graphs[parent] = graph
     read = {id(module) for parent, graph in graphs.items() for module in _read(parent, graph)}
     called: set[nn.Module] = {folded}
     calls = {}
@@ -67,17 +85,23 @@ def fold(model: Module) -> Module:
         if parent in called or type(parent) is not nn.Sequential:
             called.update(_calls(parent, graph, set()).values())
             calls[parent] = _calls(parent, graph, read)
+    paths = {module: name for name, module in folded.named_modules()}
     uses = Counter(id(module) for nodes in calls.values() for module in nodes.values())
     for parent, nodes in calls.items():
+        found = []
         for node, layer in nodes.items():
             after = [*node.users]
             norm = nodes.get(after[0]) if len(after) == 1 else None
-            if norm is None or not _foldable(norm) or not _takes_a_norm(layer):
+            if norm is not None and _foldable(norm) and _takes_a_norm(layer):
+                found.append((layer, norm, (str(node.target), str(after[0].target))))
+        always = _always(traced.get_submodule(paths[parent])) if found else set()
+        for layer, norm, names in found:
+            if names not in always:
                 continue
             alone = not isinstance(layer, MHSA2d) or places[id(layer.qkv)] == 1
             if alone and all(places[id(module)] == uses[id(module)] == 1 for module in (layer, norm)):
                 _fold_norm(layer, norm)
-                parent.set_submodule(str(after[0].target), nn.Identity())
+                parent.set_submodule(names[1], nn.Identity())
     for module in folded.modules():
         if is_bare(module, MHSA2d) and places[id(module.qkv)] == 1 and _is_rewritable(module.qkv):
             _fold_scale(module, module.qkv)
@@ -99,6 +123,69 @@ def _graph(parent: nn.Module) -> fx.Graph | None:
         return _Shallow().trace(parent)
     except Exception:  # control flow on data, or anything else that a tracer does not take
         return None
+
+
+class _StandIn(fx.Proxy):
+    """For something of a kind that is known, which it says where a forward asks for its type."""
+
+    kind: type
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        asks = str(sys._getframe(1).f_globals.get("__name__"))
+        return fx.Proxy if asks.startswith("torch.") else self.kind  # PyTorch wants to know what it really is
+
+
+class _OneWay(_Shallow):
+    """Traces a forward that is given arguments of these kinds, or None where one is left out."""
+
+    def __init__(self, kinds: dict[str, type | None]) -> None:
+        super().__init__()
+        self.kinds = kinds
+        self.made: dict[fx.Node, weakref.ref[fx.Proxy]] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        made = _StandIn(node, self)
+        made.kind = self.kinds.get(str(node.target)) or Tensor if node.op == "placeholder" else Tensor
+        self.made[node] = weakref.ref(made)
+        return made
+
+    def pairs(self, parent: nn.Module) -> set[tuple[str, str]]:
+        """Of two modules that are called once each, where one's result goes to the other alone, the names."""
+        graph = self.trace(parent, {name: None for name, kind in self.kinds.items() if kind is None})
+        called = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        found = {
+            node: after
+            for node in graph.nodes
+            if called[node.target] == 1 and len(node.users) == 1
+            for after in node.users
+            if after.op == "call_module" and called[after.target] == 1
+        }
+        if any(self.made[node]() is not None for node in found):
+            gc.collect()  # frames of an error that was caught keep results too
+        return {
+            (str(node.target), str(after.target))
+            for node, after in found.items()
+            if self.made[node]() is None  # else somebody keeps the result, and may read it
+        }
+
+
+def _always(parent: nn.Module) -> set[tuple[str, str]]:
+    """The pairs of every way to call a forward: with a tensor or a list first, others given or left out."""
+    try:
+        if "forward" in vars(parent):
+            raise NotImplementedError("it is no method")
+        first, *others = inspect.signature(parent.forward).parameters.values()
+        starred = any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in (first, *others))
+        if starred or len(others) > MOST:
+            raise NotImplementedError("what may be given is not known, or much")
+        if any(one.default not in (one.empty, None) for one in others):
+            raise NotImplementedError("it has a default of which nothing follows")
+        ways = product((Tensor, list), *((Tensor, None) for _ in others))
+        names = [one.name for one in (first, *others)]
+        return set.intersection(*(_OneWay(dict(zip(names, way, strict=True))).pairs(parent) for way in ways))
+    except Exception:  # of a way that cannot be traced nothing is known
+        return set()
 
 
 def _read(parent: nn.Module, graph: fx.Graph) -> Iterator[nn.Module]:
