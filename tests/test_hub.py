@@ -300,6 +300,7 @@ def put(layer: str, **values: Any) -> Any:
             lambda model: model.reset_classifier(5, "max") or model,
             "its global_pool pool_type is max and would",
         ),
+        (lambda model: model.double(), r"conv1.weight is of float64, .* give model.float\(\)"),
         (lambda model: nn.Sequential(model), "Sequential was not made by attneck.create_model"),
         (lambda model: model.layer1.append(nn.Linear(2, 2)) and model, "2 tensors .layer1.2.bias first"),
     ],
@@ -308,6 +309,15 @@ def test_what_could_not_be_loaded_is_not_saved(spoil: Any, says: str, tmp_path: 
     with pytest.raises(ValueError, match=says):
         hub.save(spoil(make("cifar_resnet20_bot_bam")), tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_loaded_as_the_same_numbers_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = make("cifar_resnet20_bot_bam").to(dtype)
+    again = attneck.load(hub.save(model, tmp_path / "folder")).state_dict()
+    for name, tensor in model.state_dict().items():
+        wanted = tensor.float() if tensor.is_floating_point() else tensor
+        torch.testing.assert_close(again[name], wanted, rtol=0, atol=0)
 
 
 def test_a_detector_s_sizes_and_proposals_are_its_own(tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def save(
     Raises:
         ValueError: a folder with such a file of somebody else's; a model whose tensors are not finite, or not
             those that its config makes (after surgery that no run did, for example); one whose layers compute
-            otherwise, by another stride, pool or `resample` say that was set after it was built; what
-            `describe` refuses.
+            otherwise, by another stride, pool or `resample` say that was set after it was built; weights of
+            float64; what `describe` refuses.
         OSError: the file could not be written.
         UserError: a run without a checkpoint that is whole.
     """
@@ -111,6 +111,11 @@ def save(
         )
     for name, tensor in state.items():
         cast(name, tensor, tensor.dtype)
+        if tensor.dtype == torch.float64:
+            raise ValueError(
+                f"{name} is of float64, and load makes float32: give model.float(), or keep its state_dict() "
+                "with safetensors.torch.save_file"
+            )
     config["sha256"] = digest(state, config)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     content = to_bytes(state, {"format": "pt", "config": text})
@@ -150,7 +155,9 @@ def _check_own(folder: Path, *, with_card: bool) -> None:
 def load(
     source: str | Path | Run, *, image_size: int | tuple[int, int] | None = None, **download: Any
 ) -> nn.Module:
-    """The model of a run, or one that was saved, in evaluation mode; public as `attneck.load`.
+    """The model of a run, or one that was saved, in evaluation mode and float32; public as `attneck.load`.
+
+    Weights that were saved in half precision become float32, which loses nothing.
 
     Args:
         source: a run or its folder; a folder or a .safetensors file that `save` wrote; else a repository of
