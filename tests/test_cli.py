@@ -55,7 +55,7 @@ def test_help_names_every_command(capsys):
         (["data", "check", "folder", "--root", "nowhere"], "nowhere is not a folder"),
         (["data", "where", "shapes", "--root", "nowhere"], "drawn by the program"),
         (["train", ".", "--epochs", "3"], "is no run"),
-        (["train", "demo", "--model.name", "regnety_002"], "timm's is --model.name timm/regnety_002"),
+        (["train", "demo", "--model.name", "regnety_002"], "a network of timm's is timm/NAME"),
         (
             ["train", "demo", "--pictures", "False"],
             "it takes no value; alone it is on, and off with nothing or --no-pictures",

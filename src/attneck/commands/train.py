@@ -70,9 +70,11 @@ def main(words: list[str]) -> None:
     try:
         whole("--processes", arguments.processes, most=max(16, os.cpu_count() or 1))
         if not (model := recipe.model.name).startswith(TIMM):
-            if model not in catalog.CATALOG and _is_timm_s(model):
-                raise ValueError(f"the catalog has no {model}: timm's is --model.name {TIMM}{model}")
-            catalog.find(model, dict(recipe.model.options))
+            try:
+                catalog.find(model, dict(recipe.model.options))
+            except ValueError as error:
+                of_timm = "" if model in catalog.CATALOG else f"; a network of timm's is {TIMM}NAME"
+                raise ValueError(f"{error}{of_timm}") from None
         require(recipe)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -235,13 +237,6 @@ def gathered(words: list[str]) -> list[str]:
         elif not plain:
             into.append(word)
     return kept + [word for flag, values in options.items() for word in (flag, *values)]
-
-
-def _is_timm_s(name: str) -> bool:
-    """Whether timm has a model of that name; a mistake alone waits for timm to be imported."""
-    import timm
-
-    return bool(timm.is_model(name))
 
 
 def _given(words: list[str], option: str) -> str | None:
