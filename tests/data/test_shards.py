@@ -168,6 +168,16 @@ REFUSED = {
     "a cut shard": (cut, "is cut or no tar: 700 bytes"),
     "a missing shard": (without_one, "000000.tar is missing"),
     "a cut index": (lambda folder: rewritten(folder, lambda text: text[: len(text) // 2]), "is no index"),
+    "an index that ends before its last image": (
+        lambda folder: rewritten(folder, lambda text: text[: text.rstrip("\n").rindex("\n") + 1]),
+        "shards.csv has not all images of",
+    ),
+    "an index without one in its middle": (
+        lambda folder: rewritten(
+            folder, lambda text: "".join(text.splitlines(True)[:3] + text.splitlines(True)[4:])
+        ),
+        "shards.csv has not all images of",
+    ),
     "another index": (lambda folder: rewritten(folder, lambda text: "name,split\n"), "is no index"),
     "an index of no images": (
         lambda folder: rewritten(folder, lambda text: text.partition("\n")[0]),

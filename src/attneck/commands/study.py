@@ -221,4 +221,4 @@ def show(
     Console().print(grid)
     if undone:
         say(f"{undone} of {len(made)} runs have not ended yet")
-    print(f"report  {written[0]}  (and {', '.join(file.suffix for file in written[1:])})")
+    print(f"report  {written[0]}  (and {', '.join(file.name for file in written[1:])})")

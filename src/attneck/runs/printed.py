@@ -20,6 +20,7 @@ HOW_IT_RAN = {"accumulate", "precision", "channels_last", "sync_bn", "compile"}
 FREE = {
     "seed",
     "eval_epochs",
+    "metric",
     "model.name",
     "model.options",
     "model.weights",

@@ -102,7 +102,8 @@ def is_packed(folder: Path) -> bool:
 def read_index(folder: Path) -> tuple[list[str], list[str], NDArray[np.int64]]:
     """The shards' paths, the images' names, and the table of `PackedImages`.
 
-    Raises ValueError for an index that is not whole, and for a shard that is missing or cut.
+    Raises ValueError for an index that is not whole or has other images than a shard, and for a shard that is
+    missing or cut.
     """
     index = folder / INDEX
     found = index.stat()
@@ -121,7 +122,18 @@ def read_index(folder: Path) -> tuple[list[str], list[str], NDArray[np.int64]]:
                 f"folder: {path} is cut or no tar: {there.st_size:,} bytes, {INDEX} wants {wanted:,}: "
                 "copy it again"
             )
+        if not _has_all(rows, path):
+            raise ValueError(f"folder: {index} has not all images of {path}, or others: copy both again")
     return paths, names, table
+
+
+def _has_all(rows: NDArray[np.int64], path: str) -> bool:
+    """Whether these images, each with its class behind it, follow each other in a shard up to its end."""
+    offsets, sizes = rows[np.argsort(rows[:, 2])][:, 2:].T
+    ends = offsets + -(-sizes // BLOCK) * BLOCK + 2 * BLOCK  # of the class: a header, and a block
+    if offsets[0] != BLOCK or not (offsets[1:] - BLOCK == ends[:-1]).all():
+        return False
+    return not any(_read(_shard(path).handle, int(ends[-1]), BLOCK))  # another image's header is not empty
 
 
 def _check(holds: bool) -> None:
