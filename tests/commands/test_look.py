@@ -82,6 +82,13 @@ def test_some_layers_alone(capsys: Any) -> None:
     assert "it has layer1.3, layer2.3, layer3.0.conv2, layer3.1.conv2" in line
 
 
+@pytest.mark.parametrize("size", [(160, 1), (1, 160)])
+def test_of_a_photo_a_pixel_wide_the_middle_is_seen(size: tuple[int, int], capsys: Any) -> None:
+    Image.new("RGB", size).save("strip.png")
+    code, told = said(capsys, "look", "cifar_resnet20_bot", "strip.png", "--save", "out.png")
+    assert code == 0, told
+
+
 def test_a_photo_that_is_turned_is_seen_upright(capsys: Any) -> None:
     image = Image.new("RGB", (80, 60))
     exif = image.getexif()

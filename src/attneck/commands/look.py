@@ -131,12 +131,12 @@ def look(
         from attneck.explain.looking import picture
         from attneck.explain.sheet import Place
 
-        if not places:
-            left, top, right, bottom = looks[0].window.box
-            middle = min(left + right, photo.width) / 2, min(top + bottom, photo.height) / 2
-            places = [(int(middle[0] * size[0] / photo.width), int(middle[1] * size[1] / photo.height))]
         across, down = photo.width / size[0], photo.height / size[1]  # where it was made smaller
         marked = [Place((x + 0.5) * across, (y + 0.5) * down, f"x {x}, y {y}") for x, y in places]
+        if not marked:  # the very middle: of a narrow photo less than a pixel may be seen
+            left, top, right, bottom = looks[0].window.box
+            middle = min(left + right, photo.width) / 2, min(top + bottom, photo.height) / 2
+            marked = [Place(*middle, f"x {int(middle[0] / across)}, y {int(middle[1] / down)}")]
         for one in looks:
             _check_seen(one, marked, size, (across, down))
         figure = picture(photo, looks, marked, tables=tables, dark=dark)
