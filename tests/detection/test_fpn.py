@@ -100,6 +100,15 @@ def test_a_backbone_that_does_not_take_the_images_is_refused_as_the_detector_is_
     assert len(faster_rcnn(any_size, 3, 128, **SMALL).eval()([torch.rand(3, 90, 70)])) == 1
 
 
+def test_a_backbone_that_looks_at_values_is_let_through():
+    class Looks(Maps):
+        def forward(self, x):
+            assert x.sum().item() == x.sum().item()
+            return super().forward(x)
+
+    assert len(faster_rcnn(Looks(), 3, 128, **SMALL).eval()([torch.rand(3, 90, 70)])) == 1
+
+
 def test_a_backbone_whose_maps_have_other_strides_than_it_says_is_refused():
     wrong = Maps()
     assert mask_rcnn(wrong, 3, 128, **SMALL)

@@ -146,7 +146,7 @@ class _OneWay(_Shallow):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         made = _StandIn(node, self)
-        made.kind = self.kinds.get(str(node.target)) or Tensor if node.op == "placeholder" else Tensor
+        made.kind = (node.op == "placeholder" and self.kinds.get(str(node.target))) or Tensor
         self.made[node] = weakref.ref(made)
         return made
 
@@ -172,17 +172,20 @@ class _OneWay(_Shallow):
 
 def _always(parent: nn.Module) -> set[tuple[str, str]]:
     """The pairs of every way to call a forward: with a tensor or a list first, others given or left out."""
+    given = [*inspect.signature(parent.forward).parameters.values()]
+    others = given[1:]
+    unknown = [
+        not given,
+        "forward" in vars(parent),  # it is no method
+        any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in given),
+        any(one.default not in (one.empty, None) for one in others),  # another value may mean anything
+        len(others) > MOST,
+    ]
+    if any(unknown):
+        return set()
+    ways = product((Tensor, list), *((Tensor, None) for _ in others))
+    names = [one.name for one in given]
     try:
-        if "forward" in vars(parent):
-            raise NotImplementedError("it is no method")
-        first, *others = inspect.signature(parent.forward).parameters.values()
-        starred = any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in (first, *others))
-        if starred or len(others) > MOST:
-            raise NotImplementedError("what may be given is not known, or much")
-        if any(one.default not in (one.empty, None) for one in others):
-            raise NotImplementedError("it has a default of which nothing follows")
-        ways = product((Tensor, list), *((Tensor, None) for _ in others))
-        names = [one.name for one in (first, *others)]
         return set.intersection(*(_OneWay(dict(zip(names, way, strict=True))).pairs(parent) for way in ways))
     except Exception:  # of a way that cannot be traced nothing is known
         return set()
