@@ -1,6 +1,5 @@
 """attneck look and attneck draw: files, refusals, and what is said."""
 
-import importlib.util
 import os
 import re
 from pathlib import Path
@@ -141,35 +140,7 @@ def test_look_refuses(words: list[str], says: str, capsys: Any) -> None:
     assert not [*Path().glob("*-look*")]
 
 
-def test_grad_cam_says_what_to_install(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "captum" else find(name))
-    code, line = said(capsys, "look", NET, "photo.png", "--cam")
-    assert code == 2
-    assert "pip install 'attneck[explain]'" in line
-
-
-def test_grad_cam_is_where_the_class_is(capsys: Any) -> None:
-    """A class that is the brightness of the right half's map: by hand, gradient times map."""
-    pytest.importorskip("captum")
-    from attneck.explain.gradcam import grad_cam
-
-    class Halves(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = torch.nn.Conv2d(3, 2, 1, bias=False)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.conv(x).mean((2, 3))
-
-    model, image = Halves().eval(), torch.rand(3, 4, 6)
-    with torch.no_grad():
-        model.conv.weight.copy_(torch.tensor([[0.0, 0, 1], [2, 0, 0]])[:, :, None, None])
-    label, found = grad_cam(model, image)
-    assert label == int(model(image[None]).argmax())
-    label, found = grad_cam(model, image, 1)
-    assert label == 1
-    assert found == pytest.approx(((2 * image[0]) / 24).numpy())  # d mean / d map is 1/24, times the map
+def test_grad_cam_in_a_picture(capsys: Any) -> None:
     assert said(capsys, "look", NET, "photo.png", "--cam", "--save", "cam.svg")[0] == 0
     assert "Grad-CAM: class " in Path("cam.svg").read_text()
 

@@ -10,8 +10,8 @@ from torch import nn
 from attneck import create_model, list_models
 from attneck.explain.diagram import diagram
 from attneck.explain.inside import Box, inside
+from attneck.explain.stages import ATTENTION
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
-from attneck.measure.stages import ATTENTION
 from attneck.surgery.blocks import residual_blocks
 from attneck.surgery.trace import trace
 

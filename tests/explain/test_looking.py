@@ -17,9 +17,9 @@ from attneck.explain.looking import Look, picture
 from attneck.explain.neck import Drawn, neck
 from attneck.explain.photo import Window, centred, fitted
 from attneck.explain.sheet import Place
+from attneck.explain.stages import stages
 from attneck.layers import BAM, MHSA2d
 from attneck.measure import count
-from attneck.measure.stages import stages
 
 PHOTO = Image.new("RGB", (160, 96), (128, 128, 128))
 WINDOWS = {"cut out": centred((160, 96), 64, 0.875), "padded": fitted((160, 96), (38, 64), (64, 64))}
@@ -157,6 +157,25 @@ def test_where_among_the_blocks_it_was_inserted_is_told() -> None:
     assert (found.blocks, found.some, found.between) == (7, {"MHSA": [6]}, {})
     bam = attneck.create_model("resnet50_bam", 2, 64)
     assert all(stage.between == {} for stage in stages(bam, (64, 64)))
+
+
+@pytest.mark.parametrize(
+    ("name", "of_maps"),
+    [
+        # [B, H, W, C], until the last norm; side by side, several maps; tokens until they are a map again.
+        ("swin_tiny_patch4_window7_224", [(96, 56), (96, 56), (192, 28), (384, 14), (768, 7), (1000, None)]),
+        ("hrnet_w18_small", [(64, 56), *3 * [(None, None)]]),
+        ("pvt_v2_b0", [(32, 56), (32, 56), (64, 28), (160, 14), (256, 7), (1000, None)]),
+    ],
+)
+def test_maps_are_told_wherever_their_channels_are(name: str, of_maps: list[Any]) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        found = stages(timm.create_model(name), (224, 224))
+    assert [stage.channels for stage in found][: len(of_maps)] == [channels for channels, _ in of_maps]
+    sides = [None if side is None else (side, side) for _, side in of_maps]
+    assert [stage.map_size for stage in found][: len(of_maps)] == sides
+    assert (found[-1].channels, found[-1].map_size) == (1000, None)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from attneck.errors import UserError
+from attneck.explain.stages import stages
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.measure import count
 from attneck.measure.counts import REST, meta_copy
 from attneck.measure.kept import kept
-from attneck.measure.stages import stages
 from attneck.models import catalog
 
 

@@ -89,7 +89,7 @@ Sizes = dict[str, tuple[int, int]]
 def _stages(states: dict[str, nn.Module], sizes: Sizes, dark: bool) -> Figure:
     """The networks' stages; those framed that differ from the first one's."""
     from attneck.explain.neck import Drawn, neck
-    from attneck.measure.stages import stages
+    from attneck.explain.stages import stages
 
     drawn: list[Drawn] = []
     for title, network in states.items():

@@ -72,7 +72,7 @@ def look(
             numbers in it, one file that any browser opens without a network.
         beside: another model, shown beside it.
         tables: the learned position tables as well.
-        cam: Grad-CAM of the likeliest class as well (pip install 'attneck[explain]').
+        cam: Grad-CAM of the likeliest class as well.
         dark: on a dark page.
         image_size: side in pixels that the model is given; its own if not given.
         max_pixels: a larger photo is refused; 178,956,970 if not given.
@@ -89,8 +89,6 @@ def look(
         raise UserError(f"--image-size {image_size}: give a side in pixels, 1 or more")
     if max_pixels is not None and max_pixels < 1:
         raise UserError(f"--max-pixels {max_pixels}: give how many an image may have, 1 or more")
-    if cam:
-        _check_captum()
 
     from attneck.data.readers.decode import decode_small, look_at
     from attneck.files import told_apart
@@ -292,13 +290,6 @@ def _place(word: str) -> tuple[int, int]:
     except ValueError:
         raise UserError(f"--at {word!r}: wanted x,y in the photo's pixels, such as 120,80") from None
     return x, y
-
-
-def _check_captum() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("captum") is None:
-        raise UserError("--cam takes captum, which is not installed: pip install 'attneck[explain]'")
 
 
 def main(words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Grad-CAM (arXiv 1610.02391) by captum: what speaks for a class in a network's last map."""
+"""Grad-CAM (arXiv 1610.02391): what speaks for a class in a network's last map."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from attneck.surgery.trace import trace
+
 
 def grad_cam(model: nn.Module, image: Tensor, label: int | None = None) -> tuple[int, NDArray[np.floating]]:
-    """The class, and its Grad-CAM on the last map [h, w], 0 and more.
+    """The class, and its Grad-CAM on the last map [H, W], 0 and more (the paper's equations 1 and 2).
+
+    That map may be [B, C, H, W], as convolutions make it, or [B, H, W, C] (Swin Transformers).
 
     Args:
         model: a classifier, in evaluation mode; it stays as it is.
@@ -19,28 +23,53 @@ def grad_cam(model: nn.Module, image: Tensor, label: int | None = None) -> tuple
         label: the class; the likeliest where None.
 
     Raises:
-        ModuleNotFoundError: captum is not there.
-        ValueError: a network without a map.
+        ValueError: a network without such a map near its end, one that finds no classes, or as
+            `attneck.surgery.trace.trace`.
     """
-    from captum.attr import LayerGradCam
+    name, call, axis = _last_map(model, (image.shape[1], image.shape[2]))
+    kept: list[Tensor] = []
 
-    batch = image[None].to(next(model.parameters()).device)  # [1, 3, H, W]
-    last: list[nn.Module] = []
+    def keep(module: nn.Module, args: Any, result: Tensor) -> Tensor:
+        kept.append(result)
+        return result.clone()  # what comes next may write into it
 
-    def note(module: nn.Module, args: Any, result: Any) -> None:
-        if isinstance(result, Tensor) and result.ndim == 4 and result.shape[2] * result.shape[3] > 1:
-            last[:] = [module]  # a stage is done after its last block
-
-    handles = [module.register_forward_hook(note) for name, module in model.named_modules() if name]
+    # The image asks for gradients, as all weights may be frozen.
+    batch = image[None].to(next(model.parameters()).device).requires_grad_()  # [1, 3, H, W]
+    handle = model.get_submodule(name).register_forward_hook(keep)
     try:
-        with torch.no_grad():
+        with torch.enable_grad():
             logits = model(batch)  # [1, classes]
     finally:
-        for handle in handles:
-            handle.remove()
-    if not last or logits.ndim != 2:
-        raise ValueError(f"this {type(model).__name__} has no map that its classes are made from")
+        handle.remove()
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ValueError(f"this {type(model).__name__} gives no logits [B, classes]: Grad-CAM is of a class")
     label = int(logits[0].argmax()) if label is None else label
-    with torch.enable_grad():
-        found = LayerGradCam(model, last[0]).attribute(batch, target=label, relu_attributions=True)
-    return label, found[0, 0].detach().float().cpu().numpy()
+    (gradients,) = torch.autograd.grad(logits[0, label], kept[call])
+    gradients, values = gradients[0].movedim(axis - 1, 0), kept[call][0].movedim(axis - 1, 0)  # [C, H, W]
+    found = (gradients.mean((1, 2), keepdim=True) * values).sum(0).relu()  # [H, W]
+    return label, found.detach().float().cpu().numpy()
+
+
+def _last_map(model: nn.Module, image_size: tuple[int, int]) -> tuple[str, int, int]:
+    """The module that gives it, in which of its calls (from 0 on), and the axis of its channels.
+
+    All of what the image says goes through it: the middle of a branch beside a shortcut is none.
+    """
+    seen = trace(model, image_size)
+    whole = seen.steps[0]
+    for step in sorted(seen.calls(), key=lambda step: -step.end):
+        if not step.name or not isinstance(step.result, Tensor) or len(step.outputs) != 1:
+            continue
+        number = step.outputs[0]
+        shape, axis = seen.shapes[number], seen.axes[number]
+        if len(shape) != 4 or axis not in (1, 3) or shape.numel() == shape[0] * shape[axis]:
+            continue
+        if 2 * step.end < whole.end:
+            break  # the patches of a ViT, say: most of it is still to come, and not on maps
+        if not seen.is_made_without(whole.outputs, number):
+            earlier = sum(other.module is step.module and other.end < step.end for other in seen.calls())
+            return step.name, earlier, axis
+    raise ValueError(
+        f"this {type(model).__name__} has no map near its end that its classes are made from, which Grad-CAM "
+        "is drawn on: a ViT's tokens are none"
+    )

@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from attneck.errors import suggestion
+from attneck.explain.stages import ATTENTION
 from attneck.layers import BAM, MHSA2d
-from attneck.measure.stages import ATTENTION
 from attneck.surgery.trace import Step, Trace, trace
 
 MOST = 60

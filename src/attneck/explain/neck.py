@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 from attneck.explain.palette import GREEN, ORANGE, PURPLE, SKY, YELLOW
 from attneck.explain.plain import printable, short
 from attneck.explain.sheet import DARK, LIGHT
-from attneck.measure.stages import Stage
+from attneck.explain.stages import Stage
 
 KINDS = {
     "BAM": (ORANGE, "x + x · sigmoid(c + p): which channels c and which places p of a stage's map matter"),

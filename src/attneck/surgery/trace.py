@@ -97,11 +97,15 @@ class Trace:
         return self._levels[number]
 
     @cached_property
+    def axes(self) -> list[int | None]:
+        """Of each number the axis of its channels; None where that was not to be followed."""
+        return channel_axes(self.shapes, self.makers)
+
+    @cached_property
     def _levels(self) -> list[int | None]:
         found: list[int | None] = []
-        axes = channel_axes(self.shapes, self.makers)
         for number, shape in enumerate(self.shapes):
-            if len(shape) != 4 or axes[number] not in (1, None):
+            if len(shape) != 4 or self.axes[number] not in (1, None):
                 found.append(None)
             elif max(shape[2:]) > 1:
                 found.append(halvings(self.image_size, (shape[2], shape[3])))
@@ -124,6 +128,18 @@ class Trace:
     def coarsest(self, numbers: tuple[int, ...]) -> int | None:
         """The highest level among them; None if no one is a map."""
         return max((level for n in numbers if (level := self.level(n)) is not None), default=None)
+
+    def is_made_without(self, results: tuple[int, ...], number: int) -> bool:
+        """Whether anything of the image comes into the results on a way around that number."""
+        open_, known = [*results], {number, *results}
+        while open_:
+            if (each := open_.pop()) == 0:
+                return True
+            maker = self.makers.get(each)
+            fresh = set(maker.inputs if maker is not None else ()) - known
+            known |= fresh
+            open_ += fresh
+        return False
 
     def called(self, step: Step) -> str:
         """What a message calls a step."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
-from attneck.layers.meta import check_module, meta_copy
 from attneck.layers.ungated import UngatedBAM
 from attneck.measure.counts import madds_by_name
+from attneck.surgery.trace import Step, Trace, trace
 
 ATTENTION: dict[type[nn.Module], str] = {
     BAM: "BAM",
@@ -57,21 +56,11 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
     The model stays as it is, and none of its weights is read.
 
     Raises:
-        ValueError: what is no model, or an image that it does not run on.
+        ValueError: as `attneck.surgery.trace.trace`.
     """
-    check_module(model)
-    model = meta_copy(model).eval()
-    shapes: dict[str, tuple[int, ...] | None] = {}
-
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, result: Any) -> None:
-            shapes.setdefault(name, None)  # where it first ran is its place
-            shapes[name] = tuple(result.shape) if isinstance(result, Tensor) else None
-
-        return hook
-
-    for name, module in model.named_modules():
-        module.register_forward_hook(note(name))
+    seen = trace(model, image_size)
+    model = seen.skeleton
+    calls = {step.name: step for step in sorted(seen.calls(), key=lambda step: step.end)}
     madds = madds_by_name(model, image_size)
     root = type(model).__name__
 
@@ -80,34 +69,61 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
             return known
         return sum(cost(f"{name}.{key}") for key, _ in model.get_submodule(name).named_children())
 
-    rows: list[Stage] = []
-    parts = _parts(model, list(shapes))
+    parts = _parts(model, [*calls])
     first = next((at for at, name in enumerate(parts) if _is_stage(model.get_submodule(name))), len(parts))
     last = max((at for at, name in enumerate(parts) if _is_stage(model.get_submodule(name))), default=-1)
+    grouped: dict[str, list[str]] = {}
+    where = ""
     for at, name in enumerate(parts):
-        module = model.get_submodule(name)
-        where = "stem" if at < first else "head" if at > last else name
-        shape = shapes.get(name)
-        stage = Stage(
-            where,
-            None if not shape or len(shape) < 2 else shape[1] if len(shape) == 4 else shape[-1],
-            (shape[2], shape[3]) if shape and len(shape) == 4 and shape[2] * shape[3] > 1 else None,
-            len(_blocks(module)),
-            sum(parameter.numel() for parameter in module.parameters()),
-            cost(name),
-            _attention(module),
-            _some(module),
-            _between(module),
+        if at < first:
+            where = "stem"
+        elif at > last:
+            where = "head"
+        elif _is_stage(model.get_submodule(name)):
+            where = name
+        grouped.setdefault(where, []).append(name)  # what is no stage belongs to the one before it
+    rows: list[Stage] = []
+    for where, names in grouped.items():
+        modules = [model.get_submodule(name) for name in names]
+        channels, map_size = _map(
+            seen, [seen.steps[0]] if where == "head" else [calls[name] for name in names]
         )
-        if rows and (rows[-1].name == where or (first < at < last and not _is_stage(module))):
-            stage = _joined(rows.pop(), stage)
-        rows.append(stage)
+        rows.append(
+            Stage(
+                where,
+                channels,
+                map_size,
+                sum(len(_blocks(module)) for module in modules),
+                sum(parameter.numel() for module in modules for parameter in module.parameters()),
+                sum(map(cost, names)),
+                dict(sum((Counter(_attention(module)) for module in modules), Counter())),
+                {kind: numbers for module in modules for kind, numbers in _some(module).items()},
+                {kind: numbers for module in modules for kind, numbers in _between(module).items()},
+            )
+        )
     rows = [row for row in rows if row.params or row.madds]
     if rows:  # parameters of the network itself, position tables say
         all_of = sum(parameter.numel() for parameter in model.parameters())
         rest = all_of - sum(row.params for row in rows), madds["Global"] - sum(row.madds for row in rows)
         rows[0] = replace(rows[0], params=rows[0].params + rest[0], madds=rows[0].madds + rest[1])
     return rows
+
+
+def _map(seen: Trace, calls: list[Step]) -> tuple[int | None, tuple[int, int] | None]:
+    """The `channels` and `map_size` of what these calls give, one after another; None where it is several."""
+    made: tuple[int, ...] = ()
+    for call in calls:
+        follows = len(made) == 1 and not seen.is_made_without(call.inputs, made[0])
+        made = call.outputs if not made or follows or {*made} <= {*call.inputs} else made + call.outputs
+    if len({*made}) != 1:
+        return None, None
+    shape, axis = seen.shapes[made[0]], seen.axes[made[0]]
+    if len(shape) < 4:
+        return (shape[-1] if len(shape) > 1 else None), None
+    if len(shape) > 4 or axis is None:
+        return None, None
+    height, width = (side for at, side in enumerate(shape) if at not in (0, axis))
+    return shape[axis], (height, width) if height * width > 1 else None
 
 
 def _attention(module: nn.Module) -> dict[str, int]:
@@ -175,16 +191,3 @@ def _parts(model: nn.Module, ran: list[str]) -> list[str]:
 def _is_stage(module: nn.Module) -> bool:
     """Whether more than one convolution is in it."""
     return sum(isinstance(one, nn.Conv2d | nn.Linear) for one in module.modules()) > 1
-
-
-def _joined(one: Stage, other: Stage) -> Stage:
-    """Two that follow each other, under the first one's name."""
-    return Stage(
-        one.name,
-        one.channels if other.channels is None else other.channels,
-        other.map_size if other.channels is not None else one.map_size,
-        one.blocks + other.blocks,
-        one.params + other.params,
-        one.madds + other.madds,
-        dict(Counter(one.attention) + Counter(other.attention)),
-    )
