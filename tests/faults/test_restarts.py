@@ -159,6 +159,14 @@ def test_a_restart_with_another_recipe_is_refused(place, launched, monkeypatch, 
     assert "was started otherwise" in capsys.readouterr().err
 
 
+def test_the_usual_metric_by_its_name_is_no_change(place, monkeypatch, capsys, whole):
+    train_killed(monkeypatch, 2, ["--out", "run"])
+    assert cli.main(["train", "tiny.yaml", "--out", "run", "--resume", "--metric", "loss"]) == 2
+    assert "metric: top1 → loss" in capsys.readouterr().err
+    assert cli.main(["train", "tiny.yaml", "--out", "run", "--resume", "--metric", "top1"]) == 0
+    assert json.loads((place / "run/summary.json").read_text())["weights"] == whole
+
+
 @pytest.mark.parametrize("word", [[], ["--resume"]], ids=["new", "resumed"])
 def test_without_torchrun_nothing_changes(place, monkeypatch, capsys, whole, word):
     train_killed(monkeypatch, 2, ["--out", "run"])

@@ -203,7 +203,9 @@ def _compared(
     state, _, _ = checkpoint.load_latest(folder / "checkpoints")
     step, old = int(state["step"]), state["facts"]
     before = parse_recipe(state["recipe"], str(folder))
-    if other := differences(before, recipe):
+    usual = task.metrics(recipe)[0]  # where no metric is named
+    was, wanted = (one.model_copy(update={"metric": one.metric or usual}) for one in (before, recipe))
+    if other := differences(was, wanted):
         raise UserError(f"{folder} was started otherwise ({shortened(other)}): drop the change or --resume")
     began = before.model.weights
     if recipe.model.weights not in (None, began):

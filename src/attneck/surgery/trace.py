@@ -53,9 +53,17 @@ class Step:
         """Whether it is the function of one; a linear layer is one of 1×1."""
         return self.module is None and self.name in {"conv2d", "linear"}
 
+    def is_max_pool(self) -> bool:
+        """Whether it is the function of a pooling by maxima."""
+        return self.module is None and self.name.startswith("max_pool")
+
     def kernel(self) -> tuple[int, int]:
-        """A convolution's (height, width)."""
-        weight = self.arguments[0][1] if len(self.arguments[0]) > 1 else self.arguments[1]["weight"]
+        """The (height, width) of a convolution's window, or of a pooling's."""
+        positional, named = self.arguments
+        if self.is_max_pool():
+            size: Any = positional[1] if len(positional) > 1 else named["kernel_size"]
+            return (size, size) if isinstance(size, int) else (size[0], size[-1])
+        weight = positional[1] if len(positional) > 1 else named["weight"]
         return (1, 1) if self.name == "linear" else tuple(weight.shape[2:])
 
     def strides(self) -> bool:
@@ -91,8 +99,9 @@ class Trace:
     def level(self, number: int) -> int | None:
         """How often the image's sides were halved to make this map [B, C, H, W]; None for what is none.
 
-        A map of 1×1 is one where a convolution or a pooling by maxima made it of one of up to 3×3; else it is
-        a mean. A stride halves it once more, though nothing is left to see of that.
+        A map of 1×1 is one where a convolution or a pooling by maxima made it of one of up to 3×3, or of one
+        that its window leaves a part of out (4×4 by 3×3 with a stride of 2); else it is a mean. A stride
+        halves it once more, though nothing is left to see of that.
         """
         return self._levels[number]
 
@@ -122,8 +131,10 @@ class Trace:
         last = max((level for n in wide or maker.inputs if (level := found[n]) is not None), default=None)
         if last is None or not wide:
             return None if last is None else last + maker.strides()
-        windows = maker.is_convolution() or maker.name.startswith("max_pool")
-        return last + 1 if windows and all(max(self.shapes[n][2:]) <= 3 for n in wide) else None
+        if not (maker.is_convolution() or maker.is_max_pool()):
+            return None
+        longest, window = [max(self.shapes[n][2:]) for n in wide], max(maker.kernel())
+        return last + 1 if all(side <= 3 or side > window for side in longest) else None
 
     def coarsest(self, numbers: tuple[int, ...]) -> int | None:
         """The highest level among them; None if no one is a map."""
