@@ -35,6 +35,15 @@ def test_curves_are_drawn(run, tmp_path, kind, opening):
     assert picture.read_bytes().startswith(opening)
 
 
+def test_curves_take_no_file_s_place(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "curves.png").write_bytes(b"mine")
+    assert cli.main(["curves", str(run)]) == 0
+    assert "wrote curves-2.png" in capsys.readouterr().out
+    assert (tmp_path / "curves.png").read_bytes() == b"mine"
+    assert (tmp_path / "curves-2.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_held_out_error_stands_in_the_legend(run, tmp_path):
     picture = tmp_path / "curves.svg"
     assert cli.main(["curves", str(run), "--out", str(picture)]) == 0

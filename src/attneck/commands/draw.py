@@ -11,7 +11,7 @@ import tyro
 from attneck.checks import sides
 from attneck.commands.arguments import Flag, Options, call
 from attneck.commands.given_model import kind_of, load
-from attneck.commands.look import target, write
+from attneck.commands.output_file import picture_file, write_picture
 from attneck.errors import UserError, shown_path, user_mistakes
 from attneck.models import catalog
 from attneck.training.recipe import TIMM, Surgery
@@ -65,7 +65,7 @@ def draw(
                 catalog.find(model, dict(options))
         if image_size is not None:
             sides("--image-size", image_size)
-    file = target(save, models[0], f"{Path(models[0].rstrip('/')).name}-{inside or 'neck'}")
+    file = picture_file("--save", save, f"{Path(models[0].rstrip('/')).name}-{inside or 'neck'}")
     with user_mistakes():
         states: dict[str, nn.Module] = {}
         for model, kind in kinds.items():
@@ -78,7 +78,7 @@ def draw(
                 operate(changed, surgery, surgery_options, _size(network, image_size))
         sizes = {title: _size(network, image_size) for title, network in states.items()}
         figure = _stages(states, sizes, dark) if inside is None else _inside(states, inside, sizes, dark)
-    write(figure, file)
+    write_picture(figure, file)
     print(f"wrote {shown_path(file)}")
 
 

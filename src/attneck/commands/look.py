@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ import tyro
 
 from attneck.commands.arguments import Checkpoint, Flag, call
 from attneck.commands.given_model import kind_of, only_of_runs, viewer
-from attneck.commands.output_file import PICTURES, check_output
+from attneck.commands.output_file import check_output, picture_file, write_picture
 from attneck.errors import UserError, brief, say, shown_path, user_mistakes
 
 if TYPE_CHECKING:
@@ -94,7 +93,11 @@ def look(
     from attneck.files import told_apart
 
     look_at(str(image), "look", max_pixels)
-    file = target(save, image, f"{image.stem}-look") if save is not None or html is None else None
+    file = None
+    if save is not None or html is None:
+        file = picture_file("--save", save, f"{image.stem}-look")
+        if file.exists() and file.samefile(image):
+            raise UserError(f"--save {shown_path(file)} is the photo itself: give another name")
     words = [model] if beside is None else [model, beside]
     kinds = [kind_of(word) for word in words]
     if checkpoint != "newest":
@@ -138,7 +141,7 @@ def look(
         for one in looks:
             _check_seen(one, marked, size, (across, down))
         figure = picture(photo, looks, marked, tables=tables, dark=dark)
-    write(figure, file)
+    write_picture(figure, file)
     for one in looks:
         for note in one.maps.notes:
             say(f"{one.title}: {note}")
@@ -197,28 +200,6 @@ def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str
     page = alone(photo, name, [Network(seer, one) for (_, seer), one in zip(seers, names, strict=True)])
     write_atomic(html, page.encode())
     print(f"wrote {shown_path(html)}, {len(page) / 1e6:.1f} MB")
-
-
-def target(save: Path | None, source: Path | str, stem: str) -> Path:
-    """The picture's path: `save`, or `stem` with a number where something here is called so.
-
-    Raises:
-        UserError: no picture's ending, no such folder, or `source` itself.
-    """
-    if save is None:
-        names = (f"{stem}{'' if number == 1 else f'-{number}'}.png" for number in count(1))
-        return next(path for path in map(Path, names) if not path.exists())
-    check_output("--save", save, PICTURES)
-    if save.exists() and Path(source).exists() and save.samefile(source):
-        raise UserError(f"--save {shown_path(save)} is the photo itself: give another name")
-    return save
-
-
-def write(figure: Any, file: Path) -> None:
-    """As its ending says; whole or not at all."""
-    from attneck.explain.vector import save
-
-    save(figure, file, dpi=110, as_text=True)
 
 
 def _look(seer: Viewer, photo: Image.Image, cam: bool, layers: Sequence[str]) -> Look:

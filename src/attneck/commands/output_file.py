@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from attneck.errors import UserError, shown_path
 
@@ -25,3 +27,22 @@ def check_output(flag: str, path: Path, endings: Sequence[str]) -> None:
             f"{flag} {shown_path(path)}: there is no folder {shown_path(path.absolute().parent)}; make it "
             "first"
         )
+
+
+def picture_file(flag: str, given: Path | None, stem: str) -> Path:
+    """The picture's path: as given, or `stem`.png here, with a number where that is taken.
+
+    Raises UserError as `check_output`.
+    """
+    if given is None:
+        names = (f"{stem}{'' if number == 1 else f'-{number}'}.png" for number in count(1))
+        return next(path for path in map(Path, names) if not path.exists())
+    check_output(flag, given, PICTURES)
+    return given
+
+
+def write_picture(figure: Any, file: Path) -> None:
+    """As its ending says; whole or not at all."""
+    from attneck.explain.vector import save
+
+    save(figure, file, dpi=110, as_text=True)
