@@ -249,14 +249,17 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def _into(layer: nn.Linear | nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+def _into(layer: nn.Linear | nn.Conv2d, scale: Tensor, shift: Tensor | None = None) -> None:
     """Let the layer give scale*y + shift [O] for its y, by parameters of its own."""
-    weight = layer.weight.detach()  # [O, ...]
-    bias = 0 if layer.bias is None else _exact(layer.bias)
+    weight, learns = layer.weight.detach(), layer.weight.requires_grad
     wide = _exact(weight) * scale.view(-1, *[1] * (weight.ndim - 1))  # [O, ...]
     # New parameters: the old may be shared with another layer.
-    layer.weight = nn.Parameter(wide.to(weight), requires_grad=layer.weight.requires_grad)
-    layer.bias = nn.Parameter((bias * scale + shift).to(weight), requires_grad=layer.weight.requires_grad)
+    layer.weight = nn.Parameter(wide.to(weight), requires_grad=learns)
+    if layer.bias is not None:
+        scaled = _exact(layer.bias) * scale
+        shift = scaled if shift is None else scaled + shift
+    if shift is not None:
+        layer.bias = nn.Parameter(shift.to(weight), requires_grad=learns)
 
 
 def _fold_sequence(sequence: nn.Sequential, places: Counter[int]) -> None:
@@ -283,10 +286,5 @@ def _fold_scale(attention: MHSA2d, qkv: nn.Linear | nn.Conv2d) -> None:
     """The queries' scale into their weights, and their bias if there is one."""
     factors = torch.ones(len(qkv.weight), dtype=torch.float64, device="cpu")
     factors[: attention.channels] = attention.scale
-    weight = qkv.weight.detach()
-    qkv.weight = nn.Parameter(
-        (_exact(weight) * factors.view(-1, 1, 1, 1)).to(weight), requires_grad=qkv.weight.requires_grad
-    )
-    if qkv.bias is not None:
-        qkv.bias = nn.Parameter((_exact(qkv.bias) * factors).to(weight), qkv.bias.requires_grad)
+    _into(qkv, factors)
     attention.scale = 1.0
