@@ -38,6 +38,16 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def forks_may_train() -> None:
+    """At its first backward pass autograd starts a thread for each device that it knows of, and with one a
+    fork may not train. A GPU that a test only pretends to have would be known: so the first is here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.ones(1, requires_grad=True).sum().backward()
+
+
+@pytest.fixture(autouse=True, scope="session")
 def without_pictures() -> Iterator[None]:
     """A run's pictures take a second or two; test_pictures.py and test_report.py in tests/runs draw them."""
     from attneck.runs import pictures, snapshots
