@@ -133,6 +133,45 @@ def test_a_tensor_of_the_weights_is_no_input():
     ]
 
 
+def test_each_map_that_goes_in_has_a_box():
+    with torch.device("meta"):
+        model = timm.create_model("densenet121")
+    boxes = inside(model, "features.denseblock1.denselayer2", 224)
+    assert [(box.words[0], box.shape) for box in boxes[:2]] == [
+        ("input", "64 × 56 × 56"),
+        ("input", "32 × 56 × 56"),
+    ]
+    assert (boxes[2].shape, [at for at, _ in boxes[2].inputs]) == ("96 × 56 × 56", [0, 1])
+    diagram([("a layer", boxes)])
+    with pytest.raises(ValueError, match="one operation"):
+        inside(model, "features.denseblock1.denselayer2.conv1", 224)
+
+
+def test_a_function_s_words_are_what_it_does():
+    class Functions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bias = nn.Conv2d(32, 32, kernel_size=1), nn.Parameter(torch.zeros(8, 64, 64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            x = x * x.mean(1, keepdim=True) * x.mean((2, 3), keepdim=True)
+            q = x.unflatten(1, (8, 4)).flatten(3).transpose(2, 3)  # [B, 8, 64, 4]
+            y = nn.functional.scaled_dot_product_attention(q, q, q)
+            y = y + nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=self.bias)
+            y = y.transpose(2, 3).reshape(x.shape)
+            return nn.functional.adaptive_avg_pool2d(y, 1) + nn.functional.adaptive_avg_pool2d(y, (2, 4))
+
+    said = names(alone(Functions()))
+    assert [word for word in said if "mean" in word] == [
+        *("mean over the channels", "mean over the map", "mean over the map", "means of 2 × 4 parts"),
+    ]
+    assert [word for word in said if "softmax" in word] == [
+        "softmax(q · k / √d) v",
+        "softmax(q · k / √d + bias) v",
+    ]
+
+
 def test_what_cannot_be_drawn_is_told():
     model = create_model("botnet50")
     for name, says in {

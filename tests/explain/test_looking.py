@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import nn
 
@@ -74,6 +75,19 @@ def test_what_the_padding_has_is_not_in_the_scales() -> None:
     ]
     both, spatial, gate = ((float(each.min()), float(each.max())) for each in rows)
     assert limits == [pytest.approx(each) for each in (both, spatial, gate, both)]
+
+
+def test_a_padded_photo_is_framed_whole_and_a_long_one_drawn_shorter() -> None:
+    image = torch.ones(1, 16, 64, 64)
+    found = maps(nn.Sequential(nn.AvgPool2d(8), BAM(16)), image)
+    figure = picture(PHOTO, [Look("padded", [], found, WINDOWS["padded"])], [])
+    (frame, _) = figure.axes[0].patches[:2]
+    assert isinstance(frame, Rectangle)
+    assert (frame.get_xy(), frame.get_width(), frame.get_height()) == ((0, 0), *PHOTO.size)
+    found = maps(nn.Sequential(nn.AvgPool2d(8), BAM(16)), torch.ones(1, 16, 64, 64))
+    long = Image.new("RGB", (2, 400))
+    figure = picture(long, [Look("long", [], found, centred(long.size, 64, 1.0))], [])
+    assert figure.get_size_inches()[1] < 60
 
 
 class Tower(nn.Module):

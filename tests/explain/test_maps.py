@@ -46,6 +46,21 @@ def rows_of(found: Any, part: Any = "both") -> Tensor:
     return torch.stack([found.row(y, x, part).flatten(1) for y in range(H) for x in range(W)], 1)
 
 
+def test_what_was_seen_stays_as_it_was() -> None:
+    """A layer that is trained on writes into its weights."""
+    model = nn.Sequential(BAM(8, reduction=2, start="identity"), MHSA2d(8, (6, 6), heads=2))
+    found = maps(model, image(6, 6).float())
+    before = [found.mhsas[0].row(2, 3), *found.mhsas[0].tables, found.bams[0].gain]
+    before = [one.clone() for one in before if one is not None]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    after = [found.mhsas[0].row(2, 3), *found.mhsas[0].tables, found.bams[0].gain]
+    assert len(before) == len(after) == 4
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
 def test_a_row_is_what_the_layer_applies(options: dict[str, Any], size: tuple[int, int]) -> None:

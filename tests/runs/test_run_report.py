@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from attneck import cli
@@ -173,6 +175,15 @@ def test_a_snapshot_is_what_maps_says(place):
         assert look.layers[2].places == pytest.approx(spread, rel=1e-4)
         assert look.truth == sample.truth[0]["category"]
         assert look.said[0][1] == pytest.approx(found.output.softmax(0).max().item(), abs=1e-3)
+
+
+def test_of_a_padded_map_what_lies_on_the_image_counts():
+    even = torch.full((2, 8, 8), 1 / 64)
+    seen = SimpleNamespace(name="layer", call=1, map_size=(8, 8), row=lambda y, x: even)
+    found = SimpleNamespace(bams=(), mhsas=(seen,), seen=(48, 40), image_size=(64, 64))
+    (layer,) = snapshots.layers(found, (0.5, 0.5))
+    assert layer.size == layer.values.shape == (6, 5)
+    assert layer.places == pytest.approx(30)
 
 
 @pytest.mark.parametrize(("steps", "period"), [(1, 3), (936, 312), (9000, 10), (7, 2)])

@@ -252,6 +252,8 @@ def test_the_overlay_is_what_maps_says(page, networks):
 
 
 def test_bams_stages_step_by_step(page, networks):
+    from attneck.explain.sheet import _told
+
     bams = maps_of(networks[1]).bams
     alone(give(page), 1)
     for stage in (0, 1, 0):
@@ -259,20 +261,25 @@ def test_bams_stages_step_by_step(page, networks):
         wanted = bams[stage].attention.mean(0)
         low, high = float(wanted.min()), float(wanted.max())
         np.testing.assert_allclose(cells(page), ((wanted - low) / (high - low)).numpy(), atol=2.01 / 255)
-        assert page.inner_text(".low") == f"{low:.2f}"
+        ends = page.inner_text(".low"), page.inner_text(".high")
+        assert ends == _told(low, high)
+        assert ends[0] != ends[1]
         assert page.inner_text(".shown") == f"bams.{stage}, BAM's attention"
         assert page.is_hidden(".mark")
 
 
 def test_the_largest_value_of_each_map_is_heard(page, networks):
     """What comes in and what goes out have one scale, and each has a largest value of its own."""
+    from attneck.explain.sheet import _told
+
     bam = maps_of(networks[1]).bams[0]
     alone(give(page), 1)
     for what in ("before", "after"):
         values = getattr(bam, what)
         y, x = divmod(int(values.argmax()), values.shape[1])
         choose(page, f"bam:0:{what}")
-        where = f"most at row {y + 1}, column {x + 1}, {values.max():.2f}."
+        low = min(float(bam.before.min()), float(bam.after.min()))
+        where = f"most at row {y + 1}, column {x + 1}, {_told(low, float(values.max()))[1]}."
         page.locator("#heard", has_text=where).wait_for(timeout=5000)
 
 

@@ -1,5 +1,6 @@
 """The page's server against clients that are late, wrong, many or from elsewhere; its model is a stand-in."""
 
+import base64
 import http.client
 import io
 import json
@@ -12,7 +13,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from attneck import cli
@@ -464,3 +467,22 @@ def test_a_signal_ends_it(number, code, tmp_path):
     assert (process.returncode, out) == (code, "")
     assert err == f"attneck: stopped by {number}\n"
     assert os.listdir(tmp_path) == []
+
+
+def test_a_box_is_the_one_that_was_found_and_its_mask_s_is_of_whole_pixels():
+    from attneck.serve.looks import objects_of
+
+    masks = torch.zeros(1, 1, 30, 48)
+    masks[0, 0, 22:29, 32:45] = 1
+    found = {
+        "boxes": torch.tensor([[30.6, 21.1, 45.4, 30.0]]),
+        "labels": torch.tensor([1]),
+        "scores": torch.tensor([0.9]),
+        "masks": masks,
+    }
+    (row,) = objects_of(found, ["disc"], (48, 30))
+    assert row["box"] == pytest.approx([30.6 / 48, 21.1 / 30, 14.8 / 48, 8.9 / 30])
+    mask = row["mask"]
+    assert mask["box"] == pytest.approx([30 / 48, 21 / 30, 16 / 48, 9 / 30])
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(mask["bits"]), np.uint8))[: 16 * 9].reshape(9, 16)
+    assert (bits == masks[0, 0, 21:30, 30:46].numpy()).all()

@@ -209,7 +209,7 @@ def _look(seer: Viewer, photo: Image.Image, cam: bool, layers: Sequence[str]) ->
 
     image = seer.prepared(photo)
     found = _chosen(maps(seer.network, image), layers, seer.title)
-    height, width = found.image_size
+    height, width = found.seen  # of a detector's padded batch the photo's part
     lines = [f"The model sees the framed part, as {width}\u00a0×\u00a0{height} pixels."]
     if not seer.trained:
         lines.append("It is untrained: its weights are random, and where it looks means nothing.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import textwrap
 from collections.abc import Set
@@ -132,11 +133,12 @@ def main(words: list[str]) -> None:
         print(f"run     {summary.folder}  ({summary.steps} steps, weights {summary.weights})")
         if (best := summary.best) is not None:
             print(f"best    step {best.step}, {in_words({best.key: best.score})[0]}  (--checkpoint best)")
-        print(f"next    attneck eval {summary.folder}")
+        run = shlex.quote(str(summary.folder))
+        print(f"next    attneck eval {run}")
         if (report := summary.folder / REPORT).is_file():
             print(f"report  {report}  (open it in a browser; attneck report makes it again)")
-        print(f"page    attneck serve {summary.folder}  (what it looks at, under the pointer)")
-        print(f"curves  attneck curves {summary.folder}  (or tensorboard --logdir {summary.folder})")
+        print(f"page    attneck serve {run}  (what it looks at, under the pointer)")
+        print(f"curves  attneck curves {run}  (or tensorboard --logdir {run})")
 
 
 def _free(folder: Path) -> None:

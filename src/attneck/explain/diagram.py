@@ -63,9 +63,10 @@ def _rows(boxes: Sequence[Box]) -> list[list[Spot]]:
     depth: list[int] = []
     for box in boxes:
         depth.append(1 + max((depth[number] for number, _ in box.inputs), default=-1))
-    for at, box in enumerate(boxes):  # what is learnt stands right before it is used
+    for at, box in enumerate(boxes):  # what is learnt, or goes in later, stands right before it is used
         if at and not box.inputs:
-            depth[at] = min(depth[to] for to, other in enumerate(boxes) if at in dict(other.inputs)) - 1
+            uses = [depth[to] for to, other in enumerate(boxes) if at in dict(other.inputs)]
+            depth[at] = min(uses, default=1) - 1
     rows: list[list[Spot]] = [[] for _ in range(max(depth) + 1)]
     spots: list[Spot] = []
     passing: dict[tuple[int, str, int], Spot] = {}

@@ -6,7 +6,7 @@ It is read off a forward pass, so it is what runs, with the sizes that there are
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class Box:
 
 
 def inside(model: nn.Module, name: str, image_size: int | tuple[int, int] | None = None) -> list[Box]:
-    """The boxes of the module called `name`, in the order in which they run; the first is what goes in.
+    """The boxes of the module called `name`, in the order in which they run; the first are what goes in.
 
     Attention inside of it is one box; give its own name to see what is in that.
 
@@ -108,7 +108,7 @@ def inside(model: nn.Module, name: str, image_size: int | tuple[int, int] | None
     if call is None or not call.inputs:
         raise ValueError(f"{name!r} takes no map in a forward pass of its own: choose a module that does")
     boxes = _boxes(seen, call)
-    if len(boxes) < 3:
+    if sum(bool(box.inputs) for box in boxes) < 2:
         around = (
             f"the block that it is in, {name.rpartition('.')[0]}" if "." in name else "a block of the network"
         )
@@ -125,8 +125,9 @@ def _boxes(seen: Trace, call: Step) -> list[Box]:
     uses = Counter(
         number for step in steps if set(step.outputs) - set(step.inputs) for number in set(step.inputs)
     )
-    boxes = [Box(["input"], _shape(seen, call.inputs[0]), [])]
-    made = dict.fromkeys(call.inputs, (0, ""))
+    maps = [number for number in dict.fromkeys(call.inputs) if number in uses] or [call.inputs[0]]
+    boxes = [Box(["input"], _shape(seen, number), []) for number in maps]
+    made = {number: (box, "") for box, number in enumerate(maps)}
     """Of each number the box that it comes from, and its part in self-attention: q, k or v."""
     alone: set[int] = set()
     """Numbers that are all of what leaves their box."""
@@ -220,16 +221,26 @@ def _words(step: Step, call: Step, roles: list[str]) -> list[str]:
 
 def _function(step: Step, roles: list[str]) -> list[str]:
     positional, named = step.arguments
+
+    def given(place: int, name: str) -> Any:
+        return positional[place] if len(positional) > place else named.get(name)
+
     if step.name == "avg_pool2d":
-        return [f"mean of {_sides(positional[1] if len(positional) > 1 else named['kernel_size'])}"]
+        return [f"mean of {_sides(given(1, 'kernel_size'))}"]
+    if step.name == "adaptive_avg_pool2d" and (size := given(1, "output_size")) not in (1, (1, 1), [1, 1]):
+        return [f"means of {_sides(size)} parts"]
+    if step.name == "mean" and given(1, "dim") in (1, -3, (1,), (-3,), [1], [-3]):
+        return ["mean over the channels"]
+    if step.name == "scaled_dot_product_attention" and given(3, "attn_mask") is not None:
+        return ["softmax(q · k / √d + bias) v"]
     if step.name == "matmul" and (product := PRODUCTS.get(tuple(sorted(filter(None, roles))))):
         return [*product]
     word = SIGNS.get(step.name, step.name.replace("_", " ").strip())
     return ["scaled" if word == "×" and len(step.inputs) == 1 else word]
 
 
-def _sides(size: int | tuple[int, ...]) -> str:
-    return " × ".join(map(str, size if isinstance(size, tuple) else (size, size)))
+def _sides(size: int | Sequence[int]) -> str:
+    return " × ".join(map(str, (size, size) if isinstance(size, int) else size))
 
 
 def _tables(layer: Any) -> str:

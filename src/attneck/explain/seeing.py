@@ -294,7 +294,7 @@ class _Watch:
                 "attention": layer.attention(x)[0].contiguous(),
                 "before": x[0].abs().mean(0),
                 "after": result[0].abs().mean(0),
-                "gain": None if layer.gain is None else layer.gain.detach(),
+                "gain": None if layer.gain is None else layer.gain.detach().clone(),
             }
         else:
             q, k, tables = layer.terms(x)
@@ -336,8 +336,8 @@ class _Watch:
 
 
 def _wide(part: Tensor) -> Tensor:
-    """In float32 at least, and apart from what it is a view of."""
-    return part.detach().to(torch.promote_types(part.dtype, torch.float32)).contiguous()
+    """In float32 at least, and apart from what it is or is a view of: tables are trained on."""
+    return part.detach().to(torch.promote_types(part.dtype, torch.float32), copy=True).contiguous()
 
 
 @contextmanager

@@ -159,6 +159,8 @@ class Column:
 
 PHOTO = 2.6
 """The width of the photo in colour."""
+LONGEST = 8
+"""How many times as high as wide a photo is drawn at most; a longer one is drawn shorter."""
 SCREEN = 15.5
 EDGE, TITLE, BETWEEN = 0.25, 0.4, 0.4
 
@@ -169,11 +171,11 @@ def sheet(photo: Image.Image, columns: Sequence[Column], *, dark: bool = False) 
     photo: all windows are of one of this size.
     """
     colours = DARK if dark else LIGHT
-    aspect = photo.height / photo.width
+    aspect = min(photo.height / photo.width, LONGEST)
     sizes = [column.size(aspect) for column in columns]
     width = sum(across for across, _ in sizes) + 2 * EDGE + 2 * BETWEEN * (len(columns) - 1)
     height = max(down for _, down in sizes) + 2 * EDGE
-    page = _Page(photo, Figure(figsize=(width, height), facecolor=colours["paper"]), colours)
+    page = _Page(photo, Figure(figsize=(width, height), facecolor=colours["paper"]), colours, aspect)
     left = EDGE
     for column, (across, _) in zip(columns, sizes, strict=True):
         page.column(column, left, EDGE)
@@ -184,10 +186,9 @@ def sheet(photo: Image.Image, columns: Sequence[Column], *, dark: bool = False) 
 class _Page:
     """A figure that is painted on from its upper left corner, in inches."""
 
-    def __init__(self, photo: Image.Image, figure: Figure, colours: dict[str, str]) -> None:
-        self.figure, self.colours = figure, colours
+    def __init__(self, photo: Image.Image, figure: Figure, colours: dict[str, str], aspect: float) -> None:
+        self.figure, self.colours, self.aspect = figure, colours, aspect
         self.size = photo.size
-        self.aspect = photo.height / photo.width
         self.colour = _shrunk(photo.convert("RGB"), 2 * SHARP)
         grey = np.asarray(_shrunk(photo.convert("L"), SHARP), dtype=np.float32)
         self.grey = 40 + grey * (175 / 255)  # neither black nor white: the map's colours are seen on both
@@ -213,7 +214,8 @@ class _Page:
         axes = self.axes(left, top, PHOTO, PHOTO * self.aspect)
         width, height = self.size
         axes.imshow(self.colour, extent=(0, width, height, 0), interpolation=self._smooth(self.colour.size))
-        self._frame(axes, column.window.box, 1.6)
+        box = column.window.box  # beyond the photo where the input is padded
+        self._frame(axes, (max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])), 1.6)
         for number, place in enumerate(column.places, start=1):
             axes.plot([place.x], [place.y], "o", markersize=9, color=VERMILION, markeredgecolor="white")
             if len(column.places) > 1:

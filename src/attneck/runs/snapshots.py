@@ -49,7 +49,8 @@ class Layer:
             image's place, the mean over its heads.
         values: float32 [H, W].
         places: of MHSA over how many places its weights are spread, exp(entropy), the mean over its heads.
-        size: (H, W) of the layer's own map.
+        size: (H, W) of the layer's own map; of a padded one of what lies on the image, which `values` and
+            `places` are of, too.
     """
 
     name: str
@@ -214,9 +215,10 @@ def _layer(layer: Any, found: Maps, place: tuple[float, float]) -> Layer:
     )
     if hasattr(layer, "attention"):
         return Layer(layer.name, "BAM", _small(layer.attention.float().mean(0)[:h, :w]), None, (h, w))
-    row = layer.row(int(place[1] * h), int(place[0] * w)).float()  # [heads, H, W]
-    entropy = -(row * row.clamp_min(1e-30).log()).sum((1, 2))  # [heads]
-    return Layer(layer.name, "MHSA", _small(row.mean(0)[:h, :w]), float(entropy.exp().mean()), (h, w))
+    row = layer.row(int(place[1] * h), int(place[0] * w))[:, :h, :w].float()  # [heads, h, w]
+    share = row / row.sum((1, 2), keepdim=True).clamp_min(1e-30)  # of what it looks at on the image
+    entropy = -(share * share.clamp_min(1e-30).log()).sum((1, 2))  # [heads]
+    return Layer(layer.name, "MHSA", _small(row.mean(0)), float(entropy.exp().mean()), (h, w))
 
 
 def _small(values: Tensor) -> NDArray[np.float32]:

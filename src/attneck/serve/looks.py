@@ -131,29 +131,32 @@ def classes_of(logits: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
 def objects_of(
     found: dict[str, Tensor], classes: Sequence[str], size: tuple[int, int]
 ) -> list[dict[str, Any]]:
-    """The surest, best first; boxes as shares of the image, of `size` (width, height), and masks in them."""
+    """The surest, best first; boxes as shares of the image, of `size` (width, height), and masks in boxes of
+    whole pixels around them."""
     order = found["scores"].argsort(descending=True)[:OBJECTS]
     order = order[found["scores"][order] >= LEAST]
     sides = torch.tensor([*size, *size])
+
+    def box(left: float, top: float, right: float, bottom: float) -> list[float]:
+        shares: list[float] = (torch.tensor([left, top, right - left, bottom - top]) / sides).tolist()
+        return shares
+
     rows = []
     for index in order.tolist():
-        corners = found["boxes"][index].cpu()
-        left, top, right, bottom = corners.tolist()
+        left, top, right, bottom = found["boxes"][index].tolist()
         row: dict[str, Any] = {
             "category": class_name(classes, int(found["labels"][index]) - 1),
             "score": float(found["scores"][index]),
+            "box": box(left, top, right, bottom),
         }
         if "masks" in found:
-            left, top = int(max(0, left)), int(max(0, top))
-            bits = (
-                (found["masks"][index, 0, top : int(bottom) + 1, left : int(right) + 1] >= 0.5).cpu().numpy()
-            )
-            right, bottom = left + bits.shape[1], top + bits.shape[0]
+            x, y = int(max(0, left)), int(max(0, top))
+            bits = (found["masks"][index, 0, y : int(bottom) + 1, x : int(right) + 1] >= 0.5).cpu().numpy()
             row["mask"] = {
+                "box": box(x, y, x + bits.shape[1], y + bits.shape[0]),
                 "width": bits.shape[1],
                 "height": bits.shape[0],
                 "bits": _text(np.packbits(bits).tobytes()),
             }
-        edges = (torch.tensor([left, top, right - left, bottom - top]) / sides).tolist()
-        rows.append(row | {"box": edges})
+        rows.append(row)
     return rows

@@ -3,6 +3,14 @@
 const told = JSON.parse(document.getElementById("told").textContent);
 const $ = (selector, from = document) => from.querySelector(selector);
 const make = (name, className = "", text = "") => Object.assign(document.createElement(name), { className, textContent: text });
+// The ends of a scale by two significant digits, or by so many more that they differ; one that is next to nothing
+// beside the other is 0.
+const ends_of = (low, high) => {
+  const ends = [low, high].map((end) => Math.abs(end) < 0.005 * (high - low) ? 0 : end);
+  const by = (digits) => ends.map((end) => Math.abs(end) >= 100 ? end.toFixed(0) : String(Number(end.toPrecision(digits))));
+  const words = [2, 3, 4].map(by).find(([least, most], at) => least !== most || at === 2);
+  return words.map((word) => word.replace("-", "−"));
+};
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 2 : 1)} %`;
 const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 const floats = (base64) => base64 === null ? null : new Float32Array(bytes(base64).buffer);
@@ -255,8 +263,9 @@ class Panel {
         const sorted = Float32Array.from(bam.channel).sort(), strip = make("canvas", "channels");
         paint(strip, sorted, 1, sorted.length, sorted[0], sorted.at(-1));
         strip.setAttribute("role", "img");
-        strip.setAttribute("aria-label", `${sorted.length} channels, from ${sorted[0].toFixed(2)} to ${sorted.at(-1).toFixed(2)}`);
-        field.append(make("p", "quiet", `channels, sorted: ${sorted[0].toFixed(2)} to ${sorted.at(-1).toFixed(2)}`), strip);
+        const [low, high] = ends_of(sorted[0], sorted.at(-1));
+        strip.setAttribute("aria-label", `${sorted.length} channels, from ${low} to ${high}`);
+        field.append(make("p", "quiet", `channels, sorted: ${low} to ${high}`), strip);
       }
     });
     const none = "This model has neither BAM nor BoT's self-attention to show.";
@@ -282,9 +291,10 @@ class Panel {
     return steps;
   }
 
-  // What is darkest and what is brightest; before and after are shown alike.
+  // What is darkest and what is brightest on the photo; before and after are shown alike.
   range(bam, what) {
-    const both = what === "before" || what === "after" ? [bam.before, bam.after] : [bam[what]];
+    const maps = what === "before" || what === "after" ? [bam.before, bam.after] : [bam[what]];
+    const both = maps.map((values) => values.filter(this.inside(bam.map)));
     return [least(both.map(least)), most(both.map(most))];
   }
 
@@ -321,8 +331,8 @@ class Panel {
     $("#scoring").hidden = !panels.some((panel) => panel.look?.finds_objects);
   }
 
-  // A mask is a bit a pixel of its box.
-  fill(canvas, { box, mask }, colour) {
+  // A mask is a bit a pixel of its own box, in whole pixels of the photo.
+  fill(canvas, { mask }, colour) {
     const bits = bytes(mask.bits), pixels = new ImageData(mask.width, mask.height);
     const parts = [1, 3, 5].map((from) => parseInt(colour.slice(from, from + 2), 16));
     for (let at = 0; at < mask.width * mask.height; at++) {
@@ -330,7 +340,7 @@ class Panel {
     }
     Object.assign(this.scratch, { width: mask.width, height: mask.height });
     this.scratch.getContext("2d").putImageData(pixels, 0, 0);
-    const [left, top, width, height] = box;
+    const [left, top, width, height] = mask.box;
     canvas.getContext("2d").drawImage(this.scratch, left * canvas.width, top * canvas.height, width * canvas.width, height * canvas.height);
   }
 
@@ -419,8 +429,9 @@ class Panel {
     if (share) place(this.find(".mark"), left + cell[1] / width * wide, top + cell[0] / height * tall, wide / width, tall / height);
     const even = share ? ` of the attention a cell; even would be ${percent(1 / values.length)}` : "";
     this.find(".shown").textContent = chosen.words;
-    this.find(".low").textContent = share ? "0" : low.toFixed(2);
-    this.find(".high").textContent = share ? `${percent(high)}${even}` : high.toFixed(2);
+    const [from, to] = share ? ["0", `${percent(high)}${even}`] : ends_of(low, high);
+    this.find(".low").textContent = from;
+    this.find(".high").textContent = to;
   }
 
   // For a screen reader, when a key was the cause.
@@ -431,7 +442,7 @@ class Panel {
     const seen = chosen.values.map((value, cell) => inside(value, cell) ? value : -Infinity), top = most(seen), best = seen.indexOf(top);
     const where = (y, x) => `row ${y + 1}, column ${x + 1}`;
     const from = chosen.share ? `from ${where(...chosen.cell)} of ${height} by ${width}: ` : "";
-    const value = chosen.share ? percent(top) : top.toFixed(2);
+    const value = chosen.share ? percent(top) : ends_of(chosen.range[0], top)[1];
     $("#heard").textContent = `${chosen.words}, ${from}most at ${where(Math.floor(best / width), best % width)}, ${value}.`;
   }
 
