@@ -302,6 +302,17 @@ def test_a_run_of_another_recipe_is_no_part_of_it(trained: Path) -> None:
         run_all(cells(other, trained), 1)
 
 
+def test_where_there_was_nothing_to_find_no_verdict_is_made(trained: Path, tmp_path: Path) -> None:
+    """COCO's score is -1 then, of every network."""
+    folder = tmp_path / "study"
+    shutil.copytree(trained, folder)
+    for file in folder.glob("same/*/*/metrics.jsonl"):
+        rows = [json.loads(line) | {"val_top1": -1.0} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="none has anything that top1 scores"):
+        collect(study(), cells(study(), folder))
+
+
 def test_the_interval_is_the_paired_t_test_s() -> None:
     ours, base = {0: 71.2, 1: 70.1, 2: 72.9, 7: 3.0}, {0: 70.0, 1: 69.8, 2: 70.5}
     found = difference(ours, base)
@@ -578,4 +589,12 @@ def test_what_no_report_could_say_is_refused_before_training(
     (tmp_path / "s.yaml").write_text(json.dumps(TINY | content))
     assert cli.main(["study", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), *words]) == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_warm_up_longer_than_a_run_is_refused_before_training(tmp_path: Path, capsys) -> None:
+    fields = {**TINY, "fields": {**TINY["fields"], "schedule.warmup_steps": 5}}  # type: ignore[dict-item]
+    (tmp_path / "s.yaml").write_text(json.dumps(fields))
+    assert cli.main(["study", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert "schedule.warmup_steps is 5 of a run of 4 steps" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -134,6 +134,13 @@ def test_costs_are_the_paper_s() -> None:
     assert "multiply-adds: 85.41" in text
 
 
+def test_a_network_of_clips_is_told_that_it_is_one() -> None:
+    model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.Flatten(2), nn.Linear(8, 8))
+    for surgery in (attend, insert_bam):
+        with pytest.raises(ValueError, match=r"works on clips \[B, C, T, H, W\]"):
+            surgery(model)
+
+
 @pytest.mark.parametrize(
     ("name", "stage", "reason"),
     [

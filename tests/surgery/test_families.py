@@ -72,6 +72,8 @@ CASES = [
         *resnet(256, 512, 1024, names="features.denseblock1 features.denseblock2 features.denseblock3"),
         blocks=0,
     ),
+    c("nest_tiny", ("levels.0", 96, 56), ("levels.1", 192, 28), blocks=0, run=False),
+    c("swinv2_cr_tiny_224", *resnet(96, 192, 384, names="stages.0 stages.1 stages.2"), blocks=0, run=False),
     c("vgg11", ("features.9", 256, 56), ("features.14", 512, 28), ("features.19", 512, 14), blocks=0),
     c("vgg11_bn", ("features.13", 256, 56), ("features.20", 512, 28), ("features.27", 512, 14), blocks=0),
     c("mobilenetv1_100", *resnet(128, 256, 512, names="blocks.1 blocks.2 blocks.3"), blocks=0),

@@ -14,10 +14,12 @@ from attneck.data.fingerprint import changes, shortened
 from attneck.errors import UserError, one_line, user_mistakes
 from attneck.runs.cost import Cost, cost_of
 from attneck.runs.provenance import environment_of
+from attneck.runs.report.words import images_of
 from attneck.runs.run import Run
 from attneck.runs.status import timed_steps
 from attneck.studies.statistics import Difference, Spread, difference, spread
 from attneck.studies.study import Cell, Study, made_of
+from attneck.training.best import NOTHING
 from attneck.training.recipe_file import load_recipe
 
 if TYPE_CHECKING:
@@ -81,7 +83,8 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
     """A row for each variant on each problem, from whatever runs have ended; others are left out.
 
     Raises:
-        UserError: a folder with a run of another recipe or of other images, or with files that no run writes.
+        UserError: a folder with a run of another recipe or of other images, or with files that no run writes;
+            held-out images with nothing that the study's metric scores.
     """
     rows: dict[tuple[str, str], Row] = {}
     for cell in cells:
@@ -97,6 +100,11 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
         run = Run(cell.folder)
         history = run.history
         key = _key(study.metric, history[-1], cell)
+        if history[-1][key] == NOTHING:
+            raise UserError(
+                f"{cell.folder}: of its held-out images none has anything that {study.metric} scores (COCO's "
+                "-1): give the study another metric"
+            )
         row.scores[cell.seed] = float(history[-1][key])
         row.curves[cell.seed] = [(one["step"] * cell.recipe.batch, float(one[key])) for one in history]
         took = _seconds(cell, history)
@@ -144,7 +152,7 @@ def check_data(study: Study, cells: Sequence[Cell], to_train: Sequence[Cell] = (
             there now, which may have been replaced since.
 
     Raises:
-        UserError: such a run; images that are not there.
+        UserError: such a run; images that are not there, or too few for a run's warm-up.
     """
     known: dict[str, tuple[Path, Facts]] = {}
     there: dict[str, Facts] = {}
@@ -172,9 +180,11 @@ def check_data(study: Study, cells: Sequence[Cell], to_train: Sequence[Cell] = (
             raise UserError(f"{both} is other data ({shortened(said)}): {wanted}, or give another --out")
     for cell in to_train:
         images = study.images(cell.problem, cell.variant)
-        if images not in there:
-            with user_mistakes():
+        with user_mistakes():
+            if images not in there:
                 there[images] = _opened(cell.recipe)
+            if (count := images_of(there[images], "training")) is not None:
+                cell.recipe.total_steps(count // cell.recipe.batch)  # refuses a warm-up that is longer
 
 
 def _facts(cell: Cell) -> Facts:

@@ -10,6 +10,7 @@ from attneck.runs.run import Run
 from attneck.studies import kept
 from attneck.studies.statistics import decimals_of, told
 from attneck.studies.study import Cell, Fields, Study
+from attneck.training.best import NOTHING
 from attneck.training.recipe import Model
 
 FILE = "sizes.json"
@@ -74,7 +75,7 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[SizeRow]:
                 row = rows.setdefault(key, SizeRow(*key))
                 for size in study.sizes:
                     scores = found.get(f"{_key(fields)}, {size}", {})
-                    if metric in scores:
+                    if scores.get(metric, NOTHING) != NOTHING:
                         row.scores.setdefault(size, {})[cell.seed] = float(scores[metric])
     return [row for row in rows.values() if row.scores]
 

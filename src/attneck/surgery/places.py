@@ -5,6 +5,7 @@ Nothing here goes by the names or classes of networks: what counts is which maps
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def bottlenecks(trace: Trace) -> list[Place]:
     """After each stage that a down-sampling follows, on the map that is made smaller (BAM §3, Fig. 1).
 
     The stem is left out: the maps at strides 1 and 2 in all networks but those for small images, which do not
-    stride in their first convolution and shrink the image by 8 at most. So is a map that no convolution made
+    stride in their first convolution and shrink the image by 8 at most. So is a map that no layer made
     or worked on, such as a pooled one, and what a pyramid of several maps makes smaller.
 
     Raises:
@@ -103,9 +104,11 @@ def bottlenecks(trace: Trace) -> list[Place]:
     stem_levels = 0 if for_small_images else STEM_LEVELS
     found = []
     for level, piece in shrinking:
-        worked_on = any(c.end < piece.start and trace.coarsest(c.outputs) == level for c in convs)
         number = _shrunk(trace, piece, level)
-        if level >= stem_levels and worked_on and number is not None:
+        if number is None or level < stem_levels:
+            continue
+        worked_on = any(c.end < piece.start and trace.coarsest(c.outputs) == level for c in convs)
+        if worked_on or any(_works_on_tokens(trace, one) for one in pieces if number in one.outputs):
             place = after(trace, number, piece, pieces)
             if place is None:
                 raise ValueError(
@@ -119,9 +122,9 @@ def bottlenecks(trace: Trace) -> list[Place]:
         seen = ", ".join(f"{trace.called(piece)} from stride {2**level}" for level, piece in shrinking)
         raise ValueError(
             f"no bottleneck in this {type(trace.skeleton).__name__}: looked for maps [B, C, H, W], at stride "
-            f"{2**stem_levels} or more, that convolutions worked on and that are made smaller, on an image "
-            f"of {H}×{W}; smaller maps are made by {seen or 'nothing'}; give image_size if it takes others, "
-            "or put a stage's pool beside the stage, or last in it"
+            f"{2**stem_levels} or more, that convolutions or linear layers worked on and that are made "
+            f"smaller, on an image of {H}×{W}; smaller maps are made by {seen or 'nothing'}; give image_size "
+            "if it takes others, or put a stage's pool beside the stage, or last in it"
         )
     return found
 
@@ -130,6 +133,16 @@ def _shrunk(trace: Trace, piece: Step, level: int) -> int | None:
     """The latest map of this level that the piece works on; others it only hands on."""
     taken = {n for step in trace.steps if step.module is None and step.within(piece) for n in step.inputs}
     return max((n for n in piece.inputs if n in taken and trace.level(n) == level), default=None)
+
+
+def _works_on_tokens(trace: Trace, piece: Step) -> bool:
+    """Whether a linear layer in it is applied place by place, as in a Transformer's stage."""
+    return any(
+        step.module is None and step.name == "linear" and math.prod(trace.shapes[number][1:-1]) > 1
+        for step in trace.steps
+        if step.within(piece)
+        for number in step.outputs
+    )
 
 
 def _takes_several(trace: Trace, piece: Step) -> bool:

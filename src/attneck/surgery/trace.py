@@ -223,10 +223,14 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
             else 224.
 
     Raises:
-        ValueError: what is no model, an `image_size` that is none, a model in a wrapper, or one that does not
-            run on such an image on the meta device.
+        ValueError: what is no model, an `image_size` that is none, a model in a wrapper, one of clips, or one
+            that does not run on such an image on the meta device.
     """
     check_unwrapped(model)
+    if any(isinstance(module, nn.Conv3d) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} works on clips [B, C, T, H, W]; wanted a network of images [B, C, H, W]"
+        )
     size = _image_size(model, image_size)
     skeleton = meta_copy(model).eval()
     dtype = next((p.dtype for p in skeleton.parameters() if p.is_floating_point()), None)
