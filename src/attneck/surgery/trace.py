@@ -227,10 +227,6 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
             that does not run on such an image on the meta device.
     """
     check_unwrapped(model)
-    if any(isinstance(module, nn.Conv3d) for module in model.modules()):
-        raise ValueError(
-            f"{type(model).__name__} works on clips [B, C, T, H, W]; wanted a network of images [B, C, H, W]"
-        )
     size = _image_size(model, image_size)
     skeleton = meta_copy(model).eval()
     dtype = next((p.dtype for p in skeleton.parameters() if p.is_floating_point()), None)
@@ -250,6 +246,10 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
             recorder.close()
         return Trace(
             skeleton, size, channels, recorder.steps, recorder.shapes, recorder.dtypes, recorder.makers
+        )
+    if any(isinstance(module, nn.Conv3d) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} works on clips [B, C, T, H, W]; wanted a network of images [B, C, H, W]"
         )
     raise ValueError(
         f"{type(model).__name__} does not run on an image of {size[0]}×{size[1]} on the meta device, where "
