@@ -229,7 +229,8 @@ def _function(step: Step, roles: list[str]) -> list[str]:
         return [f"mean of {_sides(given(1, 'kernel_size'))}"]
     if step.name == "adaptive_avg_pool2d" and (size := given(1, "output_size")) not in (1, (1, 1), [1, 1]):
         return [f"means of {_sides(size)} parts"]
-    if step.name == "mean" and given(1, "dim") in (1, -3, (1,), (-3,), [1], [-3]):
+    over_second = step.name == "mean" and given(1, "dim") in (1, -3, (1,), (-3,), [1], [-3])
+    if over_second and given(0, "input").ndim == 4:  # of tokens [B, N, C] it is one over the places
         return ["mean over the channels"]
     if step.name == "scaled_dot_product_attention" and given(3, "attn_mask") is not None:
         return ["softmax(q · k / √d + bias) v"]
