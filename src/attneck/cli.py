@@ -36,7 +36,7 @@ COMMANDS = {
     "papers": "the papers' figures beside what is computed and measured here",
     "train": "train what a recipe says",
     "eval": "top-1, top-5 and error, or AP, of a run, whole and by class",
-    "predict": "what a run's model finds in images: their classes, or objects",
+    "predict": "what a model finds in images: their classes, or objects",
     "look": "where BAM and self-attention look in a photo, as a picture",
     "draw": "a network's stages and what attention is in them, as a picture",
     "study": "train variants of a network by several seeds, and compare",

@@ -16,7 +16,8 @@ from fault_cases import LONG, some
 from PIL import Image
 from small_run import thin_mask_rcnn
 
-from attneck import cli
+import attneck
+from attneck import cli, hub
 from attneck.commands import predict as command
 from attneck.data.readers import decode as reader
 from attneck.errors import RunFailed
@@ -379,7 +380,8 @@ def test_masks_are_enlarged_by_their_nearest_pixel():
 
 PEAK = """
 import resource, sys
-from attneck import cli
+import attneck
+from attneck import cli, hub
 code = cli.main(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, file=sys.stderr)
 sys.exit(code)
@@ -405,3 +407,52 @@ def test_memory_is_bounded(trained, tmp_path, kind, form, mode, bytes_a_pixel):
         peaks.append(int(done.stderr.splitlines()[-1]))
     print(form, mode, kind, peaks)
     assert peaks[1] - peaks[0] <= bytes_a_pixel * 13_000**2 / 2**20 + 200
+
+
+@pytest.mark.parametrize("kind", ["detector", "classifier"])
+def test_a_saved_model_finds_what_its_run_finds(trained, tmp_path, monkeypatch, kind):
+    """Also where its classes have no names, and then by their number; into a folder of its own, here."""
+    monkeypatch.chdir(tmp_path)
+    photo("photo.png", (70, 40))
+    run = Run(trained / kind)
+    hub.save(run, "saved")
+    network = hub.load("saved")
+    network.pretrained_cfg = {
+        key: value for key, value in network.pretrained_cfg.items() if key != "label_names"
+    }
+    hub.save(network, "nameless.safetensors")
+    words = ["photo.png", "--min-score", "0.01"]
+    assert cli.main(["predict", str(run.folder), *words, "--out", "wanted"]) == 0
+    assert cli.main(["predict", "saved", *words, "--beside", "nameless.safetensors"]) == 0
+    (wanted,) = json.loads(Path("wanted/predictions.json").read_text())["runs"]
+    found, nameless = json.loads(Path("predictions/predictions.json").read_text())["runs"]
+    assert wanted["detections"]
+    assert found["detections"] == wanted["detections"]
+    assert (found["run"], found["step"], nameless["run"]) == ("saved", None, "nameless.safetensors")
+    numbers = {name: f"class {number}" for number, name in enumerate(run.facts["classes"])}
+    for row, other in zip(nameless["detections"], found["detections"], strict=True):
+        assert row == other | {"category": numbers[other["category"]]}
+    assert cli.main(["predict", "saved", *words]) == 0
+    assert Path("predictions-2/predictions.json").exists()
+
+
+OF_RUNS = {
+    "random weights": (["cifar_resnet20", "photo.png"], "its weights would be random"),
+    "no images": (["saved", "--held-out", "2"], "is a saved model, without images"),
+    "no checkpoints": (["saved", "photo.png", "--checkpoint", "best"], "--checkpoint is about runs"),
+    "no classifier": (["headless", "photo.png"], "has no classifier"),
+    "nothing": (["nowhere", "photo.png"], "no model or run is called 'nowhere'"),
+}
+
+
+@pytest.mark.parametrize("case", OF_RUNS)
+def test_what_predict_cannot_ask_of_a_model(trained, tmp_path, monkeypatch, capsys, case):
+    monkeypatch.chdir(tmp_path)
+    photo("photo.png")
+    hub.save(Run(trained / "classifier"), "saved")
+    hub.save(attneck.create_model("cifar_resnet20", num_classes=0), "headless")
+    words, said = OF_RUNS[case]
+    before = everything(".")
+    assert cli.main(["predict", *words]) == 2
+    assert said in line(capsys)
+    assert everything(".") == before

@@ -91,7 +91,10 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
         return Viewer(title, True, network, facts, run.finds_objects)
     classes = tuple(known.get("label_names") or ())
     if hasattr(network, "transform"):
-        return Viewer(title, kind == "saved", network, {"classes": classes[1:]}, True)
+        size = max(network.origin.image_size)
+        ids = [*range(1, network.origin.num_classes)]
+        facts = {"classes": classes[1:], "category_ids": ids, "image_size": size}
+        return Viewer(title, kind == "saved", network, facts, True)
     channels, height, width = known["input_size"]
     if channels != 3 or height != width:
         raise UserError(f"{model} takes {channels} × {height} × {width}: wanted square images of 3 colours")

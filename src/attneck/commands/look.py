@@ -220,7 +220,7 @@ def _look(seer: Viewer, photo: Image.Image, cam: bool, layers: Sequence[str]) ->
                 f"--cam is of a classifier's likeliest class, and {seer.title} finds objects: leave it out"
             )
         from attneck.explain.gradcam import grad_cam
-        from attneck.tasks.classification import class_name
+        from attneck.tasks.task import class_name
 
         label, values = grad_cam(seer.network, image)
         drawn = class_name(seer.facts["classes"], label), values
@@ -256,7 +256,8 @@ def _chosen(found: Maps, layers: Sequence[str], title: str) -> Maps:
 
 def _predictions(seer: Viewer, output: Any) -> list[str]:
     """The likeliest classes, or the surest objects."""
-    from attneck.tasks.classification import class_name, likeliest
+    from attneck.tasks.classification import likeliest
+    from attneck.tasks.task import class_name
 
     classes = seer.facts["classes"]
     if not seer.detects:

@@ -1,4 +1,4 @@
-"""attneck predict: what a run's model finds in images, as JSON, and tables and pictures of it."""
+"""attneck predict: what a model finds in images, as JSON, and tables and pictures of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 
 from attneck.commands.arguments import Checkpoint, call
 from attneck.commands.class_predictions import ClassPredictions, label_of
+from attneck.commands.finder import Finder, check_kind, of_run, of_saved
 from attneck.commands.given_images import Given, given_images
 from attneck.commands.progress import shown
 from attneck.commands.results_folder import folder_for, free_name
@@ -20,7 +21,6 @@ from attneck.errors import RunFailed, UserError, say, shown_path
 if TYPE_CHECKING:
     from PIL import Image
 
-    from attneck.runs.run import Run
     from attneck.tasks.task import Found, Sample
 
 TOP_K = 5
@@ -28,7 +28,7 @@ TOP_K = 5
 
 
 def predict(
-    run: Annotated[Path, tyro.conf.Positional],
+    model: Annotated[Path, tyro.conf.Positional],
     images: Annotated[tuple[Path, ...], tyro.conf.Positional],
     /,
     held_out: int = 0,
@@ -39,7 +39,7 @@ def predict(
     max_pixels: int | None = None,
     checkpoint: Checkpoint = "newest",
 ) -> None:
-    """Find what is in images with a run's model: their class, or objects, with masks where it has them.
+    """Find what is in images: their class, or objects, with masks where the model has them.
 
     Writes predictions.json: a classifier's likeliest classes, or COCO's results; the images that they are of,
     and their classes' names. Of a classifier also predictions.csv and a contact sheet, with the surest
@@ -51,21 +51,23 @@ def predict(
     before the model sees it (seen_as in the JSON); what is found is in the photo's own pixels.
 
     Args:
-        run: the run's folder.
+        model: a run's folder, or what attneck.hub.save wrote.
         images: image files (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF), folders, which are searched at any
             depth, and patterns in quotes, such as 'photos/**/*.jpg'.
-        held_out: so many of the run's own held-out images as well, evenly spread; a picture then has what is
-            in the image, beside what was found.
-        out: the folder to write into, new or empty; if not given predictions in the run's, or predictions-2
-            and so on where that is taken.
+        held_out: of a run, so many of its own held-out images as well, evenly spread; a picture then has what
+            is in the image, beside what was found.
+        out: the folder to write into, new or empty; if not given predictions in the run's, of a saved model
+            in this one, or predictions-2 and so on where that is taken.
         min_score: what is less sure is left out, 0 to 1; if not given 0.5 of objects, 0 of classes.
         top_k: classifiers: so many classes of each image; 5 if not given.
-        beside: another run of the same kind: both are shown, side by side.
+        beside: another model of the same kind: both are shown, side by side.
         max_pixels: a larger image is refused; 178,956,970 if not given.
         checkpoint: the newest of each run, or the best by its recipe's metric.
     """
     if not images and held_out == 0:
-        raise UserError(f"no image given: attneck predict {run} IMAGE…, or --held-out 4 for some of its own")
+        raise UserError(
+            f"no image given: attneck predict {model} IMAGE…, or, of a run, --held-out 4 for some of its own"
+        )
     if held_out < 0:
         raise UserError(f"--held-out {held_out}: give how many, 0 or more")
     if min_score is not None and not 0 <= min_score <= 1:
@@ -79,30 +81,32 @@ def predict(
     if max_pixels is not None and max_pixels < 1:
         raise UserError(f"--max-pixels {max_pixels}: give how many an image may have, 1 or more")
 
+    words = [model] if beside is None else [model, beside]
+    is_run = [check_kind(word, checkpoint) for word in words]
+    if held_out and not is_run[0]:
+        raise UserError(f"--held-out {held_out}: {model} is a saved model, without images: give some")
+
     from attneck.runs.run import Run
 
-    runs = [Run(folder, checkpoint) for folder in ([run] if beside is None else [run, beside])]
-    for one in runs:
-        one.recipe  # noqa: B018 - refuses what is no run, before anything heavy is imported
+    runs = [Run(word, checkpoint) if of else None for word, of in zip(words, is_run, strict=True)]
     given = given_images(images, max_pixels)
-
-    if len({one.finds_objects for one in runs}) > 1:
+    own: Iterable[Sample] = runs[0].samples(held_out) if runs[0] is not None and held_out else ()
+    finders = [of_saved(word) if run is None else of_run(run) for word, run in zip(words, runs, strict=True)]
+    objects = finders[0].finds_objects
+    if len({one.finds_objects for one in finders}) > 1:
         raise UserError(
-            f"--beside {beside}: one of the two runs finds boxes, one classes: give two of a kind"
+            f"--beside {beside}: one of the two models finds boxes, one classes: give two of a kind"
         )
-    if top_k is not None and runs[0].finds_objects:
-        raise UserError(f"--top-k {top_k}: {run} finds objects, which have one class each: leave it out")
-    own: Iterable[Sample] = runs[0].samples(held_out) if held_out else ()
-    for one in runs:
-        one.facts  # noqa: B018 - refuses a run without a checkpoint, before a folder is made
-    classes = set() if runs[0].finds_objects else {*runs[0].facts["classes"]}
+    if top_k is not None and objects:
+        raise UserError(f"--top-k {top_k}: {model} finds objects, which have one class each: leave it out")
+    classes = set() if objects else {*finders[0].facts["classes"]}
     shots = chain(
-        photos(given, classes, most_pixels(runs), max_pixels), (Shot(one, one.image.size) for one in own)
+        photos(given, classes, most_pixels(finders), max_pixels), (Shot(one, one.image.size) for one in own)
     )
-    least = min_score if min_score is not None else 0.5 if runs[0].finds_objects else 0.0
-    folder = folder_for(run, "predictions", out)
+    least = min_score if min_score is not None else 0.5 if objects else 0.0
+    folder = folder_for(model if is_run[0] else Path(), "predictions", out)
     try:
-        write(folder, runs, shots, least, top_k or TOP_K)
+        write(folder, finders, shots, least, top_k or TOP_K)
     except OSError as error:
         raise RunFailed(
             f"{folder}: {error.strerror or error}; make room there, or give another folder in --out"
@@ -116,13 +120,13 @@ class Shot(NamedTuple):
     size: tuple[int, int]
 
 
-def most_pixels(runs: list[Run]) -> int:
+def most_pixels(finders: list[Finder]) -> int:
     """Of a photo that is given to the models: four times as many as theirs, and so many that none is small.
 
     A detector holds a mask of an image's size for each object, so its images are bounded closer.
     """
-    side = max(one.facts["image_size"] for one in runs)
-    return max(4 * side * side, 1 << (20 if runs[0].finds_objects else 24))
+    side = max(one.facts["image_size"] for one in finders)
+    return max(4 * side * side, 1 << (20 if finders[0].finds_objects else 24))
 
 
 def photos(given: Iterable[Given], classes: set[str], most: int, max_pixels: int | None) -> Iterator[Shot]:
@@ -136,7 +140,7 @@ def photos(given: Iterable[Given], classes: set[str], most: int, max_pixels: int
         yield Shot(Sample(one.path, image, None if label is None else [{"category": label}]), size)
 
 
-def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, top_k: int) -> None:
+def write(folder: Path, finders: list[Finder], shots: Iterator[Shot], least: float, top_k: int) -> None:
     """Find and draw, one image in memory at a time, then predictions.json; that also of what an error leaves.
 
     Raises UserError for an image that cannot be read; RunFailed where a disk or the memory gives out; OSError
@@ -145,19 +149,19 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
     from attneck.explain.detections import enlarged
     from attneck.files import told_apart, write_atomic, write_json
 
-    titles = models = [one.recipe.model.name for one in runs]
-    if len(runs) > 1:
-        names = told_apart([one.folder for one in runs])
+    titles = models = [one.model for one in finders]
+    if len(finders) > 1:
+        names = told_apart([one.path for one in finders])
         titles = [f"{name}: {model}" for name, model in zip(names, models, strict=True)]
-    objects = runs[0].finds_objects
-    top_k = top_k if objects else min(top_k, max(len(one.facts["classes"]) for one in runs))
+    objects = finders[0].finds_objects
+    top_k = top_k if objects else min(top_k, max(len(one.facts["classes"]) for one in finders))
     table = None if objects else ClassPredictions(titles, top_k)
     images: list[dict[str, Any]] = []
-    detections: list[Found] = [[] for _ in runs]
+    detections: list[Found] = [[] for _ in finders]
     taken: dict[str, int] = {}
     now: list[Image.Image] = []  # itertools.tee would keep up to 57 images
     most = None if objects else top_k
-    found = [one.predict_each(iter(lambda: now[0], None), min_score=least, top_k=most) for one in runs]
+    found = [one.find_each(iter(lambda: now[0], None), min_score=least, top_k=most) for one in finders]
     fault: UserError | RunFailed | KeyboardInterrupt | None = None
     try:
         for sample, size in shown(shots, models[0]):
@@ -187,8 +191,8 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
         document = {
             "images": images,
             "runs": [
-                {"run": str(one.folder), "model": model, "step": one.step, "detections": rows}
-                for one, model, rows in zip(runs, models, detections, strict=True)
+                {"run": str(one.path), "model": model, "step": one.step, "detections": rows}
+                for one, model, rows in zip(finders, models, detections, strict=True)
             ],
         }
         file = folder / "predictions.json"
@@ -208,7 +212,7 @@ def write(folder: Path, runs: list[Run], shots: Iterator[Shot], least: float, to
 
 
 def drawn(sample: Sample, found: list[Found], titles: list[str]) -> bytes:
-    """A PNG of an image: what is in it, where that is known, and what each run found, side by side."""
+    """A PNG of an image: what is in it, where that is known, and what each model found, side by side."""
     from attneck.explain.detections import beside, draw, numbered
 
     if sample.truth is not None:

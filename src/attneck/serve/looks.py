@@ -17,7 +17,8 @@ from torch import Tensor
 from attneck.explain import BAMMaps, Maps, MHSAMaps
 from attneck.explain.seeing import Part, gain_of
 from attneck.serve.page import STEPS_A_NAT
-from attneck.tasks.classification import class_name, likeliest
+from attneck.tasks.classification import likeliest
+from attneck.tasks.task import class_name
 
 CLASSES, OBJECTS = 5, 50
 """Of an image, at most."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from attneck.explain import Maps
+    from attneck.tasks.task import Found
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Viewer:
         title: what to call it in a picture.
         trained: whether it has weights from anywhere.
         facts: of a classifier `classes` (empty where they have no names), `image_size`, `mean`, `std`,
-            `crop_pct` and, of no run, `interpolation`; of a detector `classes`, the background not counted.
+            `crop_pct` and, of no run, `interpolation`; of a detector `classes`, the background not counted,
+            `category_ids` and `image_size`.
         detects: whether it finds objects.
     """
 
@@ -42,6 +44,12 @@ class Viewer:
     def prepared(self, photo: Image.Image) -> Tensor:
         """[3, H, W]"""
         return (Detection if self.detects else Classification).prepared(photo, self.facts)
+
+    def found(self, photo: Image.Image, min_score: float, top_k: int | None = None) -> Found:
+        """What is in a photo, as `attneck.tasks.task.Task.predict` says it."""
+        if self.detects:
+            return Detection.predict(self.network, photo, self.facts, min_score)
+        return Classification.predict(self.network, photo, self.facts, min_score, top_k or 5)
 
     def window(self, photo: tuple[int, int], found: Maps | None) -> Window:
         """What the network sees of a photo of (width, height), and where its maps lie, if it has any."""

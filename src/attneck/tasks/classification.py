@@ -27,7 +27,7 @@ from attneck.surgery.by_name import operate
 from attneck.tasks.confusion import Tally
 from attneck.tasks.of_timm import of_timm
 from attneck.tasks.ranking import area
-from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
+from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples, class_name
 from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
@@ -252,11 +252,6 @@ def likeliest(logits: Tensor, classes: Sequence[str], most: int) -> list[tuple[s
         (class_name(classes, label), score)
         for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
     ]
-
-
-def class_name(classes: Sequence[str], label: int) -> str:
-    """Its name, or its number where it has none."""
-    return str(classes[label]) if label < len(classes) else f"class {label}"
 
 
 def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[int, int]) -> nn.Module:

@@ -34,7 +34,7 @@ from attneck.models import catalog, create_model
 from attneck.models.detector_options import DetectorOptions
 from attneck.models.pretrained import follow, normalisation
 from attneck.models.weights import Loaded
-from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples
+from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples, class_name
 from attneck.training.best import NOTHING
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
@@ -286,8 +286,8 @@ class Detection:
         rows = to_coco_detections(
             model([pixels]), [{"image_id": torch.tensor(0)}], facts["category_ids"], min_score
         )
-        names = dict(zip(facts["category_ids"], facts["classes"], strict=True))
-        return [row | {"category": names[row["category_id"]]} for row in rows]
+        labels = {number: label for label, number in enumerate(facts["category_ids"])}
+        return [row | {"category": class_name(facts["classes"], labels[row["category_id"]])} for row in rows]
 
     @staticmethod
     def tables(evaluations: Mapping[str, Evaluation]) -> str:

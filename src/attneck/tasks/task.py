@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -24,6 +24,11 @@ A run adds `data`, the fingerprints of its data sets."""
 
 Found = list[dict[str, Any]]
 """What is in one image, best first: a `category` and a `score` each; of detectors also COCO's fields."""
+
+
+def class_name(classes: Sequence[str], label: int) -> str:
+    """Its name, or its number where it has none."""
+    return str(classes[label]) if label < len(classes) else f"class {label}"
 
 
 @dataclass(frozen=True)
