@@ -27,7 +27,7 @@ from test_kills import TINY as LARGER
 from attneck import signals
 from attneck.runs import train as runs
 from attneck.tasks.classification import Classification
-from attneck.training import checkpoint, loop
+from attneck.training import checkpoint, loop, scoring
 from attneck.training.recipe import Recipe
 
 TINY = {
@@ -97,7 +97,7 @@ PHASES = {
     **START,
     "step": lambda at: slow(loop, "gradients", A_WHILE, at, second_step),
     "evaluation": lambda at: slow(torch.utils.data.DataLoader, "__iter__", LONG_TIME, at, of_held_out),
-    "scores": lambda at: slow(loop, "scored", LONG_TIME, at),
+    "scores": lambda at: slow(scoring, "scored", LONG_TIME, at),
     "saving": lambda at: slow(checkpoint.torch, "save", A_WHILE, at),
     "writing": lambda at: slow(os, "fsync", A_WHILE, at, of_a_checkpoint),
     "end": lambda at: slow(runs, "Summary", LONG_TIME, at),

@@ -191,8 +191,8 @@ class Run:
 
         from attneck.training.allocator import keep_memory
         from attneck.training.distributed import world
-        from attneck.training.loop import scored
         from attneck.training.report import unseen
+        from attneck.training.scoring import scored
 
         with world() as everyone, self._enough_memory():
             keep_memory(everyone.device.type)
@@ -241,7 +241,7 @@ class Run:
         from functools import partial
 
         from attneck.training.distributed import world
-        from attneck.training.loop import scored
+        from attneck.training.scoring import scored
 
         if isinstance(images, str | Path) or not hasattr(images, "__iter__"):
             raise UserError(f"images={brief(images)}: wanted several, a list of one say")

@@ -43,6 +43,7 @@ from attneck.training.environment import operators_in_same_bits
 from attneck.training.optimizer import parameter_groups
 from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.recipe_file import is_run, load_recipe
+from attneck.training.scoring import scored
 
 MANY = 1000
 """Epochs of a run at most; steps that are more were meant for a larger data set."""
@@ -185,7 +186,7 @@ def train(
                 say(summary_of(left_out))
         last = average.module if average is not None else model
         if everyone.rank == 0 and seen is not None and seen.last(progress.step):
-            loop.scored(partial(seen.take, progress.step), last, recipe, everyone.device)
+            scored(partial(seen.take, progress.step), last, recipe, everyone.device)
         summary = Summary(
             folder,
             progress.step,

@@ -10,25 +10,24 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from attneck.errors import EXPECTED, RunFailed, UserError, say, user_mistakes
+from attneck.errors import EXPECTED, RunFailed, say, user_mistakes
 from attneck.files import NotWritten
 from attneck.signals import Stop, noted
 from attneck.training import checkpoint, layers, state
 from attneck.training.allocator import keep_memory
 from attneck.training.averages import too_slow
-from attneck.training.background import Background
-from attneck.training.best import Keeper, gives_up
-from attneck.training.checkpoint_files import checkpoints
+from attneck.training.best import gives_up
 from attneck.training.compiled import as_written, compiling, to_call
 from attneck.training.distributed import World
 from attneck.training.environment import peak_memory
@@ -36,17 +35,16 @@ from attneck.training.finite import Guard, explain
 from attneck.training.memory import OutOfMemory, memory_errors
 from attneck.training.norms import synchronise_batchnorm
 from attneck.training.optimizer import HOLD_BACK, MovingAverage, make_optimizer, set_rate
-from attneck.training.precision import precision
 from attneck.training.recipe import Recipe
 from attneck.training.records import Record
-from attneck.training.report import Report, Watch
+from attneck.training.report import Report
+from attneck.training.saver import Saver, left
 from attneck.training.schedule import lr_factor, never_reached
+from attneck.training.scoring import evaluate, scored
 from attneck.training.state import Progress
 from attneck.training.step import Objective, clipped, gradients
 from attneck.training.stop import until_stopped
 from attneck.training.trackers import Trackers
-
-T = TypeVar("T")
 
 
 def train_loop(
@@ -93,7 +91,6 @@ def train_loop(
         frozen = layers.freeze(model, recipe.optimizer.freeze)
         if world.rank == 0:
             say(frozen)
-    # Where no kernel can hold a step back on the device, its flag is read before the step.
     at_once = reads_at_once(world.device) or recipe.optimizer.name not in HOLD_BACK
     optimizer = make_optimizer(model, recipe.optimizer, fused=not at_once)
     average = MovingAverage(model, recipe.ema) if recipe.ema else None
@@ -110,158 +107,226 @@ def train_loop(
         # Else gradients are packed anew after the first step, a resume's too, and of three processes or more
         # a sum's order follows from its place there: a resumed run would end with other bits.
         parallel = DistributedDataParallel(parallel, find_unused_parameters=True)
-    steps = recipe.total_steps(steps_per_epoch)
-    if world.rank == 0 and not progress.step:
-        for said in [*never_reached(recipe, steps_per_epoch), *too_slow(model, recipe, steps)]:
-            say(said)
-    period = recipe.eval_epochs * steps_per_epoch  # from one record to the next
-    guard = Guard(world.device)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]  # a walk that no step repeats
-    keeper = Keeper(folder / "checkpoints", decides) if decides is not None and world.rank == 0 else None
-    writer = Background()
+    run = Loop(
+        model,
+        parallel,
+        objective,
+        batches,
+        recipe,
+        folder,
+        world,
+        optimizer=optimizer,
+        average=average,
+        progress=progress,
+        at_once=at_once,
+        steps_per_epoch=steps_per_epoch,
+        facts=facts,
+        decides=decides,
+        look=look,
+    )
+    run.to_the_end()
+    return progress, average
 
-    def settle() -> None:
-        """The last checkpoint is whole, or the run ends with what kept it from being so, on all processes."""
-        error = writer.end()
-        if world.maximum([float(error is not None)])[0]:
-            raise error or RunFailed(f"step {progress.step + 1}: the first process cannot go on")
 
-    def save() -> None:
-        """Held up by the copy: the file is written while the next steps are taken, after the file before."""
-        settle()
-        content = state.taken(progress, model, optimizer, average, recipe, facts, world)
-        fault = checkpoint.not_finite(content)
-        if world.maximum([float(fault is not None)])[0]:  # all processes end together
-            fault = fault or "a value on the first process"
-            raise RunFailed(
-                f"step {progress.step} (epoch {(progress.step - 1) // steps_per_epoch + 1}): {fault} is not "
-                f"finite, and was not saved. Try a lower optimizer.lr; {_left(folder)}"
+@dataclass
+class Loop:
+    """A run while it trains: what `train_loop` was given, and what it has made of it.
+
+    Attributes:
+        parallel: `model` as it is called: compiled, and in DistributedDataParallel, where the run is so.
+        progress: where the run is; the steps move it.
+        at_once: whether each step is known to be finite before it changes a weight. Where a kernel can hold
+            it back on the device, that is read only where a checkpoint is due.
+    """
+
+    model: nn.Module
+    parallel: nn.Module
+    objective: Objective
+    batches: Callable[[int], Iterator[Any]]
+    recipe: Recipe
+    folder: Path
+    world: World
+    _: KW_ONLY
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    progress: Progress
+    at_once: bool
+    steps_per_epoch: int
+    facts: dict[str, Any]
+    decides: str | None
+    look: Callable[[int, nn.Module], None] | None
+
+    stop: Stop = field(init=False)
+    report: Report = field(init=False)
+    trackers: Trackers = field(init=False)
+
+    def __post_init__(self) -> None:
+        recipe, world = self.recipe, self.world
+        self.steps = recipe.total_steps(self.steps_per_epoch)
+        self.period = recipe.eval_epochs * self.steps_per_epoch  # from one record to the next
+        self.guard = Guard(world.device)
+        self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.saver = Saver(self.folder, self.decides, world)
+        self.saved = self.began = 0.0  # when the last checkpoint was, and when the epoch began
+        self.trains = False  # else each step would visit every module
+
+    def to_the_end(self) -> None:
+        """Take the steps that are left."""
+        recipe, world, progress = self.recipe, self.world, self.progress
+        if world.rank == 0 and not progress.step:
+            late = never_reached(recipe, self.steps_per_epoch)
+            for said in [*late, *too_slow(self.model, recipe, self.steps)]:
+                say(said)
+        own = self.folder if world.rank == 0 else None
+        with (
+            compiling(recipe),
+            noted() as self.stop,
+            _lacks(self.folder, self._doing, recipe, world, self.stop),
+            self.saver,
+            Report(
+                own,
+                steps=self.steps,
+                steps_per_epoch=self.steps_per_epoch,
+                period=self.period,
+                batch=recipe.batch,
+                start=progress.step,
+                history=progress.history,
+            ) as self.report,
+            Trackers(own, recipe, resumed=progress.step > 0) as self.trackers,
+        ):
+            if progress.step:
+                self.saver.go_on_from(progress)
+            self.trackers.send(progress.history)  # what was saved and not sent
+            loader = self.batches(progress.step)  # ends its workers with this frame
+            if not progress.step:
+                self._look_on()
+            self.saved = self.began = time.monotonic()
+            while True:
+                step = progress.step
+                if step > _last_record(progress) and (step % self.period == 0 or step == self.steps):
+                    self._score()
+                if step == self.steps or ended_early(progress, recipe, self.decides, world):
+                    self.saver.settle(step)
+                    return
+                self._step(loader)
+
+    def _score(self) -> None:
+        """Score the held-out images, and save the record with the step."""
+        recipe, world, progress = self.recipe, self.world, self.progress
+        self.saver.settle(progress.step)
+        means = _means(progress.sums, progress.step - _last_record(progress), world)
+        # The step itself is saved: whatever happens in the evaluation, it is done again on resume.
+        self.stop.saved = lambda number: str(self._stopped_by(number))
+        model, average = self.model, self.average
+        if world.size > 1 and not recipe.sync_bn:  # else each would score with statistics of its own
+            world.as_the_first(model if average is None else nn.ModuleList([model, average]))
+        watch = until_stopped(self.report.watch, self.stop, world, self._stopped_by)
+        held_out = evaluate(self.objective, model, average, recipe, world.device, watch)
+        self.stop.saved = None
+        epoch, part = divmod(progress.step, self.steps_per_epoch)
+        position: Record = {
+            "epoch": epoch + round(part / self.steps_per_epoch, 3) if part else epoch,
+            "step": progress.step,
+            "lr": _rate(recipe, progress.step - 1, self.steps_per_epoch),
+        }
+        took = {"seconds": time.monotonic() - self.began, "peak_gib": peak_memory(world.device)}
+        progress.history.append(position | means | held_out | took)
+        progress.sums = {}
+        self._look_on()  # before the checkpoint: a run that goes on from it has what was seen
+        self.report.epoch(progress.history)
+        self._save()
+        self.trackers.send(progress.history)
+        self.began = time.monotonic()
+        self.trains = False
+
+    def _step(self, loader: Iterator[Any]) -> None:
+        """One optimiser step, saved where that is due; RunFailed where a signal came, or it is not finite."""
+        recipe, world, progress = self.recipe, self.world, self.progress
+        if not self.trains:
+            layers.to_training(self.parallel)
+            self.trains = True
+        set_rate(self.optimizer, _rate(recipe, progress.step, self.steps_per_epoch))
+        scores = gradients(self.parallel, self.objective, loader, recipe, world, progress.step)
+        self.guard.see(clipped(self.weights, recipe.optimizer.clip_norm), progress.step + 1)
+        due, stopped = self._asked()
+        if (self.at_once or due) and (first := self.guard.first()) is not None:
+            self._not_finite(first)
+        if not self.at_once:
+            self.optimizer.found_inf = self.guard.found_inf  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+        progress.step += 1
+        for name, score in scores.items():
+            progress.sums[name] = progress.sums[name] + score if name in progress.sums else score
+        self.report.step(progress.step, partial(_read, progress.sums, progress.step - _last_record(progress)))
+        if due:
+            self._save()
+        if stopped:
+            self.saver.settle(progress.step)  # nobody leaves before the first process has saved
+            raise self._stopped_by(stopped)
+
+    def _asked(self) -> tuple[bool, int]:
+        """Whether the step under way is to be saved, and the signal that came, or 0; on all processes alike.
+
+        Raises what the last checkpoint could not be written for.
+        """
+        step, recipe = self.progress.step + 1, self.recipe
+        due = step % self.period == 0 or step == self.steps
+        due |= recipe.checkpoint_steps is not None and step % recipe.checkpoint_steps == 0
+        late = time.monotonic() - self.saved > 60 * recipe.checkpoint_minutes
+        stopped, late_somewhere, failed = self.world.maximum(
+            [float(self.stop.signal), late, self.saver.failed]
+        )
+        if failed:
+            self.saver.settle(self.progress.step)
+        return due or bool(stopped or late_somewhere), int(stopped)
+
+    def _not_finite(self, step: int) -> NoReturn:
+        """End the run, of which `step` (1-based) was the first that is not finite."""
+        self.saver.settle(self.progress.step)
+        with as_written():
+            said = explain(
+                step,
+                self.model,
+                self.parallel,
+                self.objective,
+                self.batches,
+                self.recipe,
+                self.world,
+                steps_per_epoch=self.steps_per_epoch,
             )
-        if world.rank == 0:
-            writer.start(partial(write, state.copied(content)))
+        raise RunFailed(f"{said}; {left(self.folder)}")
 
-    def write(content: dict[str, Any]) -> None:
-        checkpoint.save(folder / "checkpoints", content["step"], content)
-        if keeper is not None:
-            keeper.saved(content["history"], content["step"])
+    def _save(self) -> None:
+        progress = self.progress
+        self.saver.settle(progress.step)
+        content = state.taken(
+            progress, self.model, self.optimizer, self.average, self.recipe, self.facts, self.world
+        )
+        self.saver.save(content, progress.step, (progress.step - 1) // self.steps_per_epoch + 1)
+        self.saved = time.monotonic()
 
-    def stopped_by(number: int) -> RunFailed:
+    def _look_on(self) -> None:
+        if self.look is not None and self.world.rank == 0:
+            network = self.model if self.average is None else self.average.module
+            scored(partial(self.look, self.progress.step), network, self.recipe, self.world.device)
+
+    def _stopped_by(self, number: int) -> RunFailed:
         return RunFailed(
-            f"stopped by {signal.Signals(number).name} at step {progress.step} of {steps}, "
-            f"saved; go on with: attneck train {folder} --resume",
+            f"stopped by {signal.Signals(number).name} at step {self.progress.step} of {self.steps}, "
+            f"saved; go on with: attneck train {self.folder} --resume",
             128 + number,
         )
 
-    def doing() -> str:
-        who = f"process {world.rank}, " if world.size > 1 else ""
-        at = f"evaluation after step {progress.step}" if stop.saved else f"step {progress.step + 1}"
+    def _doing(self) -> str:
+        recipe, step = self.recipe, self.progress.step
+        who = f"process {self.world.rank}, " if self.world.size > 1 else ""
+        at = f"evaluation after step {step}" if self.stop.saved else f"step {step + 1}"
         shares = f"batch {recipe.batch} (accumulate {recipe.accumulate})"
-        return f"{who}{at}, {shares}, images of {facts.get('image_size')} pixels"
-
-    def look_on() -> None:
-        if look is not None and world.rank == 0:
-            network = model if average is None else average.module
-            scored(partial(look, progress.step), network, recipe, world.device)
-
-    with (
-        compiling(recipe),
-        noted() as stop,
-        _lacks(folder, doing, recipe, world, stop),
-        writer,
-        Report(
-            folder if world.rank == 0 else None,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            period=period,
-            batch=recipe.batch,
-            start=progress.step,
-            history=progress.history,
-        ) as report,
-        Trackers(folder if world.rank == 0 else None, recipe, resumed=progress.step > 0) as trackers,
-    ):
-        if keeper is not None and progress.step:
-            keeper.saved(progress.history, progress.step)
-        trackers.send(progress.history)  # what was saved and not sent
-        loader = batches(progress.step)
-        watch = until_stopped(report.watch, stop, world, stopped_by)
-        if not progress.step:
-            look_on()
-        saved = began = time.monotonic()
-        trains = False  # else each step would visit every module
-        while True:
-            done = progress.step - _last_record(progress)
-            if done and (progress.step % period == 0 or progress.step == steps):
-                settle()
-                # The step itself is saved: whatever happens in the evaluation, it is done again on resume.
-                means = _means(progress.sums, done, world)
-                stop.saved = lambda number: str(stopped_by(number))
-                if world.size > 1 and not recipe.sync_bn:  # else each would score with statistics of its own
-                    world.as_the_first(model if average is None else nn.ModuleList([model, average]))
-                held_out = evaluate(objective, model, average, recipe, world.device, watch)
-                stop.saved = None
-                epoch, part = divmod(progress.step, steps_per_epoch)
-                position: Record = {
-                    "epoch": epoch + round(part / steps_per_epoch, 3) if part else epoch,
-                    "step": progress.step,
-                    "lr": _rate(recipe, progress.step - 1, steps_per_epoch),
-                }
-                took = {"seconds": time.monotonic() - began, "peak_gib": peak_memory(world.device)}
-                progress.history.append(position | means | held_out | took)
-                progress.sums = {}
-                look_on()  # before the checkpoint: a run that goes on from it has what was seen
-                report.epoch(progress.history)
-                save()
-                trackers.send(progress.history)
-                saved = began = time.monotonic()
-                trains = False
-            if progress.step == steps or ended_early(progress, recipe, decides, world):
-                settle()
-                return progress, average
-
-            if not trains:
-                layers.to_training(parallel)
-                trains = True
-            set_rate(optimizer, _rate(recipe, progress.step, steps_per_epoch))
-            scores = gradients(parallel, objective, loader, recipe, world, progress.step)
-            guard.see(clipped(weights, recipe.optimizer.clip_norm), progress.step + 1)
-            due = (progress.step + 1) % period == 0 or progress.step + 1 == steps
-            due |= recipe.checkpoint_steps is not None and (progress.step + 1) % recipe.checkpoint_steps == 0
-            late = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
-            stopped, late_somewhere, failed = world.maximum([float(stop.signal), late, writer.failed])
-            due |= bool(stopped or late_somewhere)
-            if failed:
-                settle()
-            if (at_once or due) and (first := guard.first()) is not None:
-                settle()
-                with as_written():
-                    said = explain(
-                        first,
-                        model,
-                        parallel,
-                        objective,
-                        batches,
-                        recipe,
-                        world,
-                        steps_per_epoch=steps_per_epoch,
-                    )
-                raise RunFailed(f"{said}; {_left(folder)}")
-            if not at_once:
-                optimizer.found_inf = guard.found_inf  # type: ignore[attr-defined]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if average is not None:
-                average.update_parameters(model)
-
-            progress.step += 1
-            for name, score in scores.items():
-                progress.sums[name] = progress.sums[name] + score if name in progress.sums else score
-            report.step(progress.step, partial(_read, progress.sums, progress.step - _last_record(progress)))
-            if due:
-                save()
-                saved = time.monotonic()
-            if stopped:
-                settle()  # nobody leaves before the first process has saved
-                raise stopped_by(int(stopped))
+        return f"{who}{at}, {shares}, images of {self.facts.get('image_size')} pixels"
 
 
 def ended_early(progress: Progress, recipe: Recipe, decides: str | None, world: World) -> bool:
@@ -299,31 +364,6 @@ def _means(sums: dict[str, Tensor], steps: int, world: World) -> dict[str, float
     return {f"train_{name}": total / world.size / steps for name, total in zip(sums, totals, strict=True)}
 
 
-def evaluate(
-    objective: Objective,
-    model: nn.Module,
-    average: AveragedModel | None,
-    recipe: Recipe,
-    device: torch.device,
-    watch: Watch,
-) -> dict[str, float]:
-    """The objective's scores on held-out data: `val_…` for the weights, `ema_…` for their average."""
-    networks = {"val": model} | ({"ema": average.module} if average is not None else {})
-    score = partial(objective.evaluate, watch=watch)
-    found = {
-        prefix: scored(score, to_call(network, recipe), recipe, device)
-        for prefix, network in networks.items()
-    }
-    return {f"{prefix}_{key}": value for prefix, scores in found.items() for key, value in scores.items()}
-
-
-def scored(score: Callable[[nn.Module], T], network: nn.Module, recipe: Recipe, device: torch.device) -> T:
-    """What `score` says of a network in evaluation mode, at the recipe's precision."""
-    network.eval()
-    with torch.inference_mode(), precision(recipe, device):
-        return score(network)
-
-
 def _restored(
     folder: Path,
     model: nn.Module,
@@ -338,14 +378,6 @@ def _restored(
         for said in passed:
             say(f"{said}; going on from step {found['step']}")
     return state.put_back(found, model, optimizer, average, world)
-
-
-def _left(folder: Path) -> str:
-    """What a run that fails leaves behind."""
-    there: list[Path] = []
-    with suppress(UserError):  # the folder itself can't be read
-        there = checkpoints(folder / "checkpoints")
-    return f"{there[0].name} is whole" if there else "there is no checkpoint yet"
 
 
 @contextmanager
@@ -375,6 +407,6 @@ def _lacks(
 
 
 def _goes_on(folder: Path) -> str:
-    """`_left`, and how to go on from it."""
-    left = _left(folder)
-    return left + f": go on with: attneck train {folder} --resume" * ("whole" in left)
+    """`left`, and how to go on from it."""
+    there = left(folder)
+    return there + f": go on with: attneck train {folder} --resume" * ("whole" in there)
