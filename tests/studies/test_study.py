@@ -134,6 +134,40 @@ def test_a_word_counts_also_where_it_is_what_the_recipe_has(words: list[str], fo
     assert parse(cell.source, shlex.split(cell.command())[3:]).recipe == cell.recipe
 
 
+IN_OTHER_WORDS = {
+    "epochs of a recipe in steps": ("voc-overfit", {"epochs": 20}, []),
+    "no steps": ("coco-1x", {"steps": None, "epochs": 4}, []),
+    "epochs for the study's own steps": (
+        "coco-1x",
+        {"steps": 1000, "steps_batch": 64, "schedule.milestones": [900], "schedule.warmup_steps": 100},
+        ["--epochs", "10"],
+    ),
+    "an option of the study's own optimiser": (
+        "demo",
+        {"optimizer.name": "adamw", "optimizer.lr": 0.001},
+        ["--optimizer.betas", "0.9", "0.95"],
+    ),
+    "milestones of the study's own schedule": (
+        "demo",
+        {"schedule.kind": "step", "schedule.milestones": [2, 4]},
+        ["--schedule.milestones", "3"],
+    ),
+    "a list of one": ("surgery", {"model.surgery": "attend", "model.surgery_options.blocks": [1]}, []),
+    "a dash": ("demo", {"reach": "--epochs"}, []),
+}
+
+
+@pytest.mark.parametrize("case", IN_OTHER_WORDS)
+def test_words_change_what_the_study_s_own_fields_made(case: str) -> None:
+    recipe, fields, words = IN_OTHER_WORDS[case]
+    one = Study(recipe=recipe, fields=fields, variants={"a": {}}, baseline="a")
+    cell = cells(one, Path("x"), changes(one, words))[0]
+    assert parse(cell.source, shlex.split(cell.command())[3:]).recipe == cell.recipe
+    if words[:1] == ["--epochs"]:
+        schedule = cell.recipe.schedule
+        assert (schedule.milestones, schedule.warmup_epochs, schedule.warmup_steps) == ([9], 1, 0)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -151,6 +185,8 @@ def test_what_tells_variants_or_problems_apart_is_not_made_one(words: list[str],
     [
         ({"baseline": "plan"}, "baseline names 'plan'; perhaps you meant 'plain'"),
         ({"seeds": [1, 1]}, "give each once"),
+        ({"fields": {"seed": 3}}, "a field seed is given, and each run has one of seeds"),
+        ({"variants": {"plain": {"schedule.milestones": []}}}, "is an empty list"),
         ({"variants": {"../x": {}}}, "variants"),
         ({"variants": {"plain": {"model.nam": "x"}}}, "no field 'model.nam'; perhaps you meant 'name'"),
         ({"variants": {"plain": {"modl.name": "x"}}}, "no field 'modl.name' in a recipe"),

@@ -107,7 +107,7 @@ def test_it_makes_the_networks_of_the_paper() -> None:
         "image_size": 64,
         "zero_init_last": False,  # else nothing inside a branch reaches the output
     }
-    for name, blocks in (("botnet50", "all"), ("botnet50_100", (0,)), ("botnet50_100", (-2,))):
+    for name, blocks in (("botnet50", "all"), ("botnet50_100", 0), ("botnet50_100", (-2,))):
         torch.manual_seed(0)
         flags = {"attend": (1, 0)} if name != "botnet50" else {}
         published = create_model(name, **thin_names, **flags).eval()

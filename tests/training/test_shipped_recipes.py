@@ -101,9 +101,9 @@ def test_a_heads_command_for_a_printed_network_is_that_of_a_row():
     chosen = papers.choose(None, None)
     printed = papers._recipes(chosen)
     commands = [papers._train(row, printed) for _, table in chosen for row in table.rows]
-    rows = [command.rpartition(" && ")[2].split()[2:] for command in commands if command]
-    wanted = [parse(*(row[0], row[1:])).recipe for row in rows]
-    of_papers = {row[0] for row in rows}
+    rows = {command.rpartition(" && ")[2] for command in commands if command}
+    wanted = [parse(name, words).recipe for _, _, name, *words in map(str.split, rows)]
+    of_papers = {row.split()[2] for row in rows}
     assert of_papers == {name for name in shipped_recipes() if name in printed}
     seen = 0
     for name in sorted(of_papers):

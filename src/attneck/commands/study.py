@@ -156,7 +156,7 @@ def changes(study: Study, words: list[str]) -> dict[str, Any]:
 
     An option of the model that is taken back is None.
     """
-    plain, given = (recipe_of(study.recipe, some) for some in ([], words))
+    plain, given = (recipe_of(study.recipe, some, study.fields) for some in ([], words))
     if given.resume or given.accept_changes or given.processes != 1:
         raise UserError("--resume, --accept-changes and --processes are a run's: a study goes on by itself")
     before, after = (flat(one.recipe) for one in (plain, given))

@@ -7,7 +7,7 @@ import re
 import shlex
 import signal
 import textwrap
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from attneck.runs.folder import newest_folder, writing
 from attneck.runs.lock import LOCK, only_one
 from attneck.runs.report import REPORT
 from attneck.training.recipe import TIMM, Recipe, no_rate
-from attneck.training.recipe_file import is_run, load_recipe, refusal, shipped_recipes
+from attneck.training.recipe_file import changed, is_run, load_recipe, refusal, shipped_recipes
 from attneck.training.trackers import require
 
 USAGE = """usage: attneck train RECIPE [--resume] [--out FOLDER] [--any.field VALUE …]
@@ -149,8 +149,11 @@ def _free(folder: Path) -> None:
                 pass
 
 
-def parse(name: str, words: list[str]) -> Arguments:
+def parse(name: str, words: list[str], fields: Mapping[str, Any] | None = None) -> Arguments:
     """The recipe called `name` with the fields that `words` give, such as `--epochs 3`.
+
+    Args:
+        fields: other fields that the recipe has before, by their dotted names.
 
     Options of the model and of its surgery are added to the recipe's own, or put in their place; the value
     None takes one back. `--model.options.activation relu` is the same as `--model.options activation relu`.
@@ -159,7 +162,7 @@ def parse(name: str, words: list[str]) -> Arguments:
     Raises:
         UserError: no such recipe, or values that it cannot have.
     """
-    whole = load_recipe(name)
+    whole = changed(load_recipe(name), fields or {}, name)
     epochs = _given(words, "epochs") or ""
     if _given(words, "steps") in (None, "None") and re.fullmatch("[1-9][0-9]{0,8}", epochs):
         whole = whole.in_epochs(int(epochs))

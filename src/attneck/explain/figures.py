@@ -47,14 +47,14 @@ INK = "#010203"
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 GAP = (
-    "Training is the mean over an epoch, of augmented images, while the weights change; held-out images are "
-    "scored after it. Held out above training: the network knows its training images better, it over-fits. "
-    "Below: augmentation and dropout make training the harder."
+    "Training is the mean since the last record, of augmented images, while the weights change; held-out "
+    "images are scored after it. Held out above training: the network knows its training images better, it "
+    "over-fits. Below: augmentation and dropout make training the harder."
 )
 OF_TRAINING = (
-    "Training is the mean over an epoch, of augmented images, while the weights change. What is scored after "
-    "it are images that were trained on, some or all: they show whether a network can learn them, and not "
-    "what it makes of others."
+    "Training is the mean since the last record, of augmented images, while the weights change. What is "
+    "scored after it are images that were trained on, some or all: they show whether a network can learn "
+    "them, and not what it makes of others."
 )
 LOSS_ALONE = (
     "The loss is of training images, the mean since the last record; AP is of held-out images at each record."

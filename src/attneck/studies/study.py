@@ -93,6 +93,12 @@ class Study(Part):
             raise ValueError(f"seeds are {self.seeds}: give each once")
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes are {self.sizes}: give each once")
+        for changes in (self.fields, *self.problems.values(), *self.variants.values()):
+            if "seed" in changes:
+                raise ValueError("a field seed is given, and each run has one of seeds: leave it out")
+            for name, value in changes.items():
+                if value == []:
+                    raise ValueError(f"{name} is an empty list, which no command line can give: leave it out")
         if self.rescored and not self.sizes:
             raise ValueError("rescored is given without sizes to score at: give sizes, or leave it out")
         for name, own in self.rescored.items():
@@ -144,7 +150,9 @@ class Cell:
                 given[f"--{_dashed(field)}" if value else f"--{_negated(_dashed(field))}"] = []
             else:
                 given.setdefault(f"--{_dashed(whole or field)}", []).extend(said)
-        words = [word for flag, values in given.items() for word in (flag, *values)]
+        words = []
+        for flag, values in given.items():  # joined, a value that begins with a dash is no flag
+            words += [f"{flag}={values[0]}"] if values and values[0].startswith("--") else [flag, *values]
         resume = ["--resume"] if checkpoints(self.folder / "checkpoints") else []
         return ["train", self.source, *words, "--out", str(self.folder), *resume]
 
@@ -210,13 +218,23 @@ def cells(study: Study, folder: Path, fields: Mapping[str, Any] | None = None) -
             )
     made = []
     for problem, variant, own in _combinations(study):
-        both = {**study.fields, **own, **(fields or {})}
+        both = _as_given({**study.fields, **own, **(fields or {})})
         for seed in study.seeds:
             mine = {**both, "seed": seed}
             where = Path(problem, variant, f"seed-{seed}")
             recipe = changed(base, mine, f"{study.recipe} of {where.parent}")
             made.append(Cell(problem, variant, seed, recipe, study.recipe, mine, folder / where))
     return sorted(made, key=lambda cell: study.seeds.index(cell.seed))
+
+
+def _as_given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As a command line says them: of options, a list of one thing and that thing are the same words."""
+    return {
+        name: value[0]
+        if isinstance(value, list) and len(value) == 1 and name.rpartition(".")[0] in OWN_DICTS
+        else value
+        for name, value in fields.items()
+    }
 
 
 def _combinations(study: Study) -> Iterator[tuple[str, str, Fields]]:

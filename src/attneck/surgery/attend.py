@@ -37,7 +37,7 @@ Resample = Literal["stretch", "keep"]
 def attend(
     model: nn.Module,
     stage: int | str = -1,
-    blocks: Literal["all"] | Sequence[int] = "all",
+    blocks: Literal["all"] | int | Sequence[int] = "all",
     *,
     heads: int = 4,
     position: Position = "relative",
@@ -59,8 +59,8 @@ def attend(
         model: a network with residual blocks, of torchvision, timm or your own, on any device.
         stage: which of the stages that have residual blocks, -1 the last; or the name of a module, for those
             inside.
-        blocks: "all", or which of the stage's, by number; those that BoTNet's Table 5 writes [0, 1, 1] are
-            (1, 2).
+        blocks: "all", or which of the stage's, one number or several; those that BoTNet's Table 5 writes
+            [0, 1, 1] are (1, 2).
         heads, position, content, resample: of each `MHSA2d`.
         image_size: a side or (height, width) in pixels that the position tables are made for; any other
             works, too. None takes that of timm's `pretrained_cfg`, else 224.
@@ -73,6 +73,8 @@ def attend(
     seen = trace(model, image_size)
     those = stage_of(seen, stage)
     chosen = range(len(those)) if isinstance(blocks, str) and blocks == "all" else blocks
+    if type(chosen) is int:  # a command line cannot tell one number from a list of it
+        chosen = (chosen,)
     if not isinstance(chosen, Sequence) or not chosen or not all(is_index(i, len(those)) for i in chosen):
         raise ValueError(
             f"blocks={brief(blocks)}: wanted 'all', or numbers of the {len(those)} blocks, "

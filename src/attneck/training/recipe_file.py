@@ -159,9 +159,14 @@ def parse_recipe(content: Any, source: str) -> Recipe:
 def changed(base: Recipe, fields: Mapping[str, Any], source: str) -> Recipe:
     """`base` with other values of some fields, by their dotted names; an option of None is taken back.
 
+    With epochs a recipe of steps is counted in these, as on the command line.
+
     Raises:
         UserError: a field that a recipe does not have, or a value that it cannot have.
     """
+    epochs = fields.get("epochs")
+    if type(epochs) is int and epochs > 0 and fields.get("steps") is None:
+        base = base.in_epochs(epochs)
     content = base.model_dump(mode="json")
     for name, value in fields.items():
         part: Any = content
