@@ -9,7 +9,7 @@ from forked import as_ranks
 from PIL import Image
 from small_run import broken_off_after, thin_mask_rcnn
 
-from attneck import cli, hub
+from attneck import cli, create_model, hub
 from attneck.detection.metrics import check_detections, coco_scores
 from attneck.errors import UserError
 from attneck.explain import detections
@@ -246,9 +246,9 @@ def test_curves_show_ap(trained, tmp_path):
         (["RUN"], "no image given"),
         (["RUN", "--held-out", "10000"], "choose"),
         (["RUN", "--held-out", "-1"], "give how many"),
-        (["nowhere", "image.png"], "no recipe.yaml in it"),
-        (["RUN", "image.png", "--beside", "nowhere"], "no recipe.yaml in it"),
-        (["RUN", "image.png", "--beside", "classifier"], "one of the two runs finds boxes, one classes"),
+        (["nowhere", "image.png"], "no model or run is called 'nowhere'"),
+        (["RUN", "image.png", "--beside", "nowhere"], "no model or run is called 'nowhere'"),
+        (["RUN", "image.png", "--beside", "classifier"], "one of the two models finds boxes, one classes"),
         (["RUN", "image.png", "--min-score", "2"], "give 0 to 1"),
         (["RUN", "--held-out", "1", "--max-pixels", "9"], "held-out images have the recipe's own limit"),
     ],
@@ -258,8 +258,7 @@ def test_predict_refuses_in_a_line(trained, tmp_path, monkeypatch, capsys, words
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
-    (tmp_path / "classifier").mkdir()
-    (tmp_path / "classifier/recipe.yaml").write_text("{}")
+    hub.save(create_model("cifar_resnet20"), tmp_path / "classifier")
     assert cli.main(["predict", *(str(trained) if word == "RUN" else word for word in words)]) == 2
     said = capsys.readouterr().err
     assert says in said

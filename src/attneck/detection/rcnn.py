@@ -22,7 +22,7 @@ from attneck.detection.heads import BOX_BINS, MASK_BINS, Anchors, MaskRoIAlign, 
 from attneck.detection.interface import check_classes, nothing_found
 from attneck.detection.transform import STEP, Transform, canvas
 from attneck.errors import one_line
-from attneck.layers.meta import meta_copy, without_global_hooks
+from attneck.layers.meta import meta_copy, shapes_alone
 from attneck.models import catalog
 from attneck.models.detector_options import RCNNOptions
 from attneck.models.options import override
@@ -206,7 +206,7 @@ def _checked(detector: RCNN) -> RCNN:
     H, W = canvas(detector.transform.size, detector.transform.size_divisible)
     kind = type(getattr(pyramid.body, "model", pyramid.body)).__name__
     try:
-        with torch.no_grad(), without_global_hooks():
+        with shapes_alone():
             maps = meta_copy(pyramid).eval()(torch.empty(1, 3, H, W, device="meta"))
     except Exception as error:  # the backbone asserts, or shapes do not fit
         if isinstance(error, NotImplementedError) or "meta" in str(error):  # it looks at values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -55,8 +55,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     Raises ValueError for a model that cannot be copied.
     """
     modules = list(model.modules())
-    held: list[Tensor] = [*model.parameters(), *model.buffers()]
-    held += [value for module in modules for value in vars(module).values() if isinstance(value, Tensor)]
+    held = [tensor for module in modules for value in vars(module).values() for tensor in _tensors_of(value)]
     memo: dict[int, Any] = {}
     for tensor in held:
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
@@ -75,6 +74,14 @@ def meta_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def _tensors_of(value: object) -> list[Tensor]:
+    """Those that an attribute is, or has: parameters and buffers are in dictionaries too."""
+    held = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    )
+    return [one for one in held if isinstance(one, Tensor)]
+
+
 def check_logits(model: nn.Module, image_size: int | tuple[int, int], classes: int) -> None:
     """ValueError unless the model makes `classes` logits of an RGB image of that side, or (height, width).
 
@@ -83,7 +90,7 @@ def check_logits(model: nn.Module, image_size: int | tuple[int, int], classes: i
     height, width = sides("image_size", image_size)
     image = torch.empty(2, 3, height, width, device="meta")
     try:
-        with torch.no_grad(), without_global_hooks():
+        with shapes_alone():
             found = meta_copy(model).eval()(image)
     except NotImplementedError:
         return
@@ -101,6 +108,22 @@ def check_logits(model: nn.Module, image_size: int | tuple[int, int], classes: i
             f"this {type(model).__name__} gives {given} for an image, wanted {classes} logits: leave the "
             "model.options out that make it so"
         )
+
+
+@contextmanager
+def shapes_alone(*, makes_tensors: bool = False) -> Iterator[None]:
+    """What a copy of `meta_copy` is run in: no gradients, and no hooks that are for all modules.
+
+    Args:
+        makes_tensors: whether what its forward makes, a grid of coordinates say, is without storage as well;
+            else it has its values, which a forward may look at.
+    """
+    with (
+        torch.no_grad(),
+        without_global_hooks(),
+        torch.device("meta") if makes_tensors else nullcontext(),
+    ):
+        yield
 
 
 @contextmanager

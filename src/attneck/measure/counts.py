@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attneck.checks import sides, whole
 from attneck.errors import one_line
-from attneck.layers.meta import check_module, likely_channels, meta_copy, without_global_hooks
+from attneck.layers.meta import check_module, likely_channels, meta_copy, shapes_alone
 from attneck.layers.mhsa import TABLES, MHSA2d
 from attneck.measure.kept import Counts
 
@@ -118,19 +119,20 @@ def madds_by_name(
     """
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     dtype, failures = next(floats, torch.float32), []
-    for number in likely_channels(model) if channels is None else [channels]:
+    numbers = likely_channels(model) if channels is None else [channels]
+    for number, makes_tensors in product(numbers, (False, True)):
         image = torch.empty(1, number, *image_size, device="meta", dtype=dtype)
         with (
-            without_global_hooks(),  # first: the counter has some of its own
+            shapes_alone(makes_tensors=makes_tensors),  # first: the counter has hooks of its own
             FlopCounterMode(display=False, custom_mapping=_products()) as counter,
-            torch.no_grad(),
             _WithoutNorms(),
         ):
             try:
                 model(image)
             except (RuntimeError, AssertionError, ValueError) as error:
                 # Of a map that has become too small, say.
-                failures.append(f"{number} channels: {one_line(error, 100)}")
+                if makes_tensors:
+                    failures.append(f"{number} channels: {one_line(error, 100)}")
                 continue
         return {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
     height, width = image_size

@@ -34,7 +34,7 @@ from attneck.runs.run import Run
 from attneck.runs.split import write_split
 from attneck.runs.start import SKIPPED, Start, Wish, start
 from attneck.tasks import open_task
-from attneck.tasks.task import Task
+from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint, layers, loop, trackers
 from attneck.training.best import Best, best_of, key_of
 from attneck.training.compiled import check_compiler
@@ -107,31 +107,8 @@ def train(
     with world() as everyone, ExitStack() as held:
         check_compiler(recipe, everyone.device)
         with user_mistakes():
-            task = open_task(recipe, everyone)
-            fingerprints = cache(partial(fingerprints_of, task))
-            check_copies(everyone, [*task.training.classes], fingerprints)
-            if task.training.classes != task.held_out.classes:
-                raise UserError(
-                    f"the {len(task.training.classes)} classes of the training images are not the "
-                    f"{len(task.held_out.classes)} of those held out: train and score on the same classes"
-                )
-            batches_from(0, task, recipe, everyone)  # refuses a batch that does not divide
-            decides = key_of(recipe, task.metrics(recipe))
-            facts = task.describe()
-            torch.manual_seed(recipe.seed)
-            model = task.build(recipe, facts)
-            if recipe.model.name.startswith(TIMM):  # of others' networks nothing else is known
-                check_logits(model, facts["image_size"], len(facts["classes"]))
-            if not task.finds_objects:
-                _check_share(model, recipe, everyone)
-            parameter_groups(model, recipe.optimizer)  # refuses layer_decay where there is no order of layers
-            drawn = _frozen(model, recipe)
-            started: list[str] = []
-            if not resume:
-                started = start_from(recipe.model, task, model, verbose)
-                _check_frozen(model, drawn)
-                if (check := getattr(model, "check_statistics", None)) is not None:  # a detector's
-                    check()
+            made = _make(recipe, everyone, resume, verbose)
+        task, model = made.task, made.model
         # A run that was interrupted ends with the same weights.
         held.enter_context(in_same_bits())
         held.enter_context(operators_in_same_bits())
@@ -140,7 +117,7 @@ def train(
 
         def begins(recipe: Recipe) -> Start:
             with user_mistakes():
-                known = facts | {"data": fingerprints()}
+                known = made.facts | {"data": made.fingerprints()}
             return start(task, recipe, known, wish, everyone, held, ways, passes)
 
         begun = _start_once(everyone, partial(begins, recipe))
@@ -154,17 +131,8 @@ def train(
             if begun.passes is not None:
                 set_passes(begun.passes)
             set_attention(begun.attention)
-        on_cpu = everyone.device.type == "cpu"
-        if on_cpu and everyone.rank == 0 and (torch.backends.mps.is_available() or torch.xpu.is_available()):
-            say("trains on the CPU: of GPUs it takes NVIDIA's alone")
-        slow = on_cpu and emulated(torch.bfloat16)
-        if recipe.precision == "bfloat16" and everyone.rank == 0 and slow:
-            say("this processor has no products in bfloat16: float32 ones, rounded, take its place")
-        if everyone.rank == 0 and not begun.resume:
-            many = many_epochs(recipe, len(task.training))
-            for said in (getattr(model, "surgery_report", None), *started, many):
-                if said is not None:
-                    say(said)
+        if everyone.rank == 0:
+            _say_first(recipe, made, begun, everyone)
 
         seen = snapshots.Snapshots(folder, task, begun.facts) if recipe.pictures else None
         progress, average = loop.train_loop(
@@ -177,7 +145,7 @@ def train(
             steps_per_epoch=len(task.training) // recipe.batch,
             resume=begun.resume,
             facts=begun.facts,
-            decides=decides,
+            decides=made.decides,
             look=seen,
         )
         if task.training.skipped is not None:
@@ -192,19 +160,83 @@ def train(
             progress.step,
             progress.history[-1],
             checkpoint.digest(last.state_dict()),
-            best_of(progress.history, decides),
+            best_of(progress.history, made.decides),
             progress.step < recipe.total_steps(len(task.training) // recipe.batch),
         )
         if everyone.rank == 0:
-            document = {"steps": summary.steps, **summary.scores, "weights": summary.weights}
-            if summary.best is not None:
-                document["best"] = asdict(summary.best)
-            if summary.early:
-                document["ended_early"] = True
-            write_json(folder / "summary.json", document)
+            _write_end(summary)
             if recipe.pictures:
                 pictures.draw_pictures(folder, task, begun.facts)
         return summary
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a recipe makes before there is a folder."""
+
+    task: Task
+    model: nn.Module
+    facts: Facts
+    decides: str  # the score that the best checkpoint is kept by
+    fingerprints: Callable[[], dict[str, Any]]  # of the data; read once, when they are first asked for
+    started: list[str]  # what is to be said of the weights that the model starts from
+
+
+def _make(recipe: Recipe, everyone: World, resume: bool, verbose: bool) -> _Made:
+    """The task with its data, and the model with the weights that it starts from.
+
+    Raises ValueError or FileNotFoundError for whatever does not fit, before anything is written.
+    """
+    task = open_task(recipe, everyone)
+    fingerprints = cache(partial(fingerprints_of, task))
+    check_copies(everyone, [*task.training.classes], fingerprints)
+    if task.training.classes != task.held_out.classes:
+        raise UserError(
+            f"the {len(task.training.classes)} classes of the training images are not the "
+            f"{len(task.held_out.classes)} of those held out: train and score on the same classes"
+        )
+    batches_from(0, task, recipe, everyone)  # refuses a batch that does not divide
+    decides = key_of(recipe, task.metrics(recipe))
+    facts = task.describe()
+    torch.manual_seed(recipe.seed)
+    model = task.build(recipe, facts)
+    if recipe.model.name.startswith(TIMM):  # of others' networks nothing else is known
+        check_logits(model, facts["image_size"], len(facts["classes"]))
+    if not task.finds_objects:
+        _check_share(model, recipe, everyone)
+    parameter_groups(model, recipe.optimizer)  # refuses layer_decay where there is no order of layers
+    drawn = _frozen(model, recipe)
+    started: list[str] = []
+    if not resume:
+        started = start_from(recipe.model, task, model, verbose)
+        _check_frozen(model, drawn)
+        if (check := getattr(model, "check_statistics", None)) is not None:  # a detector's
+            check()
+    return _Made(task, model, facts, decides, fingerprints, started)
+
+
+def _say_first(recipe: Recipe, made: _Made, begun: Start, everyone: World) -> None:
+    """What whoever starts it should know: of the device, and of a new run its surgery, weights and length."""
+    on_cpu = everyone.device.type == "cpu"
+    if on_cpu and (torch.backends.mps.is_available() or torch.xpu.is_available()):
+        say("trains on the CPU: of GPUs it takes NVIDIA's alone")
+    if recipe.precision == "bfloat16" and on_cpu and emulated(torch.bfloat16):
+        say("this processor has no products in bfloat16: float32 ones, rounded, take its place")
+    if not begun.resume:
+        many = many_epochs(recipe, len(made.task.training))
+        for said in (getattr(made.model, "surgery_report", None), *made.started, many):
+            if said is not None:
+                say(said)
+
+
+def _write_end(summary: Summary) -> None:
+    """summary.json, by which a run is known to have come to its end."""
+    document = {"steps": summary.steps, **summary.scores, "weights": summary.weights}
+    if summary.best is not None:
+        document["best"] = asdict(summary.best)
+    if summary.early:
+        document["ended_early"] = True
+    write_json(summary.folder / "summary.json", document)
 
 
 def many_epochs(recipe: Recipe, images: int) -> str | None:

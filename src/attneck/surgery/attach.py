@@ -29,7 +29,6 @@ from torch import fx, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
 
-from attneck.layers.meta import without_global_hooks
 from attneck.surgery.places import Place
 from attneck.surgery.trace import Step, Trace
 
@@ -168,7 +167,7 @@ def _slot(trace: Trace, place: Place, name: str) -> _Slot:
                     f"{call.name!r} is a GraphModule of torch.fx, whose copies would lose what is put after "
                     "it: do the surgery before it is traced, or choose another `at`"
                 )
-            if _gets_the_map(call.module, call, slot, place.part):
+            if _gets_the_map(trace, call.module, call, slot, place.part):
                 return slot
     own = type(place.call.module).__name__
     raise ValueError(
@@ -178,8 +177,8 @@ def _slot(trace: Trace, place: Place, name: str) -> _Slot:
     )
 
 
-def _gets_the_map(parent: nn.Module, call: Step, slot: _Slot, part: int | None) -> bool:
-    """Whether a child in that slot of the traced copy would be given the map, once."""
+def _gets_the_map(trace: Trace, parent: nn.Module, call: Step, slot: _Slot, part: int | None) -> bool:
+    """Whether a child in that slot of `parent`, of the traced copy, would be given the map, once."""
     probe, made = Probe(), []
     own, (args, kwargs) = type(parent), call.arguments
     source = parent._modules[slot.after] if slot.after else parent
@@ -189,7 +188,7 @@ def _gets_the_map(parent: nn.Module, call: Step, slot: _Slot, part: int | None) 
     _add(parent, slot, _for_part(probe, part))
     noted = source.register_forward_hook(lambda _module, _args, result: made.append(result))
     try:
-        with torch.no_grad(), without_global_hooks():
+        with trace.running():
             parent(*args, **kwargs)
     except Exception:  # it calls its children in a way of its own
         return False

@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
 from attneck.errors import brief, one_line
 from attneck.layers import MHSA2d
-from attneck.layers.meta import meta_copy, without_global_hooks
+from attneck.layers.meta import meta_copy
 from attneck.surgery.attach import device_to_make_on, match_to
 from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
 from attneck.surgery.report import Change, Ledger, Result
@@ -146,7 +145,7 @@ def _check_in_use(seen: Trace, targets: list[_Target], layers: list[MHSA2d]) -> 
         layer.register_forward_hook(lambda layer, _args, _result: ran.append(layer))
     (args, kwargs), failure = seen.steps[0].arguments, ""
     try:
-        with torch.no_grad(), without_global_hooks():
+        with seen.running():
             seen.skeleton(*args, **kwargs)
     except Exception as error:  # somebody's forward, which asks the layer for what it does not have
         failure = f" ({type(error).__name__}: {one_line(error, 150)})"

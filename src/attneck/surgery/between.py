@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from attneck.checks import one_of
 from attneck.layers import MHSA2d, NonLocal2d
-from attneck.layers.meta import without_global_hooks
 from attneck.models.parts import insert_before
 from attneck.models.resnet.network import bot_block
 from attneck.surgery.attach import Probe, device_to_make_on, match_to
@@ -106,7 +104,7 @@ def _runs_in_a_row(seen: Trace, last: Block) -> bool:
     probe, (args, kwargs) = Probe(), stage.arguments
     insert_before(stage.module, last.name.rpartition(".")[2], "probe", probe)
     try:
-        with torch.no_grad(), without_global_hooks():
+        with seen.running():
             stage.module(*args, **kwargs)
     except Exception:  # it calls its children in a way of its own
         return False

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from attneck.checks import sides
-from attneck.layers.meta import check_module, likely_channels, meta_copy, without_global_hooks
+from attneck.layers.meta import check_module, likely_channels, meta_copy, shapes_alone
 from attneck.surgery.axes import channel_axes
 
 
@@ -91,6 +93,12 @@ class Trace:
     """By number."""
     makers: dict[int, Step]
     """The function, or the module that no function was seen in, that gave each number."""
+    makes_tensors: bool
+    """Whether its forward makes tensors that have to be without storage too."""
+
+    def running(self) -> AbstractContextManager[None]:
+        """What the skeleton, or a part of it, is run in."""
+        return shapes_alone(makes_tensors=self.makes_tensors)
 
     def calls(self) -> Iterator[Step]:
         """The module calls."""
@@ -233,19 +241,27 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
     if dtype is None:
         raise ValueError(f"{type(model).__name__} has no parameters: it is no network that attention fits in")
     failures = []
-    for channels in likely_channels(skeleton):
+    for channels, makes_tensors in product(likely_channels(skeleton), (False, True)):
         recorder = _Recorder(skeleton)
         image = torch.empty(2, channels, *size, device="meta", dtype=dtype)
         try:
-            with torch.no_grad(), without_global_hooks(), recorder:
+            with shapes_alone(makes_tensors=makes_tensors), recorder:
                 skeleton(image)
         except Exception as error:
-            failures.append(f"{channels} channels: {type(error).__name__}: {error}".splitlines()[0])
+            if makes_tensors:
+                failures.append(f"{channels} channels: {type(error).__name__}: {error}".splitlines()[0])
             continue
         finally:
             recorder.close()
         return Trace(
-            skeleton, size, channels, recorder.steps, recorder.shapes, recorder.dtypes, recorder.makers
+            skeleton,
+            size,
+            channels,
+            recorder.steps,
+            recorder.shapes,
+            recorder.dtypes,
+            recorder.makers,
+            makes_tensors,
         )
     if any(isinstance(module, nn.Conv3d) for module in model.modules()):
         raise ValueError(
