@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from attneck.checks import sides, whole
 from attneck.errors import is_out_of_memory, one_line
 from attneck.export.agreement import Check, DisagreementError, race
-from attneck.export.formats import INPUT, runner, to_onnx, to_pt2
-from attneck.export.graph import smallest, trace, trace_detector
+from attneck.export.formats import INPUT, check_convertible, runner, to_onnx, to_pt2
+from attneck.export.graph import trace, trace_detector
 from attneck.files import write_atomic
 from attneck.models.origin import Origin, bare
 from attneck.seal import seal, verify
@@ -127,6 +127,8 @@ def export(
         )
         about = metadata(model, (height, width), detects, traced.classes) | notes
         opset = (opset or OPSETS[0]) if file.suffix == ".onnx" else None
+        if opset is not None:
+            check_convertible(traced.program)
         try:
             made = to_pt2(traced.program, about) if opset is None else to_onnx(traced, opset, about)
             data = seal(made, file.suffix)
@@ -140,6 +142,7 @@ def export(
                 f"({type(error).__name__}: {one_line(error, 150)}): leave that out of dynamic, and write a "
                 "file for each one that is needed"
             ) from error
+        smallest = traced.smallest(exported)
         rounds = DETECTOR_ROUNDS if detects else ROUNDS
         eager_ms, exported_ms = race([traced.eager, exported], traced.images[0], rounds)
     write_atomic(file, data)
@@ -148,7 +151,7 @@ def export(
         format=file.suffix[1:],
         opset=opset,
         input=tuple(traced.axes.get(axis, length) for axis, length in enumerate(traced.images[0].shape)),
-        smallest=smallest(traced.program) if 2 in traced.axes else None,
+        smallest=smallest,
         bytes=len(data),
         checks=checks,
         eager_ms=eager_ms,

@@ -24,6 +24,23 @@ Outputs are `logits`, or `features` where the classifier is taken off, or what a
 """
 
 
+def check_convertible(program: ExportedProgram) -> None:
+    """ValueError for an adaptive pool that makes more than one place of a map of an open size.
+
+    ONNX has no such operator, and PyTorch's exporter keeps the windows that it has at one size.
+    """
+    for node in program.graph.nodes:
+        name = str(node.target)
+        if node.op == "call_function" and name.startswith("aten.adaptive_"):
+            rows = node.args[1]
+            lengths = node.args[0].meta["val"].shape[-len(rows) :]
+            if {*rows} != {1} and not all(type(length) is int for length in lengths):
+                raise ValueError(
+                    f"ONNX has no {name.split('.')[1]} to {' × '.join(map(str, rows))} of a map of any size: "
+                    "leave size out of dynamic, or write a .pt2"
+                )
+
+
 def to_onnx(traced: Traced, opset: int, about: Mapping[str, str]) -> bytes:
     """The graph in ONNX's operators of that opset."""
     import onnx

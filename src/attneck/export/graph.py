@@ -40,12 +40,31 @@ class Traced:
     images: list[Tensor]
     classes: int | None
     """How many logits an image has; None where the results are no logits."""
+    bounds: tuple[int, int] | None
+    """The least height and width of a dynamic size that the graph says it takes."""
 
     detects: ClassVar[bool] = False
 
     def compare(self, exported: Function, of_least_score: Callable[[float], Function]) -> list[Check]:
         """`exported`, what the file computes, with the network; a detector's file takes another threshold."""
         return [compare(images, self.eager, exported) for images in self.images]
+
+    def smallest(self, exported: Function) -> tuple[int, int] | None:
+        """The least height and width of a dynamic size at which they agree, or a little more.
+
+        `bounds` may be too small: a graph has conditions beside them, such as that a map has more than one
+        row. So it is tried, with both sides and with each.
+        """
+        batch, channels, height, width = self.images[0].shape
+        least = self.bounds
+        while least is not None and least != (height, width):
+            try:
+                for sides in (least, (least[0], width), (height, least[1])):
+                    compare(noise((batch, channels, *sides)), self.eager, exported)
+                break
+            except Exception:  # of the network itself, of a condition, or they disagree
+                least = min(2 * least[0], height), min(2 * least[1], width)
+        return least
 
 
 @dataclass
@@ -71,6 +90,10 @@ class TracedDetector(Traced):
             ]
         finally:
             self.thresholds.score_thresh = own
+
+    def smallest(self, exported: Function) -> tuple[int, int] | None:
+        """`bounds`, since the graph resizes its image itself."""
+        return self.bounds
 
 
 def trace(network: nn.Module, shape: tuple[int, int, int, int], dynamic: Collection[str]) -> Traced:
@@ -101,9 +124,9 @@ def trace(network: nn.Module, shape: tuple[int, int, int, int], dynamic: Collect
     one = "logits" if decides else "features"
     outputs = [one] if is_one else [f"map_{i}" for i in range(len(found))]
     program = capture(network, example, _axes(dynamic))
-    lowest = smallest(program) if "size" in dynamic else None
-    shapes = _shapes(batch, channels, (height, width), dynamic, lowest)
-    return Traced(program, example, _axes(dynamic), outputs, eager, [noise(each) for each in shapes], classes)
+    lowest = _lower_bounds(program) if "size" in dynamic else None
+    images = [noise(each) for each in _shapes(batch, channels, (height, width), dynamic, lowest)]
+    return Traced(program, example, _axes(dynamic), outputs, eager, images, classes, lowest)
 
 
 def trace_detector(detector: Any, size: tuple[int, int]) -> TracedDetector:
@@ -119,14 +142,16 @@ def trace_detector(detector: Any, size: tuple[int, int]) -> TracedDetector:
         found = detector([image[0]])[0]
         return [found[name] for name in graph.outputs]
 
+    program = capture(graph, example, axes)
     return TracedDetector(
-        program=capture(graph, example, axes),
+        program=program,
         example=example,
         axes=axes,
         outputs=list(graph.outputs),
         eager=eager,
         images=images,
         classes=None,
+        bounds=_lower_bounds(program),
         graph=graph,
         thresholds=getattr(detector, "roi_heads", detector),
     )
@@ -160,8 +185,8 @@ def without_their_warnings() -> Iterator[None]:
         yield
 
 
-def smallest(program: ExportedProgram) -> tuple[int, int]:
-    """The least height and width that the graph takes."""
+def _lower_bounds(program: ExportedProgram) -> tuple[int, int]:
+    """The least height and width that the graph says it takes."""
     (name,) = program.graph_signature.user_inputs
     (images,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
     height, width = (int(program.range_constraints[side.node.expr].lower) for side in images.shape[2:])

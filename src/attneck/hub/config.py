@@ -160,6 +160,7 @@ def from_config(config: dict[str, Any], image_size: int | tuple[int, int] | None
             for key in DATA & known.keys()
         }
         own["input_size"] = (network.origin.in_chans, *network.origin.image_size)
+        own["crop_mode"] = "center"  # as runs cut images; timm may say another of the same architecture
         network.pretrained_cfg = dict(network.pretrained_cfg) | own
     return model
 

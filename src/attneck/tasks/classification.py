@@ -188,6 +188,7 @@ class Classification:
             "std": tuple(facts["std"]),
             "interpolation": "bilinear",
             "crop_pct": facts["crop_pct"],
+            "crop_mode": "center",
             "label_names": tuple(facts["classes"]),
         }
         built: nn.Module = model
