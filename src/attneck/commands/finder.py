@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attneck.commands.arguments import Checkpoint
-from attneck.commands.given_model import kind_of, viewer
+from attneck.commands.given_model import Kind, kind_of, viewer
 from attneck.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,13 +69,11 @@ def of_saved(path: Path) -> Finder:
     return Finder(path, path.stem, None, facts | {"classes": names}, seen.detects, find_each)
 
 
-def check_kind(path: Path, checkpoint: Checkpoint) -> bool:
-    """Whether it is a run; UserError for what is neither that nor a saved model. It imports nothing heavy."""
+def check_trained(path: Path) -> Kind:
+    """The kind of a model with weights; UserError for what has none. It imports nothing heavy."""
     if (kind := kind_of(str(path))) == "name":
         raise UserError(
             f"{path} is a name, and its weights would be random: give a run's folder, or what "
             "attneck.hub.save wrote"
         )
-    if kind != "run" and checkpoint != "newest":
-        raise UserError(f"--checkpoint is about runs, and {path} is none: leave it out")
-    return kind == "run"
+    return kind

@@ -12,8 +12,9 @@ import tyro
 
 from attneck.commands.arguments import Checkpoint, call
 from attneck.commands.class_predictions import ClassPredictions, label_of
-from attneck.commands.finder import Finder, check_kind, of_run, of_saved
+from attneck.commands.finder import Finder, check_trained, of_run, of_saved
 from attneck.commands.given_images import Given, given_images
+from attneck.commands.given_model import only_of_runs
 from attneck.commands.progress import shown
 from attneck.commands.results_folder import folder_for, free_name
 from attneck.errors import RunFailed, UserError, say, shown_path
@@ -82,13 +83,15 @@ def predict(
         raise UserError(f"--max-pixels {max_pixels}: give how many an image may have, 1 or more")
 
     words = [model] if beside is None else [model, beside]
-    is_run = [check_kind(word, checkpoint) for word in words]
-    if held_out and not is_run[0]:
+    kinds = [check_trained(word) for word in words]
+    if checkpoint != "newest":
+        only_of_runs("--checkpoint", str(model), kinds[0])
+    if held_out and kinds[0] != "run":
         raise UserError(f"--held-out {held_out}: {model} is a saved model, without images: give some")
 
     from attneck.runs.run import Run
 
-    runs = [Run(word, checkpoint) if of else None for word, of in zip(words, is_run, strict=True)]
+    runs = [Run(word, checkpoint) if kind == "run" else None for word, kind in zip(words, kinds, strict=True)]
     given = given_images(images, max_pixels)
     own: Iterable[Sample] = runs[0].samples(held_out) if runs[0] is not None and held_out else ()
     finders = [of_saved(word) if run is None else of_run(run) for word, run in zip(words, runs, strict=True)]
@@ -104,7 +107,7 @@ def predict(
         photos(given, classes, most_pixels(finders), max_pixels), (Shot(one, one.image.size) for one in own)
     )
     least = min_score if min_score is not None else 0.5 if objects else 0.0
-    folder = folder_for(model if is_run[0] else Path(), "predictions", out)
+    folder = folder_for(model if kinds[0] == "run" else Path(), "predictions", out)
     try:
         write(folder, finders, shots, least, top_k or TOP_K)
     except OSError as error:
