@@ -37,7 +37,7 @@ MAY = {
         "training",
     },
     "studies": {"data", "explain", "layers", "measure", "papers", "runs", "tasks", "training"},
-    "hub": {"explain", "models", "runs", "tasks", "training"},
+    "hub": {"explain", "models", "runs", "surgery", "tasks", "training"},
     "export": {"detection", "layers", "models", "runs", "seal"},
     "serve": {"data", "explain", "layers", "tasks"},
     "commands": {

@@ -98,6 +98,11 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
     channels, height, width = known["input_size"]
     if channels != 3 or height != width:
         raise UserError(f"{model} takes {channels} × {height} × {width}: wanted square images of 3 colours")
+    if known.get("crop_mode", "center") != "center":
+        raise UserError(
+            f"{model} wants images in crop_mode {known['crop_mode']}, and here their centre is cut out: save "
+            "it with a pretrained_cfg that says center, if that does for it"
+        )
     from attneck.data.readers.folder import resampling
 
     try:

@@ -59,7 +59,8 @@ def save(
     Of a run, the folder gets a model card too: README.md and curves.png.
 
     Args:
-        model: a run; or a model from `create_model`, `load` or `Run.model`, also inside `torch.compile` or an
+        model: a run; or a model from `create_model`, `load` or `Run.model`, or timm's made without options,
+            each also after one function of `attneck.surgery`, and inside `torch.compile` or an
             `AveragedModel`.
         run: the run that the model is of, if it is given by itself.
         license: for the model card, by the Hub's identifier: apache-2.0, say.
@@ -67,7 +68,7 @@ def save(
 
     Raises:
         ValueError: a folder with such a file of somebody else's; a model whose tensors are not finite, or not
-            those that its config makes (after surgery that no run did, for example); one whose layers compute
+            those that its config makes (of timm's with options, for example); one whose layers compute
             otherwise, by another stride, pool or `resample` say that was set after it was built; weights of
             float64; what `describe` refuses.
         OSError: the file could not be written.
@@ -116,6 +117,8 @@ def save(
                 f"{name} is of float64, and load makes float32: give model.float(), or keep its state_dict() "
                 "with safetensors.torch.save_file"
             )
+    if getattr(network, "origin", None) is None:
+        _check_same_results(network, config, state)
     config["sha256"] = digest(state, config)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     content = to_bytes(state, {"format": "pt", "config": text})
@@ -131,6 +134,32 @@ def save(
 
         write_card(run, config, state, path, license)
     return path
+
+
+def _check_same_results(network: nn.Module, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """ValueError unless the model of a config makes of an image what `network` makes of it.
+
+    What somebody else's program built may have been given anything.
+    """
+    import torch
+
+    again = from_config(config)
+    again.load_state_dict(state)
+    (weight, *_), modes = network.parameters(), [(module, module.training) for module in network.modules()]
+    image = torch.rand(1, *config["pretrained_cfg"]["input_size"]).to(weight)
+    try:
+        with torch.no_grad():
+            want, got = network.eval()(image), again.to(weight).eval()(image)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    scale = float(want.nan_to_num(0, 0, 0).abs().max())
+    if not torch.allclose(got, want, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+        raise ValueError(
+            f"{name_of(config)} makes another result of an image than this {type(network).__name__} with the "
+            "same weights, which was made with options that no config knows: keep its state_dict() with "
+            "safetensors.torch.save_file"
+        )
 
 
 def _check_own(folder: Path, *, with_card: bool) -> None:

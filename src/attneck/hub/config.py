@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -50,15 +51,11 @@ def describe(
         label_names: the classes' names, in the order of the logits; a detector's with the background first.
 
     Raises:
-        ValueError: a model that neither `create_model` nor a run made, or lists of the wrong length.
+        ValueError: a model that neither `create_model`, timm nor a run made, one after two surgeries, or
+            lists of the wrong length.
     """
     model = bare(model)
-    origin: Origin | None = getattr(model, "origin", None)
-    if origin is None:
-        raise ValueError(
-            f"this {type(model).__name__} was not made by attneck.create_model or a run, so no config can "
-            "say how to make it: keep its state_dict() with safetensors.torch.save_file"
-        )
+    origin = _origin(model)
     classes = getattr(model, "num_classes", origin.num_classes)
     known: dict[str, Any] = dict(getattr(model, "pretrained_cfg", {}))
     transform: Any = getattr(model, "transform", None)  # a detector normalises images itself
@@ -73,7 +70,7 @@ def describe(
             raise ValueError(f"{key} has {len(value)} entries, wanted {wanted}")
     known |= {key: value for key, value in given.items() if value is not None}
     known["input_size"] = (origin.in_chans, *origin.image_size)
-    fields = ("input_size", *DATA, "first_conv", "classifier")
+    fields = ("input_size", *DATA, "crop_mode", "first_conv", "classifier")
     labels = {"label_names": known.pop("label_names")} if "label_names" in known else {}
     arguments: dict[str, Any] = dict(origin.options)
     if not origin.name.startswith(TIMM):
@@ -90,6 +87,44 @@ def describe(
         config["surgery"] = {"base": base, "name": origin.surgery, "options": origin.surgery_options}
     as_json: dict[str, Any] = json.loads(json.dumps(config))
     return as_json
+
+
+def _origin(model: Any) -> Origin:
+    """How it was made: as it says itself, or by timm without options; and what was done on it.
+
+    Raises ValueError for what `describe` refuses.
+    """
+    from attneck.surgery.recorded import done_on
+
+    kind, done = type(model).__name__, done_on(model)
+    origin: Origin | None = getattr(model, "origin", None)
+    if origin is not None and origin.surgery != "none":  # a run's
+        return origin
+    if len(done) > 1:
+        names = ", ".join(one.name for one in done)
+        raise ValueError(
+            f"on this {kind} {names} were done, and a config says one: keep its state_dict() with "
+            "safetensors.torch.save_file"
+        )
+    size = done[0].image_size if done else None
+    if origin is None:
+        known = getattr(model, "pretrained_cfg", None) or {}
+        name = known.get("architecture")
+        if name is None or not type(model).__module__.startswith("timm."):
+            raise ValueError(
+                f"this {kind} was not made by attneck.create_model, timm or a run, so no config can say how "
+                "to make it: keep its state_dict() with safetensors.torch.save_file"
+            )
+        origin = Origin(TIMM + name, model.num_classes, size or tuple(known["input_size"][1:]), 3, {})
+    if done:
+        options = {
+            key: value if isinstance(value, str) or not isinstance(value, Sequence) else [*value]
+            for key, value in done[0].options.items()
+        }
+        origin = replace(
+            origin, image_size=size or origin.image_size, surgery=done[0].name, surgery_options=options
+        )
+    return origin
 
 
 NOT_COMPUTED = {
@@ -160,7 +195,7 @@ def from_config(config: dict[str, Any], image_size: int | tuple[int, int] | None
             for key in DATA & known.keys()
         }
         own["input_size"] = (network.origin.in_chans, *network.origin.image_size)
-        own["crop_mode"] = "center"  # as runs cut images; timm may say another of the same architecture
+        own["crop_mode"] = known.get("crop_mode", "center")  # timm's may be another of the same architecture
         network.pretrained_cfg = dict(network.pretrained_cfg) | own
     return model
 
@@ -200,6 +235,7 @@ class _Images(_Part):
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AsTuple]
     interpolation: Annotated[str, Field(max_length=20)] | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    crop_mode: Literal["center", "squash", "border"] | None = None
     first_conv: Name | Names | None = None
     classifier: Name | Names | None = None
 

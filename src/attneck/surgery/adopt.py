@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attneck.layers import BAM, MHSA2d
 from attneck.surgery.others import Form, Kind, Ours, halves, is_of_bottle, kind_of
+from attneck.surgery.recorded import recorded
 from attneck.surgery.report import Change, state_tensors
 from attneck.surgery.trace import check_unwrapped, is_hooked
 
@@ -68,6 +69,7 @@ class Adopted(NamedTuple):
     report: Adoption
 
 
+@recorded
 def adopt(model: nn.Module) -> Adopted:
     """Make other implementations' attention inside `model` ours, in place; its function stays.
 

@@ -26,6 +26,7 @@ from attneck.layers import MHSA2d
 from attneck.layers.meta import meta_copy
 from attneck.surgery.attach import device_to_make_on, match_to
 from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
+from attneck.surgery.recorded import recorded
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.trace import Step, Trace, is_hooked, trace
 
@@ -33,6 +34,7 @@ Position = Literal["relative", "absolute", "none"]
 Resample = Literal["stretch", "keep"]
 
 
+@recorded
 def attend(
     model: nn.Module,
     stage: int | str = -1,

@@ -13,10 +13,12 @@ from attneck.models.resnet.network import bot_block
 from attneck.surgery.attach import Probe, device_to_make_on, match_to
 from attneck.surgery.attend import Position, Resample
 from attneck.surgery.blocks import Block, stage_of
+from attneck.surgery.recorded import recorded
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.trace import Trace, trace
 
 
+@recorded
 def insert_attention_block(
     model: nn.Module,
     kind: Literal["bot", "non_local"] = "bot",

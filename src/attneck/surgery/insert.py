@@ -14,6 +14,7 @@ from attneck.models.weights import THEIR_SE
 from attneck.surgery.attach import OnPart, attached, device_to_make_on, match_to
 from attneck.surgery.blocks import residual_blocks
 from attneck.surgery.places import Place, after, bottlenecks
+from attneck.surgery.recorded import recorded
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.trace import Trace, trace
 
@@ -21,6 +22,7 @@ At = Literal["bottlenecks", "blocks"]
 Start = Literal["identity", "paper"]
 
 
+@recorded
 def insert_bam(
     model: nn.Module,
     at: At = "bottlenecks",
@@ -72,6 +74,7 @@ def insert_bam(
     return _insert(model, at, new, "bam", image_size)
 
 
+@recorded
 def insert_se(
     model: nn.Module,
     at: At = "blocks",

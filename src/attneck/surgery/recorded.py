@@ -1,0 +1,42 @@
+"""What surgery was done on a model, kept with it: by this `attneck.hub.save` says how to make it again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Surgery(NamedTuple):
+    """One function of `attneck.surgery`, as it was called."""
+
+    name: str
+    options: dict[str, Any]
+    image_size: tuple[int, int] | None
+    """(height, width) in pixels that it was done for; None where it needs none."""
+
+
+def recorded(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, after which the model's attribute `surgeries` has the call too."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def operate(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: Any = function(*args, **kwargs)
+        options = dict(signature.bind(*args, **kwargs).arguments)
+        model: Any = options.pop("model")
+        options.pop("image_size", None)
+        size = getattr(result.report, "image_size", None)
+        model.surgeries = (*done_on(model), Surgery(function.__name__, options, size))
+        return result
+
+    return operate
+
+
+def done_on(model: Any) -> tuple[Surgery, ...]:
+    """What was done on a model, in that order."""
+    return getattr(model, "surgeries", ())
