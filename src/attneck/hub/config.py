@@ -70,6 +70,8 @@ def describe(
             raise ValueError(f"{key} has {len(value)} entries, wanted {wanted}")
     known |= {key: value for key, value in given.items() if value is not None}
     known["input_size"] = (origin.in_chans, *origin.image_size)
+    if known.get("crop_mode") == "center":  # as where none is said
+        del known["crop_mode"]
     fields = ("input_size", *DATA, "crop_mode", "first_conv", "classifier")
     labels = {"label_names": known.pop("label_names")} if "label_names" in known else {}
     arguments: dict[str, Any] = dict(origin.options)
