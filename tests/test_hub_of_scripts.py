@@ -38,8 +38,10 @@ def test_a_network_of_timm_s_is_loaded_as_it_was_saved(name: str, tmp_path: Any)
     model = timm.create_model("resnet18", num_classes=3)
     DONE[name](model)
     lively(model).train()
+    drawn = torch.get_rng_state()
     saved = hub.save(model, tmp_path / "net.safetensors", label_names=["a", "b", "c"])
     assert model.training
+    assert torch.equal(torch.get_rng_state(), drawn)
     again, x = attneck.load(saved), torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again(x), model.eval()(x))
@@ -85,6 +87,7 @@ def scaled(model: Any) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "options": ({"act_layer": nn.SiLU}, None, "its act1 kind is SiLU and would be ReLU"),
+    "maps": ({"features_only": True}, None, "FeatureListNet was not made by attneck.create_model, timm or a"),
     "grey": ({"in_chans": 1}, None, "1 tensors .conv1.weight first. are not those of timm/resnet18 any more"),
     "two": ({}, twice, "on this ResNet attend, insert_bam were done, and a config says one"),
     "another forward": ({}, scaled, "timm/resnet18 makes another result of an image than this ResNet"),
@@ -94,7 +97,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_a_config_cannot_say_is_refused(case: str, tmp_path: Any) -> None:
     options, operation, says = REFUSED[case]
-    model = timm.create_model("resnet18", num_classes=3, **options)
+    model = timm.create_model("resnet18", **options)
     if operation is not None:
         operation(model)
     with pytest.raises(ValueError, match=says):

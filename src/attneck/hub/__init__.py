@@ -143,10 +143,12 @@ def _check_same_results(network: nn.Module, config: dict[str, Any], state: dict[
     """
     import torch
 
-    again = from_config(config)
+    with torch.random.fork_rng(devices=[]):  # a training goes on with the draws that it would have had
+        again = from_config(config)
+        image = torch.rand(1, *config["pretrained_cfg"]["input_size"])
     again.load_state_dict(state)
     (weight, *_), modes = network.parameters(), [(module, module.training) for module in network.modules()]
-    image = torch.rand(1, *config["pretrained_cfg"]["input_size"]).to(weight)
+    image = image.to(weight)
     try:
         with torch.no_grad():
             want, got = network.eval()(image), again.to(weight).eval()(image)

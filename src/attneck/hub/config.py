@@ -111,13 +111,13 @@ def _origin(model: Any) -> Origin:
     size = done[0].image_size if done else None
     if origin is None:
         known = getattr(model, "pretrained_cfg", None) or {}
-        name = known.get("architecture")
-        if name is None or not type(model).__module__.startswith("timm."):
+        name, classes = known.get("architecture"), getattr(model, "num_classes", None)
+        if name is None or classes is None or not type(model).__module__.startswith("timm."):
             raise ValueError(
                 f"this {kind} was not made by attneck.create_model, timm or a run, so no config can say how "
                 "to make it: keep its state_dict() with safetensors.torch.save_file"
             )
-        origin = Origin(TIMM + name, model.num_classes, size or tuple(known["input_size"][1:]), 3, {})
+        origin = Origin(TIMM + name, classes, size or tuple(known["input_size"][1:]), 3, {})
     if done:
         options = {
             key: value if isinstance(value, str) or not isinstance(value, Sequence) else [*value]
