@@ -30,8 +30,9 @@ class Saver:
     def __init__(self, folder: Path, decides: str | None, world: World) -> None:
         self.folder, self.world = folder, world
         self._writer = Background()
-        keeps = decides is not None and world.rank == 0
-        self._keeper = Keeper(folder / "checkpoints", decides) if keeps and decides is not None else None
+        self._keeper: Keeper | None = None
+        if decides is not None and world.rank == 0:
+            self._keeper = Keeper(folder / "checkpoints", decides)
 
     @property
     def failed(self) -> bool:
