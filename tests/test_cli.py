@@ -50,7 +50,7 @@ def test_help_names_every_command(capsys):
         (["train", "nowhere", "--resume"], "no recipe 'nowhere'"),
         (["train", "demo", "--batch", "100000"], "larger than the data set"),
         (["train", "--epochs", "3"], "the recipe comes first"),
-        (["eval", "nowhere"], "is no run"),
+        (["eval", "nowhere"], "no model or run is called 'nowhere'"),
         (["list", "botnte*"], "no model matches"),
         (["data", "check", "folder", "--root", "nowhere"], "nowhere is not a folder"),
         (["data", "where", "shapes", "--root", "nowhere"], "drawn by the program"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from attneck.models import create_model, list_detectors, list_models
     from attneck.runs.run import Run
     from attneck.runs.train import train
+    from attneck.tasks.evaluate import evaluate
 
 # Where each public name lives. Resolved on first use, so that `attneck --help` needs no torch.
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "create_model": "attneck.models.catalog:create_model",
     "list_detectors": "attneck.models.catalog:list_detectors",
     "list_models": "attneck.models.catalog:list_models",
+    "evaluate": "attneck.tasks.evaluate:evaluate",
     "load": "attneck.hub:load",
     "train": "attneck.runs.train:train",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "create_model",
     "data",
     "detection",
+    "evaluate",
     "explain",
     "export",
     "hub",

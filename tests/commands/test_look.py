@@ -118,7 +118,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "off the photo": ([NET, "photo.png", "--at", "80,0"], "the photo is 80 × 60 pixels"),
     "not seen": (
         [NET, "photo.png", "--at", "1,30"],
-        f"lies outside what {NET} sees of the photo, from 9,0 to 68,59",
+        f"lies outside what {NET} sees of the photo, from 10,0 to 69,59",
     ),
     "no attention": (["cifar_resnet20_bam", "photo.png", "--at", "40,30"], "--at is of self-attention"),
     "no tables": (["cifar_resnet20_bam", "photo.png", "--tables"], "has no position tables"),

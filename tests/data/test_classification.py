@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 
 from attneck.data import EvalBatches, Normalise, TrainBatches, collate, loader, open_dataset
 from attneck.data.augment.crop_flip import crop_flip
@@ -340,6 +341,23 @@ def test_folder_evaluates_the_centre(tmp_path: Path) -> None:
     # Sorted: tall is 0. 80 pixels stay 80, of which the middle 70: 120 - 35 ... 120 + 34.
     np.testing.assert_array_equal(images[1][0, :, 0], np.arange(85, 155))
     np.testing.assert_array_equal(images[0], images[1].transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize("way", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "crop_pct"), [(64, 0.9), (70, 0.875), (33, 0.71), (48, 1.0)])
+def test_folder_resizes_and_cuts_as_timm(tmp_path: Path, size: int, crop_pct: float, way: str) -> None:
+    """To the pixel, at sides where a resized side and the crop's place have to be rounded."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    sides = [(80, 80), (97, 61), (50, 123), (301, 200), (40, 41)]
+    photos = [Image.fromarray(draw.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sides]
+    for number, photo in enumerate(photos):
+        photo.save(tmp_path / "val" / "a" / f"{number}.png")
+    options = {"image_size": size, "crop_pct": crop_pct, "interpolation": way}
+    got = open_dataset("folder", "val", root=tmp_path, **options).pixels([(0, i) for i in range(len(sides))])
+    transform: Any = create_transform((3, size, size), interpolation=way, crop_pct=crop_pct, normalize=False)
+    for mine, photo in zip(got, photos, strict=True):
+        np.testing.assert_array_equal(mine, transform(photo).permute(1, 2, 0))
 
 
 def test_folder_under_the_data_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

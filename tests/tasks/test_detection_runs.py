@@ -18,7 +18,7 @@ from attneck.runs import train as runs
 from attneck.runs.run import Run
 from attneck.runs.scored_on import OTHER
 from attneck.tasks import open_task
-from attneck.tasks.detection import Detection, headline
+from attneck.tasks.detection import Detection, headline, score
 from attneck.training import checkpoint
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
@@ -136,9 +136,10 @@ def test_processes_share_the_held_out_images(trained, monkeypatch):
     monkeypatch.setattr(model, "forward", lambda images: asked.append(len(images)) or plain(images))
     monkeypatch.setattr(World, "joined", lambda self, rows: rows)
     with torch.inference_mode():
-        whole = alone.detect(model)
+        whole = alone.report(model).detections
         assert sum(asked) == 5
-        parts = [Detection(known.recipe, World(rank, 2, ALONE.device)).detect(model) for rank in (0, 1)]
+        worlds = [World(rank, 2, ALONE.device) for rank in (0, 1)]
+        parts = [Detection(known.recipe, one).report(model).detections for one in worlds]
     assert sum(asked) == 10
     assert parts[0]
     assert parts[1]
@@ -225,7 +226,7 @@ def test_nothing_to_find_is_minus_one():
 
 
 def test_nothing_found_scores_nothing():
-    scores = headline(open_task(recipe(), ALONE).scores([]))
+    scores = headline(score(open_task(recipe(), ALONE).held_out, [], "coco")[0])
     assert {scores[f"{kind}_{name}"] for kind in ("box", "mask") for name in ("AP", "AP50", "AP75")} == {0.0}
     assert set(scores.values()) <= {0.0, -1.0}  # of a size that no object has
 

@@ -124,12 +124,12 @@ def test_as_much_of_an_image_is_scored_as_asked(tmp_path) -> None:
         for name in "ab":
             (tmp_path / split / name).mkdir(parents=True)
             Image.linear_gradient("L").resize((40, 40)).save(tmp_path / split / name / "1.png")
-    data = {"name": "folder", "root": str(tmp_path), "image_size": 20}
+    data = {"name": "folder", "root": str(tmp_path), "image_size": 28}
     seen = {}
     for share in (None, 1.0, 0.5):
         task = open_task(Recipe.model_validate({"data": {**data, "crop_pct": share}}), ALONE)
         assert task.describe()["crop_pct"] == (share or 0.875)
-        rows = task.held_out.pixels([(0, 0)])[0, :, 10, 0].astype(int)
+        rows = task.held_out.pixels([(0, 0)])[0, :, 14, 0].astype(int)
         seen[share] = rows[-1] - rows[0]  # of 255 over the whole height
     assert seen[0.5] == pytest.approx(seen[1.0] / 2, abs=8)
     assert seen[None] == pytest.approx(seen[1.0] * 0.875, abs=8)

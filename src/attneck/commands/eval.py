@@ -1,25 +1,36 @@
-"""attneck eval: a run's scores on its held-out data, whole and class by class."""
+"""attneck eval: a run's scores on its held-out data, or a saved model's on any, whole and class by class."""
 
 from __future__ import annotations
 
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from attneck.checks import one_of
 from attneck.commands.arguments import Checkpoint, Json, call
 from attneck.commands.evaluation_files import PAIRS, class_table, told, write_details
+from attneck.commands.finder import check_trained
+from attneck.commands.given_model import only_of_runs
 from attneck.commands.progress import shown
 from attneck.commands.results_folder import folder_for
-from attneck.errors import UserError, is_first, say
+from attneck.commands.scorer import Scorer, of_run, of_saved
+from attneck.data.table import SETS
+from attneck.errors import UserError, is_first, say, user_mistakes
 from attneck.files import NotWritten, write_atomic
+from attneck.runs.run import NAMES, Run
+
+if TYPE_CHECKING:
+    from attneck.tasks.task import Evaluation
 
 
 def score(
-    run: Annotated[Path, tyro.conf.Positional],
+    model: Annotated[Path, tyro.conf.Positional],
     /,
+    data: Annotated[str | None, tyro.conf.arg(name="data.name", aliases=["--data"])] = None,
+    split: Annotated[str | None, tyro.conf.arg(name="data.val-split", aliases=["--split"])] = None,
     root: Annotated[str | None, tyro.conf.arg(name="data.root", aliases=["--root"])] = None,
     val_share: Annotated[float | None, tyro.conf.arg(name="data.val-share", aliases=["--val-share"])] = None,
     checkpoint: Checkpoint = "newest",
@@ -29,6 +40,8 @@ def score(
 ) -> None:
     """Scores of a run's newest or best checkpoint, for its weights (val) and their average (ema).
 
+    Or of a saved model, on the images that --data.name and --data.root say.
+
     Of a classifier top-1, top-5 and error, the accuracy of each class, and what is confused most; of a
     detector the papers' tables of AP, each class's, and what it found, as COCO's results in detections.json,
     in --out or else in the run's folder; of other data beside the tables. per-class.csv, and a confusion
@@ -36,85 +49,99 @@ def score(
     COCO's; of VOC it is the image's place in the split's list, from 1.
 
     Args:
-        run: the run's folder.
-        root: where the data lies now; as in the run's recipe if not given.
+        model: a run's folder, or what attneck.hub.save wrote.
+        data: of a saved model, the data set (attneck data where NAME says where each lies); a classifier's is
+            folder if not given, a directory of images in a folder each class.
+        split: of a saved model, the part of that data; val if not given.
+        root: where the data lies now; as in the run's recipe, or ATTNECK_DATA, if not given.
         val_share: the share of --data.root's class folders that is scored, by the hash of the images' names,
             where there is no folder val; 1 scores all. The run's own if not given.
-        checkpoint: the newest, or the best by the recipe's metric.
-        image_size: the side of the held-out images in pixels; the run's own if not given.
-        out: the folder for tables and pictures, new or empty; if not given evaluation in the run's, or
-            evaluation-2 and so on where that is taken.
+        checkpoint: the newest of a run, or the best by the recipe's metric.
+        image_size: the side of the images in pixels; the run's or the model's own if not given.
+        out: the folder for tables and pictures, new or empty; if not given evaluation in the run's, of a
+            saved model in this one, or evaluation-2 and so on where that is taken.
         json_: print one JSON document and nothing else.
     """
-    from attneck.runs.run import NAMES, Run
-
     if val_share is not None and root is None:
         raise UserError(
             "--data.val-share goes with --data.root: of its own images a run scores those it did not train on"
         )
-    known = Run(run, checkpoint)
-    recipe = known.recipe  # refuses what is no run, before torch is imported
-    from attneck.runs.scored_on import OTHER, scored_on
-
-    known.facts  # noqa: B018 - refuses a run without a checkpoint, before a folder is made
+    is_run = check_trained(model) == "run"
+    if not is_run and checkpoint != "newest":
+        only_of_runs("--checkpoint", str(model), "saved")
+    if is_run and (data or split):
+        flag = "--data.name" if data else "--data.val-split"
+        raise UserError(f"{flag} is of saved models, and {model} has a recipe, which says it: leave it out")
+    if data is not None:
+        with user_mistakes():
+            one_of("--data.name", data, SETS)
+    scorer = (
+        of_run(Run(model, checkpoint), root, val_share, image_size)
+        if is_run
+        else of_saved(model, data, split, root, val_share, image_size)
+    )
     first = is_first()
-    folder = folder_for(run, "evaluation", out) if out is not None and first else None
-    elsewhere = None if root is None else known.data(root=root, val_share=val_share).fingerprint()
-    images = scored_on(recipe, known.facts, elsewhere)
-    if images == OTHER and recipe.data.val_share is not None and val_share is None:
-        say(
-            f"of {root} the share of {recipe.data.val_share:g} is scored that the run's recipe "
-            "holds out: --data.val-share 1 scores all",
-            once=True,
-        )
-    watch = partial(shown, what=images, quiet=json_)
-    found = known.evaluate(root=root, val_share=val_share, image_size=image_size, watch=watch)
+    place = model if is_run else Path()
+    folder = folder_for(place, "evaluation", out) if out is not None and first else None
+    found = scorer.evaluate(partial(shown, what=scorer.images, quiet=json_))
     if folder is None and first:
-        folder = _new_folder(run)
+        folder = _new_folder(place)
     best = [*found.values()][-1]
     detections = None
     if best.detections is not None and first:
-        place = run if out is None and images != OTHER else folder
-        detections = None if place is None else _detections(place, best.detections)
+        beside = model if out is None and scorer.own else folder
+        detections = None if beside is None else _detections(beside, best.detections)
+    step = "" if scorer.step is None else f", step {scorer.step}"
     size = "" if image_size is None else f" of {image_size} pixels"
-    title = f"{recipe.model.name}, step {known.step}, {best.images:,} {images}{size}"
+    title = f"{scorer.model}{step}, {best.images:,} {scorer.images}{size}"
     files = write_details(folder, best, title) if folder is not None else []
     if not first:
         return
     if json_:
-        document = {
-            "run": str(run),
-            "model": recipe.model.name,
-            "step": known.step,
-            "checkpoint": checkpoint,
-            "images": best.images,
-            "scored_on": images,
-            "image_size": image_size or known.facts["image_size"],
-        }
-        for name, one in found.items():
-            document |= {f"{name}_{key}": value for key, value in one.scores.items()}
-        if best.detections is not None:
-            document |= {
-                "detections": None if detections is None else str(detections),
-                "scores": {name: one.details for name, one in found.items()},
-            }
-        heads, rows = class_table(best)
-        document["classes"] = [dict(zip(heads, row, strict=True)) for row in rows]
-        if best.confusion is not None:
-            names = best.confusion.classes
-            pairs = best.confusion.pairs()[:PAIRS]
-            document["confused"] = [[names[label], names[other], times] for label, other, times in pairs]
-        document["files"] = [str(file) for file in files]
-        print(json.dumps(document))
+        print(json.dumps(_document(scorer, checkpoint, found, detections, files)))
         return
     print(title)
-    print(known.tables(found))
+    print(scorer.tables(found))
     if words := told(best):
         print(f"\nclass by class, {NAMES[[*found][-1]]}\n{words}\n")
     if detections is not None:
         print(f"detections  {detections}")
     if files:
         print(f"details     {files[0].parent}  ({', '.join(file.name for file in files)})")
+
+
+def _document(
+    scorer: Scorer,
+    checkpoint: Checkpoint,
+    found: dict[str, Evaluation],
+    detections: Path | None,
+    files: list[Path],
+) -> dict[str, Any]:
+    """What --json prints."""
+    best = [*found.values()][-1]
+    document: dict[str, Any] = {
+        "run": str(scorer.path),
+        "model": scorer.model,
+        "step": scorer.step,
+        "checkpoint": checkpoint if scorer.step is not None else None,
+        "images": best.images,
+        "scored_on": scorer.images,
+        "image_size": scorer.image_size,
+    }
+    for name, one in found.items():
+        document |= {f"{name}_{key}": value for key, value in one.scores.items()}
+    if best.detections is not None:
+        document |= {
+            "detections": None if detections is None else str(detections),
+            "scores": {name: one.details for name, one in found.items()},
+        }
+    heads, rows = class_table(best)
+    document["classes"] = [dict(zip(heads, row, strict=True)) for row in rows]
+    if best.confusion is not None:
+        names = best.confusion.classes
+        pairs = best.confusion.pairs()[:PAIRS]
+        document["confused"] = [[names[label], names[other], times] for label, other, times in pairs]
+    return document | {"files": [str(file) for file in files]}
 
 
 def _detections(folder: Path, found: list[dict[str, Any]]) -> Path | None:
@@ -128,10 +155,10 @@ def _detections(folder: Path, found: list[dict[str, Any]]) -> Path | None:
     return file
 
 
-def _new_folder(run: Path) -> Path | None:
-    """A folder for details in the run's; None, with a line, where that takes none."""
+def _new_folder(where: Path) -> Path | None:
+    """A folder for details there; None, with a line, where that takes none."""
     try:
-        return folder_for(run, "evaluation", None)
+        return folder_for(where, "evaluation", None)
     except UserError as error:
         say(f"no tables and pictures are written: {error}")
         return None

@@ -76,6 +76,7 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
     """
     kind = kind_of(model)
     from attneck.serve.network import Viewer
+    from attneck.tasks.described import facts_of, finds_objects
 
     with user_mistakes():
         run, network, _ = load(kind, model, image_size, False, checkpoint)
@@ -85,30 +86,14 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
         made = run.recipe.model
         surgery = "" if made.surgery == "none" else f" after {made.surgery}"
         title = f"{made.name}{surgery}, step {run.step:,}"
-    known = dict(getattr(network, "pretrained_cfg", None) or {})
     if run is not None:
         facts = run.facts | ({} if image_size is None else {"image_size": image_size})
         return Viewer(title, True, network, facts, run.finds_objects)
-    classes = tuple(known.get("label_names") or ())
-    if hasattr(network, "transform"):
-        size = max(network.origin.image_size)
-        ids = [*range(1, network.origin.num_classes)]
-        facts = {"classes": classes[1:], "category_ids": ids, "image_size": size}
-        return Viewer(title, kind == "saved", network, facts, True)
-    channels, height, width = known["input_size"]
-    if channels != 3 or height != width:
-        raise UserError(f"{model} takes {channels} × {height} × {width}: wanted square images of 3 colours")
-    if known.get("crop_mode", "center") != "center":
-        raise UserError(
-            f"{model} wants images in crop_mode {known['crop_mode']}, and here their centre is cut out: save "
-            "it with a pretrained_cfg that says center, if that does for it"
-        )
-    from attneck.data.readers.folder import resampling
-
     try:
-        resampling(known["interpolation"])
+        facts = facts_of(network)
     except ValueError as error:
-        raise UserError(f"{model}: {error}; save it with the one that it was trained by") from error
-    facts = {"classes": classes, "image_size": image_size or height}
-    facts |= {key: known[key] for key in ("mean", "std", "crop_pct", "interpolation")}
-    return Viewer(title, kind == "saved", network, facts, False)
+        raise UserError(f"{model}: {error}") from error
+    detects = finds_objects(network)
+    if image_size is not None and not detects:
+        facts["image_size"] = image_size
+    return Viewer(title, kind == "saved", network, facts, detects)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -121,38 +121,17 @@ class Classification:
         return {name: scores[name] for name in ("loss", "top1", "top5")}
 
     def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
-        """`evaluate`, the top-1 error in per cent, and what is taken for what.
-
-        Of two classes also "auc", the area under the ROC curve in per cent: what is right whatever the
-        threshold between them.
-        """
-        recipe = self.recipe
-        trained = recipe.batch // (recipe.accumulate * self.everyone.size)  # images at a time
-        most = min(EVAL_BATCH, EVAL_PIXELS // self.held_out.image_size**2, max(32, 8 * trained))
-        most = max(1, most)
-        batches = EvalBatches(len(self.held_out), most, rank=self.everyone.rank, world=self.everyone.size)
-        sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
-        tally = Tally(list(self.held_out.classes))
-        two = len(self.held_out.classes) == 2
-        margins: list[tuple[float, int]] = []  # how far the second class is above the first, and the label
-        watched = watch(loader(self.held_out, batches, self.recipe.data.workers, self.collate))
-        for (images, labels), keys in zip(watched, batches, strict=True):
-            logits = model(self.normalised(images)).float().cpu()
-            likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
-            shares = logits.softmax(1).gather(1, likeliest[:, :1])[:, 0]
-            tally.add(keys, labels, likeliest[:, 0], shares)
-            if two:
-                margins += zip((logits[:, 1] - logits[:, 0]).tolist(), labels.tolist(), strict=True)
-            best = likeliest == labels[:, None]
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            counts = [len(labels), float(loss), int(best[:, 0].sum()), int(best.sum())]
-            sums += torch.tensor(counts, dtype=torch.float64)
-        count, loss_sum, top1, top5 = self.everyone.total(sums.tolist())
-        scores = {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
-        scores["error"] = 100 - scores["top1"]
-        if two and (auc := area(*zip(*self.everyone.joined(margins), strict=True))) is not None:
-            scores["auc"] = auc
-        self.last = Evaluation(len(self.held_out), scores, confusion=tally.total(self.everyone))
+        """`evaluate`, the top-1 error in per cent, and what is taken for what: see `report`."""
+        trained = self.recipe.batch // (self.recipe.accumulate * self.everyone.size)  # images at a time
+        self.last = report(
+            model,
+            self.held_out,
+            self.everyone,
+            self.normalised,
+            most=max(32, 8 * trained),
+            workers=self.recipe.data.workers,
+            watch=watch,
+        )
         return self.last
 
     def samples(self, count: int) -> Samples:
@@ -232,6 +211,52 @@ class Classification:
     def tables(evaluations: Mapping[str, Evaluation]) -> str:
         """A line for each."""
         return "\n".join(f"{name:14} {_said(one)}" for name, one in evaluations.items())
+
+
+def report(
+    model: nn.Module,
+    images: ClassificationDataset,
+    everyone: World,
+    prepare: Callable[[Tensor], Tensor],
+    *,
+    most: int,
+    workers: int | None = None,
+    watch: Watch = unseen,
+) -> Evaluation:
+    """What all images say of `model`, in evaluation mode: the mean cross-entropy, top-1 and top-5, each in
+    per cent, the top-1 error, and what is taken for what.
+
+    Of two classes also "auc", the area under the ROC curve in per cent: what is right whatever the threshold
+    between them.
+
+    Args:
+        prepare: uint8 images [B, 3, H, W] → what `model` takes, on its device.
+        most: images at a time, of `EVAL_BATCH` and `EVAL_PIXELS` at most.
+    """
+    size = max(1, min(EVAL_BATCH, EVAL_PIXELS // images.image_size**2, most))
+    batches = EvalBatches(len(images), size, rank=everyone.rank, world=everyone.size)
+    sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
+    tally = Tally(list(images.classes))
+    two = len(images.classes) == 2
+    margins: list[tuple[float, int]] = []  # how far the second class is above the first, and the label
+    watched = watch(loader(images, batches, workers, collate))
+    for (batch, labels), keys in zip(watched, batches, strict=True):
+        logits = model(prepare(batch)).float().cpu()
+        likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
+        shares = logits.softmax(1).gather(1, likeliest[:, :1])[:, 0]
+        tally.add(keys, labels, likeliest[:, 0], shares)
+        if two:
+            margins += zip((logits[:, 1] - logits[:, 0]).tolist(), labels.tolist(), strict=True)
+        best = likeliest == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        counts = [len(labels), float(loss), int(best[:, 0].sum()), int(best.sum())]
+        sums += torch.tensor(counts, dtype=torch.float64)
+    count, loss_sum, top1, top5 = everyone.total(sums.tolist())
+    scores = {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+    scores["error"] = 100 - scores["top1"]
+    if two and (auc := area(*zip(*everyone.joined(margins), strict=True))) is not None:
+        scores["auc"] = auc
+    return Evaluation(len(images), scores, confusion=tally.total(everyone))
 
 
 def _said(one: Evaluation) -> str:

@@ -22,7 +22,7 @@ from attneck.data.detection import (
     open_detection,
 )
 from attneck.data.sampling import EvalBatches, spread
-from attneck.data.table import SETS
+from attneck.data.table import SETS, Rule
 from attneck.detection.metrics import Detections, coco_evaluators, coco_stats, voc_scores
 from attneck.detection.precision_recall import Curve, coco_curves, voc_curves
 from attneck.detection.results import to_coco_detections
@@ -183,33 +183,6 @@ class Detection:
         named = {f"loss_{name.removeprefix('loss_')}": loss.detach() for name, loss in losses.items()}
         return torch.stack([*losses.values()]).sum(), named
 
-    def detect(self, model: nn.Module, watch: Watch = unseen) -> Detections:
-        """What `model` finds on all held-out images, each looked at by one process, as COCO's results."""
-        batches = EvalBatches(
-            len(self.held_out), EVAL_BATCH, rank=self.everyone.rank, world=self.everyone.size
-        )
-        found: Detections = []
-        for images, targets in watch(loader(self.held_out, batches, self.recipe.data.workers, collate)):
-            outputs = model([floats(image.to(self.everyone.device, non_blocking=True)) for image in images])
-            found += to_coco_detections(outputs, targets, self.held_out.category_ids)
-        return self.everyone.joined(found)
-
-    def scores(self, detections: Detections) -> dict[str, Any]:
-        """All scores, fractions: of COCO and shapes `coco_scores`; of VOC "mAP" and "classes"."""
-        return self._scored(detections)[0]
-
-    def _scored(self, detections: Detections) -> tuple[dict[str, Any], dict[str, list[Curve]]]:
-        """All scores, and the precision by recall of each class."""
-        truth = self.held_out.ground_truth()
-        data = self.recipe.data
-        rule = SETS[data.name].kinds["detection"].ap[data.val_split]
-        if rule == "coco":
-            evaluators = coco_evaluators(truth, detections, ("bbox", "segm") if self.masks else ("bbox",))
-            scores = {kind: coco_stats(evaluator) for kind, evaluator in evaluators.items()}
-            return scores, coco_curves(truth, evaluators)
-        mean, classes = voc_scores(truth, detections, rule)
-        return {"mAP": mean, "classes": classes}, voc_curves(truth, detections, rule)
-
     def evaluate(self, model: nn.Module, watch: Watch = unseen) -> dict[str, float]:
         """`headline` of what `model` finds."""
         found = self.report(model, watch)
@@ -223,9 +196,15 @@ class Detection:
 
     def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
         """`headline`, all scores, and what `model` finds."""
-        found = self.detect(model, watch)
-        scores, curves = self._scored(found)
-        self.last = Evaluation(len(self.held_out), headline(scores), scores, found, curves=curves)
+        data = self.recipe.data
+        self.last = report(
+            model,
+            self.held_out,
+            self.everyone,
+            SETS[data.name].kinds["detection"].ap[data.val_split],
+            data.workers,
+            watch,
+        )
         return self.last
 
     def samples(self, count: int) -> Samples:
@@ -302,13 +281,57 @@ class Detection:
         return found if with_masks else f"{found}\n\n{bam_coco_table(details)}"
 
 
+def detect(
+    model: nn.Module,
+    images: DetectionDataset,
+    everyone: World,
+    workers: int | None = None,
+    watch: Watch = unseen,
+) -> Detections:
+    """What `model` finds on all images, each looked at by one process, as COCO's results."""
+    batches = EvalBatches(len(images), EVAL_BATCH, rank=everyone.rank, world=everyone.size)
+    found: Detections = []
+    for batch, targets in watch(loader(images, batches, workers, collate)):
+        outputs = model([floats(image.to(everyone.device, non_blocking=True)) for image in batch])
+        found += to_coco_detections(outputs, targets, images.category_ids)
+    return everyone.joined(found)
+
+
+def score(
+    images: DetectionDataset, detections: Detections, rule: Rule
+) -> tuple[dict[str, Any], dict[str, list[Curve]]]:
+    """All scores, fractions: by COCO's rule `coco_stats` of boxes and, where the set has them, of masks; by
+    VOC's "mAP" and "classes". And the precision by recall of each class."""
+    truth = images.ground_truth()
+    if rule == "coco":
+        evaluators = coco_evaluators(truth, detections, ("bbox", "segm") if images.masks else ("bbox",))
+        scores = {kind: coco_stats(evaluator) for kind, evaluator in evaluators.items()}
+        return scores, coco_curves(truth, evaluators)
+    mean, classes = voc_scores(truth, detections, rule)
+    return {"mAP": mean, "classes": classes}, voc_curves(truth, detections, rule)
+
+
+def report(
+    model: nn.Module,
+    images: DetectionDataset,
+    everyone: World,
+    rule: Rule,
+    workers: int | None = None,
+    watch: Watch = unseen,
+) -> Evaluation:
+    """`headline`, all scores, and what `model`, in evaluation mode, finds."""
+    found = detect(model, images, everyone, workers, watch)
+    scores, curves = score(images, found, rule)
+    return Evaluation(len(images), headline(scores), scores, found, curves=curves)
+
+
 def headline(scores: dict[str, Any]) -> dict[str, float]:
     """The scores of a record, in per cent: `HEADLINE` of boxes and of masks (box_AP, mask_APs …); or mAP.
 
     -1 where there was nothing to find.
 
     Args:
-        scores: those of `Detection.scores`, from 0 to 1.
+        scores: those of `score`, from 0 to 1.
     """
     if "mAP" in scores:
         shares = {"mAP": scores["mAP"]}

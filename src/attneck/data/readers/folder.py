@@ -47,9 +47,10 @@ class FolderDataset(ClassificationDataset):
         max_pixels: int | None,
         skip_bad: bool,
         crop_pct: float,
+        interpolation: str,
     ) -> None:
         super().__init__(classes=classes, mean=MEAN, std=STD, image_size=image_size, labels=labels)
-        self.paths, self.names, self.crop_pct = paths, names, crop_pct
+        self.paths, self.names, self.crop_pct, self.interpolation = paths, names, crop_pct, interpolation
         self.augment, self.seed, self.max_pixels = augment, seed, max_pixels
         self.skipped = Skipped(len(paths), self._file) if skip_bad else None
         # Built here, so that forked workers inherit the import of torchvision.
@@ -77,7 +78,8 @@ class FolderDataset(ClassificationDataset):
 
     def _evaluated(self, index: int) -> NDArray[np.uint8]:
         """From all pixels, as published scores are."""
-        return np.array(resize_and_centre(self.whole(index), self.image_size, self.crop_pct))
+        whole = self.whole(index)
+        return np.array(resize_and_centre(whole, self.image_size, self.crop_pct, self.interpolation))
 
     def _read(self, index: int, read: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         return read(index) if self.skipped is None else self.skipped.first(self._from(index), read)
@@ -115,6 +117,7 @@ def open_folder(
     on_bad_image: str = "stop",
     val_share: float | None = None,
     crop_pct: float = 0.875,
+    interpolation: str = "bilinear",
 ) -> FolderDataset:
     """Opens root/{train,val}/<class>/…, the images in a class's folder at any depth, or in shards of these.
 
@@ -124,6 +127,7 @@ def open_folder(
     on_bad_image: "stop" with UnreadableImage, or "skip": another one of its class takes its place, see
         `Skipped`.
     crop_pct: see `FolderDataset`.
+    interpolation: how images are resized without augmentation, by the names that timm has for Pillow's ways.
     val_share: in place of the folders train and val: this share of root/<class>/… is "val", see `scan`.
 
     Says on stderr what it leaves out: files of other endings, or not in a class's folder, and hidden ones.
@@ -131,6 +135,7 @@ def open_folder(
     skip_bad = skips(on_bad_image)
     if val_share is not None and not 0 < val_share <= 1:
         raise ValueError(f"folder: val_share is {val_share}: give a share between 0 and 1, or 1 for all")
+    resampling(interpolation)
     tree = scan(resolve(root, name, LAYOUT), split, classes, skip_bad, val_share)
     if val_share is None or split == "val":  # else a run would say it twice
         tell_left(tree.left, split if val_share is None else "the classes")
@@ -151,6 +156,7 @@ def open_folder(
         max_pixels=max_pixels,
         skip_bad=skip_bad,
         crop_pct=crop_pct,
+        interpolation=interpolation,
     )
 
 
@@ -182,7 +188,11 @@ def resampling(interpolation: str) -> Image.Resampling:
 
 def centre(of: tuple[int, int], size: int, crop_pct: float) -> tuple[tuple[int, int], tuple[int, int]]:
     """What `resize_and_centre` makes of an image `of` (width, height): the (width, height) that it is resized
-    to, and the (left, top) of the square of `size` that is cut out of that."""
-    scale = round(size / crop_pct) / min(of)
-    width, height = (max(size, round(side * scale)) for side in of)
-    return (width, height), ((width - size) // 2, (height - size) // 2)
+    to, and the (left, top) of the square of `size` that is cut out of that.
+
+    They are rounded as torchvision's Resize and CenterCrop and timm's transforms round, whose scores are
+    published.
+    """
+    shorter = int(size / crop_pct)
+    width, height = (shorter if side == min(of) else int(shorter * side / min(of)) for side in of)
+    return (width, height), (round((width - size) / 2), round((height - size) / 2))

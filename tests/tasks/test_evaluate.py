@@ -1,0 +1,265 @@
+"""attneck.evaluate: models in memory score as by timm's own transforms, saved ones as their runs do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from forked import as_ranks
+from noise_photos import write_photos
+from PIL import Image
+from small_run import thin_mask_rcnn
+from timm.data import create_transform, resolve_data_config
+from torch import nn
+from torch.nn import functional as F
+
+import attneck
+from attneck import cli, hub
+from attneck.errors import UserError
+from attneck.runs import train as runs
+from attneck.surgery import insert_bam
+from attneck.training.recipe import Recipe
+
+CLASSES = ("a", "b", "c", "d", "e", "f", "g")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    write_photos(root, {"train": 2, "val": 3}, CLASSES, 80, "png")
+    return root
+
+
+def network(side: int = 64, **images: Any) -> nn.Module:
+    """timm's smallest ResNet with answers that differ from image to image, for squares of `side`."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=len(CLASSES))
+    model.pretrained_cfg = dict(model.pretrained_cfg) | {"input_size": (3, side, side)} | images
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            nn.init.ones_(module.weight)
+    model(torch.randn(16, 3, side, side))  # their statistics
+    return model.eval()
+
+
+def by_timm(model: nn.Module, root: Path) -> dict[str, float]:
+    """What timm's own transform of the model's images gives."""
+    transform: Any = create_transform(**resolve_data_config(model=model))
+    files = sorted((root / "val").glob("*/*.png"))
+    labels = torch.tensor([CLASSES.index(file.parent.name) for file in files])
+    with torch.no_grad():
+        logits = model(torch.stack([transform(Image.open(file)) for file in files]))
+    best = logits.topk(5).indices == labels[:, None]
+    return {
+        "loss": float(F.cross_entropy(logits, labels)),
+        "top1": 100 * float(best[:, 0].float().mean()),
+        "top5": 100 * float(best.any(1).float().mean()),
+    }
+
+
+@pytest.mark.parametrize("way", ["bilinear", "bicubic"])
+def test_a_model_of_timm_s_is_scored_as_timm_scores_it(way: str, photos: Path) -> None:
+    model = network(interpolation=way, crop_pct=0.9, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    found = attneck.evaluate(model, root=photos)
+    want = by_timm(model, photos)
+    assert found.images == 21
+    assert found.scores == pytest.approx(want | {"error": 100 - want["top1"]}, rel=1e-4)
+    other = network(interpolation="nearest", crop_pct=0.9, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    assert abs(attneck.evaluate(other, root=photos).scores["loss"] / want["loss"] - 1) > 1e-3
+
+
+def test_labels_follow_the_model_s_classes(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever their order; without names the folders' is taken, with a word."""
+    named = network(label_names=CLASSES)
+    want = attneck.evaluate(named, root=photos)
+    assert capsys.readouterr().err == ""
+    turned = network(label_names=CLASSES[::-1])
+    with torch.no_grad():
+        turned.fc.weight.copy_(turned.fc.weight.flip(0))
+        turned.fc.bias.copy_(turned.fc.bias.flip(0))
+    assert attneck.evaluate(turned, root=photos).scores == pytest.approx(want.scores, rel=1e-6)
+    assert attneck.evaluate(network(), root=photos).scores == want.scores
+    assert "classes have no names: folder's are taken for them in their order" in capsys.readouterr().err
+
+
+def test_a_model_is_left_as_it_was(photos: Path) -> None:
+    """After surgery, in training mode, within a wrapper and in half precision."""
+    model = network(label_names=CLASSES)
+    insert_bam(model, image_size=64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    model.layer1.eval()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    scores = attneck.evaluate(average, root=photos, size=14).scores
+    assert [model.training, model.layer1.training, average.training] == [True, False, True]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert scores == attneck.evaluate(model, root=photos, size=14).scores
+    half = attneck.evaluate(average.to(torch.bfloat16), root=photos, size=14)
+    assert half.scores["loss"] == pytest.approx(scores["loss"], rel=0.1)
+
+
+def _scores(model: nn.Module, root: Path) -> dict[str, float]:
+    return attneck.evaluate(model, root=root).scores
+
+
+def _in_a_group(model: nn.Module, root: Path) -> dict[str, float]:
+    torch.distributed.init_process_group("gloo")
+    try:
+        return _scores(model, root)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("program", [_scores, _in_a_group])
+def test_processes_share_the_images(program: Any, photos: Path) -> None:
+    model = network(label_names=CLASSES)
+    alone = _scores(model, photos)
+    first, second = as_ranks(program, model, photos)
+    assert first == second == pytest.approx(alone, rel=1e-5)
+
+
+REFUSED = [
+    (lambda: nn.Linear(1, 1), {}, "this Linear does not say which images it takes"),
+    (lambda: network(crop_mode="squash"), {}, "crop_mode squash"),
+    (lambda: network(interpolation="random"), {}, "interpolation='random'"),
+    (lambda: network(input_size=(3, 64, 32)), {}, "3 × 64 × 32: wanted square images"),
+    (lambda: network(label_names=("a", *"uvwxyz")), {}, "the classes asked for: 6 more"),
+    (lambda: network(label_names=("a", *"aaaaaa")), {}, "not those of folder .the first that differs is 'a'"),
+    (lambda: timm.create_model("resnet10t", num_classes=20), {}, "20 classes apart, and folder has 7"),
+    (lambda: timm.create_model("resnet10t", num_classes=0), {}, "0 classes apart"),
+    (network, {"data": "coco"}, "data set is 'coco'"),
+    (network, {"split": "test"}, "split of folder is 'test'"),
+    (network, {"colour": 3}, "colour is given, but it takes"),
+    (network, {"data": "shapes", "root": None}, "7 classes apart, and shapes has 10"),
+]
+
+
+@pytest.mark.parametrize(("model", "options", "said"), REFUSED)
+def test_what_would_score_wrongly_is_refused(model: Any, options: Any, said: str, photos: Path) -> None:
+    with pytest.raises((ValueError, UserError), match=said):
+        attneck.evaluate(model(), **{"root": photos} | options)
+
+
+def test_images_of_one_size_alone_are_of_the_model_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR's are of 32 pixels, and are resized for nobody."""
+    from attneck.data import arrays
+    from attneck.tasks import evaluate
+
+    images = np.random.default_rng(0).integers(0, 256, (14, 32, 32, 3), dtype=np.uint8)
+    opened = arrays.ArrayDataset(
+        images, np.arange(14) % 7, classes=CLASSES, mean=(0.5,) * 3, std=(0.5,) * 3, augment="none", seed=0
+    )
+    monkeypatch.setattr(evaluate, "open_dataset", lambda name, split, **options: opened)
+    with pytest.raises(ValueError, match="cifar100's images are of 32 pixels, and the model's of 64"):
+        attneck.evaluate(network(), "cifar100")
+    assert attneck.evaluate(network(), "cifar100", image_size=32).images == 14
+
+
+@pytest.fixture(scope="module")
+def saved(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run's folder, and its model, saved."""
+    place = tmp_path_factory.mktemp("saved")
+    recipe = Recipe.model_validate(
+        {
+            "model": {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}},
+            "data": {"name": "folder", "root": str(photos), "image_size": 24, "crop_pct": 0.8},
+            "batch": 4,
+            "epochs": 1,
+        }
+    )
+    runs.train(recipe, place / "run")
+    return place / "run", hub.save(attneck.Run(place / "run"), place / "net")
+
+
+def answer(words: list[Any], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert cli.main(["eval", *map(str, words), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_saved_model_scores_as_its_run(
+    saved: tuple[Path, Path], photos: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    run, net = saved
+    want = answer([run, "--out", tmp_path / "of-run"], capsys)
+    monkeypatch.chdir(tmp_path)
+    got = answer([net, "--data.root", photos], capsys)
+    scores = [key for key in want if key.startswith("val_")]
+    assert {key: got[key] for key in scores} == pytest.approx({key: want[key] for key in scores}, rel=1e-5)
+    assert [got[key] for key in ("images", "image_size", "classes", "confused")] == [
+        want[key] for key in ("images", "image_size", "classes", "confused")
+    ]
+    assert (got["step"], got["checkpoint"], got["scored_on"]) == (None, None, "images of folder val")
+    assert {Path(file).name for file in got["files"]} == {Path(file).name for file in want["files"]}
+    assert (tmp_path / "evaluation" / "per-class.csv").read_text() == (
+        tmp_path / "of-run" / "per-class.csv"
+    ).read_text()
+    every = answer([net, "--data.root", photos / "val", "--data.val-share", 1], capsys)
+    assert (every["images"], every["val_top1"]) == (21, got["val_top1"])
+    assert answer([net, "--root", photos, "--split", "train"], capsys)["images"] == 14
+    assert answer([net, "--root", photos, "--image-size", 32], capsys)["image_size"] == 32
+    assert cli.main(["eval", str(net), "--root", str(photos)]) == 0
+    assert "net, 21 images of folder val\nweights" in capsys.readouterr().out
+
+
+LINES = [
+    ("run", ["--data.name", "folder"], "--data.name is of saved models"),
+    ("run", ["--split", "val"], "--data.val-split is of saved models"),
+    ("net", ["--checkpoint", "best"], "--checkpoint is about runs"),
+    ("net", ["--data.name", "floder"], "unknown --data.name 'floder'; perhaps you meant 'folder'"),
+    ("net", ["--data.val-share", "1"], "--data.val-share goes with --data.root"),
+    ("net", ["--data.name", "voc2007"], "voc2007"),
+    ("net", ["--data.root", "nowhere"], "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("which", "words", "said"), LINES)
+def test_what_eval_cannot_do_is_one_line(
+    which: str, words: list[str], said: str, saved: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["eval", str(saved[which == "net"]), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_has_no_weights(capsys: Any) -> None:
+    assert cli.main(["eval", "botnet50", "--root", "photos"]) == 2
+    assert "its weights would be random" in capsys.readouterr().err
+
+
+def test_a_saved_detector_scores_as_its_run(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """And of other sizes of drawn images as they are drawn."""
+    data = {"name": "shapes", "image_size": 96, "train_size": 4, "val_size": 5}
+    content = {"model": thin_mask_rcnn(proposals=20), "data": data, "batch": 4, "epochs": 1}
+    runs.train(Recipe.model_validate(content), tmp_path / "run")
+    model = attneck.Run(tmp_path / "run").model().to(memory_format=torch.channels_last)
+    want = attneck.Run(tmp_path / "run").evaluate()["val"]
+    got = attneck.evaluate(model, "shapes", size=5)
+    assert (got.scores, got.detections) == (want.scores, want.detections)
+    with pytest.raises(ValueError, match="A detector's is one of shapes, coco"):
+        attneck.evaluate(model)
+    with pytest.raises(ValueError, match="image_size is of classifiers"):
+        attneck.evaluate(model, "shapes", image_size=64)
+    monkeypatch.setattr("attneck.tasks.evaluate.open_detection", _few)
+    monkeypatch.chdir(tmp_path)
+    hub.save(model, "net")
+    found = answer(["net", "--data", "shapes"], capsys)
+    assert found["val_box_AP"] == want.scores["box_AP"]
+    assert json.loads(Path(found["detections"]).read_text()) == want.detections
+    assert Path(found["detections"]).parent == Path("evaluation")
+    assert cli.main(["eval", "net"]) == 2
+    assert "which data?" in capsys.readouterr().err
+
+
+def _few(name: str, split: str, **options: Any) -> Any:
+    from attneck.data.detection import open_detection
+
+    return open_detection(name, split, **options, size=5)
