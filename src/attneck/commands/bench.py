@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
@@ -20,6 +21,7 @@ from attneck.errors import UserError, is_out_of_memory, say, user_mistakes
 from attneck.processor import ran_on
 
 if TYPE_CHECKING:
+    from attneck.measure.speed import Times
     from attneck.measure.steps import StepCase
 
 What = Literal["attention", "bam", "step", "inference"]
@@ -96,40 +98,17 @@ def bench(
     """
     values = locals()  # before there is any other
     parameters = inspect.signature(bench).parameters
-    given = [name for name in parameters if name != "what" and values[name] != parameters[name].default]
-    _check_options(what, given)
-    if what == "inference" and dtype not in (None, "float32"):
-        raise UserError("attneck bench inference takes --dtype float32 alone")
+    _check_options(
+        what, [name for name, one in parameters.items() if one.default not in (values[name], one.empty)]
+    )
     if size is not None and batch is None:
         batch = 2 if what == "bam" else 1
-    with user_mistakes():
-        for name, value in {"--size": size, "--batch": batch, "--channels": channels}.items():
-            if value is not None:
-                checks.whole(name, value)
-        if threads is not None:  # torch ends in a segmentation fault where there are too many
-            checks.whole("--threads", threads, most=8 * (os.cpu_count() or 1))
-    if kept_memory and device != "cpu":
-        raise UserError("--kept-memory is of the CPU: leave it out")
-    if not 0 < seconds <= 3600:
-        raise UserError(f"--seconds {seconds}: wanted more than 0, 3600 at most")
-    if size is not None:
-        _refuse_too_large(what, size, batch or 1, channels, device)
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
-    if out is not None and out.is_dir():
-        raise UserError(f"--out {out} is a folder: name a file, such as {out / 'bench.json'}")
+    asked = Asked(what, size, batch, dtype, stride, channels, model, plain, device, seconds, compiled, memory)
+    _check(asked, threads, kept_memory, out)
 
     import torch
 
-    from attneck.attention.choice import attention
-    from attneck.attention.cpu.choice import float32_products
-    from attneck.attention.cpu.passes import passes
-    from attneck.files import write_atomic
-    from attneck.measure.contestants import DTYPES
-    from attneck.measure.memory import can_measure
-    from attneck.measure.speed import bandwidth_ceiling, clock, gemm_ceiling
     from attneck.training.allocator import keep_memory
-    from attneck.training.environment import environment
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device that torch can use")
@@ -141,61 +120,110 @@ def bench(
         from attneck.commands.bench_table import bench_table
 
         bench_table(table, batch, dtype or "float32", device, seconds, out, json_)
-        return
-    if loop:
+    elif loop:
         from attneck.commands.bench_loop import CASES, bench_loop
 
         if dtype == "float16":
             raise UserError("--dtype float16: a recipe has no such precision; give float32 or bfloat16")
         chosen = list(CASES) if size is None else [(model, size, batch or 1)]
         bench_loop(chosen, dtype or "float32", device, seconds, out, json_)
-        return
-    cases, names, contestant = _contest(what, size, batch, stride, channels, model, plain, compiled, device)
-    if size is not None:
-        case: Any = cases[0]
-        if len(names(case)) == 1:
+    else:
+        _hold(_contest(asked), asked, out, json_)
+
+
+class Asked(NamedTuple):
+    """What the command line says of a contest; see `bench`."""
+
+    what: What
+    size: int | None
+    batch: int | None
+    dtype: str | None
+    stride: Literal[1, 2]
+    channels: int
+    model: str
+    plain: str
+    device: str
+    seconds: float
+    compiled: bool
+    memory: bool
+
+
+def _check(asked: Asked, threads: int | None, kept_memory: bool, out: Path | None) -> None:
+    """UserError for values that no contest can have; nothing heavy is imported."""
+    if asked.what == "inference" and asked.dtype not in (None, "float32"):
+        raise UserError("attneck bench inference takes --dtype float32 alone")
+    with user_mistakes():
+        for name in ("size", "batch", "channels"):
+            if (value := getattr(asked, name)) is not None:
+                checks.whole(f"--{name}", value)
+        if threads is not None:  # torch ends in a segmentation fault where there are too many
+            checks.whole("--threads", threads, most=8 * (os.cpu_count() or 1))
+    if kept_memory and asked.device != "cpu":
+        raise UserError("--kept-memory is of the CPU: leave it out")
+    if not 0 < asked.seconds <= 3600:
+        raise UserError(f"--seconds {asked.seconds}: wanted more than 0, 3600 at most")
+    if asked.size is not None:
+        _refuse_too_large(asked.what, asked.size, asked.batch or 1, asked.channels, asked.device)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file, such as {out / 'bench.json'}")
+
+
+def _hold(contest: Contest, asked: Asked, out: Path | None, json_: bool) -> None:
+    """Time everybody in each case, and print it; `out` has it after each row."""
+    from attneck.files import write_atomic
+    from attneck.measure.memory import can_measure
+
+    if asked.size is not None:
+        case = contest.cases[0]
+        if len(contest.names(case)) == 1:
             raise UserError(f"{case}: nobody to compare with is installed, and --no-compiled leaves one out")
         with _of(case):
-            contestant(case, names(case)[0], "forward+backward", device)
-    if dtype is not None:
-        cases = list(dict.fromkeys(_with_dtype(case, dtype) for case in cases))
-    ceilings = {
-        name: gemm_ceiling(DTYPES[name], device) / 1e9 for name in sorted({case.dtype for case in cases})
-    }
-    document: dict[str, Any] = {
-        "what": what,
-        "device": device,
-        "environment": environment(device)
-        | {
-            "float32_products": float32_products(),
-            "attention_passes": passes(),
-            "attention": attention(),
-        },
-        "gemm_gflops": ceilings,
-        "copy_gbytes": bandwidth_ceiling(device) / 1e9,
-        "clock": clock(device)[0],
-    }
-    directions = {"step": ["forward+backward"], "inference": ["forward"]}.get(
-        what, ["forward", "forward+backward"]
-    )
+            contest.call(case, contest.names(case)[0], "forward+backward", asked.device)
+    if asked.dtype is not None:
+        cases = dict.fromkeys(_with_dtype(case, asked.dtype) for case in contest.cases)
+        contest = contest._replace(cases=[*cases])
+    document = _document(asked, contest.cases)
+    measurable = asked.memory and can_measure(asked.device)
+    if asked.memory and not measurable:
+        say("peak memory is read from Linux's /proc, which is not here: it is left out")
 
     def weighed(case: Any) -> bool:
         # Every peak takes a process that loads torch anew; in the list, small maps are not worth it.
-        return measurable and (size is not None or what != "attention" or case.size >= 64)
-
-    measurable = memory and can_measure(device)
-    if memory and not measurable:
-        say("peak memory is read from Linux's /proc, which is not here: it is left out")
+        return measurable and (asked.size is not None or asked.what != "attention" or case.size >= 64)
 
     rows: list[dict[str, Any]] = []
     text = ""
-    with nullcontext() if size is None else _of(cases[0]):
-        for row in _measure(cases, directions, names, contestant, document, seconds, weighed, device):
+    with nullcontext() if asked.size is None else _of(contest.cases[0]):
+        for row in _measure(contest, document, asked.seconds, weighed):
             rows.append(row)
             text = json.dumps(document | {"rows": rows}, indent=1, ensure_ascii=False)
             if out is not None:  # after each row: an interrupted benchmark leaves what it has
                 write_atomic(out, (text + "\n").encode())
     print(text if json_ else _table(document, rows))
+
+
+def _document(asked: Asked, cases: Sequence[Any]) -> dict[str, Any]:
+    """What is timed and where: all but the rows."""
+    from attneck.attention.choice import attention
+    from attneck.attention.cpu.choice import float32_products
+    from attneck.attention.cpu.passes import passes
+    from attneck.measure.contestants import DTYPES
+    from attneck.measure.speed import bandwidth_ceiling, clock, gemm_ceiling
+    from attneck.training.environment import environment
+
+    device = asked.device
+    own = {"float32_products": float32_products(), "attention_passes": passes(), "attention": attention()}
+    dtypes = sorted({case.dtype for case in cases})
+    return {
+        "what": asked.what,
+        "device": device,
+        "environment": environment(device) | own,
+        "gemm_gflops": {name: gemm_ceiling(DTYPES[name], device) / 1e9 for name in dtypes},
+        "copy_gbytes": bandwidth_ceiling(device) / 1e9,
+        "clock": clock(device)[0],
+    }
 
 
 def _check_options(what: What, given: list[str]) -> None:
@@ -222,22 +250,14 @@ class Contest(NamedTuple):
     """Of a case, a name, a direction and a device: what is timed."""
 
 
-def _contest(
-    what: What,
-    size: int | None,
-    batch: int | None,
-    stride: Literal[1, 2],
-    channels: int,
-    model: str,
-    plain: str,
-    compiled: bool,
-    device: str,
-) -> Contest:
+def _contest(asked: Asked) -> Contest:
     """The project's own cases, or the one of `size`. Raises UserError for networks that are none of it."""
     from attneck.measure import contestants, steps
 
+    what, size, batch, channels, model = asked.what, asked.size, asked.batch, asked.channels, asked.model
+    compiled, device = asked.compiled, asked.device
     if what == "attention":
-        one = partial(contestants.AttentionCase, stride=stride, channels=channels)
+        one = partial(contestants.AttentionCase, stride=asked.stride, channels=channels)
 
         def attention_names(case: Any) -> list[str]:
             everybody = contestants.attention_names(compiled, case)
@@ -261,8 +281,8 @@ def _contest(
             lambda case: bench_inference.names(case, compiled, device),
             bench_inference.call,
         )
-    _comparable(model, plain)
-    networks = _step_cases(device) if size is None else [steps.StepCase(model, plain, size, batch or 1)]
+    _comparable(model, asked.plain)
+    networks = _step_cases(device) if size is None else [steps.StepCase(model, asked.plain, size, batch or 1)]
     return Contest(networks, steps.step_names, steps.step_call)
 
 
@@ -348,68 +368,78 @@ def _with_dtype(case: Any, dtype: str) -> Any:
     return type(case)(**asdict(case) | {"dtype": dtype})
 
 
+DIRECTIONS = {"step": ["forward+backward"], "inference": ["forward"]}
+"""What is timed of a case; of layers both."""
+
+
 def _measure(
-    cases: Sequence[Any],
-    directions: list[Any],
-    names: Callable[[Any], list[str]],
-    contestant: Callable[..., Callable[[], object]],
-    document: dict[str, Any],
-    seconds: float,
-    weighed: Callable[[Any], bool],
-    device: str,
+    contest: Contest, document: dict[str, Any], seconds: float, weighed: Callable[[Any], bool]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each case and direction; of `names`, the first, eager or compiled, meets the best other."""
+    """A row for each case and direction; of the names, the first, eager or compiled, meets the best other."""
     import torch
     from rich.console import Console
     from rich.progress import Progress
 
-    from attneck.measure.contestants import COMPILED
-    from attneck.measure.inference import ONNXRUNTIME
-    from attneck.measure.memory import emptied, peak_elsewhere
+    from attneck.measure.memory import emptied
     from attneck.measure.speed import interleave
 
+    device = document["device"]
+    directions = DIRECTIONS.get(document["what"], ["forward", "forward+backward"])
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(cases) * len(directions))
-        for case in cases:
-            for direction in directions:
-                torch._dynamo.reset()  # past a limit of recompilations it would call what is not compiled
-                what = f"{case}, {direction}"
-                progress.update(task, description=what)
-                calls = _that_fit(names(case), partial(contestant, case), direction, device, what)
-                everybody = [*calls]
-                if len(everybody) == 1:  # nobody is left to compare with
-                    progress.advance(task)
-                    continue
+        task = progress.add_task("", total=len(contest.cases) * len(directions))
+        for case, direction in product(contest.cases, directions):
+            torch._dynamo.reset()  # past a limit of recompilations it would call what is not compiled
+            what = f"{case}, {direction}"
+            progress.update(task, description=what)
+            calls = _that_fit(contest.names(case), partial(contest.call, case), direction, device, what)
+            if len(calls) > 1:  # else nobody is left to compare with
                 times = interleave(calls, seconds=seconds, device=device)
                 calls.clear()
                 emptied(device)
-                own = [name for name in everybody if name.removesuffix(COMPILED) == everybody[0]]
-                ours = min(own, key=times.median)
-                ratios = {name: times.ratio(name, over=ours) for name in everybody if name not in own}
-                best = min(ratios, key=times.median)
-                row: dict[str, Any] = {
-                    "case": str(case),
-                    "direction": direction,
-                    "ms": {name: 1000 * times.median(name) for name in everybody},
-                    "ours": ours,
-                    "best_other": best,
-                    "ratio": ratios[best],
-                    "ratios": ratios,
-                }
-                if hasattr(case, "floor"):
-                    flops, moved = case.floor(direction)
-                    by_products = flops / document["gemm_gflops"][case.dtype] / 1e6
-                    row["floor_ms"] = max(by_products, moved / document["copy_gbytes"] / 1e6)
+                row = _row(case, direction, times, document)
                 if weighed(case):
-                    row["peak_mib"] = {
-                        name: peak_elsewhere(contestant, case, name, direction, device, device=device) / 2**20
-                        for name in everybody
-                        # The compiler's own would be counted; onnxruntime keeps what its first call took.
-                        if "compiled" not in name and name != ONNXRUNTIME
-                    }
+                    row["peak_mib"] = _peaks(contest, case, direction, [*times], device)
                 yield row
-                progress.advance(task)
+            progress.advance(task)
+
+
+def _row(case: Any, direction: str, times: Times, document: dict[str, Any]) -> dict[str, Any]:
+    """The times, and each other's over ours; where the case says what it must do, how long that takes."""
+    from attneck.measure.contestants import COMPILED
+
+    everybody = [*times]
+    own = [name for name in everybody if name.removesuffix(COMPILED) == everybody[0]]
+    ours = min(own, key=times.median)
+    ratios = {name: times.ratio(name, over=ours) for name in everybody if name not in own}
+    best = min(ratios, key=times.median)
+    row: dict[str, Any] = {
+        "case": str(case),
+        "direction": direction,
+        "ms": {name: 1000 * times.median(name) for name in everybody},
+        "ours": ours,
+        "best_other": best,
+        "ratio": ratios[best],
+        "ratios": ratios,
+    }
+    if hasattr(case, "floor"):
+        flops, moved = case.floor(direction)
+        by_products = flops / document["gemm_gflops"][case.dtype] / 1e6
+        row["floor_ms"] = max(by_products, moved / document["copy_gbytes"] / 1e6)
+    return row
+
+
+def _peaks(contest: Contest, case: Any, direction: str, names: list[str], device: str) -> dict[str, float]:
+    """MiB that each takes at its peak, but for what the compiler and onnxruntime take for themselves."""
+    from attneck.measure.inference import ONNXRUNTIME
+    from attneck.measure.memory import peak_elsewhere
+
+    return {
+        name: peak_elsewhere(contest.call, case, name, direction, device, device=device) / 2**20
+        for name in names
+        # The compiler's own would be counted; onnxruntime keeps what its first call took.
+        if "compiled" not in name and name != ONNXRUNTIME
+    }
 
 
 def _that_fit(
