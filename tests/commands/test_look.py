@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no tables": (["cifar_resnet20_bam", "photo.png", "--tables"], "has no position tables"),
     "an ending": ([NET, "photo.png", "--save", "p.gif"], "ends in .png, .svg or .pdf"),
     "a folder": ([NET, "photo.png", "--save", "there/p.png"], "there is no folder"),
-    "a size": ([NET, "photo.png", "--image-size", "0"], "give a side in pixels"),
+    "a size": ([NET, "photo.png", "--image-size", "0"], "--image-size=0: wanted a whole number from 1"),
     "a bomb": ([NET, "photo.png", "--max-pixels", "100"], "over 100 pixels"),
     "no run": ([NET, "photo.png", "--checkpoint", "best"], "--checkpoint is about runs"),
 }

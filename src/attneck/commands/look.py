@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from attneck.checks import whole
 from attneck.commands.arguments import Checkpoint, Flag, call
 from attneck.commands.given_model import kind_of, only_of_runs, viewer
 from attneck.commands.output_file import check_output, picture_file, write_picture
@@ -78,26 +79,19 @@ def look(
         checkpoint: a run's newest, or its best by the recipe's metric.
     """
     places = [_place(word) for word in at]
-    if html is not None:
-        _check_page(html, image)
-        if save is None and (at or layers or tables or cam or dark):
-            raise UserError(
-                "--at, --layers, --tables, --cam and --dark are of the picture: give --save PICTURE too"
-            )
-    if image_size is not None and image_size < 1:
-        raise UserError(f"--image-size {image_size}: give a side in pixels, 1 or more")
-    if max_pixels is not None and max_pixels < 1:
-        raise UserError(f"--max-pixels {max_pixels}: give how many an image may have, 1 or more")
+    _check_options(html, save, of_picture=bool(at or layers or tables or cam or dark))
+    with user_mistakes():
+        for flag, value in {"--image-size": image_size, "--max-pixels": max_pixels}.items():
+            if value is not None:
+                whole(flag, value, most=1 << 62)
 
     from attneck.data.readers.decode import decode_small, look_at
-    from attneck.files import told_apart
 
     look_at(str(image), "look", max_pixels)
-    file = None
-    if save is not None or html is None:
-        file = picture_file("--save", save, f"{image.stem}-look")
-        if file.exists() and file.samefile(image):
-            raise UserError(f"--save {shown_path(file)} is the photo itself: give another name")
+    file = None if save is None and html is not None else picture_file("--save", save, f"{image.stem}-look")
+    for flag, path in {"--save": file, "--html": html}.items():
+        if path is not None and path.exists() and path.samefile(image):
+            raise UserError(f"{flag} {shown_path(path)} is the photo itself: give another name")
     words = [model] if beside is None else [model, beside]
     kinds = [kind_of(word) for word in words]
     if checkpoint != "newest":
@@ -115,14 +109,8 @@ def look(
         _write_page(html, photo, image.name, list(zip(words, seers, strict=True)))
     if file is None:
         return
-    if len(seers) > 1:
-        names = told_apart([*map(Path, words)])
-        seers = [
-            seer if seer.title == name else replace(seer, title=f"{name}: {seer.title}")
-            for seer, name in zip(seers, names, strict=True)
-        ]
     with user_mistakes():
-        looks = [_look(seer, photo, cam, layers) for seer in seers]
+        looks = [_look(seer, photo, cam, layers) for seer in _titled(words, seers)]
         attending = [layer for one in looks for layer in one.maps.mhsas]
         if places and not attending:
             raise UserError(f"--at is of self-attention, and {' and '.join(words)} has none: leave it out")
@@ -130,22 +118,60 @@ def look(
             raise UserError(f"--tables: {' and '.join(words)} has no position tables; leave it out")
 
         from attneck.explain.looking import picture
-        from attneck.explain.sheet import Place
 
-        across, down = photo.width / size[0], photo.height / size[1]  # where it was made smaller
-        marked = [Place((x + 0.5) * across, (y + 0.5) * down, f"x {x}, y {y}") for x, y in places]
-        if not marked:  # the very middle: of a narrow photo less than a pixel may be seen
-            left, top, right, bottom = looks[0].window.box
-            middle = min(left + right, photo.width) / 2, min(top + bottom, photo.height) / 2
-            marked = [Place(*middle, f"x {int(middle[0] / across)}, y {int(middle[1] / down)}")]
+        scale = photo.width / size[0], photo.height / size[1]  # where it was made smaller
+        marked = _marked(places, looks[0], photo, scale)
         for one in looks:
-            _check_seen(one, marked, size, (across, down))
+            _check_seen(one, marked, size, scale)
         figure = picture(photo, looks, marked, tables=tables, dark=dark)
     write_picture(figure, file)
     for one in looks:
         for note in one.maps.notes:
             say(f"{one.title}: {note}")
     print(f"wrote {shown_path(file)}")
+
+
+def _check_options(html: Path | None, save: Path | None, *, of_picture: bool) -> None:
+    """UserError for a page's file that cannot be, and for options of a picture that is not asked for."""
+    if html is None:
+        return
+    check_output("--html", html, (".html",))
+    if save is None and of_picture:
+        raise UserError(
+            "--at, --layers, --tables, --cam and --dark are of the picture: give --save PICTURE too"
+        )
+
+
+def _titled(words: list[str], seers: list[Viewer]) -> list[Viewer]:
+    """Two models side by side are called by their folders too."""
+    from attneck.files import told_apart
+
+    if len(seers) == 1:
+        return seers
+    names = told_apart([*map(Path, words)])
+    return [
+        seer if seer.title == name else replace(seer, title=f"{name}: {seer.title}")
+        for seer, name in zip(seers, names, strict=True)
+    ]
+
+
+def _marked(
+    places: Sequence[tuple[int, int]], first: Look, photo: Image.Image, scale: tuple[float, float]
+) -> list[Place]:
+    """The places in the photo as it was read; the middle of what the first model sees where there are none.
+
+    Args:
+        scale: as `_check_seen` has it.
+    """
+    from attneck.explain.sheet import Place
+
+    across, down = scale
+    if places:
+        return [Place((x + 0.5) * across, (y + 0.5) * down, f"x {x}, y {y}") for x, y in places]
+    # The very middle: of a narrow photo less than a pixel may be seen.
+    left, top, right, bottom = first.window.box
+    x, y = min(left + right, photo.width) / 2, min(top + bottom, photo.height) / 2
+    return [Place(x, y, f"x {int(x / across)}, y {int(y / down)}")]
 
 
 def _check_seen(
@@ -181,13 +207,6 @@ def _bounded(photo: Image.Image, seers: Sequence[Viewer]) -> Image.Image:
     if scale >= 1:
         return photo
     return photo.resize((max(1, int(scale * photo.width)), max(1, int(scale * photo.height))))
-
-
-def _check_page(html: Path, image: Path) -> None:
-    """Raises UserError for what cannot be the page's file."""
-    check_output("--html", html, (".html",))
-    if html.exists() and html.samefile(image):
-        raise UserError(f"--html {shown_path(html)} is the photo itself: give another name")
 
 
 def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str, Viewer]]) -> None:

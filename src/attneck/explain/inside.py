@@ -107,7 +107,7 @@ def inside(model: nn.Module, name: str, image_size: int | tuple[int, int] | None
     call = next((step for step in seen.calls() if step.name == name), None)
     if call is None or not call.inputs:
         raise ValueError(f"{name!r} takes no map in a forward pass of its own: choose a module that does")
-    boxes = _boxes(seen, call)
+    boxes = _Drawing(seen, call).whole()
     if sum(bool(box.inputs) for box in boxes) < 2:
         around = (
             f"the block that it is in, {name.rpartition('.')[0]}" if "." in name else "a block of the network"
@@ -119,59 +119,80 @@ def inside(model: nn.Module, name: str, image_size: int | tuple[int, int] | None
     return boxes
 
 
-def _boxes(seen: Trace, call: Step) -> list[Box]:
-    """Those of a call, and before them what goes into it."""
-    steps = list(_leaves(call))
-    uses = Counter(
-        number for step in steps if set(step.outputs) - set(step.inputs) for number in set(step.inputs)
-    )
-    maps = [number for number in dict.fromkeys(call.inputs) if number in uses] or [call.inputs[0]]
-    boxes = [Box(["input"], _shape(seen, number), []) for number in maps]
-    made = {number: (box, "") for box, number in enumerate(maps)}
-    """Of each number the box that it comes from, and its part in self-attention: q, k or v."""
-    alone: set[int] = set()
-    """Numbers that are all of what leaves their box."""
-    for step in steps:
-        known = list(dict.fromkeys(number for number in step.inputs if number in made))
-        new = [number for number in step.outputs if number not in step.inputs]
-        if not known or not new:
-            continue
-        follows = len(known) == 1 and known[0] in alone and uses[known[0]] == 1
-        box, part = made[known[0]]
+class _Drawing:
+    """The boxes of a call, which its steps add one after the other; before them is what goes into it."""
+
+    def __init__(self, seen: Trace, call: Step) -> None:
+        self.seen, self.call = seen, call
+        self.steps = list(_leaves(call))
+        self.uses = Counter(
+            number
+            for step in self.steps
+            if set(step.outputs) - set(step.inputs)
+            for number in set(step.inputs)
+        )
+        maps = [number for number in dict.fromkeys(call.inputs) if number in self.uses] or [call.inputs[0]]
+        self.boxes = [Box(["input"], _shape(seen, number), []) for number in maps]
+        self.made = {number: (box, "") for box, number in enumerate(maps)}
+        """Of each number the box that it comes from, and its part in self-attention: q, k or v."""
+        self.alone: set[int] = set()
+        """Numbers that are all of what leaves their box."""
+
+    def whole(self) -> list[Box]:
+        """All of them."""
+        for step in self.steps:
+            known = list(dict.fromkeys(number for number in step.inputs if number in self.made))
+            new = [number for number in step.outputs if number not in step.inputs]
+            if known and new:
+                self._add(step, known, new)
+        return self.boxes
+
+    def _add(self, step: Step, known: list[int], new: list[int]) -> None:
+        """A step that makes the numbers `new` of those that are `known`: it has a box, or stands in one."""
+        view = step.module is None and step.name in VIEWS
+        follows = len(known) == 1 and known[0] in self.alone and self.uses[known[0]] == 1
+        box, part = self.made[known[0]]
         parts = [part] * len(new)
-        if step.module is None and step.name in VIEWS:
+        if view:
             positional = step.arguments[0]
-            if positional and positional[0].shape != seen.shapes[known[0]]:
-                continue  # it is the weights' view, as large as a map of the input's
+            if positional and positional[0].shape != self.seen.shapes[known[0]]:
+                return  # it is the weights' view, as large as a map of the input's
             if _is_qkv(step):
                 parts = ["q", "k", "v"] if len(new) == 3 else ["q", "v"]
         elif follows and _is_pointwise(step):
-            line = _words(step, call, [])[0] if step.module is None else type(step.module).__name__
-            first, *more = boxes[box].words
-            boxes[box].words = [first, ", ".join([*more, line])]
-            boxes[box].shape = _shape(seen, new[0])
+            line = _words(step, self.call, [])[0] if step.module is None else type(step.module).__name__
+            first, *more = self.boxes[box].words
+            self.boxes[box].words = [first, ", ".join([*more, line])]
+            self.boxes[box].shape = _shape(self.seen, new[0])
         else:
-            inputs = list(dict.fromkeys(made[number] for number in known))
-            words = _words(step, call, [role for _, role in inputs])
-            parts = [part * (words == ["scaled"])] * len(new)
-            if words == ["+"] and len(inputs) < len(known):
-                words = ["sum of its parts"]  # logits of rows and of columns, by one product
-            elif words == ["+"] and len(known) == 1:
-                parts = [f"{part} + r" * (part == "k")]
-                words = ["k + r" if part == "k" else "shifted"]
-            kind = "" if step.module is None else ATTENTION.get(type(step.module), "")
-            if isinstance(step.module, MHSA2d) and step.module.stride > 1:  # the pool is a step of its own
-                boxes.append(Box(words, _shape(seen, known[0]), inputs, kind))
-                words, inputs, kind = ["mean of 2 × 2"], [(len(boxes) - 1, "")], ""
-            if words[0] in WITH_TABLES:
-                boxes.append(Box(["r = R_h + R_w"], _tables(call.module), []))
-                inputs.append((len(boxes) - 1, "r"))
-            box = len(boxes)
-            boxes.append(Box(words, _shape(seen, new[0]), inputs, kind))
-        made |= {number: (box, role) for number, role in zip(new, parts, strict=True)}
-        if len(new) == 1 and (follows or step.module is not None or step.name not in VIEWS):
-            alone.add(new[0])
-    return boxes
+            box, part = self._box(step, known, new, part)
+            parts = [part] * len(new)
+        self.made |= {number: (box, role) for number, role in zip(new, parts, strict=True)}
+        if len(new) == 1 and (follows or not view):
+            self.alone.add(new[0])
+
+    def _box(self, step: Step, known: list[int], new: list[int], part: str) -> tuple[int, str]:
+        """A box of its own, by its number, and the part in self-attention of what leaves it."""
+        inputs = list(dict.fromkeys(self.made[number] for number in known))
+        words = _words(step, self.call, [role for _, role in inputs])
+        leaves = part * (words == ["scaled"])
+        if words == ["+"] and len(inputs) < len(known):
+            words = ["sum of its parts"]  # logits of rows and of columns, by one product
+        elif words == ["+"] and len(known) == 1:
+            leaves = f"{part} + r" * (part == "k")
+            words = ["k + r" if part == "k" else "shifted"]
+        kind = "" if step.module is None else ATTENTION.get(type(step.module), "")
+        if isinstance(step.module, MHSA2d) and step.module.stride > 1:  # the pool is a step of its own
+            before = self._put(Box(words, _shape(self.seen, known[0]), inputs, kind))
+            words, inputs, kind = ["mean of 2 × 2"], [(before, "")], ""
+        if words[0] in WITH_TABLES:
+            tables = self._put(Box(["r = R_h + R_w"], _tables(self.call.module), []))
+            inputs.append((tables, "r"))
+        return self._put(Box(words, _shape(self.seen, new[0]), inputs, kind)), leaves
+
+    def _put(self, box: Box) -> int:
+        self.boxes.append(box)
+        return len(self.boxes) - 1
 
 
 def _leaves(step: Step) -> Iterator[Step]:

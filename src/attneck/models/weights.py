@@ -189,14 +189,7 @@ def load_matching(
             "inner ones first"
         )
     given.update(_position_embeddings(network, given))
-    fits = {name: name in own and tensor.shape == own[name].shape for name, tensor in given.items()}
-    for layer, module in network.named_modules():
-        if isinstance(module, MHSA2d):
-            prefix = f"{layer}." if layer else ""
-            for table in TABLES[module.position]:
-                if (name := prefix + table) in given:
-                    fits[name] = fits.get(f"{prefix}qkv.weight", False) and _fits(module, given[name])
-    taken = {name: cast(name, tensor, own[name].dtype) for name, tensor in given.items() if fits[name]}
+    taken = _fitting(network, given, own)
     if not taken:
         raise ValueError(
             f"none of the {len(given)} tensors given ({', '.join(map(shown, [*given][:3]))}, …) fits the "
@@ -204,6 +197,32 @@ def load_matching(
             "names"
         )
     network.load_state_dict(taken, strict=False)
+    loaded = _loaded(network, given, own, taken, new)
+    if loaded.warning is not None:
+        warnings.warn(loaded.warning, StaysRandomWarning, stacklevel=2)
+    return loaded
+
+
+def _fitting(network: nn.Module, given: Weights, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of `given` has a place, as the network has it: of its shape, or a table that it resamples."""
+    fits = {name: name in own and tensor.shape == own[name].shape for name, tensor in given.items()}
+    for layer, module in network.named_modules():
+        if isinstance(module, MHSA2d):
+            prefix = f"{layer}." if layer else ""
+            for table in TABLES[module.position]:
+                if (name := prefix + table) in given:
+                    fits[name] = fits.get(f"{prefix}qkv.weight", False) and _fits(module, given[name])
+    return {name: cast(name, tensor, own[name].dtype) for name, tensor in given.items() if fits[name]}
+
+
+def _loaded(
+    network: nn.Module,
+    given: Weights,
+    own: Mapping[str, Tensor],
+    taken: Collection[str],
+    new: Collection[str],
+) -> Loaded:
+    """The report on a network that was filled with the tensors of the names `taken`."""
     # A BatchNorm's count of batches, which is in no checkpoint of old, is no weight.
     left = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
     attention = {
@@ -213,23 +232,25 @@ def load_matching(
         or type(module).__name__ in THEIRS
         or name.rpartition(".")[2] == INSERTED
     }
+
+    def layer_of(name: str) -> str:
+        layer = next((layer for layer in attention if _inside(name, layer)), None)
+        if layer is None:
+            return name.rpartition(".")[0] or name
+        return f"{layer or '.'} ({attention[layer]})"
+
     expected = (*attention, *_classifiers(network), *new)
-    layers = {name: next((layer for layer in attention if _inside(name, layer)), None) for name in left}
-    loaded = Loaded(
+    unused = [name for name in given if name not in taken]
+    return Loaded(
         list(taken),
         left,
-        [name for name in given if name not in taken],
+        unused,
         shapes={
-            name: ([*tensor.shape], [*own[name].shape])
-            for name, tensor in given.items()
-            if name in own and name not in taken and tensor.shape != own[name].shape
+            name: ([*given[name].shape], [*own[name].shape])
+            for name in unused
+            if name in own and given[name].shape != own[name].shape
         },
-        modules=dict(
-            Counter(
-                name.rpartition(".")[0] or name if layer is None else f"{layer or '.'} ({attention[layer]})"
-                for name, layer in layers.items()
-            )
-        ),
+        modules=dict(Counter(map(layer_of, left))),
         unexpected=[name for name in left if not any(_inside(name, module) for module in expected)],
         changed=[
             f"{name} {now}, was {given.settings[name]}"
@@ -238,9 +259,6 @@ def load_matching(
         ],
         part=given.part,
     )
-    if loaded.warning is not None:
-        warnings.warn(loaded.warning, StaysRandomWarning, stacklevel=2)
-    return loaded
 
 
 def settings(network: nn.Module) -> dict[str, str]:
