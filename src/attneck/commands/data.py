@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,64 +62,73 @@ def inspect(
     """
     from attneck.data.root import resolve
 
-    try:
-        if root is not None and SETS[name].drawn:
-            raise ValueError(f"{name}: root is given, but it is drawn by the program: leave it out")
-        if augmented is not None and sheet is None:
-            raise ValueError("--augmented is given without --sheet: it is what the sheet shows")
-        if sheet is not None and (action == "where" or "classification" not in SETS[name].kinds):
-            raise ValueError("--sheet is of check, and of sets of classes: leave it out")
-        if val_share is not None and name != "folder":
-            raise ValueError(f"{name}: --val-share is of folder: leave it out")
-        if action == "where":
-            checks = {"--md5": md5, "--max-pixels": max_pixels is not None, "--no-masks": no_masks}
-            if idle := [flag for flag, given in (checks | {"--val-share": val_share}).items() if given]:
-                raise ValueError(f"{idle[0]} is of check: leave it out")
-            place = (
-                "drawn by the program, nothing to download"
-                if SETS[name].drawn
-                else str(resolve(root, name, SETS[name].source))
-            )
-            print(json.dumps({"name": name, "where": place}) if json_ else place)
-            return
-        detection = SETS[name].kinds.get("detection")
-        if no_masks and not (detection and detection.masks and not SETS[name].drawn):
-            raise ValueError(f"{name}: no-masks is given, but only coco's objects have masks: leave it out")
-        if "classification" not in SETS[name].kinds:
-            if md5:
-                raise ValueError(f"{name}: md5 is given, but only cifar100's files are checked: leave it out")
-            masked = bool(detection and detection.masks) and not no_masks
-            _check_detection(name, root, max_pixels, masked, json_)
+    drawn, kinds = SETS[name].drawn, SETS[name].kinds
+    masked = "detection" in kinds and kinds["detection"].masks and not drawn
+    if root is not None and drawn:
+        raise UserError(f"{name}: root is given, but it is drawn by the program: leave it out")
+    if augmented is not None and sheet is None:
+        raise UserError("--augmented is given without --sheet: it is what the sheet shows")
+    if sheet is not None and (action == "where" or "classification" not in kinds):
+        raise UserError("--sheet is of check, and of sets of classes: leave it out")
+    if val_share is not None and name != "folder":
+        raise UserError(f"{name}: --val-share is of folder: leave it out")
+    checks = {"--md5": md5, "--max-pixels": max_pixels is not None, "--no-masks": no_masks}
+    if action == "where":
+        if idle := [flag for flag, given in (checks | {"--val-share": val_share}).items() if given]:
+            raise UserError(f"{idle[0]} is of check: leave it out")
+        with _faults():
+            place = "drawn by the program, nothing to download"
+            if not drawn:
+                place = str(resolve(root, name, SETS[name].source))
+        print(json.dumps({"name": name, "where": place}) if json_ else place)
+        return
+    if no_masks and not masked:
+        raise UserError(f"{name}: no-masks is given, but only coco's objects have masks: leave it out")
+    if md5 and (name == "folder" or "classification" not in kinds):
+        raise UserError(f"{name}: md5 is given, but only cifar100's files are checked: leave it out")
+    with _faults():
+        if "classification" not in kinds:
+            _check_detection(name, root, max_pixels, masked and not no_masks, json_)
             return
         if sheet is not None:
             check_sheet(sheet, name, augmented)
         if name == "folder":
-            if md5:
-                raise ValueError("folder: md5 is given, but only cifar100's files are checked: leave it out")
             found, problems = read_folder(root, val_share, max_pixels, quiet=json_)
         else:
             found, problems = _read_arrays(name, root, md5, max_pixels, quiet=json_), []
         if sheet is not None:
             sums = {"md5": md5} if md5 else {}
             draw_sheet(sheet, name, augmented, root=root, val_share=val_share, max_pixels=max_pixels, **sums)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
     if json_:
-        drawn = {} if sheet is None else {"sheet": str(sheet)}
-        print(json.dumps({"name": name, **found, "problems": problems, **drawn}))
+        pictures = {} if sheet is None else {"sheet": str(sheet)}
+        print(json.dumps({"name": name, **found, "problems": problems, **pictures}))
     else:
-        for split, facts in found.items():
-            bad = facts.get("unreadable", 0)
-            read = f"{bad:,} that cannot be read" if bad else "all readable"
-            print(f"{name} {split}: {facts['images']:,} images, {facts['classes']} classes, {read}")
-        if any("by_class" in facts for facts in found.values()):
-            print(by_class(found))
+        _tell(name, found)
         if sheet is not None:
             print(f"sheet  {sheet}")
         print(*problems, sep="\n", end="\n" * bool(problems))
     if problems:
         count = f"{len(problems):,} image{'s' * (len(problems) > 1)}"
         raise UserError(f"{name}: {count} cannot be read, listed above, the first: {problems[0]}")
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """What a data set or its disk says is the user's to mend."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
+def _tell(name: str, found: dict[str, dict[str, Any]]) -> None:
+    """A line for each split, and the classes' counts."""
+    for split, facts in found.items():
+        bad = facts.get("unreadable", 0)
+        read = f"{bad:,} that cannot be read" if bad else "all readable"
+        print(f"{name} {split}: {facts['images']:,} images, {facts['classes']} classes, {read}")
+    if any("by_class" in facts for facts in found.values()):
+        print(by_class(found))
 
 
 def _read_arrays(
