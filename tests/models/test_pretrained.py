@@ -3,6 +3,7 @@
 At the library's border stands a cache as the hub writes it, with the state dict of timm's own network.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -10,20 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import timm
 import torch
 from awake import awake
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.data import ImageNetInfo
 from torch import Tensor
 
+import attneck
 from attneck import Run, cli
+from attneck.commands.given_model import viewer
 from attneck.detection import load_weights
 from attneck.errors import UserError
+from attneck.explain import maps
 from attneck.models import create_model
 from attneck.models import pretrained as timms
 from attneck.models.weights import StaysRandomWarning, load_matching
+from attneck.tasks.classification import Classification
+from attneck.tasks.described import facts_of
 from attneck.training.recipe_file import parse_recipe
 
 NO_IMAGENET = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -277,6 +286,52 @@ def test_a_vit_of_another_size_takes_resampled_positions() -> None:
         loaded = load_matching(model, source.state_dict())
         assert (loaded.new, loaded.unused) == ([], [])
         torch.testing.assert_close(model.get_parameter("pos_embed"), wanted.pos_embed)
+
+
+def test_commands_take_timm_s_weights_by_their_name(
+    cached: Cached, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network whole, with the names of ImageNet's classes; nothing of it is trained or changed."""
+    theirs = cached("test_resnet.r160_in1k")
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    for label in range(1000):
+        (tmp_path / "photos" / "val" / f"{label:03}").mkdir(parents=True)
+        pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / "val" / f"{label:03}" / "1.png")
+    reference = timm.create_model("test_resnet.r160_in1k", pretrained=False).eval()
+    reference.load_state_dict(theirs)
+    name = "timm/test_resnet.r160_in1k"
+
+    assert cli.main(["eval", name, "--root", "photos", "--image-size", "32", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    want = attneck.evaluate(reference, root="photos", image_size=32)
+    assert (said["model"], said["images"], said["image_size"]) == ("test_resnet.r160_in1k", 1000, 32)
+    assert said["val_loss"] == pytest.approx(want.scores["loss"], rel=1e-5)
+
+    photo = "photos/val/007/1.png"
+    assert cli.main(["predict", name, photo, "--out", "found"]) == 0
+    (row, *_) = json.loads(Path("found/predictions.json").read_text())["runs"][0]["detections"]
+    with torch.no_grad():
+        pixels = Classification.prepared(Image.open(photo), facts_of(reference) | {"image_size": 160})
+        best = int(reference(pixels[None]).argmax())
+    assert row["category"] == ImageNetInfo().index_to_description(best)
+
+    assert cli.main(["export", name, "net.safetensors"]) == 0
+    saved = attneck.load("net.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(saved(pixels[None]), reference(pixels[None]))
+    assert cli.main(["look", "timm/resnet1", photo]) == 2
+    assert "perhaps you meant 'resnet1" in capsys.readouterr().err
+
+
+def test_look_shows_the_heads_of_timm_s_own_attention(cached: Cached, tmp_path: Path) -> None:
+    cached("botnet26t_256.c1_in1k")
+    Image.new("RGB", (64, 64), (200, 30, 40)).save(tmp_path / "photo.png")
+    seer = viewer("timm/botnet26t_256.c1_in1k")
+    found = maps(seer.network, seer.prepared(Image.open(tmp_path / "photo.png")))
+    assert len(found.mhsas) == 3
+    assert len(seer.facts["classes"]) == 1000
 
 
 def test_load_weights_takes_fetched_ones(cached: Cached) -> None:

@@ -40,7 +40,7 @@ def score(
 ) -> None:
     """Scores of a run's newest or best checkpoint, for its weights (val) and their average (ema).
 
-    Or of a saved model, on the images that --data.name and --data.root say.
+    Or of a saved model, or timm's, on the images that --data.name and --data.root say.
 
     Of a classifier top-1, top-5 and error, the accuracy of each class, and what is confused most; of a
     detector the papers' tables of AP, each class's, and what it found, as COCO's results in detections.json,
@@ -49,7 +49,7 @@ def score(
     COCO's; of VOC it is the image's place in the split's list, from 1.
 
     Args:
-        model: a run's folder, or what attneck.hub.save wrote.
+        model: a run's folder, what attneck.hub.save wrote, or timm/NAME: that network with timm's weights.
         data: of a saved model, the data set (attneck data where NAME says where each lies); a classifier's is
             folder if not given, a directory of images in a folder each class.
         split: of a saved model, the part of that data; val if not given.
@@ -66,9 +66,10 @@ def score(
         raise UserError(
             "--data.val-share goes with --data.root: of its own images a run scores those it did not train on"
         )
-    is_run = check_trained(model) == "run"
-    if not is_run and checkpoint != "newest":
-        only_of_runs("--checkpoint", str(model), "saved")
+    kind = check_trained(model)
+    is_run = kind == "run"
+    if checkpoint != "newest":
+        only_of_runs("--checkpoint", str(model), kind)
     if is_run and (data or split):
         flag = "--data.name" if data else "--data.val-split"
         raise UserError(f"{flag} is of saved models, and {model} has a recipe, which says it: leave it out")
@@ -78,7 +79,7 @@ def score(
     scorer = (
         of_run(Run(model, checkpoint), root, val_share, image_size)
         if is_run
-        else of_saved(model, data, split, root, val_share, image_size)
+        else of_saved(model, kind, data, split, root, val_share, image_size)
     )
     first = is_first()
     place = model if is_run else Path()

@@ -36,7 +36,8 @@ def write(
     size. A run's folder of weights has a model card.
 
     Args:
-        model: a run's folder, what attneck.hub.save wrote, or a name of `attneck list` (untrained).
+        model: a run's folder, what attneck.hub.save wrote, timm/NAME for timm's weights, or a name of
+            `attneck list` (untrained).
         file: .onnx; .pt2 for torch.export; .safetensors for the weights with what makes their model; a name
             without an ending for the same as a folder, laid out as on the Hugging Face Hub.
         image_size: side in pixels; the one that the model was made for if not given.

@@ -43,7 +43,7 @@ def of_run(run: Run) -> Finder:
 
 
 def of_saved(path: Path) -> Finder:
-    """UserError for damaged files, or a model whose images or classes are none of predict's."""
+    """UserError for what is damaged or does not come, or whose images or classes are none of predict's."""
     from attneck.tasks.task import class_name
 
     seen = viewer(str(path))
@@ -66,14 +66,19 @@ def of_saved(path: Path) -> Finder:
                 with torch.inference_mode():
                     yield seen.found(image, min_score, top_k)
 
-    return Finder(path, path.stem, None, facts | {"classes": names}, seen.detects, find_each)
+    return Finder(path, called(path), None, facts | {"classes": names}, seen.detects, find_each)
+
+
+def called(path: Path) -> str:
+    """A saved model by its file or folder, timm's by its name."""
+    return path.stem if path.suffix == ".safetensors" else path.name
 
 
 def check_trained(path: Path) -> Kind:
     """The kind of a model with weights; UserError for what has none. It imports nothing heavy."""
     if (kind := kind_of(str(path))) == "name":
         raise UserError(
-            f"{path} is a name, and its weights would be random: give a run's folder, or what "
-            "attneck.hub.save wrote"
+            f"{path} is a name, and its weights would be random: give a run's folder, what attneck.hub.save "
+            "wrote, or timm/NAME for timm's weights"
         )
     return kind

@@ -1,4 +1,4 @@
-"""What a command's word for a model stands for: a run, a saved model or a name."""
+"""What a command's word for a model stands for: a run, a saved model, timm's weights or a name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from attneck.commands.arguments import Checkpoint
 from attneck.errors import UserError, suggestion, user_mistakes
 from attneck.models import catalog
 from attneck.training.checkpoint_files import named
+from attneck.training.recipe import TIMM
 from attneck.training.recipe_file import is_run
 
 if TYPE_CHECKING:
     from attneck.runs.run import Run
     from attneck.serve.network import Viewer
 
-Kind = Literal["run", "saved", "name"]
+Kind = Literal["run", "saved", "timm", "name"]
 
 
 def kind_of(model: str) -> Kind:
@@ -31,6 +32,8 @@ def kind_of(model: str) -> Kind:
         return "run"
     if (path / "config.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
         return "saved"
+    if model.startswith(TIMM):
+        return "timm"
     names = list(catalog.CATALOG)
     if model in names:
         return "name"
@@ -39,7 +42,8 @@ def kind_of(model: str) -> Kind:
             f"{model} is no run (recipe.yaml) and no saved model (config.json, or a .safetensors file)"
         )
     raise UserError(
-        f"no model or run is called {model!r}{suggestion(model, names)} (attneck list: the models)"
+        f"no model or run is called {model!r}{suggestion(model, names)} (attneck list: the models; "
+        f"{TIMM}NAME: timm's weights)"
     )
 
 
@@ -63,6 +67,10 @@ def load(
         from attneck import hub
 
         return None, hub.load(model, image_size=image_size), image_size
+    if kind == "timm":
+        from attneck.models import pretrained
+
+        return None, pretrained.network(model, image_size=image_size), image_size
     from attneck.models import create_model
 
     return None, create_model(model, image_size=image_size), image_size
@@ -96,4 +104,22 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
     detects = finds_objects(network)
     if image_size is not None and not detects:
         facts["image_size"] = image_size
-    return Viewer(title, kind == "saved", network, facts, detects)
+    if kind == "timm":
+        from attneck.surgery import adopt
+        from attneck.surgery.others import kind_of as theirs
+
+        facts["classes"] = _imagenet(network)
+        if any(map(theirs, network.modules())):
+            adopt(network)  # the same function, and its maps can be seen
+    return Viewer(title, kind != "name", network, facts, detects)
+
+
+def _imagenet(network: Any) -> tuple[str, ...]:
+    """The names of the classes that timm's weights tell apart, where it knows them: ImageNet's sets."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset(network)
+    if subset is None:
+        return ()
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(label) for label in range(info.num_classes()))

@@ -60,7 +60,8 @@ def look(
     model sees of it.
 
     Args:
-        model: a run's folder, what attneck.hub.save wrote, or a name of `attneck list` (untrained).
+        model: a run's folder, what attneck.hub.save wrote, timm/NAME for timm's weights, or a name of
+            `attneck list` (untrained).
         image: a photo (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF), turned upright as its EXIF says.
         at: places x,y in the photo's pixels that self-attention is shown from, such as 120,80 200,40; the
             middle of what the model sees if not given.

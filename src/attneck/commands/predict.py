@@ -52,7 +52,7 @@ def predict(
     before the model sees it (seen_as in the JSON); what is found is in the photo's own pixels.
 
     Args:
-        model: a run's folder, or what attneck.hub.save wrote.
+        model: a run's folder, what attneck.hub.save wrote, or timm/NAME: that network with timm's weights.
         images: image files (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF), folders, which are searched at any
             depth, and patterns in quotes, such as 'photos/**/*.jpg'.
         held_out: of a run, so many of its own held-out images as well, evenly spread; a picture then has what

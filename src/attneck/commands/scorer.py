@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attneck.commands.given_model import load
+from attneck.commands.finder import called
+from attneck.commands.given_model import Kind, load
 from attneck.errors import say, user_mistakes
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def of_run(run: Run, root: str | None, val_share: float | None, image_size: int 
 
 def of_saved(
     path: Path,
+    kind: Kind,
     data: str | None,
     split: str | None,
     root: str | None,
@@ -79,7 +81,7 @@ def of_saved(
     from attneck.tasks.evaluate import evaluate
 
     with user_mistakes():
-        _, network, _ = load("saved", str(path), image_size, False, "newest")
+        _, network, _ = load(kind, str(path), image_size, False, "newest")
         facts = facts_of(network)
     detects = finds_objects(network)
     name, part = data or ("" if detects else "folder"), split or "val"
@@ -114,7 +116,7 @@ def of_saved(
     tables = (Detection if detects else Classification).tables
     return Scorer(
         path,
-        path.stem,
+        called(path),
         None,
         f"images of {name} {part}",
         side,

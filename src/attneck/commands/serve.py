@@ -32,8 +32,8 @@ def serve(
     answers on this machine alone (127.0.0.1), and what it is given stays there. Ctrl-C ends it.
 
     Args:
-        models: runs' folders, what attneck.hub.save wrote, or names of `attneck list` (untrained); if none is
-            given the newest run in runs/.
+        models: runs' folders, what attneck.hub.save wrote, timm/NAME for timm's weights, or names of `attneck
+            list` (untrained); if none is given the newest run in runs/.
         port: where it answers, or the next that is free; 0 for any.
         checkpoint: of runs, the newest, or the best by the recipe's metric.
     """

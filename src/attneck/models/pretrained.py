@@ -49,18 +49,19 @@ def normalisation(name: str) -> Normalisation:
     return tuple(found.mean), tuple(found.std)
 
 
-def fetch(name: str, in_chans: int = 3) -> Weights:
-    """timm's tensors by its names, for images of `in_chans` channels; all, the classifier's too.
+def network(name: str, in_chans: int = 3, image_size: int | None = None) -> nn.Module:
+    """timm's network with these weights, its classifier too, in evaluation mode.
+
+    Args:
+        in_chans: channels of its images.
+        image_size: their side in pixels, if another than timm says: a network of one size is made for it.
 
     Raises:
-        ValueError: timm has no such weights; they are not in the cache and the network is down; or what came
-            is damaged.
+        ValueError: timm has no such weights, or not for that size; they are not in the cache and the network
+            is down; or what came is damaged.
     """
     import timm
     import torch
-
-    from attneck.models.weight_files import Weights
-    from attneck.models.weights import grids, settings
 
     bare = check_name(name)
     found: Any = timm.get_pretrained_cfg(bare)
@@ -68,18 +69,32 @@ def fetch(name: str, in_chans: int = 3) -> Weights:
     if cached is None:
         _check_network(name, found)
     overlay = {"file": cached} if cached else None
+    sized = image_size is not None and found.fixed_input_size and image_size != found.input_size[-1]
+    options: dict[str, Any] = {"img_size": image_size} if sized else {}
     try:
         with torch.random.fork_rng(devices=[]):  # what it draws at first is overwritten
-            network = timm.create_model(
-                bare, pretrained=True, in_chans=in_chans, pretrained_cfg_overlay=overlay
+            made: nn.Module = timm.create_model(
+                bare, pretrained=True, in_chans=in_chans, pretrained_cfg_overlay=overlay, **options
             )
     except Exception as error:  # the network's, the file's, timm's own: of any kind
         raise ValueError(
             f"timm's weights {name} did not load from {cached or 'the network'} "
             f"({type(error).__name__}: {one_line(error, 150)}): try again, or give a file by weights"
         ) from error
-    weights = Weights(network.state_dict())
-    weights.settings, weights.grids = settings(network), grids(network)
+    return made.eval()
+
+
+def fetch(name: str, in_chans: int = 3) -> Weights:
+    """The tensors of `network`, by timm's names; raises as that."""
+    import timm
+
+    from attneck.models.weight_files import Weights
+    from attneck.models.weights import grids, settings
+
+    theirs, bare = network(name, in_chans), check_name(name)
+    found: Any = timm.get_pretrained_cfg(bare)
+    weights = Weights(theirs.state_dict())
+    weights.settings, weights.grids = settings(theirs), grids(theirs)
     weights.part = f"{found.architecture}.{found.tag}" if found.tag else found.architecture
     return weights
 
