@@ -110,7 +110,7 @@ def test_the_places_it_names_are_the_photo_s(photo, capsys, monkeypatch) -> None
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "no layer": (["cifar_resnet20", "photo.png"], "has no BAM and no MHSA2d"),
+    "no layer": (["cifar_resnet20", "photo.png"], "which attneck.surgery puts in: --cam shows"),
     "no model": (["botnte50", "photo.png"], "perhaps you meant 'botnet50'"),
     "no photo": ([NET, "nowhere.png"], "nowhere.png"),
     "no image": ([NET, "words.txt"], "words.txt"),
@@ -143,6 +143,14 @@ def test_look_refuses(words: list[str], says: str, capsys: Any) -> None:
 def test_grad_cam_in_a_picture(capsys: Any) -> None:
     assert said(capsys, "look", NET, "photo.png", "--cam", "--save", "cam.svg")[0] == 0
     assert "Grad-CAM: class " in Path("cam.svg").read_text()
+
+
+def test_grad_cam_alone_of_a_network_without_attention(capsys: Any) -> None:
+    words = ["look", "cifar_resnet20", "photo.png", "--cam"]
+    assert said(capsys, *words, "--beside", NET, "--save", "cam.svg")[0] == 0
+    assert Path("cam.svg").read_text().count("Grad-CAM: class ") == 2
+    code, line = said(capsys, *words, "--layers", "layer1")
+    assert (code, line) == (2, "attneck: --layers is of attention, and cifar_resnet20 has none: leave it out")
 
 
 def test_draw_before_and_after(capsys: Any) -> None:

@@ -19,6 +19,7 @@ from attneck.errors import UserError, brief, say, shown_path, user_mistakes
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from attneck.explain.looking import Look
     from attneck.explain.seeing import Maps
@@ -73,7 +74,7 @@ def look(
             numbers in it, one file that any browser opens without a network.
         beside: another model, shown beside it.
         tables: the learned position tables as well.
-        cam: Grad-CAM of the likeliest class as well.
+        cam: Grad-CAM of the likeliest class as well; of a network without attention, that alone.
         dark: on a dark page.
         image_size: side in pixels that the model is given; its own if not given.
         max_pixels: a larger photo is refused; 178,956,970 if not given.
@@ -225,10 +226,9 @@ def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str
 def _look(seer: Viewer, photo: Image.Image, cam: bool, layers: Sequence[str]) -> Look:
     """What one model sees, and says of the photo."""
     from attneck.explain.looking import Look
-    from attneck.explain.seeing import maps
 
     image = seer.prepared(photo)
-    found = _chosen(maps(seer.network, image), layers, seer.title)
+    found = _chosen(_maps(seer, image, cam), layers, seer.title)
     height, width = found.seen  # of a detector's padded batch the photo's part
     lines = [f"The model sees the framed part, as {width}\u00a0×\u00a0{height} pixels."]
     if not seer.trained:
@@ -249,6 +249,27 @@ def _look(seer: Viewer, photo: Image.Image, cam: bool, layers: Sequence[str]) ->
     return Look(seer.title, lines, found, seer.window(photo.size, found), drawn)
 
 
+def _maps(seer: Viewer, image: Tensor, cam: bool) -> Maps:
+    """Its attention in an image [3, H, W] as it takes it; with Grad-CAM a classifier may have none."""
+    import torch
+
+    from attneck.explain.seeing import Maps, maps
+    from attneck.layers import BAM, MHSA2d
+
+    attends = any(isinstance(module, BAM | MHSA2d) for module in seer.network.modules())
+    if attends or seer.detects:
+        return maps(seer.network, image)
+    if not cam:
+        raise UserError(
+            f"{seer.title} has no BAM and no self-attention of ours, which attneck.surgery puts in: "
+            "--cam shows what speaks for its likeliest class"
+        )
+    with torch.no_grad():
+        output = seer.network(image[None])[0]
+    size = image.shape[1], image.shape[2]
+    return Maps(size, size, (), (), output)
+
+
 def _chosen(found: Maps, layers: Sequence[str], title: str) -> Maps:
     """Of the modules that `layers` names; all where it names none.
 
@@ -257,6 +278,8 @@ def _chosen(found: Maps, layers: Sequence[str], title: str) -> Maps:
     if not layers:
         return found
     names = [*(one.name for one in found.bams), *(one.name for one in found.mhsas)]
+    if not names:
+        raise UserError(f"--layers is of attention, and {title} has none: leave it out")
     for pattern in layers:
         if not fnmatch.filter(names, pattern):
             raise UserError(
