@@ -15,7 +15,8 @@ from torch import nn
 from attneck.errors import suggestion
 from attneck.explain.stages import ATTENTION
 from attneck.layers import BAM, MHSA2d
-from attneck.surgery.trace import Step, Trace, trace
+from attneck.surgery.step import Step
+from attneck.surgery.trace import Trace, trace
 
 MOST = 60
 """Boxes that can be read in one picture."""

@@ -10,7 +10,8 @@ from torch import nn
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.layers.ungated import UngatedBAM
 from attneck.measure.counts import madds_by_name
-from attneck.surgery.trace import Step, Trace, trace
+from attneck.surgery.step import Step
+from attneck.surgery.trace import Trace, trace
 
 ATTENTION: dict[type[nn.Module], str] = {
     BAM: "BAM",

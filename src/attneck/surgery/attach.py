@@ -30,7 +30,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
 
 from attneck.surgery.places import Place
-from attneck.surgery.trace import Step, Trace
+from attneck.surgery.step import Step
+from attneck.surgery.trace import Trace
 
 
 class OnPart(nn.Module):

@@ -28,7 +28,8 @@ from attneck.surgery.attach import device_to_make_on, match_to
 from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
 from attneck.surgery.recorded import recorded
 from attneck.surgery.report import Change, Ledger, Result
-from attneck.surgery.trace import Step, Trace, is_hooked, trace
+from attneck.surgery.step import Step
+from attneck.surgery.trace import Trace, is_hooked, trace
 
 Position = Literal["relative", "absolute", "none"]
 Resample = Literal["stretch", "keep"]

@@ -6,12 +6,10 @@ Some networks work on [B, H, W, C] for a while, with linear layers. Such a map l
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from attneck.surgery.trace import Step
+from attneck.surgery.step import Step
 
 MOVES = {"permute", "transpose", "transpose_", "swapaxes", "swapdims", "movedim", "moveaxis"}
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "scaled_dot_product_attention"}

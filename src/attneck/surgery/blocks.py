@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attneck.errors import brief, suggestion
-from attneck.surgery.trace import Step, Trace
+from attneck.surgery.step import Step
+from attneck.surgery.trace import Trace
 
 ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
-from attneck.surgery.trace import Step, Trace
+from attneck.surgery.step import Step
+from attneck.surgery.trace import Trace
 
 STEM_LEVELS = 2
 """Strides 1 and 2 are the stem's, in every network but those for small images."""
