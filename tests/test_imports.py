@@ -24,7 +24,7 @@ MAY = {
     "measure": {"attention", "data", "layers", "models"},
     "explain": {"attention", "data", "layers", "measure", "models", "surgery", "training"},
     "surgery": {"layers", "measure", "models"},
-    "tasks": {"data", "detection", "models", "surgery", "training"},
+    "tasks": {"data", "detection", "layers", "models", "surgery", "training"},
     "runs": {
         "attention",
         "data",
@@ -37,7 +37,7 @@ MAY = {
         "training",
     },
     "studies": {"data", "explain", "layers", "measure", "papers", "runs", "tasks", "training"},
-    "hub": {"explain", "models", "runs", "surgery", "tasks", "training"},
+    "hub": {"explain", "layers", "models", "runs", "surgery", "tasks", "training"},
     "export": {"detection", "layers", "models", "runs", "seal"},
     "serve": {"data", "explain", "layers", "tasks"},
     "commands": {

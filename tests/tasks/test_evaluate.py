@@ -122,6 +122,70 @@ def test_processes_share_the_images(program: Any, photos: Path) -> None:
     assert first == second == pytest.approx(alone, rel=1e-5)
 
 
+def with_classifier(classes: int) -> nn.Module:
+    """Another than the network was made with, by hand: its num_classes says 7 still."""
+    model = network()
+    model.fc = nn.Linear(512, classes)
+    return model
+
+
+def answering(answer: Any) -> nn.Module:
+    """A network that answers so, and has no parameters."""
+    model = nn.Identity()
+    model.forward = answer
+    model.pretrained_cfg = {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return model
+
+
+def test_classes_are_counted_in_its_answer(photos: Path) -> None:
+    """Not by an attribute, which a classifier put in by hand leaves; nor by the names of the one before."""
+    model = timm.create_model("resnet10t", num_classes=20)
+    model.pretrained_cfg = dict(model.pretrained_cfg) | {"label_names": tuple("abcdefghijklmnopqrst")}
+    model.fc = nn.Linear(512, 7)
+    with pytest.raises(ValueError, match="the classes asked for"):
+        attneck.evaluate(model, root=photos, image_size=64)
+    model.reset_classifier(7)
+    assert attneck.evaluate(model, root=photos, image_size=64).images == 21
+    scores = attneck.evaluate(answering(lambda x: x.mean((2, 3)) @ torch.ones(3, 7)), root=photos).scores
+    assert scores["loss"] == pytest.approx(np.log(7))
+
+
+def test_images_are_resized_as_timm_does_where_nothing_is_said(photos: Path) -> None:
+    model = network(crop_pct=0.9)
+    model.pretrained_cfg = {key: model.pretrained_cfg[key] for key in ("input_size", "mean", "std")}
+    assert attneck.evaluate(model, root=photos).scores["loss"] == pytest.approx(
+        by_timm(model, photos)["loss"], rel=1e-4
+    )
+
+
+class Merging(nn.Linear):
+    """As layers of LoRA do it: in evaluation its weight has what training keeps apart."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> "Merging":
+        if self.merged == mode:
+            with torch.no_grad():
+                self.weight.add_(-1.0 if mode else 1.0)
+        self.merged = not mode
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("look", [attneck.evaluate, attneck.explain.maps])
+def test_modules_that_do_more_in_a_mode_go_back_themselves(look: Any, photos: Path) -> None:
+    model = network(label_names=CLASSES)
+    insert_bam(model, image_size=64)
+    model.fc = Merging(512, 7)
+    model.train()
+    before = model.fc.weight.clone()
+    if look is attneck.evaluate:
+        look(model, root=photos, size=7)
+    else:
+        look(model, torch.rand(3, 64, 64))
+    assert (model.fc.training, model.fc.merged) == (True, False)
+    torch.testing.assert_close(model.fc.weight, before)
+
+
 REFUSED = [
     (lambda: nn.Linear(1, 1), {}, "this Linear does not say which images it takes"),
     (lambda: network(crop_mode="squash"), {}, "crop_mode squash"),
@@ -130,10 +194,24 @@ REFUSED = [
     (lambda: network(label_names=("a", *"uvwxyz")), {}, "the classes asked for: 6 more"),
     (lambda: network(label_names=("a", *"aaaaaa")), {}, "not those of folder .the first that differs is 'a'"),
     (lambda: timm.create_model("resnet10t", num_classes=20), {}, "20 classes apart, and folder has 7"),
-    (lambda: timm.create_model("resnet10t", num_classes=0), {}, "0 classes apart"),
+    (lambda: timm.create_model("resnet10t", num_classes=0), {}, "it has no classifier"),
+    (lambda: with_classifier(14), {}, "14 classes apart"),
+    (
+        lambda: timm.create_model("resnet10t", in_chans=1, num_classes=7),
+        {"image_size": 64},
+        "it does not take images of 3 × 64 × 64",
+    ),
+    (lambda: timm.create_model("vit_tiny_patch16_224"), {"image_size": 64}, "does not take images of 3 × 64"),
+    (lambda: answering(lambda x: (x, x)), {}, "it gives 'tuple' for an image: wanted logits"),
+    (lambda: answering(lambda x: x), {}, "it gives 'Tensor' for an image: wanted logits"),
+    (network, {"image_size": 0}, "image_size=0: wanted a whole number"),
+    (network, {"image_size": "64"}, "image_size='64': wanted a whole number"),
+    (network, {"crop_pct": 1.5}, "crop_pct is 1.5"),
+    (network, {"augment": "inception"}, "unknown option 'augment'; choose one of"),
+    (network, {"on_bad_image": "skip"}, "unknown option 'on_bad_image'"),
     (network, {"data": "coco"}, "data set is 'coco'"),
     (network, {"split": "test"}, "split of folder is 'test'"),
-    (network, {"colour": 3}, "colour is given, but it takes"),
+    (network, {"masks": True}, "folder: masks is given, but it takes"),
     (network, {"data": "shapes", "root": None}, "7 classes apart, and shapes has 10"),
 ]
 
@@ -246,6 +324,12 @@ def test_a_saved_detector_scores_as_its_run(tmp_path: Path, capsys: Any, monkeyp
     assert (got.scores, got.detections) == (want.scores, want.detections)
     with pytest.raises(ValueError, match="A detector's is one of shapes, coco"):
         attneck.evaluate(model)
+    with pytest.raises(ValueError, match=r"scored in float32, not torch.float64: give model.float"):
+        attneck.evaluate(attneck.Run(tmp_path / "run").model().double(), "shapes", size=5)
+    boxes = attneck.evaluate(model, "shapes", size=5, masks=False)
+    assert (boxes.scores["box_AP50"], "mask_AP" in boxes.scores) == (want.scores["box_AP50"], False)
+    with pytest.raises(ValueError, match="unknown option 'augment'"):
+        attneck.evaluate(model, "shapes", augment="flip")
     with pytest.raises(ValueError, match="image_size is of classifiers"):
         attneck.evaluate(model, "shapes", image_size=64)
     monkeypatch.setattr("attneck.tasks.evaluate.open_detection", _few)

@@ -71,7 +71,7 @@ def of_saved(path: Path) -> Finder:
 
 def called(path: Path) -> str:
     """A saved model by its file or folder, timm's by its name."""
-    return path.stem if path.suffix == ".safetensors" else path.name
+    return path.stem if path.suffix == ".safetensors" else path.name or path.resolve().name
 
 
 def check_trained(path: Path) -> Kind:

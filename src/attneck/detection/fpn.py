@@ -29,8 +29,8 @@ class FPN(nn.Module):
 
     Args:
         backbone: a model that `Pyramid` takes (the catalog's, timm's, either changed by surgery); timm's
-            `features_only=True`; or any module that returns a list of maps, finest first, and has their
-            `channels` and `reductions`. The last four maps are used.
+            `features_only=True`, whatever it gives its maps as; or any module that returns a list of maps,
+            finest first, and has their `channels` and `reductions`. The last four maps are used.
         channels: C.
         norm_layer: after each convolution, BatchNorm (A.2); None for biases in its place, as in Lin et al.
         last: (channels, the number of maps) → what makes p6, as in torchvision's pyramid.
@@ -55,6 +55,8 @@ class FPN(nn.Module):
             if not (hasattr(backbone, "channels") and hasattr(backbone, "reductions")):
                 self.body = Pyramid(backbone)
             widths, reductions = self.body.channels, self.body.reductions
+        # As timm's Swin Transformers and the like say it.
+        self.channels_come_last = "NHWC" in str(getattr(backbone, "output_fmt", ""))
         widths, reductions = list(widths)[-4:], list(reductions)[-4:]
         self.fpn = FeaturePyramidNetwork(widths, channels, last(channels, len(widths)), norm_layer)
         self.out_channels = channels
@@ -63,6 +65,9 @@ class FPN(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """x [B, 3, H, W] → one map for each name, [B, C, ~H / reduction, ~W / reduction]."""
-        maps = self.body(x)[-len(self.names) :]
+        found = self.body(x)
+        maps = list(found.values() if isinstance(found, dict) else found)[-len(self.names) :]
+        if self.channels_come_last:
+            maps = [one.permute(0, 3, 1, 2) for one in maps]
         pyramid: dict[str, Tensor] = self.fpn(dict(zip(self.names, maps, strict=True)))
         return pyramid

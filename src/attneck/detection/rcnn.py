@@ -205,6 +205,8 @@ def _checked(detector: RCNN) -> RCNN:
     pyramid: Any = detector.backbone
     H, W = canvas(detector.transform.size, detector.transform.size_divisible)
     kind = type(getattr(pyramid.body, "model", pyramid.body)).__name__
+    if any(module._forward_hooks or module._forward_pre_hooks for module in pyramid.body.modules()):
+        return detector  # which may be what gives its maps, as in timm's FeatureHookNet
     try:
         with shapes_alone():
             maps = meta_copy(pyramid).eval()(torch.empty(1, 3, H, W, device="meta"))

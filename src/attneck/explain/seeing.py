@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from attneck.errors import brief
 from attneck.layers import BAM, MHSA2d
+from attneck.layers.modes import evaluating
 from attneck.models.origin import bare
 
 Part = Literal["both", "content", "position"]
@@ -229,7 +230,7 @@ def maps(model: nn.Module | RunLike, image: Tensor | str | PathLike[str] | Any) 
             "botnet50 or resnet50_bam, or put them in with attneck.surgery's attend, insert_bam or adopt"
         )
     detects = _detects(network)
-    with _watched(network, layers) as seen, _evaluating(network):
+    with _watched(network, layers) as seen, evaluating(network):
         output = network([pixels[0]] if detects else pixels)
     one = output[0] if detects else tree_map_only(Tensor, lambda part: part[0] if part.ndim else part, output)
     return seen.maps((pixels.shape[2], pixels.shape[3]), one)
@@ -258,18 +259,6 @@ def _detects(network: nn.Module) -> bool:
         kind.__name__ == "GeneralizedRCNNTransform"
         for kind in type(getattr(network, "transform", None)).__mro__
     )
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """In evaluation mode; afterwards every module is in the mode that it was in."""
-    before = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 class _Watch:

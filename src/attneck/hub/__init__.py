@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import brief, one_line
 from attneck.files import write_atomic
 from attneck.hub.config import DATA, check_bounds, computed, describe, from_config, name_of
+from attneck.layers.modes import evaluating
 from attneck.models.origin import bare
 from attneck.training.recipe_file import RECIPE, is_run
 
@@ -47,7 +50,7 @@ model = attneck.load("{{ repo_id }}")
 
 
 def save(
-    model: nn.Module | Run,
+    model: nn.Module | Run | str | Path,
     path: str | Path,
     *,
     run: Run | None = None,
@@ -59,38 +62,45 @@ def save(
     Of a run, the folder gets a model card too: README.md and curves.png.
 
     Args:
-        model: a run; or a model from `create_model`, `load` or `Run.model`, or timm's made without options,
-            each also after one function of `attneck.surgery`, and inside `torch.compile` or an
-            `AveragedModel`.
+        model: a run or its folder; or a model from `create_model`, `load` or `Run.model`, or timm's made
+            without options, each also after one function of `attneck.surgery`, and inside `torch.compile` or
+            an `AveragedModel`.
         run: the run that the model is of, if it is given by itself.
         license: for the model card, by the Hub's identifier: apache-2.0, say.
         data: the preprocessing of its images, as `describe` takes it.
 
     Raises:
-        ValueError: a folder with such a file of somebody else's; a model whose tensors are not finite, or not
-            those that its config makes (of timm's with options, for example); one whose layers compute
-            otherwise, by another stride, pool or `resample` say that was set after it was built; weights of
-            float64; what `describe` refuses.
+        ValueError: a `run` of another network; a folder with such a file of somebody else's; a model whose
+            tensors are not finite, in parts (`fully_shard`), or not those that its config makes (of timm's
+            with options, for example); one whose layers compute otherwise, by another stride, pool or
+            `resample` say that was set after it was built; weights of float64; what `describe` refuses.
         OSError: the file could not be written.
         UserError: a run without a checkpoint that is whole.
     """
     import torch
     from safetensors.torch import save as to_bytes
-    from torch import nn
 
     from attneck.models.weight_files import digest
     from attneck.models.weights import cast
 
-    if isinstance(model, nn.Module):
-        network = bare(model)
-    else:
-        network, run = model.model(), model
+    network, run = _of(model, run)
     if license is not None and (run is None or Path(path).suffix == ".safetensors"):
         raise ValueError(f"license={brief(license)} is for the card, which a run's folder gets: give run too")
     path = Path(path)
     if path.suffix != ".safetensors":
         _check_own(path, with_card=run is not None)
+    if sharded := next(
+        (name for name, one in network.state_dict().items() if hasattr(one, "full_tensor")), None
+    ):
+        raise ValueError(
+            f"{sharded} is in parts, one a process (fully_shard): give a model that has all of it, filled by "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict"
+        )
     config = describe(network, **data)
+    if run is not None:
+        from attneck.hub.card import check_same_network
+
+        check_same_network(run, config)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with torch.device("meta"):
         again = from_config(config)
@@ -136,6 +146,21 @@ def save(
     return path
 
 
+def _of(model: nn.Module | Run | str | Path, run: Run | None = None) -> tuple[nn.Module, Run | None]:
+    """The network inside what is given, and the run that it is of, if it is one's."""
+    from torch import nn
+
+    from attneck.runs.run import Run
+
+    if isinstance(model, nn.Module):
+        return bare(model), run
+    if isinstance(model, str | Path) and is_run(Path(model)):
+        model = Run(model)
+    if not isinstance(model, Run):
+        raise ValueError(f"{brief(model)}: wanted a model, an attneck.Run, or the folder of one")
+    return model.model(), model
+
+
 def _check_same_results(network: nn.Module, config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """ValueError unless the model of a config makes of an image what `network` makes of it.
 
@@ -147,14 +172,10 @@ def _check_same_results(network: nn.Module, config: dict[str, Any], state: dict[
         again = from_config(config)
         image = torch.rand(1, *config["pretrained_cfg"]["input_size"])
     again.load_state_dict(state)
-    (weight, *_), modes = network.parameters(), [(module, module.training) for module in network.modules()]
+    weight, *_ = network.parameters()
     image = image.to(weight)
-    try:
-        with torch.no_grad():
-            want, got = network.eval()(image), again.to(weight).eval()(image)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with torch.no_grad(), evaluating(network):
+        want, got = network(image), again.to(weight).eval()(image)
     scale = float(want.nan_to_num(0, 0, 0).abs().max())
     if not torch.allclose(got, want, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
         raise ValueError(
@@ -235,7 +256,7 @@ def load(
     return model.eval()
 
 
-def push(model: nn.Module | Run, repo_id: str, **options: Any) -> str:
+def push(model: nn.Module | Run | str | Path, repo_id: str, **options: Any) -> str:
     """Put `model` on the Hub with a model card, and return the commit's address.
 
     Args:
@@ -246,19 +267,14 @@ def push(model: nn.Module | Run, repo_id: str, **options: Any) -> str:
     Raises:
         ValueError: huggingface_hub is not installed; what `save` refuses.
     """
-    from torch import nn
-
     from attneck.hub.card import TASKS, task_of
 
     _huggingface_hub()
     from huggingface_hub import ModelHubMixin
 
-    data = {key: options.pop(key) for key in (*DATA, "run") if key in options}
+    data = {key: options.pop(key) for key in DATA if key in options}
     license: str | None = options.pop("license", None)
-    if isinstance(model, nn.Module):
-        network = model
-    else:
-        network, data["run"] = model.model(), model
+    network, run = _of(model, options.pop("run", None))
     task = TASKS[task_of(describe(network))]
 
     class Published(
@@ -269,9 +285,12 @@ def push(model: nn.Module | Run, repo_id: str, **options: Any) -> str:
         model_card_template=CARD,
     ):
         def _save_pretrained(self, save_directory: Path) -> None:
-            save(network, save_directory, license=license if data.get("run") else None, **data)
+            shutil.copytree(saved, save_directory, dirs_exist_ok=True)
 
-    address: str = Published().push_to_hub(repo_id, model_card_kwargs={"repo_id": repo_id}, **options)
+    with tempfile.TemporaryDirectory() as place:
+        # Before the mixin makes the repository: what is refused leaves none.
+        saved = save(network, Path(place, "model"), run=run, license=license if run else None, **data)
+        address: str = Published().push_to_hub(repo_id, model_card_kwargs={"repo_id": repo_id}, **options)
     return address
 
 

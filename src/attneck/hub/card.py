@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from attneck import __version__
-from attneck.errors import UserError
+from attneck.errors import UserError, brief
 from attneck.files import write_atomic
 from attneck.hub.config import name_of
 from attneck.models import catalog
@@ -75,6 +75,8 @@ def card(
         head["base_model"] = base
     title = f"{name} after {surgery['name']}" if surgery else name
     recipe = run.recipe.model_dump(mode="json", exclude={"data": {"root"}})  # a path of another machine
+    if (file := recipe["model"]["weights"]) is not None:
+        recipe["model"]["weights"] = Path(file).name
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {title}",
@@ -103,6 +105,19 @@ def _on_the_hub(weights: str) -> str | None:
     return found.hf_hub_id.partition("@")[0] if found is not None and found.hf_hub_id else None
 
 
+def check_same_network(run: Run, config: dict[str, Any]) -> None:
+    """ValueError unless a config is of the network that the run trains: its card would be of another one."""
+    from attneck.hub.config import describe
+
+    own = describe(run.model())
+    for key in ("architecture", "num_classes", "surgery"):
+        if own.get(key) != config.get(key):
+            raise ValueError(
+                f"run={run.folder}: its network has {key} {brief(own.get(key))}, and the model "
+                f"{brief(config.get(key))}, of which the card would say what is not so: leave run out"
+            )
+
+
 def _what(run: Run, config: dict[str, Any], task: str, name: str) -> str:
     whose = "timm's network" if name.startswith(TIMM) else "the network"
     network = f"{whose} `{name.removeprefix(TIMM)}`"
@@ -110,7 +125,8 @@ def _what(run: Run, config: dict[str, Any], task: str, name: str) -> str:
         given = ", ".join(f"{key}={value!r}" for key, value in surgery["options"].items())
         network += f", changed by `attneck.surgery.{surgery['name']}({given})`"
     does = "Finds objects in images" if task == "detection" else "Classifies images"
-    classes = run.facts["classes"]
+    # A detector's have the background first.
+    classes = config.get("label_names", run.facts["classes"])[task == "detection" :]
     shown = ", ".join(classes[:10]) + (" …" if len(classes) > 10 else "")
     return (
         f"{does}: {network}, trained by attneck on `{run.recipe.data.name}`. {len(classes)} classes: {shown}."

@@ -26,6 +26,8 @@ def facts_of(model: Any) -> Facts:
     """
     known = dict(getattr(model, "pretrained_cfg", None) or {})
     classes = tuple(known.get("label_names") or ())
+    if len(classes) != getattr(model, "num_classes", len(classes)):
+        classes = ()  # those of a classifier that was taken off
     kind = type(model).__name__
     if finds_objects(model):
         if (origin := getattr(model, "origin", None)) is None:
@@ -45,7 +47,7 @@ def facts_of(model: Any) -> Facts:
             f"it wants images in crop_mode {known['crop_mode']}, and here their centre is cut out: save it "
             "with a pretrained_cfg that says center, if that does for it"
         )
-    way = known.get("interpolation") or "bilinear"
+    way = known.get("interpolation") or "bicubic"  # as timm
     try:
         resampling(way)
     except ValueError as error:

@@ -11,10 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from attneck.checks import one_of, whole
 from attneck.data import ClassificationDataset, Normalise, open_dataset
 from attneck.data.detection import open_detection
 from attneck.data.table import SETS, names_for
-from attneck.errors import say
+from attneck.errors import brief, is_out_of_memory, one_line, say
+from attneck.layers.modes import evaluating
 from attneck.models.origin import bare
 from attneck.tasks import classification, detection
 from attneck.tasks.described import facts_of, finds_objects
@@ -24,6 +26,11 @@ from attneck.training.report import Watch, unseen
 
 BATCH = 256
 """Images of a classification at a time, at most."""
+OPTIONS = {
+    *("val_share", "size", "classes", "problem", "crop_pct", "interpolation", "masks"),
+    *("max_pixels", "md5"),
+}
+"""Of data sets, those of an evaluation: augmented images, or others in the place of bad ones, say nothing."""
 
 
 def evaluate(
@@ -52,44 +59,38 @@ def evaluate(
         image_size: a classifier's: the side of its images in pixels, if another than it says.
         workers: as a recipe's `data.workers`.
         watch: is given the DataLoader, and gives its batches on: to show how far it is.
-        options: of the data set, as `attneck.data.open_dataset` takes them: `val_share`, `size`,
-            `max_pixels`, `problem`, or of "folder" another `crop_pct` than the model says, say.
+        options: of the data set, as `attneck.data.open_dataset` takes them: `OPTIONS`. `masks`: False scores
+            boxes alone, as is done of a set without masks.
 
     Raises:
         ValueError: no such data, other classes than the model's, a model that does not say which images it
-            takes, an image that cannot be read.
+            takes, or does not take them, an image that cannot be read.
         FileNotFoundError: data that is not there.
     """
     network = bare(model)
     facts = facts_of(network)
-    detects = finds_objects(network)
+    for option in options:
+        one_of("option", option, sorted(OPTIONS))
     if root is not None:
         options["root"] = os.fspath(root)
-    name = data or ("" if detects else "folder")
-    images = (_with_objects if detects else _with_classes)(network, facts, name, split, image_size, options)
-    count = len(facts["category_ids"]) if detects else getattr(network, "num_classes", 0)
-    _check_classes(facts, count, images.classes, name)
-    weight = next(network.parameters())
-    modes = [(module, module.training) for module in model.modules()]
-    with _among(weight.device) as everyone:
-        try:
-            model.eval()
-            with torch.inference_mode():
-                if detects:
-                    rule = SETS[name].kinds["detection"].ap[split]
-                    return detection.report(model, images, everyone, rule, workers, watch)
-                return classification.report(
-                    model,
-                    images,
-                    everyone,
-                    _prepared(images, weight),
-                    most=BATCH,
-                    workers=workers,
-                    watch=watch,
-                )
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    weight = next(network.parameters(), torch.zeros(()))
+    detects = finds_objects(network)
+    if detects:
+        images = _with_objects(network, facts, data, split, image_size, options)
+        if weight.dtype != torch.float32:
+            raise ValueError(f"a detector is scored in float32, not {weight.dtype}: give model.float()")
+    else:
+        images = _with_classes(facts, data or "folder", split, image_size, options)
+    with _among(weight.device) as everyone, evaluating(model), torch.inference_mode():
+        count = len(facts["category_ids"]) if detects else _logits(network, weight, images.image_size)
+        _check_classes(facts, count, images.classes, data or "folder")
+        if detects:
+            rule = SETS[data or ""].kinds["detection"].ap[split]
+            return detection.report(model, images, everyone, rule, workers, watch)
+        prepare = _prepared(images, weight)
+        return classification.report(
+            model, images, everyone, prepare, most=BATCH, workers=workers, watch=watch
+        )
 
 
 @contextmanager
@@ -103,10 +104,10 @@ def _among(device: torch.device) -> Iterator[World]:
 
 
 def _with_objects(
-    network: nn.Module, facts: Facts, name: str, split: str, image_size: int | None, options: Facts
+    network: nn.Module, facts: Facts, name: str | None, split: str, image_size: int | None, options: Facts
 ) -> Any:
-    """Images as they are, drawn ones of the detector's size; masks where it makes some."""
-    if not name:
+    """Images as they are, drawn ones of the detector's size; masks where both it and the set have some."""
+    if name is None:
         raise ValueError(f"which data? A detector's is one of {', '.join(names_for('detection'))}")
     if image_size is not None:
         raise ValueError(
@@ -114,18 +115,18 @@ def _with_objects(
             "with; leave it out"
         )
     side = facts["image_size"] if name in SETS and SETS[name].drawn else None
-    masks = bool(getattr(getattr(network, "roi_heads", None), "has_mask", bool)())
-    return open_detection(name, split, image_size=side, masks=masks, **options)
+    kind = SETS[name].kinds.get("detection") if name in SETS else None
+    makes_masks = getattr(getattr(network, "roi_heads", None), "has_mask", bool)()
+    own = {"image_size": side, "masks": bool(makes_masks and kind and kind.masks)}
+    return open_detection(name, split, **own | options)
 
 
-def _with_classes(
-    network: nn.Module, facts: Facts, name: str, split: str, image_size: int | None, options: Facts
-) -> Any:
+def _with_classes(facts: Facts, name: str, split: str, image_size: int | None, options: Facts) -> Any:
     """Images as a classifier's `facts` want them, class folders in the order of its classes.
 
     ValueError where the set has images of its own size alone, and that is another.
     """
-    side = image_size or facts["image_size"]
+    side = facts["image_size"] if image_size is None else whole("image_size", image_size)
     if name == "folder":
         own = {"image_size": side} | {key: facts[key] for key in ("crop_pct", "interpolation")}
         if len({*facts["classes"]}) == len(facts["classes"]) > 0:
@@ -141,6 +142,24 @@ def _with_classes(
         )
     images.normalise(tuple(facts["mean"]), tuple(facts["std"]))
     return images
+
+
+def _logits(network: nn.Module, weight: Tensor, side: int) -> int:
+    """How many classes it tells apart, by an empty image; ValueError where it takes none of that size."""
+    if getattr(network, "num_classes", None) == 0:
+        raise ValueError("it has no classifier, as with num_classes=0: give a model with one")
+    try:
+        found = network(torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype))
+    except Exception as error:  # its own checks, or whatever an operation says of shapes
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"it does not take images of 3 × {side} × {side} ({one_line(error, 100)}): give image_size, or "
+            "another model"
+        ) from error
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise ValueError(f"it gives {brief(type(found).__name__)} for an image: wanted logits [B, classes]")
+    return found.shape[1]
 
 
 def _prepared(images: ClassificationDataset, weight: Tensor) -> Callable[[Tensor], Tensor]:

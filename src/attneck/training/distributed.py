@@ -56,7 +56,9 @@ class World:
     def _reduce(self, values: list[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.float64)  # on the CPU, by gloo: no wait for a GPU
+        # On the CPU, by gloo: no wait for a GPU. A program's own group may be of GPUs alone.
+        device = "cpu" if "cpu:" in dist.get_backend_config() else self.device
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(tensor, how)
         return list(tensor.tolist())
 

@@ -135,6 +135,8 @@ def open_folder(
     skip_bad = skips(on_bad_image)
     if val_share is not None and not 0 < val_share <= 1:
         raise ValueError(f"folder: val_share is {val_share}: give a share between 0 and 1, or 1 for all")
+    if not 0 < crop_pct <= 1:
+        raise ValueError(f"folder: crop_pct is {crop_pct}: give a share between 0 and 1, or 1 for all")
     resampling(interpolation)
     tree = scan(resolve(root, name, LAYOUT), split, classes, skip_bad, val_share)
     if val_share is None or split == "val":  # else a run would say it twice
