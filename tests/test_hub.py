@@ -11,6 +11,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -528,15 +529,53 @@ def test_somebody_s_file_is_not_replaced(runs: dict[str, attneck.Run], tmp_path:
     assert attneck.load(hub.save(runs["after surgery"], folder))
 
 
-def test_a_card_names_no_place_of_the_data(runs: dict[str, attneck.Run], tmp_path: Path) -> None:
+def test_a_card_names_no_place_of_a_machine(runs: dict[str, attneck.Run], tmp_path: Path) -> None:
     run = runs["timm"]
     secret = run.recipe.data.model_copy(update={"root": "/home/someone"})
-    run.__dict__["recipe"] = run.recipe.model_copy(update={"data": secret})
+    begun = run.recipe.model.model_copy(update={"weights": "/home/someone/my net.safetensors"})
+    run.model()  # its checkpoint is compared with its recipe, as that is
+    run.__dict__["recipe"] = run.recipe.model_copy(update={"data": secret, "model": begun})
     try:
         hub.save(run.model(), tmp_path, run=run)
     finally:
         del run.__dict__["recipe"]
-    assert "someone" not in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert "someone" not in card
+    assert "weights: my net.safetensors" in card
+
+
+def test_a_card_is_of_the_network_that_is_saved(runs: dict[str, attneck.Run], tmp_path: Path) -> None:
+    run = runs["timm"]
+    names = [f"class {label}" for label in range(len(run.facts["classes"]))]
+    hub.save(run, tmp_path / "named", label_names=names)
+    assert f"{len(names)} classes: class 0, class 1," in (tmp_path / "named" / "README.md").read_text()
+    for other, said in (
+        (timm.create_model("resnet10t", num_classes=3), "has num_classes 10, and the model 3"),
+        (
+            runs["after surgery"].model(),
+            "has architecture 'resnet10t', and the model 'attneck_after_surgery'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            hub.save(other, tmp_path / "other", run=run)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_s_folder_is_saved_as_the_run(runs: dict[str, attneck.Run], tmp_path: Path) -> None:
+    folder = runs["after surgery"].folder
+    saved = hub.save(str(folder), tmp_path / "net")
+    assert (saved / "README.md").read_text() == (
+        hub.save(runs["after surgery"], tmp_path / "other") / "README.md"
+    ).read_text()
+    with pytest.raises(ValueError, match="wanted a model, an attneck"):
+        hub.save("nowhere", tmp_path / "none")
+
+
+def test_a_model_in_parts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, whole = make("cifar_resnet20_bot_bam"), torch.Tensor
+    monkeypatch.setattr(whole, "full_tensor", lambda self: self, raising=False)  # as DTensor has it
+    with pytest.raises(ValueError, match=r"conv1.weight is in parts, one a process \(fully_shard\)"):
+        hub.save(model, tmp_path / "net")
 
 
 def test_a_card_says_which_weights_and_which_images(tmp_path: Path) -> None:
@@ -583,6 +622,18 @@ def test_a_licence_without_a_card_is_refused(runs: dict[str, attneck.Run], tmp_p
         with pytest.raises(ValueError, match="license='mit' is for the card"):
             hub.save(model, path, license="mit")
         assert not path.exists()
+
+
+def test_what_push_refuses_makes_no_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any, **options: Any) -> Any:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", refuse)
+    model = make("cifar_resnet20_bot_bam")
+    with pytest.raises(ValueError, match="label_names has 1 entries"):
+        hub.push(model, "someone/net", label_names=["a"])
+    with pytest.raises(ValueError, match="float64"):
+        hub.push(model.double(), "someone/net")
 
 
 def test_push_keeps_a_run_s_card(

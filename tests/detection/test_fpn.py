@@ -1,5 +1,7 @@
 """The pyramid, and every kind of backbone that it takes: the catalog's, timm's, one changed by hand."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -63,10 +65,19 @@ def test_s1_keeps_two_maps_at_stride_16():
     assert model.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
 
 
-@pytest.mark.parametrize("kind", ["timm", "features_only", "maps"])
+def theirs(kind: str) -> nn.Module:
+    """timm's networks that give their maps in other ways."""
+    if kind == "channels last":
+        widths = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "img_size": 128}
+        return timm.create_model("swin_tiny_patch4_window7_224", features_only=True, window_size=4, **widths)
+    return timm.create_model("resnet14t", features_only=True, feature_cls=kind)
+
+
+@pytest.mark.parametrize("kind", ["timm", "features_only", "maps", "hook", "dict", "channels last"])
 def test_any_backbone(kind):
     torch.manual_seed(0)
-    backbone = Maps() if kind == "maps" else attended(kind == "features_only")
+    ours = {"timm": partial(attended, False), "features_only": partial(attended, True), "maps": Maps}
+    backbone = ours[kind]() if kind in ours else theirs(kind)
     model = mask_rcnn(backbone, 3, 128, mask_convs=1, **SMALL).train()
     images = [torch.rand(3, 128, 128)]
     masks = torch.zeros(1, 128, 128, dtype=torch.uint8)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from attneck.errors import RunFailed, UserError
-from attneck.training.distributed import together, world
+from attneck.training.distributed import World, together, world
 
 
 def names(store, size):
@@ -57,3 +57,14 @@ def test_what_a_dead_process_has_asked_lets_no_start_begin(monkeypatch):
         together(store, 0, 3)
     monkeypatch.undo()
     assert len({*names(store, 3)}) == 1
+
+
+@pytest.mark.parametrize(("group", "device"), [("cpu:gloo,cuda:nccl", "cpu"), ("cuda:nccl", "meta")])
+def test_figures_are_summed_where_the_group_can(group, device, monkeypatch):
+    """A program's own group may be of GPUs alone; here another device stands for one."""
+    seen = []
+    monkeypatch.setattr(dist, "get_backend_config", lambda: group)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, how: seen.append(tensor.device.type) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        World(0, 2, torch.device("meta")).total([1.0])
+    assert seen == [device]
