@@ -16,6 +16,7 @@ from attneck.runs import pictures, snapshots
 from attneck.runs import train as runs
 from attneck.runs.run import Run
 from attneck.runs.scored_on import HELD_OUT, SAME_SPLIT, TRAINED_ON, scored_on
+from attneck.tasks.classification import Classification
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import load_recipe
 
@@ -101,10 +102,11 @@ def test_they_change_no_bit_and_may_be_left_out(drawn, tmp_path, monkeypatch, ca
     without = runs.train(Recipe.model_validate(CLASSIFIER | {"pictures": False}), tmp_path / "run")
     assert not (tmp_path / "run/pictures").exists()
     assert without.weights == Run(place / "classifier").summary["weights"]
-    # Another choice is no other run; of a run that has ended the curves are drawn.
+    # Another choice is no other run; one that has ended is scored once more, as if it had been killed then.
     capsys.readouterr()
     assert cli.main(["train", str(tmp_path / "run"), "--resume", "--pictures"]) == 0
-    assert [file.name for file in (tmp_path / "run/pictures").iterdir()] == ["curves.png"]
+    drawn_now = {file.name for file in (tmp_path / "run/pictures").iterdir()}
+    assert drawn_now == {"curves.png", "predictions.png", "confusion.png"}
     assert f"report  {tmp_path}/run/report.html" in capsys.readouterr().out
     assert "--no-pictures" in options(capsys)
 
@@ -142,6 +144,22 @@ def test_the_summary_is_written_before(tmp_path, monkeypatch):
     )
     runs.train(Recipe.model_validate(CLASSIFIER), tmp_path / "run")
     assert seen == [True]
+
+
+def test_pictures_that_a_kill_left_out_are_drawn_on_resume(tmp_path, monkeypatch):
+    """They are those of a run that was left alone, and one that has them is not scored again."""
+    monkeypatch.setattr(pictures, "draw_pictures", lambda *words: None)
+    recipe, run = Recipe.model_validate(CLASSIFIER), tmp_path / "run"
+    runs.train(recipe, run)
+    records = (run / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(pictures, "draw_pictures", DRAW)
+    runs.train(recipe, run, resume=True)
+    runs.train(recipe, tmp_path / "whole")
+    for name in ("scored.json", "pictures/confusion.png", "pictures/predictions.png"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (run / "metrics.jsonl").read_bytes() == records
+    monkeypatch.setattr(Classification, "report", lambda *words: pytest.fail("it was scored again"))
+    runs.train(recipe, run, resume=True)
 
 
 @pytest.mark.parametrize("count", [2, 1000])

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import one_line, say
+from attneck.files import read_json
 from attneck.runs.folder import PICTURES, SCORED
+from attneck.training.records import read_records
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,6 +52,12 @@ def draw_pictures(folder: Path, task: Task, facts: Facts) -> None:
         say(f"{folder}: {said}; the run itself is whole")
 
 
+def lacking(folder: Path) -> bool:
+    """Whether a run that goes on was ended before the pictures of its last record were drawn."""
+    drawn, records = (read_json(folder / SCORED) or {}).get("step"), read_records(folder)
+    return not records or drawn != records[-1]["step"]
+
+
 def evaluation_picture(folder: Path, evaluation: Evaluation, title: str) -> list[Path]:
     """confusion.png or pr-curves.png; none of a classifier of too many classes for a matrix.
 
@@ -84,7 +92,7 @@ def _draw(folder: Path, task: Task, facts: Facts) -> None:
     place = folder / PICTURES
     place.mkdir(exist_ok=True)
     curves([folder], place / "curves.png", held_out=images == HELD_OUT)
-    if task.last is None:  # of a run that had ended before: the others are there
+    if task.last is None:  # of a run that had ended with them
         return
     evaluation_picture(place, task.last, f"{name}, {task.last.images:,} {images}")
     title = f"{name}, {images}"

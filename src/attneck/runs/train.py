@@ -135,6 +135,7 @@ def train(
             _say_first(recipe, made, begun, everyone)
 
         seen = snapshots.Snapshots(folder, task, begun.facts) if recipe.pictures else None
+        undrawn = everyone.rank == 0 and recipe.pictures and begun.resume and pictures.lacking(folder)
         progress, average = loop.train_loop(
             model,
             task,
@@ -147,6 +148,7 @@ def train(
             facts=begun.facts,
             decides=made.decides,
             look=seen,
+            score_again=bool(everyone.maximum([float(undrawn)])[0]),
         )
         if task.training.skipped is not None:
             left_out = set(everyone.joined(task.training.skipped.files()))

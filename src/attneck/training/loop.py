@@ -60,6 +60,7 @@ def train_loop(
     facts: dict[str, Any],
     decides: str | None = None,
     look: Callable[[int, nn.Module], None] | None = None,
+    score_again: bool = False,
 ) -> tuple[Progress, AveragedModel | None]:
     """Train `model` in place, from the beginning or from the newest whole checkpoint in `folder`.
 
@@ -70,6 +71,8 @@ def train_loop(
             recipe's patience waits for; None keeps none, and waits for nothing.
         look: called on the first process before the first step and after each scoring, with the step and the
             network that is scored last, in evaluation mode. It must change nothing and draw nothing random.
+        score_again: whether a run that has come to its end before is scored once more, for what `objective`
+            keeps of it; no record is made of that. The same on every process.
 
     Raises:
         RunFailed: stopped by SIGTERM (143) or SIGINT (130) with the step saved; a loss, a gradient or a
@@ -123,6 +126,7 @@ def train_loop(
         facts=facts,
         decides=decides,
         look=look,
+        score_again=score_again,
     )
     run.to_the_end()
     return progress, average
@@ -155,6 +159,7 @@ class Loop:
     facts: dict[str, Any]
     decides: str | None
     look: Callable[[int, nn.Module], None] | None
+    score_again: bool
 
     stop: Stop = field(init=False)
     report: Report = field(init=False)
@@ -207,6 +212,8 @@ class Loop:
                     self._score()
                 if step == self.steps or ended_early(progress, recipe, self.decides, world):
                     self.saver.settle(step)
+                    if self.score_again:
+                        self._held_out()
                     return
                 self._step(loader)
 
@@ -215,14 +222,8 @@ class Loop:
         recipe, world, progress = self.recipe, self.world, self.progress
         self.saver.settle(progress.step)
         means = _means(progress.sums, progress.step - _last_record(progress), world)
-        # The step itself is saved: whatever happens in the evaluation, it is done again on resume.
-        self.stop.saved = lambda number: str(self._stopped_by(number))
-        model, average = self.model, self.average
-        if world.size > 1 and not recipe.sync_bn:  # else each would score with statistics of its own
-            world.as_the_first(model if average is None else nn.ModuleList([model, average]))
-        watch = until_stopped(self.report.watch, self.stop, world, self._stopped_by)
-        held_out = evaluate(self.objective, model, average, recipe, world.device, watch)
-        self.stop.saved = None
+        held_out = self._held_out()
+        self.score_again = False
         epoch, part = divmod(progress.step, self.steps_per_epoch)
         position: Record = {
             "epoch": epoch + round(part / self.steps_per_epoch, 3) if part else epoch,
@@ -238,6 +239,19 @@ class Loop:
         self.trackers.send(progress.history)
         self.began = time.monotonic()
         self.trains = False
+
+    def _held_out(self) -> dict[str, float]:
+        """The scores of the held-out images."""
+        recipe, world = self.recipe, self.world
+        # The step itself is saved: whatever happens in the evaluation, it is done again on resume.
+        self.stop.saved = lambda number: str(self._stopped_by(number))
+        model, average = self.model, self.average
+        if world.size > 1 and not recipe.sync_bn:  # else each would score with statistics of its own
+            world.as_the_first(model if average is None else nn.ModuleList([model, average]))
+        watch = until_stopped(self.report.watch, self.stop, world, self._stopped_by)
+        found = evaluate(self.objective, model, average, recipe, world.device, watch)
+        self.stop.saved = None
+        return found
 
     def _step(self, loader: Iterator[Any]) -> None:
         """One optimiser step, saved where that is due; RunFailed where a signal came, or it is not finite."""
