@@ -1,6 +1,7 @@
 """Tar shards in a folder's place: the same order, bits and fingerprint; what is cut or changed is a line."""
 
 import copy
+import errno
 import io
 import json
 import pickle
@@ -19,6 +20,7 @@ from attneck.data import TrainBatches, collate, loader, open_dataset
 from attneck.data.readers import shards
 from attneck.data.readers.decode import UnreadableImage
 from attneck.data.readers.shards import INDEX
+from attneck.files import NotWritten
 from attneck.training.recipe import Recipe
 
 PER_CLASS = 6
@@ -51,6 +53,24 @@ def packed(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     pack(made / "photos", tmp_path / "packed", 30_000, lambda items, _: items)
     return tmp_path / "packed"
+
+
+def test_a_disk_that_fills_names_the_shard(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attneck.data import pack
+
+    added = tarfile.TarFile.addfile
+
+    def full(tar: tarfile.TarFile, *words: Any) -> None:
+        if str(tar.name).endswith("000001.tar"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        added(tar, *words)
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    with pytest.raises(NotWritten, match=r"000001\.tar"):
+        pack.pack(made / "photos", tmp_path / "packed", 30_000, lambda items, _: items)
+    assert not [*tmp_path.iterdir()]
 
 
 def opened(root: Path, split: str = "train", **options: Any) -> Any:

@@ -233,6 +233,10 @@ def test_a_resumed_run_keeps_what_was_asked_of_its_attention(tmp_path, monkeypat
     file.write_text(file.read_text().replace('"tiled"', '"flash"'))
     with pytest.raises(UserError, match="unknown way 'flash'"):
         runs.train(recipe, tmp_path, resume=True)
+    assert "missing or damaged" not in capfd.readouterr().err
+    file.write_text("{")
+    runs.train(recipe, tmp_path, resume=True)
+    assert f"{file} is missing or damaged" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("precision", "slow"), [("bfloat16", True), ("bfloat16", False), ("float32", True)])

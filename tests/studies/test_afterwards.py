@@ -226,6 +226,10 @@ def test_the_report_and_a_page_have_them(
     assert [row["name"] for row in document["sizes"]] == 2 * ["plain", "bot", "bot_kept"]
     assert len(document["distances"]) == 3
     assert (tmp_path / "to/there/sizes.svg").stat().st_size > 5_000
+    (tmp_path / "page.md").write_bytes(text.replace("\n", "\r\n").encode())
+    assert cli.main([*words, "--page", str(tmp_path / "page.md")]) == 0
+    assert (tmp_path / "page.md").read_bytes().decode() == written.replace("\n", "\r\n")
+    capsys.readouterr()
     for name, said in (
         ("nowhere.md", "there is no such file"),
         ("mine.yaml", "put them where the tables go"),

@@ -273,12 +273,11 @@ def test_the_papers_tables_take_their_measured_figures_from_a_study_s_runs(train
     assert str(measured("top1", runs)) == f"{row.spread.mean:.2f} ± {row.spread.std:.2f} (n = 2)"
 
 
-def test_the_report_needs_no_checkpoint_once_the_cost_is_known(trained: Path) -> None:
-    one = study()
+def test_the_report_needs_no_checkpoint_once_the_cost_is_known(trained: Path, tmp_path: Path) -> None:
+    one, copied = study(), tmp_path / "study"
     before = [row.cost for row in collect(one, cells(one, trained))]
-    for file in trained.glob("same/*/*/checkpoints/*"):
-        file.unlink()
-    assert [row.cost for row in collect(one, cells(one, trained))] == before
+    shutil.copytree(trained, copied, ignore=shutil.ignore_patterns("checkpoints"))
+    assert [row.cost for row in collect(one, cells(one, copied))] == before
 
 
 def test_seconds_of_one_machine_never_stand_for_those_of_another(trained: Path, tmp_path: Path) -> None:
@@ -336,6 +335,36 @@ def test_a_run_of_another_recipe_is_no_part_of_it(trained: Path) -> None:
         collect(other, cells(other, trained))
     with pytest.raises(UserError, match="another recipe"):
         run_all(cells(other, trained), 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("data.json", "{", "data.json is missing or damaged: attneck train "),
+        ("environment.json", "[]", "environment.json is missing or damaged: attneck train "),
+        (
+            "metrics.jsonl",
+            None,
+            "its last record is of step 2, and its summary.json of step 4: attneck train ",
+        ),
+    ],
+)
+def test_what_is_damaged_in_a_run_is_a_line_and_the_resume_that_it_names_mends_it(
+    trained: Path, tmp_path: Path, file: str, content: str | None, said: str
+) -> None:
+    copied = tmp_path / "the study"
+    shutil.copytree(trained, copied)
+    cell = next(cell for cell in cells(study(), copied) if cell.done)
+    before = (cell.folder / file).read_text()
+    (cell.folder / file).write_text(before.splitlines(keepends=True)[0] if content is None else content)
+    with pytest.raises(UserError) as found:
+        collect(study(), cells(study(), copied))
+    assert said in str(found.value)
+    assert f"attneck train '{cell.folder}' --resume" in str(found.value)
+    train(cell.recipe, cell.folder, resume=True)
+    collect(study(), cells(study(), copied))
+    if file != "environment.json":
+        assert (cell.folder / file).read_text() == before
 
 
 def test_where_there_was_nothing_to_find_no_verdict_is_made(trained: Path, tmp_path: Path) -> None:
@@ -626,6 +655,21 @@ def test_what_no_report_could_say_is_refused_before_training(
     assert cli.main(["study", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), *words]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_page_without_a_place_is_refused_before_training(tmp_path: Path, capsys) -> None:
+    (tmp_path / "s.yaml").write_text(json.dumps(TINY))
+    for content, said in (
+        (None, "there is no such file"),
+        (b"# A page", "put them where the tables go"),
+        (b"\xff\xfe", "give a file of Markdown in UTF-8"),
+    ):
+        if content is not None:
+            (tmp_path / "page.md").write_bytes(content)
+        words = ["--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")]
+        assert cli.main(["study", str(tmp_path / "s.yaml"), *words]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_warm_up_longer_than_a_run_is_refused_before_training(tmp_path: Path, capsys) -> None:

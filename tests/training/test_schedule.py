@@ -10,7 +10,7 @@ from small_run import ALONE, Task, recipe, run
 
 from attneck.training.recipe import Recipe, Schedule
 from attneck.training.recipe_file import load_recipe
-from attneck.training.schedule import lr_factor, never_reached
+from attneck.training.schedule import lr_factor, never_reached, no_warmup
 
 
 def test_step_schedule_of_wide_resnets():
@@ -115,6 +115,14 @@ def test_milestones_that_the_run_ends_before_are_said(length, said):
     last = lr_factor(made.schedule, steps - 1, steps, unit)
     assert last == pytest.approx(0.1 ** (2 - ("30" in str(found)) - ("60" in str(found))))
     assert never_reached(Recipe.model_validate(length), 10) == []
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(0.04, 1), (0.06, 0), (0, 0)])
+def test_a_warm_up_of_no_step_is_said(epochs, said):
+    made = Recipe.model_validate({"epochs": 2, "schedule": {"warmup_epochs": epochs, "warmup_start": 0.1}})
+    found = no_warmup(made, 10)
+    assert len(found) == said
+    assert lr_factor(made.schedule, 0, 20, 10) == (0.1 if epochs == 0.06 else 1)
 
 
 def test_a_run_says_it_before_its_first_step(tmp_path, capsys):

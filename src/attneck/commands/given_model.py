@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,9 @@ def kind_of(model: str) -> Kind:
     path = Path(model)
     if is_run(path):
         if not named(path / "checkpoints"):
-            raise UserError(f"{model}: no checkpoint there yet (attneck train {model} makes them)")
+            raise UserError(
+                f"{model}: no checkpoint there yet (attneck train {shlex.quote(model)} makes them)"
+            )
         return "run"
     if (path / "config.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
         return "saved"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -67,7 +68,8 @@ def predict(
     """
     if not images and held_out == 0:
         raise UserError(
-            f"no image given: attneck predict {model} IMAGE…, or, of a run, --held-out 4 for some of its own"
+            f"no image given: attneck predict {shlex.quote(str(model))} IMAGE…, or, of a run, --held-out 4 "
+            "for some of its own"
         )
     if held_out < 0:
         raise UserError(f"--held-out {held_out}: give how many, 0 or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,7 +48,7 @@ def _in_words(run: Status) -> str:
         "ended": "ended"
         if run.steps is None or run.step >= run.steps
         else "ended early: its scores were no longer better (patience)",
-        "stopped": f"nobody trains it: attneck train … --out {run.folder} --resume goes on"
+        "stopped": f"nobody trains it: attneck train {shlex.quote(str(run.folder))} --resume goes on"
         if run.saved
         else "nobody trains it, and it has no checkpoint yet",
     }

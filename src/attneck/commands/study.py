@@ -92,6 +92,10 @@ def main(words: list[str]) -> None:
         if mode in given and (idle := next((flag for flag in others if flag in given), None)):
             raise UserError(f"{mode} and {idle} are given: leave one out")
     study, stem = load_study(name), Path(name).stem
+    if arguments.page is not None:
+        from attneck.studies.page import read
+
+        read(arguments.page, stem)  # refuses one without a place for the tables, before anything is trained
     with user_mistakes():
         whole("--jobs", arguments.jobs, most=max(16, os.cpu_count() or 1))
         if arguments.seeds is not None:

@@ -76,16 +76,16 @@ def _pack(tree: Tree, folder: Path, split: str, shard_bytes: int, progress: Prog
             except OSError as error:
                 where = shown_path(tree.folder / name)
                 raise ValueError(f"folder: {where}: {error.strerror}: make it readable") from error
-            with writing(folder):
-                if tar is None or tar.offset + len(content) > shard_bytes:
-                    held.close()
-                    shards.append(folder / f"{len(shards):06d}.tar")
+            if tar is None or tar.offset + len(content) > shard_bytes:
+                _close(held, shards)
+                shards.append(folder / f"{len(shards):06d}.tar")
+                with writing(shards[-1]):
                     tar = held.enter_context(_new(shards[-1]))
+            with writing(shards[-1]):
                 rows[index] = (shards[-1].name, tar.offset + tarfile.BLOCKSIZE, len(content), name)
                 _add(tar, member(index, name), content)
                 _add(tar, member(index, name, ".cls"), str(tree.labels[index]).encode())
-        with writing(folder):
-            held.close()
+        _close(held, shards)
     for shard in shards:
         with writing(shard), shard.open("rb") as file:
             os.fsync(file.fileno())
@@ -95,6 +95,13 @@ def _pack(tree: Tree, folder: Path, split: str, shard_bytes: int, progress: Prog
         "shards": len(shards),
         "bytes": sum(shard.stat().st_size for shard in shards),
     }
+
+
+def _close(held: ExitStack, shards: list[Path]) -> None:
+    """The tar under way, the last of `shards`, if there is one."""
+    if shards:
+        with writing(shards[-1]):
+            held.close()
 
 
 def _new(path: Path) -> tarfile.TarFile:

@@ -124,6 +124,12 @@ def start(
     changed: list[str] = []
     if goes_on:
         step, changed, recipe = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
+        if not before:
+            say(
+                f"{folder / ENVIRONMENT} is missing or damaged: the library of products and the ways of "
+                "computing attention are chosen anew; where they are others, the last bits of its weights "
+                "will differ"
+            )
         products = before.get("float32_products", products)
         asked = before.get("attention", asked)
         here = torch.get_num_threads()

@@ -7,12 +7,32 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-from attneck.errors import UserError
+from attneck.errors import UserError, one_line
 from attneck.files import write_atomic
 from attneck.studies.report import CHANCE, Results, bold, ended, markdown, overview, table, timed_on
 from attneck.studies.sizes import table as size_table
 
 END = "<!-- end -->"
+
+
+def read(page: Path, name: str) -> str:
+    """A page of Markdown with the lines <!-- study NAME --> and <!-- end -->, its line ends as they are.
+
+    Raises:
+        UserError: no such file, one that cannot be read, or none with these lines.
+    """
+    begin = f"<!-- study {name} -->"
+    try:
+        text = page.read_bytes().decode()
+    except FileNotFoundError:
+        raise UserError(
+            f"--page {page}: there is no such file; it needs the lines {begin} and {END}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--page {page}: {one_line(error, 100)}: give a file of Markdown in UTF-8") from None
+    if _lines(name).search(text) is None:
+        raise UserError(f"--page {page} has no lines {begin} and {END}: put them where the tables go")
+    return text
 
 
 def fill(page: Path, results: Results, report: Path) -> None:
@@ -21,28 +41,25 @@ def fill(page: Path, results: Results, report: Path) -> None:
     Where the first line is <!-- study NAME: table --> there is no picture.
 
     Args:
-        page: a file of Markdown that has these two lines.
+        page: what `read` takes.
         report: the folder that the report was written into.
 
     Raises:
-        UserError: no such file, or none with these lines.
+        UserError: see `read`.
     """
-    begin = f"<!-- study {results.name} -->"
-    try:
-        text = page.read_text()
-    except FileNotFoundError:
-        raise UserError(
-            f"--page {page}: there is no such file; it needs the lines {begin} and {END}"
-        ) from None
-    lines = re.compile(rf"(<!-- study {re.escape(results.name)}(: table)? -->\n).*?{END}", re.DOTALL)
-    if lines.search(text) is None:
-        raise UserError(f"--page {page} has no lines {begin} and {END}: put them where the tables go")
-    place = Path(os.path.relpath(report, page.parent))
+    text, place = read(page, results.name), Path(os.path.relpath(report, page.parent))
 
     def filled(match: re.Match[str]) -> str:
-        return f"{match[1]}{block(results, place, picture=match[2] is None)}\n{END}"
+        end = match["end"]
+        laid = block(results, place, picture=match["table"] is None).replace("\n", end)
+        return f"{match['begin']}{laid}{end}{END}"
 
-    write_atomic(page, lines.sub(filled, text).encode())
+    write_atomic(page, _lines(results.name).sub(filled, text).encode())
+
+
+def _lines(name: str) -> re.Pattern[str]:
+    begin = rf"(?P<begin><!-- study {re.escape(name)}(?P<table>: table)? -->(?P<end>\r?\n))"
+    return re.compile(f"{begin}.*?{END}", re.DOTALL)
 
 
 def block(results: Results, report: Path, *, picture: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attneck.data.fingerprint import changes, shortened
 from attneck.errors import UserError, one_line, user_mistakes
+from attneck.files import read_json
 from attneck.runs.cost import Cost, cost_of
 from attneck.runs.provenance import environment_of
 from attneck.runs.report.words import images_of
@@ -99,6 +101,11 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[Row]:
             )
         run = Run(cell.folder)
         history = run.history
+        if (last := history[-1]["step"]) != (steps := run.summary.get("steps")):
+            raise UserError(
+                f"{cell.folder}: its last record is of step {last}, and its summary.json of step {steps}: "
+                f"attneck train {shlex.quote(str(cell.folder))} --resume writes both anew"
+            )
         key = _key(study.metric, history[-1], cell)
         if history[-1][key] == NOTHING:
             raise UserError(
@@ -189,7 +196,17 @@ def check_data(study: Study, cells: Sequence[Cell], to_train: Sequence[Cell] = (
 
 def _facts(cell: Cell) -> Facts:
     """What its run kept of its data; runs of older versions kept no fingerprints."""
-    return {"data": {}, **json.loads((cell.folder / "data.json").read_text())}
+    return {"data": {}, **_whole(cell, "data.json")}
+
+
+def _whole(cell: Cell, name: str) -> dict[str, Any]:
+    """A JSON object in its folder; UserError where that is missing or damaged."""
+    if (found := read_json(cell.folder / name)) is None:
+        raise UserError(
+            f"{cell.folder / name} is missing or damaged: attneck train {shlex.quote(str(cell.folder))} "
+            "--resume writes it anew"
+        )
+    return found
 
 
 def _opened(recipe: Recipe) -> Facts:
@@ -221,7 +238,7 @@ def _key(metric: str, record: dict[str, Any], cell: Cell) -> str:
 
 def _machines(cell: Cell) -> list[str]:
     """The processor or GPU that it ran on, or several."""
-    environment = json.loads((cell.folder / "environment.json").read_text())
+    environment = _whole(cell, "environment.json")
     starts = environment.get("starts") or [environment]
     return sorted({start.get("gpu") or start.get("processor") or UNKNOWN for start in starts})
 

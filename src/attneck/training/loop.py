@@ -6,6 +6,7 @@ resumed ends with the same bits as one that was not.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 import warnings
@@ -36,10 +37,10 @@ from attneck.training.memory import OutOfMemory, memory_errors
 from attneck.training.norms import synchronise_batchnorm
 from attneck.training.optimizer import HOLD_BACK, MovingAverage, make_optimizer, set_rate
 from attneck.training.recipe import Recipe
-from attneck.training.records import Record
+from attneck.training.records import Record, write_records
 from attneck.training.report import Report
 from attneck.training.saver import Saver, left
-from attneck.training.schedule import lr_factor, never_reached
+from attneck.training.schedule import lr_factor, never_reached, no_warmup
 from attneck.training.scoring import evaluate, scored
 from attneck.training.state import Progress
 from attneck.training.step import Objective, clipped, gradients
@@ -179,8 +180,8 @@ class Loop:
         """Take the steps that are left."""
         recipe, world, progress = self.recipe, self.world, self.progress
         if world.rank == 0 and not progress.step:
-            late = never_reached(recipe, self.steps_per_epoch)
-            for said in [*late, *too_slow(self.model, recipe, self.steps)]:
+            idle = [words for of in (no_warmup, never_reached) for words in of(recipe, self.steps_per_epoch)]
+            for said in [*idle, *too_slow(self.model, recipe, self.steps)]:
                 say(said)
         own = self.folder if world.rank == 0 else None
         with (
@@ -201,6 +202,8 @@ class Loop:
         ):
             if progress.step:
                 self.saver.go_on_from(progress)
+                if own is not None and progress.history:
+                    write_records(own, progress.history)  # of an ended run too, where they were damaged
             self.trackers.send(progress.history)  # what was saved and not sent
             loader = self.batches(progress.step)  # ends its workers with this frame
             if not progress.step:
@@ -331,7 +334,7 @@ class Loop:
     def _stopped_by(self, number: int) -> RunFailed:
         return RunFailed(
             f"stopped by {signal.Signals(number).name} at step {self.progress.step} of {self.steps}, "
-            f"saved; go on with: attneck train {self.folder} --resume",
+            f"saved; {_command(self.folder)}",
             128 + number,
         )
 
@@ -423,4 +426,8 @@ def _lacks(
 def _goes_on(folder: Path) -> str:
     """`left`, and how to go on from it."""
     there = left(folder)
-    return there + f": go on with: attneck train {folder} --resume" * ("whole" in there)
+    return f"{there}: {_command(folder)}" if "whole" in there else there
+
+
+def _command(folder: Path) -> str:
+    return f"go on with: attneck train {shlex.quote(str(folder))} --resume"

@@ -27,6 +27,17 @@ def lr_factor(schedule: Schedule, step: int, steps: int, unit: float) -> float:
     return rising * 0.5 * (1 + math.cos(math.pi * share))
 
 
+def no_warmup(recipe: Recipe, steps_per_epoch: int) -> list[str]:
+    """Before the first step: a line for a warm-up that is shorter than half a step."""
+    wanted = recipe.schedule.warmup_epochs
+    if not wanted or round(wanted * recipe.unit(steps_per_epoch)):
+        return []
+    return [
+        f"schedule.warmup_epochs {wanted:.3g} is less than a step of the {steps_per_epoch} an epoch: the run "
+        "has no warm-up"
+    ]
+
+
 def never_reached(recipe: Recipe, steps_per_epoch: int) -> list[str]:
     """Before the first step: a line for milestones that the run ends before."""
     steps, unit = recipe.total_steps(steps_per_epoch), recipe.unit(steps_per_epoch)
