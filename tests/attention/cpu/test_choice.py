@@ -33,33 +33,40 @@ needs_onednn = pytest.mark.skipif(not choice.onednn_works(), reason="this PyTorc
 
 
 @pytest.mark.parametrize(
-    ("vendor", "family", "flags", "faster"),
+    ("vendor", "family", "flags", "tokens"),
     [
-        ("AuthenticAMD", 26, "avx512f avx512bw", True),
-        ("AuthenticAMD", 26, "avx512bw", False),  # a virtual machine that hides it
-        ("AuthenticAMD", 25, "avx512f", False),
-        ("AuthenticAMD", 25, "", False),
-        ("GenuineIntel", 26, "avx512f", False),
+        ("AuthenticAMD", 26, "avx512f avx512bw", 144),
+        ("AuthenticAMD", 26, "avx512bw", None),  # a virtual machine that hides it
+        ("AuthenticAMD", 25, "avx512f", 400),
+        ("AuthenticAMD", 25, "", None),
+        ("AuthenticAMD", 23, "avx512f", None),
+        ("GenuineIntel", 26, "avx512f", None),
     ],
 )
 def test_only_processors_that_were_measured_take_onednn(
-    vendor: str, family: int, flags: str, faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vendor: str, family: int, flags: str, tokens: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(CPUINFO.format(vendor=vendor, family=family, flags=flags))
     found = processor(cpuinfo)
     assert found["model name"] == "a name: with a colon"
-    assert choice.onednn_is_faster(found) == faster
+    assert choice.onednn_from(found) == tokens
     monkeypatch.setattr(choice, "processor", lambda: found)
-    for works in (True, False):
+    monkeypatch.setattr(choice, "_tokens", choice._tokens.__wrapped__)
+    for works in (False, True):
         monkeypatch.setattr(choice, "onednn_works", lambda works=works: works)
         choice.set_float32_products(None)
-        assert choice.float32_products() == ("onednn" if faster and works else "mkl")
+        assert choice.float32_products() == ("onednn" if tokens and works else "mkl")
+        for count in (143, 144, 399, 400):
+            assert choice.attends_by_onednn(count) == (works and tokens is not None and count >= tokens)
+    choice.set_float32_products("onednn")  # as asked for, or as a run on another machine was
+    assert choice.attends_by_onednn(tokens or 144)
+    assert not choice.attends_by_onednn((tokens or 144) - 1)
 
 
 def test_a_system_without_cpuinfo_takes_pytorch_s_own(tmp_path: Path) -> None:
     assert processor(tmp_path / "none") == {}
-    assert not choice.onednn_is_faster({})
+    assert choice.onednn_from({}) is None
 
 
 def test_the_choice_is_made_once_and_reads_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +103,7 @@ def test_a_choice_that_is_set_is_used_at_once(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(f"{module}.onednn", lambda *a: used.append(1) or onednn(*a))
     q, k, v = torch.randn(3, 1, 2, 144, 8)
     tables = torch.randn(2, 23, 8).unbind()
+    monkeypatch.setattr(choice, "_tokens", lambda: 144)
     for name in ("mkl", "onednn", "mkl"):
         choice.set_float32_products(name)
         used.clear()

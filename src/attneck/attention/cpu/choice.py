@@ -6,19 +6,21 @@ reproducible: it is the same in every process on a machine, and a run can record
 
 Measured, MKL's time over oneDNN's, one thread, products of 256 to 1024 a side (`benchmarks/choices.py`):
 
-| processor | AVX-512 | MKL / oneDNN | choice |
-|---|---|---|---|
-| AMD Zen 5 (family 26) | yes | above 2 | oneDNN |
-| AMD Zen 4 (family 25) | yes | about 1 | MKL |
-| AMD Zen 3 (family 25) | no | 0.93 to 1.00, and 0.6 on small operands | MKL |
-| Intel (family 6, model 167) | yes | 0.91 to 0.99, and 0.8 on small operands | MKL |
-| all others | | not measured | MKL |
+| processor | AVX-512 | MKL / oneDNN | choice | attention by it from |
+|---|---|---|---|---|
+| AMD Zen 5 (family 26) | yes | above 2 | oneDNN | 144 tokens |
+| AMD Zen 4 (family 25) | yes | 1.04 to 1.13, and 0.94 on small operands | oneDNN | 400 tokens |
+| AMD Zen 3 (family 25) | no | 0.93 to 1.00, and 0.6 on small operands | MKL | |
+| Intel (family 6, model 167) | yes | 0.91 to 0.99, and 0.8 on small operands | MKL | |
+| all others | | not measured | MKL | |
 
 The likely reason: MKL keeps to AVX2 on AMD's processors. That costs half on Zen 5, and little on Zen 4, which
-runs AVX-512 in two halves.
+runs AVX-512 in two halves. Below so many tokens attention's products are small ones, a head each, and go
+through `mm` and `bmm`; the projections of all tokens go through the library that is chosen.
 """
 
 import os
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -31,6 +33,11 @@ Products = Literal["onednn", "mkl"]
 
 VARIABLE = "ATTNECK_PRODUCTS"
 """The environment variable that overrides the rule."""
+
+TOKENS = 144
+"""From which attention's products go through oneDNN where it is chosen, on others than FAMILIES."""
+FAMILIES = {"26": TOKENS, "25": 400}
+"""AMD's that are faster by it with AVX-512, and from how many tokens."""
 
 _products: Products | None = None
 
@@ -55,7 +62,7 @@ def set_float32_products(name: str | None) -> None:
     """
     global _products
     if name is None:
-        _products = "onednn" if onednn_is_faster(processor()) and onednn_works() else "mkl"
+        _products = "onednn" if onednn_from(processor()) is not None and onednn_works() else "mkl"
         return
     if name not in get_args(Products):
         raise ValueError(
@@ -70,10 +77,21 @@ def set_float32_products(name: str | None) -> None:
     _products = "onednn" if name == "onednn" else "mkl"
 
 
-def onednn_is_faster(about: dict[str, str]) -> bool:
-    """Whether oneDNN was measured clearly faster than MKL on this processor (the table above)."""
-    zen5 = about.get("vendor_id") == "AuthenticAMD" and about.get("cpu family") == "26"
-    return zen5 and "avx512f" in about.get("flags", "").split()
+def onednn_from(about: dict[str, str]) -> int | None:
+    """The tokens from which oneDNN is faster than MKL on this processor (the table above), if any."""
+    if about.get("vendor_id") != "AuthenticAMD" or "avx512f" not in about.get("flags", "").split():
+        return None
+    return FAMILIES.get(about.get("cpu family", ""))
+
+
+def attends_by_onednn(tokens: int) -> bool:
+    """Whether float32 attention over so many tokens goes through oneDNN."""
+    return float32_products() == "onednn" and tokens >= _tokens()
+
+
+@cache
+def _tokens() -> int:
+    return onednn_from(processor()) or TOKENS
 
 
 def onednn_works() -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attneck.attention.cpu import tile_passes
 from attneck.attention.cpu.build import DTYPES
-from attneck.attention.cpu.choice import float32_products
+from attneck.attention.cpu.choice import attends_by_onednn
 from attneck.attention.cpu.passes import passes
 from attneck.attention.cpu.products import product
 from attneck.attention.operands import by_position_of_rows
@@ -55,7 +55,7 @@ class Tiling:
         """The fastest that was measured, for q [B, h, N, d]."""
         B, h, N, d = q.shape
         short = q.dtype in (torch.bfloat16, torch.float16)
-        onednn = q.dtype == torch.float32 and N >= 144 and float32_products() == "onednn"
+        onednn = q.dtype == torch.float32 and attends_by_onednn(N)
         fuses = k is not None and q.dtype in DTYPES and passes() == "fused"
         # Wide rows add fast; in half precision, columns also save the logits a rounding.
         columns = k is not None and not fuses and (W % 32 != 0 if short else W < 14)
