@@ -9,7 +9,7 @@ Measured, MKL's time over oneDNN's, one thread, products of 256 to 1024 a side (
 | processor | AVX-512 | MKL / oneDNN | choice | attention by it from |
 |---|---|---|---|---|
 | AMD Zen 5 (family 26) | yes | above 2 | oneDNN | 144 tokens |
-| AMD Zen 4 (family 25) | yes | 1.04 to 1.13, and 0.94 on small operands | oneDNN | 400 tokens |
+| AMD Zen 4 (family 25) | yes | 1.04 to 1.16, and 0.94 on small operands | oneDNN | 400 tokens |
 | AMD Zen 3 (family 25) | no | 0.93 to 1.00, and 0.6 on small operands | MKL | |
 | Intel (family 6, model 167) | yes | 0.91 to 0.99, and 0.8 on small operands | MKL | |
 | all others | | not measured | MKL | |
