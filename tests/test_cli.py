@@ -251,7 +251,7 @@ def test_an_error_is_told_once_a_machine(rank, local, error, told, monkeypatch, 
 
 def test_python_itself_does_not_complain_of_the_pipe():
     """Of a process of its own, what is said at its very end is heard too."""
-    attneck = f"{shlex.quote(sys.executable)} -m attneck.cli"
+    attneck = f"{shlex.quote(sys.executable)} -m attneck"
     commands = ["train demo --help | true", "list --jsn 2>&1 | true"]
     script = "".join(f"{attneck} {command}; echo ${{PIPESTATUS[0]}}\n" for command in commands)
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)

@@ -58,6 +58,7 @@ MAY = {
         "tasks",
         "training",
     },
+    "__main__": {"cli"},
     "cli": {"commands"},
     "timm_hook": {"models"},
     "checks": {"errors"},

@@ -61,7 +61,7 @@ def train(words: list[str], seconds: float) -> int:
             parent_death_signal = 1
             ctypes.CDLL(None).prctl(parent_death_signal, int(signal.SIGTERM))
 
-    process = subprocess.Popen([sys.executable, "-m", "attneck.cli", *words], preexec_fn=die_together)
+    process = subprocess.Popen([sys.executable, "-m", "attneck", *words], preexec_fn=die_together)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -178,7 +178,3 @@ def drop_unread() -> bool:
                 os.dup2(nowhere, stream.fileno())
                 os.close(nowhere)
     return unread
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -36,7 +36,7 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKIL
 def start(recipe: list[str], folder: Path) -> subprocess.Popen[bytes]:
     """The run in `folder`, from the beginning or from its newest checkpoint."""
     resume = ["--resume"] if checkpoints(folder / "checkpoints") else []
-    command = [sys.executable, "-m", "attneck.cli", "train", *recipe, "--out", str(folder), *resume]
+    command = [sys.executable, "-m", "attneck", "train", *recipe, "--out", str(folder), *resume]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)

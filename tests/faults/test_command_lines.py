@@ -675,7 +675,7 @@ def test_what_the_system_refuses_is_a_line(error, code, says, capsys, monkeypatc
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 def test_of_a_shell(command, code, lines, tmp_path):
     """What only a process of its own shows: of its streams, and of bytes that are no text."""
-    attneck = f"{shlex.quote(sys.executable)} -m attneck.cli"
+    attneck = f"{shlex.quote(sys.executable)} -m attneck"
     script = command.replace("attneck", attneck) if "attneck" in command else f"{attneck} {command}"
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == code

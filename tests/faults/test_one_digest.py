@@ -15,7 +15,7 @@ SHORT = ["--epochs", "1", "--data.train-size", "160", "--data.val-size", "32"]
 def digest(folder):
     """The weights' digest of a tiny run in a process of its own."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    command = [sys.executable, "-m", "attneck.cli", "train", "tiny.yaml", *SHORT, "--out", "run"]
+    command = [sys.executable, "-m", "attneck", "train", "tiny.yaml", *SHORT, "--out", "run"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "run/summary.json").read_text())["weights"]

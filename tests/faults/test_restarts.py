@@ -195,7 +195,7 @@ def command(recipe):
         "--master-port",
         port,
     ]
-    return [sys.executable, *torchrun, "-m", "attneck.cli", "train", str(recipe)]
+    return [sys.executable, *torchrun, "-m", "attneck", "train", str(recipe)]
 
 
 @pytest.fixture(scope="module")

@@ -335,7 +335,7 @@ class Started:
         name, _, value = self.token.partition("=")
         with self.said.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "attneck.cli", "train", "tiny.yaml", "--out", "run", *words],
+                [sys.executable, "-m", "attneck", "train", "tiny.yaml", "--out", "run", *words],
                 cwd=folder,
                 stdout=out,
                 stderr=out,

@@ -35,7 +35,7 @@ RECIPE is a YAML file, the folder of a run, or one of the shipped recipes:
 {shipped}
 attneck train RECIPE --help shows every field with its value there.
 Several processes on this machine: --processes N.
-On many machines: torchrun … -m attneck.cli train …"""
+On many machines: torchrun … -m attneck train …"""
 
 
 @dataclass
@@ -272,7 +272,7 @@ def launch(words: list[str], processes: int) -> None:
     alone = ["--standalone", "--nproc-per-node", str(processes), "--signals-to-handle", "SIGQUIT"]
     try:
         with signals.noted(pass_on):
-            torchrun([*alone, "-m", "attneck.cli", *words])
+            torchrun([*alone, "-m", "attneck", *words])
     except SignalException as stop:
         raise RunFailed(f"{processes} processes stopped by {stop.sigval.name}", 128 + stop.sigval) from None
     except ChildFailedError as failed:

@@ -58,7 +58,7 @@ def run_all(cells: Sequence[Cell], jobs: int, command: Command | None = None) ->
                 "remove it, or give another --out"
             )
     waiting = [cell for cell in cells if not cell.done]
-    begin = command or (lambda cell: [sys.executable, "-m", "attneck.cli", *cell.words()])
+    begin = command or (lambda cell: [sys.executable, "-m", "attneck", *cell.words()])
     there = gpus() if jobs > 1 else []
     running: list[Job] = []
     failed: list[Cell] = []
