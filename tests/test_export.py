@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import onnxruntime
@@ -18,7 +18,7 @@ from attneck import cli, export
 from attneck.export import agreement, formats
 from attneck.export import graph as graph_making
 from attneck.export.detectors import as_graph
-from attneck.export.graph import trace_detector
+from attneck.export.graph import TracedDetector, trace_detector
 from attneck.layers import MHSA2d
 from attneck.training.recipe import Recipe
 
@@ -498,6 +498,33 @@ def test_a_detector_s_graph_finds_what_the_detector_finds(kind: str) -> None:
         assert check.max_rel < 1e-5
         if (candidates := graph.candidates(image)) is not None:
             assert agreement.chosen_of(candidates, list(given), [each[:0] for each in wanted], max(size))
+
+
+def test_an_untrained_detector_s_check_compares_objects() -> None:
+    """SSD's scores are all the same then: none is surer than the 500th."""
+    model: Any = attneck.create_model("ssd300_mobilenet").eval()
+    graph = as_graph(model).eval()
+    assert len(graph.class_scores(agreement.clouds((1, 3, 300, 300))).unique()) == 1
+    made = TracedDetector(
+        program=cast("Any", None),
+        example=torch.empty(0),
+        axes={},
+        outputs=list(graph.outputs),
+        eager=lambda image: found(model, image),
+        images=[agreement.clouds((1, 3, *size)) for size in ((300, 300), (120, 200))],
+        classes=None,
+        bounds=None,
+        graph=graph,
+        thresholds=model,
+    )
+
+    def exported(least_score: float) -> Any:
+        graph.least_score.fill_(least_score)
+        return lambda image: list(graph(image))
+
+    with torch.no_grad():
+        checks = made.compare(exported(1.0), exported)
+    assert [check.objects for check in checks] == [200, 200]
 
 
 def test_mask_rcnn_in_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,9 +78,13 @@ class TracedDetector(Traced):
 
     def compare(self, exported: Function, of_least_score: Callable[[float], Function]) -> list[Check]:
         """Both with a threshold that leaves the same number of boxes whatever the detector is sure of."""
+        import torch
+
         own = self.thresholds.score_thresh
         best = [self.graph.class_scores(image).flatten() for image in self.images]
-        least = min(float(each.topk(min(CANDIDATES, len(each))).values[-1]) for each in best)
+        lasts = torch.stack([each.topk(min(CANDIDATES, len(each))).values[-1] for each in best])
+        # What is surer is found, and an untrained detector may be as sure of all: so the next number below.
+        least = float(lasts.min().nextafter(lasts.new_tensor(-1)))
         exported = of_least_score(least)
         self.thresholds.score_thresh = least
         try:
