@@ -199,6 +199,19 @@ def test_the_data_is_looked_for_where_the_study_has_it(folder: Path, monkeypatch
     assert asked == ["elsewhere", "elsewhere"]
 
 
+@pytest.mark.parametrize("content", ["[1]", "{", "1"])
+def test_what_was_kept_and_is_damaged_is_a_line(folder: Path, content: str) -> None:
+    cell = cells(ONE, folder)[0]
+    file = cell.folder / sizes.FILE
+    whole = file.read_text()
+    file.write_text(content)
+    try:
+        with pytest.raises(UserError, match=r"sizes.json is damaged \(.*remove it, it is found out again"):
+            sizes.collect(ONE, [cell])
+    finally:
+        file.write_text(whole)
+
+
 def test_the_report_and_a_page_have_them(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,14 +22,16 @@ def read(file: Path) -> Found:
     A run may have gone on since, with more patience: what was found of its weights before does not count.
 
     Raises:
-        UserError: what is no JSON.
+        UserError: what is no JSON, or no object.
     """
     try:
         found: Found = json.loads(file.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("no object")
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error}): remove it, it is found out again") from None
+        raise UserError(f"{file} is damaged ({error}): remove it, it is found out again") from None
     now = _weights(file.parent)
     return found if found.get(WEIGHTS, now) == now else {}
 
