@@ -158,6 +158,9 @@ def test_pictures_that_a_kill_left_out_are_drawn_on_resume(tmp_path, monkeypatch
     for name in ("scored.json", "pictures/confusion.png", "pictures/predictions.png"):
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert (run / "metrics.jsonl").read_bytes() == records
+    (run / "metrics.jsonl").write_text("{")
+    runs.train(recipe, run, resume=True)
+    assert (run / "metrics.jsonl").read_bytes() == records
     monkeypatch.setattr(Classification, "report", lambda *words: pytest.fail("it was scored again"))
     runs.train(recipe, run, resume=True)
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attneck.errors import one_line, say
+from attneck.errors import UserError, one_line, say
 from attneck.files import read_json
 from attneck.runs.folder import PICTURES, SCORED
 from attneck.training.records import read_records
@@ -54,8 +54,11 @@ def draw_pictures(folder: Path, task: Task, facts: Facts) -> None:
 
 def lacking(folder: Path) -> bool:
     """Whether a run that goes on was ended before the pictures of its last record were drawn."""
-    drawn, records = (read_json(folder / SCORED) or {}).get("step"), read_records(folder)
-    return not records or drawn != records[-1]["step"]
+    try:
+        records = read_records(folder)
+    except UserError:  # the run writes them anew
+        return True
+    return not records or (read_json(folder / SCORED) or {}).get("step") != records[-1]["step"]
 
 
 def evaluation_picture(folder: Path, evaluation: Evaluation, title: str) -> list[Path]:
