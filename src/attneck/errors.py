@@ -42,6 +42,10 @@ class UserError(Exception):
     of_one = False
 
 
+class NotFinite(UserError, ValueError):  # noqa: N818 - as RunFailed
+    """What a network gives is not finite, so that no score and no class may rest on it."""
+
+
 class RunFailed(Exception):  # noqa: N818 - a run's end, with its own exit code
     """A run that could not go on, with its work saved: one line, and the exit code.
 

@@ -43,8 +43,8 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parts(processes: int) -> tuple[Tensor, int]:
-    """The sums of all processes (images, loss, top-1, top-5), and how many images their networks saw."""
-    sums, seen = torch.zeros(4, dtype=torch.float64), 0
+    """The sums of all processes (`report` has their order), and how many images their networks saw."""
+    sums, seen = torch.zeros(5, dtype=torch.float64), 0
     for rank in range(processes):
         everyone, network = Noting(rank, processes, torch.device("cpu")), Counting()
         Classification(RECIPE, everyone).report(network)

@@ -122,6 +122,12 @@ def test_processes_share_the_images(program: Any, photos: Path) -> None:
     assert first == second == pytest.approx(alone, rel=1e-5)
 
 
+def overflowing() -> nn.Module:
+    model = network()
+    nn.init.constant_(model.fc.weight, 3e38)
+    return model
+
+
 def with_classifier(classes: int) -> nn.Module:
     """Another than the network was made with, by hand: its num_classes says 7 still."""
     model = network()
@@ -196,6 +202,7 @@ REFUSED = [
     (lambda: timm.create_model("resnet10t", num_classes=20), {}, "20 classes apart, and folder has 7"),
     (lambda: timm.create_model("resnet10t", num_classes=0), {}, "it has no classifier"),
     (lambda: with_classifier(14), {}, "14 classes apart"),
+    (overflowing, {}, "21 of 21 images have logits that are not finite"),
     (
         lambda: timm.create_model("resnet10t", in_chans=1, num_classes=7),
         {"image_size": 64},
@@ -220,6 +227,14 @@ REFUSED = [
 def test_what_would_score_wrongly_is_refused(model: Any, options: Any, said: str, photos: Path) -> None:
     with pytest.raises((ValueError, UserError), match=said):
         attneck.evaluate(model(), **{"root": photos} | options)
+
+
+def test_answers_that_are_not_finite_name_no_class(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    hub.save(overflowing(), tmp_path / "broken.safetensors")
+    image = str(next(photos.glob("val/a/*")))
+    for words in (["predict", image, "--out", str(tmp_path / "out")], ["eval", "--data.root", str(photos)]):
+        assert cli.main([words[0], str(tmp_path / "broken.safetensors"), *words[1:]]) == 2
+        assert "logits that are not finite: its weights are broken" in capsys.readouterr().err
 
 
 def test_images_of_one_size_alone_are_of_the_model_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from small_run import ALONE, At, Net, Task, digest, history, recipe, run, tensors
+from small_run import ALONE, At, Doing, Net, Task, digest, history, recipe, run, tensors
 from two_small_runs import two_processes
 
-from attneck.errors import RunFailed
+from attneck.errors import NotFinite, RunFailed
 from attneck.training import checkpoint, loop
 from attneck.training.finite import Guard
 from attneck.training.step import clipped
@@ -198,6 +198,17 @@ def test_a_checkpoint_of_another_kernel_goes_on_with_this_one(tmp_path, monkeypa
     monkeypatch.setattr(loop, "reads_at_once", lambda device: False)
     with pytest.raises(RunFailed, match="step 4"):
         run(tmp_path, recipe(checkpoint_steps=None), Task(ALONE, "nan", At(3)), resume=True)
+
+
+def test_held_out_answers_that_are_not_finite_end_the_run(tmp_path):
+    def broken():
+        raise NotFinite("3 of 5 images")
+
+    with pytest.raises(
+        RunFailed, match=r"after step 6: 3 of 5 images; .*lr; step-00000006.pt is whole"
+    ) as found:
+        run(tmp_path, recipe(), Doing(5, broken, evaluating=True))
+    assert found.value.code == 1
 
 
 def test_of_two_processes_one_has_it(tmp_path):

@@ -17,7 +17,7 @@ from attneck.checks import sides
 from attneck.data import ClassificationDataset, Normalise, collate, loader, open_dataset
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.sampling import EvalBatches, spread
-from attneck.errors import shown_path
+from attneck.errors import NotFinite, shown_path
 from attneck.models import catalog, create_model, pretrained
 from attneck.models.origin import Origin
 from attneck.models.renamed import renamed
@@ -32,6 +32,8 @@ from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
 
+OVERFLOW = "its weights are broken, or too large for the precision that it computes in"
+"""Why that may be."""
 EVAL_BATCH, EVAL_PIXELS = 500, 500 * 224**2
 """Images in a batch of an evaluation, and their pixels, at most; and no more than eight training batches, or
 32 images: larger ones would want more memory than a training batch does."""
@@ -200,11 +202,15 @@ class Classification:
     ) -> Found:
         """The likeliest classes, `top_k` at most, with their probability.
 
-        The image is resized, cut and normalised as held-out images are.
+        The image is resized, cut and normalised as held-out images are. Raises NotFinite for logits that are
+        not.
         """
         pixels = Classification.prepared(image, facts)[None]  # [1, 3, H, W]
         device = next(model.parameters()).device
-        found = likeliest(model(pixels.to(device))[0], facts["classes"], top_k)
+        logits = model(pixels.to(device))[0]
+        if not logits.isfinite().all():
+            raise NotFinite(f"an image has logits that are not finite: {OVERFLOW}")
+        found = likeliest(logits, facts["classes"], top_k)
         return [{"category": name, "score": score} for name, score in found if score >= min_score]
 
     @staticmethod
@@ -232,10 +238,13 @@ def report(
     Args:
         prepare: uint8 images [B, 3, H, W] → what `model` takes, on its device.
         most: images at a time, of `EVAL_BATCH` and `EVAL_PIXELS` at most.
+
+    Raises:
+        NotFinite: logits that are not, on all processes alike.
     """
     size = max(1, min(EVAL_BATCH, EVAL_PIXELS // images.image_size**2, most))
     batches = EvalBatches(len(images), size, rank=everyone.rank, world=everyone.size)
-    sums = torch.zeros(4, dtype=torch.float64)  # images, loss, top-1, top-5
+    sums = torch.zeros(5, dtype=torch.float64)  # images, loss, top-1, top-5, images with no finite logits
     tally = Tally(list(images.classes))
     two = len(images.classes) == 2
     margins: list[tuple[float, int]] = []  # how far the second class is above the first, and the label
@@ -250,8 +259,11 @@ def report(
         best = likeliest == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         counts = [len(labels), float(loss), int(best[:, 0].sum()), int(best.sum())]
+        counts.append(int((~logits.isfinite()).any(1).sum()))
         sums += torch.tensor(counts, dtype=torch.float64)
-    count, loss_sum, top1, top5 = everyone.total(sums.tolist())
+    count, loss_sum, top1, top5, broken = everyone.total(sums.tolist())
+    if broken:
+        raise NotFinite(f"{broken:.0f} of {count:.0f} images have logits that are not finite: {OVERFLOW}")
     scores = {"loss": loss_sum / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
     scores["error"] = 100 - scores["top1"]
     if two and (auc := area(*zip(*everyone.joined(margins), strict=True))) is not None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from attneck.errors import EXPECTED, RunFailed, say, user_mistakes
+from attneck.errors import EXPECTED, NotFinite, RunFailed, say, user_mistakes
 from attneck.files import NotWritten
 from attneck.signals import Stop, noted
 from attneck.training import checkpoint, layers, state
@@ -252,7 +252,13 @@ class Loop:
         if world.size > 1 and not recipe.sync_bn:  # else each would score with statistics of its own
             world.as_the_first(model if average is None else nn.ModuleList([model, average]))
         watch = until_stopped(self.report.watch, self.stop, world, self._stopped_by)
-        found = evaluate(self.objective, model, average, recipe, world.device, watch)
+        try:
+            found = evaluate(self.objective, model, average, recipe, world.device, watch)
+        except NotFinite as error:
+            raise RunFailed(
+                f"evaluation after step {self.progress.step}: {error}; start anew with a lower optimizer.lr; "
+                f"{left(self.folder)}"
+            ) from error
         self.stop.saved = None
         return found
 
