@@ -98,8 +98,13 @@ def test_weights_with_the_names_from_before_an_adoption_fill_it() -> None:
         assert not loaded.unused
         with torch.no_grad():  # a BAM that is new changes nothing
             torch.testing.assert_close(made(x), theirs(x), rtol=1e-4, atol=1e-4)
-    any_size = build_classifier(Model(name="timm/botnet26t_256", surgery="adopt+insert_bam"), 3, 64).eval()
-    assert "img_size" not in any_size.origin.options
+
+
+def test_only_what_is_adopted_first_need_not_be_made_for_the_images() -> None:
+    for names, options in (("adopt+insert_bam", {}), ("insert_bam+adopt", {"img_size": [64, 64]})):
+        made: Any = build_classifier(Model(name="timm/botnet26t_256", surgery=names), 3, 64).eval()
+        assert made.origin.options == options
+        assert made(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
