@@ -18,6 +18,8 @@ LINES = [
     ("attneck train ", shipped_recipes(), ["cifar_resnet20"]),
     ("attneck train demo --model.na", ["--model.name"], []),
     ("attneck train demo --model.name cifar_resnet20_b", ["cifar_resnet20_bam"], ["cifar_resnet20_se"]),
+    ("attneck train demo --model.surgery ", ["none", "attend", "insert_bam"], ["demo"]),
+    ("attneck draw botnet50 --surgery at", ["attend"], ["none"]),
     ("attneck train demo --precision ", ["float32", "bfloat16"], ["demo"]),
     ("attneck data ", ["check", "where"], ["coco"]),
     ("attneck data check voc", ["voc2007", "voc0712"], ["where"]),

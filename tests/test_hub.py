@@ -408,6 +408,12 @@ RUNS: dict[str, dict[str, Any]] = {
         "surgery": "attend",
         "surgery_options": {"heads": 2},
     },
+    "after two": {
+        "name": "cifar_resnet20",
+        "options": {"depths": [1, 1], "mids": [16, 32], "outs": [16, 32]},
+        "surgery": "attend+insert_bam",
+        "surgery_options": {"attend.heads": 2, "insert_bam.start": "paper"},
+    },
     "timm": {"name": "timm/resnet10t", "options": {"channels": [8, 8, 8, 8], "stem_width": 8}},
     "timm after surgery": {
         "name": "timm/resnet10t",
@@ -510,6 +516,11 @@ def test_a_run_s_folder_has_a_card(runs: dict[str, attneck.Run], tmp_path: Path)
     assert shown is not None
     told = Recipe.model_validate(yaml.safe_load(shown[1]))
     assert told == run.recipe
+    hub.save(runs["after two"], tmp_path / "two")
+    card = huggingface_hub.ModelCard.load(tmp_path / "two/README.md")
+    assert card.data.tags == ["attneck", "image-classification", "cifar_resnet20", "attend", "insert_bam"]
+    by = "`attneck.surgery.attend(heads=2)`, then `attneck.surgery.insert_bam(start='paper')`"
+    assert f"changed by {by}, trained" in card.text
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "curves.png"])

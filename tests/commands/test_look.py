@@ -161,6 +161,20 @@ def test_draw_before_and_after(capsys: Any) -> None:
     assert re.search(r"11\.7 M parameters, 1\.81 G multiply-adds", text)
     assert re.search(r"8\.55 M parameters, 1\.67 G multiply-adds", text)
     assert "MHSA × 2" in text
+    words = (
+        "draw",
+        "timm/resnet18",
+        "--surgery",
+        "attend+insert_bam",
+        "--surgery-options",
+        "attend.heads",
+        "2",
+    )
+    assert said(capsys, *words, "--save", "both.svg") == (0, "wrote both.svg")
+    text = Path("both.svg").read_text()
+    assert "timm/resnet18 after attend+insert_bam" in text
+    assert "MHSA × 2" in text
+    assert "BAM" in text
 
 
 def test_draw_inside_before_and_after(capsys: Any) -> None:
@@ -192,6 +206,10 @@ DRAWN_REFUSED: dict[str, tuple[list[str], str]] = {
     "none of timm's": (["timm/resnet19"], "timm has no model 'resnet19'"),
     "options": ([NET, "--options", "bma", "stages"], "has no option 'bma'"),
     "no surgery": ([NET, "--surgery-options", "stage", "3"], "without --surgery"),
+    "no such surgery": (
+        [NET, "--surgery", "attend+transplant"],
+        "there is no 'transplant' in attneck.surgery",
+    ),
     "its options": (
         [NET, "--surgery", "attend", "--surgery-options", "stge", "3"],
         "perhaps you meant 'stage'",

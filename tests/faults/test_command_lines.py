@@ -207,6 +207,9 @@ train demo --model.options bam_dilation 0
 train demo --model.options bam_dilation two
 train demo --model.options bam_combine mean
 train demo --model.surgery transplant
+train demo --model.surgery attend+transplant
+train demo --model.surgery attend+
+train demo --model.surgery none+attend
 train demo --epochs
 train demo --epochs 0
 train demo --epochs -1

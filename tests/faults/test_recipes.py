@@ -381,7 +381,7 @@ FIELDS = {
     "model.name": WORDS,
     "model.options": st.dictionaries(WORDS, VALUES | st.lists(st.integers(0, 99), max_size=3), max_size=3),
     "model.weights": st.none() | WORDS,
-    "model.surgery": st.sampled_from(["none", "attend", "insert_bam", "insert_se"]),
+    "model.surgery": st.sampled_from(["none", "attend", "insert_bam+insert_se"]),
     "data.name": st.sampled_from(["shapes", "cifar100", "folder", "coco", "voc2007"]),
     "data.root": st.none() | WORDS,
     "data.image_size": st.none() | st.integers(1, 512),

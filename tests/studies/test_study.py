@@ -153,6 +153,15 @@ IN_OTHER_WORDS = {
         ["--schedule.milestones", "3"],
     ),
     "a list of one": ("surgery", {"model.surgery": "attend", "model.surgery_options.blocks": [1]}, []),
+    "options of several surgeries": (
+        "surgery",
+        {
+            "model.surgery": "attend+insert_bam",
+            "model.surgery_options.attend.blocks": [1],
+            "model.surgery_options.insert_bam.reduction": 8,
+        },
+        ["--model.surgery-options.insert_bam.start", "paper", "--model.surgery-options.attend.heads=2"],
+    ),
     "a dash": ("demo", {"reach": "--epochs"}, []),
 }
 

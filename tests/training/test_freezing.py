@@ -13,8 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from attneck.errors import UserError
 from attneck.runs import train as runs
 from attneck.runs.run import Run
+from attneck.surgery import Adoption
+from attneck.tasks.classification import build_classifier
 from attneck.training import layers
-from attneck.training.recipe import Recipe
+from attneck.training.recipe import Model, Recipe
 
 TINY = {
     "model": {"name": "timm/test_resnet"},
@@ -110,6 +112,21 @@ def test_what_surgery_put_into_frozen_stages_learns(weights, tmp_path):
             assert torch.equal(tensor, before[name]), name
     assert after["layer1.bam.gain"].any()
     assert after["layer2.bam.gain"].any()
+
+
+def test_what_each_of_several_surgeries_put_in_is_not_frozen():
+    for name, size, surgery, options in (
+        ("resnet18", 32, "attend+insert_bam", {"attend.stage": 1}),
+        ("botnet26t_256", 256, "adopt+insert_bam", {}),
+    ):
+        model = build_classifier(
+            Model(name=f"timm/{name}", surgery=surgery, surgery_options=options), 3, size
+        )
+        frozen = layers.frozen_by(model, 4)
+        for report in model.surgery_reports:
+            new = set(report.new) & dict(model.named_parameters()).keys()
+            assert new
+            assert new & frozen == (new if isinstance(report, Adoption) else set())
 
 
 def test_what_nothing_was_loaded_into_is_not_frozen(weights, tmp_path):

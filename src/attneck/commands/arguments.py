@@ -33,7 +33,7 @@ ALIASES = (("--save", "--out"), ("--data.root", "--root"), ("--data.val-share", 
 """What commands take by both names; a recipe's fields have one."""
 
 BEYOND = (
-    r"Error parsing recipe\.(\S+): \d+ validation errors? for \w+ (\S+) (.+?) "
+    r"Error parsing recipe\.(\S+): \d+ validation errors? for \w+ (\S+) (?:Value error, )?(.+?) "
     r"\[type=\w+, input_value=(.+?), input_type"
 )
 """What pydantic says of a value that its field cannot have, in tyro's words: part, field, wanted, given."""

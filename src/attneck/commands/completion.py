@@ -15,6 +15,7 @@ from attneck.errors import UserError, suggestion
 from attneck.models.catalog import CATALOG
 from attneck.papers.tables import PAPERS
 from attneck.studies.study import shipped_studies
+from attneck.training.recipe import SURGERIES
 from attneck.training.recipe_file import shipped_recipes
 
 SHELLS = ("bash", "zsh", "fish")
@@ -59,7 +60,9 @@ def command(name: str, what: str) -> Command:
     models = list(CATALOG)
     # Of these the first word chooses what the others are read by, and is read by itself.
     chosen = {"train": shipped_recipes(), "study": shipped_studies()}.get(name, [])
-    # What a parser does not know: the words of a place that are more than a kind.
+    # What a parser does not know: the words of an option or a place that are more than a kind.
+    surgeries = ["none", *SURGERIES]
+    named = {"--model.name": models, "--model.surgery": surgeries, "--surgery": surgeries}
     first = {
         "list": Value(models, False),
         "count": Value(models, False),
@@ -77,8 +80,9 @@ def command(name: str, what: str) -> Command:
     for action in parser._actions:
         if action.option_strings:
             value = None if action.nargs == 0 else _value(action)
-            if "--model.name" in action.option_strings:
-                value = Value(models, False)
+            for flag, known in named.items():
+                if flag in action.option_strings:
+                    value = Value(known, False)
             options.append(Option(list(action.option_strings), _sentence(action.help), value))
     return Command(what, words, any(action.nargs in ("*", "+") for action in places), options)
 

@@ -14,7 +14,7 @@ from attneck.commands.given_model import kind_of, load
 from attneck.commands.output_file import picture_file, write_picture
 from attneck.errors import UserError, shown_path, user_mistakes
 from attneck.models import catalog
-from attneck.training.recipe import TIMM, Surgery
+from attneck.training.recipe import TIMM, check_surgery
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ def draw(
     models: Annotated[tuple[str, ...], tyro.conf.Positional],
     /,
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None,
-    surgery: Surgery | None = None,
+    surgery: str = "none",
     surgery_options: Options = {},  # noqa: B006 - tyro's default, never changed
     inside: str | None = None,
     image_size: int | None = None,
@@ -42,14 +42,17 @@ def draw(
         models: names of `attneck list`, timm/NAME, a run's folder, or what attneck.hub.save wrote.
         save: the picture: .png, .svg or .pdf; if not given the first model's name with -neck.png, here, with
             a number where that is taken (of --inside with its name).
-        surgery: the function of attneck.surgery that changes them.
-        surgery_options: its arguments, such as stage 3.
+        surgery: the function of attneck.surgery that changes them: adopt, attend, insert_attention_block,
+            insert_bam, insert_se; or several joined by +, done in that order: attend+insert_bam.
+        surgery_options: its arguments, such as stage 3; of several functions attend.stage 3.
         inside: a module's name, such as layer4.0: that is drawn, in place of the stages.
         image_size: side of the image in pixels; the model's own if not given.
         options: what the models are asked for beyond their names, such as bam stages.
         dark: on a dark page.
     """
-    if surgery is None and surgery_options:
+    with user_mistakes():
+        check_surgery(surgery)
+    if surgery == "none" and surgery_options:
         raise UserError("--surgery-options would change nothing without --surgery: leave them out")
     if not models:
         raise UserError("attneck draw wants a model: a name of `attneck list`, timm/NAME, or a folder")
@@ -71,7 +74,7 @@ def draw(
         for model, kind in kinds.items():
             title = " ".join([model, *(f"{name}={value}" for name, value in options.items())])
             states[title] = network = _network(model, kind, image_size, dict(options))
-            if surgery is not None:
+            if surgery != "none":
                 from attneck.surgery.by_name import operate
 
                 states[f"{title} after {surgery}"] = changed = copy.deepcopy(network)

@@ -63,8 +63,8 @@ def save(
 
     Args:
         model: a run or its folder; or a model from `create_model`, `load` or `Run.model`, or timm's made
-            without options, each also after one function of `attneck.surgery`, and inside `torch.compile` or
-            an `AveragedModel`.
+            without options, each also after functions of `attneck.surgery`, and inside `torch.compile` or an
+            `AveragedModel`.
         run: the run that the model is of, if it is given by itself.
         license: for the model card, by the Hub's identifier: apache-2.0, say.
         data: the preprocessing of its images, as `describe` takes it.

@@ -62,7 +62,8 @@ def card(
     """The card's Markdown."""
     task, name = task_of(config), name_of(config)
     surgery = config.get("surgery")
-    words = ["attneck", TASKS[task], name.removeprefix(TIMM), *([surgery["name"]] if surgery else [])]
+    words = ["attneck", TASKS[task], name.removeprefix(TIMM)]
+    words += surgery["name"].split("+") if surgery else []
     head: dict[str, Any] = {
         "library_name": "attneck",
         "pipeline_tag": TASKS[task],
@@ -122,8 +123,13 @@ def _what(run: Run, config: dict[str, Any], task: str, name: str) -> str:
     whose = "timm's network" if name.startswith(TIMM) else "the network"
     network = f"{whose} `{name.removeprefix(TIMM)}`"
     if surgery := config.get("surgery"):
-        given = ", ".join(f"{key}={value!r}" for key, value in surgery["options"].items())
-        network += f", changed by `attneck.surgery.{surgery['name']}({given})`"
+        from attneck.surgery.by_name import parted
+
+        calls = [
+            f"`attneck.surgery.{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})`"
+            for name, options in parted(surgery["name"], surgery["options"])
+        ]
+        network += f", changed by {', then '.join(calls)}"
     does = "Finds objects in images" if task == "detection" else "Classifies images"
     # A detector's have the background first.
     classes = config.get("label_names", run.facts["classes"])[task == "detection" :]

@@ -51,8 +51,8 @@ def describe(
         label_names: the classes' names, in the order of the logits; a detector's with the background first.
 
     Raises:
-        ValueError: a model that neither `create_model`, timm nor a run made, one after two surgeries, or
-            lists of the wrong length.
+        ValueError: a model that neither `create_model`, timm nor a run made; one after surgeries for several
+            image sizes, or after one of them twice with different options; lists of the wrong length.
     """
     model = bare(model)
     origin = _origin(model)
@@ -100,15 +100,20 @@ def _origin(model: Any) -> Origin:
 
     kind, done = type(model).__name__, done_on(model)
     origin: Origin | None = getattr(model, "origin", None)
-    if origin is not None and origin.surgery != "none":  # a run's
-        return origin
-    if len(done) > 1:
-        names = ", ".join(one.name for one in done)
+    sizes = {one.image_size: one.name for one in done if one.image_size is not None}
+    if len(sizes) > 1:
+        said = ", ".join(f"{name} for {height}×{width}" for (height, width), name in sizes.items())
         raise ValueError(
-            f"on this {kind} {names} were done, and a config says one: keep its state_dict() with "
-            "safetensors.torch.save_file"
+            f"on this {kind} {said} were done, and a config says one image_size: give all the same, or keep "
+            "its state_dict() with safetensors.torch.save_file"
         )
-    size = done[0].image_size if done else None
+    last = {one.name: one.options for one in done}
+    if twice := next((one.name for one in done if one.options != last[one.name]), None):
+        raise ValueError(
+            f"on this {kind} {twice} was done twice with different options, and a config says one of each: "
+            "keep its state_dict() with safetensors.torch.save_file"
+        )
+    size = next(iter(sizes), None)
     if origin is None:
         known = getattr(model, "pretrained_cfg", None) or {}
         name, classes = known.get("architecture"), getattr(model, "num_classes", None)
@@ -120,12 +125,14 @@ def _origin(model: Any) -> Origin:
         origin = Origin(TIMM + name, classes, size or tuple(known["input_size"][1:]), 3, {})
     if done:
         options = {
-            key: value if isinstance(value, str) or not isinstance(value, Sequence) else [*value]
-            for key, value in done[0].options.items()
+            f"{one.name}." * (len(done) > 1) + key: [*value]
+            if isinstance(value, Sequence) and not isinstance(value, str)
+            else value
+            for one in done
+            for key, value in one.options.items()
         }
-        origin = replace(
-            origin, image_size=size or origin.image_size, surgery=done[0].name, surgery_options=options
-        )
+        names = "+".join(one.name for one in done)
+        origin = replace(origin, image_size=size or origin.image_size, surgery=names, surgery_options=options)
     return origin
 
 

@@ -23,7 +23,7 @@ class Origin:
     """The arguments of `create_model` that make the same model again, without its weights.
 
     A run's model may be timm's (`timm/NAME`), and be changed by the function of `attneck.surgery` that is
-    named, with its arguments.
+    named, or by several joined by +, with their arguments as a recipe has them.
     """
 
     name: str

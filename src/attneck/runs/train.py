@@ -226,7 +226,7 @@ def _say_first(recipe: Recipe, made: _Made, begun: Start, everyone: World) -> No
         say("this processor has no products in bfloat16: float32 ones, rounded, take its place")
     if not begun.resume:
         many = many_epochs(recipe, len(made.task.training))
-        for said in (getattr(made.model, "surgery_report", None), *made.started, many):
+        for said in (*getattr(made.model, "surgery_reports", ()), *made.started, many):
             if said is not None:
                 say(said)
 

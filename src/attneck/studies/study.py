@@ -17,10 +17,10 @@ from attneck.training.best import LOWER
 from attneck.training.checkpoint_files import checkpoints
 from attneck.training.recipe import Part, Recipe, Text, Value
 from attneck.training.recipe_file import (
-    OWN_DICTS,
     changed,
     deciding,
     load_recipe,
+    own_dict,
     read_yaml,
     refusal,
     unlike,
@@ -143,7 +143,7 @@ class Cell:
         """The arguments of the `attneck` that trains it, or goes on where it was."""
         given: dict[str, list[str]] = {}
         for field, value in self.fields.items():
-            whole = next((one for one in OWN_DICTS if field.startswith(f"{one}.")), None)
+            whole = own_dict(field)
             said = [field.removeprefix(f"{whole}.")] if whole else []
             said += map(str, value) if isinstance(value, list) else [str(value)]
             if isinstance(value, bool) and not whole:
@@ -231,7 +231,7 @@ def _as_given(fields: Mapping[str, Any]) -> dict[str, Any]:
     """As a command line says them: of options, a list of one thing and that thing are the same words."""
     return {
         name: value[0]
-        if isinstance(value, list) and len(value) == 1 and name.rpartition(".")[0] in OWN_DICTS
+        if isinstance(value, list) and len(value) == 1 and own_dict(name) is not None
         else value
         for name, value in fields.items()
     }

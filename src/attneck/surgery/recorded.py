@@ -31,7 +31,8 @@ def recorded(function: Callable[P, R]) -> Callable[P, R]:
         model: Any = options.pop("model")
         options.pop("image_size", None)
         size = getattr(result.report, "image_size", None)
-        model.surgeries = (*done_on(model), Surgery(function.__name__, options, size))
+        if result.report.changes:  # there was something to adopt
+            model.surgeries = (*done_on(model), Surgery(function.__name__, options, size))
         return result
 
     return operate

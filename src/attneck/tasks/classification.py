@@ -178,10 +178,11 @@ class Classification:
     @staticmethod
     def start(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
         """Put in what fits by name and shape; what surgery adopted has its old names too."""
-        report: Any = getattr(model, "surgery_report", None)
-        if isinstance(report, Adoption):
-            given = renamed(read_weights(weights), model)
-            weights = given.named(report.converted(given))
+        reports: Any = getattr(model, "surgery_reports", ())
+        for report in reports:
+            if isinstance(report, Adoption):
+                given = renamed(read_weights(weights), model)
+                weights = given.named(report.converted(given))
         return load_matching(model, weights)
 
     @staticmethod
@@ -293,7 +294,7 @@ def likeliest(logits: Tensor, classes: Sequence[str], most: int) -> list[tuple[s
 
 
 def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[int, int]) -> nn.Module:
-    """The model that a recipe names, changed as it says; what was changed is its `surgery_report`.
+    """The model that a recipe names, changed as it says; what was changed is in its `surgery_reports`.
 
     Its `origin` says what it was made from.
 
@@ -308,7 +309,7 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
             num_classes,
             options,
             size,
-            resized_later=recipe.surgery == "adopt",
+            resized_later=recipe.surgery.partition("+")[0] == "adopt",
         )
         network.origin = Origin(recipe.name, num_classes, size, 3, options)
     else:
@@ -321,8 +322,7 @@ def build_classifier(recipe: Model, num_classes: int, image_size: int | tuple[in
             )
         plain: nn.Module = network
         return plain
-    network, report = operate(network, recipe.surgery, recipe.surgery_options, image_size)
-    network.surgery_report = report
+    network.surgery_reports = operate(network, recipe.surgery, recipe.surgery_options, image_size)
     network.origin = dataclasses.replace(
         network.origin, surgery=recipe.surgery, surgery_options=dict(recipe.surgery_options)
     )

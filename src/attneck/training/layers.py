@@ -34,9 +34,9 @@ def frozen_by(model: nn.Module, stages: int) -> set[str]:
     there = max(stage.values()) - 1  # 0 is the stem, and the last is the classifier
     if stages > there:
         raise ValueError(f"{FREEZE} {stages}: {type(model).__name__} has {there} stages, give 0 to {there}")
-    report: Any = getattr(model, "surgery_report", None)
+    reports: Any = getattr(model, "surgery_reports", ())
     # An Adoption's, which has forms, is made of theirs and not drawn at random.
-    new = () if report is None or hasattr(report, "forms") else report.new
+    new = {name for report in reports if not hasattr(report, "forms") for name in report.new}
     return {name for name, place in stage.items() if place <= stages and name not in new}
 
 

@@ -16,6 +16,7 @@ from pydantic import (
 
 from attneck.checks import MOST
 from attneck.data.table import ONLY_WITH, SETS, Augment, HeldOutSplit, Name, TrainingSplit
+from attneck.errors import brief, suggestion
 from attneck.training.optimizer_names import OptimizerName, fields_of
 
 TIMM = "timm/"
@@ -47,8 +48,19 @@ Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 Text = Annotated[str, Field(max_length=4000, strict=True), AfterValidator(_word)]
 Value = bool | int | float | Text | list[int]
 Tracker = Literal["wandb", "mlflow", "trackio"]
-Surgery = Literal["adopt", "attend", "insert_attention_block", "insert_bam", "insert_se"]
+SURGERIES = ("adopt", "attend", "insert_attention_block", "insert_bam", "insert_se")
 """The functions of `attneck.surgery` that change a model."""
+
+
+def check_surgery(given: str) -> str:
+    """`none`, or one or several of `SURGERIES` joined by +; ValueError for anything else."""
+    for name in () if given == "none" else given.split("+"):
+        if name not in SURGERIES:
+            raise ValueError(
+                f"there is no {brief(name)} in attneck.surgery{suggestion(name, list(SURGERIES))} "
+                f"(give none, {', '.join(SURGERIES)}, or several joined by +)"
+            )
+    return given
 
 
 class Part(BaseModel):
@@ -79,10 +91,13 @@ class Model(Part):
     """timm's weights that it starts from, by timm's name, such as resnet50.a1_in1k: downloaded once, then in
     the run's checkpoint. They fill what fits, a detector's backbone say. Images are normalised for them;
     size, crop and interpolation are the recipe's, which may differ from what timm scores them by."""
-    surgery: Literal["none", Surgery] = "none"
-    """Classifiers: the function of `attneck.surgery` that changes the model before training."""
+    surgery: Annotated[Text, AfterValidator(check_surgery)] = "none"
+    """Classifiers: the function of `attneck.surgery` that changes the model before training: adopt, attend,
+    insert_attention_block, insert_bam, insert_se, or none. Several are joined by + and done in that order:
+    attend+insert_bam."""
     surgery_options: dict[Text, Value] = {}
-    """Arguments of that function, such as start paper, or stage -2; None takes one of the recipe's back."""
+    """Arguments of that function, such as start paper, or stage -2; of several functions with the name of
+    theirs: insert_bam.start paper. None takes one of the recipe's back."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Model:

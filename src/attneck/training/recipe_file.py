@@ -170,18 +170,24 @@ def changed(base: Recipe, fields: Mapping[str, Any], source: str) -> Recipe:
     content = base.model_dump(mode="json")
     for name, value in fields.items():
         part: Any = content
-        *path, last = name.split(".")
+        own = own_dict(name)
+        *path, last = name.split(".") if own is None else (*own.split("."), name.removeprefix(f"{own}."))
         for step in path:
             part = part.get(step)
             if not isinstance(part, dict):
                 raise UserError(f"{source}: there is no field {name!r} in a recipe")
         part[last] = value
-        if value is None and ".".join(path) in OWN_DICTS:
+        if value is None and own is not None:
             del part[last]
     made = parse_recipe(content, source)
     if made.optimizer.name not in ("sgd", base.optimizer.name) and "optimizer.lr" not in fields:
         raise UserError(f"{source}: {no_rate(made.optimizer.name)}")
     return made
+
+
+def own_dict(field: str) -> str | None:
+    """The one of `OWN_DICTS` that a dotted name is an option of; all after it is the option's own name."""
+    return next((one for one in OWN_DICTS if field.startswith(f"{one}.")), None)
 
 
 def refusal(error: ValidationError, source: str) -> UserError:

@@ -6,9 +6,9 @@ from typing import Any
 
 from attneck.data.table import SETS
 from attneck.runs.scored_on import HELD_OUT, scored_on
-from attneck.training.recipe import Recipe, Surgery
+from attneck.training.recipe import Recipe
 
-SURGERIES: dict[Surgery, str] = {
+DONE = {
     "adopt": "other people's attention in it is taken over as this project's own layers",
     "attend": "3×3 convolutions of it are replaced by self-attention",
     "insert_attention_block": "blocks of self-attention are put into it",
@@ -53,7 +53,8 @@ def _network(recipe: Recipe, facts: dict[str, Any]) -> str:
     model = recipe.model
     said = model.name + _options(model.options)
     if model.surgery != "none":
-        said += f"; {SURGERIES[model.surgery]}{_options(model.surgery_options)}"
+        done = ", then ".join(DONE[name] for name in model.surgery.split("+"))
+        said += f"; {done}{_options(model.surgery_options)}"
     start = model.pretrained or model.weights
     said += f". It starts from {start}" if start else ". Its weights start at random"
     if recipe.optimizer.freeze is not None:
