@@ -7,12 +7,15 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from attneck.commands import study
 from attneck.commands.arguments import parse
 from attneck.commands.study import divided
 from attneck.commands.train import parse as parse_recipe_words
+from attneck.data.readers.folder import resize_and_centre
 from attneck.data.table import SETS
 from attneck.studies.study import load_study
 
@@ -39,6 +42,19 @@ def test_the_python_runs(
             said = capsys.readouterr().out
         elif not text.startswith("attneck "):
             assert text.strip() == said.strip()
+
+
+@pytest.mark.parametrize("size", [(640, 427), (333, 500), (225, 1001), (224, 224)])
+@pytest.mark.parametrize("share", [0.875, 0.9, 0.95, 1.0])
+def test_export_s_page_prepares_images_as_the_program_does(size: tuple[int, int], share: float) -> None:
+    text = (ROOT / "docs/export.md").read_text()
+    (lines,) = re.findall(r"^(shorter, least = .*?)^pixels", text, re.DOTALL | re.MULTILINE)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    names = {"image": image, "height": 224, "width": 224, "share": share, "Image": Image}
+    exec(lines, names)
+    want = resize_and_centre(image, 224, share, "bilinear")
+    assert np.array_equal(np.asarray(names["image"]), np.asarray(want))
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
