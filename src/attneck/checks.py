@@ -46,14 +46,14 @@ def memory() -> int:
         return 1 << 40
 
 
-def sides(name: str, value: object, *, most: int = MOST) -> tuple[int, int]:
+def sides(name: str, value: object) -> tuple[int, int]:
     """(height, width) of one whole number, for a square, or of two; ValueError for anything else."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     try:
-        height, width = (whole(name, side, most=most) for side in pair)
+        height, width = (whole(name, side) for side in pair)
     except ValueError:  # no pair, or no numbers
         raise ValueError(
             f"{name}={brief(value)}: wanted (height, width), or one number for a square, "
-            f"of whole numbers from 1 to {most:,}"
+            f"of whole numbers from 1 to {MOST:,}"
         ) from None
     return height, width

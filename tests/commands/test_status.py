@@ -21,6 +21,7 @@ TINY = {
     "batch": 8,
     "epochs": 2,
     "pictures": False,
+    "ema": 0.5,
 }
 
 
@@ -43,7 +44,9 @@ def test_a_run_that_has_ended(ended, capsys):
     assert found.record == records[-1]
     assert found.images_per_second == pytest.approx(4 * 8 / records[-1]["seconds"])
     assert cli.main(["status", str(ended), str(ended)]) == 0
-    assert capsys.readouterr().out.count("step        8 of 8 (100 %)") == 2
+    said = capsys.readouterr().out
+    assert said.count("step        8 of 8 (100 %)") == 2
+    assert f"ema top1 {records[-1]['ema_top1']:.2f}" in said  # what decides
     assert cli.main(["status", "--json", str(ended)]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "ended"
 

@@ -303,7 +303,7 @@ def test_records_come_back_as_they_were(coco: Path) -> None:
         (("coco", "test"), {}, "split of coco is 'test': choose train, val"),
         (("voc2012", "test"), {}, "split of voc2012 is 'test'"),
         (("shapes", "val"), {"augment": "crop_flip"}, "augment for shapes is 'crop_flip': choose none, flip"),
-        (("shapes", "val"), {"image_size": 0}, "image_size is 0: it must be 1 or more"),
+        (("shapes", "val"), {"image_size": 0}, "image_size=0: wanted a whole number from 1"),
         (("shapes", "val"), {"image_size": 71}, "image_size is 71: 6 objects want 72 pixels"),
         (("shapes", "val"), {"jitter": (1.5, 0.5)}, "jitter goes with augment scale_jitter, not none"),
         (

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.ops import box_convert
 
+from attneck.detection import faster_rcnn, mask_rcnn
 from attneck.layers import MHSA2d
 from attneck.measure import count
 from attneck.models.catalog import create_model
@@ -193,6 +194,27 @@ def test_nothing_found(name):
         shapes |= {"masks": (0, 1, *size)} if name.startswith("mask") else {}
         assert {key: tuple(value.shape) for key, value in detection.items()} == shapes
         assert detection["labels"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("classes", "size", "said"),
+    [
+        (3, 0, r"image_size=0: wanted \(height, width\)"),
+        (3, -5, "image_size=-5: wanted"),
+        (3, True, "image_size=True: wanted"),
+        (3, "128", "image_size='128': wanted"),
+        (3, (128,), r"image_size=.*: wanted"),
+        (3, (128, 128.0), r"image_size=.*: wanted"),
+        (2.5, 128, "num_classes=2.5: wanted a whole number"),
+        ("3", 128, "num_classes='3': wanted a whole number"),
+        (1, 128, "num_classes=1: wanted the background"),
+    ],
+)
+def test_what_a_detector_on_any_backbone_cannot_be_made_for_is_refused(classes, size, said):
+    body = create_model("botnet26_thin", num_classes=0, image_size=SIDE)
+    for make in (mask_rcnn, faster_rcnn):
+        with pytest.raises(ValueError, match=said):
+            make(body, classes, size)
 
 
 def test_counts():

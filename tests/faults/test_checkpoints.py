@@ -255,7 +255,6 @@ TENSORS = {
 }
 PARTS = ["step", "sums", "history", "model", "optimizer", "average", "recipe", "facts"]
 WRONG = [7.5, "seven", [7], ["a"], {"a": 7}, {7: "a"}, True, torch.ones(2), OrderedDict()]
-LAWFUL = {("history", "[7]"): None}
 FORGED = {
     **{f"without {name}": without(name) for name in PARTS},
     **{f"{name} {value!r:.20}": with_(name, value) for name in PARTS for value in WRONG},

@@ -78,6 +78,12 @@ def test_an_image_that_was_opened_is_seen_as_its_file(folder, tmp_path):
             known.predict(given)
 
 
+@pytest.mark.parametrize("min_score", [-0.1, 2, "x", True, float("nan")])
+def test_the_least_score_is_a_share(folder, min_score):
+    with pytest.raises(UserError, match=r"min_score=.*: wanted a number from 0 to 1"):
+        Run(folder).predict([Image.new("RGB", (8, 8))], min_score=min_score)
+
+
 @pytest.mark.parametrize("top_k", [0, -1, 2.5])
 def test_how_many_classes_is_a_whole_number(folder, top_k):
     with pytest.raises(UserError, match=r"top_k=.*: wanted a whole number from 1"):

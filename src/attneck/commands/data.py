@@ -48,7 +48,7 @@ def inspect(
     check reads a folder's images with all processors, and lists every one that cannot be read.
 
     Args:
-        action: where says the folder that would be read; check reads every image of it, and
+        action: where says the folder in which the set is looked for; check reads every image of it, and
             holds its annotations against them.
         name: the data set.
         root: where it lies; ATTNECK_DATA if not given.

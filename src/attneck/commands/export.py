@@ -51,8 +51,9 @@ def write(
     graph = file.suffix in exporting.FORMATS
     is_open = dynamic if dynamic is None else dynamic or exporting.DYNAMIC
     try:
-        if (image_size is not None and image_size < 1) or batch < 1:
-            raise UserError(f"--image-size {image_size}, --batch {batch}: wanted 1 or more")
+        for flag, given in (("--image-size", image_size), ("--batch", batch)):
+            if given is not None and given < 1:
+                raise UserError(f"{flag} {given}: wanted 1 or more")
         if not graph and file.suffix not in {".safetensors", ""}:
             endings = ", ".join([*exporting.FORMATS, ".safetensors"])
             raise UserError(f"{file}: wanted a name that ends in {endings}, or has no ending (a folder)")

@@ -56,7 +56,9 @@ def _in_words(run: Status) -> str:
     share = f" of {run.steps:,} ({100 * run.step / run.steps:.0f} %)" if run.steps else ""
     lines.append(f"  step        {run.step:,}{share}")
     if run.record:
-        scores = {name: value for name, value in run.record.items() if name.startswith(("train_", "val_"))}
+        scores = {
+            name: value for name, value in run.record.items() if name.startswith(("train_", "val_", "ema_"))
+        }
         lines.append(f"  epoch {run.record['epoch']:<6}" + "  ".join(in_words(scores)))
     if run.images_per_second:
         lines.append(f"  speed       {run.images_per_second:.0f} images/s, evaluations included")

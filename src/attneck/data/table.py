@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
+from attneck.checks import whole
+
 Rule = Literal["coco", "11-point", "area"]
 
 
@@ -184,8 +186,8 @@ def open_data(task: str, name: str, split: str, **options: Any) -> Any:
             raise ValueError(
                 f"{name}: {option} goes with augment {ONLY_WITH[option]}, not {augment}: leave it out"
             )
-        if option in ("image_size", "size") and value < 1:
-            raise ValueError(f"{name}: {option} is {value}: it must be 1 or more")
+        if option in ("image_size", "size"):
+            whole(f"{name}: {option}", value, most=1 << 31)
     return opener(name, split, **given)
 
 

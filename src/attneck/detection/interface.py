@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attneck.checks import whole
+from attneck.models.options import MAX_CLASSES
+
 
 def check_classes(num_classes: int) -> None:
-    """ValueError unless there is a class besides the background."""
-    if num_classes < 2:
+    """ValueError unless it is a whole number, of a class or more besides the background."""
+    if whole("num_classes", num_classes, most=MAX_CLASSES) < 2:
         raise ValueError(f"num_classes={num_classes}: wanted the background and one class more, 2 at least")
 
 

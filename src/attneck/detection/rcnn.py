@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import detection
 
+from attneck.checks import sides
 from attneck.detection import cloud_tpu
 from attneck.detection.fpn import FPN
 from attneck.detection.heads import BOX_BINS, MASK_BINS, Anchors, MaskRoIAlign, RoIAlign, make_heads
@@ -192,7 +193,7 @@ def build_rcnn(options: RCNNOptions, *, num_classes: int, image_size: tuple[int,
 def _rcnn(
     backbone: nn.Module, num_classes: int, image_size: int | tuple[int, int], options: RCNNOptions
 ) -> RCNN:
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = sides("image_size", image_size)
     detector = (MaskRCNN if options.masks else RCNN)(backbone, num_classes, size, options)
     known = getattr(backbone, "pretrained_cfg", None) or {}
     if all(len(known.get(name) or ()) == 3 for name in ("mean", "std")):

@@ -185,7 +185,7 @@ def same_folder(wanted: Recipe, recipe: Recipe) -> bool:
 
 def started(recipe: Recipe) -> bool:
     """Whether it starts from weights that there were."""
-    return recipe.model.weights is not None or getattr(recipe.model, "pretrained", None) is not None
+    return recipe.model.weights is not None or recipe.model.pretrained is not None
 
 
 def is_of(said: str, fields: set[str]) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -251,6 +252,8 @@ class Run:
                 raise UserError(f"{self.folder} finds objects: top_k is of classifiers, leave it out")
             with user_mistakes():
                 options["top_k"] = whole("top_k", top_k, most=1 << 62)
+        if isinstance(min_score, bool) or not isinstance(min_score, Real) or not 0 <= min_score <= 1:
+            raise UserError(f"min_score={brief(min_score)}: wanted a number from 0 to 1")
         with world() as everyone, self._enough_memory():
             model = self._placed(self.model(), everyone)
             for image in images:

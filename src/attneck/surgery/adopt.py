@@ -173,10 +173,8 @@ def _before_pools(modules: Mapping[str, nn.Module]) -> dict[nn.Module, Any]:
 
 
 def _change(name: str, ours: Ours, was: str) -> Change:
-    layer, inside = (
-        ours.layer,
-        f".{ours.form.inside}"[:-1] if ours.form is not None and ours.form.inside else "",
-    )
+    layer = ours.layer
+    inside = f".{ours.form.inside.rstrip('.')}" if ours.form is not None and ours.form.inside else ""
     if isinstance(layer, BAM):
         return Change(name, "BAM", layer.channels, None, replaced=was)
     return Change(f"{name}{inside}", "MHSA2d", layer.channels, layer.map_size, layer.stride, was)

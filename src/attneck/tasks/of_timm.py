@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from attneck.errors import one_line, suggestion
+from attneck.layers.modes import evaluating
 from attneck.models.origin import FETCHING
 
 Options = dict[str, Any]
@@ -76,12 +77,9 @@ def made(name: str, options: Options, **asked: Any) -> nn.Module:
 
 def _fault(network: nn.Module, size: tuple[int, int]) -> str | None:
     """What is said where a blank image of `size` does not go through; nothing of the network changes."""
-    training = network.training
     try:
-        with torch.inference_mode():
-            network.eval()(torch.zeros(1, 3, *size))
+        with evaluating(network), torch.inference_mode():
+            network(torch.zeros(1, 3, *size))
     except Exception as error:  # timm's own checks, or whatever an operation says of shapes
         return one_line(error, 100)
-    finally:
-        network.train(training)
     return None
