@@ -152,6 +152,22 @@ def test_timm_and_the_hub_s_mixin_read_the_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(mixed, x), logits(plain, x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"crop_pct": 2.5}, "crop_pct"),
+        ({"crop_pct": 0.0}, "crop_pct"),
+        ({"std": (0.0, 1.0, 1.0)}, "std"),
+        ({"mean": (float("nan"), 0.0, 0.0)}, "mean"),
+        ({"interpolation": "a" * 21}, "interpolation"),
+    ],
+)
+def test_what_load_would_refuse_is_not_written(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        hub.save(make("cifar_resnet20_bot_bam"), tmp_path / "net.safetensors", **given)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_wrappers_are_looked_through(tmp_path: Path) -> None:
     model = make("cifar_resnet20_bot_bam")
     average = AveragedModel(torch.compile(model))

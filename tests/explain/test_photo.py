@@ -40,12 +40,13 @@ def test_a_classifiers_pixel_is_where_it_was_cut_from(size: tuple[int, int], cro
             )
 
 
-def test_a_long_photo_is_not_resized_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("crop_pct", [0.875, 1.15])
+def test_a_long_photo_is_not_resized_whole(crop_pct: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cut out is the same, to one step; of one pixel by a million nothing larger is made."""
     noise = Image.effect_noise((30, 600), 90)
-    cut = resize_and_centre(noise, 64, 0.875)
+    cut = resize_and_centre(noise, 64, crop_pct)
     monkeypatch.setattr(folder, "LONG", 1000)
-    assert np.abs(np.asarray(cut, int) - np.asarray(resize_and_centre(noise, 64, 0.875), int)).max() <= 1
+    assert np.abs(np.asarray(cut, int) - np.asarray(resize_and_centre(noise, 64, crop_pct), int)).max() <= 1
     monkeypatch.undo()
     made = []
     own = Image.Image.resize

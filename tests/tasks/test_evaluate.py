@@ -1,6 +1,7 @@
 """attneck.evaluate: models in memory score as by timm's own transforms, saved ones as their runs do."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,28 @@ def _in_a_group(model: nn.Module, root: Path) -> dict[str, float]:
         torch.distributed.destroy_process_group()
 
 
+def _in_parallel(model: nn.Module, root: Path) -> dict[str, float]:
+    """Of one image, so that a process has none."""
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        return attneck.evaluate(parallel, root=root, size=1).scores
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("program", [_scores, _in_a_group])
 def test_processes_share_the_images(program: Any, photos: Path) -> None:
     model = network(label_names=CLASSES)
     alone = _scores(model, photos)
     first, second = as_ranks(program, model, photos)
+    assert first == second == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_process_without_an_image_waits_for_nobody(photos: Path) -> None:
+    model = network(label_names=CLASSES)
+    alone = attneck.evaluate(model, root=photos, size=1).scores
+    first, second = as_ranks(_in_parallel, model, photos)
     assert first == second == pytest.approx(alone, rel=1e-5)
 
 
@@ -152,6 +170,9 @@ def test_classes_are_counted_in_its_answer(photos: Path) -> None:
         attneck.evaluate(model, root=photos, image_size=64)
     model.reset_classifier(7)
     assert attneck.evaluate(model, root=photos, image_size=64).images == 21
+    bare = timm.create_model("resnet10t", num_classes=0)
+    bare.fc = nn.Linear(512, 7)
+    assert attneck.evaluate(bare, root=photos, image_size=64).images == 21
     scores = attneck.evaluate(answering(lambda x: x.mean((2, 3)) @ torch.ones(3, 7)), root=photos).scores
     assert scores["loss"] == pytest.approx(np.log(7))
 
@@ -213,7 +234,15 @@ REFUSED = [
     (lambda: answering(lambda x: x), {}, "it gives 'Tensor' for an image: wanted logits"),
     (network, {"image_size": 0}, "image_size=0: wanted a whole number"),
     (network, {"image_size": "64"}, "image_size='64': wanted a whole number"),
-    (network, {"crop_pct": 1.5}, "crop_pct is 1.5"),
+    (network, {"crop_pct": 2.5}, "crop_pct is 2.5"),
+    (network, {"data": ["folder"]}, "data=.*: wanted a data set's name"),
+    (network, {"workers": -1}, "workers=-1: wanted a whole number from 0"),
+    (network, {"size": 2.5}, "size=2.5: wanted a whole number"),
+    (
+        lambda: attneck.create_model("fasterrcnn_botnet26_thin", image_size=128),
+        {"data": "coco", "masks": True},
+        "masks=True: this detector makes no masks",
+    ),
     (network, {"augment": "inception"}, "unknown option 'augment'; choose one of"),
     (network, {"on_bad_image": "skip"}, "unknown option 'on_bad_image'"),
     (network, {"data": "coco"}, "data set is 'coco'"),

@@ -262,7 +262,7 @@ def _maps(seer: Viewer, image: Tensor, cam: bool) -> Maps:
     if not cam:
         raise UserError(
             f"{seer.title} has no BAM and no self-attention of ours, which attneck.surgery puts in: "
-            "--cam shows what speaks for its likeliest class"
+            "--cam shows what speaks for its likeliest class, if its classes are made from a map"
         )
     with torch.no_grad():
         output = seer.network(image[None])[0]

@@ -47,12 +47,14 @@ def describe(
     Args:
         mean, std: a number a channel, of images in [0, 1].
         interpolation: of resizing: "bilinear", "bicubic" …
-        crop_pct: side of the centre crop, as a share of the resized image's.
+        crop_pct: side of the centre crop, as a share of the resized image's; above 1 (2 at most) there is
+            black around it.
         label_names: the classes' names, in the order of the logits; a detector's with the background first.
 
     Raises:
         ValueError: a model that neither `create_model`, timm nor a run made; one after surgeries for several
-            image sizes, or after one of them twice with different options; lists of the wrong length.
+            image sizes, or after one of them twice with different options; lists of the wrong length; what
+            no image can be prepared by, such as a `std` of 0.
     """
     model = bare(model)
     origin = _origin(model)
@@ -88,6 +90,7 @@ def describe(
     if origin.surgery != "none":
         config["surgery"] = {"base": base, "name": origin.surgery, "options": origin.surgery_options}
     as_json: dict[str, Any] = json.loads(json.dumps(config))
+    _checked(as_json | {"sha256": ""})  # what load would refuse
     return as_json
 
 
@@ -243,7 +246,7 @@ class _Images(_Part):
     mean: Annotated[tuple[float, ...], AsTuple]
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AsTuple]
     interpolation: Annotated[str, Field(max_length=20)] | None = None
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=2)] | None = None  # above 1 with a border
     crop_mode: Literal["center", "squash", "border"] | None = None
     first_conv: Name | Names | None = None
     classifier: Name | Names | None = None
@@ -275,16 +278,21 @@ class _Config(_Part):
     sha256: str
 
 
+def _checked(config: dict[str, Any]) -> _Config:
+    """ValueError for a field or a value that no config has."""
+    try:
+        return _Config(**config)
+    except ValidationError as error:
+        raise ValueError(first_fault(error)) from error
+
+
 def check_bounds(config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """ValueError for a config that `describe` does not write, or whose model is larger than the weights.
 
     Of the catalog's, the least number of parameters is arithmetic. Any other is made without storage first,
     and no further than its weights reach.
     """
-    try:
-        checked = _Config(**config)
-    except ValidationError as error:
-        raise ValueError(first_fault(error)) from error
+    checked = _checked(config)
     labels, images, arguments = checked.label_names, checked.pretrained_cfg, dict(checked.model_args)
     name, chans = name_of(config), images.input_size[0]
     size = sides("image_size", images.input_size[1:])

@@ -79,7 +79,7 @@ def network(name: str, in_chans: int = 3, image_size: int | None = None) -> nn.M
     except Exception as error:  # the network's, the file's, timm's own: of any kind
         raise ValueError(
             f"timm's weights {name} did not load from {cached or 'the network'} "
-            f"({type(error).__name__}: {one_line(error, 150)}): try again, or give a file by weights"
+            f"({type(error).__name__}: {one_line(error, 150)}): try again"
         ) from error
     return made.eval()
 
@@ -166,6 +166,6 @@ def _check_network(name: str, found: Any) -> None:
     except Exception as error:  # of the hub's HTTP client, which is another one from version to version
         raise ValueError(
             f"timm's weights {name} are not in the cache, and {url.split('/')[2]} cannot be reached "
-            f"({type(error).__name__}: {one_line(error, 80)}): mend the connection, or fetch the file "
-            "elsewhere and give it by weights"
+            f"({type(error).__name__}: {one_line(error, 80)}): mend the connection, or bring the cache of "
+            "Hugging Face from elsewhere"
         ) from None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attneck.checks import one_of, whole
 from attneck.data import ClassificationDataset, Normalise, open_dataset
@@ -75,6 +76,12 @@ def evaluate(
         options["root"] = os.fspath(root)
     weight = next(network.parameters(), torch.zeros(()))
     detects = finds_objects(network)
+    if not isinstance(data, str | None):
+        raise ValueError(f"data={brief(data)}: wanted a data set's name")
+    if workers is not None:
+        whole("workers", workers, least=0)
+    if isinstance(model, DistributedDataParallel):  # it would have all processes wait for each other's images
+        model = model.module
     if detects:
         images = _with_objects(network, facts, data, split, image_size, options)
         if weight.dtype != torch.float32:
@@ -117,6 +124,8 @@ def _with_objects(
     side = facts["image_size"] if name in SETS and SETS[name].drawn else None
     kind = SETS[name].kinds.get("detection") if name in SETS else None
     makes_masks = getattr(getattr(network, "roi_heads", None), "has_mask", bool)()
+    if options.get("masks") and not makes_masks:
+        raise ValueError("masks=True: this detector makes no masks, so leave masks out")
     own = {"image_size": side, "masks": bool(makes_masks and kind and kind.masks)}
     return open_detection(name, split, **own | options)
 
@@ -146,7 +155,8 @@ def _with_classes(facts: Facts, name: str, split: str, image_size: int | None, o
 
 def _logits(network: nn.Module, weight: Tensor, side: int) -> int:
     """How many classes it tells apart, by an empty image; ValueError where it takes none of that size."""
-    if getattr(network, "num_classes", None) == 0:
+    head = getattr(network, "get_classifier", nn.Identity)()
+    if getattr(network, "num_classes", None) == 0 and isinstance(head, nn.Identity):
         raise ValueError("it has no classifier, as with num_classes=0: give a model with one")
     try:
         found = network(torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype))

@@ -135,8 +135,11 @@ def open_folder(
     skip_bad = skips(on_bad_image)
     if val_share is not None and not 0 < val_share <= 1:
         raise ValueError(f"folder: val_share is {val_share}: give a share between 0 and 1, or 1 for all")
-    if not 0 < crop_pct <= 1:
-        raise ValueError(f"folder: crop_pct is {crop_pct}: give a share between 0 and 1, or 1 for all")
+    if not 0 < crop_pct <= 2:
+        raise ValueError(
+            f"folder: crop_pct is {crop_pct}: give a share between 0 and 1, 1 for all, or up to 2 for black "
+            "around it"
+        )
     resampling(interpolation)
     tree = scan(resolve(root, name, LAYOUT), split, classes, skip_bad, val_share)
     if val_share is None or split == "val":  # else a run would say it twice
@@ -176,8 +179,9 @@ def resize_and_centre(
     if max(width, height) <= LONG * size:
         return image.resize((width, height), way).crop((left, top, left + size, top + size))
     across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + size) * across, (top + size) * down)
-    return image.resize((size, size), way, box)
+    x, y, wide, high = max(left, 0), max(top, 0), min(size, width), min(size, height)
+    part = image.resize((wide, high), way, (x * across, y * down, (x + wide) * across, (y + high) * down))
+    return part.crop((left - x, top - y, left - x + size, top - y + size))
 
 
 def resampling(interpolation: str) -> Image.Resampling:
@@ -190,11 +194,14 @@ def resampling(interpolation: str) -> Image.Resampling:
 
 def centre(of: tuple[int, int], size: int, crop_pct: float) -> tuple[tuple[int, int], tuple[int, int]]:
     """What `resize_and_centre` makes of an image `of` (width, height): the (width, height) that it is resized
-    to, and the (left, top) of the square of `size` that is cut out of that.
+    to, and the (left, top) of the square of `size` that is cut out of that, black where it is smaller.
 
     They are rounded as torchvision's Resize and CenterCrop and timm's transforms round, whose scores are
     published.
     """
     shorter = int(size / crop_pct)
     width, height = (shorter if side == min(of) else int(shorter * side / min(of)) for side in of)
-    return (width, height), (round((width - size) / 2), round((height - size) / 2))
+    left, top = (
+        round((side - size) / 2) if side >= size else -((size - side) // 2) for side in (width, height)
+    )
+    return (width, height), (left, top)
