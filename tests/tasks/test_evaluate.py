@@ -185,6 +185,15 @@ def test_images_are_resized_as_timm_does_where_nothing_is_said(photos: Path) -> 
     )
 
 
+def test_a_classifier_may_have_its_images_transform_beside_it(photos: Path, tmp_path: Path) -> None:
+    model: Any = network()
+    want = attneck.evaluate(model, root=photos).scores
+    model.transform = create_transform(**resolve_data_config(model=model))
+    assert attneck.evaluate(model, root=photos).scores == want
+    again = hub.load(hub.save(model, tmp_path / "net.safetensors"))
+    assert attneck.evaluate(again, root=photos).scores == pytest.approx(want)
+
+
 class Merging(nn.Linear):
     """As layers of LoRA do it: in evaluation its weight has what training keeps apart."""
 

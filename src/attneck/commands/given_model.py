@@ -86,8 +86,9 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
         UserError: no such model, or one whose images are not square or not of three colours.
     """
     kind = kind_of(model)
+    from attneck.models.origin import is_detector
     from attneck.serve.network import Viewer
-    from attneck.tasks.described import facts_of, finds_objects
+    from attneck.tasks.described import facts_of
 
     with user_mistakes():
         run, network, _ = load(kind, model, image_size, False, checkpoint)
@@ -104,7 +105,7 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
         facts = facts_of(network)
     except ValueError as error:
         raise UserError(f"{model}: {error}") from error
-    detects = finds_objects(network)
+    detects = is_detector(network)
     if image_size is not None and not detects:
         facts["image_size"] = image_size
     if kind == "timm":

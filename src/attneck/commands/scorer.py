@@ -75,15 +75,16 @@ def of_saved(
     image_size: int | None,
 ) -> Scorer:
     """UserError for damaged files, and for a model that does not say which images it takes."""
+    from attneck.models.origin import is_detector
     from attneck.tasks.classification import Classification
-    from attneck.tasks.described import facts_of, finds_objects
+    from attneck.tasks.described import facts_of
     from attneck.tasks.detection import Detection
     from attneck.tasks.evaluate import evaluate
 
     with user_mistakes():
         _, network, _ = load(kind, str(path), image_size, False, "newest")
         facts = facts_of(network)
-    detects = finds_objects(network)
+    detects = is_detector(network)
     name, part = data or ("" if detects else "folder"), split or "val"
     side = facts["image_size"] if image_size is None or detects else image_size
 

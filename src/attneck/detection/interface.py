@@ -11,7 +11,7 @@ from attneck.models.options import MAX_CLASSES
 
 def check_classes(num_classes: int) -> None:
     """ValueError unless it is a whole number, of a class or more besides the background."""
-    if whole("num_classes", num_classes, most=MAX_CLASSES) < 2:
+    if whole("num_classes", num_classes, least=0, most=MAX_CLASSES) < 2:
         raise ValueError(f"num_classes={num_classes}: wanted the background and one class more, 2 at least")
 
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from attneck.errors import brief
 from attneck.layers import BAM, MHSA2d
 from attneck.layers.modes import evaluating
-from attneck.models.origin import bare
+from attneck.models.origin import bare, is_detector
 
 Part = Literal["both", "content", "position"]
 PARTS = ("both", "content", "position")
@@ -229,7 +229,7 @@ def maps(model: nn.Module | RunLike, image: Tensor | str | PathLike[str] | Any) 
             f"this {type(network).__name__} has no BAM and no MHSA2d: take a model that has, such as "
             "botnet50 or resnet50_bam, or put them in with attneck.surgery's attend, insert_bam or adopt"
         )
-    detects = _detects(network)
+    detects = is_detector(network)
     with _watched(network, layers) as seen, evaluating(network):
         output = network([pixels[0]] if detects else pixels)
     one = output[0] if detects else tree_map_only(Tensor, lambda part: part[0] if part.ndim else part, output)
@@ -251,14 +251,6 @@ def _checked(image: Any) -> Tensor:
             f"image is of {image.dtype}: wanted floating point, normalised as the model takes it"
         )
     return pixels
-
-
-def _detects(network: nn.Module) -> bool:
-    """Whether it takes a list of images, and resizes them itself, as torchvision's detectors do."""
-    return any(
-        kind.__name__ == "GeneralizedRCNNTransform"
-        for kind in type(getattr(network, "transform", None)).__mro__
-    )
 
 
 class _Watch:
@@ -347,7 +339,7 @@ def _watched(network: nn.Module, layers: dict[str, BAM | MHSA2d]) -> Iterator[_W
     handles = [
         layer.register_forward_hook(layer_hook(name), with_kwargs=True) for name, layer in layers.items()
     ]
-    if _detects(network):
+    if is_detector(network):
         handles.append(network.get_submodule("transform").register_forward_hook(transform_hook))
     try:
         yield watch

@@ -20,7 +20,7 @@ from attneck.export.agreement import Check, DisagreementError, race
 from attneck.export.formats import INPUT, check_convertible, runner, to_onnx, to_pt2
 from attneck.export.graph import trace, trace_detector
 from attneck.files import write_atomic
-from attneck.models.origin import Origin, bare
+from attneck.models.origin import Origin, bare, is_detector
 from attneck.seal import seal, verify
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ def export(
     """
     import torch
 
-    from attneck.export.detectors import is_detector
     from attneck.export.metadata import metadata
     from attneck.layers import MHSA2d
 

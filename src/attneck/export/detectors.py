@@ -20,21 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
-from torchvision.models.detection.ssd import SSD
 from torchvision.ops import nms, roi_align
 
 from attneck.detection.rcnn import RCNN
 from attneck.detection.ssd import SIDE, SSD300
 from attneck.detection.transform import canvas
 from attneck.export.agreement import Candidates
-
-
-def is_detector(model: nn.Module) -> bool:
-    """True for torchvision's detectors, of which all of this project's are."""
-    return isinstance(model, (GeneralizedRCNN, SSD))
 
 
 def as_graph(detector: nn.Module) -> Graph:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from attneck.checks import sides, whole
 from attneck.models.catalog import create_model, find
 from attneck.models.options import MAX_CLASSES, AsTuple, first_fault
-from attneck.models.origin import FETCHING, PREFIX, Origin, bare
+from attneck.models.origin import FETCHING, PREFIX, Origin, bare, is_detector
 from attneck.training.recipe import TIMM, Model
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def describe(
     origin = _origin(model)
     classes = getattr(model, "num_classes", origin.num_classes)
     known: dict[str, Any] = dict(getattr(model, "pretrained_cfg", {}))
-    transform: Any = getattr(model, "transform", None)  # a detector normalises images itself
-    if transform is not None:
+    if is_detector(model):  # which normalises images itself
+        transform: Any = model.transform
         known |= {"mean": transform.image_mean, "std": transform.image_std}
     if len(known.get("label_names") or ()) != classes:  # those of a classifier that was taken off
         known.pop("label_names", None)
@@ -197,7 +197,7 @@ def from_config(config: dict[str, Any], image_size: int | tuple[int, int] | None
         model = create_model(name, config["num_classes"], image_size or size, **arguments)
     known = images | {key: config[key] for key in config.keys() & {"label_names"}}
     network: Any = model
-    if hasattr(network, "transform"):
+    if is_detector(network):
         network.transform.image_mean, network.transform.image_std = known["mean"], known["std"]
         if "label_names" in known:
             network.pretrained_cfg = {"label_names": tuple(known["label_names"])}

@@ -60,6 +60,16 @@ def pretrained_cfg(origin: Origin, options: FamilyOptions) -> dict[str, Any]:
     }
 
 
+def is_detector(model: Any) -> bool:
+    """Whether it takes a list of images, and prepares them itself, as torchvision's detectors do.
+
+    That goes by the kind of its `transform`: a classifier may have one of that name, which its images are
+    prepared by.
+    """
+    kinds = type(getattr(model, "transform", None)).__mro__
+    return any(kind.__name__ == "GeneralizedRCNNTransform" for kind in kinds)
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile`, an `AveragedModel` or `DistributedDataParallel`."""
     from torch.nn.parallel import DataParallel, DistributedDataParallel

@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from attneck.errors import brief, one_line, suggestion
+from attneck.models.origin import is_detector
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,8 +128,8 @@ def check_filled(loaded: Loaded, name: str) -> None:
 
 def follow(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Write into `model` what its images are normalised with; a detector does so itself."""
-    if transform := getattr(model, "transform", None):
-        transform.image_mean, transform.image_std = [*mean], [*std]
+    if is_detector(model):
+        model.transform.image_mean, model.transform.image_std = [*mean], [*std]
     if (cfg := getattr(model, "pretrained_cfg", None)) is not None:
         channels = cfg["input_size"][0] if "input_size" in cfg else len(mean)  # a detector names none
         if channels != len(mean):

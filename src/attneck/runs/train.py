@@ -25,6 +25,7 @@ from attneck.errors import UserError, say, user_mistakes
 from attneck.files import read_json, write_json
 from attneck.layers import BAM
 from attneck.layers.meta import check_logits
+from attneck.models.origin import is_detector
 from attneck.models.pretrained import check_filled, fetch
 from attneck.models.weights import StaysRandomWarning, read_weights
 from attneck.runs import pictures, snapshots
@@ -327,7 +328,8 @@ def _normalised_otherwise(
 ) -> list[str]:
     """A warning where the images that the weights know were normalised by other numbers."""
     ours = task.describe()
-    if transform := getattr(model, "transform", None):  # a detector's own
+    if is_detector(model):
+        transform: Any = model.transform
         ours = {"mean": transform.image_mean, "std": transform.image_std}
     found = [
         f"{key} {[round(each, 3) for each in theirs[key]]}, here {[round(each, 3) for each in ours[key]]}"

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from attneck.data.readers.folder import resampling
+from attneck.models.origin import is_detector
 from attneck.tasks.task import Facts
-
-
-def finds_objects(model: nn.Module) -> bool:
-    """Whether it is a detector, as torchvision's and ours are: it has a transform of its own."""
-    return hasattr(model, "transform")
 
 
 def facts_of(model: Any) -> Facts:
@@ -29,7 +23,7 @@ def facts_of(model: Any) -> Facts:
     if len(classes) != getattr(model, "num_classes", len(classes)):
         classes = ()  # those of a classifier that was taken off
     kind = type(model).__name__
-    if finds_objects(model):
+    if is_detector(model):
         if (origin := getattr(model, "origin", None)) is None:
             raise ValueError(f"this {kind} does not say how many classes it has, as create_model's do")
         ids = [*range(1, origin.num_classes)]

@@ -18,9 +18,9 @@ from attneck.data.detection import open_detection
 from attneck.data.table import SETS, names_for
 from attneck.errors import brief, is_out_of_memory, one_line, say
 from attneck.layers.modes import evaluating
-from attneck.models.origin import bare
+from attneck.models.origin import bare, is_detector
 from attneck.tasks import classification, detection
-from attneck.tasks.described import facts_of, finds_objects
+from attneck.tasks.described import facts_of
 from attneck.tasks.task import Evaluation, Facts
 from attneck.training.distributed import World, world
 from attneck.training.report import Watch, unseen
@@ -75,7 +75,7 @@ def evaluate(
     if root is not None:
         options["root"] = os.fspath(root)
     weight = next(network.parameters(), torch.zeros(()))
-    detects = finds_objects(network)
+    detects = is_detector(network)
     if not isinstance(data, str | None):
         raise ValueError(f"data={brief(data)}: wanted a data set's name")
     if workers is not None:
