@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -57,10 +58,22 @@ def test_export_s_page_prepares_images_as_the_program_does(size: tuple[int, int]
     assert np.array_equal(np.asarray(names["image"]), np.asarray(want))
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(path for place in ("*.md", "docs/*.md", "results/**/*.md") for path in ROOT.glob(place)),
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for file, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / unquote(file) if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
 
 
 def test_the_tables_of_when_to_attend_are_those_of_the_reports() -> None:
