@@ -240,9 +240,11 @@ def test_a_resumed_run_keeps_what_was_asked_of_its_attention(tmp_path, monkeypat
     with pytest.raises(UserError, match="unknown way 'flash'"):
         runs.train(recipe, tmp_path, resume=True)
     assert "missing or damaged" not in capfd.readouterr().err
+    made = around["attention_passes"]
     file.write_text("{")
     runs.train(recipe, tmp_path, resume=True)
     assert f"{file} is missing or damaged" in capfd.readouterr().err
+    assert json.loads(file.read_text())["attention_passes"] == made
 
 
 @pytest.mark.parametrize(("precision", "slow"), [("bfloat16", True), ("bfloat16", False), ("float32", True)])

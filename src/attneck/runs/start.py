@@ -101,22 +101,8 @@ def start(
     restarted = bool(starts) and _same(starts[-1].get("launch"), launch)
     if goes_on and not (wish.resume or restarted):
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
-    if not goes_on and (bare := named(folder / "checkpoints")):  # sums come first: a copy left it out
-        raise UserError(
-            f"{bare[0]} has no {sum_of(bare[0]).name} beside it, which came with it: copy that file too, or "
-            "choose another --out"
-        )
-    # Both are there after the first checkpoint, and not before.
-    records = [folder / name for name in ("summary.json", RECORDS)]
-    if not goes_on and (kept := [file for file in records if file.is_file() and file.stat().st_size]):
-        raise UserError(
-            f"{kept[0]} is of a run whose checkpoints are gone: choose another --out, or move the folder away"
-        )
-    foreign = [file for file in map(folder.joinpath, WRITTEN) if file.exists()]
-    if not goes_on and not starts and foreign:
-        raise UserError(
-            f"{foreign[0]} is there, and no run has written it: choose another --out, or move it away"
-        )
+    if not goes_on:
+        _check_free(folder, begun=bool(starts))
     with user_mistakes():  # by environment variables
         products: str = float32_products()
         asked: str = attention()
@@ -124,27 +110,9 @@ def start(
     changed: list[str] = []
     if goes_on:
         step, changed, recipe = _compared(folder, task, recipe, facts, accept=wish.accept_changes)
-        if not before:
-            say(
-                f"{folder / ENVIRONMENT} is missing or damaged: the library of products and the ways of "
-                "computing attention are chosen anew; where they are others, the last bits of its weights "
-                "will differ"
-            )
+        _say_other_rounding(folder, before, recipe, everyone)
         products = before.get("float32_products", products)
         asked = before.get("attention", asked)
-        here = torch.get_num_threads()
-        threads = before.get("torch_threads", here)
-        if (processes := before.get("processes", everyone.size)) != everyone.size:
-            say(
-                f"{folder} goes on with another number of processes, {everyone.size} for {processes}: each "
-                f"step has the same {recipe.batch} images, {recipe.batch // everyone.size} a process; "
-                "rounding differs, and so will the last bits of its weights"
-            )
-        elif everyone.device.type == "cpu" and threads != here:
-            say(
-                f"{folder} goes on with another number of threads, {here} for {threads}: rounding differs, "
-                f"and so will the last bits of its weights; OMP_NUM_THREADS={threads} keeps them"
-            )
     if restarted:
         whence = f"going on from step {step}" if goes_on else "from the beginning"
         say(f"{folder}: started again by torchrun, {whence}")
@@ -154,7 +122,7 @@ def start(
         made: str | None = None
         if has_passes:
             # Before they were recorded, of this network too, there were PyTorch's operators alone.
-            made = before.get("attention_passes") or "operators" if goes_on else passes()
+            made = before.get("attention_passes") or "operators" if goes_on and before else passes()
     if goes_on and (earlier := before.get("attention_ways", taken)) != taken:
         say(
             f"{folder} goes on with other ways of computing attention ({taken or 'none'}; before: "
@@ -177,6 +145,51 @@ def start(
             write_json(folder / name, content)
         write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
     return Start(folder, recipe, facts, products, made, asked, goes_on)
+
+
+def _check_free(folder: Path, *, begun: bool) -> None:
+    """UserError where a new run would write over another one's files, or somebody else's.
+
+    begun: whether a run has started there before, and left no checkpoint.
+    """
+    if bare := named(folder / "checkpoints"):  # sums come first: a copy left it out
+        raise UserError(
+            f"{bare[0]} has no {sum_of(bare[0]).name} beside it, which came with it: copy that file too, or "
+            "choose another --out"
+        )
+    # Both are there after the first checkpoint, and not before.
+    records = [folder / name for name in ("summary.json", RECORDS)]
+    if kept := [file for file in records if file.is_file() and file.stat().st_size]:
+        raise UserError(
+            f"{kept[0]} is of a run whose checkpoints are gone: choose another --out, or move the folder away"
+        )
+    if not begun and (foreign := [file for file in map(folder.joinpath, WRITTEN) if file.exists()]):
+        raise UserError(
+            f"{foreign[0]} is there, and no run has written it: choose another --out, or move it away"
+        )
+
+
+def _say_other_rounding(folder: Path, before: dict[str, Any], recipe: Recipe, everyone: World) -> None:
+    """A line where a run that goes on rounds otherwise than its environment `before` did."""
+    if not before:
+        say(
+            f"{folder / ENVIRONMENT} is missing or damaged: the library of products and the ways of "
+            "computing attention are chosen anew; where they are others, the last bits of its weights will "
+            "differ"
+        )
+    here = torch.get_num_threads()
+    threads = before.get("torch_threads", here)
+    if (processes := before.get("processes", everyone.size)) != everyone.size:
+        say(
+            f"{folder} goes on with another number of processes, {everyone.size} for {processes}: each "
+            f"step has the same {recipe.batch} images, {recipe.batch // everyone.size} a process; rounding "
+            "differs, and so will the last bits of its weights"
+        )
+    elif everyone.device.type == "cpu" and threads != here:
+        say(
+            f"{folder} goes on with another number of threads, {here} for {threads}: rounding differs, and "
+            f"so will the last bits of its weights; OMP_NUM_THREADS={threads} keeps them"
+        )
 
 
 def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:
