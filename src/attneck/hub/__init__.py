@@ -77,11 +77,9 @@ def save(
         OSError: the file could not be written.
         UserError: a run without a checkpoint that is whole.
     """
-    import torch
     from safetensors.torch import save as to_bytes
 
     from attneck.models.weight_files import digest
-    from attneck.models.weights import cast
 
     network, run = _of(model, run)
     if license is not None and (run is None or Path(path).suffix == ".safetensors"):
@@ -89,46 +87,14 @@ def save(
     path = Path(path)
     if path.suffix != ".safetensors":
         _check_own(path, with_card=run is not None)
-    if sharded := next(
-        (name for name, one in network.state_dict().items() if hasattr(one, "full_tensor")), None
-    ):
-        raise ValueError(
-            f"{sharded} is in parts, one a process (fully_shard): give a model that has all of it, filled by "
-            "torch.distributed.checkpoint.state_dict.get_model_state_dict"
-        )
+    _check_whole(network)
     config = describe(network, **data)
     if run is not None:
         from attneck.hub.card import check_same_network
 
         check_same_network(run, config)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with torch.device("meta"):
-        again = from_config(config)
-    shapes, wanted = (
-        {name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, again.state_dict())
-    )
-    if shapes != wanted:
-        other = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
-        raise ValueError(
-            f"{len(other)} tensors ({other[0]} first) are not those of {name_of(config)} any more, and the "
-            "model could not be loaded: keep its state_dict() with safetensors.torch.save_file"
-        )
-    now, then = computed(network), computed(again)
-    if other := sorted(key for key in now | then if now.get(key) != then.get(key)):
-        raise ValueError(
-            f"its {other[0]} is {now.get(other[0], 'none')} and would be {then.get(other[0], 'none')} in "
-            "what load makes, as no config says what was set after a model was built: build it with that as "
-            "an option, or keep its state_dict() with safetensors.torch.save_file"
-        )
-    for name, tensor in state.items():
-        cast(name, tensor, tensor.dtype)
-        if tensor.dtype == torch.float64:
-            raise ValueError(
-                f"{name} is of float64, and load makes float32: give model.float(), or keep its state_dict() "
-                "with safetensors.torch.save_file"
-            )
-    if getattr(network, "origin", None) is None:
-        _check_same_results(network, config, state)
+    _check_made(network, config, state)
     config["sha256"] = digest(state, config)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     content = to_bytes(state, {"format": "pt", "config": text})
@@ -159,6 +125,51 @@ def _of(model: nn.Module | Run | str | Path, run: Run | None = None) -> tuple[nn
     if not isinstance(model, Run):
         raise ValueError(f"{brief(model)}: wanted a model, an attneck.Run, or the folder of one")
     return model.model(), model
+
+
+def _check_whole(network: nn.Module) -> None:
+    """ValueError where a process has a part of it alone."""
+    sharded = next((name for name, one in network.state_dict().items() if hasattr(one, "full_tensor")), None)
+    if sharded is not None:
+        raise ValueError(
+            f"{sharded} is in parts, one a process (fully_shard): give a model that has all of it, filled by "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict"
+        )
+
+
+def _check_made(network: nn.Module, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """ValueError unless load can make of config and state what `network` is."""
+    import torch
+
+    from attneck.models.weights import cast
+
+    with torch.device("meta"):
+        again = from_config(config)
+    shapes, wanted = (
+        {name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, again.state_dict())
+    )
+    if shapes != wanted:
+        other = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
+        raise ValueError(
+            f"{len(other)} tensors ({other[0]} first) are not those of {name_of(config)} any more, and the "
+            "model could not be loaded: keep its state_dict() with safetensors.torch.save_file"
+        )
+    now, then = computed(network), computed(again)
+    if other := sorted(key for key in now | then if now.get(key) != then.get(key)):
+        raise ValueError(
+            f"its {other[0]} is {now.get(other[0], 'none')} and would be {then.get(other[0], 'none')} in "
+            "what load makes, as no config says what was set after a model was built: build it with that as "
+            "an option, or keep its state_dict() with safetensors.torch.save_file"
+        )
+    for name, tensor in state.items():
+        cast(name, tensor, tensor.dtype)
+        if tensor.dtype == torch.float64:
+            raise ValueError(
+                f"{name} is of float64, and load makes float32: give model.float(), or keep its state_dict() "
+                "with safetensors.torch.save_file"
+            )
+    if getattr(network, "origin", None) is None:
+        _check_same_results(network, config, state)
 
 
 def _check_same_results(network: nn.Module, config: dict[str, Any], state: dict[str, Tensor]) -> None:
