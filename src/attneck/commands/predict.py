@@ -18,7 +18,7 @@ from attneck.commands.given_images import Given, given_images
 from attneck.commands.given_model import only_of_runs
 from attneck.commands.progress import shown
 from attneck.commands.results_folder import folder_for, free_name
-from attneck.errors import RunFailed, UserError, say, shown_path
+from attneck.errors import NotFinite, RunFailed, UserError, say, shown_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -171,7 +171,10 @@ def write(folder: Path, finders: list[Finder], shots: Iterator[Shot], least: flo
     try:
         for sample, size in shown(shots, models[0]):
             now[:] = [sample.image]
-            here = [next(rows) for rows in found]
+            try:
+                here = [next(rows) for rows in found]
+            except NotFinite as error:
+                raise UserError(f"{shown_path(sample.file)}: {error}") from error
             entry = {"id": len(images), "file_name": sample.file, "width": size[0], "height": size[1]}
             if sample.image.size != size:
                 entry["seen_as"] = list(sample.image.size)
