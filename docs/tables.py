@@ -167,7 +167,8 @@ def studies() -> str:
             name = [row["problem"]] * several + [row["variant"]]
             lines.append([*name, mean, gap, row["verdict"] or ""])
         to_come = report["runs_to_come"]
-        note = f"\n\n{to_come} runs of it have not ended yet." if to_come else ""
+        runs = "1 run of it has" if to_come == 1 else f"{to_come} runs of it have"
+        note = f"\n\n{runs} not ended yet." if to_come else ""
         where = path.parent.relative_to(ROOT).as_posix()
         parts.append(
             f"**{report['study']}** (`{where}`): {report['about'].strip()}\n\n{markdown(lines)}{note}"

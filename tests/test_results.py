@@ -152,4 +152,4 @@ def test_a_study_s_report_becomes_a_table(tables, tmp_path, monkeypatch):
     said = tables.studies()
     assert "| plain | 60.00 ± 0.35 (2) |  |  |" in said
     assert "| bam | 61.50 ± 0.35 (2) | +1.50 [-0.50, +3.50] (1 of two machines) | no difference that" in said
-    assert "1 runs of it have not ended yet." in said
+    assert "1 run of it has not ended yet." in said

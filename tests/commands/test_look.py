@@ -188,6 +188,13 @@ def test_draw_inside_before_and_after(capsys: Any) -> None:
     assert text.count("conv2: MHSA, 4 heads") == 1
 
 
+def test_draw_inside_passes_over_what_is_one_operation(capsys: Any) -> None:
+    """layer3.0.conv2 is a convolution in the first, and attention in the second."""
+    words = ("draw", "cifar_resnet20", "cifar_resnet20_bot", "--inside", "layer3.0.conv2", "--save", "i.svg")
+    assert said(capsys, *words) == (0, "wrote i.svg")
+    assert Path("i.svg").read_text().count("layer3.0.conv2 of ") == 1
+
+
 def test_networks_are_drawn_beside_each_other(capsys: Any) -> None:
     words = ("draw", "timm/resnet18", NET, "--save", "both.svg")
     assert said(capsys, *words) == (0, "wrote both.svg")

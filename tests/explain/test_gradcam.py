@@ -142,3 +142,12 @@ def test_tokens_are_no_map(name: str) -> None:
 def test_a_segmenter_has_no_class() -> None:
     with pytest.raises(ValueError, match="gives no logits"):
         grad_cam(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), torch.randn(3, 9, 9))
+
+
+def test_it_needs_no_gradients_of_its_caller() -> None:
+    image = torch.rand(3, 6, 6)
+    want = grad_cam(Halves().eval(), image)
+    with torch.no_grad():
+        got = grad_cam(Halves().eval(), image)
+    assert got[0] == want[0]
+    assert (got[1] == want[1]).all()

@@ -509,3 +509,43 @@ class Loops(nn.Module):
 def test_a_plain_sequence_that_may_be_gone_through_stays() -> None:
     torch.manual_seed(0)
     assert_folds(lively(Loops()), torch.randn(2, 3, 4, 4, dtype=torch.float64), 1)
+
+
+class Pair(nn.Module):
+    """A convolution and its norm, beside which something of them is read."""
+
+    def __init__(self, read: Any) -> None:
+        super().__init__()
+        self.conv, self.norm, self.read = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), read
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.norm(self.conv(x)), self.read(self)
+
+
+READS = {
+    "parameters": lambda pair: sum(one.square().sum() for one in pair.conv.parameters()),
+    "statistics": lambda pair: pair.norm.running_var.mean(),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_what_a_forward_reads_stays(read: str) -> None:
+    model = lively(Pair(READS[read]))
+    x = torch.randn(2, 8, 6, 6).double()
+    for got, want in zip(fold(model)(x), model(x), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_a_norm_of_rows_is_none_of_channels() -> None:
+    """A map without a batch: BatchNorm1d takes its rows for channels."""
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 6, 1), nn.BatchNorm1d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.norm(self.conv(x))
+            return out
+
+    assert_folds(lively(Rows()), torch.randn(8, 6, 6).double(), 0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attneck.attention import reference
+from attneck.attention.cpu import choice
 from attneck.layers import MHSA2d
 
 
@@ -363,3 +364,17 @@ def test_a_map_without_positions_is_refused(position: str, shape: tuple[int, ...
     layer = MHSA2d(8, map_size=4, heads=2, position=position)
     with pytest.raises(ValueError, match=r"^the input has shape \[.*\]: a map without positions; [^\n]*$"):
         layer(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("products", ["mkl", "onednn"])
+@pytest.mark.parametrize("position", ["relative", "absolute", "none"])
+def test_an_empty_batch_has_gradients(products: str, position: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if products == "onednn" and not choice.onednn_works():
+        pytest.skip("this PyTorch has no oneDNN operator")
+    monkeypatch.setattr(choice, "_products", products)
+    layer = MHSA2d(16, 5, position=position)  # type: ignore[arg-type]
+    x = torch.randn(0, 16, 5, 5, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    assert all(weight.grad is None or not weight.grad.any() for weight in layer.parameters())

@@ -393,3 +393,11 @@ def test_mistakes_are_answered_in_one_line(words, said, capsys):
     with pytest.raises(UserError, match=said) as error:
         run_count(capsys, *words)
     assert "\n" not in str(error.value)
+
+
+def test_stages_that_share_parameters_are_not_told_apart() -> None:
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1), shared), nn.Sequential(shared, nn.ReLU()))
+    assert count(model, 16).params == 32 + 584
+    with pytest.raises(ValueError, match="0 and 1 share parameters"):
+        count(model, 16, stages=True)

@@ -153,3 +153,40 @@ def test_reports_of_other_data_are_refused(root: Path, tmp_path: Path, capsys) -
     study = ["study", str(root / "s.yaml"), *given, "--out"]
     assert cli.main([*study, str(tmp_path)]) == 0
     assert cli.main([*study, str(tmp_path / "new"), "--patience", "1"]) == 0
+
+
+def test_variants_of_other_held_out_images_have_no_difference(root: Path, tmp_path: Path) -> None:
+    """And costs that differ from problem to problem are all told."""
+    study = Study.model_validate(
+        STUDY
+        | {
+            "fields": STUDY["fields"] | {"data.root": str(root / "a"), "batch": 2},  # type: ignore[operator]
+            "variants": {"plain": {}, "other": {"data.root": str(root / "b")}},
+        }
+    )
+    for cell in cells(study, tmp_path):
+        train(cell.recipe, cell.folder)
+    head, body = report.table(study, collect(study, cells(study, tmp_path)))
+    assert body[1][head.index("verdict")] == "other held-out images"
+    assert body[1][head.index("difference to plain [95 %]")] == ""
+
+
+def test_nothing_is_found_of_images_that_were_replaced(root: Path, tmp_path: Path, capsys) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(root / "a", photos)
+    content = STUDY | {"sizes": [24], "variants": {"plain": {}}}
+    (tmp_path / "s.yaml").write_text(json.dumps(content))
+    study = load_study(str(tmp_path / "s.yaml"))
+    (cell,) = cells(study, tmp_path / "out", {"data.root": str(photos)})
+    train(cell.recipe, cell.folder)
+    shutil.copy(photos / "val/cats/cats_0.png", photos / "val/cats/cats_1.png")
+    words = ["study", str(tmp_path / "s.yaml"), "--report", "--out", str(tmp_path / "out")]
+    words += ["--data.root", str(photos)]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().err
+    assert "not scored at other sizes, and no distances of attention: " in said
+    assert "is other data (held-out images: 1 more in 'cats')" in said
+    assert not (cell.folder / "sizes.json").exists()
+    (photos / "val/cats/cats_1.png").unlink()
+    assert cli.main(words) == 0
+    assert (cell.folder / "sizes.json").exists()

@@ -166,3 +166,28 @@ class Plain(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.branch(x)
+
+
+class Reading(nn.Module):
+    """Two blocks in a row, and a weight of the second that its forward asks for by its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, 4)
+        self.stage = nn.Sequential(Bottleneck(64, 16), Bottleneck(64, 16))
+        self.fc = nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stage(self.stem(x))
+        return self.fc(x.mean((2, 3))) + self.stage[1].conv2.weight.mean()
+
+
+@pytest.mark.parametrize("kind", ["bot", "non_local"])
+def test_a_forward_that_fails_with_the_block_leaves_the_network_as_it_was(kind: Any) -> None:
+    model = Reading().eval()
+    x, before = torch.randn(1, 3, 64, 64), [name for name, _ in model.named_modules()]
+    want = model(x)
+    with pytest.raises(ValueError, match=r"not run with a block before 'stage.1' .*choose another"):
+        insert_attention_block(model, stage=-1, kind=kind, image_size=64)
+    assert [name for name, _ in model.named_modules()] == before
+    assert torch.equal(model(x), want)

@@ -104,14 +104,19 @@ def _stages(states: dict[str, nn.Module], sizes: Sizes, dark: bool) -> Figure:
 
 
 def _inside(states: dict[str, nn.Module], name: str, sizes: Sizes, dark: bool) -> Figure:
-    """What the module called `name` computes, in each network that has it."""
+    """What the module called `name` computes, in each network that has it as more than one operation."""
     from attneck.explain.diagram import diagram
     from attneck.explain.inside import inside
 
-    having = [title for title, network in states.items() if name in dict(network.named_modules())]
-    shown = having or [*states][-1:]  # the last one refuses
-    boxes = {title: inside(states[title], name, sizes[title]) for title in shown}
-    return diagram([(f"{name} of {title}", those) for title, those in boxes.items()], dark=dark)
+    drawn, faults = [], []
+    for title, network in states.items():
+        try:
+            drawn.append((f"{name} of {title}", inside(network, name, sizes[title])))
+        except ValueError as error:
+            faults.append(error)
+    if not drawn:
+        raise faults[-1]
+    return diagram(drawn, dark=dark)
 
 
 def _network(model: str, kind: Any, image_size: int | None, options: dict[str, Any]) -> nn.Module:

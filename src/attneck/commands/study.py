@@ -103,6 +103,7 @@ def main(words: list[str]) -> None:
             study = study.model_copy(update={"seeds": tuple(seeds)})
     folder = arguments.out or Path("runs") / f"study-{study.runs or stem}"
     made = cells(study, folder, changes(study, fields))
+    _check_models(made)
     chosen = [one for one in made if not arguments.only or any(word in one.name for word in arguments.only)]
     if not chosen:
         raise UserError(f"--only {' '.join(arguments.only)}: no run's name has it, such as {made[0].name}")
@@ -124,6 +125,20 @@ def main(words: list[str]) -> None:
         run_all(left, arguments.jobs)
     to = arguments.to or folder / (f"report-{stem}" if study.runs else "report")
     show(study, made, chosen, stem, to, arguments)
+
+
+def _check_models(made: list[Cell]) -> None:
+    """UserError for a variant whose network the catalog does not have, or not with its options."""
+    from attneck.models import catalog
+    from attneck.training.recipe import TIMM
+
+    for cell in made:
+        model = cell.recipe.model
+        if not model.name.startswith(TIMM):
+            try:
+                catalog.find(model.name, dict(model.options))
+            except ValueError as error:
+                raise UserError(f"{cell.name}: {error}") from None
 
 
 def _ended_elsewhere(
@@ -199,7 +214,7 @@ def show(
 
     from attneck.studies import distance, elsewhere, report, sizes
     from attneck.studies.page import fill
-    from attneck.studies.results import collect
+    from attneck.studies.results import check_data, collect
 
     undone = sum(not cell.done for cell in made)
     if undone == len(made) and not arguments.with_:
@@ -208,8 +223,14 @@ def show(
             f"{name} --jobs 2"
         )
     rows = collect(study, made)  # refuses runs of another recipe
-    sizes.find(study, chosen, say)
-    distance.find(study, chosen, say)
+    lacking = [cell for cell in chosen if sizes.lacking(study, cell) or distance.lacking(study, cell)]
+    try:
+        check_data(study, made, lacking)  # what is found of other images now would stay for good
+    except UserError as error:
+        say(f"not scored at other sizes, and no distances of attention: {error}")
+    else:
+        sizes.find(study, chosen, say)
+        distance.find(study, chosen, say)
     found = sizes.collect(study, made), distance.collect(study, made)
     results = report.Results(study, name, rows, undone, *found)
     for file in arguments.with_:

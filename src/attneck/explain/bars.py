@@ -55,7 +55,7 @@ def draw(title: str, unit: str, groups: Sequence[Group], told: Sequence[str], pa
         axes.set_yticks(range(len(group.bars)), [bar.name for bar in group.bars], fontsize="small")
         axes.set_ylim(len(group.bars) - 0.4, -0.6)
         axes.set_title(group.title, fontsize="medium", loc="left")
-        axes.set_xlim(min(0, *every) * 1.3, max(every) * 1.3)
+        axes.set_xlim(min(0, *every) * 1.3, max(0, *every) * 1.3 or 1)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -47,14 +47,15 @@ INK = "#010203"
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 GAP = (
-    "Training is the mean since the last record, of augmented images, while the weights change; held-out "
-    "images are scored after it. Held out above training: the network knows its training images better, it "
-    "over-fits. Below: augmentation and dropout make training the harder."
+    "Training is the mean since the last record, of images as the recipe augments them, while the weights "
+    "change; held-out images are scored after it. Held out above training: the network knows its training "
+    "images better, it over-fits. Below: training was the harder, by augmentation or dropout where there is "
+    "any, and as the weights were not yet those that are scored."
 )
 OF_TRAINING = (
-    "Training is the mean since the last record, of augmented images, while the weights change. What is "
-    "scored after it are images that were trained on, some or all: they show whether a network can learn "
-    "them, and not what it makes of others."
+    "Training is the mean since the last record, of images as the recipe augments them, while the weights "
+    "change. What is scored after it are images that were trained on, some or all: they show whether a "
+    "network can learn them, and not what it makes of others."
 )
 LOSS_ALONE = (
     "The loss is of training images, the mean since the last record; AP is of held-out images at each record."

@@ -36,15 +36,17 @@ def grad_cam(model: nn.Module, image: Tensor, label: int | None = None) -> tuple
     # The image asks for gradients, as all weights may be frozen.
     batch = image[None].to(next(model.parameters()).device).requires_grad_()  # [1, 3, H, W]
     handle = model.get_submodule(name).register_forward_hook(keep)
-    try:
-        with torch.enable_grad():
+    with torch.enable_grad():
+        try:
             logits = model(batch)  # [1, classes]
-    finally:
-        handle.remove()
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ValueError(f"this {type(model).__name__} gives no logits [B, classes]: Grad-CAM is of a class")
-    label = int(logits[0].argmax()) if label is None else label
-    (gradients,) = torch.autograd.grad(logits[0, label], kept[call])
+        finally:
+            handle.remove()
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise ValueError(
+                f"this {type(model).__name__} gives no logits [B, classes]: Grad-CAM is of a class"
+            )
+        label = int(logits[0].argmax()) if label is None else label
+        (gradients,) = torch.autograd.grad(logits[0, label], kept[call])
     gradients, values = gradients[0].movedim(axis - 1, 0), kept[call][0].movedim(axis - 1, 0)  # [C, H, W]
     found = (gradients.mean((1, 2), keepdim=True) * values).sum(0).relu()  # [H, W]
     return label, found.detach().float().cpu().numpy()

@@ -9,7 +9,7 @@ from torch import nn
 
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.layers.ungated import UngatedBAM
-from attneck.measure.counts import madds_by_name
+from attneck.measure.counts import check_apart, madds_by_name
 from attneck.surgery.step import Step
 from attneck.surgery.trace import Trace, trace
 
@@ -57,7 +57,7 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
     The model stays as it is, and none of its weights is read.
 
     Raises:
-        ValueError: as `attneck.surgery.trace.trace`.
+        ValueError: as `attneck.surgery.trace.trace`; parts that share parameters.
     """
     seen = trace(model, image_size)
     model = seen.skeleton
@@ -83,6 +83,7 @@ def stages(model: nn.Module, image_size: tuple[int, int]) -> list[Stage]:
         elif _is_stage(model.get_submodule(name)):
             where = name
         grouped.setdefault(where, []).append(name)  # what is no stage belongs to the one before it
+    check_apart({name: model.get_submodule(name) for names in grouped.values() for name in names})
     rows: list[Stage] = []
     for where, names in grouped.items():
         modules = [model.get_submodule(name) for name in names]

@@ -48,8 +48,8 @@ def fold(model: Module) -> Module:
     is a plain Sequential that nothing is seen to call, where either is used twice, the layer's result is kept
     for somebody, or another call (with a list for a tensor, or an argument left out) may go another way, both
     stay; so does a norm that brings its own activation, as timm's may. A layer that has hooks, a
-    parametrization or a forward of its own stays as it is, and so does one whose weights another module is
-    seen to read.
+    parametrization or a forward of its own stays as it is, and so does one whose weights or statistics a
+    forward is seen to read. Methods other than `forward` are not looked at.
 
     A folded norm leaves an `nn.Identity` under its name. What has been folded is not folded again. The copy's
     state dict is no checkpoint: its weights and names are those of the folded layers.
@@ -92,7 +92,9 @@ def fold(model: Module) -> Module:
         for node, layer in nodes.items():
             after = [*node.users]
             norm = nodes.get(after[0]) if len(after) == 1 else None
-            if norm is not None and _foldable(norm) and _takes_a_norm(layer):
+            if norm is None or is_bare(norm, nn.BatchNorm1d):  # which takes the rows of a map for channels
+                continue
+            if _foldable(norm) and _takes_a_norm(layer):
                 found.append((layer, norm, (str(node.target), str(after[0].target))))
         always = _always(traced.get_submodule(paths[parent])) if found else set()
         for layer, norm, names in found:
@@ -109,7 +111,9 @@ def fold(model: Module) -> Module:
 
 
 class _Shallow(fx.Tracer):
-    """Traces one module's own forward; its children are left as calls."""
+    """Traces one module's own forward; its children are left as calls, and what it reads of them is seen."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -192,9 +196,14 @@ def _always(parent: nn.Module) -> set[tuple[str, str]]:
 
 
 def _read(parent: nn.Module, graph: fx.Graph) -> Iterator[nn.Module]:
-    """The modules whose weights `parent` uses directly, and all that hold them, below `parent`."""
+    """The modules whose weights `parent` uses directly, and all that hold them, below `parent`.
+
+    All of its modules, where it uses tensors of which the graph does not say whose they are.
+    """
     for node in graph.nodes:
-        if node.op == "get_attr":
+        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+            yield from parent.modules()
+        elif node.op == "get_attr":
             holders = str(node.target).split(".")[:-1]
             yield from (parent.get_submodule(".".join(holders[: i + 1])) for i in range(len(holders)))
 

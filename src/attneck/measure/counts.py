@@ -6,7 +6,7 @@ Letters: B batch, h heads, d head width, H×W map, N = H·W tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
 from typing import Any
@@ -71,7 +71,8 @@ def count(
     is counted too; build the model for `image_size` to have the papers' figures.
 
     Raises:
-        ValueError: what is no model, or an `image_size` that is none or that the model does not run on.
+        ValueError: what is no model, or an `image_size` that is none or that the model does not run on; with
+            `stages`, children that share parameters.
     """
     check_module(model)
     height, width = sides("image_size", image_size)
@@ -200,10 +201,23 @@ def _classifiers(model: nn.Module) -> list[nn.Module]:
     return [child for name, child in model.named_children() if name in named][:1]
 
 
+def check_apart(parts: Mapping[str, nn.Module]) -> None:
+    """ValueError where two parts of a network have a parameter in common: what each costs cannot be told."""
+    owner: dict[int, str] = {}
+    for name, part in parts.items():
+        for inside, parameter in part.named_parameters():
+            if (first := owner.setdefault(id(parameter), name)) != name:
+                raise ValueError(
+                    f"{first} and {name} share parameters ({name}.{inside}), so what each stage costs cannot "
+                    "be told: ask for the whole network alone"
+                )
+
+
 def _stages(
     model: nn.Module, madds: dict[str, int], all_params: int, all_madds: int
 ) -> dict[str, tuple[int, int]]:
-    """(params, madds) of each child that has any, and of the rest."""
+    """(params, madds) of each child that has any, and of the rest; ValueError where two of them share one."""
+    check_apart(dict(model.named_children()))
     stages = {
         name: (sum(parameter.numel() for parameter in child.parameters()), madds[name])
         for name, child in model.named_children()

@@ -21,8 +21,8 @@ ABOVE_81 = {"B3", "B4", "B5", "B6", "B7", "B7-RA", "S1", "S2", "S3", "S4", "S5"}
 ABOVE_81 |= {"T4", "T5", "T6", "T7", "T7-320", "DeiT-224", "DeiT-384"}
 
 FIGURES: Mapping[str, tuple[str, Callable[[str], bool]]] = {
-    "7": ("Table 14 until 83 % top-1", lambda name: name not in BEYOND_83),
-    "8": ("Table 14 from 81 % top-1", lambda name: name in ABOVE_81),  # the names in the figure
+    "7": ("Table 14 up to EfficientNet-B5", lambda name: name not in BEYOND_83),
+    "8": ("The better networks of Table 14", lambda name: name in ABOVE_81),  # the names in the figure
     "9": ("All networks of Table 14, ViT and DeiT", lambda name: True),
 }
 """Each figure's title, and which points it has, by their names in it."""

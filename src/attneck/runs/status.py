@@ -71,7 +71,7 @@ def status(folder: Path, now: float | None = None) -> Status:
     if trains and pace and steps and not ended:
         # The last moment when its step is known: that of the last record, or of the start after it.
         known = [((folder / RECORDS).stat().st_mtime, done)]
-        if "at" in starts[-1]:
+        if starts and "at" in starts[-1]:
             known.append((datetime.fromisoformat(starts[-1]["at"]).timestamp(), starts[-1]["step"]))
         then, step = max(known)
         left = max(0.0, (steps - step) * pace - (now - then))

@@ -317,7 +317,7 @@ class Panel {
       row.append(name, track, make("span", "", percent(one.score)));
       return row;
     }));
-    if (!shown.length) list.append(make("p", "quiet", finds_objects ? "No object is so sure." : "It makes no predictions."));
+    if (!shown.length) list.append(make("p", "quiet", finds_objects ? "No object scores that high." : "It makes no predictions."));
     masks.getContext("2d").clearRect(0, 0, masks.width, masks.height);
     objects.replaceChildren(...shown.filter((one) => one.box).map((one, number) => {
       const box = make("div", one.box[1] < 0.06 ? "low" : ""), label = make("span", "", `${one.category} ${one.score.toFixed(2)}`);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -38,16 +39,22 @@ def find(study: Study, cells: Sequence[Cell], said: Callable[[str], None]) -> No
     So too for one that cannot be measured: the report is of the others.
     """
     for cell in cells:
-        if not study.distance_images or not cell.done or not kept.has_weights(cell.folder):
+        if not lacking(study, cell):
             continue
         images = _images(study, cell)
-        if str(images) not in kept.read(cell.folder / FILE):
-            try:
-                kept.keep(cell.folder / FILE, str(images), _heads(cell, images))
-            except EXPECTED as error:
-                said(f"{cell.name}: no distances of attention: {ending(error)[1]}")
-                continue
-            said(f"{cell.name}: distances of attention over {images} images")
+        try:
+            kept.keep(cell.folder / FILE, str(images), _heads(cell, images))
+        except EXPECTED as error:
+            said(f"{cell.name}: no distances of attention: {ending(error)[1]}")
+            continue
+        said(f"{cell.name}: distances of attention over {images} images")
+
+
+def lacking(study: Study, cell: Cell) -> bool:
+    """Whether a finished run is still to be measured."""
+    if not study.distance_images or not cell.done or not kept.has_weights(cell.folder):
+        return False
+    return str(_images(study, cell)) not in kept.read(cell.folder / FILE)
 
 
 def collect(study: Study, cells: Sequence[Cell]) -> list[DistanceRow]:
@@ -96,7 +103,9 @@ def _heads(cell: Cell, images: int) -> Heads:
     if not any(isinstance(module, MHSA2d) for module in model.modules()):
         return {}
     total: dict[str, Tensor] = {}
+    seen: Counter[str] = Counter()  # a layer may run more than once in a pass
     for sample in run.samples(images, root=cell.recipe.data.root):  # where the study's data lies now
         for layer in maps(model, run.prepared(sample.image)).mhsas:
             total[layer.name] = total.get(layer.name, 0) + layer.distance()
-    return {name: (heads / images).tolist() for name, heads in total.items()}
+            seen[layer.name] += 1
+    return {name: (heads / seen[name]).tolist() for name, heads in total.items()}

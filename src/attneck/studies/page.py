@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from attneck.errors import UserError, one_line
 from attneck.files import write_atomic
-from attneck.studies.report import CHANCE, Results, bold, ended, markdown, overview, table, timed_on
+from attneck.studies.report import AUC, CHANCE, Results, bold, ended, markdown, overview, table, timed_on
 from attneck.studies.sizes import table as size_table
 
 END = "<!-- end -->"
@@ -72,6 +72,8 @@ def block(results: Results, report: Path, *, picture: bool) -> str:
 
     if results.sizes:
         laid, drawn, said = size_table(study, results.sizes), "sizes", []
+        if any(row.metric != study.metric for row in results.sizes):
+            said = [f"auc: {AUC}."]
     elif several:
         laid, drawn, said = overview(study, results.rows), "curves", [bold(study), CHANCE]
     else:

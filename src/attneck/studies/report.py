@@ -84,6 +84,12 @@ def write(results: Results, folder: Path) -> list[Path]:
     return written
 
 
+AUC = (
+    "of two answers, the area under the ROC curve (auc, in per cent), which is right whatever the threshold "
+    "between them"
+)
+
+
 def page(results: Results) -> str:
     """The report as Markdown."""
     study = results.study
@@ -95,9 +101,8 @@ def page(results: Results) -> str:
     if results.sizes:
         parts += [
             "## At other sizes",
-            f"The {study.metric} of the same weights on held-out images of these sides, and, of two answers, "
-            "the area under the ROC curve (auc, in per cent), which is right whatever the threshold between "
-            "them: mean ± standard deviation (n).",
+            f"The {study.metric} of the same weights on held-out images of these sides, and, {AUC}: mean ± "
+            "standard deviation (n).",
             markdown(*size_table(study, results.sizes)).strip(),
         ]
     if results.distances:
@@ -130,8 +135,10 @@ def overview(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
             found = row.against(baseline_of(study, rows, problem))
             better = found is not None and found.surely(lower=study.less_is_better)
             line.append(f"**{said}**" if better else said)
-        costed = next((row for row in own.values() if row.cost), None)
-        body.append(line + [cell(costed) if costed else "" for cell in costs.values()])
+        costed = [row for row in own.values() if row.cost]
+        # Of images of another size in each problem they differ.
+        line += ["; ".join(dict.fromkeys(cell(row) for row in costed)) for cell in costs.values()]
+        body.append(line)
     return ["variant", *_problems(rows), *costs], body
 
 
@@ -194,7 +201,10 @@ def pairs_of(pairs: int, seeds: int, apart: int) -> str:
 
 
 def _verdict(study: Study, rows: Sequence[Row], row: Row) -> str:
-    found = row.against(baseline_of(study, rows, row.problem))
+    baseline = baseline_of(study, rows, row.problem)
+    if not row.scored_as(baseline):
+        return "other held-out images"
+    found = row.against(baseline)
     return "" if found is None else found.verdict(decimals_of(study.metric))
 
 

@@ -63,8 +63,15 @@ class Row:
         return spread(self.scores) if self.scores else None
 
     def against(self, baseline: Row) -> Difference | None:
-        """Its difference to the baseline's, over the seeds of both."""
-        return None if self is baseline else difference(self.scores, baseline.scores)
+        """Its difference to the baseline's, over the seeds of both; None where it was scored otherwise."""
+        if self is baseline or not self.scored_as(baseline):
+            return None
+        return difference(self.scores, baseline.scores)
+
+    def scored_as(self, baseline: Row) -> bool:
+        """Whether both have the same held-out images, as far as is known."""
+        here, there = (row.data.get("held-out") for row in (self, baseline))
+        return here == there or None in (here, there)
 
     def apart(self, baseline: Row) -> int:
         """How many pairs are known to be of two machines, whose arithmetic may differ."""

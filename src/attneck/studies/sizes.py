@@ -49,19 +49,27 @@ def find(study: Study, cells: Sequence[Cell], said: Said) -> None:
     So too for what cannot be scored: the report is of the others.
     """
     for cell in cells:
-        if not cell.done or not kept.has_weights(cell.folder):
-            continue
-        for name, fields in ways_of(study, cell.variant).items():
-            for size in study.sizes:
-                key = f"{_key(fields)}, {size}"
-                if key not in kept.read(cell.folder / FILE):
-                    part = cell.rescored(fields).model if fields else None
-                    try:
-                        kept.keep(cell.folder / FILE, key, _scores(cell, size, part))
-                    except EXPECTED as error:
-                        said(f"{cell.name}: not scored as {name} at {size} pixels: {ending(error)[1]}")
-                        continue
-                    said(f"{cell.name}: scored as {name} at {size} pixels")
+        for name, fields, size in lacking(study, cell):
+            part = cell.rescored(fields).model if fields else None
+            try:
+                kept.keep(cell.folder / FILE, f"{_key(fields)}, {size}", _scores(cell, size, part))
+            except EXPECTED as error:
+                said(f"{cell.name}: not scored as {name} at {size} pixels: {ending(error)[1]}")
+                continue
+            said(f"{cell.name}: scored as {name} at {size} pixels")
+
+
+def lacking(study: Study, cell: Cell) -> list[tuple[str, Fields, int]]:
+    """The ways and sizes that a finished run is still to be scored in."""
+    if not study.sizes or not cell.done or not kept.has_weights(cell.folder):
+        return []
+    known = kept.read(cell.folder / FILE)
+    return [
+        (name, fields, size)
+        for name, fields in ways_of(study, cell.variant).items()
+        for size in study.sizes
+        if f"{_key(fields)}, {size}" not in known
+    ]
 
 
 def collect(study: Study, cells: Sequence[Cell]) -> list[SizeRow]:

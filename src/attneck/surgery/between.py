@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from attneck.checks import one_of
+from attneck.errors import one_line
 from attneck.layers import MHSA2d, NonLocal2d
 from attneck.models.parts import insert_before
 from attneck.models.resnet.network import bot_block
@@ -93,9 +94,20 @@ def insert_attention_block(
                 block.act3 = nn.Identity()
     match_to(block, model, seen, last.owner)
     ledger = Ledger(model, seen)
-    insert_before(model.get_submodule(parent), last.name.rpartition(".")[2], kind, block)
-    name = next(name for name, module in model.named_modules() if module is new)
-    return ledger.close([Change(name, type(new).__name__, new.channels, (H, W))])
+    holder = model.get_submodule(parent)
+    insert_before(holder, last.name.rpartition(".")[2], kind, block)
+    try:
+        name = next(name for name, module in model.named_modules() if module is new)
+        return ledger.close([Change(name, type(new).__name__, new.channels, (H, W))])
+    except BaseException as error:
+        delattr(holder, kind)
+        if not isinstance(error, Exception):
+            raise
+        raise ValueError(  # somebody's forward, which asks a block for what it has at its own place
+            f"this {type(seen.skeleton).__name__} does not run with a block before {last.name!r} "
+            f"({type(error).__name__}: {one_line(error, 150)}): let its forward ask for nothing but the "
+            "stage's results, or choose another stage"
+        ) from error
 
 
 def _runs_in_a_row(seen: Trace, last: Block) -> bool:

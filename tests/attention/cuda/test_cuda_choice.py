@@ -210,3 +210,15 @@ def test_the_cpu_s_operator_refuses_another_device_in_one_line() -> None:
         q, table = torch.empty(1, 1, 4, 2, device="cuda"), torch.empty(3, 2, device="cuda")
         with pytest.raises(ValueError, match=r'^the cpu backend wants.*on cuda:0; pass backend="auto"'):
             relative_attention_2d(q, q, q, table, table, (2, 2), backend="cpu")
+
+
+def test_the_interpreter_s_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attneck.attention.cuda import triton as kernels
+
+    monkeypatch.setattr(kernels, "HAS_TRITON", True)
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+    monkeypatch.setattr(kernels, "_attention", lambda *_: pytest.fail("it was computed"))
+    q, k, v = torch.randn(3, 1, 1, 4, 8, dtype=torch.bfloat16)
+    tables = torch.randn(2, 3, 8, dtype=torch.bfloat16).unbind()
+    with pytest.raises(ValueError, match="wrong numbers in bfloat16: give float32 or float16"):
+        kernels.triton_attention_2d(q, k, v, *tables, (2, 2), False)

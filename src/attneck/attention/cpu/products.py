@@ -60,7 +60,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
     """a b^T of float32 matrices, by the library in use: [M, K], [N, K] -> [M, N]."""
-    return onednn(a.contiguous(), b) if float32_products() == "onednn" else a @ b.T
+    by_onednn = a.shape[1] and float32_products() == "onednn"  # which takes no product of nothing
+    return onednn(a.contiguous(), b) if by_onednn else a @ b.T
 
 
 @torch.library.custom_op("attneck::linear_cpu", mutates_args=(), device_types="cpu")

@@ -157,7 +157,8 @@ def triton_attention_2d(
 
     Raises:
         ImportError: where Triton is not installed.
-        ValueError: for tensors that are not on a CUDA device, or float64; ones beyond its 32-bit offsets.
+        ValueError: for tensors that are not on a CUDA device, or float64; ones beyond its 32-bit offsets;
+            bfloat16 in Triton's interpreter.
         NotImplementedError: under a transform of `torch.func` and in forward mode.
     """
     refuse_transforms("triton")
@@ -177,6 +178,8 @@ def triton_attention_2d(
             f"the triton backend computes in float32, float16 or bfloat16, q is {q.dtype}; "
             'pass backend="plain"'
         )
+    if INTERPRETED and q.dtype == torch.bfloat16:
+        raise ValueError("Triton's interpreter gives wrong numbers in bfloat16: give float32 or float16")
     out, _ = _attention(q, k, v, table, *map_size)  # [B, h, N, d]
     return pool_maps(out, map_size) if pool else out
 
