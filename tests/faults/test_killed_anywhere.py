@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -112,9 +113,11 @@ def test_what_a_killed_process_has_left_goes_as_the_run_goes_on(tmp_path):
     folder = tmp_path / "run"
     assert cli.main(["train", str(tiny), "--out", str(folder)]) == 0
     names = ["recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "metrics.csv", "summary.json"]
-    left = [folder / f".{name}.4711.tmp" for name in names]
+    names += ["scored.json", "split.csv", "pictures/curves.png", "snapshots/step-00000004.json"]
+    left = [(folder / name).with_name(f".{Path(name).name}.4711.tmp") for name in names]
     others = [folder / name for name in (".report.html.4711.tmp", ".metrics.csv.tmp", "metrics.csv.1.tmp")]
     for path in left + others:
+        path.parent.mkdir(exist_ok=True)
         path.write_text("half")
     assert cli.main(["train", str(folder), "--resume"]) == 0
     assert [path for path in left + others if path.exists()] == others

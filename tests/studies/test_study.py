@@ -628,6 +628,19 @@ def test_the_commands_on_the_screen(trained: Path, tmp_path: Path, monkeypatch, 
         assert error.count("\n") == 1
 
 
+def test_fields_may_stand_as_in_a_recipe() -> None:
+    nested = {"model": {"name": "timm/resnet18", "surgery_options": {"stage": -2}}, "epochs": 3}
+    made = study(variants={"plain": nested})
+    assert made.variants["plain"] == {
+        "model.name": "timm/resnet18",
+        "model.surgery_options.stage": -2,
+        "epochs": 3,
+    }
+    for wrong in ({"model.name": "a", "model": {"name": "b"}}, {"model.options": {}}):
+        with pytest.raises(ValueError, match=r"is given twice|valid"):
+            study(variants={"plain": wrong})
+
+
 def test_fields_may_be_lists(tmp_path: Path) -> None:
     """Of numbers and of words; the command of each run has them too."""
     own = {

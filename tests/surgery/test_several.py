@@ -18,6 +18,7 @@ from attneck import cli
 from attneck.commands.train import parse
 from attneck.errors import UserError
 from attneck.layers import BAM, MHSA2d
+from attneck.models.weights import StaysRandomWarning, load_matching
 from attneck.runs.report.words import in_words
 from attneck.runs.run import Run
 from attneck.surgery import attend, insert_bam, insert_se
@@ -199,3 +200,15 @@ def test_a_run_says_each_goes_on_with_the_same_bits_and_leaves(
     assert cli.main(["train", "run", "--resume", "--model.surgery", "insert_bam+attend"]) == 2
     assert "model.surgery: attend+insert_bam → insert_bam+attend" in capsys.readouterr().err
     assert cli.main(["export", "run", "net.safetensors"]) == 0
+
+
+@pytest.mark.parametrize("function", [insert_bam, insert_se])
+def test_what_was_filled_and_stays_switched_off_is_said(function: Any) -> None:
+    trained, network = (timm.create_model("resnet18", num_classes=3) for _ in range(2))
+    function(trained, start="paper", image_size=32)
+    function(network, image_size=32)  # as the identity
+    with pytest.warns(StaysRandomWarning, match="filled, and switched off by a gain of 0"):
+        load_matching(network, trained.state_dict())
+    again = timm.create_model("resnet18", num_classes=3)
+    function(again, image_size=32)
+    assert load_matching(again, network.state_dict()).warning is None

@@ -157,3 +157,17 @@ def test_distributed_it_waits_for_no_gradient_of_theirs():
         assert not net.layer1[0].bn1.training
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("name", "stages"), [("vgg11", 7), ("resnet18", 4)])
+def test_what_surgery_puts_in_moves_no_layer(name, stages):
+    """To timm a module of a flat list is a layer of its own."""
+    plain = timm.create_model(name, num_classes=5)
+    part = Model.model_validate({"name": f"timm/{name}", "surgery": "insert_bam"})
+    changed = build_classifier(part, 5, 64)
+    before, after = (layers.layer_of(model, "layer_decay") for model in (plain, changed))
+    assert {place: after[place] for place in before} == before
+    assert len(after) > len(before)
+    assert layers.frozen_by(changed, stages) == layers.frozen_by(plain, stages)
+    with pytest.raises(ValueError, match=f"has {stages} stages"):
+        layers.frozen_by(changed, stages + 1)

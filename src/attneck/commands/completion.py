@@ -88,7 +88,7 @@ def command(name: str, what: str) -> Command:
 
 
 def _value(action: Any) -> Value:
-    choices = [] if action.choices is None else [str(choice) for choice in action.choices]
+    choices = [] if action.choices is None else sorted(str(choice) for choice in action.choices)
     return Value(choices, not choices and bool(re.search("PATH|STR", str(action.metavar))))
 
 

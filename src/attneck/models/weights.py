@@ -99,7 +99,8 @@ class Loaded:
     def warning(self) -> str | None:
         """One line, if more stays random than attention and the classifier, or a layer was filled in part.
 
-        Or if some of the weights' BAMs, or layers that compute otherwise, have no place.
+        Or if some of the weights' BAMs, or layers that compute otherwise, have no place; or stay switched
+        off.
         """
         taken = {name.rpartition(".")[0] for name in self.taken}
         taken |= {layer.removesuffix(".qkv") for layer in taken}  # attention's tables lie beside it
@@ -134,6 +135,12 @@ class Loaded:
             return (
                 "layers compute otherwise than where the weights are from: "
                 f"{_first(self.changed, len(self.changed), 3)}; train on before you use it"
+            )
+        gated = [name.removesuffix(".gain") for name in self.new if name.endswith(".gain")]
+        if off := [layer for layer in gated if any(name.startswith(f"{layer}.") for name in self.taken)]:
+            return (
+                f"{_first(map(shown, off), len(off), 3)}: filled, and switched off by a gain of 0, of which "
+                "these weights have none: put them in with start paper"
             )
         if cut:
             return (

@@ -24,6 +24,7 @@ from attneck.runs.folder import PICTURES, SCORED, newest_folder, present, take_f
 from attneck.runs.lock import only_one
 from attneck.runs.provenance import environment_of
 from attneck.runs.report import REPORT
+from attneck.runs.snapshots import FOLDER as SNAPSHOTS
 from attneck.runs.split import SPLIT
 from attneck.tasks.task import Facts, Task
 from attneck.training import checkpoint
@@ -39,7 +40,10 @@ DATA = "data.json"
 SKIPPED = "skipped.jsonl"
 WRITTEN = (ENVIRONMENT, RECIPE, DATA, TABLE, SPLIT, COST, SCORED, SKIPPED, REPORT, PICTURES)
 """What a run writes into its folder, beside its checkpoints, its records and its summary."""
-LEFT = re.compile(r"\.(recipe\.yaml|(environment|data|summary)\.json|metrics\.(jsonl|csv))\.[0-9]+\.tmp")
+LEFT = re.compile(
+    r"\.(recipe\.yaml|(environment|data|summary|scored|trackers)\.json|metrics\.(jsonl|csv)|split\.csv"
+    r"|step-[0-9]+\.json|[\w-]+\.png)\.[0-9]+\.tmp"
+)
 """What a process that was killed in a write has left: only who holds the folder writes these files."""
 
 
@@ -205,7 +209,7 @@ def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:
         elif not checkpoints(folder / "checkpoints"):
             checkpoint.load_latest(folder / "checkpoints")  # says so, and nothing is made
         held.enter_context(only_one(folder))
-        for file in folder.iterdir():
+        for file in [*folder.iterdir(), *folder.glob(f"{PICTURES}/.*"), *folder.glob(f"{SNAPSHOTS}/.*")]:
             if LEFT.fullmatch(file.name):
                 with suppress(OSError):  # it is in nobody's way
                     file.unlink()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from attneck.checks import MOST
 from attneck.data.table import ONLY_WITH
@@ -33,7 +33,23 @@ SEEN = {"data.augment", *(f"data.{option}" for option in ONLY_WITH)}
 """Fields that change how images are seen, and not which there are."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
-Fields = dict[Text, Value | list[float] | list[Text] | None]
+
+
+def _dotted(given: Any, before: str = "") -> Any:
+    """Mappings in mappings, as a recipe has them, with dotted names."""
+    if not isinstance(given, dict):
+        return given
+    found: dict[Any, Any] = {}
+    for name, value in given.items():
+        name = f"{before}.{name}" if before else name
+        own = _dotted(value, name) if isinstance(value, dict) and value else {name: value}
+        if twice := found.keys() & own.keys():
+            raise ValueError(f"{sorted(twice)[0]} is given twice")
+        found |= own
+    return found
+
+
+Fields = Annotated[dict[Text, Value | list[float] | list[Text] | None], BeforeValidator(_dotted)]
 """Fields of a recipe by their dotted names, such as model.surgery_options.at, and what they are."""
 Size = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]

@@ -34,9 +34,7 @@ def frozen_by(model: nn.Module, stages: int) -> set[str]:
     there = max(stage.values()) - 1  # 0 is the stem, and the last is the classifier
     if stages > there:
         raise ValueError(f"{FREEZE} {stages}: {type(model).__name__} has {there} stages, give 0 to {there}")
-    reports: Any = getattr(model, "surgery_reports", ())
-    # An Adoption's, which has forms, is made of theirs and not drawn at random.
-    new = {name for report in reports if not hasattr(report, "forms") for name in report.new}
+    new = _put_in(model)
     return {name for name, place in stage.items() if place <= stages and name not in new}
 
 
@@ -82,4 +80,16 @@ def _grouped(model: nn.Module, field: str, *, coarse: bool) -> dict[str, int]:
             f"{type(model).__name__} has none: leave it out"
         )
     found: dict[str, int] = group_parameters(model, matcher(coarse=coarse), reverse=True)
-    return found
+    new = _put_in(model)
+    # In a flat list of layers, VGG's say, what surgery put in is a layer of its own to timm.
+    places = sorted({place for name, place in found.items() if name not in new})
+    return {
+        name: places.index(place) if place in places else len(places) - 1 for name, place in found.items()
+    }
+
+
+def _put_in(model: nn.Module) -> set[str]:
+    """The parameters that surgery put in, drawn at random, by name."""
+    reports: Any = getattr(model, "surgery_reports", ())
+    # An Adoption's, which has forms, is made of theirs.
+    return {name for report in reports if not hasattr(report, "forms") for name in report.new}
