@@ -132,12 +132,10 @@ def test_what_makes_no_sense_is_refused_in_a_line(case: str) -> None:
     assert len(str(error.value)) < 450
 
 
-def test_a_function_may_come_twice_where_it_finds_another_place() -> None:
-    options = {"attend.blocks": 1}
-    recipe = Model(name="timm/resnet18", surgery="attend+attend", surgery_options=options)
-    made: Any = build_classifier(recipe, 3, 64)
-    assert isinstance(made.layer4[1].conv1, MHSA2d)
-    assert isinstance(made.layer4[1].conv2, MHSA2d)
+def test_a_function_that_comes_twice_finds_nothing_new() -> None:
+    recipe = Model(name="timm/resnet18", surgery="attend+attend", surgery_options={"attend.blocks": 1})
+    with pytest.raises(ValueError, match=r"'layer4\.1' cannot attend: it has an MHSA2d already"):
+        build_classifier(recipe, 3, 64)
     again = Model(name="timm/botnet26t_256", surgery="adopt+adopt")
     with pytest.raises(ValueError, match=r"adopt\+adopt: adopt would change nothing"):
         build_classifier(again, 3, 256)

@@ -167,11 +167,11 @@ def _target(seen: Trace, block: Block) -> _Target:
     def refuse(reason: str) -> ValueError:
         return ValueError(f"the block {block.name!r} cannot attend: {reason}; choose other blocks or stages")
 
+    if any(isinstance(call.module, MHSA2d) and call.within(block.owner) for call in seen.calls()):
+        raise refuse("it has an MHSA2d already")
     layers = [_layer(step) for step in block.convs]
     three = [conv for conv in layers if conv is not None and conv[1].kernel_size == (3, 3)]
     if not three:
-        if any(isinstance(call.module, MHSA2d) and call.within(block.owner) for call in seen.calls()):
-            raise refuse("it has an MHSA2d already")
         kernels = sorted({"×".join(map(str, step.kernel())) for step in block.convs})
         raise refuse(f"it has no 3×3 convolution to replace, only {', '.join(kernels)}")
     mixing = [(call, conv) for call, conv in three if conv.groups == 1 or conv.groups < conv.in_channels]
