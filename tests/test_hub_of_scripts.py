@@ -36,7 +36,6 @@ DONE = {
     "all": lambda model: [
         one(model, image_size=64) for one in (insert_attention_block, attend, insert_bam, insert_se)
     ],
-    "the same twice": lambda model: [attend(model, blocks=1, image_size=64) for _ in range(2)],
 }
 
 
