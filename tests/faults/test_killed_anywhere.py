@@ -84,7 +84,7 @@ def goes_on(folder, whole):
     state, _, passed = checkpoint.load_latest(folder / "checkpoints")
     assert (digest(state), history(state)) == whole
     assert passed == []
-    assert all(LEFT.fullmatch(path.name) for path in folder.rglob("*.tmp"))
+    assert all(LEFT.fullmatch(path.relative_to(folder).as_posix()) for path in folder.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("call", some(range(CALLS), 4))
@@ -115,7 +115,7 @@ def test_what_a_killed_process_has_left_goes_as_the_run_goes_on(tmp_path):
     names = ["recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "metrics.csv", "summary.json"]
     names += ["scored.json", "split.csv", "pictures/curves.png", "snapshots/step-00000004.json"]
     left = [(folder / name).with_name(f".{Path(name).name}.4711.tmp") for name in names]
-    others = [folder / name for name in (".report.html.4711.tmp", ".metrics.csv.tmp", "metrics.csv.1.tmp")]
+    others = [folder / name for name in (".report.html.4711.tmp", ".metrics.csv.tmp", ".mine.png.1.tmp")]
     for path in left + others:
         path.parent.mkdir(exist_ok=True)
         path.write_text("half")

@@ -12,7 +12,7 @@ from attneck.checks import sides
 from attneck.commands.arguments import Flag, Options, call
 from attneck.commands.given_model import kind_of, load
 from attneck.commands.output_file import picture_file, write_picture
-from attneck.errors import UserError, shown_path, user_mistakes
+from attneck.errors import UserError, say, shown_path, user_mistakes
 from attneck.models import catalog
 from attneck.training.recipe import TIMM, check_surgery
 
@@ -106,16 +106,19 @@ def _stages(states: dict[str, nn.Module], sizes: Sizes, dark: bool) -> Figure:
 def _inside(states: dict[str, nn.Module], name: str, sizes: Sizes, dark: bool) -> Figure:
     """What the module called `name` computes, in each network that has it as more than one operation."""
     from attneck.explain.diagram import diagram
-    from attneck.explain.inside import inside
+    from attneck.explain.inside import Box, inside
 
-    drawn, faults = [], []
+    drawn: list[tuple[str, list[Box]]] = []
+    faults: dict[str, ValueError] = {}
     for title, network in states.items():
         try:
             drawn.append((f"{name} of {title}", inside(network, name, sizes[title])))
         except ValueError as error:
-            faults.append(error)
+            faults[title] = error
     if not drawn:
-        raise faults[-1]
+        raise [*faults.values()][-1]
+    for title, fault in faults.items():
+        say(f"{title} is left out: {fault}")
     return diagram(drawn, dark=dark)
 
 

@@ -209,7 +209,7 @@ def check_apart(parts: Mapping[str, nn.Module]) -> None:
             if (first := owner.setdefault(id(parameter), name)) != name:
                 raise ValueError(
                     f"{first} and {name} share parameters ({name}.{inside}), so what each stage costs cannot "
-                    "be told: ask for the whole network alone"
+                    "be told: count the whole network"
                 )
 
 

@@ -41,8 +41,8 @@ SKIPPED = "skipped.jsonl"
 WRITTEN = (ENVIRONMENT, RECIPE, DATA, TABLE, SPLIT, COST, SCORED, SKIPPED, REPORT, PICTURES)
 """What a run writes into its folder, beside its checkpoints, its records and its summary."""
 LEFT = re.compile(
-    r"\.(recipe\.yaml|(environment|data|summary|scored|trackers)\.json|metrics\.(jsonl|csv)|split\.csv"
-    r"|step-[0-9]+\.json|[\w-]+\.png)\.[0-9]+\.tmp"
+    r"(\.(recipe\.yaml|(environment|data|summary|scored|trackers)\.json|metrics\.(jsonl|csv)|split\.csv)"
+    rf"|{PICTURES}/\.[\w-]+\.png|{SNAPSHOTS}/\.step-[0-9]+\.json)\.[0-9]+\.tmp"
 )
 """What a process that was killed in a write has left: only who holds the folder writes these files."""
 
@@ -210,7 +210,7 @@ def _taken(wish: Wish, launch: list[str] | None, held: ExitStack) -> Path:
             checkpoint.load_latest(folder / "checkpoints")  # says so, and nothing is made
         held.enter_context(only_one(folder))
         for file in [*folder.iterdir(), *folder.glob(f"{PICTURES}/.*"), *folder.glob(f"{SNAPSHOTS}/.*")]:
-            if LEFT.fullmatch(file.name):
+            if LEFT.fullmatch(file.relative_to(folder).as_posix()):
                 with suppress(OSError):  # it is in nobody's way
                     file.unlink()
     return folder

@@ -33,7 +33,7 @@ from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
 
 OVERFLOW = "its weights are broken, or too large for the precision that it computes in"
-"""Why that may be."""
+"""Why logits are not finite."""
 EVAL_BATCH, EVAL_PIXELS = 500, 500 * 224**2
 """Images in a batch of an evaluation, and their pixels, at most; and no more than eight training batches, or
 32 images: larger ones would want more memory than a training batch does."""
@@ -245,7 +245,7 @@ def report(
     """
     size = max(1, min(EVAL_BATCH, EVAL_PIXELS // images.image_size**2, most))
     batches = EvalBatches(len(images), size, rank=everyone.rank, world=everyone.size)
-    sums = torch.zeros(5, dtype=torch.float64)  # images, loss, top-1, top-5, images with no finite logits
+    sums = torch.zeros(5, dtype=torch.float64)  # images, loss, top-1, top-5, images of infinite logits
     tally = Tally(list(images.classes))
     two = len(images.classes) == 2
     margins: list[tuple[float, int]] = []  # how far the second class is above the first, and the label
