@@ -46,6 +46,10 @@ class NotFinite(UserError, ValueError):  # noqa: N818 - as RunFailed
     """What a network gives is not finite, so that no score and no class may rest on it."""
 
 
+OVERFLOW = "its weights are broken, or too large for the precision that it computes in"
+"""Why that is so."""
+
+
 class RunFailed(Exception):  # noqa: N818 - a run's end, with its own exit code
     """A run that could not go on, with its work saved: one line, and the exit code.
 

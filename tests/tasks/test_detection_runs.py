@@ -135,6 +135,7 @@ def test_processes_share_the_held_out_images(trained, monkeypatch):
     plain = model.forward
     monkeypatch.setattr(model, "forward", lambda images: asked.append(len(images)) or plain(images))
     monkeypatch.setattr(World, "joined", lambda self, rows: rows)
+    monkeypatch.setattr(World, "total", lambda self, values: values)
     with torch.inference_mode():
         whole = alone.report(model).detections
         assert sum(asked) == 5

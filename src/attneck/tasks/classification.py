@@ -17,7 +17,7 @@ from attneck.checks import sides
 from attneck.data import ClassificationDataset, Normalise, collate, loader, open_dataset
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.sampling import EvalBatches, spread
-from attneck.errors import NotFinite, shown_path
+from attneck.errors import OVERFLOW, NotFinite, shown_path
 from attneck.models import catalog, create_model, pretrained
 from attneck.models.origin import Origin
 from attneck.models.renamed import renamed
@@ -32,8 +32,6 @@ from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
 
-OVERFLOW = "its weights are broken, or too large for the precision that it computes in"
-"""Why logits are not finite."""
 EVAL_BATCH, EVAL_PIXELS = 500, 500 * 224**2
 """Images in a batch of an evaluation, and their pixels, at most; and no more than eight training batches, or
 32 images: larger ones would want more memory than a training batch does."""

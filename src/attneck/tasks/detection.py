@@ -23,13 +23,14 @@ from attneck.data.detection import (
 )
 from attneck.data.sampling import EvalBatches, spread
 from attneck.data.table import SETS, Rule
+from attneck.detection.finite import all_finite, finite_heads
 from attneck.detection.metrics import Detections, coco_evaluators, coco_stats, voc_scores
 from attneck.detection.precision_recall import Curve, coco_curves, voc_curves
 from attneck.detection.results import to_coco_detections
 from attneck.detection.score_tables import bam_coco_table, botnet_table, voc_table
 from attneck.detection.transform import Transform
 from attneck.detection.weights import load_weights
-from attneck.errors import say
+from attneck.errors import OVERFLOW, NotFinite, say
 from attneck.models import catalog, create_model
 from attneck.models.detector_options import DetectorOptions
 from attneck.models.pretrained import follow, normalisation
@@ -260,11 +261,16 @@ class Detection:
 
     @staticmethod
     def predict(model: nn.Module, image: Image.Image, facts: Facts, min_score: float = 0.0) -> Found:
-        """Objects as COCO's results, in the image's pixels, with the name of their class."""
+        """Objects as COCO's results, in the image's pixels, with the name of their class.
+
+        Raises NotFinite for scores or boxes that are not, before the detector drops them.
+        """
         pixels = Detection.prepared(image, facts).to(next(model.parameters()).device)  # [3, H, W]
-        rows = to_coco_detections(
-            model([pixels]), [{"image_id": torch.tensor(0)}], facts["category_ids"], min_score
-        )
+        with finite_heads(model) as heads:
+            outputs = model([pixels])
+        if not all_finite(heads):
+            raise NotFinite(f"an image has scores or boxes that are not finite: {OVERFLOW}")
+        rows = to_coco_detections(outputs, [{"image_id": torch.tensor(0)}], facts["category_ids"], min_score)
         labels = {number: label for label, number in enumerate(facts["category_ids"])}
         return [row | {"category": class_name(facts["classes"], labels[row["category_id"]])} for row in rows]
 
@@ -288,12 +294,26 @@ def detect(
     workers: int | None = None,
     watch: Watch = unseen,
 ) -> Detections:
-    """What `model` finds on all images, each looked at by one process, as COCO's results."""
+    """What `model` finds on all images, each looked at by one process, as COCO's results.
+
+    Raises NotFinite for scores or boxes that are not, on all processes alike.
+    """
     batches = EvalBatches(len(images), EVAL_BATCH, rank=everyone.rank, world=everyone.size)
     found: Detections = []
-    for batch, targets in watch(loader(images, batches, workers, collate)):
-        outputs = model([floats(image.to(everyone.device, non_blocking=True)) for image in batch])
-        found += to_coco_detections(outputs, targets, images.category_ids)
+    broken = 0
+    with finite_heads(model) as heads:
+        for batch, targets in watch(loader(images, batches, workers, collate)):
+            outputs = model([floats(image.to(everyone.device, non_blocking=True)) for image in batch])
+            if all_finite(heads):
+                found += to_coco_detections(outputs, targets, images.category_ids)
+            else:
+                broken += len(batch)
+    (among,) = everyone.total([broken])
+    if among:
+        raise NotFinite(
+            f"{among:.0f} of {len(images)} images were in batches with scores or boxes that are not finite: "
+            f"{OVERFLOW}"
+        )
     return everyone.joined(found)
 
 

@@ -1,0 +1,68 @@
+"""A detector whose numbers overflow finds nothing, by torchvision's rules: that is said, not scored."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models.detection import retinanet_resnet50_fpn, ssdlite320_mobilenet_v3_large
+
+import attneck
+from attneck.errors import NotFinite
+from attneck.tasks.detection import Detection
+
+FACTS = {"classes": [f"c{i}" for i in range(10)], "category_ids": list(range(1, 11))}
+NAMES = ["maskrcnn_botnet26_thin", "fasterrcnn_botnet26_thin", "ssd300_mobilenet", "stairnet_mobilenet_bam"]
+
+
+def detector(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    size = {} if name.startswith(("ssd", "stairnet")) else {"image_size": 96}
+    return attneck.create_model(name, num_classes=11, **size).eval()
+
+
+def layers_that_answer(model: nn.Module) -> list[str]:
+    """The last convolutions or products: of the regions, of the boxes, or of the only head."""
+    parts = ("rpn.head", "roi_heads.box_predictor", "head.")
+    return [
+        key
+        for key, module in model.named_modules()
+        if key.startswith(parts) and isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_every_layer_of_a_head_that_overflows_is_seen(name: str) -> None:
+    model: Any = detector(name)
+    image = Image.effect_noise((80, 64), 90)
+    assert isinstance(Detection.predict(model, image, FACTS), list)
+    keys = layers_that_answer(model)
+    assert keys
+    for key in keys:
+        weight = model.get_submodule(key).weight
+        before = weight.clone()
+        weight.fill_(torch.nan)
+        with pytest.raises(NotFinite, match="scores or boxes that are not finite: its weights are broken"):
+            Detection.predict(model, image, FACTS)
+        weight.copy_(before)
+    assert isinstance(Detection.predict(model, image, FACTS), list)
+
+
+@torch.inference_mode()
+def test_torchvision_s_own_detectors_too() -> None:
+    for make in (ssdlite320_mobilenet_v3_large, retinanet_resnet50_fpn):
+        model = make(weights=None, weights_backbone=None, num_classes=11).eval()
+        next(iter(model.head.parameters())).fill_(torch.inf)
+        with pytest.raises(NotFinite):
+            Detection.predict(model, Image.effect_noise((80, 64), 90), FACTS)
+
+
+@pytest.mark.parametrize("name", ["maskrcnn_botnet26_thin", "stairnet_mobilenet_bam"])
+def test_no_score_rests_on_what_overflows(name: str) -> None:
+    model: Any = detector(name)
+    with torch.no_grad():
+        next(parameter for parameter in model.backbone.parameters() if parameter.ndim == 4).fill_(torch.inf)
+    with pytest.raises(NotFinite, match="6 of 6 images"):
+        attneck.evaluate(model, data="shapes", size=6)
