@@ -353,6 +353,14 @@ def test_a_detector_s_padding_is_no_place_and_its_boxes_are_saved(page, networks
     (_, _, _, high), (H, _) = told["box"], told["mhsas"][0]["map"]
     assert high > 1.2, "the photo is wide, and padded below"
     alone(give(page), 2)
+    thumbs = page.locator(".attention .map canvas").evaluate_all(
+        """(all) => all.map((one) => [
+            ...one.getContext("2d").getImageData(0, 0, one.width, one.height).data])"""
+    )
+    for pixels in np.array(thumbs, dtype=int).reshape(len(thumbs), H, -1, 4)[..., :3]:
+        padded = pixels[int(np.ceil(H / high - 1e-6)) :]
+        assert (padded == (0x44, 0x01, 0x54)).all(), "no attention is shown where there is no photo"
+        assert (pixels == (0xFD, 0xE7, 0x25)).all(-1).any(), "the place that is looked at most, in the photo"
     page.locator(".picture").first.focus()
     for _ in range(H + 1):
         page.keyboard.press("ArrowDown")

@@ -384,8 +384,11 @@ class Panel {
     if (!this.look) return;
     this.weights = this.rows?.map((row, block) => weights(row, this.look.mhsas[block].heads)) ?? [];
     this.weights.forEach((values, block) => {
-      const { heads, map } = this.look.mhsas[block], size = map[0] * map[1];
-      const show = (key, shares) => paint(this.thumbs.get(key), shares, ...map, 0, most(shares));
+      const { heads, map } = this.look.mhsas[block], size = map[0] * map[1], inside = this.inside(map);
+      const show = (key, shares) => {
+        const seen = shares.map((share, cell) => inside(share, cell) ? share : 0);
+        paint(this.thumbs.get(key), seen, ...map, 0, most(seen));
+      };
       show(`mhsa:${block}:mean`, mean(values, heads));
       for (let head = 0; head < heads; head++) show(`mhsa:${block}:${head}`, values.subarray(head * size, (head + 1) * size));
     });
