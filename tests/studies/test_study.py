@@ -23,6 +23,7 @@ from attneck import cli
 from attneck.commands.study import OWN, changes
 from attneck.commands.train import parse
 from attneck.errors import RunFailed, UserError
+from attneck.models import create_model
 from attneck.papers.results import measured, read_runs
 from attneck.processor import processor_name
 from attneck.runs.lock import only_one
@@ -32,6 +33,7 @@ from attneck.studies.jobs import log_of, progress, run_all
 from attneck.studies.results import Row, collect
 from attneck.studies.statistics import difference, spread
 from attneck.studies.study import Study, cells, load_study, shipped_studies
+from attneck.tasks import task_of
 from attneck.tasks.classification import build_classifier
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import flat
@@ -81,8 +83,13 @@ def test_every_variant_is_another_network_that_can_be_built(name: str) -> None:
     for cell in made:
         if cell.seed == 0 and cell.problem == made[0].problem:
             with torch.no_grad(), torch.device("meta"):
-                model = build_classifier(cell.recipe.model, 2, cell.recipe.data.image_size or 32)
-                assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 2)
+                asked, side = cell.recipe.model, cell.recipe.data.image_size or 32
+                if task_of(cell.recipe).finds_objects:
+                    model = create_model(asked.name, num_classes=2, image_size=side, **asked.options)
+                    assert len(model.eval().backbone(torch.randn(1, 3, side, side))) > 1
+                else:
+                    model = build_classifier(asked, 2, side)
+                    assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 2)
             known.add(str(model))
     assert len(known) == len(load_study(name).variants)
 

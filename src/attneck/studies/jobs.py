@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,72 +57,109 @@ def run_all(cells: Sequence[Cell], jobs: int, command: Command | None = None) ->
                 f"{cell.folder} holds a run of another recipe ({'; '.join(different[:3])}): "
                 "remove it, or give another --out"
             )
-    waiting = [cell for cell in cells if not cell.done]
     begin = command or (lambda cell: [sys.executable, "-m", "attneck", *cell.words()])
-    there = gpus() if jobs > 1 else []
-    running: list[Job] = []
-    failed: list[Cell] = []
-    console = Console()
-    with ExitStack() as open_, signals.noted() as stop:
-        bars = open_.enter_context(
-            Progress(
-                TextColumn("{task.description}"),
-                BarColumn(20),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=True),
-                console=console,
-                disable=not console.is_terminal,
-            )
-        )
-        whole = bars.add_task(f"{len(cells)} runs", total=float(len(cells)))
-        later = 0.0
-        while waiting or running:
-            while len(running) < jobs and waiting and time.monotonic() >= later and not stop.signal:
-                cell = waiting.pop(0)
-                if owner(cell.folder):  # a run that outlived a study before, say, or another study's
-                    waiting.append(cell)
-                    later = time.monotonic() + (WAIT if all(owner(one.folder) for one in waiting) else 0)
-                    continue
-                taken = [job.gpu for job in running]
-                gpu = min(there, key=taken.count, default=None)
-                process = _started(begin(cell), cell, gpu, jobs)
-                running.append(Job(cell, process, bars.add_task(cell.name, total=1.0), gpu))
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
-                bars.remove_task(job.task)
-                code = job.process.returncode
-                if not job.cell.done and owner(job.cell.folder):  # it came first, while this one started
-                    waiting.append(job.cell)
-                    continue
-                if not job.cell.done:
-                    failed.append(job.cell)
-                if not stop.signal:
-                    left = len(waiting) + len(running)
-                    said = "done" if job.cell.done else f"failed with code {code}, see {log_of(job.cell)}"
-                    console.print(f"{job.cell.name}: {said}; {left} to go", highlight=False, soft_wrap=True)
-            for job in running:
-                bars.update(job.task, completed=progress(job.cell))
-            undone = len(waiting) + len(running)
-            bars.update(whole, completed=len(cells) - undone + sum(progress(job.cell) for job in running))
+    with signals.noted() as stop, Pool(cells, jobs, begin) as pool:
+        while pool.undone:
+            if not stop.signal:
+                pool.start()
+            pool.take_ended(quiet=bool(stop.signal))
+            pool.show()
             if stop.signal:
-                for job in running:
-                    with suppress(ProcessLookupError):
-                        job.process.terminate()
-                for job in running:
-                    job.process.wait()
+                pool.stop()
                 raise RunFailed(
-                    f"stopped by signal {stop.signal}; {undone} of {len(cells)} runs are not done: the same "
-                    "command goes on",
+                    f"stopped by signal {stop.signal}; {pool.undone} of {len(cells)} runs are not "
+                    "done: the same command goes on",
                     128 + stop.signal,
                 )
             time.sleep(PAUSE)
-    if failed:
+    if failed := pool.failed:
         raise RunFailed(
             f"{len(failed)} of {len(cells)} runs failed ({', '.join(cell.name for cell in failed[:3])}): see "
             f"{log_of(failed[0])}; the same command tries them again"
         )
+
+
+class Pool:
+    """The runs of `run_all`: those that wait, those that are trained, and those that failed."""
+
+    def __init__(self, cells: Sequence[Cell], most: int, command: Command) -> None:
+        self.most, self.command = most, command
+        self.waiting = [cell for cell in cells if not cell.done]
+        self.running: list[Job] = []
+        self.failed: list[Cell] = []
+        self._gpus = gpus() if most > 1 else []
+        self._later = 0.0
+        """Before that no run is begun: all that wait are trained by others."""
+        self._count = len(cells)
+        self._console = Console()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._whole = self._bars.add_task(f"{len(cells)} runs", total=float(len(cells)))
+
+    def __enter__(self) -> Pool:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *of_error: object) -> None:
+        self._bars.stop()
+
+    @property
+    def undone(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+    def start(self) -> None:
+        """Begin as many runs as may be trained now."""
+        while len(self.running) < self.most and self.waiting and time.monotonic() >= self._later:
+            cell = self.waiting.pop(0)
+            if owner(cell.folder):  # a run that outlived a study before, say, or another study's
+                self.waiting.append(cell)
+                others = all(owner(one.folder) for one in self.waiting)
+                self._later = time.monotonic() + (WAIT if others else 0)
+                continue
+            taken = [job.gpu for job in self.running]
+            gpu = min(self._gpus, key=taken.count, default=None)
+            process = _started(self.command(cell), cell, gpu, self.most)
+            self.running.append(Job(cell, process, self._bars.add_task(cell.name, total=1.0), gpu))
+
+    def take_ended(self, *, quiet: bool) -> None:
+        """Say, unless `quiet`, how each run that has ended since did."""
+        for job in [job for job in self.running if job.process.poll() is not None]:
+            self.running.remove(job)
+            self._bars.remove_task(job.task)
+            cell = job.cell
+            if not cell.done and owner(cell.folder):  # another came first, while this one started
+                self.waiting.append(cell)
+                continue
+            if not cell.done:
+                self.failed.append(cell)
+            if not quiet:
+                code = job.process.returncode
+                said = "done" if cell.done else f"failed with code {code}, see {log_of(cell)}"
+                line = f"{cell.name}: {said}; {self.undone} to go"
+                self._console.print(line, highlight=False, soft_wrap=True)
+
+    def show(self) -> None:
+        """How far each run is, and how far all are."""
+        for job in self.running:
+            self._bars.update(job.task, completed=progress(job.cell))
+        begun = sum(progress(job.cell) for job in self.running)
+        self._bars.update(self._whole, completed=self._count - self.undone + begun)
+
+    def stop(self) -> None:
+        """Ask every run to save and end, and wait for it."""
+        for job in self.running:
+            with suppress(ProcessLookupError):
+                job.process.terminate()
+        for job in self.running:
+            job.process.wait()
 
 
 def progress(cell: Cell) -> float:
