@@ -14,8 +14,8 @@ from PIL import Image
 
 from attneck.commands import study
 from attneck.commands.arguments import parse
+from attneck.commands.recipe_words import parse as parse_recipe_words
 from attneck.commands.study import divided
-from attneck.commands.train import parse as parse_recipe_words
 from attneck.data.readers.folder import resize_and_centre
 from attneck.data.table import SETS
 from attneck.studies.study import load_study

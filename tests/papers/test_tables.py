@@ -274,7 +274,7 @@ RECIPES = command._recipes(TABLES)
 
 def test_every_train_command_makes_the_rows_recipe():
     """Each is parsed once for all models that it is printed for: parsing takes longest."""
-    from attneck.commands.train import parse
+    from attneck.commands.recipe_words import parse
 
     found, parsed = set(), {}
     for _, _, row in ROWS:

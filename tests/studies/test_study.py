@@ -20,8 +20,8 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from attneck import cli
+from attneck.commands.recipe_words import parse
 from attneck.commands.study import OWN, changes
-from attneck.commands.train import parse
 from attneck.errors import RunFailed, UserError
 from attneck.models import create_model
 from attneck.papers.results import measured, read_runs

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attneck import cli
-from attneck.commands.train import parse
+from attneck.commands.recipe_words import parse
 from attneck.errors import UserError
 from attneck.layers import BAM, MHSA2d
 from attneck.models.weights import StaysRandomWarning, load_matching

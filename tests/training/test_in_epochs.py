@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from attneck import cli
-from attneck.commands.train import parse
+from attneck.commands.recipe_words import parse
 from attneck.runs import train as runs
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import load_recipe, shipped_recipes

@@ -224,7 +224,7 @@ def test_epochs_and_steps():
 
 
 def test_values_on_the_command_line_are_refused_in_a_line():
-    from attneck.commands.train import parse
+    from attneck.commands.recipe_words import parse
 
     for words, says in ((["--epochs", "0"], "epochs=0"), (["--steps", "10"], "epochs and steps are given")):
         with pytest.raises(UserError, match=says) as error:
@@ -235,7 +235,7 @@ def test_values_on_the_command_line_are_refused_in_a_line():
 
 
 def test_options_on_the_command_line_are_added_to_the_recipes_own():
-    from attneck.commands.train import parse
+    from attneck.commands.recipe_words import parse
 
     words = ["--model.options", "bam_dilation", "2", "depths", "1", "1", "1", "bam_combine", "max"]
     recipe = parse("demo", [*words, "--epochs", "3"]).recipe
@@ -304,7 +304,7 @@ def test_every_field_has_a_help_text_and_shows_its_value(help_texts, path, field
 
 @pytest.mark.parametrize("path", [path for path, field in fields() if NoneType in get_args(field.annotation)])
 def test_every_optional_field_can_be_taken_back(tmp_path, path):
-    from attneck.commands.train import parse
+    from attneck.commands.recipe_words import parse
 
     value = DEMO
     for name in path:
@@ -316,7 +316,7 @@ def test_every_optional_field_can_be_taken_back(tmp_path, path):
 
 
 def test_an_option_of_the_recipe_is_taken_back_by_none(tmp_path):
-    from attneck.commands.train import parse
+    from attneck.commands.recipe_words import parse
 
     file = tmp_path / "own.yaml"
     own = {"name": "cifar_resnet20", "options": {"activation": "silu", "depths": [1, 1, 1]}}
@@ -340,7 +340,7 @@ def test_an_option_of_the_recipe_is_taken_back_by_none(tmp_path):
 
 
 def test_parts_that_do_not_go_together_are_refused_in_the_recipes_words():
-    from attneck.commands.train import parse
+    from attneck.commands.recipe_words import parse
 
     for words, says in (
         (["--optimizer.name", "adamw"], "demo: optimizer.name adamw is given without optimizer.lr"),
@@ -363,7 +363,7 @@ def test_parts_that_do_not_go_together_are_refused_in_the_recipes_words():
 
 
 def test_an_option_of_the_recipe_that_another_network_does_not_have_is_taken_back_in_words():
-    from attneck.commands.train import parse
+    from attneck.commands.recipe_words import parse
 
     words = ["--model.name", "efficientnet_b0"]
     with pytest.raises(UserError) as refused:

@@ -96,7 +96,7 @@ def test_recipes_say_what_they_reach_and_how_to_run_them():
 
 def test_a_heads_command_for_a_printed_network_is_that_of_a_row():
     """With the weights its detector starts from, and the stride its multiply-adds say."""
-    from attneck.commands.train import parse
+    from attneck.commands.recipe_words import parse
 
     chosen = papers.choose(None, None)
     printed = papers._recipes(chosen)
@@ -165,7 +165,7 @@ def test_paper_recipes_train_as_their_papers_and_heads_say():
 
 def test_squeezenets_commands_have_its_own_rate():
     """It has no BatchNorm: the recipe's rate of 0.1 is not for it."""
-    from attneck.commands.train import parse
+    from attneck.commands.recipe_words import parse
 
     head = (SHIPPED / "imagenet-bam.yaml").read_text().split("reach:")[0]
     (command,) = re.findall(r"attneck train imagenet-bam (--model.name squeezenet\S+ .*\n.*)", head)

@@ -12,8 +12,8 @@ import tyro
 
 from attneck.checks import whole
 from attneck.commands.arguments import Flag, parse
-from attneck.commands.train import gathered
-from attneck.commands.train import parse as recipe_of
+from attneck.commands.recipe_words import gathered
+from attneck.commands.recipe_words import parse as recipe_of
 from attneck.errors import UserError, say, user_mistakes
 from attneck.studies.study import Cell, Study, cells, load_study, shipped_studies
 from attneck.training.recipe_file import OWN_DICTS, flat
