@@ -151,72 +151,91 @@ def write(folder: Path, finders: list[Finder], shots: Iterator[Shot], least: flo
     Raises UserError for an image that cannot be read; RunFailed where a disk or the memory gives out; OSError
     where nothing can be written. A signal ends it where it is.
     """
-    from attneck.explain.detections import enlarged
-    from attneck.files import told_apart, write_atomic, write_json
-
-    titles = models = [one.model for one in finders]
-    if len(finders) > 1:
-        names = told_apart([one.path for one in finders])
-        titles = [f"{name}: {model}" for name, model in zip(names, models, strict=True)]
-    objects = finders[0].finds_objects
-    top_k = top_k if objects else min(top_k, max(len(one.facts["classes"]) for one in finders))
-    table = None if objects else ClassPredictions(titles, top_k)
-    images: list[dict[str, Any]] = []
-    detections: list[Found] = [[] for _ in finders]
-    taken: dict[str, int] = {}
+    results = Results(folder, finders, top_k)
     now: list[Image.Image] = []  # itertools.tee would keep up to 57 images
-    most = None if objects else top_k
+    most = None if finders[0].finds_objects else results.top_k
     found = [one.find_each(iter(lambda: now[0], None), min_score=least, top_k=most) for one in finders]
     fault: UserError | RunFailed | KeyboardInterrupt | None = None
     try:
-        for sample, size in shown(shots, models[0]):
+        for sample, size in shown(shots, finders[0].model):
             now[:] = [sample.image]
             try:
                 here = [next(rows) for rows in found]
             except NotFinite as error:
                 raise UserError(f"{shown_path(sample.file)}: {error}") from error
-            entry = {"id": len(images), "file_name": sample.file, "width": size[0], "height": size[1]}
-            if sample.image.size != size:
-                entry["seen_as"] = list(sample.image.size)
-            if table is None:
-                file = folder / f"{free_name(Path(sample.file).stem, taken)}.png"
-                write_atomic(file, drawn(sample, here, titles))
-                entry["picture"] = file.name
-                print(f"{shown_path(file)}  {' and '.join(str(len(rows)) for rows in here)} objects")
-                here = [enlarged(rows, sample.image.size, size) for rows in here]
-            else:
-                print(f"{shown_path(sample.file)}  {table.add(sample, here)}")
-                if (label := label_of(sample)) is not None:
-                    entry["label"] = label
-            for every, rows in zip(detections, here, strict=True):
-                every += [row | {"image_id": entry["id"]} for row in rows]
-            images.append(entry)
+            results.add(sample, size, here)
     except (UserError, RunFailed, KeyboardInterrupt) as error:
         fault = error
-    if not images:
-        folder.rmdir()
-    else:
-        document = {
-            "images": images,
-            "runs": [
-                {"run": str(one.path), "model": model, "step": one.step, "detections": rows}
-                for one, model, rows in zip(finders, models, detections, strict=True)
-            ],
-        }
-        file = folder / "predictions.json"
-        write_json(file, document)
-        files = [file, *(table.write(folder) if table else [])]
-        print(*map(shown_path, files), sep="\n")
-        if table and (summary := table.summary()):
-            print(summary)
+    results.save()
     if isinstance(fault, KeyboardInterrupt):
         raise fault
     if fault is not None:
-        kept = f"; of {len(images)} before it what was found is in {shown_path(folder)}" if images else ""
+        count = len(results.images)
+        kept = f"; of {count} before it what was found is in {shown_path(folder)}" if count else ""
         what = f"{fault}{kept}"
         raise UserError(what) if isinstance(fault, UserError) else RunFailed(what, fault.code)
-    if smaller := sum("seen_as" in image for image in images):
-        say(f"photos made smaller for the model: {smaller} (seen_as in {shown_path(file)})")
+    if smaller := sum("seen_as" in image for image in results.images):
+        say(f"photos made smaller for the model: {smaller} (seen_as in {shown_path(results.file)})")
+
+
+class Results:
+    """What was found in images so far, a picture of each that has objects, and a line for the terminal."""
+
+    def __init__(self, folder: Path, finders: list[Finder], top_k: int) -> None:
+        from attneck.files import told_apart
+
+        self.folder, self.file, self.finders = folder, folder / "predictions.json", finders
+        self.titles = [one.model for one in finders]
+        if len(finders) > 1:
+            names = told_apart([one.path for one in finders])
+            self.titles = [f"{name}: {title}" for name, title in zip(names, self.titles, strict=True)]
+        self.top_k = top_k
+        self.table: ClassPredictions | None = None
+        if not finders[0].finds_objects:
+            self.top_k = min(top_k, max(len(one.facts["classes"]) for one in finders))
+            self.table = ClassPredictions(self.titles, self.top_k)
+        self.images: list[dict[str, Any]] = []
+        self.detections: list[Found] = [[] for _ in finders]
+        self._taken: dict[str, int] = {}
+
+    def add(self, sample: Sample, size: tuple[int, int], found: list[Found]) -> None:
+        """What each model found in an image whose file has this (width, height)."""
+        from attneck.explain.detections import enlarged
+        from attneck.files import write_atomic
+
+        entry = {"id": len(self.images), "file_name": sample.file, "width": size[0], "height": size[1]}
+        if sample.image.size != size:
+            entry["seen_as"] = list(sample.image.size)
+        if self.table is None:
+            file = self.folder / f"{free_name(Path(sample.file).stem, self._taken)}.png"
+            write_atomic(file, drawn(sample, found, self.titles))
+            entry["picture"] = file.name
+            print(f"{shown_path(file)}  {' and '.join(str(len(rows)) for rows in found)} objects")
+            found = [enlarged(rows, sample.image.size, size) for rows in found]
+        else:
+            print(f"{shown_path(sample.file)}  {self.table.add(sample, found)}")
+            if (label := label_of(sample)) is not None:
+                entry["label"] = label
+        for every, rows in zip(self.detections, found, strict=True):
+            every += [row | {"image_id": entry["id"]} for row in rows]
+        self.images.append(entry)
+
+    def save(self) -> None:
+        """Write what there is, and say where; of no image, remove the folder."""
+        from attneck.files import write_json
+
+        if not self.images:
+            self.folder.rmdir()
+            return
+        runs = [
+            {"run": str(one.path), "model": one.model, "step": one.step, "detections": rows}
+            for one, rows in zip(self.finders, self.detections, strict=True)
+        ]
+        write_json(self.file, {"images": self.images, "runs": runs})
+        files = [self.file, *(self.table.write(self.folder) if self.table else [])]
+        print(*map(shown_path, files), sep="\n")
+        if self.table and (summary := self.table.summary()):
+            print(summary)
 
 
 def drawn(sample: Sample, found: list[Found], titles: list[str]) -> bytes:
