@@ -22,6 +22,15 @@ def whole(name: str, value: object, *, least: int = 1, most: int = MOST) -> int:
     return int(value)
 
 
+def divides(batch: int, processes: int, accumulate: int) -> None:
+    """ValueError unless a batch divides over so many processes and their micro-batches."""
+    if batch % (processes * accumulate):
+        raise ValueError(
+            f"a batch of {batch} does not divide over {processes} processes with {accumulate} micro-batches "
+            f"(accumulate) each: choose a multiple of {processes * accumulate}"
+        )
+
+
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
     """ValueError unless `value` is one of `known`."""
     names = [*known]

@@ -284,6 +284,7 @@ train demo --processes 0
 train demo --processes -1
 train demo --processes 100000
 train demo --processes two
+train demo --processes 2 --batch 15
 train demo --processes
 train demo --out ''
 train demo --out

@@ -1,6 +1,7 @@
 """A run as a process of its own, killed and resumed; and the same run in two processes."""
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from forked import Forked, as_ranks
 from train_in_float64 import train_in_float64
 
 from attneck import cli
+from attneck.errors import RunFailed
 
 TINY = {
     "model": {"name": "cifar_resnet20_bot_bam", "options": {"depths": [1, 1, 1]}},
@@ -78,6 +80,24 @@ def test_many_processes_refuse_in_one_voice(tmp_path, monkeypatch, capfd, how):
     said = "".join(capfd.readouterr())
     assert said.count("no checkpoint there") == 1
     assert "Traceback" not in said
+
+
+def test_a_process_of_two_that_is_killed_says_how_to_go_on(tmp_path, monkeypatch):
+    """By its launcher: itself it can't."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    from attneck.commands.train import launch
+
+    for number, said in ((signal.SIGKILL, "with --resume"), (signal.SIGSEGV, "ended with code 139$")):
+        failure = ProcessFailure(1, 0, -number, str(tmp_path / "none"))
+        failed = ChildFailedError("attneck", {1: failure})
+
+        def torchrun(words, failed=failed):
+            raise failed
+
+        monkeypatch.setattr("torch.distributed.run.main", torchrun)
+        with pytest.raises(RunFailed, match=f"process 1 of 2 .*{said}"):
+            launch(["train"], 2)
 
 
 @pytest.mark.parametrize("accumulate", some([2, 1], 1))

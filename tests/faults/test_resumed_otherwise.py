@@ -399,7 +399,7 @@ def test_a_batch_that_does_not_divide_is_refused(place, size, capsys, monkeypatc
     monkeypatch.setattr(World, "__exit__", lambda *_: None, raising=False)
     monkeypatch.setattr(runs, "world", lambda: World(0, size, torch.device("cpu")))
     monkeypatch.setattr(runs, "check_copies", lambda *given: None)  # there is nobody to ask
-    assert f"does not divide over {size} ranks" in refused(["train", "run", "--resume"], capsys)
+    assert f"does not divide over {size} processes" in refused(["train", "run", "--resume"], capsys)
 
 
 def test_two_processes_go_on_for_one(place, capsys):

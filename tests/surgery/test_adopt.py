@@ -25,7 +25,8 @@ from attneck import layers
 from attneck.cli import main
 from attneck.export import export
 from attneck.layers import MHSA2d, fold
-from attneck.models.weights import load_matching
+from attneck.models.renamed import renamed
+from attneck.models.weights import StaysRandomWarning, load_matching
 from attneck.runs.run import Run
 from attneck.surgery import Adoption, adopt, attend
 
@@ -498,6 +499,20 @@ def test_weights_of_the_original_fill_the_adopted_network(size: int) -> None:
     assert report.converted(ours.state_dict()).keys() == ours.state_dict().keys()
     wide = small("botnet26t_256", img_size=64).state_dict()
     assert "stages.3.0.self_attn.qkv.weight" in report.converted(wide)  # of another width: as it was
+
+
+def test_weights_whose_attention_is_not_found_are_refused_or_said() -> None:
+    theirs = lively(small("eca_botnext26ts_256", img_size=64)).eval()
+    ours, report = adopt(small("eca_botnext26ts_256", img_size=64))
+    prefixed = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    for given in (prefixed, {"state_dict": theirs.state_dict()}):
+        with pytest.raises(ValueError, match=r"nothing of 'stages.*without a first part such as module"):
+            report.converted(given)
+    assert not report.is_in(prefixed)
+    assert report.converted(renamed(prefixed, theirs)).keys() == ours.state_dict().keys()
+    with pytest.warns(StaysRandomWarning, match=r"attention at stages.*report.converted\(weights\) gives"):
+        loaded = load_matching(ours, prefixed)
+    assert any(name.endswith("rel_h") for name in loaded.new)
 
 
 def test_a_run_with_it_is_trained_resumed_scored_and_read_back(tmp_path: Any, capsys: Any) -> None:

@@ -53,6 +53,22 @@ def trained(net, made, gradients):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_none_clips_by_itself(name):
+    """clip_norm alone does, in the loop: what a tensor does is not of another tensor's gradient."""
+    found = []
+    for share in (1.0, 1000.0):
+        torch.manual_seed(0)
+        net = nn.ModuleList([nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False)])
+        one, other = net.parameters()
+        made = make_optimizer(net, optimizer(name))
+        for scale in (1.0, share, 1.0):
+            one.grad, other.grad = torch.full_like(one, 0.5), torch.full_like(other, scale)
+            made.step()
+        found.append(one.detach().clone())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_it_keeps_is_restored_and_checked(name):
     """After two steps and a restart the third is that of one that went on; and what is kept is as wanted."""
     options = optimizer(name, weight_decay=0.1)

@@ -17,6 +17,7 @@ import tyro
 
 from attneck import checks
 from attneck.commands.arguments import Flag, Json, call, check_first
+from attneck.commands.output_file import check_output
 from attneck.errors import UserError, is_out_of_memory, say, user_mistakes
 from attneck.processor import ran_on
 
@@ -164,10 +165,8 @@ def _check(asked: Asked, threads: int | None, kept_memory: bool, out: Path | Non
         raise UserError(f"--seconds {asked.seconds}: wanted more than 0, 3600 at most")
     if asked.size is not None:
         _refuse_too_large(asked.what, asked.size, asked.batch or 1, asked.channels, asked.device)
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
-    if out is not None and out.is_dir():
-        raise UserError(f"--out {out} is a folder: name a file, such as {out / 'bench.json'}")
+    if out is not None:
+        check_output("--out", out, (".json",))
 
 
 def _hold(contest: Contest, asked: Asked, out: Path | None, json_: bool) -> None:
@@ -292,7 +291,9 @@ def _of(case: Any) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise UserError(f"{case}: {error}") from error
+        alone = "Expected more than 1 value per channel" in str(error)  # BatchNorm's, of a map of 1x1
+        hint = "; give a greater --size or --batch" if alone else ""
+        raise UserError(f"{case}: {error}{hint}") from error
 
 
 def _refuse_too_large(what: What, size: int, batch: int, channels: int, device: str) -> None:
@@ -507,4 +508,6 @@ def main(words: list[str]) -> None:
         bench_input.main(words[1:])
         return
     check_first("attneck bench", words, (*get_args(What), "input"))
+    if words[:1] == ["step"] and "--compiled" in words:  # the default, which `bench` can't tell from a word
+        raise UserError("attneck bench step takes no --compiled: its networks are timed as they are")
     call(bench, "attneck bench", words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from attneck.errors import UserError, shown_path
@@ -13,7 +14,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def check_output(flag: str, path: Path, endings: Sequence[str]) -> None:
-    """Raises UserError for another ending, a folder, and a file in no folder.
+    """Raises UserError for another ending, a folder, and a file in no folder or in one that takes none.
 
     Args:
         flag: what it was given with, --save say.
@@ -27,6 +28,13 @@ def check_output(flag: str, path: Path, endings: Sequence[str]) -> None:
             f"{flag} {shown_path(path)}: there is no folder {shown_path(path.absolute().parent)}; make it "
             "first"
         )
+    try:
+        with TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{flag} {shown_path(path)}: nothing can be written there ({error.strerror}); give another place"
+        ) from None
 
 
 def picture_file(flag: str, given: Path | None, stem: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attneck import signals
-from attneck.checks import whole
+from attneck.checks import divides, whole
 from attneck.commands.recipe_words import Arguments, parse
 from attneck.errors import RunFailed, UserError, brief, is_first, say
 from attneck.models import catalog
@@ -88,6 +88,7 @@ def _check(arguments: Arguments) -> None:
                 of_timm = "" if model.name in catalog.CATALOG else f"; a network of timm's is {TIMM}NAME"
                 raise ValueError(f"{error}{of_timm}") from None
         require(arguments.recipe)
+        divides(arguments.recipe.batch, processes, arguments.recipe.accumulate)
     except ValueError as error:
         raise UserError(str(error)) from None
     if model.weights is not None and not arguments.resume and not os.path.exists(model.weights):
@@ -165,4 +166,6 @@ def launch(words: list[str], processes: int) -> None:
     except ChildFailedError as failed:
         rank, first = failed.get_first_failure()
         code = first.exitcode if first.exitcode > 0 else 128 - first.exitcode
-        raise RunFailed(f"process {rank} of {processes} ended with code {code}", code) from None
+        killed = first.exitcode == -signal.SIGKILL  # else it said itself what to do
+        hint = ": go on from the last checkpoint, where there is one, with --resume" * killed
+        raise RunFailed(f"process {rank} of {processes} ended with code {code}{hint}", code) from None

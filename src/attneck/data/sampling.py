@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from attneck.checks import divides
+
 Key = tuple[int, int]
 """What a data set is indexed with: (epoch, index)."""
 
@@ -175,11 +177,7 @@ class TrainBatches(Sampler[list[Key]]):
                 f"a batch of {batch} is larger than the data set of {length} images: "
                 f"choose a batch of {length} or fewer"
             )
-        if batch % (world * accumulate):
-            raise ValueError(
-                f"a batch of {batch} does not divide over {world} ranks x {accumulate} micro-batches: "
-                f"choose a multiple of {world * accumulate}"
-            )
+        divides(batch, world, accumulate)
         if not 0 <= start <= steps:
             raise ValueError(f"start is {start} of {steps} steps: it must lie in 0 ... {steps}")
         self.length, self.batch, self.seed = length, batch, seed

@@ -40,6 +40,8 @@ SAME = {"Swish": "SiLU", "HardSwish": "Hardswish", "HardSigmoid": "Hardsigmoid",
 """timm's names of activations that torch has, too."""
 BRANCH = re.compile(r"\.(?:channel|spatial)_att\.")
 """Where a BAM's name ends in that of a tensor of it."""
+POSITIONS = re.compile(r"\.pos_emb(?:ed)?\.")
+"""Where the name of others' attention ends in that of a position table of it."""
 SHOWN = 6
 """Modules and shapes that a summary names."""
 
@@ -122,6 +124,14 @@ class Loaded:
             return (
                 "the BAMs stay random, as those given are of the authors' code and the network's of the "
                 "paper: build it with bam_variant official"
+            )
+        ours = taken | {name.rpartition(".")[0].removesuffix(".qkv") for name in self.new}
+        theirs_of = {name: POSITIONS.split(name)[0] for name in self.unused if POSITIONS.search(name)}
+        if layers := dict.fromkeys(layer for layer in theirs_of.values() if layer in ours):
+            return (
+                f"these weights' attention at {_first(map(shown, layers), len(layers), 3)} has the names of "
+                "another implementation, so that positions stay random: attneck.surgery.adopt's "
+                "report.converted(weights) gives them ours"
             )
         own = {BRANCH.split(name)[0] for name in (*self.taken, *self.new) if BRANCH.search(name)}
         theirs = dict.fromkeys(BRANCH.split(name)[0] for name in self.unused if BRANCH.search(name))

@@ -38,7 +38,18 @@ class Adoption:
 
         Tensors that are in our form already, or are no adopted layer's, stay as they are; so do those of
         another width.
+
+        Raises:
+            ValueError: no tensor of an adopted layer, in either form: the network would keep the weights that
+                it has there.
         """
+        if self.forms and not self.is_in(weights):
+            layer = next(iter(self.forms))
+            raise ValueError(
+                f"these weights have nothing of {layer!r} or of another layer that was adopted: wanted a "
+                f"state dict of {self.network}, by names without a first part such as module. (which "
+                "attneck.models.renamed.renamed(weights, network) takes off)"
+            )
         result = dict(weights)
         for name, form in self.forms.items():
             for theirs, own in form.names.items():
@@ -47,6 +58,15 @@ class Adoption:
                     del result[f"{name}.{theirs}"]
                     result[f"{name}.{form.inside}{own}"] = made
         return result
+
+    def is_in(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether these weights have a tensor of an adopted layer, in its old form or in ours."""
+        return any(
+            f"{name}.{tensor}" in weights
+            for name, form in self.forms.items()
+            for theirs, own in form.names.items()
+            for tensor in (theirs, f"{form.inside}{own}")
+        )
 
     def __str__(self) -> str:
         if not self.changes:

@@ -180,7 +180,8 @@ class Classification:
         for report in reports:
             if isinstance(report, Adoption):
                 given = renamed(read_weights(weights), model)
-                weights = given.named(report.converted(given))
+                if report.is_in(given):
+                    weights = given.named(report.converted(given))
         return load_matching(model, weights)
 
     @staticmethod

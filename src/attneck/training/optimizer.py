@@ -113,6 +113,8 @@ def _of_groups(
         given["betas"] = tuple(options.betas)
     if options.eps is not None:
         given["eps"] = options.eps
+    if options.name == "lamb":
+        given["max_grad_norm"] = None  # timm's clips at 1 unless told not to; clip_norm is the loop's
     if fields_of(options.name).momentum:
         given["momentum"] = options.momentum
     made: torch.optim.Optimizer = create_optimizer_v2(groups, options.name, lr=options.lr, **given)

@@ -346,7 +346,8 @@ class Recipe(Part):
     accumulate: Count = 1
     """Micro-batches that a step's batch is run in, one after the other: the weights are those of the whole
     batch, to rounding, but where there is BatchNorm, which sees a micro-batch at a time (over all processes
-    with sync_bn)."""
+    with sync_bn), and but for detectors: each micro-batch, and each process, divides its losses by its own
+    objects or regions, so that an image with few of them weighs more than in one batch."""
     label_smoothing: Share = 0.0
     """Classifiers: the share of each label that is spread over all classes; 0 spreads none."""
     ema: Share = 0.0
