@@ -44,6 +44,8 @@ def tests() -> str:
     if len(by_sources) > 1:
         counts = " and ".join(map(str, by_sources.values()))
         said += f"; of {len(by_sources)} versions of the sources, {counts}"
+    if document["state"] != "done":
+        said += "; the rest did not run"
     return "\n".join([f"{_where(document)}: {said}.", *([""] if failed else []), *failed])
 
 
