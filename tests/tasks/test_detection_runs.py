@@ -15,6 +15,7 @@ from attneck.errors import UserError
 from attneck.explain import detections
 from attneck.files import NotWritten
 from attneck.runs import train as runs
+from attneck.runs.first_weights import start_from
 from attneck.runs.run import Run
 from attneck.runs.scored_on import OTHER
 from attneck.tasks import open_task
@@ -323,14 +324,14 @@ def test_a_backbone_begins_with_an_exported_model_s_weights(tmp_path, capsys):
     begun = recipe(model={**TINY["model"], "weights": str(tmp_path / "saved")}, epochs=1)
     task = open_task(begun, ALONE)
     model = task.build(begun, task.describe())
-    said = " ".join(runs.start_from(begun.model, task, model, verbose=False))
+    said = " ".join(start_from(begun.model, task, model, verbose=False))
     assert "saved: " in said
     assert "saved were normalised otherwise (mean [0.1, 0.2, 0.3], here" in said
     body, theirs = model.backbone.body.model, Run(tmp_path / "thin").weights()
     assert torch.equal(body.conv1.weight, theirs["conv1.weight"])
     (tmp_path / "saved/model.safetensors").unlink()
     with pytest.raises(ValueError, match="is a folder with no run and no model"):
-        runs.start_from(begun.model, task, model, verbose=False)
+        start_from(begun.model, task, model, verbose=False)
 
 
 @pytest.mark.data

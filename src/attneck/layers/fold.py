@@ -5,13 +5,8 @@ Letters: B batch, C channels, H x W map, d head width.
 
 from __future__ import annotations
 
-import gc
-import inspect
-import sys
-import weakref
 from collections import Counter
-from collections.abc import Iterator
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import TypeGuard, TypeVar
 
 import torch
@@ -21,14 +16,12 @@ from attneck.layers.bam import BAM
 from attneck.layers.bare import copied, is_bare, is_own
 from attneck.layers.meta import meta_copy
 from attneck.layers.mhsa import MHSA2d
+from attneck.layers.own_forward import always_fed, calls_of, graph_of, read_by
 
 Module = TypeVar("Module", bound=nn.Module)
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 """What is folded; by its very type, since libraries derive norms with an activation from them."""
-
-MOST = 4
-"""Arguments of a forward beside its first one, of which each may be left out."""
 
 BAM_CALLS = ("forward", "_logits", "channel_attention", "spatial_attention")
 """BAM's methods that its branches are called in."""
@@ -73,35 +66,16 @@ def fold(model: Module) -> Module:
                 if isinstance(sequence, nn.Sequential):
                     _fold_sequence(sequence, places)
     traced = meta_copy(model)  # a forward may count, or keep what it sees
-    graphs = {}
-    for name, parent in folded.named_modules():
-        if (graph := _graph(traced.get_submodule(name))) is not None:
-            graphs[parent] = graph
-    read = {id(module) for parent, graph in graphs.items() for module in _read(parent, graph)}
-    called: set[nn.Module] = {folded}
-    calls = {}
-    for parent, graph in graphs.items():
-        # A plain Sequential that nobody is seen to call may be looped over, its results seen one by one.
-        if parent in called or type(parent) is not nn.Sequential:
-            called.update(_calls(parent, graph, set()).values())
-            calls[parent] = _calls(parent, graph, read)
-    paths = {module: name for name, module in folded.named_modules()}
+    calls = _calls(folded, traced)
     uses = Counter(id(module) for nodes in calls.values() for module in nodes.values())
+    paths = {module: name for name, module in folded.named_modules()}
     for parent, nodes in calls.items():
-        found = []
-        for node, layer in nodes.items():
-            after = [*node.users]
-            norm = nodes.get(after[0]) if len(after) == 1 else None
-            if norm is None or is_bare(norm, nn.BatchNorm1d):  # which takes the rows of a map for channels
-                continue
-            if _foldable(norm) and _takes_a_norm(layer):
-                found.append((layer, norm, (str(node.target), str(after[0].target))))
-        always = _always(traced.get_submodule(paths[parent])) if found else set()
-        for layer, norm, names in found:
-            if names not in always:
-                continue
+        pairs = _pairs(nodes)
+        always = always_fed(traced.get_submodule(paths[parent])) if pairs else set()
+        for names, (layer, norm) in pairs.items():
             alone = not isinstance(layer, MHSA2d) or places[id(layer.qkv)] == 1
-            if alone and all(places[id(module)] == uses[id(module)] == 1 for module in (layer, norm)):
+            once = all(places[id(module)] == uses[id(module)] == 1 for module in (layer, norm))
+            if names in always and alone and once:
                 _fold_norm(layer, norm)
                 parent.set_submodule(names[1], nn.Identity())
     for module in folded.modules():
@@ -110,110 +84,37 @@ def fold(model: Module) -> Module:
     return folded.eval()
 
 
-class _Shallow(fx.Tracer):
-    """Traces one module's own forward; its children are left as calls, and what it reads of them is seen."""
+def _calls(folded: nn.Module, traced: nn.Module) -> dict[nn.Module, dict[fx.Node, nn.Module]]:
+    """Of each module that can be traced what it calls, by the call's node; none whose weights are read.
 
-    proxy_buffer_attributes = True
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _graph(parent: nn.Module) -> fx.Graph | None:
-    """A module's own forward; None without children, and where it cannot be traced."""
-    if not any(True for _ in parent.children()):
-        return None
-    try:
-        return _Shallow().trace(parent)
-    except Exception:  # control flow on data, or anything else that a tracer does not take
-        return None
-
-
-class _StandIn(fx.Proxy):
-    """For something of a kind that is known, which it says where a forward asks for its type."""
-
-    kind: type
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        asks = str(sys._getframe(1).f_globals.get("__name__"))
-        return fx.Proxy if asks.startswith("torch.") else self.kind  # PyTorch wants to know what it really is
-
-
-class _OneWay(_Shallow):
-    """Traces a forward that is given arguments of these kinds, or None where one is left out."""
-
-    def __init__(self, kinds: dict[str, type | None]) -> None:
-        super().__init__()
-        self.kinds = kinds
-        self.made: dict[fx.Node, weakref.ref[fx.Proxy]] = {}
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        made = _StandIn(node, self)
-        made.kind = (node.op == "placeholder" and self.kinds.get(str(node.target))) or Tensor
-        self.made[node] = weakref.ref(made)
-        return made
-
-    def pairs(self, parent: nn.Module) -> set[tuple[str, str]]:
-        """Of two modules that are called once each, where one's result goes to the other alone, the names."""
-        graph = self.trace(parent, {name: None for name, kind in self.kinds.items() if kind is None})
-        called = Counter(node.target for node in graph.nodes if node.op == "call_module")
-        found = {
-            node: after
-            for node in graph.nodes
-            if called[node.target] == 1 and len(node.users) == 1
-            for after in node.users
-            if after.op == "call_module" and called[after.target] == 1
-        }
-        if any(self.made[node]() is not None for node in found):
-            gc.collect()  # frames of an error that was caught keep results too
-        return {
-            (str(node.target), str(after.target))
-            for node, after in found.items()
-            if self.made[node]() is None  # else somebody keeps the result, and may read it
-        }
-
-
-def _always(parent: nn.Module) -> set[tuple[str, str]]:
-    """The pairs of every way to call a forward: with a tensor or a list first, others given or left out."""
-    given = [*inspect.signature(parent.forward).parameters.values()]
-    others = given[1:]
-    unknown = [
-        not given,
-        "forward" in vars(parent),  # it is no method
-        any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in given),
-        any(one.default not in (one.empty, None) for one in others),  # another value may mean anything
-        len(others) > MOST,
-    ]
-    if any(unknown):
-        return set()
-    ways = product((Tensor, list), *((Tensor, None) for _ in others))
-    names = [one.name for one in given]
-    try:
-        return set.intersection(*(_OneWay(dict(zip(names, way, strict=True))).pairs(parent) for way in ways))
-    except Exception:  # of a way that cannot be traced nothing is known
-        return set()
-
-
-def _read(parent: nn.Module, graph: fx.Graph) -> Iterator[nn.Module]:
-    """The modules whose weights `parent` uses directly, and all that hold them, below `parent`.
-
-    All of its modules, where it uses tensors of which the graph does not say whose they are.
+    traced: a copy of it, whose forwards may be run.
     """
-    for node in graph.nodes:
-        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
-            yield from parent.modules()
-        elif node.op == "get_attr":
-            holders = str(node.target).split(".")[:-1]
-            yield from (parent.get_submodule(".".join(holders[: i + 1])) for i in range(len(holders)))
+    graphs = {}
+    for name, parent in folded.named_modules():
+        if (graph := graph_of(traced.get_submodule(name))) is not None:
+            graphs[parent] = graph
+    read = {module for parent, graph in graphs.items() for module in read_by(parent, graph)}
+    called, found = {folded}, {}
+    for parent, graph in graphs.items():
+        # A plain Sequential that nobody is seen to call may be looped over, its results seen one by one.
+        if parent in called or type(parent) is not nn.Sequential:
+            calls = calls_of(parent, graph)
+            called.update(calls.values())
+            found[parent] = {node: module for node, module in calls.items() if module not in read}
+    return found
 
 
-def _calls(parent: nn.Module, graph: fx.Graph, read: set[int]) -> dict[fx.Node, nn.Module]:
-    """What a module calls of what it holds, by the call's node, without those whose weights are read."""
-    called = {
-        node: parent.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"
-    }
-    return {node: module for node, module in called.items() if id(module) not in read}
+def _pairs(calls: dict[fx.Node, nn.Module]) -> dict[tuple[str, str], tuple[nn.Module, nn.Module]]:
+    """A layer and the norm that alone takes its result, where that can be folded, by their names."""
+    found = {}
+    for node, layer in calls.items():
+        after = [*node.users]
+        norm = calls.get(after[0]) if len(after) == 1 else None
+        if norm is None or is_bare(norm, nn.BatchNorm1d):  # which takes the rows of a map for channels
+            continue
+        if _foldable(norm) and _takes_a_norm(layer):
+            found[str(node.target), str(after[0].target)] = (layer, norm)
+    return found
 
 
 def _takes_a_norm(layer: nn.Module) -> bool:

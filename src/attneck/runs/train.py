@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from attneck.attention.choice import in_same_bits, set_attention
@@ -22,16 +21,13 @@ from attneck.data import loader
 from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of
 from attneck.errors import UserError, say, user_mistakes
-from attneck.files import read_json, write_json
+from attneck.files import write_json
 from attneck.layers import BAM
 from attneck.layers.meta import check_logits
-from attneck.models.origin import is_detector
-from attneck.models.pretrained import check_filled, fetch
-from attneck.models.weights import StaysRandomWarning, read_weights
 from attneck.runs import pictures, snapshots
 from attneck.runs.attention_ways import attention_ways, compiles_passes
 from attneck.runs.copies import check_copies, fingerprints_of
-from attneck.runs.run import Run
+from attneck.runs.first_weights import check_frozen, frozen, start_from
 from attneck.runs.split import write_split
 from attneck.runs.start import SKIPPED, Start, Wish, start
 from attneck.tasks import open_task
@@ -42,7 +38,7 @@ from attneck.training.compiled import check_compiler
 from attneck.training.distributed import World, world
 from attneck.training.environment import operators_in_same_bits
 from attneck.training.optimizer import parameter_groups
-from attneck.training.recipe import TIMM, Model, Recipe
+from attneck.training.recipe import TIMM, Recipe
 from attneck.training.recipe_file import is_run, load_recipe
 from attneck.training.scoring import scored
 
@@ -208,11 +204,11 @@ def _make(recipe: Recipe, everyone: World, resume: bool, verbose: bool) -> _Made
     if not task.finds_objects:
         _check_share(model, recipe, everyone)
     parameter_groups(model, recipe.optimizer)  # refuses layer_decay where there is no order of layers
-    drawn = _frozen(model, recipe)
+    drawn = frozen(model, recipe)
     started: list[str] = []
     if not resume:
         started = start_from(recipe.model, task, model, verbose)
-        _check_frozen(model, drawn)
+        check_frozen(model, drawn)
         if (check := getattr(model, "check_statistics", None)) is not None:  # a detector's
             check()
     return _Made(task, model, facts, decides, fingerprints, started)
@@ -272,74 +268,6 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
     return loader(task.training, batches, recipe.data.workers, task.collate)
 
 
-def start_from(recipe: Model, task: Task, model: nn.Module, verbose: bool) -> list[str]:
-    """Fill the model from the weights that its recipe names, if any; what is to be said of that."""
-    theirs: dict[str, Any] = {}  # the mean and std of the images that the weights know
-    weights: Mapping[str, Tensor]
-    if recipe.pretrained is not None:
-        weights = fetch(recipe.pretrained)
-    elif recipe.weights is not None and (folder := Path(recipe.weights)).is_dir():
-        saved = folder / "model.safetensors"  # by attneck export, timm or the Hub
-        if is_run(folder):
-            run = Run(folder)
-            weights, theirs = run.weights(), run.facts  # the averaged ones where it keeps them
-        elif saved.is_file():
-            weights, theirs = read_weights(str(saved)), _numbers(saved.with_name("config.json"))
-        else:
-            raise ValueError(
-                f"model.weights {folder} is a folder with no run and no model.safetensors: give one that has "
-                "either, or a file"
-            )
-    elif recipe.weights is not None:
-        weights = read_weights(recipe.weights)
-    elif recipe.name.startswith(TIMM) and "." in recipe.name:
-        network, _, tag = recipe.name.removeprefix(TIMM).partition(".")
-        raise ValueError(
-            f"model.name {recipe.name}: {tag!r} names weights, and a model's name says how it is made: give "
-            f"model.name {TIMM}{network} and model.pretrained {network}.{tag}"
-        )
-    elif recipe.name.startswith(TIMM) or recipe.surgery != "none" or task.finds_objects:
-        return ["its weights start at random: give model.pretrained or model.weights for trained ones"]
-    else:
-        return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StaysRandomWarning)  # said below
-        loaded = task.start(model, weights)
-    if recipe.pretrained is not None:
-        check_filled(loaded, recipe.pretrained)
-    said = [f"from {recipe.pretrained or recipe.weights}: {loaded}"]
-    said += [loaded.listing] if verbose and loaded.listing else []
-    said += [f"warning: {loaded.warning}"] if loaded.warning else []
-    return said + _normalised_otherwise(recipe.weights, theirs, task, model)
-
-
-def _numbers(config: Path) -> dict[str, Any]:
-    """The mean and std of images that a saved model's config has, where they are numbers."""
-    known = (read_json(config) or {}).get("pretrained_cfg")
-    return {
-        key: value
-        for key, value in (known if isinstance(known, dict) else {}).items()
-        if key in ("mean", "std") and isinstance(value, list) and {*map(type, value)} <= {int, float}
-    }
-
-
-def _normalised_otherwise(
-    source: str | None, theirs: dict[str, Any], task: Task, model: nn.Module
-) -> list[str]:
-    """A warning where the images that the weights know were normalised by other numbers."""
-    ours = task.describe()
-    if is_detector(model):
-        transform: Any = model.transform
-        ours = {"mean": transform.image_mean, "std": transform.image_std}
-    found = [
-        f"{key} {[round(each, 3) for each in theirs[key]]}, here {[round(each, 3) for each in ours[key]]}"
-        for key in ("mean", "std")
-        if key in theirs and key in ours and [*theirs[key]] != [*ours[key]]
-    ]
-    said = f"warning: the images of {source} were normalised otherwise ({'; '.join(found)})"
-    return [f"{said}: its first steps see other values than its weights know"] if found else []
-
-
 def _check_share(model: nn.Module, recipe: Recipe, everyone: World) -> None:
     """ValueError where BAM's channel branch, whose norm sees means of maps, would learn from one image."""
     share = recipe.batch // (recipe.accumulate * everyone.size)
@@ -353,28 +281,6 @@ def _check_share(model: nn.Module, recipe: Recipe, everyone: World) -> None:
         raise ValueError(
             f"{recipe.model.name}: one image at a time gives BAM's BatchNorm one value a channel, which has "
             "no variance: give a greater batch, or a smaller accumulate"
-        )
-
-
-def _frozen(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
-    """A copy of the weights that the recipe freezes, as they were drawn.
-
-    Raises ValueError where there are no such stages.
-    """
-    if recipe.optimizer.freeze is None:
-        return {}
-    names = layers.frozen_by(model, recipe.optimizer.freeze)
-    return {name: one.detach().clone() for name, one in model.named_parameters() if name in names}
-
-
-def _check_frozen(model: nn.Module, drawn: dict[str, Tensor]) -> None:
-    """ValueError where a frozen weight would stay as it was drawn at random."""
-    now = dict(model.named_parameters())
-    same = [name for name, one in drawn.items() if one.dim() > 1 and torch.equal(one, now[name])]
-    if same:
-        raise ValueError(
-            f"optimizer.freeze keeps {len(same)} weights as they were drawn at random, {same[0]} first: give "
-            "model.weights or model.pretrained, or freeze fewer stages"
         )
 
 
