@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attneck import cli
-from attneck.commands import bench, bench_inference, bench_loop
+from attneck.commands import bench_contest, bench_inference, bench_loop
 from attneck.training import allocator
 
 STEP = ["step", "--size", "32", "--seconds", "0.001"]
@@ -128,12 +128,12 @@ def test_who_finds_no_memory_is_left_out_of_a_row(capsys: pytest.CaptureFixture[
 
         return run
 
-    found = bench._that_fit(["ours", "wide", "other"], call, "forward", "cpu", "80×80, forward")
+    found = bench_contest._that_fit(["ours", "wide", "other"], call, "forward", "cpu", "80×80, forward")
     assert [*found] == ["ours", "other"]
     assert capsys.readouterr().err == "attneck: 80×80, forward: wide does not fit\n"
     for names in (["ours", "broken"], ["wide", "other"]):  # what is no lack of memory, and our own
         with pytest.raises(RuntimeError):
-            bench._that_fit(names, call, "forward", "cpu", "")
+            bench_contest._that_fit(names, call, "forward", "cpu", "")
 
 
 def test_the_table_has_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
