@@ -39,7 +39,7 @@ MAY = {
     "studies": {"data", "explain", "layers", "measure", "papers", "runs", "tasks", "training"},
     "hub": {"explain", "layers", "models", "runs", "surgery", "tasks", "training"},
     "export": {"detection", "layers", "models", "runs", "seal"},
-    "serve": {"data", "explain", "layers", "tasks"},
+    "serve": {"data", "detection", "explain", "layers", "tasks"},
     "commands": {
         "attention",
         "data",

@@ -1,5 +1,6 @@
 """A detector whose numbers overflow finds nothing, by torchvision's rules: that is said, not scored."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,11 @@ from torch import nn
 from torchvision.models.detection import retinanet_resnet50_fpn, ssdlite320_mobilenet_v3_large
 
 import attneck
+from attneck import cli
+from attneck.commands.given_model import viewer
 from attneck.errors import NotFinite
+from attneck.serve.gallery import Gallery, Refused
+from attneck.serve.network import Network
 from attneck.tasks.detection import Detection
 
 FACTS = {"classes": [f"c{i}" for i in range(10)], "category_ids": list(range(1, 11))}
@@ -66,3 +71,30 @@ def test_no_score_rests_on_what_overflows(name: str) -> None:
         next(parameter for parameter in model.backbone.parameters() if parameter.ndim == 4).fill_(torch.inf)
     with pytest.raises(NotFinite, match="6 of 6 images"):
         attneck.evaluate(model, data="shapes", size=6)
+
+
+def test_what_looks_at_a_photo_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`attneck look` and its page, of a detector and of a classifier."""
+    found: Any = detector("maskrcnn_botnet26_thin")
+    found.pretrained_cfg = {"label_names": ("background", *FACTS["classes"])}
+    named = attneck.create_model("cifar_resnet20_bam", num_classes=3, image_size=32).eval()
+    named.pretrained_cfg = {"label_names": ("a", "b", "c")}
+    with torch.no_grad():
+        for weight in found.rpn.head.parameters():
+            weight.fill_(3e38)
+        named.fc.weight.fill_(3e38)
+    Image.effect_noise((96, 96), 90).save(photo := tmp_path / "photo.png")
+    for model, said in ((found, "scores or boxes"), (named, "logits")):
+        file = tmp_path / f"{said}.safetensors"
+        attneck.hub.save(model, file)
+        for way in ("--save", "--html"):
+            out = tmp_path / ("out.png" if way == "--save" else "out.html")
+            assert cli.main(["look", str(file), str(photo), way, str(out)]) == 2
+            assert f"an image has {said} that are not finite" in capsys.readouterr().err
+            assert not out.exists()
+        gallery = Gallery([Network(viewer(str(file), None), "net")])
+        key = gallery.add(photo.read_bytes())["image"]
+        with pytest.raises(Refused, match=f"net: an image has {said} that are not finite") as refused:
+            gallery.look(key, 0)
+        assert refused.value.status == 422
+        gallery.close()

@@ -11,6 +11,7 @@ from PIL import Image
 from small_page import FACTS, random
 
 from attneck import cli
+from attneck.errors import NotFinite
 from attneck.explain import maps
 from attneck.layers import BAM
 from attneck.serve import alone as standing
@@ -64,13 +65,13 @@ def test_a_large_photo_is_made_smaller_in_it(network):
     assert (image["width"], image["height"]) == (2048, 512)
 
 
-def test_weights_that_are_no_numbers_break_nothing(photo):
+def test_weights_that_are_no_numbers_make_no_page(photo):
     model = random()
     with torch.no_grad():
         model.stem.weight.fill_(float("nan"))
     broken = Network(Viewer("broken", True, model, FACTS, False), "broken")
-    found = told(standing.alone(photo, "photo.png", [broken]))  # NaN would be no JSON
-    assert found["looks"][0]["predictions"]
+    with pytest.raises(NotFinite, match="logits that are not finite: its weights are broken"):
+        standing.alone(photo, "photo.png", [broken])
 
 
 def test_a_network_without_attention_has_predictions(photo):

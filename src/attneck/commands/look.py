@@ -228,7 +228,8 @@ def _look(seer: Viewer, photo: Image.Image, cam: bool, layers: Sequence[str]) ->
     from attneck.explain.looking import Look
 
     image = seer.prepared(photo)
-    found = _chosen(_maps(seer, image, cam), layers, seer.title)
+    with seer.checked():
+        found = _chosen(_maps(seer, image, cam), layers, seer.title)
     height, width = found.seen  # of a detector's padded batch the photo's part
     lines = [f"The model sees the framed part, as {width}\u00a0×\u00a0{height} pixels."]
     if not seer.trained:

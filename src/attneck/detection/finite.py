@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attneck.errors import OVERFLOW, NotFinite
+
 HEADS = ("rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor", "head")
 """Where torchvision's detectors, and those of this package, have the layers that answer."""
 
@@ -31,6 +33,15 @@ def finite_heads(model: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def finite(model: nn.Module) -> Iterator[None]:
+    """Raises NotFinite at the end where a detector's heads, run within, say what is not finite."""
+    with finite_heads(model) as heads:
+        yield
+    if not all_finite(heads):
+        raise NotFinite(f"an image has scores or boxes that are not finite: {OVERFLOW}")
 
 
 def all_finite(seen: list[Tensor]) -> bool:

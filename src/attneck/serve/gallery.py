@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from attneck.errors import NotFinite
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -110,7 +112,10 @@ class Gallery:
                 held.seen[model] = self._networks[model].see(held.image)
             return held.seen[model]
 
-        return held.seen.get(model) or self._done(see)
+        try:
+            return held.seen.get(model) or self._done(see)
+        except NotFinite as error:
+            raise Refused(422, f"{self._networks[model].name}: {error}") from None
 
     def _done(self, work: Callable[[], T]) -> T:
         return self._worker.submit(work).result()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from math import isnan
 from typing import Any
 
 import numpy as np
@@ -124,9 +123,9 @@ def _text(data: bytes) -> str:
 
 
 def classes_of(logits: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The likeliest; logits [classes]."""
+    """The likeliest; logits [classes]. Raises NotFinite for logits that are not."""
     found = likeliest(logits, classes, CLASSES)
-    return [{"category": name, "score": 0.0 if isnan(score) else score} for name, score in found]
+    return [{"category": name, "score": score} for name, score in found]
 
 
 def objects_of(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from attneck.detection.finite import finite
 from attneck.explain import maps
 from attneck.explain.photo import Window, centred, fitted
 from attneck.layers import BAM, MHSA2d
@@ -51,6 +53,11 @@ class Viewer:
             return Detection.predict(self.network, photo, self.facts, min_score)
         return Classification.predict(self.network, photo, self.facts, min_score, top_k or 5)
 
+    def checked(self) -> AbstractContextManager[None]:
+        """Raises NotFinite where a detector's heads, run within, say what is not finite; logits are checked
+        where classes are made of them."""
+        return finite(self.network) if self.detects else nullcontext()
+
     def window(self, photo: tuple[int, int], found: Maps | None) -> Window:
         """What the network sees of a photo of (width, height), and where its maps lie, if it has any."""
         if not self.detects:
@@ -75,16 +82,20 @@ class Network:
         }
 
     def see(self, image: Image.Image) -> Look:
-        """Run it on an image of any size. A network without our layers has predictions alone."""
+        """Run it on an image of any size. A network without our layers has predictions alone.
+
+        Raises NotFinite where what it says is not.
+        """
         viewer, size = self.viewer, image.size
         pixels = viewer.prepared(image)  # [3, H, W]
         found = None
-        if any(isinstance(layer, BAM | MHSA2d) for layer in viewer.network.modules()):
-            found = maps(viewer.network, pixels)
-            output = found.output
-        else:
-            with torch.no_grad():
-                output = viewer.network([pixels] if viewer.detects else pixels[None])[0]
+        with viewer.checked():
+            if any(isinstance(layer, BAM | MHSA2d) for layer in viewer.network.modules()):
+                found = maps(viewer.network, pixels)
+                output = found.output
+            else:
+                with torch.no_grad():
+                    output = viewer.network([pixels] if viewer.detects else pixels[None])[0]
         left, top, right, bottom = viewer.window(size, found).box
         box = (left / size[0], top / size[1], (right - left) / size[0], (bottom - top) / size[1])
         names = viewer.facts["classes"]

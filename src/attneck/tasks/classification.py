@@ -208,8 +208,6 @@ class Classification:
         pixels = Classification.prepared(image, facts)[None]  # [1, 3, H, W]
         device = next(model.parameters()).device
         logits = model(pixels.to(device))[0]
-        if not logits.isfinite().all():
-            raise NotFinite(f"an image has logits that are not finite: {OVERFLOW}")
         found = likeliest(logits, facts["classes"], top_k)
         return [{"category": name, "score": score} for name, score in found if score >= min_score]
 
@@ -284,7 +282,12 @@ def _said(one: Evaluation) -> str:
 
 
 def likeliest(logits: Tensor, classes: Sequence[str], most: int) -> list[tuple[str, float]]:
-    """The names of the likeliest classes, `most` at most, with their probability; logits [classes]."""
+    """The names of the likeliest classes, `most` at most, with their probability; logits [classes].
+
+    Raises NotFinite for logits that are not.
+    """
+    if not logits.isfinite().all():
+        raise NotFinite(f"an image has logits that are not finite: {OVERFLOW}")
     scores, labels = logits.float().softmax(0).topk(min(most, len(logits)))
     return [
         (class_name(classes, label), score)

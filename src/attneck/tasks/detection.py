@@ -23,7 +23,7 @@ from attneck.data.detection import (
 )
 from attneck.data.sampling import EvalBatches, spread
 from attneck.data.table import SETS, Rule
-from attneck.detection.finite import all_finite, finite_heads
+from attneck.detection.finite import all_finite, finite, finite_heads
 from attneck.detection.metrics import Detections, coco_evaluators, coco_stats, voc_scores
 from attneck.detection.precision_recall import Curve, coco_curves, voc_curves
 from attneck.detection.results import to_coco_detections
@@ -266,10 +266,8 @@ class Detection:
         Raises NotFinite for scores or boxes that are not, before the detector drops them.
         """
         pixels = Detection.prepared(image, facts).to(next(model.parameters()).device)  # [3, H, W]
-        with finite_heads(model) as heads:
+        with finite(model):
             outputs = model([pixels])
-        if not all_finite(heads):
-            raise NotFinite(f"an image has scores or boxes that are not finite: {OVERFLOW}")
         rows = to_coco_detections(outputs, [{"image_id": torch.tensor(0)}], facts["category_ids"], min_score)
         labels = {number: label for label, number in enumerate(facts["category_ids"])}
         return [row | {"category": class_name(facts["classes"], labels[row["category_id"]])} for row in rows]
