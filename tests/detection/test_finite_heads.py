@@ -78,7 +78,7 @@ def test_what_looks_at_a_photo_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     found: Any = detector("maskrcnn_botnet26_thin")
     found.pretrained_cfg = {"label_names": ("background", *FACTS["classes"])}
     named = attneck.create_model("cifar_resnet20_bam", num_classes=3, image_size=32).eval()
-    named.pretrained_cfg = {"label_names": ("a", "b", "c")}
+    named.pretrained_cfg = {"label_names": ("a", "b", "c"), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with torch.no_grad():
         for weight in found.rpn.head.parameters():
             weight.fill_(3e38)
