@@ -186,6 +186,14 @@ def test_classes_are_counted_in_its_answer(photos: Path) -> None:
     assert scores["loss"] == pytest.approx(np.log(7))
 
 
+def test_no_memory_left_is_no_fault_of_the_images_size(photos: Path) -> None:
+    def full(x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        attneck.evaluate(answering(full), root=photos)
+
+
 def test_images_are_resized_as_timm_does_where_nothing_is_said(photos: Path) -> None:
     model = network(crop_pct=0.9)
     model.pretrained_cfg = {key: model.pretrained_cfg[key] for key in ("input_size", "mean", "std")}
