@@ -316,7 +316,7 @@ def test_seconds_of_one_machine_never_stand_for_those_of_another(trained: Path, 
 
 
 def test_seconds_of_a_run_that_was_resumed_are_of_the_steps_since(trained: Path, tmp_path: Path) -> None:
-    """Its last record's began anew with its last step; all steps took two seconds, and three with the other seed."""
+    """Its last record's began anew with its last step; all steps took two seconds, or three."""
     copied = tmp_path / "study"
     shutil.copytree(trained, copied)
     for seed in (0, 1):
@@ -491,6 +491,16 @@ def test_less_loss_is_better() -> None:
     assert just.images_to(0.5) == just.images_to(0.5, less_is_better=True) == {0: 10}
     better = study(threshold=0.5)
     assert report.overview(better, rows)[1][1][1] == "0.40 ± 0.01 (3)"
+
+
+def test_what_all_runs_have_in_common_is_said_once() -> None:
+    rows = [
+        Row("same", "plain", recipe={"epochs": 2, "model.options.se": False, "seen": 1}),
+        Row("same", "se", recipe={"epochs": 2, "model.options.se": True}),
+    ]
+    document: Any = report.document(report.Results(study(), "tiny", rows, 0))
+    assert document["recipe"] == {"epochs": 2}
+    assert document["rows"][0]["recipe"] == {"model.options.se": False, "seen": 1}
 
 
 def test_pairs_of_two_machines_are_said() -> None:
