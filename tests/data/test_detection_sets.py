@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from attneck.data import TrainBatches, loader
+from attneck.data.augment.geometry import Sample
 from attneck.data.detection import open_detection
 from attneck.data.drawn import shapes
 from attneck.data.drawn.scenes import MOST
@@ -148,6 +149,29 @@ def test_scale_jitter_draws_from_the_whole_range(coco: Path) -> None:
     assert 19 < min(sides) < 25
     assert 85 < max(sides) < 91.5
     assert 48 < np.mean(sides) < 62
+
+
+def test_scale_jitter_s_draws_are_even_and_apart(coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is mirrored, the factor, and what is cut at the top and at the left; and what then stays."""
+    drawn, mirrored = [], []
+
+    def cut(sample: Sample, side: int, factor: float, corner: tuple[float, float]) -> Sample:
+        drawn.append((factor, *corner))
+        boxes = np.array([[0, 0, 1, 1], [0, 0, 0.9, 5], [0, 0, 1.5, 1.5]], np.float32)
+        return Sample(sample.image, boxes, np.ones((3, *sample.image.shape[:2]), np.uint8), np.zeros(3, int))
+
+    monkeypatch.setattr("attneck.data.detection.resize_crop_pad", cut)
+    monkeypatch.setattr("attneck.data.detection.mirror", lambda sample: mirrored.append(1) or sample)
+    dataset = open_detection("coco", "train", root=coco, augment="scale_jitter", jitter=(0.5, 2.0))
+    for epoch in range(500):
+        _, target = dataset[epoch, 0]
+        assert target["boxes"].tolist() == [[0, 0, 1, 1], [0, 0, 1.5, 1.5]]  # a pixel or more each way
+    table = np.array(drawn)
+    np.testing.assert_allclose(table.min(axis=0), [0.5, 0, 0], atol=0.02)
+    np.testing.assert_allclose(table.max(axis=0), [2, 1, 1], atol=0.02)
+    np.testing.assert_allclose(table.mean(axis=0), [1.25, 0.5, 0.5], rtol=0.05)
+    assert np.abs(np.corrcoef(table.T) - np.eye(3)).max() < 0.1
+    assert 225 < len(mirrored) < 275
 
 
 def test_coco_trains_without_crowds_and_boxes_of_no_size(coco: Path) -> None:

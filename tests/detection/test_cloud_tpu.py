@@ -45,6 +45,9 @@ def test_the_pyramid_has_biases_a_norm_a_map_and_a_strided_p6() -> None:
     last = fpn.fpn.extra_blocks
     assert len(last.norms) == 5
     assert {(norm.eps, norm.momentum) for norm in last.norms} == {(1e-4, 0.003)}
+    assert not last.p6.bias.any()
+    bound = (3 / (9 * 8)) ** 0.5  # torchvision's pyramid has the same
+    assert 0.9 * bound < float(last.p6.weight.detach().abs().max()) <= bound
     for norm in last.norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.running_mean, -1, 1)
@@ -157,6 +160,7 @@ def test_it_trains_with_the_loss_of_the_regions_that_it_sampled() -> None:
     silent = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert silent == []
     assert not hasattr(model.roi_heads, "_sampled")
+    assert len(model.roi_heads.box_predictor._forward_hooks) == 1  # the one above
     del model.roi_heads.select_training_samples
     nothing = {
         "boxes": torch.zeros(0, 4),

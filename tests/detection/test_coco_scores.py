@@ -13,7 +13,8 @@ from pycocotools import mask as reference_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from attneck.detection.metrics import COCO_SCORES, coco_scores
+from attneck.detection.metrics import COCO_SCORES, coco_evaluators, coco_scores
+from attneck.detection.precision_recall import COLUMNS, coco_curves
 
 
 def reference(truth: dict[str, Any], detections: list[dict[str, Any]], kind: str) -> list[float]:
@@ -112,6 +113,27 @@ def test_scores_are_pycocotools(options: dict[str, Any]) -> None:
         np.testing.assert_allclose(list(scores[kind].values()), wanted, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_a_class_s_curve_is_that_of_its_scores(kind: str) -> None:
+    """The mean of its precisions is AP50; of a class without objects they are 0."""
+    truth, detections = drawn(3)
+    curves = coco_curves(truth, coco_evaluators(truth, detections, [kind]))[COLUMNS[kind]]
+    for row, curve in zip(truth["categories"], curves, strict=True):
+        objects, found = (
+            [each for each in rows if each["category_id"] == row["id"]]
+            for rows in (truth["annotations"], detections)
+        )
+        scores = coco_scores(truth | {"annotations": objects}, found, [kind])[kind]
+        assert curve.name == row["name"]
+        assert curve.objects == sum(not each["iscrowd"] for each in objects)
+        assert curve.ap == pytest.approx(scores["AP"], abs=1e-9)
+        assert curve.precision.mean() == pytest.approx(max(0, scores["AP50"]), abs=1e-9)
+        np.testing.assert_allclose(curve.recall, np.arange(101) / 100)
+    assert (
+        [curve.objects > 0 for curve in curves] == [curve.ap > 0 for curve in curves] == [True, True, False]
+    )
+
+
 def test_ids_of_annotations_do_not_matter() -> None:
     truth, detections = drawn(1)
     shifted = [annotation | {"id": annotation["id"] - 1} for annotation in truth["annotations"]]
@@ -136,6 +158,7 @@ def test_an_image_of_polygons_and_unpacked_runs() -> None:
         ({"category_id": 4}, r"category_id 4, which is none of the ground truth's 3"),
         ({"score": float("nan")}, r"image 10 has score nan: give a finite number"),
         ({"score": "0.5"}, r"has score '0.5'"),
+        ({"bbox": [1, 2, 3, float("nan")]}, r"has bbox \[1, 2, 3, nan\]: give x, y, width and height"),
         ({"bbox": [1, 2, 3]}, r"has bbox \[1, 2, 3\]: give x, y, width and height"),
         (
             {"segmentation": {"size": [3, 4], "counts": "<"}},

@@ -74,6 +74,56 @@ def test_the_best_come_first_and_figures_are_short() -> None:
     assert to_coco_detections([nothing | {"masks": torch.zeros(0, 1, 8, 8)}], [target], (1,)) == []
 
 
+def test_each_side_has_its_own_ratio() -> None:
+    """An image that was squeezed: what fills a box of its input fills that of the file, pixel by pixel."""
+    target = {"image_id": torch.tensor(1), "orig_size": torch.tensor([8, 40]), "size": torch.tensor([16, 10])}
+    masks, wanted = torch.zeros(1, 1, 16, 10), np.zeros((8, 40))
+    masks[..., 4:12, 1:3], wanted[2:6, 4:12] = 1, 1
+    output = {
+        "boxes": torch.tensor([[1.0, 4, 3, 12]]),
+        "labels": torch.tensor([1]),
+        "scores": torch.ones(1),
+        "masks": masks,
+    }
+    (found,) = to_coco_detections([output], [target], (1,))
+    assert found["bbox"] == [4, 2, 8, 4]
+    np.testing.assert_array_equal(rle.decode(found["segmentation"]), wanted)
+
+
+def test_bounds_belong_to_what_is_kept() -> None:
+    """A score of just the least one, and a pixel of just 0.5."""
+    output = {
+        "boxes": torch.tensor([[0.0, 0, 2, 1]]),
+        "labels": torch.tensor([1]),
+        "scores": torch.tensor([0.25]),
+        "masks": torch.tensor([[[[0.5, 0.49]]]]),
+    }
+    (found,) = to_coco_detections([output], [{"image_id": torch.tensor(1)}], (1,), min_score=0.25)
+    assert rle.decode(found["segmentation"]).tolist() == [[1, 0]]
+
+
+def test_equal_scores_stay_in_order() -> None:
+    boxes = torch.arange(100.0)[:, None] + torch.tensor([0, 0, 1, 1])
+    output = {"boxes": boxes, "labels": torch.ones(100).long(), "scores": torch.full((100,), 0.5)}
+    found = to_coco_detections([output], [{"image_id": torch.tensor(1)}], (1,))
+    assert [row["bbox"][0] for row in found] == [*range(100)]
+
+
+def test_a_width_is_as_exact_as_its_corners() -> None:
+    """Of bfloat16, which has 0.75, 100.5 and no 99.75; at the image's own size and at another."""
+    output = {
+        "boxes": torch.tensor([[0.75, 1, 100.5, 2]], dtype=torch.bfloat16),
+        "labels": torch.tensor([1]),
+        "scores": torch.ones(1),
+    }
+    target = {"image_id": torch.tensor(1)}
+    (found,) = to_coco_detections([output], [target], (1,))
+    assert found["bbox"] == [0.75, 1, 99.75, 1]
+    target |= {"orig_size": torch.tensor([30, 1030]), "size": torch.tensor([10, 110])}
+    (found,) = to_coco_detections([output], [target], (1,))
+    assert found["bbox"] == pytest.approx([0.75 * 1030 / 110, 3, 99.75 * 1030 / 110, 3], abs=0.01)
+
+
 @pytest.mark.parametrize("size", [(6, 8), (3, 4), (12, 16)])
 def test_padding_belongs_to_no_object(size: tuple[int, int]) -> None:
     """A mask over the whole square, and a box over its edge, are those of the whole image."""

@@ -2,11 +2,21 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
-from attneck.detection.heads import Anchors, MaskRoIAlign, RoIAlign, RPNHead
+from attneck.detection.heads import (
+    Anchors,
+    BoxPredictor,
+    MaskPredictor,
+    MaskRoIAlign,
+    PlainMaskPredictor,
+    PlainRPNHead,
+    RoIAlign,
+    RPNHead,
+)
 
 C, SIDE, STRIDES = 8, 256, (4, 8, 16, 32, 64)
 
@@ -70,6 +80,32 @@ def test_levels_share_convolutions_and_not_statistics():
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("head", "shape"),
+    [
+        (RPNHead(C, 3, convs=1, levels=1), None),
+        (PlainRPNHead(C, 3), None),
+        (BoxPredictor(C, 5), (2, C)),
+        (MaskPredictor(C, 5), (2, C, 14, 14)),
+        (PlainMaskPredictor(C, C, 5), (2, C, 14, 14)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_logits_and_offsets_are_float32_in_bfloat16(head, shape):
+    given = [torch.rand(1, C, 4, 4)] if shape is None else torch.rand(shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = tree_leaves(head(given))
+    assert [each.dtype for each in found] == [torch.float32] * len(found)
+
+
+def test_a_mask_s_last_layers_begin_as_torchvisions():
+    """He's initialisation by what a layer gives, and no offset."""
+    torch.manual_seed(0)
+    logits = MaskPredictor(64, 1000).mask_fcn_logits
+    assert float(logits.weight.detach().std()) == pytest.approx((2 / 1000) ** 0.5, rel=0.05)
+    assert not logits.bias.any()
+
+
 @pytest.mark.parametrize("first", [(SIDE, SIDE), (SIDE // 3, SIDE), (SIDE, SIDE // 3), (9, 9)])
 def test_regions_lie_where_they_do_whatever_images_came_first(first):
     """Also after images that fill a small part of the canvas, of which torchvision infers other scales."""
@@ -83,16 +119,16 @@ def test_regions_lie_where_they_do_whatever_images_came_first(first):
 
 def test_the_second_of_two_maps_of_one_stride_has_the_regions_twice_as_large():
     """c5 of BoTNet-S1 is as fine as its c4, and p5's regions are the same as where it is not."""
-    sides = (56, 112, 224, 448)  # pixels; by FPN's equation 1, p2 to p5
+    sides = (56, 112, 224, 448, 1000)  # pixels; by FPN's equation 1, p2 to p6, of which there is no map
     boxes = [torch.tensor([[0.0, 0, side, side] for side in sides])]
-    maps = {name: torch.full((1, 1, 512 // s, 512 // s), float(s + int(name))) for name, s in S1.items()}
-    cut = RoIAlign(list(S1), 7, list(S1.values()))(maps, boxes, [(512, 512)])
-    assert cut[:, 0, 3, 3].tolist() == [4.0, 9.0, 18.0, 19.0]
+    maps = {name: torch.full((1, 1, 1024 // s, 1024 // s), float(s + int(name))) for name, s in S1.items()}
+    cut = RoIAlign(list(S1), 7, list(S1.values()))(maps, boxes, [(1024, 1024)])
+    assert cut[:, 0, 3, 3].tolist() == [4.0, 9.0, 18.0, 19.0, 19.0]
 
 
 def test_regions_are_torchvisions_where_there_are_any():
     maps = dict(zip("0123", maps_of(), strict=False))
-    sizes = [(SIDE, SIDE)] * 2
+    sizes = [(SIDE, SIDE // 2), (SIDE, SIDE)]
     boxes = [torch.tensor([[10.0, 10, 50, 90]]), torch.zeros(0, 4)]
     ours, theirs = MaskRoIAlign(list("0123"), 14, [4, 8, 16, 32]), MultiScaleRoIAlign(list("0123"), 14, 2)
     torch.testing.assert_close(ours(maps, boxes, sizes), theirs(maps, boxes, sizes), rtol=0, atol=0)
@@ -100,6 +136,6 @@ def test_regions_are_torchvisions_where_there_are_any():
     none = [torch.zeros(0, 4)] * 2
     assert ours.eval()(maps, none, sizes).shape == (0, C, 14, 14)
     one = ours.train()(maps, none, sizes)
-    whole = [torch.tensor([[0.0, 0, SIDE, SIDE]]), torch.zeros(0, 4)]
+    whole = [torch.tensor([[0.0, 0, SIDE // 2, SIDE]]), torch.zeros(0, 4)]
     torch.testing.assert_close(one, theirs(maps, whole, sizes), rtol=0, atol=0)
     assert [len(of_image) for of_image in none] == [0, 0]

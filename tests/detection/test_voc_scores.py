@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attneck.detection.metrics import voc_scores
+from attneck.detection.precision_recall import voc_curves
 
 Row = dict[str, Any]
 
@@ -63,6 +64,18 @@ def test_by_hand(detections: list[Row], eleven: float, area: float) -> None:
     truth = truth_of([{"bbox": A}, {"bbox": B}])
     assert voc_scores(truth, detections)[0] == pytest.approx(eleven, abs=1e-12)
     assert voc_scores(truth, detections, "area")[0] == pytest.approx(area, abs=1e-12)
+
+
+def test_curves_by_hand() -> None:
+    """Right, wrong, right; of a class without objects what was found is all wrong; of one nothing is."""
+    truth = truth_of([{"bbox": A}, {"bbox": B}, {"bbox": C, "difficult": 1}], names=("cat", "dog", "emu"))
+    detections = found(A, C, FAR, B) + found(A, category_id=2)
+    for rule in ("11-point", "area"):
+        (curves,) = voc_curves(truth, detections, rule).values()
+        assert {curve.name: curve.ap for curve in curves} == voc_scores(truth, detections, rule)[1]  # type: ignore[arg-type]
+        assert [curve.objects for curve in curves] == [2, 0, 0]
+        assert [curve.recall.tolist() for curve in curves] == [[0.5, 0.5, 1], [0], []]
+        assert [curve.precision.tolist() for curve in curves] == [[1, 0.5, 2 / 3], [0], []]
 
 
 def test_an_unknown_rule_is_refused() -> None:

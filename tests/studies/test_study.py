@@ -13,6 +13,7 @@ import threading
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from attneck.runs.train import train
 from attneck.studies import jobs, report
 from attneck.studies.jobs import log_of, progress, run_all
 from attneck.studies.results import Row, collect
-from attneck.studies.statistics import difference, spread
+from attneck.studies.statistics import Difference, difference, spread
 from attneck.studies.study import Study, cells, load_study, shipped_studies
 from attneck.tasks import task_of
 from attneck.tasks.classification import build_classifier
@@ -322,7 +323,7 @@ def test_seconds_of_one_machine_never_stand_for_those_of_another(trained: Path, 
 
 
 def test_seconds_of_a_run_that_was_resumed_are_of_the_steps_since(trained: Path, tmp_path: Path) -> None:
-    """Its last record's began anew with its last step; all steps took two seconds."""
+    """Its last record's began anew with its last step; all steps took two seconds, or three."""
     copied = tmp_path / "study"
     shutil.copytree(trained, copied)
     for seed in (0, 1):
@@ -334,8 +335,8 @@ def test_seconds_of_a_run_that_was_resumed_are_of_the_steps_since(trained: Path,
         ends = [0, *(one["step"] for one in records)]
         steps = [end - begin for begin, end in pairwise(ends)]
         for record, count in zip(records, steps, strict=True):
-            record["seconds"] = 2.0 * count
-        last["seconds"] = 2.0
+            record["seconds"] = (2.0 + seed) * count
+        last["seconds"] = 2.0 + seed
         environment = json.loads((folder / "environment.json").read_text())
         environment["starts"].append(environment["starts"][0] | {"step": last["step"] - 1})
         (folder / "environment.json").write_text(json.dumps(environment))
@@ -343,6 +344,16 @@ def test_seconds_of_a_run_that_was_resumed_are_of_the_steps_since(trained: Path,
     one = study()
     row = collect(one, cells(one, copied))[0]
     assert row.seconds == {processor_name(): pytest.approx(2.0 * an_epoch)}
+
+
+def test_the_averaged_weights_score_counts_where_there_is_one(trained: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "study"
+    shutil.copytree(trained, copied)
+    file = copied / "same/plain/seed-0/metrics.jsonl"
+    records = [json.loads(line) | {"ema_top1": 12.5} for line in file.read_text().splitlines()]
+    file.write_text("".join(f"{json.dumps(one)}\n" for one in records))
+    row = collect(study(), cells(study(), copied))[0]
+    assert row.scores[0] == row.curves[0][-1][1] == 12.5
 
 
 def test_a_run_of_another_recipe_is_no_part_of_it(trained: Path) -> None:
@@ -409,12 +420,34 @@ def test_the_interval_is_the_paired_t_test_s() -> None:
     assert difference({0: 10, 1: 11}, {0: 0, 1: 0.9}).verdict() == "higher by 10.05"
     assert difference({0: 0, 1: 0.9}, {0: 10, 1: 11}).verdict() == "lower by 10.05"
     assert difference({0: 1}, {0: 0}).verdict() == "one seed says nothing"
-    alike = difference({0: 70.3, 1: 80.3, 2: 60.1}, {0: 70.1, 1: 80.1, 2: 59.9})  # to rounding
+    alike = difference({0: 70.3, 1: 80.3, 2: 10.3}, {0: 70.1, 1: 80.1, 2: 10.1})  # to rounding
     assert (alike.interval, alike.verdict()) == (None, "the same difference each time")
     assert difference({0: 1}, {1: 0}) is None
     assert spread({3: 5.0}).std is None
     assert spread({0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)
     assert Row("", "x").spread is None
+
+
+@pytest.mark.parametrize(
+    ("interval", "above", "below", "said"),
+    [
+        ((1.0, 2.0), True, False, "higher by 1.50"),
+        ((-2.0, -1.0), False, True, "lower by 1.50"),
+        ((-1.0, 4.0), False, False, "no difference that counts"),
+        ((-4.0, 1.0), False, False, "no difference that counts"),
+        ((0.0, 3.0), False, False, "no difference that counts"),
+        ((-3.0, 0.0), False, False, "no difference that counts"),
+    ],
+)
+def test_what_counts_lies_on_one_side_of_0(interval: Any, above: bool, below: bool, said: str) -> None:
+    found = Difference(3, sum(interval) / 2, interval)
+    assert (found.surely(), found.surely(lower=True), found.verdict()) == (above, below, said)
+
+
+def test_two_seeds_of_one_difference_are_alike() -> None:
+    assert difference({0: 2, 1: 3}, {0: 1, 1: 2}).verdict() == "the same difference each time"
+    assert difference({0: 2, 1: 3}, {0: 2, 1: 3}).verdict() == "no difference"
+    assert difference({0: 0.3, 1: 1}, {0: 0.1 + 0.2, 1: 1}).interval is None  # 0 to rounding
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -461,8 +494,20 @@ def test_less_loss_is_better() -> None:
     laid = dict(zip(*report.table(losses, rows)[:1], report.table(losses, rows)[1][1], strict=True))
     assert laid["difference to plain [95 %]"].startswith("-0.5000 [-0.5")
     assert laid["verdict"] == "lower by 0.5000"
+    just = Row("same", "se", {}, {0: [(10, 0.5)]})
+    assert just.images_to(0.5) == just.images_to(0.5, less_is_better=True) == {0: 10}
     better = study(threshold=0.5)
     assert report.overview(better, rows)[1][1][1] == "0.40 ± 0.01 (3)"
+
+
+def test_what_all_runs_have_in_common_is_said_once() -> None:
+    rows = [
+        Row("same", "plain", recipe={"epochs": 2, "model.options.se": False, "seen": 1}),
+        Row("same", "se", recipe={"epochs": 2, "model.options.se": True}),
+    ]
+    document: Any = report.document(report.Results(study(), "tiny", rows, 0))
+    assert document["recipe"] == {"epochs": 2}
+    assert document["rows"][0]["recipe"] == {"model.options.se": False, "seen": 1}
 
 
 def test_pairs_of_two_machines_are_said() -> None:

@@ -125,12 +125,21 @@ def _in_parallel(model: nn.Module, root: Path) -> dict[str, float]:
         torch.distributed.destroy_process_group()
 
 
+def _counted(program: Any, model: nn.Module, root: Path) -> tuple[dict[str, float], int]:
+    """What it gives, and how many images this process's network saw."""
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    return program(model, root), sum(seen)
+
+
 @pytest.mark.parametrize("program", [_scores, _in_a_group])
 def test_processes_share_the_images(program: Any, photos: Path) -> None:
     model = network(label_names=CLASSES)
     alone = _scores(model, photos)
-    first, second = as_ranks(program, model, photos)
+    ranks = as_ranks(_counted, program, model, photos)
+    first, second = (scores for scores, _ in ranks)
     assert first == second == pytest.approx(alone, rel=1e-5)
+    assert sum(count for _, count in ranks) == 21 + 2  # each begins with an empty one
 
 
 def test_a_process_without_an_image_waits_for_nobody(photos: Path) -> None:
@@ -175,6 +184,14 @@ def test_classes_are_counted_in_its_answer(photos: Path) -> None:
     assert attneck.evaluate(bare, root=photos, image_size=64).images == 21
     scores = attneck.evaluate(answering(lambda x: x.mean((2, 3)) @ torch.ones(3, 7)), root=photos).scores
     assert scores["loss"] == pytest.approx(np.log(7))
+
+
+def test_no_memory_left_is_no_fault_of_the_images_size(photos: Path) -> None:
+    def full(x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        attneck.evaluate(answering(full), root=photos)
 
 
 def test_images_are_resized_as_timm_does_where_nothing_is_said(photos: Path) -> None:

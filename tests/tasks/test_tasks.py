@@ -5,6 +5,7 @@ from typing import Protocol
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from attneck.errors import UserError
 from attneck.models.catalog import CATALOG
@@ -159,3 +160,18 @@ def test_a_class_without_a_training_image_is_refused(tmp_path) -> None:
         opened(train_size=1).training  # noqa: B018
     assert len(opened(train_size=81).training) == 81
     assert len(opened(train_size=81, val_split="train").held_out) == 2
+
+
+def test_a_probability_of_just_the_least_is_told() -> None:
+    """0 is the least where none is given, and what a sure network says of the others."""
+    network = nn.Linear(1, 1)
+    network.forward = lambda images: torch.tensor([[200.0, 0.0, 0.0]])
+    facts = {
+        "classes": ["a", "b", "c"],
+        "image_size": 8,
+        "crop_pct": 1.0,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    found = Classification.predict(network, Image.new("RGB", (8, 8)), facts)
+    assert [row["score"] for row in found] == [1, 0, 0]

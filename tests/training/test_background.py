@@ -11,6 +11,7 @@ from small_run import ALONE, Doing, Task, digest, recipe, run
 from attneck.errors import RunFailed
 from attneck.files import NotWritten
 from attneck.training import checkpoint, state
+from attneck.training.saver import Saver
 
 WANTED = recipe(ema=0.5, checkpoint_steps=2)
 """Saves after steps 2, 3 (twice, around its evaluation), 4 and 6 (twice)."""
@@ -123,3 +124,16 @@ def test_a_copy_shares_nothing_and_keeps_its_layout():
     assert copy["model"]["weight"].abs().sum() > 0
     assert copy["model"]["weight"].stride() == weight.stride()
     assert copy["history"] == [{"step": 1}]
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    """Large values that are add up to infinity, and are no fault."""
+    large = torch.full((4,), 3e38)
+    assert checkpoint.not_finite({"model": large}) is None
+    content = {"step": 3, "model": {"weight": torch.stack([large, large * 2])}}
+    with (
+        Saver(tmp_path, None, ALONE) as saver,
+        pytest.raises(RunFailed, match=r"step 3 \(epoch 1\): model.weight is not finite, and was not sav"),
+    ):
+        saver.save(content, 3, 1)
+    assert not [*tmp_path.rglob("*.pt")]

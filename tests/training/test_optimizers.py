@@ -118,7 +118,7 @@ def test_a_nan_moves_nothing_and_a_resume_ends_as_an_undisturbed_run(tmp_path, m
     assert digest(resumed) == digest(whole)
 
 
-@pytest.mark.parametrize("name", sorted(HOLD_BACK - {"sgd"}))
+@pytest.mark.parametrize("name", sorted(HOLD_BACK))
 def test_a_fused_kernel_holds_a_step_back(name):
     net = nn.Linear(3, 2)
     made = make_optimizer(net, optimizer(name), fused=True)
@@ -208,6 +208,21 @@ def test_no_position_table_decays():
     decayed = [names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]]
     assert len(decayed) > 25
     assert not [name for name in decayed if "pos_embed" in name]
+
+
+@pytest.mark.parametrize("table", ["pos_embed", "pos_emb", "rel_h", "abs_w", "height_rel"])
+def test_a_table_is_known_by_its_name(table):
+    net = nn.Module()
+    net.register_parameter(table, nn.Parameter(torch.ones(5, 2)))
+    net.register_parameter(f"conv_{table}", nn.Parameter(torch.ones(5, 2)))
+    spared = [g for g in parameter_groups(net, optimizer("sgd", weight_decay=0.1)) if not g["weight_decay"]]
+    assert [p is getattr(net, table) for g in spared for p in g["params"]] == [True]
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "lars"])
+def test_momentum_is_the_recipe_s(name):
+    (group,) = make_optimizer(nn.Linear(3, 2, bias=False), optimizer(name, momentum=0.7)).param_groups
+    assert group["momentum"] == 0.7
 
 
 def test_no_order_of_layers_is_refused():

@@ -13,6 +13,7 @@ import attneck
 from attneck.training import precision as module
 from attneck.training.precision import PRODUCTS, Rounded, precision
 from attneck.training.recipe_file import load_recipe
+from attneck.training.scoring import scored
 
 CPU = torch.device("cpu")
 
@@ -118,3 +119,16 @@ def test_a_network_is_the_one_of_autocast(name: str) -> None:
         with Rounded():
             ours = network(x).float()
     assert (ours - theirs).norm() < 0.5 * (ours - exact).norm() < 0.02 * exact.norm()
+
+
+def test_held_out_images_are_scored_at_it() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout())
+    recipe = load_recipe("demo")
+
+    def seen(one: torch.nn.Module) -> tuple[torch.dtype, bool, bool]:
+        found = one(torch.ones(1, 3))
+        return found.dtype, found.is_inference(), one.training
+
+    for said, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        changed = recipe.model_copy(update={"precision": said})
+        assert scored(seen, network.train(), changed, CPU) == (dtype, True, False)

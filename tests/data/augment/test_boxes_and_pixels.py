@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -114,6 +115,21 @@ def test_ssds_takes_the_smallest_images(before: Sample, seed: int) -> None:
     after = visible(whole(before, seed))
     assert after.image.shape == (SIDE, SIDE, 3)
     assert len(after.boxes) == len(after.kept)
+
+
+def test_ssds_takes_every_cut_of_a_small_image() -> None:
+    """Three tenths of three pixels would be none."""
+    image, boxes = np.full((3, 3, 3), 90, np.uint8), np.array([[0, 0, 3, 3]], np.float32)
+    for seed in range(300):
+        assert whole(Sample(image, boxes, None, np.arange(1)), seed).image.shape == (SIDE, SIDE, 3)
+
+
+def test_ssds_resizes_as_it_is_scored() -> None:
+    """By torchvision's SSD, which takes no mean over what a pixel covers."""
+    (resize,) = [step for step in whole._transform.transforms if isinstance(step, v2.Resize)]
+    image = torch.randint(0, 256, (3, 8 * SIDE, 8 * SIDE), dtype=torch.uint8)
+    scored = F.interpolate(image[None] / 255, (SIDE, SIDE), mode="bilinear")[0]
+    torch.testing.assert_close(resize(image) / 255, scored, rtol=0, atol=1.01 / 255)
 
 
 def test_ssds_colours_keep_their_channels() -> None:

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from attneck.data.augment.geometry import FILL, Sample, mirror, resize_crop_pad, resized, visible
 from attneck.data.augment.ssd import SSDAugment
+from attneck.imagenet import MEAN
 
 SSD = SSDAugment(48)
 
@@ -158,6 +159,13 @@ def test_it_scales_as_torchvisions_scale_jitter_does(before: Sample, side: int, 
         assert theirs <= ours <= theirs + 1
 
 
+def test_what_is_rounded_goes_to_the_nearest() -> None:
+    """Sides, and the colour of what is padded."""
+    assert resized(150, 301, 200) == (100, 200)  # of 99.7
+    assert resized(301, 150, 200) == (200, 100)
+    assert np.abs(FILL - 255 * np.array(MEAN)).max() <= 0.5
+
+
 def test_every_cut_is_reached() -> None:
     sample = Sample(np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 8, 8]], np.float32), None, np.arange(1))
     ends = [resize_crop_pad(sample, 8, 2.0, (0.999, corner)) for corner in (0.0, 0.999)]
@@ -170,6 +178,15 @@ def test_every_cut_is_reached() -> None:
     ]
 
 
+def test_a_mask_s_pixel_is_that_in_the_middle_of_what_it_covers() -> None:
+    mask = np.zeros((1, 9, 9), np.uint8)
+    mask[:, 1::3, 1::3] = 1
+    sample = Sample(np.zeros((9, 9, 3), np.uint8), np.array([[0, 0, 9, 9]], np.float32), mask, np.arange(1))
+    masks = resize_crop_pad(sample, 3).masks
+    assert masks is not None
+    assert masks.all()
+
+
 def test_what_is_lost_is_dropped_with_its_place() -> None:
     boxes = np.array([[0, 0, 4, 4], [3, 3, 3, 6], [2, 2, 2.5, 8], [1, 1, 5, 5]], dtype=np.float32)
     masks = np.ones((4, 8, 8), dtype=np.uint8)
@@ -177,6 +194,7 @@ def test_what_is_lost_is_dropped_with_its_place() -> None:
     sample = Sample(np.zeros((8, 8, 3), np.uint8), boxes, masks, np.array([4, 6, 7, 9]))
     assert visible(sample).kept.tolist() == [4, 7]
     assert visible(sample, smallest=1.0).kept.tolist() == [4]
+    assert visible(sample, smallest=4.0).kept.tolist() == [4]  # just so large
     assert visible(sample._replace(masks=None)).kept.tolist() == [4, 7, 9]
 
 

@@ -66,6 +66,14 @@ def test_magnitudes_over_timms_ten_still_turn_further() -> None:
     assert turned == pytest.approx([30, 72])
 
 
+def test_what_is_turned_into_view_is_grey() -> None:
+    operations = Inception(32, 1, 10).randaugment.ops  # type: ignore[union-attr]
+    (rotate,) = [op for op in operations if op.name == "Rotate"]
+    turned = np.array(rotate(Image.new("RGB", (32, 32), "white")))
+    assert turned[0, 0].tolist() == [128] * 3
+    assert turned[16, 16].tolist() == [255] * 3
+
+
 @pytest.mark.parametrize("of", [(60, 41), (9, 30), (300, 200)])
 def test_it_is_torchvisions(of: tuple[int, int]) -> None:
     """The same draws and the same bits as v2's RandomResizedCrop and RandomHorizontalFlip of a tensor."""

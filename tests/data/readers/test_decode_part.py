@@ -109,3 +109,11 @@ def test_torchvision_and_pillow_decode_the_same_bits(
     assert np.array_equal(whole(), wanted)
     monkeypatch.setitem(sys.modules, "torchvision.io", None)
     assert np.array_equal(whole(), wanted)
+
+
+def test_16_bits_of_grey_are_rounded_to_the_nearest_of_8(tmp_path: Path) -> None:
+    """One of 8 is 257 of 16: 128 is nearer to none, 129 to one. So it is beyond the first 256 rows, too."""
+    wide = np.tile(np.array([0, 128, 129, 385, 386, 65535], np.uint16), (300, 1))
+    Image.fromarray(wide).save(tmp_path / "grey.png")
+    grey = np.asarray(decode(str(tmp_path / "grey.png"), "set"))[..., 0]
+    assert (grey == [0, 0, 1, 1, 2, 255]).all()

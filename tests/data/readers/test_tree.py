@@ -4,6 +4,7 @@ import csv
 import shutil
 import unicodedata
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,32 @@ def test_a_class_called_train_is_one(flat, tmp_path):
     for number in range(20):
         picture(tmp_path / f"root/train/{number}.png")
     assert scan(tmp_path / "root", "val", val_share=0.5).classes == ("cat", "dog", "train")
+
+
+def test_images_are_in_the_order_of_their_paths_whatever_their_case(tmp_path):
+    """A link to a folder inside a class is not followed."""
+    for name in ("b.png", "a/z.png", "a.PNG", "c/a.png", "B.Jpg"):
+        picture(tmp_path / "cat" / name)
+    picture(tmp_path / "dog/1.png")
+    (tmp_path / "cat/d").symlink_to(tmp_path / "dog")
+    tree = scan(tmp_path, "val", val_share=1)
+    assert tree.names == [
+        *(f"cat/{name}" for name in ("B.Jpg", "a.PNG", "a/z.png", "b.png", "c/a.png")),
+        "dog/1.png",
+    ]
+    assert tree.left.others == ["cat/d"]
+
+
+def test_a_packed_root_is_split_as_its_folders(tmp_path):
+    for number in range(20):
+        picture(tmp_path / "root" / ("cat" if number % 3 else "dog") / f"{number}.png", 10 * number)
+    assert cli.main(["data", "pack", str(tmp_path / "root"), str(tmp_path / "packed")]) == 0
+    for split in ("train", "val"):
+        parts = [scan(tmp_path / root, split, val_share=0.4) for root in ("root", "packed")]
+        assert parts[0].names == parts[1].names
+        assert parts[0].labels == parts[1].labels
+        for file, place in zip(parts[0].paths, parts[1].paths, strict=True):
+            assert place.read() == Path(file).read_bytes()
 
 
 def test_what_is_packed_are_splits_or_classes(flat, tmp_path):
