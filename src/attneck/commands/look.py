@@ -202,13 +202,13 @@ def _check_seen(
 
 def _bounded(photo: Image.Image, seers: Sequence[Viewer]) -> Image.Image:
     """A copy that is no larger than the detectors among them can bear."""
+    from attneck.data.readers.decode import within
+
     networks: list[Any] = [seer.network for seer in seers if seer.detects]
     sides = [min(network.transform.min_size) for network in networks]
     most = min((max(4 * side * side, MOST_OF_A_DETECTOR) for side in sides), default=MOST_PIXELS)
-    scale = (most / (photo.width * photo.height)) ** 0.5
-    if scale >= 1:
-        return photo
-    return photo.resize((max(1, int(scale * photo.width)), max(1, int(scale * photo.height))))
+    size = within(photo.size, most)
+    return photo if size == photo.size else photo.resize(size)
 
 
 def _write_page(html: Path, photo: Image.Image, name: str, seers: list[tuple[str, Viewer]]) -> None:

@@ -191,12 +191,14 @@ def _detected(task: Task, evaluation: Evaluation, title: str) -> list[Tile]:
 
 def _bounded(image: Image.Image, rows: Found) -> tuple[Image.Image, Found]:
     """An image of at most MOST pixels and what is in it: of a larger one the boxes alone."""
-    scale = (MOST / (image.width * image.height)) ** 0.5
-    if scale >= 1:
+    from attneck.data.readers.decode import within
+
+    size = within(image.size, MOST)
+    if size == image.size:
         return image, rows
-    small = image.resize((max(1, int(scale * image.width)), max(1, int(scale * image.height))))
-    return small, [
+    across, down = size[0] / image.width, size[1] / image.height
+    return image.resize(size), [
         {name: value for name, value in row.items() if name != "segmentation"}
-        | {"bbox": [scale * side for side in row["bbox"]]}
+        | {"bbox": [side * scale for side, scale in zip(row["bbox"], (across, down) * 2, strict=True)]}
         for row in rows
     ]

@@ -124,15 +124,21 @@ def decode_small(
         if image.format == "TIFF":
             image.load()  # Pillow turns it, and an old one says only then how large it is
         size = image.size
-        scale = (most / (size[0] * size[1])) ** 0.5
-        small = (max(1, int(scale * size[0])), max(1, int(scale * size[1])))
-        if scale < 1:
+        small = within(size, most)
+        if small != size:
             image.draft(None, small)
         found = _eight_bits(image)
-        if scale < 1:
+        if small != size:
             found = found.resize(small, Image.Resampling.BILINEAR)
         orientation = _orientation(image)
         return _upright(found.convert("RGB"), orientation), size[::-1] if orientation >= 5 else size
+
+
+def within(size: tuple[int, int], most: int) -> tuple[int, int]:
+    """The (width, height) with these proportions that has `most` pixels at most: `size` itself if it can."""
+    width, height = size
+    scale = (most / (width * height)) ** 0.5
+    return size if scale >= 1 else (max(1, int(scale * width)), max(1, int(scale * height)))
 
 
 def decode_part(
