@@ -37,7 +37,7 @@ USED_BY = {
 }
 
 # A dependency brings it: torch on the systems that have it, and timm to download weights with.
-BROUGHT_BY = {"triton": "torch", "huggingface-hub": "timm"}
+BROUGHT_BY = {"triton": "torch", "huggingface-hub": "timm", "fonttools": "matplotlib"}
 
 
 def group(name: str) -> list[Requirement]:

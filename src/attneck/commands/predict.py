@@ -241,6 +241,7 @@ class Results:
 def drawn(sample: Sample, found: list[Found], titles: list[str]) -> bytes:
     """A PNG of an image: what is in it, where that is known, and what each model found, side by side."""
     from attneck.explain.detections import beside, draw, numbered
+    from attneck.explain.fonts import savefig
 
     if sample.truth is not None:
         found, titles = [sample.truth, *found], ["what is there", *titles]
@@ -249,7 +250,7 @@ def drawn(sample: Sample, found: list[Found], titles: list[str]) -> bytes:
     ]
     file = io.BytesIO()
     if len(pictures) > 1:
-        beside(pictures, titles).savefig(file, format="png", bbox_inches="tight")
+        savefig(beside(pictures, titles), file, format="png", bbox_inches="tight")
     else:
         pictures[0].save(file, "PNG")
     return file.getvalue()

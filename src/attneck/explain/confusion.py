@@ -11,6 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from attneck.explain.fonts import savefig
 from attneck.explain.plain import printable
 
 LABELS = 40
@@ -60,5 +61,5 @@ def confusion_picture(counts: NDArray[np.int64], classes: Sequence[str], title: 
         drawn, ax=axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1], label="share of the class's images", shrink=0.8
     )
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
+    savefig(figure, file, format="png", dpi=120)
     return file.getvalue()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import heapq
 import io
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from attneck.explain.fonts import fitting
 from attneck.explain.palette import GREEN, VERMILION
 
 SIDE, COLUMNS, ROWS = 144, 8, 6
@@ -82,7 +81,7 @@ def _page(tiles: Sequence[Tile], title: str, side: int, columns: int) -> bytes:
     width = max(columns * wide, 480)
     page = Image.new("RGB", (width, rows * high + 2 * _LINE), "white")
     pen = ImageDraw.Draw(page)
-    pen.text((_MARGIN, _LINE // 2), _cut(title, width - 2 * _MARGIN), "black", _font())
+    pen.text((_MARGIN, _LINE // 2), _cut(title, width - 2 * _MARGIN), "black", fitting(title, _TEXT))
     for number, tile in enumerate(tiles):
         left = number % columns * wide + _MARGIN
         top = number // columns * high + 2 * _LINE
@@ -97,7 +96,8 @@ def _page(tiles: Sequence[Tile], title: str, side: int, columns: int) -> bytes:
         page.paste(tile.image, (x, y))
         for line, words in enumerate(tile.lines):
             place = (left, top + side + _FRAME + 2 + line * _LINE)
-            pen.text(place, _cut(words, side), _COLOURS[False] if tile.right is False else "black", _font())
+            colour = _COLOURS[False] if tile.right is False else "black"
+            pen.text(place, _cut(words, side), colour, fitting(words, _TEXT))
     file = io.BytesIO()
     page.save(file, "PNG")
     return file.getvalue()
@@ -106,15 +106,9 @@ def _page(tiles: Sequence[Tile], title: str, side: int, columns: int) -> bytes:
 def _cut(words: str, width: int) -> str:
     """As much as fits into so many pixels, without what breaks a line."""
     words = "".join(letter if letter.isprintable() else "?" for letter in words)
-    if _font().getlength(words) <= width:
+    font = fitting(words, _TEXT)
+    if font.getlength(words) <= width:
         return words
-    while words and _font().getlength(f"{words}…") > width:
+    while words and font.getlength(f"{words}…") > width:
         words = words[:-1]
     return f"{words}…"
-
-
-@lru_cache
-def _font() -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), _TEXT)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from faster_coco_eval.core import mask as rle
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from attneck.explain.fonts import fitting
 from attneck.explain.palette import COLOURS
 from attneck.explain.plain import printable
 
@@ -51,9 +50,6 @@ def draw(
     scale = max(1.0, LONGEST / max(image.size))
     width, height = size = round(scale * image.width), round(scale * image.height)
     larger = max(size) / LONGEST
-    font = ImageFont.truetype(
-        Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), round(FONT_SIZE * larger)
-    )
     pixels = np.array(image.convert("RGB").resize(size))
     order = _by_score(detections)
     rows = [detections[at] for at in order]
@@ -78,6 +74,7 @@ def draw(
     taken: list[Rectangle] = []
     for row, box, colour in zip(rows, boxes, colours, strict=True):
         text = f"{row['category']} {row['score']:.2f}" if "score" in row else str(row["category"])
+        font = fitting(text, round(FONT_SIZE * larger))
         left, top, right, bottom = map(round, pen.textbbox((0, 0), text, font=font))
         pad = round(2 * larger)
         place = free_place(box, (right - left + 2 * pad, bottom - top + 2 * pad), covered, taken)

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from attneck.errors import UserError, one_line
+from attneck.explain.fonts import savefig
 from attneck.explain.plain import plain, significant
 from attneck.explain.vector import save
 from attneck.files import told_apart
@@ -116,7 +117,7 @@ def drawings(runs: list[Path], *, held_out: bool = True) -> tuple[list[tuple[str
             _fill(axes, key, labels, told_apart(runs), histories, facecolor="none", **place)
             _legend(figure, histories, {key: labels}, held_out, "upper center")
             file = io.StringIO()
-            figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
+            savefig(figure, file, format="svg", transparent=True, metadata=NO_METADATA)
             # Its size is the page's to say, and of several drawings in a page each has names of its own.
             svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", file.getvalue())
             svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{key}-", svg[svg.index("<svg") :])

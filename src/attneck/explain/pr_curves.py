@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from attneck.explain.fonts import savefig
 from attneck.explain.plain import plain
 
 NAMED = 10
@@ -53,5 +54,5 @@ def pr_picture(curves: Mapping[str, Sequence[Any]], title: str) -> bytes:
         else:
             axes.text(0.5, 0.5, "no objects", ha="center", transform=axes.transAxes)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
+    savefig(figure, file, format="png", dpi=120)
     return file.getvalue()

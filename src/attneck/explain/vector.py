@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from attneck.explain.fonts import savefig
 from attneck.files import write_atomic
 
 DATES = {".svg": "Date", ".pdf": "CreationDate"}
@@ -31,7 +32,8 @@ def save(figure: Figure, path: Path, *, tight: bool = False, dpi: float = 150, a
     words = "none" if as_text else "path"
     # pdf.fonttype 42: text that can be searched
     with mpl.rc_context({"svg.hashsalt": "attneck", "svg.fonttype": words, "pdf.fonttype": 42}):
-        figure.savefig(
+        savefig(
+            figure,
             data,
             format=kind.removeprefix("."),
             dpi=dpi,
