@@ -28,15 +28,11 @@ def fitting(words: str, size: int) -> ImageFont.FreeTypeFont:
 
 def savefig(figure: Figure, file: Any, **options: Any) -> None:
     """`figure.savefig(file, **options)`, where every letter is drawn that a font installed here has."""
-    from matplotlib import font_manager
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         if others := _fonts(_lacking(text.get_text())):
-            for other in others:
-                font_manager.fontManager.addfont(other)
-            names = [font_manager.FontProperties(fname=other).get_name() for other in others]
-            text.set_fontfamily([*text.get_fontfamily(), *names])
+            text.set_fontfamily([*text.get_fontfamily(), *map(_family, others)])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # said by `_fonts`
         figure.savefig(file, **options)
@@ -68,6 +64,15 @@ def _fonts(letters: frozenset[str]) -> tuple[str, ...]:
         left -= _letters(best)
         found.append(best)
     return tuple(found)
+
+
+@cache
+def _family(font: str) -> str:
+    """What matplotlib calls a font's file, which it knows from then on."""
+    from matplotlib import font_manager
+
+    font_manager.fontManager.addfont(font)
+    return font_manager.FontProperties(fname=font).get_name()
 
 
 @cache
