@@ -15,6 +15,7 @@ from torchvision.ops import batched_nms
 
 import attneck
 from attneck import cli, export
+from attneck.errors import NotFinite
 from attneck.export import agreement, formats
 from attneck.export import graph as graph_making
 from attneck.export.detectors import as_graph
@@ -240,6 +241,15 @@ def test_it_says_no_more_of_its_results_than_they_are(tmp_path: Path) -> None:
     assert not {"task", "classes"} & about(lambda x: x).keys()
     with pytest.raises(ValueError, match="this Said gives a dict: wanted a tensor or a list of tensors"):
         export.export(Said(lambda x: {"out": x}), tmp_path / "other.pt2")
+
+
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+def test_a_network_whose_own_results_overflow_is_not_written(ending: str, tmp_path: Path) -> None:
+    model = bot_bam()
+    nn.init.constant_(model.fc.weight, 3e38)
+    with pytest.raises(NotFinite, match="the network's own results on noise are not finite"):
+        export.export(model, tmp_path / f"net.{ending}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

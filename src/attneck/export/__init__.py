@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attneck.checks import sides, whole
-from attneck.errors import is_out_of_memory, one_line
+from attneck.errors import NotFinite, is_out_of_memory, one_line
 from attneck.export.agreement import Check, DisagreementError, race
 from attneck.export.formats import INPUT, check_convertible, runner, to_onnx, to_pt2
 from attneck.export.graph import trace, trace_detector
@@ -98,6 +98,7 @@ def export(
             these axes dynamic, that does not take every size where that is one of them, or whose result is no
             tensor and no list of them.
         DisagreementError: the file's results differ by more than rounding.
+        NotFinite: the network's own results are not.
         OSError: the file could not be written.
         UserError: a run without a checkpoint that is whole.
     """
@@ -134,7 +135,7 @@ def export(
             exported = runner(data, file.suffix)
             checks = traced.compare(exported, lambda least_score: runner(data, file.suffix, least_score))
         except Exception as error:
-            if not dynamic or isinstance(error, DisagreementError) or is_out_of_memory(error):
+            if not dynamic or isinstance(error, DisagreementError | NotFinite) or is_out_of_memory(error):
                 raise
             raise ValueError(  # the network's own, at a size that it was not made for, or the exporter's
                 f"this {type(model).__name__} is not to be had with a dynamic {' and '.join(dynamic)} "

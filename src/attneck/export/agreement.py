@@ -8,6 +8,8 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from attneck.errors import OVERFLOW, NotFinite
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -78,9 +80,14 @@ def tensors(results: Any) -> list[Tensor]:
 
 
 def compare(images: Tensor, network: Function, exported: Function) -> Check:
-    """The difference of both, tensor by tensor."""
+    """The difference of both, tensor by tensor.
+
+    Raises NotFinite for a network whose own results are not, and DisagreementError for a graph that is off.
+    """
     shape, largest, relative = tuple(images.shape), 0.0, 0.0
     for want, got in zip(network(images), exported(images), strict=True):
+        if not want.isfinite().all():
+            raise NotFinite(f"the network's own results on noise are not finite: {OVERFLOW}")
         fits, scale = got.shape == want.shape, float(want.abs().max())
         difference = float((got - want).abs().max()) if fits else float("inf")
         if not difference <= TOLERANCE * max(1.0, scale):  # NaN is refused too
