@@ -8,6 +8,7 @@ import timm
 import torch
 from timm.layers import activations, resample_abs_pos_embed
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from attneck.attention.relative import resample_rows
 from attneck.layers import MHSA2d
@@ -91,6 +92,22 @@ def test_another_kind_of_position(given: Any, wanted: Any) -> None:
 def test_what_is_no_table_is_not_taken(table: Tensor) -> None:
     source = {**Net().state_dict(), "attention.rel_h": table}
     assert load(Net(), source)[1:] == ({"attention.rel_h"}, {"attention.rel_h"})
+
+
+def test_as_many_numbers_in_another_shape_are_another_tensor() -> None:
+    weight = torch.ones(3, 16, 1, 1)
+    loaded = load_matching(Net(), {**Net().state_dict(), "conv.weight": weight})
+    assert loaded.new == loaded.unused == ["conv.weight"]
+    assert loaded.shapes == {"conv.weight": ([3, 16, 1, 1], [16, 3, 1, 1])}
+
+
+def test_a_count_of_batches_is_no_weight() -> None:
+    """Checkpoints of old have none, and a frozen norm takes none."""
+    norm, frozen = nn.Sequential(nn.BatchNorm2d(4)), nn.Sequential(FrozenBatchNorm2d(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_matching(norm, frozen.state_dict()).new == []
+        assert load_matching(frozen, norm.state_dict()).unused == ["0.num_batches_tracked"]
 
 
 def test_other_floats_are_cast_and_other_kinds_refused() -> None:
