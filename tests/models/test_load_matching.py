@@ -1,17 +1,18 @@
 """Weights of another network: what fits is taken, what doesn't stays new, and nothing is raised for it."""
 
 import warnings
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import timm
 import torch
-from timm.layers import activations, resample_abs_pos_embed
+from timm.layers import Conv2dSame, SEModule, activations, resample_abs_pos_embed
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from attneck.attention.relative import resample_rows
-from attneck.layers import MHSA2d
+from attneck.layers import BAM, MHSA2d
 from attneck.models import create_model
 from attneck.models.weight_files import Weights
 from attneck.models.weights import StaysRandomWarning, grids, load_matching, settings
@@ -165,6 +166,23 @@ def test_activations_that_compute_otherwise_are_named() -> None:
                 warnings.simplefilter("ignore")
                 loaded = load_matching(Act(now), weights)
             assert bool(loaded.changed) == ((i, j) not in alike), (was, now)
+
+
+def test_a_padding_by_the_map_s_size_is_another_than_none() -> None:
+    same, none = settings(nn.Sequential(Conv2dSame(3, 8, 3))), settings(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    assert {name for name in same if same[name] != none[name]} == {"0 padding"}
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"), [("se", SEModule(16)), ("bot", nn.Conv2d(16, 16, 1)), ("bam", BAM(16))]
+)
+def test_attention_of_any_kind_may_stay_new(name: str, attention: nn.Module) -> None:
+    """timm's too, and a whole block that surgery has put between two others."""
+    network = nn.Sequential(OrderedDict({"conv": nn.Conv2d(3, 16, 1), name: attention}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_matching(network, {"conv.weight": torch.ones(16, 3, 1, 1), "conv.bias": torch.ones(16)})
+    assert [*loaded.modules] == [f"{name} ({type(attention).__name__})"]
 
 
 def test_position_embeddings_of_another_grid_of_as_many_patches_are_resampled() -> None:
