@@ -48,6 +48,11 @@ def test_all_but_what_attention_replaced():
     assert report.warning is None
 
 
+def test_a_classifier_that_is_called_backbone():
+    given = {f"backbone.{name}": tensor for name, tensor in resnet().state_dict().items()}
+    assert sorted(load_weights(detector(), given).new) == sorted(REPLACED)
+
+
 def test_position_tables_follow_the_map():
     """From a classifier at 64 pixels to a detector at 128: made longer, not left out."""
     source, model = resnet("botnet50", image_size=64), detector()

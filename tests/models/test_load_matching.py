@@ -168,6 +168,23 @@ def test_activations_that_compute_otherwise_are_named() -> None:
             assert bool(loaded.changed) == ((i, j) not in alike), (was, now)
 
 
+@pytest.mark.parametrize("names", [("fc", "linear"), ("linear", "fc")])
+def test_its_own_name_comes_before_that_of_others(names: tuple[str, str]) -> None:
+    network = nn.Sequential(OrderedDict({"fc": nn.Linear(4, 2, bias=False)}))
+    given = {f"{name}.weight": torch.full((2, 4), float(name == "fc")) for name in names}
+    assert load_matching(network, given).unused == ["linear.weight"]
+    assert torch.equal(network.state_dict()["fc.weight"], torch.ones(2, 4))
+
+
+def test_a_first_part_that_few_tensors_fit_by_is_another_network_s() -> None:
+    others = {f"body.{number}.weight": torch.ones(number + 1) for number in range(4)}
+    with pytest.raises(ValueError, match="none of the 5 tensors given"):
+        load_matching(Net(), {"body.conv.bias": torch.ones(16), **others})
+    conv = {f"body.conv.{name}": one for name, one in Net().conv.state_dict().items()}
+    loaded = load_matching(Net(), {**conv, "body.0.weight": torch.ones(2), "body.1.weight": torch.ones(2)})
+    assert loaded.taken == ["conv.weight", "conv.bias"]  # half of them
+
+
 def test_a_padding_by_the_map_s_size_is_another_than_none() -> None:
     same, none = settings(nn.Sequential(Conv2dSame(3, 8, 3))), settings(nn.Sequential(nn.Conv2d(3, 8, 3)))
     assert {name for name in same if same[name] != none[name]} == {"0 padding"}
