@@ -115,7 +115,8 @@ def test_other_floats_are_cast_and_other_kinds_refused() -> None:
     weight = torch.ones(16, 3, 1, 1)
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         assert load(Net(), {"conv.weight": weight.to(dtype)})[0] == {"conv.weight"}
-    for wrong in (weight.long(), weight.to(torch.complex64), weight.bool(), weight * torch.nan):
+    overflows = weight.double() * 1e300  # in float32
+    for wrong in (weight.long(), weight.to(torch.complex64), weight.bool(), weight * torch.nan, overflows):
         with pytest.raises(ValueError, match=r"tensor conv\.weight is "):
             load_matching(Net(), {"conv.weight": wrong})
     with pytest.raises(ValueError, match=r"conv\.weight is of type list, wanted tensors by name"):
@@ -185,9 +186,18 @@ def test_a_first_part_that_few_tensors_fit_by_is_another_network_s() -> None:
     assert loaded.taken == ["conv.weight", "conv.bias"]  # half of them
 
 
-def test_a_padding_by_the_map_s_size_is_another_than_none() -> None:
-    same, none = settings(nn.Sequential(Conv2dSame(3, 8, 3))), settings(nn.Sequential(nn.Conv2d(3, 8, 3)))
-    assert {name for name in same if same[name] != none[name]} == {"0 padding"}
+@pytest.mark.parametrize(
+    ("conv", "name"),
+    [
+        (Conv2dSame(3, 8, 3), "padding"),  # by the size of the map
+        (nn.Conv2d(3, 8, 3, padding=1), "padding"),
+        (nn.Conv2d(3, 8, 3, stride=2), "stride"),
+        (nn.Conv2d(3, 8, 3, dilation=2), "dilation"),
+    ],
+)
+def test_convolutions_that_compute_otherwise_are_told_apart(conv: nn.Conv2d, name: str) -> None:
+    found, plain = settings(nn.Sequential(conv)), settings(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    assert {each for each in found if found[each] != plain[each]} == {f"0 {name}"}
 
 
 @pytest.mark.parametrize(
@@ -217,6 +227,21 @@ def test_position_embeddings_of_another_grid_of_as_many_patches_are_resampled() 
     load_matching(wide, weights)
     wanted = resample_abs_pos_embed(given, [2, 8], [4, 4], given.shape[1] - 16)
     assert torch.equal(wide.state_dict()["pos_embed"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("extra", "options"), [(0, {"class_token": False, "global_pool": "avg"}), (2, {"reg_tokens": 1})]
+)
+def test_embeddings_of_no_patch_are_not_resampled(extra: int, options: dict[str, Any]) -> None:
+    small, large = (
+        timm.create_model("vit_tiny_patch16_224", img_size=side, embed_dim=12, depth=1, **options)
+        for side in (32, 64)
+    )
+    given = small.state_dict()["pos_embed"]
+    load_matching(large, small.state_dict())
+    found = large.state_dict()["pos_embed"]
+    assert torch.equal(found, resample_abs_pos_embed(given, [4, 4], [2, 2], extra))
+    assert torch.equal(found[:, :extra], given[:, :extra])
 
 
 def test_bams_that_the_network_lacks_are_named() -> None:
