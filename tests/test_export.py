@@ -615,13 +615,15 @@ def objects(count: int) -> list[Tensor]:
     [
         (lambda boxes, labels, scores: [boxes.flip(0), labels, scores.flip(0)], 0),  # another order
         (lambda boxes, labels, scores: [boxes[1:], labels[1:], scores[1:]], 1),
+        (lambda *found: [torch.cat((one, one[:1] + 50)) for one in found], 1),
+        (lambda *found: [torch.cat((one, one + 50)) for one in found], None),
         (lambda boxes, labels, scores: [boxes + 1, labels, scores], None),
         (lambda boxes, labels, scores: [boxes, labels + 1, scores], None),
         (lambda boxes, labels, scores: [boxes, labels, scores + 1e-3], None),
         (lambda boxes, labels, scores: [boxes, labels, scores * torch.nan], None),
         (lambda boxes, labels, scores: [boxes[:0], labels[:0], scores[:0]], None),
     ],
-    ids=["order", "one missing", "boxes", "labels", "scores", "NaN", "none"],
+    ids=["order", "one missing", "one more", "twice as many", "boxes", "labels", "scores", "NaN", "none"],
 )
 def test_objects_are_compared_with_their_counterparts(spoil: Any, unmatched: int | None) -> None:
     image, wanted = torch.zeros(1, 3, 100, 100), objects(60)

@@ -13,6 +13,7 @@ from attneck import cli
 from attneck.runs import train as runs
 from attneck.runs.lock import LOCK, only_one, owner
 from attneck.runs.status import status
+from attneck.training.checkpoint_files import sum_of
 from attneck.training.recipe import Recipe
 
 TINY = {
@@ -63,6 +64,12 @@ def test_a_run_that_its_patience_ended_has_ended(ended, tmp_path, capsys):
     assert "ended early" in capsys.readouterr().out
     (folder / "summary.json").write_text(json.dumps({"steps": 3, "ended_early": True}))  # and went on
     assert status(folder).state == "stopped"
+    (folder / "summary.json").write_text(json.dumps({"steps": 4, "ended_early": True}))
+    saved = folder / "checkpoints" / "step-00000004.pt"
+    saved.rename(saved.with_name("step-00000006.pt"))  # and went on, without a record yet
+    sum_of(saved).rename(sum_of(saved.with_name("step-00000006.pt")))
+    found = status(folder)
+    assert (found.state, found.step, found.saved) == ("stopped", 6, 6)
 
 
 def test_damaged_records_are_said_in_a_line(ended, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """A detector whose numbers overflow finds nothing, by torchvision's rules: that is said, not scored."""
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn, ssdlite320_mobi
 import attneck
 from attneck import cli
 from attneck.commands.given_model import viewer
+from attneck.detection.finite import all_finite, finite_heads
 from attneck.errors import NotFinite
 from attneck.serve.gallery import Gallery, Refused
 from attneck.serve.network import Network
@@ -53,6 +55,20 @@ def test_every_layer_of_a_head_that_overflows_is_seen(name: str) -> None:
             Detection.predict(model, image, FACTS)
         weight.copy_(before)
     assert isinstance(Detection.predict(model, image, FACTS), list)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_batch_is_not_held_against_the_next() -> None:
+    seen = [torch.tensor(True), torch.tensor(False)]
+    assert not all_finite(seen)
+    assert all_finite(seen)
+
+
+def test_a_wrapper_hides_no_head() -> None:
+    model = nn.Sequential(OrderedDict({"head": nn.Linear(2, 2)}))
+    with finite_heads(nn.DataParallel(model)) as seen:
+        model(torch.full((1, 2), torch.inf))
+    assert not all_finite(seen)
 
 
 @torch.inference_mode()

@@ -48,6 +48,11 @@ def test_all_but_what_attention_replaced():
     assert report.warning is None
 
 
+def test_a_classifier_that_is_called_backbone():
+    given = {f"backbone.{name}": tensor for name, tensor in resnet().state_dict().items()}
+    assert sorted(load_weights(detector(), given).new) == sorted(REPLACED)
+
+
 def test_position_tables_follow_the_map():
     """From a classifier at 64 pixels to a detector at 128: made longer, not left out."""
     source, model = resnet("botnet50", image_size=64), detector()
@@ -70,6 +75,7 @@ def test_a_detector_for_other_classes_takes_all_but_its_last_layers():
     last = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
     assert sorted(report.new) == sorted(name for name in model.state_dict() if name.startswith(last))
     assert report.new == report.unused
+    assert report.warning is None
     torch.testing.assert_close(model.rpn.head.convs[0].weight, source.rpn.head.convs[0].weight)
     mhsa = model.backbone.body.model.layer4[0].conv2  # of 12 × 12 now
     assert mhsa.rel_h.shape == (23, 2)
@@ -206,7 +212,7 @@ def test_conv6_and_conv7_are_fc6_and_fc7_subsampled(name, names, vgg16):
     """Liu et al. 2016: every third position and every fourth output of fc6; the same outputs of fc7."""
     torch.manual_seed(0)
     model = create_model(name)
-    report = load_weights(model, vgg16 if names == "torchvision" else as_timm(vgg16))
+    report = load_weights(model, {"model": vgg16 if names == "torchvision" else as_timm(vgg16)})
     trunk = model.backbone.trunk if name.startswith("stair") else model.backbone
     for at, layer in enumerate(trunk.features):
         if isinstance(layer, torch.nn.Conv2d):
@@ -226,7 +232,7 @@ def test_conv6_and_conv7_are_fc6_and_fc7_subsampled(name, names, vgg16):
     assert {"conv6.weight", "conv6.bias", "conv7.weight", "conv7.bias"} <= set(report.taken)
     assert {name.split(".")[0] for name in report.new} == {"scale", "extras"}
     assert set(report.unused) == {f"{last}.weight", f"{last}.bias"}
-    assert str(report).startswith("30 tensors taken; 17 new (scale: 1, extras.0.0: 2, ")
+    assert str(report).startswith("30 tensors taken of its model; 17 new (scale: 1, extras.0.0: 2, ")
     assert report.warning is None
     assert str(report).endswith("conv6 and conv7 are fc6 and fc7, subsampled")
 

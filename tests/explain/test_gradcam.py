@@ -38,16 +38,16 @@ class ChannelsLast(nn.Module):
 
 
 class SharedActivation(nn.Module):
-    """One module gives the last map, and then a vector; what comes after the map writes into it."""
+    """One module gives a map, the last one, and then a vector; what comes after the map writes into it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1))
-        self.act, self.head = nn.ReLU(), nn.Linear(8, 5)
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.conv, self.act, self.head = nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.conv(x))
-        return self.head(self.act(x.mul_(2).flatten(2).max(2).values))
+        x = self.act(self.conv(self.act(self.stem(x))))
+        return self.head(self.act(x.add_(1).flatten(2).max(2).values))
 
 
 class Side(nn.Module):
@@ -118,8 +118,8 @@ def test_channels_last() -> None:
 def test_the_call_that_gave_the_map() -> None:
     model, image = SharedActivation().eval(), torch.randn(3, 12, 12)
     label, found = grad_cam(model, image)
-    values = model.conv(image[None]).relu().detach().requires_grad_()  # [1, 8, 10, 10]
-    logits = model.head((2 * values).flatten(2).max(2).values)
+    values = model.conv(model.stem(image[None]).relu()).relu().detach().requires_grad_()  # [1, 8, 10, 10]
+    logits = model.head((values + 1).flatten(2).max(2).values)
     logits[0, label].backward()
     assert values.grad is not None
     by_hand = (values.grad.mean((2, 3), keepdim=True) * values)[0].sum(0).relu()

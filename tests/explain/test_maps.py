@@ -76,6 +76,7 @@ def test_a_row_is_what_the_layer_applies(options: dict[str, Any], size: tuple[in
 def test_each_part_is_the_softmax_of_its_term(options: dict[str, Any]) -> None:
     layer, x = sharp(**options), image(6, 6)
     (found,) = maps(nn.Sequential(layer), x).mhsas
+    assert (found.content, found.position) == (layer.content, layer.position)
     parts = reference.convolution_1x1(x, layer.qkv.weight).flatten(2).unflatten(1, (-1, 2, 4)).transpose(2, 3)
     parts = parts.transpose(2, 3)  # [1, 3h or 2h in heads, d, N]
     q, *k, _ = (part.transpose(-2, -1) for part in parts.unbind(1))  # [1, h, N, d]
@@ -316,7 +317,8 @@ def test_a_dictionary_or_a_list_of_results_loses_its_batch() -> None:
             return self.result(self.bam(x))
 
     x = torch.randn(16, 4, 4)
-    assert maps(Named(lambda y: {"out": y, "aux": [y]}), x).output["aux"][0].shape == (16, 4, 4)
+    found = maps(Named(lambda y: {"out": y, "aux": [y], "sum": y.sum()}), x).output
+    assert (found["aux"][0].shape, found["sum"].shape) == ((16, 4, 4), ())  # a sum over it has none
     assert [y.shape for y in maps(Named(lambda y: [y, y.mean((2, 3))]), x).output] == [(16, 4, 4), (16,)]
 
 

@@ -1,16 +1,18 @@
 """Weights of another network: what fits is taken, what doesn't stays new, and nothing is raised for it."""
 
 import warnings
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import timm
 import torch
-from timm.layers import activations, resample_abs_pos_embed
+from timm.layers import Conv2dSame, SEModule, activations, resample_abs_pos_embed
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from attneck.attention.relative import resample_rows
-from attneck.layers import MHSA2d
+from attneck.layers import BAM, MHSA2d
 from attneck.models import create_model
 from attneck.models.weight_files import Weights
 from attneck.models.weights import StaysRandomWarning, grids, load_matching, settings
@@ -93,11 +95,28 @@ def test_what_is_no_table_is_not_taken(table: Tensor) -> None:
     assert load(Net(), source)[1:] == ({"attention.rel_h"}, {"attention.rel_h"})
 
 
+def test_as_many_numbers_in_another_shape_are_another_tensor() -> None:
+    weight = torch.ones(3, 16, 1, 1)
+    loaded = load_matching(Net(), {**Net().state_dict(), "conv.weight": weight})
+    assert loaded.new == loaded.unused == ["conv.weight"]
+    assert loaded.shapes == {"conv.weight": ([3, 16, 1, 1], [16, 3, 1, 1])}
+
+
+def test_a_count_of_batches_is_no_weight() -> None:
+    """Checkpoints of old have none, and a frozen norm takes none."""
+    norm, frozen = nn.Sequential(nn.BatchNorm2d(4)), nn.Sequential(FrozenBatchNorm2d(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_matching(norm, frozen.state_dict()).new == []
+        assert load_matching(frozen, norm.state_dict()).unused == ["0.num_batches_tracked"]
+
+
 def test_other_floats_are_cast_and_other_kinds_refused() -> None:
     weight = torch.ones(16, 3, 1, 1)
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         assert load(Net(), {"conv.weight": weight.to(dtype)})[0] == {"conv.weight"}
-    for wrong in (weight.long(), weight.to(torch.complex64), weight.bool(), weight * torch.nan):
+    overflows = weight.double() * 1e300  # in float32
+    for wrong in (weight.long(), weight.to(torch.complex64), weight.bool(), weight * torch.nan, overflows):
         with pytest.raises(ValueError, match=r"tensor conv\.weight is "):
             load_matching(Net(), {"conv.weight": wrong})
     with pytest.raises(ValueError, match=r"conv\.weight is of type list, wanted tensors by name"):
@@ -150,6 +169,49 @@ def test_activations_that_compute_otherwise_are_named() -> None:
             assert bool(loaded.changed) == ((i, j) not in alike), (was, now)
 
 
+@pytest.mark.parametrize("names", [("fc", "linear"), ("linear", "fc")])
+def test_its_own_name_comes_before_that_of_others(names: tuple[str, str]) -> None:
+    network = nn.Sequential(OrderedDict({"fc": nn.Linear(4, 2, bias=False)}))
+    given = {f"{name}.weight": torch.full((2, 4), float(name == "fc")) for name in names}
+    assert load_matching(network, given).unused == ["linear.weight"]
+    assert torch.equal(network.state_dict()["fc.weight"], torch.ones(2, 4))
+
+
+def test_a_first_part_that_few_tensors_fit_by_is_another_network_s() -> None:
+    others = {f"body.{number}.weight": torch.ones(number + 1) for number in range(4)}
+    with pytest.raises(ValueError, match="none of the 5 tensors given"):
+        load_matching(Net(), {"body.conv.bias": torch.ones(16), **others})
+    conv = {f"body.conv.{name}": one for name, one in Net().conv.state_dict().items()}
+    loaded = load_matching(Net(), {**conv, "body.0.weight": torch.ones(2), "body.1.weight": torch.ones(2)})
+    assert loaded.taken == ["conv.weight", "conv.bias"]  # half of them
+
+
+@pytest.mark.parametrize(
+    ("conv", "name"),
+    [
+        (Conv2dSame(3, 8, 3), "padding"),  # by the size of the map
+        (nn.Conv2d(3, 8, 3, padding=1), "padding"),
+        (nn.Conv2d(3, 8, 3, stride=2), "stride"),
+        (nn.Conv2d(3, 8, 3, dilation=2), "dilation"),
+    ],
+)
+def test_convolutions_that_compute_otherwise_are_told_apart(conv: nn.Conv2d, name: str) -> None:
+    found, plain = settings(nn.Sequential(conv)), settings(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    assert {each for each in found if found[each] != plain[each]} == {f"0 {name}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"), [("se", SEModule(16)), ("bot", nn.Conv2d(16, 16, 1)), ("bam", BAM(16))]
+)
+def test_attention_of_any_kind_may_stay_new(name: str, attention: nn.Module) -> None:
+    """timm's too, and a whole block that surgery has put between two others."""
+    network = nn.Sequential(OrderedDict({"conv": nn.Conv2d(3, 16, 1), name: attention}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_matching(network, {"conv.weight": torch.ones(16, 3, 1, 1), "conv.bias": torch.ones(16)})
+    assert [*loaded.modules] == [f"{name} ({type(attention).__name__})"]
+
+
 def test_position_embeddings_of_another_grid_of_as_many_patches_are_resampled() -> None:
     def vit(image_size: tuple[int, int]) -> nn.Module:
         return create_model(
@@ -165,6 +227,21 @@ def test_position_embeddings_of_another_grid_of_as_many_patches_are_resampled() 
     load_matching(wide, weights)
     wanted = resample_abs_pos_embed(given, [2, 8], [4, 4], given.shape[1] - 16)
     assert torch.equal(wide.state_dict()["pos_embed"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("extra", "options"), [(0, {"class_token": False, "global_pool": "avg"}), (2, {"reg_tokens": 1})]
+)
+def test_embeddings_of_no_patch_are_not_resampled(extra: int, options: dict[str, Any]) -> None:
+    small, large = (
+        timm.create_model("vit_tiny_patch16_224", img_size=side, embed_dim=12, depth=1, **options)
+        for side in (32, 64)
+    )
+    given = small.state_dict()["pos_embed"]
+    load_matching(large, small.state_dict())
+    found = large.state_dict()["pos_embed"]
+    assert torch.equal(found, resample_abs_pos_embed(given, [4, 4], [2, 2], extra))
+    assert torch.equal(found[:, :extra], given[:, :extra])
 
 
 def test_bams_that_the_network_lacks_are_named() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from forked import as_ranks
 from PIL import Image
 
 from attneck import cli
+from attneck.errors import UserError
+from attneck.runs.copies import check_copies
 from attneck.runs.train import train
 
 RECIPE = {
@@ -63,6 +66,13 @@ def test_another_copy_is_not_scored(machines, monkeypatch, capfd):
     (machines / "1/data/val/b/3.png").unlink()
     assert as_ranks(alone_there, machines, ["eval", "run", "--out", "scores"]) == [2, 2]
     assert "held-out images: 1 fewer in 'b'" in capfd.readouterr().err
+
+
+def test_the_same_images_with_other_labels_are_another_copy():
+    others = [("one", {"classes": ["a", "b"], "data": {}}), ("two", {"classes": ["b", "a"], "data": {}})]
+    everyone = SimpleNamespace(size=2, joined=lambda own: others)
+    with pytest.raises(UserError, match="two has other data than one"):
+        check_copies(everyone, ["a", "b"], dict)
 
 
 def test_a_machine_says_itself_what_it_alone_lacks(machines, capfd):

@@ -57,3 +57,18 @@ def test_its_products_are_counted() -> None:
     stem, block, head = 32**2 * 4 * 16 * 9, 2 * 32**2 * 16**2 * 9, 32 * 5
     down = 16**2 * 16 * 32 * 9 + 8**2 * 32**2 * 9
     assert count(Coordinates(), 64).madds == stem + block + down + head
+
+
+class Late(nn.Module):
+    """Makes a tensor after its convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(x), torch.zeros(len(x), 1, *x.shape[2:])], 1)
+
+
+def test_additions_of_a_pass_that_failed_are_not_counted() -> None:
+    assert count(Late(), 8).bias_adds == 4 * 8 * 8

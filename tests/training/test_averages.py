@@ -37,8 +37,14 @@ def test_what_is_long_enough_or_loaded_or_frozen_is_no_news():
     setattr(net[1], KEPT, True)
     assert too_slow(net, Recipe(), 100) == []
     setattr(net[1], KEPT, False)
-    net[1].running_mean.fill_(0.5)
+    net[1].running_var.fill_(0.5)  # of images around 0, say
     assert too_slow(net, Recipe(), 100) == []
+
+
+def test_the_slowest_norm_counts():
+    norms = [nn.BatchNorm2d(2, momentum=momentum) for momentum in (0.1, 0.003, None)]
+    (said,) = too_slow(nn.Sequential(*norms), Recipe(), 100)
+    assert "momentum 0.003 is slow" in said
 
 
 def test_indices_and_counts_are_not_averaged():

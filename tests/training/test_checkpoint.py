@@ -7,10 +7,13 @@ import time
 
 import pytest
 import torch
+from small_run import Net
 
 from attneck.errors import UserError
 from attneck.training import checkpoint
+from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
+from attneck.training.state import put_back
 
 RECIPE = Recipe().model_dump(mode="json")
 
@@ -180,3 +183,16 @@ def test_digest_sees_every_bit():
     other = {"a": torch.tensor([0.0, 0.0, 1e-45]), "b": weights["b"]}
     assert checkpoint.digest(weights) == checkpoint.digest({name: t.clone() for name, t in weights.items()})
     assert checkpoint.digest(weights) != checkpoint.digest(other)
+
+
+@pytest.mark.parametrize(("rank", "size", "wanted"), [(0, 2, 1.0), (1, 2, 4.0), (0, 1, 2.5), (2, 3, 2.5)])
+def test_each_process_goes_on_with_its_own_sums_or_with_their_mean(rank, size, wanted):
+    """Two processes have saved them."""
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), momentum=0.9)
+    saved = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "average": None}
+    saved |= {"step": 7, "history": [], "sums": [{"loss": 1.0}, {"loss": 4.0}]}
+    progress = put_back(saved, net, optimizer, None, World(rank, size, torch.device("cpu")))
+    assert progress.step == 7
+    assert progress.sums == {"loss": torch.tensor(wanted, dtype=torch.float64)}
+    assert progress.sums["loss"].dtype == torch.float64

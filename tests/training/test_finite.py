@@ -179,6 +179,24 @@ def test_what_does_not_come_again_is_said_so(tmp_path):
         run(tmp_path, recipe(), Once(ALONE))
 
 
+def test_it_is_run_again_with_its_own_draws(tmp_path):
+    """One dropout overflows where another would not."""
+
+    class Drawn(Task):
+        def loss(self, model, batch):
+            drawn = float(torch.rand(()))
+            loss, shown = super().loss(model, batch)
+            if batch[0] != At(3, part=1):
+                return loss, shown
+            draws.append(drawn)
+            return (loss * float("nan") if drawn == draws[0] else loss), shown
+
+    draws = []
+    with pytest.raises(RunFailed, match=r"step 4 .*micro-batch 2 of 2\): the loss is nan"):
+        run(tmp_path, recipe(accumulate=2), Drawn(ALONE))
+    assert len(draws) == 2
+
+
 def test_a_norm_that_overflows_is_no_gradient_s_fault(tmp_path):
     class Steep(Task):
         def loss(self, model, batch):

@@ -44,10 +44,12 @@ def test_nobody_has_anything(alone):
     assert torch.equal(norm.running_var, torch.ones(3))
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("shape", [(5, 3, 4, 4), (7, 3), (1, 3, 1, 1)])
-def test_a_single_process_is_as_plain_batchnorm(alone, shape):
+def test_a_single_process_is_as_plain_batchnorm(alone, shape, momentum):
     torch.manual_seed(0)
-    plain, ours = nn.BatchNorm2d(3).double(), SyncBatchNorm(3).double()
+    plain = nn.BatchNorm2d(3, momentum=momentum).double()
+    ours = SyncBatchNorm(3, momentum=momentum).double()
     x = torch.randn(shape, dtype=torch.float64)
     if x[:, 0].numel() == 1:  # which torch refuses; other processes may have the same one image each
         assert torch.equal(ours(x), torch.zeros(shape, dtype=torch.float64))
@@ -55,6 +57,8 @@ def test_a_single_process_is_as_plain_batchnorm(alone, shape):
         return
     want = plain(x) if x.ndim == 4 else plain(x[:, :, None, None])[:, :, 0, 0]
     torch.testing.assert_close(ours(x), want)
+    for norm in (plain, ours):  # a second batch, which weighs as much as the first without a momentum
+        norm(2 * x if x.ndim == 4 else 2 * x[:, :, None, None])
     for name, buffer in plain.named_buffers():
         torch.testing.assert_close(ours.get_buffer(name), buffer)
 
@@ -164,3 +168,11 @@ def test_every_other_kind_is_synchronised_and_frozen_ones_are_none(device, alone
     torch.testing.assert_close(model[0].eval()(x), 2 * plain.eval()(x))
     plain.load_state_dict(model[1].state_dict())
     torch.testing.assert_close(model[1].eval()(x), 2 * plain(x).relu())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_timm_puts_between_a_norm_and_its_activation_stays(device):
+    norm, x = BatchNormAct2d(3, drop_layer=nn.Tanh).eval(), 3 * torch.randn(4, 3, 5, 5)
+    want = norm(x)
+    assert synchronise_batchnorm(norm, torch.device(device)) == 1
+    torch.testing.assert_close(norm(x), want)

@@ -50,6 +50,7 @@ def test_it_is_followed_once(tmp_path, form):
         assert found.size == (WIDTH, HEIGHT)
         assert np.abs(np.asarray(found) - wanted).mean() < 3, orientation
         assert as_decoded(found).tobytes() == found.tobytes(), "it is turned once more"
+        assert decode(path, "test", size=(WIDTH, HEIGHT)).tobytes() == found.tobytes(), orientation
         small, size = decode_small(path, "test", WIDTH * HEIGHT // 4)
         assert size == (WIDTH, HEIGHT)
         assert small.size == (WIDTH // 2, HEIGHT // 2)
