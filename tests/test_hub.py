@@ -297,6 +297,18 @@ def put(layer: str, **values: Any) -> Any:
     return on
 
 
+def put_gelu(model: Any) -> Any:
+    model.act1 = nn.GELU()
+    return model
+
+
+def with_state(model: Any) -> Any:
+    """As quantized layers have it."""
+    kind = type(model.layer1)
+    model.layer1.__class__ = type(kind.__name__, (kind,), {"get_extra_state": lambda self: "words"})
+    return model
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -309,7 +321,7 @@ def put(layer: str, **values: Any) -> Any:
         (put("conv1", padding_mode="reflect"), "its conv1 padding_mode is reflect and would be zeros"),
         (
             lambda model: setattr(model, "act1", nn.Identity()) or model,
-            "its act1 kind is none and would be ReLU",
+            "its act1 kind is not there and would be ReLU",
         ),
         (lambda model: model.row.remove("act1") or model, r"its row is \['conv1', 'bn1', 'layer1'"),
         (put("layer1.0.bn1", eps=0.1), "its layer1.0.bn1 eps is 0.1 and would be 1e-05"),
@@ -320,6 +332,13 @@ def put(layer: str, **values: Any) -> Any:
         (lambda model: model.double(), r"conv1.weight is of float64, .* give model.float\(\)"),
         (lambda model: nn.Sequential(model), "Sequential was not made by attneck.create_model"),
         (lambda model: model.layer1.append(nn.Linear(2, 2)) and model, "2 tensors .layer1.2.bias first"),
+        (lambda model: put_gelu(model), "its act1 kind is GELU and would be ReLU"),
+        (
+            lambda model: model.layer1.register_forward_hook(lambda module, given, out: 2 * out) and model,
+            "makes another result of an image .* or has hooks",
+        ),
+        (lambda model: put("layer1", forward=lambda x: x)(model), "makes another result of an image"),
+        (lambda model: with_state(model), "layer1._extra_state is no tensor, as in a quantized model"),
     ],
 )
 def test_what_could_not_be_loaded_is_not_saved(spoil: Any, says: str, tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """BAM under bfloat16 autocast: its logits keep float32's precision where BatchNorm magnifies them."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import prune
 
 from attneck.attention import reference
 from attneck.layers import BAM
@@ -136,3 +140,54 @@ def test_replicas_of_data_parallel_compute_the_same(variant):
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             torch.testing.assert_close(replica(module)(batch()), module(batch()))
+
+
+def near(got, want):
+    assert got.dtype == want.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want.float(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_a_half_replica_computes_about_the_same(variant):
+    torch.manual_seed(0)
+    module, x = BAM(64, variant=variant, backend="plain").bfloat16(), batch().bfloat16()
+    near(replica(module)(x), module(x))
+
+
+def kept_away(module):
+    """As programs do that keep weights elsewhere: a layer gets its own as it is called."""
+    for layer in module.modules():
+        if own := {name: tensor.detach().clone() for name, tensor in layer._parameters.items()}:
+            call = layer.forward
+
+            def forward(x, layer=layer, own=own, call=call):
+                there = dict(layer._parameters)
+                layer._parameters.update({name: nn.Parameter(tensor) for name, tensor in own.items()})
+                out = call(x)
+                layer._parameters.update(there)
+                return out
+
+            layer.forward = forward
+            layer._parameters.update({name: nn.Parameter(tensor.to("meta")) for name, tensor in own.items()})
+    return module
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_weights_that_are_kept_elsewhere_are_taken_by_the_layers(variant):
+    torch.manual_seed(0)
+    module, x = BAM(64, variant=variant, backend="plain").bfloat16().eval(), batch().bfloat16()
+    with torch.no_grad():
+        near(kept_away(copy.deepcopy(module))(x), module(x))
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_pruned_layers_follow_a_change_of_precision(variant):
+    """Theirs is what the hook computed last, until it computes anew."""
+    torch.manual_seed(0)
+    module, x = BAM(64, variant=variant), batch()
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            prune.l1_unstructured(layer, "weight", 0.5)
+    want = module.eval()(x)
+    got = module.bfloat16()(x.bfloat16())
+    torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05)

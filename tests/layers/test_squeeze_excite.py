@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import Tensor, nn
 
 from attneck.attention import reference
 from attneck.layers import SqueezeExcite2d
@@ -86,3 +87,20 @@ def test_an_empty_batch_is_welcome_and_an_empty_map_is_not() -> None:
         layer(torch.randn(2, 32, 0, 5))  # its mean is NaN, and so its weights' gradients would be
     with pytest.raises(ValueError, match=r"reduction=4\.0: wanted a whole number"):
         SqueezeExcite2d(32, reduction=4.0)
+
+
+def test_a_layer_of_another_s_in_place_of_its_own_will_do() -> None:
+    """As LoRA puts one around it: nothing is asked of it but its result."""
+
+    class Around(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.layer(x)
+
+    se, x = SqueezeExcite2d(32), torch.randn(2, 32, 4, 5)
+    before = se(x)
+    se.fc1 = Around(se.fc1)
+    assert not torch.equal(se(x), before)

@@ -401,3 +401,11 @@ def test_stages_that_share_parameters_are_not_told_apart() -> None:
     assert count(model, 16).params == 32 + 584
     with pytest.raises(ValueError, match="0 and 1 share parameters"):
         count(model, 16, stages=True)
+
+
+def test_the_classifier_of_a_wrapped_network_is_that_of_the_one_inside() -> None:
+    network = timm.create_model("resnet18", num_classes=10)
+    bare = count(network, 64)
+    assert bare.madds - bare.madds_no_classifier == 512 * 10
+    for wrapped in (nn.DataParallel(network), torch.optim.swa_utils.AveragedModel(network)):
+        assert count(wrapped, 64).madds_no_classifier == bare.madds_no_classifier

@@ -23,7 +23,7 @@ from attneck.errors import brief, one_line
 from attneck.files import write_atomic
 from attneck.hub.config import DATA, check_bounds, computed, describe, from_config, name_of
 from attneck.layers.modes import evaluating
-from attneck.models.origin import bare
+from attneck.models.origin import bare, is_detector
 from attneck.training.recipe_file import RECIPE, is_run
 
 if TYPE_CHECKING:
@@ -128,7 +128,13 @@ def _of(model: nn.Module | Run | str | Path, run: Run | None = None) -> tuple[nn
 
 
 def _check_whole(network: nn.Module) -> None:
-    """ValueError where a process has a part of it alone."""
+    """ValueError where a process has a part of it alone, or its state is not tensors alone."""
+    strange = next((name for name, one in network.state_dict().items() if not hasattr(one, "detach")), None)
+    if strange is not None:
+        raise ValueError(
+            f"{strange} is no tensor, as in a quantized model: save the model as it was, and quantize what "
+            "load makes, or the exported file"
+        )
     sharded = next((name for name, one in network.state_dict().items() if hasattr(one, "full_tensor")), None)
     if sharded is not None:
         raise ValueError(
@@ -155,9 +161,11 @@ def _check_made(network: nn.Module, config: dict[str, Any], state: dict[str, Ten
             "model could not be loaded: keep its state_dict() with safetensors.torch.save_file"
         )
     now, then = computed(network), computed(again)
-    if other := sorted(key for key in now | then if now.get(key) != then.get(key)):
+    differing = [key for key in now | then if now.get(key) != then.get(key)]
+    if differing:  # the kind of a layer first: of another kind its settings differ too
+        first = min(differing, key=lambda key: (not key.endswith(" kind"), key))
         raise ValueError(
-            f"its {other[0]} is {now.get(other[0], 'none')} and would be {then.get(other[0], 'none')} in "
+            f"its {first} is {now.get(first, 'not there')} and would be {then.get(first, 'not there')} in "
             "what load makes, as no config says what was set after a model was built: build it with that as "
             "an option, or keep its state_dict() with safetensors.torch.save_file"
         )
@@ -168,7 +176,11 @@ def _check_made(network: nn.Module, config: dict[str, Any], state: dict[str, Ten
                 f"{name} is of float64, and load makes float32: give model.float(), or keep its state_dict() "
                 "with safetensors.torch.save_file"
             )
-    if getattr(network, "origin", None) is None:
+    hooked = any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        for module in network.modules()
+    )
+    if (hooked and not is_detector(network)) or getattr(network, "origin", None) is None:
         _check_same_results(network, config, state)
 
 
@@ -191,8 +203,8 @@ def _check_same_results(network: nn.Module, config: dict[str, Any], state: dict[
     if not torch.allclose(got, want, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
         raise ValueError(
             f"{name_of(config)} makes another result of an image than this {type(network).__name__} with the "
-            "same weights, which was made with options that no config knows: keep its state_dict() with "
-            "safetensors.torch.save_file"
+            "same weights, which was made with options, or has hooks, that no config knows: keep its "
+            "state_dict() with safetensors.torch.save_file"
         )
 
 

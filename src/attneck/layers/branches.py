@@ -40,12 +40,14 @@ class SpatialBranch(nn.Sequential):
 def in_float32(branch: nn.Module, mean: Tensor) -> Tensor:
     """The channel branch of means [B, C] -> [B, C], in float32 or more, whatever autocast and weights are.
 
-    It is a ten-thousandth of BAM's work, and its BatchNorm magnifies rounding as `SpatialBranch` says.
+    It is a ten-thousandth of BAM's work, and its BatchNorm magnifies rounding as `SpatialBranch` says. Half
+    precision stays for what another program keeps, and gives to the layers as they are called.
     """
     with without_autocast(mean):
         own = [*branch.named_parameters(), *branch.named_buffers()]
         wide = {name: tensor.float() for name, tensor in own if tensor.dtype in HALVES}
-        if not wide or torch.jit.is_tracing():  # a trace takes a module's own weights only
+        # A trace takes a module's own weights only.
+        if not wide or torch.jit.is_tracing() or _kept_elsewhere(branch, mean):
             result: Tensor = branch(mean.to(_dtype(branch, mean)))
             return result
         result = functional_call(branch, wide, (mean.float(),))
@@ -126,9 +128,25 @@ def official_spatial(channels: int, hidden: int, dilation: int) -> nn.Sequential
 
 def _dtype(module: nn.Module, x: Tensor) -> torch.dtype:
     """That of its parameters, or x's where it has none."""
-    # In nn.DataParallel's replicas weights are plain attributes, and no module has parameters.
-    weight = getattr(module, "weight", None)
-    return weight.dtype if isinstance(weight, Tensor) else next(module.parameters(), x).dtype
+    for layer in module.modules():
+        # Of a pruned layer `weight` is what the last call computed, in the precision of then.
+        if (own := next(layer.parameters(recurse=False), None)) is not None:
+            return own.dtype
+        # In nn.DataParallel's replicas weights are plain attributes, and no module has parameters.
+        if isinstance(weight := vars(layer).get("weight"), Tensor):
+            return weight.dtype
+    return x.dtype
+
+
+def _kept_elsewhere(branch: nn.Module, x: Tensor) -> bool:
+    """Whether its weights are not its own parameters, whole and where x is, or its layers have calls of their
+    own: where it is sharded or offloaded, or a replica."""
+    own = [*branch.parameters()]
+    return (
+        not own
+        or any(hasattr(tensor, "full_tensor") or tensor.is_meta > x.is_meta for tensor in own)
+        or any({"forward", "weight"} & vars(layer).keys() for layer in branch.modules())
+    )
 
 
 def _shares_statistics(layer: _BatchNorm) -> bool:

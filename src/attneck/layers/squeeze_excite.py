@@ -46,6 +46,7 @@ class SqueezeExcite2d(nn.Module):
         hidden = hidden_channels(channels, reduction)
         check_start(start)
         flag("bias", bias)
+        self.channels = channels
         self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1, bias=bias)
         self.relu = nn.ReLU()
         self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1, bias=bias)
@@ -58,7 +59,7 @@ class SqueezeExcite2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]; channels_last stays so."""
-        check_input(x, self.fc1.in_channels, self)
+        check_input(x, self.channels, self)
         pooled = x.mean(dim=(2, 3), keepdim=True)  # [B, C, 1, 1]
         weights = self.fc2(self.relu(self.fc1(pooled))).sigmoid()  # [B, C, 1, 1]
         if self.gain is not None:

@@ -24,6 +24,7 @@ from attneck.errors import one_line
 from attneck.layers.meta import check_module, likely_channels, meta_copy, shapes_alone
 from attneck.layers.mhsa import TABLES, MHSA2d
 from attneck.measure.kept import Counts
+from attneck.models.origin import bare
 
 COMPUTED = ("", "parametrizations.")
 """Where a table's parameters are: at its name, longer under pruning, or among what it is computed from."""
@@ -191,8 +192,9 @@ def _biases(model: nn.Module) -> Iterator[list[int]]:
 def _classifiers(model: nn.Module) -> list[nn.Module]:
     """What turns features into logits: timm's `get_classifier()`, else the child that is called so.
 
-    A distilled network of timm's has two.
+    A distilled network of timm's has two. In a wrapper it is that of the network inside.
     """
+    model = bare(model)
     if callable(getter := getattr(model, "get_classifier", None)):
         found = getter()
         both = found if isinstance(found, tuple | list) else [found]
