@@ -243,6 +243,13 @@ def test_it_says_no_more_of_its_results_than_they_are(tmp_path: Path) -> None:
         export.export(Said(lambda x: {"out": x}), tmp_path / "other.pt2")
 
 
+def test_a_quantized_network_is_refused_in_a_line(tmp_path: Path) -> None:
+    quantized = torch.ao.quantization.quantize_dynamic(bot_bam(), {nn.Linear})
+    with pytest.raises(ValueError, match="is quantized, which no graph takes: export the model as it was"):
+        export.export(quantized, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("ending", ["pt2", "onnx"])
 def test_a_network_whose_own_results_overflow_is_not_written(ending: str, tmp_path: Path) -> None:
     model = bot_bam()

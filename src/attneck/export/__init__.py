@@ -94,7 +94,7 @@ def export(
         notes: more for the file's metadata; of a run its recipe's name is there.
 
     Raises:
-        ValueError: what `check_request` refuses; a network that torch.export does not take, or not with
+        ValueError: what `check_request` refuses; a quantized network; one that torch.export does not take, or not with
             these axes dynamic, that does not take every size where that is one of them, or whose result is no
             tensor and no list of them.
         DisagreementError: the file's results differ by more than rounding.
@@ -112,6 +112,12 @@ def export(
     model, notes = _network(model, image_size, notes or {})
     channels, height, width = _input(model, image_size, in_chans)
     whole("batch", batch)
+    for name, layer in model.named_modules():
+        if type(layer).__module__.startswith("torch.ao.nn.quantized"):
+            raise ValueError(
+                f"its {name} is quantized, which no graph takes: export the model as it was, and quantize the "
+                "file (onnxruntime.quantization does)"
+            )
     detects = is_detector(model)
     if detects and (batch != 1 or dynamic):
         raise ValueError("a detector's graph takes one image, of any size: leave batch and dynamic out")
