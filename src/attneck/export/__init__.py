@@ -94,9 +94,9 @@ def export(
         notes: more for the file's metadata; of a run its recipe's name is there.
 
     Raises:
-        ValueError: what `check_request` refuses; a quantized network; one that torch.export does not take, or not with
-            these axes dynamic, that does not take every size where that is one of them, or whose result is no
-            tensor and no list of them.
+        ValueError: what `check_request` refuses; a quantized network; one that torch.export does not take, or
+            not with these axes dynamic, that does not take every size where that is one of them, or whose
+            result is no tensor and no list of them.
         DisagreementError: the file's results differ by more than rounding.
         NotFinite: the network's own results are not.
         OSError: the file could not be written.
@@ -115,8 +115,8 @@ def export(
     for name, layer in model.named_modules():
         if type(layer).__module__.startswith("torch.ao.nn.quantized"):
             raise ValueError(
-                f"its {name} is quantized, which no graph takes: export the model as it was, and quantize the "
-                "file (onnxruntime.quantization does)"
+                f"its {name} is quantized, which no graph takes: export the model as it was, and quantize "
+                "the file (onnxruntime.quantization does)"
             )
     detects = is_detector(model)
     if detects and (batch != 1 or dynamic):
