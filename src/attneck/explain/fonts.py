@@ -48,22 +48,35 @@ def _lacking(words: str) -> frozenset[str]:
 @cache
 def _fonts(letters: frozenset[str]) -> tuple[str, ...]:
     """A few installed fonts that have these letters, the one with the most first; what none has is said."""
-    from matplotlib import font_manager
-
     left, found = {ord(letter) for letter in letters}, []
     while left:
-        installed = sorted(font_manager.findSystemFonts())
-        best = max(installed, key=lambda font: len(left & _letters(font)), default=None)
+        best = max(_installed(), key=lambda font: len(left & _letters(font)), default=None)
         if best is None or not left & _letters(best):
-            some = " ".join(sorted(map(chr, left))[:10])
-            say(
-                f"no font that is installed has {some}: pictures show boxes in their place; install one that "
-                "has, such as Noto Sans of that script"
-            )
+            _say_boxes(" ".join(sorted(map(chr, left))[:10]))
             break
         left -= _letters(best)
         found.append(best)
     return tuple(found)
+
+
+@cache
+def _installed() -> list[str]:
+    from matplotlib import font_manager
+
+    return sorted(font_manager.findSystemFonts())
+
+
+_told: set[str] = set()
+"""Letters that no font has, once that is said: of a hundred names the first is enough."""
+
+
+def _say_boxes(letters: str) -> None:
+    if not _told:
+        say(
+            f"no font that is installed has {letters}: pictures show boxes in place of these, and of others "
+            "that none has; install one that has, such as Noto Sans of that script"
+        )
+    _told.add(letters)
 
 
 @cache
