@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from attneck.data import EvalBatches, Normalise, TrainBatches, collate, loader, open_dataset
+from attneck.data.arrays import ArrayDataset
 from attneck.data.augment.crop_flip import crop_flip
 from attneck.data.drawn.relations import Relations
 from attneck.data.readers import cifar
@@ -98,6 +99,36 @@ def test_item_batch_and_workers_give_the_same_bits(dataset: Any) -> None:
             assert torch.equal(item, image)
             assert isinstance(item_label, int)
             assert item_label == label
+
+
+def test_a_batch_of_another_side_has_the_same_images_and_labels(dataset: Any) -> None:
+    keys, side = [(1, i) for i in range(6)], dataset.image_size * 3 // 2
+    images, labels = dataset.__getitems__([(*key, side) for key in keys])
+    assert images.shape == (6, 3, side, side)
+    assert images.dtype == torch.uint8
+    own, as_before = dataset.__getitems__(keys)
+    assert own.shape[-1] == dataset.image_size != side
+    assert torch.equal(labels, as_before)
+    if isinstance(dataset, ArrayDataset):  # as Pillow resizes, which rounds otherwise
+        wanted = [
+            np.array(Image.fromarray(one).resize((side, side), Image.Resampling.BILINEAR))
+            for one in dataset.pixels(keys)
+        ]
+    else:
+        dataset.image_size = side
+        if dataset.augment != "none":
+            dataset._transform.size = side
+        wanted = list(dataset.pixels(keys))
+    found = images.permute(0, 2, 3, 1).numpy().astype(int)
+    assert abs(found - np.stack(wanted)).max() <= (1 if isinstance(dataset, ArrayDataset) else 0)
+
+
+def test_one_batch_has_one_side() -> None:
+    images = open_dataset("relations", "train", size=8)
+    with pytest.raises(ValueError, match=r"sides \[24, 32\]: give one side"):
+        images.__getitems__([(0, 0, 24), (0, 1, 32)])
+    with pytest.raises(ValueError, match="same in images of 30 pixels: wanted a multiple of 4"):
+        images[0, 0, 30]
 
 
 def test_augmentation_depends_on_the_epoch_and_the_seed(dataset: Any) -> None:

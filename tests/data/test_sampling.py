@@ -100,10 +100,26 @@ def test_union_over_ranks_and_micro_batches_is_the_global_order(world: int, accu
         assert keys == [(epoch, i) for i in order(9, epoch, length)[k * batch : (k + 1) * batch].tolist()]
 
 
-def test_resuming_anywhere_yields_the_rest() -> None:
-    whole = list(TrainBatches(50, 8, seed=1, accumulate=2, steps=20))
+def test_all_images_of_a_step_have_one_side_whatever_the_ranks_and_micro_batches() -> None:
+    sides = [24, 32, 48]
+    whole = list(TrainBatches(50, 8, seed=1, steps=300, sides=sides))
+    assert [[key[:2] for key in keys] for keys in whole] == list(TrainBatches(50, 8, seed=1, steps=300))
+    drawn = [{key[2] for key in keys} for keys in whole]
+    counts = [drawn.count({side}) for side in sides]
+    assert sum(counts) == 300
+    assert min(counts) > 70  # of 100; 30 fewer would be over three standard deviations
+    other = list(TrainBatches(50, 8, seed=2, steps=300, sides=sides))
+    assert [{key[2] for key in keys} for keys in other] != drawn
+    for rank in (0, 1):
+        mine = list(TrainBatches(50, 8, seed=1, rank=rank, world=2, accumulate=2, steps=300, sides=sides))
+        assert [{key[2] for key in keys} for keys in mine] == [side for side in drawn for _ in (0, 1)]
+
+
+@pytest.mark.parametrize("sides", [(), (24, 32)])
+def test_resuming_anywhere_yields_the_rest(sides: tuple[int, ...]) -> None:
+    whole = list(TrainBatches(50, 8, seed=1, accumulate=2, steps=20, sides=sides))
     for start in range(21):
-        rest = TrainBatches(50, 8, seed=1, accumulate=2, start=start, steps=20)
+        rest = TrainBatches(50, 8, seed=1, accumulate=2, start=start, steps=20, sides=sides)
         assert list(rest) == whole[2 * start :]
         assert len(rest) == len(whole) - 2 * start
 

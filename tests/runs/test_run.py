@@ -349,6 +349,20 @@ def test_an_image_size_that_the_network_does_not_take_is_refused(photos, capsys)
     assert "this DLA does not take RGB images of 40×40 (" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": {"name": "timm/dla46_c"}}, "does not take RGB images of 40×40"),
+        ({"data": {"name": "relations", "image_sizes": [32, 30]}}, "of 30 pixels: wanted a multiple of 4"),
+    ],
+)
+def test_sizes_of_training_that_network_or_images_do_not_take_are_refused(tmp_path, changes, says):
+    data = TINY["data"] | {"image_size": 32, "image_sizes": [32, 40]}
+    with pytest.raises(UserError, match=says):
+        runs.train(Recipe.model_validate(TINY | {"data": data} | changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tag_in_a_model_s_name_is_no_weights(photos):
     place, content = photos
     content = content | {"model": {"name": "timm/resnet10t.c3_in1k"}}

@@ -344,6 +344,13 @@ def test_the_words_follow_the_batch():
     assert "from 0.33 of it" in said["Learning rate"]
 
 
+def test_the_words_have_the_sizes_of_training():
+    content = load_recipe("relations").model_dump(mode="json")
+    content["data"] |= {"image_size": 32, "image_sizes": [24, 48]}
+    said = dict(in_words(Recipe.model_validate(content), {}))["Images"]
+    assert "Their side is 32 pixels, in training one of 24, 48 for each step" in said
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_recipe_has_words(name):
     shipped = load_recipe(name)

@@ -272,6 +272,7 @@ def test_predict_refuses_in_a_line(trained, tmp_path, monkeypatch, capsys, words
     ("changes", "says"),
     [
         ({"label_smoothing": 0.1}, "label_smoothing is of classifiers"),
+        ({"data": {**TINY["data"], "image_sizes": [64]}}, "data.image_sizes is of classifiers"),
         ({"data": {**TINY["data"], "md5": ["0"]}}, "md5 is given"),
         ({"data": {"name": "cifar100"}}, "data set is 'cifar100': choose shapes, coco"),
         (

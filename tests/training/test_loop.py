@@ -46,8 +46,9 @@ def recipe(**changes):
         {"ema": 0.9, "data": {**TINY["data"], "workers": 2}},
         {"accumulate": 2, "precision": "bfloat16", "schedule": {"kind": "step", "milestones": [1]}},
         {"optimizer": {"lr": 0.05, "clip_norm": 1.0, "nesterov": False}, "label_smoothing": 0.1},
+        {"data": {**TINY["data"], "image_sizes": [16, 24, 32]}},
     ],
-    ids=["plain", "ema and workers", "accumulated bf16", "clipped"],
+    ids=["plain", "ema and workers", "accumulated bf16", "clipped", "several sizes"],
 )
 def test_resumed_ends_with_the_same_bits(tmp_path, changes):
     """Broken off mid-epoch (2) and at an epoch's end (3)."""

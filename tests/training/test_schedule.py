@@ -117,12 +117,21 @@ def test_milestones_that_the_run_ends_before_are_said(length, said):
     assert never_reached(Recipe.model_validate(length), 10) == []
 
 
-@pytest.mark.parametrize(("epochs", "said"), [(0.04, 1), (0.06, 0), (0, 0)])
-def test_a_warm_up_of_no_step_is_said(epochs, said):
-    made = Recipe.model_validate({"epochs": 2, "schedule": {"warmup_epochs": epochs, "warmup_start": 0.1}})
+@pytest.mark.parametrize(
+    ("schedule", "said", "first"),
+    [
+        ({"warmup_epochs": 0.04, "warmup_start": 0.1}, ["schedule.warmup_epochs 0.04 is less"], 1),
+        ({"warmup_epochs": 0.06, "warmup_start": 0.1}, [], 0.1),
+        ({"warmup_steps": 2, "warmup_start": 0.1}, [], 0.1),
+        ({"warmup_start": 0.1}, ["schedule.warmup_start 0.1 changes nothing"], 1),
+        ({}, [], 1),
+    ],
+)
+def test_a_warm_up_of_no_step_is_said(schedule, said, first):
+    made = Recipe.model_validate({"epochs": 2, "schedule": schedule})
     found = no_warmup(made, 10)
-    assert len(found) == said
-    assert lr_factor(made.schedule, 0, 20, 10) == (0.1 if epochs == 0.06 else 1)
+    assert [line[: len(start)] for line, start in zip(found, said, strict=True)] == said
+    assert lr_factor(made.schedule, 0, 20, 10) == first
 
 
 def test_a_run_says_it_before_its_first_step(tmp_path, capsys):

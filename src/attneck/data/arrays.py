@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from attneck.data.augment.crop_flip import crop_flip
 from attneck.data.classification import ClassificationDataset
@@ -16,7 +18,7 @@ class ArrayDataset(ClassificationDataset):
 
     `augment="crop_flip"` is BAM section 4.1's for CIFAR: zeros (black) around the image, 4 pixels wide at
     32 x 32 (an eighth of the side), a random crop of the original size, and a horizontal flip of every second
-    image.
+    image. Of another side (`at`) they are resized after that, bilinearly and with antialiasing.
     """
 
     def __init__(
@@ -36,9 +38,14 @@ class ArrayDataset(ClassificationDataset):
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         epochs, indices = split_keys(keys)
         images = self.images[indices]
-        if self.augment == "none":
+        if self.augment != "none":
+            images = crop_flip(images, uniforms(self.seed, epochs, indices, 3))
+        side = self.image_size
+        if images.shape[1] == side:
             return images
-        return crop_flip(images, uniforms(self.seed, epochs, indices, 3))
+        channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)  # [B, 3, H, H]
+        resized = F.interpolate(channels_first, (side, side), mode="bilinear", antialias=True)
+        return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy())
 
     def fingerprint(self) -> Fingerprint:
         return of_arrays(self.images, self.labels, self.classes)

@@ -1,7 +1,8 @@
 """What every classification set is: images with labels, indexed by stateless keys."""
 
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from attneck.data.fingerprint import Fingerprint
 from attneck.data.normalise import Normalise
-from attneck.data.sampling import Key, key_of
+from attneck.data.sampling import Key, SizedKey, key_of
 from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
 
@@ -28,7 +29,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     quarter of the bytes for workers, pinned memory and the bus. `Normalise(dataset.mean, dataset.std)` turns
     them into the same bits on their device; `dataset.collate` does so where they are loaded. All lie in
     memory channels last. A plain index is one of epoch 0; for a plain DataLoader give
-    collate_fn=dataset.collate.
+    collate_fn=dataset.collate. Keys (epoch, index, side), the side the same in a batch, are of `at(side)`.
 
     A subclass gives `pixels`, `labels` and `fingerprint`; and `crop_pct`, the share of a resized image's side
     that is cut out of its centre in evaluation.
@@ -56,6 +57,12 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         self.mean, self.std = mean, std
         self._normalise = Normalise(mean, std)
 
+    def at(self, side: int) -> Self:
+        """The same images with another side in pixels; ValueError where they cannot have it."""
+        other = copy(self)
+        other.image_size = side
+        return other
+
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         """The images as they are after augmentation, in [0, 255], uint8 [B, H, W, 3]."""
         raise NotImplementedError
@@ -75,16 +82,20 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
+    def __getitems__(self, keys: Sequence[Key | SizedKey | int]) -> Batch:
         pairs = [key_of(key, self.augment) for key in keys]
-        images = torch.from_numpy(self.pixels(pairs)).permute(0, 3, 1, 2)
+        sides = {key[2] for key in keys if isinstance(key, tuple) and len(key) == 3}
+        if len(sides) > 1:
+            raise ValueError(f"keys of one batch have the sides {sorted(sides)}: give one side a batch")
+        own = self.at(*sides) if sides else self
+        images = torch.from_numpy(own.pixels(pairs)).permute(0, 3, 1, 2)
         return images, torch.from_numpy(self.targets(pairs))
 
     def collate(self, batch: Batch) -> Batch:
         """What `__getitems__` gives, with its images float32 and normalised."""
         return self._normalise(batch[0]), batch[1]
 
-    def __getitem__(self, key: Key | int) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Key | SizedKey | int) -> tuple[Tensor, int]:
         images, labels = self.collate(self.__getitems__([key]))
         return images[0], int(labels[0])
 

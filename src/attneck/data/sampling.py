@@ -1,9 +1,9 @@
 """Stateless order and augmentation: every random draw is a function of what it is for.
 
 No random state is kept, so none has to be saved. The order of an epoch is a function of (seed, epoch), the
-augmentation of an image of (seed, epoch, index), and the randomness inside a step (dropout, drop path,
-mixup) of (seed, step, rank). Training that resumes at any step, with any number of workers, sees the same
-bits.
+augmentation of an image of (seed, epoch, index), the side of a step's images of (seed, step), and the
+randomness inside a step (dropout, drop path, mixup) of (seed, step, rank). Training that resumes at any step,
+with any number of workers, sees the same bits.
 
 The generator counts instead of iterating: the counter's words are folded, one by one, through SplitMix64's
 finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) in
@@ -24,16 +24,18 @@ from attneck.checks import divides
 
 Key = tuple[int, int]
 """What a data set is indexed with: (epoch, index)."""
+SizedKey = tuple[int, int, int]
+"""The same with the side that the image is to have, in pixels."""
 
 
-def key_of(index: Key | int, augment: str) -> Key:
-    """The key of a plain index, as a DataLoader without our batches gives it.
+def key_of(index: Key | SizedKey | int, augment: str) -> Key:
+    """The key without its side; that of a plain index, as a DataLoader without our batches gives it.
 
     Raises ValueError for one into a set with an augmentation: its draws are a function of the epoch too, and
     each epoch would have the same.
     """
     if isinstance(index, tuple):
-        return index
+        return index[:2]
     if augment != "none":
         raise ValueError(
             f"index {index} has no epoch, and augment {augment} draws by it: index with (epoch, {index}), "
@@ -47,7 +49,7 @@ _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _MASK = (1 << 64) - 1
 
 # One number for each use, so that no two uses share a draw.
-_ORDER, _UNIFORMS, _ITEM, _STEP = 1, 2, 3, 4
+_ORDER, _UNIFORMS, _ITEM, _STEP, _SIDE = 1, 2, 3, 4, 5
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -145,7 +147,7 @@ def generators(*, torch_alone: bool = False) -> Iterator[Callable[[int], None]]:
             np.random.set_state(array)
 
 
-class TrainBatches(Sampler[list[Key]]):
+class TrainBatches(Sampler[list[Key] | list[SizedKey]]):
     """The micro-batches of one rank, as lists of (epoch, index) keys, from optimiser step `start` to `steps`.
 
     `batch` is the global batch: what one optimiser step sees over all `world` ranks and `accumulate`
@@ -153,6 +155,9 @@ class TrainBatches(Sampler[list[Key]]):
     `order(seed, epoch, length)[k * batch : (k + 1) * batch]`, whatever the ranks, the accumulation and the
     step that training resumed at. Each optimiser step yields `accumulate` lists of batch / (world ·
     accumulate) keys. The last, incomplete batch of an epoch is dropped.
+
+    sides: in pixels; all images of a step have one of them, each as likely, and the keys say which: (epoch,
+        index, side).
 
     Raises ValueError when `batch` is larger than the data set or not divisible by world · accumulate.
     """
@@ -168,6 +173,7 @@ class TrainBatches(Sampler[list[Key]]):
         accumulate: int = 1,
         start: int = 0,
         steps: int,
+        sides: Sequence[int] = (),
     ) -> None:
         _check_rank(rank, world)
         if batch < 1 or accumulate < 1:
@@ -182,7 +188,7 @@ class TrainBatches(Sampler[list[Key]]):
             raise ValueError(f"start is {start} of {steps} steps: it must lie in 0 ... {steps}")
         self.length, self.batch, self.seed = length, batch, seed
         self.rank, self.world, self.accumulate = rank, world, accumulate
-        self.start, self.steps = start, steps
+        self.start, self.steps, self.sides = start, steps, sides
 
     @property
     def steps_per_epoch(self) -> int:
@@ -192,7 +198,7 @@ class TrainBatches(Sampler[list[Key]]):
     def __len__(self) -> int:
         return (self.steps - self.start) * self.accumulate
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[Key] | list[SizedKey]]:
         micro = self.batch // (self.world * self.accumulate)
         current, indices = -1, torch.empty(0, dtype=torch.int64)
         for step in range(self.start, self.steps):
@@ -201,7 +207,12 @@ class TrainBatches(Sampler[list[Key]]):
                 current, indices = epoch, order(self.seed, epoch, self.length)
             for part in range(self.accumulate):
                 first = k * self.batch + (part * self.world + self.rank) * micro
-                yield [(epoch, index) for index in indices[first : first + micro].tolist()]
+                part_of_epoch = indices[first : first + micro].tolist()
+                if self.sides:
+                    side = self.sides[int(hash64(_SIDE, self.seed, step)[0]) % len(self.sides)]
+                    yield [(epoch, index, side) for index in part_of_epoch]
+                else:
+                    yield [(epoch, index) for index in part_of_epoch]
 
 
 class EvalBatches(Sampler[list[Key]]):

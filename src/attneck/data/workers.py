@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from attneck.data.arrays import ArrayDataset
-from attneck.data.sampling import Key
+from attneck.data.sampling import Key, SizedKey
 
 # Windows has neither process groups nor signal masks.
 _POSIX = hasattr(os, "setpgid")
@@ -96,7 +96,7 @@ _as_it_is = collate
 
 def loader(
     dataset: Dataset[Any],
-    batches: Sampler[list[Key]],
+    batches: Sampler[list[Key]] | Sampler[list[Key] | list[SizedKey]],
     workers: int | None = 0,
     collate: Callable[[Any], Any] | None = None,
 ) -> DataLoader[Any]:

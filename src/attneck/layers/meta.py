@@ -99,8 +99,8 @@ def check_logits(model: nn.Module, image_size: int | tuple[int, int], classes: i
             return
         raise ValueError(
             f"this {type(model).__name__} does not take RGB images of {height}×{width} "
-            f"({one_line(error, 150)}): give another image size (data.image_size), or take back the "
-            "model.options"
+            f"({one_line(error, 150)}): give another size (data.image_size, image_sizes), or take "
+            "back the model.options"
         ) from error
     if not isinstance(found, Tensor) or found.shape != (2, classes):
         given = list(found.shape[1:]) if isinstance(found, Tensor) else f"a {type(found).__name__}"

@@ -199,8 +199,9 @@ def _make(recipe: Recipe, everyone: World, resume: bool, verbose: bool) -> _Made
     facts = task.describe()
     torch.manual_seed(recipe.seed)
     model = task.build(recipe, facts)
-    if recipe.model.name.startswith(TIMM):  # of others' networks nothing else is known
-        check_logits(model, facts["image_size"], len(facts["classes"]))
+    others = [facts["image_size"]] if recipe.model.name.startswith(TIMM) else []  # nothing else is known
+    for side in {*others, *recipe.data.image_sizes}:
+        check_logits(model, side, len(facts["classes"]))
     if not task.finds_objects:
         _check_share(model, recipe, everyone)
     parameter_groups(model, recipe.optimizer)  # refuses layer_decay where there is no order of layers
@@ -264,6 +265,7 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
         accumulate=recipe.accumulate,
         start=step,
         steps=recipe.total_steps(length // recipe.batch),
+        sides=recipe.data.image_sizes,
     )
     return loader(task.training, batches, recipe.data.workers, task.collate)
 

@@ -64,6 +64,8 @@ class Classification:
             on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
             **data.augmentation(),
         )
+        for side in data.image_sizes:
+            opened.at(side)  # refuses one that they cannot have
         if data.name == "folder" and data.train_size is not None:  # its images lie class by class
             kept = {*opened.labels.tolist()}
             if lacking := [name for label, name in enumerate(opened.classes) if label not in kept]:

@@ -138,6 +138,11 @@ class Detection:
                 "model.surgery and its options are for classifiers: change a detector's backbone in "
                 "Python (attneck.detection.rcnn.mask_rcnn takes any), or choose one that has the attention"
             )
+        if recipe.data.image_sizes:
+            raise ValueError(
+                "data.image_sizes is of classifiers: leave it out, and give data.augment scale_jitter for "
+                "images of other scales"
+            )
         if recipe.label_smoothing:
             raise ValueError("label_smoothing is of classifiers; a detector's losses have none: leave it out")
         share = recipe.batch // (recipe.accumulate * self.everyone.size)

@@ -349,7 +349,9 @@ class Loop:
         who = f"process {self.world.rank}, " if self.world.size > 1 else ""
         at = f"evaluation after step {step}" if self.stop.saved else f"step {step + 1}"
         shares = f"batch {recipe.batch} (accumulate {recipe.accumulate})"
-        return f"{who}{at}, {shares}, images of {self.facts.get('image_size')} pixels"
+        sizes = () if self.stop.saved else recipe.data.image_sizes
+        side = f"up to {max(sizes)}" if sizes else self.facts.get("image_size")
+        return f"{who}{at}, {shares}, images of {side} pixels"
 
 
 def ended_early(progress: Progress, recipe: Recipe, decides: str | None, world: World) -> bool:

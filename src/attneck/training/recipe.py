@@ -130,6 +130,10 @@ class Data(Part):
     folders train and val. The run's split.csv lists them."""
     image_size: Annotated[int, Field(gt=0, le=MOST, strict=True)] | None = None
     """Side in pixels; the data set's own where not given, a detector's where it is one."""
+    image_sizes: list[Annotated[int, Field(gt=0, le=MOST, strict=True)]] = []
+    """Classifiers: the training images of each step have one of these sides, each as likely; held-out images
+    have image_size. A network that is to see images of several sizes learns from several. Nothing else than
+    image_size where not given."""
     crop_pct: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] | None = None
     """folder: an image that is scored is resized, and this share of its side cut out of the middle; 0.875
     where not given. EfficientNet's is size / (size + 32), timm's stands with each of its weights."""

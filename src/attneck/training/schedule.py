@@ -28,10 +28,12 @@ def lr_factor(schedule: Schedule, step: int, steps: int, unit: float) -> float:
 
 
 def no_warmup(recipe: Recipe, steps_per_epoch: int) -> list[str]:
-    """Before the first step: a line for a warm-up that is shorter than half a step."""
-    wanted = recipe.schedule.warmup_epochs
-    if not wanted or round(wanted * recipe.unit(steps_per_epoch)):
+    """Before the first step: a line for a warm-up that is shorter than half a step, and the start of none."""
+    wanted, start = recipe.schedule.warmup_epochs, recipe.schedule.warmup_start
+    if recipe.schedule.warmup_steps or round(wanted * recipe.unit(steps_per_epoch)):
         return []
+    if not wanted:
+        return [f"schedule.warmup_start {start:g} changes nothing: the run has no warm-up"] if start else []
     return [
         f"schedule.warmup_epochs {wanted:.3g} is less than a step of the {steps_per_epoch} an epoch: the run "
         "has no warm-up"

@@ -1,7 +1,10 @@
 """ImageNet's training augmentation by torchvision and timm, whose draws come from global generators."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,12 @@ class Inception:
             # mmax: timm's cap at 10 lifted, as the paper's 15 and 24 want it.
             form = f"rand-p1-m{randaugment_magnitude}-mmax{randaugment_magnitude}-n{randaugment_layers}"
             self.randaugment = rand_augment_transform(form, {"img_mean": (128, 128, 128)})
+
+    def at(self, size: int) -> Inception:
+        """The same at another size."""
+        other = copy(self)
+        other.size = size
+        return other
 
     def generators(self) -> AbstractContextManager[Callable[[int], None]]:
         """In this context `box` and a call draw what is a function of the seed that was set last."""

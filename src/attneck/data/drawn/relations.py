@@ -17,6 +17,7 @@ Letters: B images, S the side in pixels, n marks, G·G the places on the grid of
 """
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from attneck.data.classification import Batch, ClassificationDataset
 from attneck.data.drawn.shapes import FIRST_VALIDATION_INDEX, part
 from attneck.data.fingerprint import Fingerprint, of_options
-from attneck.data.sampling import Key, hash64, split_keys, uniforms
+from attneck.data.sampling import Key, SizedKey, hash64, split_keys, uniforms
 
 Ints = NDArray[np.int64]
 Ink = NDArray[np.bool_]
@@ -65,7 +66,11 @@ class Relations(ClassificationDataset):
             raise IndexError(f"image {indices.max()} of {self.count}")
         return self.first + epochs * self.count + indices
 
-    def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
+    def at(self, side: int) -> Self:
+        _check_side(self.problem, side)
+        return super().at(side)
+
+    def __getitems__(self, keys: Sequence[Key | SizedKey | int]) -> Batch:
         if self.first < FIRST_VALIDATION_INDEX and (
             bare := [key for key in keys if not isinstance(key, tuple)]
         ):
@@ -108,13 +113,17 @@ def open_relations(
     """
     if problem not in PROBLEMS:
         raise ValueError(f"problem is {problem!r}: choose {', '.join(PROBLEMS)}")
-    if image_size < LEAST[problem] or image_size % STEP:
-        raise ValueError(
-            f"relations: {problem} in images of {image_size} pixels: wanted a multiple of {STEP}, "
-            f"{LEAST[problem]} or more"
-        )
+    _check_side(problem, image_size)
     first, count = part(split, size, held_out=2_000)
     return Relations(problem, first=first, count=count, image_size=image_size)
+
+
+def _check_side(problem: str, side: int) -> None:
+    if side < LEAST[problem] or side % STEP:
+        raise ValueError(
+            f"relations: {problem} in images of {side} pixels: wanted a multiple of {STEP}, "
+            f"{LEAST[problem]} or more"
+        )
 
 
 def draw(problem: str, indices: Ints, side: int) -> tuple[NDArray[np.uint8], Answers]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,11 @@ class FolderDataset(ClassificationDataset):
         # Built here, so that forked workers inherit the import of torchvision.
         layers = randaugment_layers if augment == "randaugment" else 0
         self._transform = None if augment == "none" else Inception(image_size, layers, randaugment_magnitude)
+
+    def at(self, side: int) -> Self:
+        other = super().at(side)
+        other._transform = self._transform and self._transform.at(side)
+        return other
 
     def pixels(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         transform = self._transform

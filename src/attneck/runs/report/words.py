@@ -84,6 +84,8 @@ def _images(recipe: Recipe, facts: dict[str, Any]) -> str:
         said += f" (a share of {data.val_share:g} is held out by the hash of its names)"
     size = facts.get("image_size") or data.image_size
     said += f". Their side is {_value(size)} pixels" if size else ""
+    if data.image_sizes:
+        said += f", in training one of {', '.join(map(str, data.image_sizes))} for each step"
     said += f"; {AUGMENTATIONS.get(data.augment, f'augmented by {data.augment}')}"
     if data.augment == "randaugment":
         said += f" ({data.randaugment_layers} operations of magnitude {data.randaugment_magnitude})"
