@@ -60,46 +60,66 @@ def inspect(
         augmented: the recipe (a name, a file or a run) as whose training sees them the sheet shows them.
         json_: print one JSON document and nothing else.
     """
-    from attneck.data.root import resolve
-
-    drawn, kinds = SETS[name].drawn, SETS[name].kinds
-    masked = "detection" in kinds and kinds["detection"].masks and not drawn
-    if root is not None and drawn:
+    kinds = SETS[name].kinds
+    classes = "classification" in kinds
+    if root is not None and SETS[name].drawn:
         raise UserError(f"{name}: root is given, but it is drawn by the program: leave it out")
     if augmented is not None and sheet is None:
         raise UserError("--augmented is given without --sheet: it is what the sheet shows")
-    if sheet is not None and (action == "where" or "classification" not in kinds):
+    if sheet is not None and (action == "where" or not classes):
         raise UserError("--sheet is of check, and of sets of classes: leave it out")
     if val_share is not None and name != "folder":
         raise UserError(f"{name}: --val-share is of folder: leave it out")
-    checks = {"--md5": md5, "--max-pixels": max_pixels is not None, "--no-masks": no_masks}
     if action == "where":
+        checks = {"--md5": md5, "--max-pixels": max_pixels is not None, "--no-masks": no_masks}
         if idle := [flag for flag, given in (checks | {"--val-share": val_share}).items() if given]:
             raise UserError(f"{idle[0]} is of check: leave it out")
-        with _faults():
-            place = "drawn by the program, nothing to download"
-            if not drawn:
-                place = str(resolve(root, name, SETS[name].source))
-        print(json.dumps({"name": name, "where": place}) if json_ else place)
+        _tell_where(name, root, json_)
         return
+    masked = not classes and kinds["detection"].masks
     if no_masks and not masked:
         raise UserError(f"{name}: no-masks is given, but only coco's objects have masks: leave it out")
-    if md5 and (name == "folder" or "classification" not in kinds):
+    if md5 and (name == "folder" or not classes):
         raise UserError(f"{name}: md5 is given, but only cifar100's files are checked: leave it out")
+    if classes:
+        _check_classes(name, root, md5, max_pixels, val_share, sheet, augmented, json_)
+    else:
+        _check_detection(name, root, max_pixels, masked and not no_masks, json_)
+
+
+def _tell_where(name: str, root: str | None, as_json: bool) -> None:
+    """The folder in which a set is looked for."""
+    from attneck.data.root import resolve
+
+    place = "drawn by the program, nothing to download"
+    if not SETS[name].drawn:
+        with _faults():
+            place = str(resolve(root, name, SETS[name].source))
+    print(json.dumps({"name": name, "where": place}) if as_json else place)
+
+
+def _check_classes(
+    name: str,
+    root: str | None,
+    md5: tuple[str, ...],
+    max_pixels: int | None,
+    val_share: float | None,
+    sheet: Path | None,
+    augmented: str | None,
+    quiet: bool,
+) -> None:
+    """Every image; prints what is there and what cannot be read, draws the sheet, and refuses the set."""
     with _faults():
-        if "classification" not in kinds:
-            _check_detection(name, root, max_pixels, masked and not no_masks, json_)
-            return
         if sheet is not None:
             check_sheet(sheet, name, augmented)
         if name == "folder":
-            found, problems = read_folder(root, val_share, max_pixels, quiet=json_)
+            found, problems = read_folder(root, val_share, max_pixels, quiet=quiet)
         else:
-            found, problems = _read_arrays(name, root, md5, max_pixels, quiet=json_), []
+            found, problems = _read_arrays(name, root, md5, max_pixels, quiet=quiet), []
         if sheet is not None:
             sums = {"md5": md5} if md5 else {}
             draw_sheet(sheet, name, augmented, root=root, val_share=val_share, max_pixels=max_pixels, **sums)
-    if json_:
+    if quiet:
         pictures = {} if sheet is None else {"sheet": str(sheet)}
         print(json.dumps({"name": name, **found, "problems": problems, **pictures}))
     else:
@@ -159,13 +179,14 @@ def _check_detection(name: str, root: str | None, max_pixels: int | None, masks:
     """Every annotation against its image; prints what does not fit, and refuses the set."""
     from attneck.data.check import check_annotations
 
-    found, problems = check_annotations(
-        name,
-        root,
-        lambda records, split: shown(records, f"{name} {split}", quiet=quiet),
-        max_pixels,
-        masks=masks,
-    )
+    with _faults():
+        found, problems = check_annotations(
+            name,
+            root,
+            lambda records, split: shown(records, f"{name} {split}", quiet=quiet),
+            max_pixels,
+            masks=masks,
+        )
     if quiet:
         print(json.dumps({"name": name, **found, "problems": problems}))
     else:
