@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,21 @@ def test_a_pattern_knows_the_classes_that_its_folder_has(tmp_path, monkeypatch):
     for word in ("photos", "photos/**/*.png", "*/red/**/*.png", tmp_path / "photos/**/*.png"):
         (image,) = given_images([Path(word)], None)
         assert image.label({"red", "green"}) == "red", word
+
+
+@pytest.mark.parametrize(
+    ("inside", "word"),
+    [("photos/red", "."), ("photos/red", "one.png"), ("photos/red/deep", ".."), ("photos", ".")],
+)
+def test_a_class_is_known_from_within_its_folder(tmp_path, monkeypatch, inside, word):
+    """Its name may have its letters taken apart, as macOS writes them."""
+    for name in ("red", unicodedata.normalize("NFD", "grün")):
+        photo(tmp_path / "photos" / name / "one.png", COLOURS["red"])
+        (tmp_path / "photos" / name / "deep").mkdir()
+        monkeypatch.chdir(tmp_path / inside.replace("red", name))
+        labels = {image.label({"red", "grün"}) for image in given_images([Path(word)], None)}
+        assert labels <= {"red", "grün"}
+        assert unicodedata.normalize("NFC", name) in labels
 
 
 def test_what_a_folder_has_beside_is_told(place, tmp_path, capsys):

@@ -6,6 +6,7 @@ No label moves without a word: what differs is said, and refused unless it is ac
 import json
 import re
 import shutil
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -500,6 +501,12 @@ def test_rows_that_classes_share_tell_of_no_move():
     alike = {"classes": ["a", "b"], "data": {"held-out": {"a": full, "b": full}}}
     renamed = {"classes": ["c", "d"], "data": {"held-out": {"c": full, "d": full}}}
     assert renames(alike, renamed) == {}, "which is which is not known"
+
+
+def test_a_class_in_another_unicode_form_is_said_to_be():
+    one, other = ({"classes": [normalize(form, "café"), "tea"], "data": {}} for form in ("NFC", "NFD"))
+    assert changes(one, other)[0].endswith("(the same letters in another Unicode form)")
+    assert changes(one, {"classes": ["coffee", "tea"], "data": {}}) == ["class 'café' is now 'coffee'"]
 
 
 @pytest.mark.parametrize("moved", ["label", "pixel", "one more", "nothing"])

@@ -44,7 +44,7 @@ def read_folder(
             "classes": len(tree.classes),
             "by_class": {name: counts[name] for name in tree.classes},
             "unreadable": len(bad),
-            "left_out": len(tree.left.others) + len(tree.left.hidden),
+            "left_out": len(tree.left.others) + len(tree.left.links) + len(tree.left.hidden),
         }
         problems += bad
     return found, problems

@@ -8,6 +8,7 @@ from glob import glob, has_magic
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 from attneck.errors import UserError, say, shown_path
 
@@ -19,8 +20,13 @@ class Given(NamedTuple):
     inside: str
 
     def label(self, classes: Collection[str]) -> str | None:
-        """Its class, where it lies in a folder of that name: the outermost one of the given folder's."""
-        return next((part for part in Path(self.inside).parts[:-1] if part in classes), None)
+        """Its class, where it lies in a folder of that name: the outermost one of the given folder's.
+
+        Its letters may be in another Unicode form: macOS takes them apart.
+        """
+        known = {normalize("NFC", name): name for name in classes}
+        parts = (normalize("NFC", part) for part in Path(self.inside).parts[:-1])
+        return next((known[part] for part in parts if part in known), None)
 
 
 def given_images(words: Sequence[Path], max_pixels: int | None) -> list[Given]:
@@ -50,7 +56,7 @@ def _expanded(word: Path) -> list[Given]:
         base = Path(*plain)  # what is searched
         # With ** a folder's files are there by themselves.
         if found := [
-            image if path.is_dir() else image._replace(inside=str(Path(base.name, path.relative_to(base))))
+            image if path.is_dir() else image._replace(inside=str(Path(_name(base), path.relative_to(base))))
             for path in there
             if not path.is_dir() or "**" not in str(word)
             for image in _at(path)
@@ -67,10 +73,15 @@ def _at(path: Path) -> list[Given]:
     from attneck.data.readers.tree import files_under
 
     if not path.is_dir():
-        return [Given(str(path), str(Path(path.parent.name, path.name)))]
+        return [Given(str(path), str(Path(_name(path.parent), path.name)))]
     names, left = files_under(path)
     if not names:
         raise UserError(f"{shown_path(path)} is a folder without images ({' '.join(SUFFIXES)}): give another")
     if line := left.line():
         say(f"not read in {shown_path(path)}: {line}")
-    return [Given(str(path / name), str(Path(path.name, name))) for name in names]
+    return [Given(str(path / name), str(Path(_name(path), name))) for name in names]
+
+
+def _name(folder: Path) -> str:
+    """Its own name, of . and .. too."""
+    return os.path.basename(os.path.abspath(folder))

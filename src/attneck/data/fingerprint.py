@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,11 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """
     before, now = old.get("data", {}), new["data"]
     renamed = renames(old, new)
-    found = [f"class {_name(was)} is now {_name(name)}" for name, was in renamed.items()]
+    found = [
+        f"class {_name(was)} is now {_name(name)}"
+        + " (the same letters in another Unicode form)" * (normalize("NFC", was) == normalize("NFC", name))
+        for name, was in renamed.items()
+    ]
     known = set(renamed) | set(renamed.values())
     found += [
         f"class {_name(name)} is gone" for name in old["classes"] if name not in {*new["classes"], *known}

@@ -16,7 +16,7 @@ def resolve(root: str | os.PathLike[str] | None, name: str, source: str) -> Path
     Raises ValueError when `root` is None and ATTNECK_DATA is not set, FileNotFoundError when there is no
     such folder.
     """
-    base = os.path.expanduser(os.environ.get(VARIABLE, ""))  # of a stranger Path raises
+    given, base = root, os.path.expanduser(os.environ.get(VARIABLE, ""))  # of a stranger Path raises
     if root is None:
         if not base:
             raise ValueError(
@@ -28,5 +28,7 @@ def resolve(root: str | os.PathLike[str] | None, name: str, source: str) -> Path
         if base and not path.is_absolute() and not path.is_dir():
             path = Path(base) / path
     if not path.is_dir():
-        raise FileNotFoundError(f"{name}: {path} is not a folder: give the folder that holds {source}")
+        first = path if given is None else given
+        nor = "" if path == Path(first) else f" (nor is {path})"
+        raise FileNotFoundError(f"{name}: {first} is not a folder{nor}: give the folder that holds {source}")
     return path

@@ -1,6 +1,7 @@
 """Folders of any shape: nested, of every format, or split by a share, which looks at the names alone."""
 
 import csv
+import re
 import shutil
 import unicodedata
 from itertools import product
@@ -119,7 +120,7 @@ def test_images_are_in_the_order_of_their_paths_whatever_their_case(tmp_path):
         *(f"cat/{name}" for name in ("B.Jpg", "a.PNG", "a/z.png", "b.png", "c/a.png")),
         "dog/1.png",
     ]
-    assert tree.left.others == ["cat/d"]
+    assert tree.left.links == ["cat/d"]
 
 
 def test_a_packed_root_is_split_as_its_folders(tmp_path):
@@ -153,6 +154,38 @@ def test_what_is_packed_are_splits_or_classes(flat, tmp_path):
     shutil.copytree(flat, tmp_path / "split/val")
     picture(tmp_path / "split/meta/0.png")
     assert [*every_split(tmp_path / "split")] == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "root_alone"),
+    [
+        (["Testing", "Training"], True),
+        (["Train", "Val"], True),
+        (["test", "train", "valid"], True),
+        (["train", "validation"], True),
+        (["test", "train"], False),  # of which data check reads train
+    ],
+)
+def test_splits_by_other_names_are_no_classes(flat, tmp_path, folders, root_alone):
+    for name in folders:
+        shutil.copytree(flat, tmp_path / "root" / name)
+    says = re.escape(f"({', '.join(folders)}) are splits and no classes: call them train and val")
+    with pytest.raises(FileNotFoundError, match=says):
+        scan(tmp_path / "root", "val")
+    with pytest.raises(ValueError, match=f"{says}, and leave val_share out"):
+        scan(tmp_path / "root", "val", val_share=0.2)
+    if root_alone:
+        with pytest.raises(ValueError, match=says):
+            every_split(tmp_path / "root")
+    else:
+        assert [*every_split(tmp_path / "root")] == ["train"]
+
+
+def test_a_tar_of_another_program_is_to_be_unpacked(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/0000.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has no class folders.*of tars those of attneck data pack are"):
+        scan(tmp_path, "train")
 
 
 def test_class_names_in_two_unicode_forms_are_said_to_be(tmp_path):

@@ -20,16 +20,20 @@ from attneck.data.table import SETS
 from attneck.errors import say, shown_path
 
 LAYOUT = SETS["folder"].source
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"})
+"""What folders of splits are called here and elsewhere, in small letters."""
 
 
 @dataclass
 class Left:
-    """What is in a folder and is not read, as paths in it: other files, and what begins with a dot.
+    """What is in a folder and is not read, as paths in it: other files, linked folders, and what begins with
+    a dot.
 
     `packed`: the folder's images are in shards, and what lies beside them is left out, whatever it is.
     """
 
     others: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     packed: bool = False
 
@@ -40,6 +44,9 @@ class Left:
             more = f" and {len(self.others) - 1:,} more" if len(self.others) > 1 else ""
             why = f"{INDEX} names all images" if self.packed else f"{where} end in {' '.join(SUFFIXES)}"
             parts.append(f"{shown_path(self.others[0])}{more} ({why})")
+        if self.links:
+            more = f" and {len(self.links) - 1:,} more" if len(self.links) > 1 else ""
+            parts.append(f"{shown_path(self.links[0])}{more} (links to folders are not followed)")
         if self.hidden:
             more = ", …" * (len(self.hidden) > 1)
             parts.append(f"{len(self.hidden):,} hidden ({shown_path(self.hidden[0])}{more})")
@@ -124,10 +131,12 @@ def every_split(root: Path) -> dict[str, Tree]:
     """The images of train and val, those that are there, or under "" of a root of class folders.
 
     Raises ValueError for one of the two with folders in it and others than test beside: either may be the
-    classes.
+    classes; and for folders that are splits by other names.
     """
     folders = _folders(root)
     splits = [name for name in folders if name in ("train", "val")]
+    if (own := _named_otherwise(root)) and not {*folders} <= {"train", "val", "test"}:
+        raise ValueError(f"folder: {shown_path(root)}: {own}")
     nested = [split for split in splits if _folders(root / split) or is_packed(root / split)]
     beside = [name for name in folders if name not in (*splits, "test")]
     if len(nested) == 2 or (splits and not beside):
@@ -202,6 +211,8 @@ def _images(folder: Path, prefix: str, left: Left) -> list[tuple[str, bool]]:
                 found.append((name, _is(entry.is_file)))
             elif entry.is_dir(follow_symlinks=False):
                 folders.append((Path(entry.path), f"{name}/"))
+            elif _is(entry.is_dir):
+                left.links.append(name)
             else:
                 left.others.append(name)
     return sorted(found)
@@ -224,6 +235,8 @@ def _unsplit(root: Path) -> Path:
     train = root / "train"
     if is_packed(root):
         return root
+    if own := _named_otherwise(root):
+        raise ValueError(f"folder: {shown_path(root)}: {own}, and leave val_share out")
     if train.is_dir() and (is_packed(train) or _folders(train)):
         if _folders(root) != ["train"]:
             raise ValueError(
@@ -232,6 +245,14 @@ def _unsplit(root: Path) -> Path:
             )
         return train
     return root
+
+
+def _named_otherwise(root: Path) -> str:
+    """What to do with a root whose folders are splits by other names than train and val; "" for another."""
+    names = _folders(root)
+    if names in ([], ["train"]) or not {name.lower() for name in names} <= SPLITS:
+        return ""
+    return f"its folders ({', '.join(names)}) are splits and no classes: call them train and val"
 
 
 def _part(tree: Tree, split: str, share: float) -> Tree:
@@ -269,10 +290,12 @@ def _part(tree: Tree, split: str, share: float) -> Tree:
 def _class_names(folder: Path, root: Path) -> tuple[list[str], Left]:
     """The names of the class folders in a folder, sorted, and what is beside them."""
     if not folder.is_dir():
-        flat = _folders(root) or is_packed(root)
-        own = "; for its folders as classes give --data.val-share 0.2 (to score all: 1)" if flat else ""
+        own = _named_otherwise(root)
+        if not own and (_folders(root) or is_packed(root)):
+            own = "for its folders as classes give --data.val-share 0.2 (to score all: 1)"
         raise FileNotFoundError(
-            f"folder: {shown_path(folder)} is missing: {shown_path(root)} must hold {LAYOUT}{own}"
+            f"folder: {shown_path(folder)} is missing: {shown_path(root)} must hold {LAYOUT}"
+            f"{f'; {own}' if own else ''}"
         )
     names: list[str] = []
     left = Left()
@@ -284,8 +307,10 @@ def _class_names(folder: Path, root: Path) -> tuple[list[str], Left]:
     for entry in _entries(folder, "", left):
         (names if _is(entry.is_dir) else left.others).append(entry.name)
     if not names:
+        tars = any(name.endswith(".tar") for name in left.others)
         raise ValueError(
             f"folder: {shown_path(folder)} has no class folders: {shown_path(root)} must hold {LAYOUT}"
+            f"{'; of tars those of attneck data pack are read: unpack these' * tars}"
         )
     for name in names:
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
