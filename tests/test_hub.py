@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 import attneck
 from attneck import hub
 from attneck.commands.given_model import viewer
+from attneck.hub.config import computed
 from attneck.models import catalog
 from attneck.models.cifar.network import CifarResNet
 from attneck.models.weight_files import digest
@@ -359,6 +360,7 @@ def test_half_precision_is_loaded_as_the_same_numbers_in_float32(dtype: torch.dt
 def test_a_detector_s_sizes_and_proposals_are_its_own(tmp_path: Path) -> None:
     for name, value in (
         ("transform.min_size", (48,)),
+        ("rpn._pre_nms_top_n", {"training": 3, "testing": 3}),
         ("rpn._post_nms_top_n", {"training": 3, "testing": 3}),
     ):
         model = attneck.create_model("maskrcnn_resnet26_thin", num_classes=3, image_size=64)
@@ -372,6 +374,22 @@ def test_what_computes_the_same_is_saved(tmp_path: Path) -> None:
     model.layer3[0].conv2.show_maps()
     model.set_grad_checkpointing()
     hub.save(nn.SyncBatchNorm.convert_sync_batchnorm(model), tmp_path / "folder")
+
+
+def test_what_matters_in_training_alone_is_no_difference() -> None:
+    def settings(training: bool, eps: float = 1e-5) -> dict[str, str]:
+        share = 0.5 if training else 0.0
+        net: Any = nn.Sequential(
+            nn.ReLU(inplace=training),
+            nn.BatchNorm2d(4, eps, momentum=0.2 + share),
+            timm.layers.DropPath(share, scale_by_keep=training),
+            nn.Dropout(share) if training else nn.Identity(),
+            attneck.layers.MHSA2d(4, 4, heads=1, backend="plain" if training else "auto"),
+        )
+        net.drop_rate = share
+        return computed(net.train(training))
+
+    assert settings(True) == settings(False) != settings(False, eps=1e-3)
 
 
 @pytest.mark.parametrize("given", [{"mean": (0.5,)}, {"std": (1, 2, 3)}, {"label_names": ["a"]}])

@@ -403,11 +403,13 @@ def test_a_batch_that_does_not_divide_is_refused(place, size, capsys, monkeypatc
     assert f"does not divide over {size} processes" in refused(["train", "run", "--resume"], capsys)
 
 
-def test_two_processes_go_on_for_one(place, capsys):
+def test_two_processes_go_on_for_one(place, capfd):
     """And end where one would: each step has the same images."""
     shutil.copytree("run", "alone")
     assert cli.main(["train", "alone", "--resume"]) == 0
+    capfd.readouterr()
     assert as_ranks(cli.main, ["train", "run", "--resume"]) == [0, 0]
+    assert "2 for 1: each step has the same 8 images, 4 a process" in capfd.readouterr().err
     starts = json.loads((place / "run/environment.json").read_text())["starts"]
     assert [start["processes"] for start in starts] == [1, 2]
     ends = [json.loads((place / name / "summary.json").read_text()) for name in ("run", "alone")]

@@ -6,6 +6,7 @@ import sys
 from attneck import cli
 from attneck.runs.folder import SCORED
 from attneck.runs.provenance import command
+from attneck.runs.start import SKIPPED
 from attneck.training.environment import environment
 
 SMALL = ["--data.train-size", "16", "--data.val-size", "4", "--data.image-size", "24", "--no-pictures"]
@@ -31,6 +32,14 @@ def test_a_new_start_keeps_nothing_of_one_before(tmp_path):
     (tmp_path / "environment.json").write_text('{"starts": [{"step": 0}]}')
     (tmp_path / "cost.json").write_text('{"params": 1, "madds": 1}')
     (tmp_path / SCORED).write_text("{}")
-    assert cli.main(["train", "demo", *SMALL, "--out", str(tmp_path)]) == 0
-    assert not (tmp_path / "cost.json").exists()
-    assert not (tmp_path / SCORED).exists()
+    (tmp_path / SKIPPED).write_text('"train/cat/1.png"\n')
+    words = ["train", "demo", *SMALL, "--out", str(tmp_path)]
+    assert cli.main(words) == 0
+    assert not any((tmp_path / name).exists() for name in ("cost.json", SCORED, SKIPPED))
+    begun = json.loads((tmp_path / "environment.json").read_text())["starts"]
+    assert len(begun) == 1
+    (tmp_path / SKIPPED).write_text('"train/cat/2.png"\n')
+    assert cli.main([*words, "--resume"]) == 0
+    assert "cat/2.png" in (tmp_path / SKIPPED).read_text(), "it is of this run"
+    starts = json.loads((tmp_path / "environment.json").read_text())["starts"]
+    assert (starts[:1], len(starts)) == (begun, 2)

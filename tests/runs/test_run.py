@@ -54,6 +54,25 @@ def test_predictions_are_the_networks_own_probabilities(folder):
     assert all(
         row["score"] >= 0.2 for rows in known.predict([samples[0].image], min_score=0.2) for row in rows
     )
+    assert known.predict([samples[0].image], min_score=1) == [[]]
+
+
+def test_weights_and_their_average_are_told_apart(folder):
+    """What is scored as "val" and "ema" is by hand the same, on all held-out images."""
+    known = Run(folder)
+    plain, average = known.weights(average=False), known.weights()
+    assert any(not torch.equal(plain[name], average[name]) for name in plain)
+    held_out = known.data("val")
+    images = torch.stack([held_out[0, index][0] for index in range(20)])
+    found = known.evaluate()
+    for name, wanted, model in (
+        ("val", plain, known.model(average=False)),
+        ("ema", average, known.model()),
+    ):
+        assert all(torch.equal(tensor, wanted[key]) for key, tensor in model.state_dict().items())
+        with torch.inference_mode():
+            loss = torch.nn.functional.cross_entropy(model(images), torch.tensor(held_out.labels))
+        assert found[name].scores["loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_an_image_that_was_opened_is_seen_as_its_file(folder, tmp_path):
@@ -78,7 +97,7 @@ def test_an_image_that_was_opened_is_seen_as_its_file(folder, tmp_path):
             known.predict(given)
 
 
-@pytest.mark.parametrize("min_score", [-0.1, 2, "x", True, float("nan")])
+@pytest.mark.parametrize("min_score", [-0.1, 1.01, 2, "x", True, float("nan")])
 def test_the_least_score_is_a_share(folder, min_score):
     with pytest.raises(UserError, match=r"min_score=.*: wanted a number from 0 to 1"):
         Run(folder).predict([Image.new("RGB", (8, 8))], min_score=min_score)
@@ -457,3 +476,11 @@ def test_predict_tells_two_runs_of_one_network_apart(tmp_path):
     rows = (tmp_path / "out/predictions.csv").read_text().splitlines()[1:]
     models = ["seed-$0: cifar_resnet20_bam", "seed-$1: cifar_resnet20_bam"]
     assert [row.split(",")[1] for row in rows] == models * 2
+
+
+@pytest.mark.parametrize("content", ["[]", "{", ""])
+def test_a_damaged_summary_is_a_line(tmp_path, content):
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(UserError, match=r"summary.json is damaged \(.*\): it is written anew") as error:
+        _ = Run(tmp_path).summary
+    assert "\n" not in str(error.value)

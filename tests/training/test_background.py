@@ -6,11 +6,13 @@ import threading
 
 import pytest
 import torch
+from forked import as_ranks
 from small_run import ALONE, Doing, Task, digest, recipe, run
 
 from attneck.errors import RunFailed
 from attneck.files import NotWritten
 from attneck.training import checkpoint, state
+from attneck.training.distributed import world
 from attneck.training.saver import Saver
 
 WANTED = recipe(ema=0.5, checkpoint_steps=2)
@@ -137,3 +139,30 @@ def test_what_is_not_finite_is_not_saved(tmp_path):
     ):
         saver.save(content, 3, 1)
     assert not [*tmp_path.rglob("*.pt")]
+
+
+def _first_cannot(folder, what):
+    """What a process says where the first one has weights that are not finite, or no room for its file."""
+    with world() as everyone, Saver(folder, "val_loss", everyone) as saver:
+        weight = torch.full((2,), float("nan") if what == "value" else 1.0)
+        try:
+            saver.save({"step": 3, "weight": weight} if everyone.rank == 0 else {}, 3, 1)
+            saver.settle(3)
+        except RunFailed as failed:
+            return str(failed)
+        return "saved"
+
+
+def test_all_processes_end_where_the_first_cannot_save(tmp_path, writing):
+    """Else they would wait for it in their next step."""
+
+    def full(step):
+        raise NotWritten(tmp_path / "step", OSError(28, "No space left on device"))
+
+    first, second = as_ranks(_first_cannot, tmp_path, "value")
+    assert first.startswith("step 3 (epoch 1): weight is not finite, and was not saved.")
+    assert second.startswith("step 3 (epoch 1): a value on the first process is not finite, and was not")
+    writing.before = full
+    first, second = as_ranks(_first_cannot, tmp_path, "room")
+    assert "No space left on device" in first
+    assert second == "step 4: the first process cannot go on"

@@ -125,7 +125,7 @@ def _origin(model: Any) -> Origin:
                 f"this {kind} was not made by attneck.create_model, timm or a run, so no config can say how "
                 "to make it: keep its state_dict() with safetensors.torch.save_file"
             )
-        origin = Origin(TIMM + name, classes, size or tuple(known["input_size"][1:]), 3, {})
+        origin = Origin(TIMM + name, classes, tuple(known["input_size"][1:]), 3, {})
     if done:
         options = {
             f"{one.name}." * (len(done) > 1) + key: [*value]
