@@ -384,7 +384,7 @@ def test_what_matters_in_training_alone_is_no_difference() -> None:
             nn.BatchNorm2d(4, eps, momentum=0.2 + share),
             timm.layers.DropPath(share, scale_by_keep=training),
             nn.Dropout(share) if training else nn.Identity(),
-            attneck.layers.MHSA2d(4, 4, heads=1, backend="plain" if training else "auto"),
+            attneck.layers.BAM(4, reduction=2, backend="plain" if training else "auto"),
         )
         net.drop_rate = share
         return computed(net.train(training))
