@@ -1,5 +1,6 @@
 """BAM and SE in networks of others: placed as in the paper, without harm to what is there, or refused."""
 
+import math
 import pickle
 import re
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from attneck.layers import BAM, SqueezeExcite2d
 from attneck.models import create_model
 from attneck.surgery import insert_bam, insert_se
+from attneck.surgery.trace import halvings
 
 THIN: dict[str, Any] = {"layers": (1, 1, 2, 1), "channels": (16, 16, 16, 32), "num_classes": 5}
 CATALOG: dict[str, Any] = {
@@ -479,6 +481,20 @@ def test_basic_blocks_take_one_each() -> None:
     assert list(inserted(insert_bam(model, "blocks").model)) == [
         "layer1.0.bn2_bam", "layer2.0.bn2_bam", "layer3.0.bn2_bam", "layer3.1.bn2_bam", "layer4.0.bn2_bam",
     ]  # fmt: skip
+
+
+def test_sides_are_halved_up_or_down_and_both_alike() -> None:
+    for side in range(16, 160):
+        up = down = side
+        for times in range(1, 7):
+            up, down = math.ceil(up / 2), down // 2
+            assert up == 1 or halvings((side, side), (up, up)) == times
+            assert down < 3 or halvings((side, side), (down, down)) == times
+    assert halvings((64, 128), (8, 16)) == 3
+    assert halvings((11, 64), (2, 16)) == 2
+    assert halvings((299, 299), (8, 8)) == 5  # windows without padding take a little more off
+    assert halvings((64, 64), (128, 128)) == -1
+    assert halvings((224, 224), (56, 28)) is None
 
 
 @pytest.mark.parametrize("image_size", [16, 32, 33, 65, (33, 65), (32, 128), (65, 200), (33, 128)])
