@@ -4,8 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from attneck import cli
 from attneck.data.drawn.relations import draw
@@ -33,7 +37,10 @@ STUDY = {
     "baseline": "plain",
     "seeds": [0],
     "sizes": [24, 32, 64],
-    "rescored": {"bot_kept": {"variant": "bot", "model.options.resample": "keep"}},
+    "rescored": {
+        "bot_kept": {"variant": "bot", "model.options.resample": "keep"},
+        "bot_recalibrated": {"variant": "bot", "recalibrate": 48},
+    },
     "distance_images": 5,
 }
 ONE = Study.model_validate(STUDY)
@@ -49,18 +56,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said: list[str] = []
     sizes.find(ONE, made, said.append)
     distance.find(ONE, made, said.append)
-    assert len(said) == 3 * 3 + 2
+    assert len(said) == 4 * 3 + 2
     return folder
 
 
-def by_hand(run: Run, size: int, resample: str) -> dict[str, float]:
+def drawn(first: int, count: int, size: int) -> tuple[Tensor, NDArray[np.bool_]]:
+    pixels, answers = draw("same", first + np.arange(count), size)
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.22) / 0.22, answers
+
+
+def by_hand(run: Run, size: int, resample: str, recalibrated: bool = False) -> dict[str, float]:
     """Scores of images of that side, which the network made for 32 pixels is given as they are."""
     model = run.model()
     for module in model.modules():
         if isinstance(module, MHSA2d):
             module.resample = resample
-    pixels, answers = draw("same", FIRST_VALIDATION_INDEX + torch.arange(40).numpy(), size)
-    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.22) / 0.22
+    if recalibrated:  # 48 of 64, evenly spread, are each first three of four
+        images, _ = drawn(0, 64, size)
+        update_bn([images[[index for index in range(64) if index % 4 < 3]]], model)
+        model.eval()
+    images, answers = drawn(FIRST_VALIDATION_INDEX, 40, size)
     with torch.no_grad():
         logits = model(images)
     margins = (logits[:, 1] - logits[:, 0]).double().numpy()
@@ -73,18 +88,22 @@ def by_hand(run: Run, size: int, resample: str) -> dict[str, float]:
 def test_scores_at_another_size_are_those_of_the_same_weights_on_images_of_that_size(folder: Path) -> None:
     rows = {(row.metric, row.name): row for row in sizes.collect(ONE, cells(ONE, folder))}
     assert list(rows) == [
-        (metric, name) for metric in ("top1", "auc") for name in ("plain", "bot", "bot_kept")
+        (metric, name)
+        for metric in ("top1", "auc")
+        for name in ("plain", "bot", "bot_kept", "bot_recalibrated")
     ]
     for name, variant, resample in (
         ("plain", "plain", "stretch"),
         ("bot", "bot", "stretch"),
         ("bot_kept", "bot", "keep"),
+        ("bot_recalibrated", "bot", "stretch"),
     ):
-        run = Run(folder / variant / "seed-0")
-        assert rows["top1", name].scores[32] == {0: run.history[-1]["val_top1"]}
+        run, anew = Run(folder / variant / "seed-0"), name == "bot_recalibrated"
+        if not anew:
+            assert rows["top1", name].scores[32] == {0: run.history[-1]["val_top1"]}
         for size in (24, 64):
             found = {metric: rows[metric, name].scores[size][0] for metric in ("top1", "auc")}
-            assert found == pytest.approx(by_hand(run, size, resample))
+            assert found == pytest.approx(by_hand(run, size, resample, anew))
 
 
 def test_scoring_goes_on_where_it_was_and_needs_no_checkpoint_afterwards(
@@ -98,11 +117,11 @@ def test_scoring_goes_on_where_it_was_and_needs_no_checkpoint_afterwards(
     asked: list[int] = []
     real = Run.evaluate
 
-    def evaluate(self: Run, *, root: str | None, image_size: int, part: object) -> object:
+    def evaluate(self: Run, *, image_size: int, **others: object) -> object:
         asked.append(image_size)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return real(self, root=root, image_size=image_size, part=part)
+        return real(self, image_size=image_size, **others)
 
     monkeypatch.setattr(Run, "evaluate", evaluate)
     for _ in range(2):
@@ -193,7 +212,7 @@ def test_the_data_is_looked_for_where_the_study_has_it(folder: Path, monkeypatch
 
     monkeypatch.setattr(Run, "evaluate", noted)
     monkeypatch.setattr(Run, "samples", noted)
-    for find in (lambda cell: sizes._scores(cell, 24, None), lambda cell: distance._heads(cell, 5)):
+    for find in (lambda cell: sizes._scores(cell, 24, {}), lambda cell: distance._heads(cell, 5)):
         with pytest.raises(InterruptedError):
             find(replace(bot, recipe=moved))
     assert asked == ["elsewhere", "elsewhere"]
@@ -236,7 +255,9 @@ def test_the_report_and_a_page_have_them(
     assert "| same | top1 | bot_kept | " in whole
     assert "| same | bot | layer3.2.conv2 | " in whole
     document = json.loads((tmp_path / "to/there/report.json").read_text())
-    assert [row["name"] for row in document["sizes"]] == 2 * ["plain", "bot", "bot_kept"]
+    assert [row["name"] for row in document["sizes"]] == [
+        *["plain", "bot", "bot_kept", "bot_recalibrated"] * 2
+    ]
     assert len(document["distances"]) == 3
     assert (tmp_path / "to/there/sizes.svg").stat().st_size > 5_000
     (tmp_path / "page.md").write_bytes(text.replace("\n", "\r\n").encode())

@@ -268,6 +268,14 @@ def test_predict_refuses_in_a_line(trained, tmp_path, monkeypatch, capsys, words
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [["eval"], ["export", "net"]])
+def test_a_detector_s_statistics_are_not_taken_anew(trained, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    words = [command[0], str(trained), *command[1:], "--recalibrate", "4"]
+    assert cli.main(words) == 2
+    assert "statistics are taken anew of classifiers alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

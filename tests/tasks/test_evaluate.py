@@ -16,11 +16,14 @@ from small_run import thin_mask_rcnn
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 import attneck
 from attneck import cli, hub
+from attneck.data import open_dataset
 from attneck.errors import UserError
 from attneck.runs import train as runs
+from attneck.runs.run import Run
 from attneck.surgery import insert_bam
 from attneck.training.recipe import Recipe
 
@@ -357,7 +360,46 @@ def test_a_saved_model_scores_as_its_run(
     assert "net, 21 images of folder val\nweights" in capsys.readouterr().out
 
 
+def test_a_run_scores_with_statistics_of_another_size_and_exports_them(
+    saved: tuple[Path, Path], photos: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Those of its training images, which are seen as held-out images are."""
+    monkeypatch.chdir(tmp_path)
+    run, _ = saved
+    size = ["--image-size", 40]
+    plain, anew = (answer([run, *size, *words], capsys) for words in ([], ["--recalibrate", 14]))
+    assert anew["recalibrated"] == 14
+    assert anew["val_loss"] != plain["val_loss"]
+    model = Run(run).model(40)
+    weights = {name: one.clone() for name, one in model.named_parameters()}
+    training = open_dataset("folder", "train", root=photos, image_size=40, crop_pct=0.8)
+    update_bn([torch.stack([training[0, index][0] for index in range(14)])], model)
+    by_hand = attneck.evaluate(model.eval(), "folder", root=photos)
+    assert by_hand.scores["loss"] == pytest.approx(anew["val_loss"], rel=1e-4)
+    words = ["export", str(run), "net40", *map(str, size), "--recalibrate", "14"]
+    assert cli.main(words) == 0
+    again = answer(["net40", "--root", photos], capsys)
+    assert again["val_loss"] == pytest.approx(anew["val_loss"], rel=1e-5)
+    assert all(torch.equal(one, weights[name]) for name, one in hub.load("net40").named_parameters())
+    card = (tmp_path / "net40/README.md").read_text()
+    assert "the weights (`val`) after 3 steps, with BatchNorm statistics of other images than the" in card
+    assert "BatchNorm statistics" not in (saved[1] / "README.md").read_text()
+
+
+def test_statistics_are_of_images_in_no_order_each_once(saved: tuple[Path, Path], photos: Path) -> None:
+    """In a folder's own order those of a class come together, and a batch's variance is that of its class."""
+    training = open_dataset("folder", "train", root=photos, image_size=24, crop_pct=0.8)
+    images = [training[0, index][0] for index in range(14)]
+    batches = [*Run(saved[0])._open().calibration(14)]
+    found = [n for image in torch.cat(batches) for n, one in enumerate(images) if torch.equal(image, one)]
+    assert sorted(found) == list(range(14))
+    assert found != list(range(14))
+
+
 LINES = [
+    ("run", ["--recalibrate", "15"], "size is 15 of 14 images: choose 14 or fewer"),
+    ("run", ["--recalibrate", "0"], "recalibrate=0: wanted"),
+    ("net", ["--recalibrate", "9"], "--recalibrate is about runs"),
     ("run", ["--data.name", "folder"], "--data.name is of saved models"),
     ("run", ["--split", "val"], "--data.val-split is of saved models"),
     ("net", ["--checkpoint", "best"], "--checkpoint is about runs"),

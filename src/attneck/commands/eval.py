@@ -35,6 +35,7 @@ def score(
     val_share: Annotated[float | None, tyro.conf.arg(name="data.val-share", aliases=["--val-share"])] = None,
     checkpoint: Checkpoint = "newest",
     image_size: int | None = None,
+    recalibrate: int | None = None,
     out: Path | None = None,
     json_: Json = False,
 ) -> None:
@@ -58,6 +59,8 @@ def score(
             where there is no folder val; 1 scores all. The run's own if not given.
         checkpoint: the newest of a run, or the best by the recipe's metric.
         image_size: the side of the images in pixels; the run's or the model's own if not given.
+        recalibrate: of a run's classifier, score it with BatchNorm statistics of so many of its training
+            images, of --image-size: 2000 say. attneck export --recalibrate keeps them.
         out: the folder for tables and pictures, new or empty; if not given evaluation in the run's, of a
             saved model in this one, or evaluation-2 and so on where that is taken.
         json_: print one JSON document and nothing else.
@@ -70,6 +73,8 @@ def score(
     is_run = kind == "run"
     if checkpoint != "newest":
         only_of_runs("--checkpoint", str(model), kind)
+    if recalibrate is not None:
+        only_of_runs("--recalibrate", str(model), kind)
     if is_run and (data or split):
         flag = "--data.name" if data else "--data.val-split"
         raise UserError(f"{flag} is of saved models, and {model} has a recipe, which says it: leave it out")
@@ -77,7 +82,7 @@ def score(
         with user_mistakes():
             one_of("--data.name", data, SETS)
     scorer = (
-        of_run(Run(model, checkpoint), root, val_share, image_size)
+        of_run(Run(model, checkpoint), root, val_share, image_size, recalibrate)
         if is_run
         else of_saved(model, kind, data, split, root, val_share, image_size)
     )
@@ -94,12 +99,14 @@ def score(
         detections = None if beside is None else _detections(beside, best.detections)
     step = "" if scorer.step is None else f", step {scorer.step}"
     size = "" if image_size is None else f" of {image_size} pixels"
+    size += "" if recalibrate is None else f", BatchNorm by {recalibrate:,} training images of that size"
     title = f"{scorer.model}{step}, {best.images:,} {scorer.images}{size}"
     files = write_details(folder, best, title) if folder is not None else []
     if not first:
         return
     if json_:
-        print(json.dumps(_document(scorer, checkpoint, found, detections, files)))
+        document = _document(scorer, checkpoint, found, detections, files)
+        print(json.dumps(document if recalibrate is None else document | {"recalibrated": recalibrate}))
         return
     print(title)
     print(scorer.tables(found))

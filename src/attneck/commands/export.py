@@ -26,6 +26,7 @@ def write(
     dynamic: tuple[Literal["batch", "size"], ...] | None = None,
     opset: Literal[18, 20, 23] | None = None,
     raw: Flag = False,
+    recalibrate: int | None = None,
     checkpoint: Checkpoint = "newest",
     json_: Json = False,
 ) -> None:
@@ -45,6 +46,8 @@ def write(
         dynamic: what a graph leaves open: batch, size; both if neither is named.
         opset: of ONNX; 18 if not given.
         raw: a run's weights themselves, where it keeps their moving average too.
+        recalibrate: of a run's classifier, with BatchNorm statistics of so many of its training images, of
+            --image-size: 2000 say. attneck eval --recalibrate says what that gives.
         checkpoint: a run's newest, or its best by the recipe's metric.
         json_: print one JSON document and nothing else.
     """
@@ -64,11 +67,15 @@ def write(
             only_of_runs("--raw", model, kind)
         if checkpoint != "newest":
             only_of_runs("--checkpoint", model, kind)
+        if recalibrate is not None:
+            only_of_runs("--recalibrate", model, kind)
         if graph:
             exporting.check_request(file, is_open or (), opset)
         else:
             exporting.check_writable(file / "config.json" if file.is_dir() else file)
         run, network, size = load(kind, model, image_size, raw, checkpoint)
+        if run is not None and recalibrate is not None:
+            run.recalibrated(network, recalibrate, image_size=image_size)
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
             name = recipe_name(run.folder) if run else None

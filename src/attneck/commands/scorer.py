@@ -42,7 +42,13 @@ class Scorer:
     tables: Callable[[dict[str, Evaluation]], str]
 
 
-def of_run(run: Run, root: str | None, val_share: float | None, image_size: int | None) -> Scorer:
+def of_run(
+    run: Run,
+    root: str | None,
+    val_share: float | None,
+    image_size: int | None,
+    recalibrate: int | None,
+) -> Scorer:
     """UserError for a run without a checkpoint that is whole."""
     from attneck.runs.scored_on import OTHER, scored_on
 
@@ -57,7 +63,9 @@ def of_run(run: Run, root: str | None, val_share: float | None, image_size: int 
         )
 
     def evaluate(watch: Watch) -> dict[str, Evaluation]:
-        return run.evaluate(root=root, val_share=val_share, image_size=image_size, watch=watch)
+        return run.evaluate(
+            root=root, val_share=val_share, image_size=image_size, recalibrate=recalibrate, watch=watch
+        )
 
     size = image_size or facts["image_size"]
     return Scorer(

@@ -37,6 +37,9 @@ NOT_SHOWN = {"lr", "seconds", "peak_gib"}
 PLACES = {"--data.root", "--root", "--out"}
 """Options whose value is a path of one machine."""
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Of BatchNorm: how the names of its buffers end."""
+
 PICTURE, CARD = "curves.png", "README.md"
 
 
@@ -186,16 +189,24 @@ def _scores(run: Run, state: Mapping[str, Tensor]) -> str:
 def _which(run: Run, state: Mapping[str, Tensor]) -> str:
     """Which of its checkpoint's weights `state` is, in a sentence."""
     own, average = run.weights(average=False), run.weights()
-    if _same(state, average):
+    if _same(state, average, but=STATISTICS):
         kept = "the moving average of the weights (`ema`)" if average is not own else "the weights (`val`)"
-        return f"Saved are {kept} after {run.step:,} steps."
-    if _same(state, own):
-        return f"Saved are the weights (`val`), not their average, after {run.step:,} steps."
+        return f"Saved are {kept} after {run.step:,} steps{_anew(state, average)}."
+    if _same(state, own, but=STATISTICS):
+        other = _anew(state, own)
+        return f"Saved are the weights (`val`), not their average, after {run.step:,} steps{other}."
     return "Saved are weights that are none of the run's checkpoint."
 
 
-def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(tensor.equal(other[name]) for name, tensor in one.items())
+def _anew(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    return "" if _same(state, own) else ", with BatchNorm statistics of other images than the scores are of"
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], but: tuple[str, ...] = ()) -> bool:
+    """Whether two states are equal, apart from what ends in `but`."""
+    return one.keys() == other.keys() and all(
+        tensor.equal(other[name]) for name, tensor in one.items() if not name.endswith(but)
+    )
 
 
 def _command(run: Run) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -175,6 +175,7 @@ class Run:
         val_share: float | None = None,
         image_size: int | None = None,
         part: Model | None = None,
+        recalibrate: int | None = None,
         watch: Watch | None = None,
     ) -> dict[str, Evaluation]:
         """What the held-out images say of its weights, "val", and of their moving average, "ema", if any.
@@ -186,10 +187,9 @@ class Run:
             val_share: the share of `root`'s class folders that is scored, in place of the recipe's; 1 is all.
             image_size: the side of the held-out images in pixels, if another than the run's.
             part: as `model` has it.
+            recalibrate: score it as `recalibrated` by so many training images of that size.
             watch: is given the DataLoader, and gives its batches on: to show how far it is.
         """
-        from functools import partial
-
         from attneck.training.allocator import keep_memory
         from attneck.training.distributed import world
         from attneck.training.report import unseen
@@ -202,10 +202,48 @@ class Run:
             if self._state["average"]:
                 networks["ema"] = self.model(image_size, part=part)
             report = partial(task.report, watch=watch or unseen)
-            return {
-                name: scored(report, self._placed(network, everyone), self.recipe, everyone.device)
-                for name, network in networks.items()
-            }
+            found = {}
+            for name, network in networks.items():
+                placed = self._placed(network, everyone)
+                if recalibrate is not None:
+                    self._recalibrate(placed, task, recalibrate, everyone)
+                found[name] = scored(report, placed, self.recipe, everyone.device)
+            return found
+
+    def recalibrated(
+        self,
+        network: nn.Module,
+        images: int = 2000,
+        *,
+        root: str | None = None,
+        image_size: int | None = None,
+    ) -> nn.Module:
+        """`network`, of `model`, with statistics of BatchNorm taken anew, in place; on the CPU.
+
+        They are those of so many of the run's training images, evenly spread and seen as held-out images are:
+        see `attneck.layers.recalibrate`. For images of another size than it was trained on.
+
+        Args:
+            root: where the data lies now, if elsewhere than the recipe says.
+            image_size: the side of these images in pixels, if another than the run's.
+        """
+        import torch
+
+        from attneck.training.distributed import World
+
+        alone = World(0, 1, torch.device("cpu"))
+        with self._enough_memory():
+            task = self._open(root, alone, image_size)
+            self._recalibrate(network, task, images, alone)
+        return network
+
+    def _recalibrate(self, network: nn.Module, task: Task, images: int, everyone: World) -> None:
+        from attneck.layers import recalibrate
+        from attneck.training.scoring import scored
+
+        with user_mistakes():
+            batches = task.calibration(whole("recalibrate", images, most=1 << 31))
+            scored(partial(recalibrate, batches=batches), network, self.recipe, everyone.device)
 
     def tables(self, evaluations: dict[str, Evaluation]) -> str:
         """What `evaluate` found, to be read: of a detector the papers' tables."""
@@ -239,8 +277,6 @@ class Run:
         self, images: Iterable[Image.Image | str | Path], *, min_score: float = 0.0, top_k: int | None = None
     ) -> Iterator[Found]:
         """As `predict`, one image after the other: none is taken before the one before was asked for."""
-        from functools import partial
-
         from attneck.training.distributed import world
         from attneck.training.scoring import scored
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from attneck.errors import EXPECTED, ending
 from attneck.runs.run import Run
 from attneck.studies import kept
 from attneck.studies.statistics import decimals_of, told
-from attneck.studies.study import Cell, Fields, Study
+from attneck.studies.study import RECALIBRATE, Cell, Fields, Study
 from attneck.training.best import NOTHING
-from attneck.training.recipe import Model
 
 FILE = "sizes.json"
 """Beside a run's summary: scores by how the network was made, and by the side in pixels."""
@@ -50,9 +50,8 @@ def find(study: Study, cells: Sequence[Cell], said: Said) -> None:
     """
     for cell in cells:
         for name, fields, size in lacking(study, cell):
-            part = cell.rescored(fields).model if fields else None
             try:
-                kept.keep(cell.folder / FILE, f"{_key(fields)}, {size}", _scores(cell, size, part))
+                kept.keep(cell.folder / FILE, f"{_key(fields)}, {size}", _scores(cell, size, fields))
             except EXPECTED as error:
                 said(f"{cell.name}: not scored as {name} at {size} pixels: {ending(error)[1]}")
                 continue
@@ -120,7 +119,11 @@ def _key(fields: Fields) -> str:
     return ", ".join(f"{name}={value}" for name, value in sorted(fields.items())) or AS_TRAINED
 
 
-def _scores(cell: Cell, size: int, part: Model | None) -> dict[str, float]:
+def _scores(cell: Cell, size: int, fields: Fields) -> dict[str, float]:
     """Of the averaged weights where they are kept."""
     root = cell.recipe.data.root  # where the study's data lies now
-    return [*Run(cell.folder).evaluate(root=root, image_size=size, part=part).values()][-1].scores
+    changes = {name: value for name, value in fields.items() if name != RECALIBRATE}
+    part = cell.rescored(changes).model if changes else None
+    images: Any = fields.get(RECALIBRATE)
+    found = Run(cell.folder).evaluate(root=root, image_size=size, part=part, recalibrate=images)
+    return [*found.values()][-1].scores

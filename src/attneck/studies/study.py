@@ -55,6 +55,10 @@ Size = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
 
 
+RECALIBRATE = "recalibrate"
+"""A way to score runs that is no field of their recipe: see `attneck.layers.recalibrate`."""
+
+
 class Study(Part):
     """What is compared. Every run is `recipe` with `fields`, its problem's, its variant's, and its seed."""
 
@@ -76,7 +80,8 @@ class Study(Part):
     sizes: tuple[Size, ...] = ()
     """Sides of images in pixels, on which every finished run is scored too."""
     rescored: dict[Name, Fields] = Field(default_factory=dict)
-    """Other ways to score a variant's runs there: `variant`, and fields of `model` for the scoring."""
+    """Other ways to score a variant's runs there: `variant`, and fields of `model` for the scoring, or
+    `recalibrate`, the training images of that size whose BatchNorm statistics they are scored with."""
     distance_images: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 0
     """Held-out images over which the distances of finished runs' attention are averaged, or all where there
     are fewer; 0: they are not."""
@@ -118,12 +123,17 @@ class Study(Part):
         if self.rescored and not self.sizes:
             raise ValueError("rescored is given without sizes to score at: give sizes, or leave it out")
         for name, own in self.rescored.items():
-            others = [field for field in own if field != "variant" and not field.startswith("model.")]
+            known = ("variant", RECALIBRATE)
+            others = [field for field in own if field not in known and not field.startswith("model.")]
             if name in self.variants or others or len(own) < 2:
                 raise ValueError(
                     f"rescored {name}: wanted a name that no variant has, a variant, and fields of its model "
-                    f"such as model.options.resample, and nothing else: {', '.join(others) or name}"
+                    f"such as model.options.resample, or {RECALIBRATE}, and nothing else: "
+                    f"{', '.join(others) or name}"
                 )
+            images = own.get(RECALIBRATE, 1)
+            if isinstance(images, bool) or not isinstance(images, int) or images < 1:
+                raise ValueError(f"rescored {name}: {RECALIBRATE} is {images!r}: wanted how many images")
         return self
 
 

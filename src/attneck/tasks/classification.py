@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from attneck.checks import sides
 from attneck.data import ClassificationDataset, Normalise, collate, loader, open_dataset
 from attneck.data.readers.folder import resize_and_centre
-from attneck.data.sampling import EvalBatches, spread
+from attneck.data.sampling import EvalBatches, order, spread
 from attneck.errors import OVERFLOW, NotFinite, shown_path
 from attneck.models import catalog, create_model, pretrained
 from attneck.models.origin import Origin
@@ -58,12 +58,7 @@ class Classification:
     def training(self) -> ClassificationDataset:
         """The data set that is trained on; ValueError where train_size leaves a class's folder out."""
         data = self.recipe.data
-        opened = self._open(
-            data.train_split,
-            size=data.train_size,
-            on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
-            **data.augmentation(),
-        )
+        opened = self._trained_on(**data.augmentation())
         for side in data.image_sizes:
             opened.at(side)  # refuses one that they cannot have
         if data.name == "folder" and data.train_size is not None:  # its images lie class by class
@@ -74,6 +69,11 @@ class Classification:
                     f"image{f', and {len(lacking) - 1} more classes' * (len(lacking) > 1)}: give a larger one"
                 )
         return opened
+
+    def _trained_on(self, **options: Any) -> ClassificationDataset:
+        data = self.recipe.data
+        skips = None if data.on_bad_image == "stop" else data.on_bad_image
+        return self._open(data.train_split, size=data.train_size, on_bad_image=skips, **options)
 
     def _open(self, split: str, **options: Any) -> ClassificationDataset:
         data = self.recipe.data
@@ -124,17 +124,33 @@ class Classification:
 
     def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
         """`evaluate`, the top-1 error in per cent, and what is taken for what: see `report`."""
-        trained = self.recipe.batch // (self.recipe.accumulate * self.everyone.size)  # images at a time
         self.last = report(
             model,
             self.held_out,
             self.everyone,
             self.normalised,
-            most=max(32, 8 * trained),
+            most=self._most,
             workers=self.recipe.data.workers,
             watch=watch,
         )
         return self.last
+
+    def calibration(self, count: int) -> Iterator[Tensor]:
+        """Batches [B, 3, H, W] of so many training images, seen as held-out images are, in no order.
+
+        Raises ValueError where there are fewer.
+        """
+        images = self._trained_on(augment="none")
+        chosen = spread(len(images), count, self.recipe.data.name)[order(self.recipe.seed, 0, count)].tolist()
+        keys, size = [(0, index) for index in chosen], at_once(images, self._most)
+        batches: Any = [keys[first : first + size] for first in range(0, count, size)]
+        for batch, _ in loader(images, batches, self.recipe.data.workers, collate):
+            yield self.normalised(batch)
+
+    @property
+    def _most(self) -> int:
+        """Images at a time, by what training has."""
+        return max(32, 8 * (self.recipe.batch // (self.recipe.accumulate * self.everyone.size)))
 
     def samples(self, count: int) -> Samples:
         """Held-out images, with their class."""
@@ -242,8 +258,7 @@ def report(
     Raises:
         NotFinite: logits that are not, on all processes alike.
     """
-    size = max(1, min(EVAL_BATCH, EVAL_PIXELS // images.image_size**2, most))
-    batches = EvalBatches(len(images), size, rank=everyone.rank, world=everyone.size)
+    batches = EvalBatches(len(images), at_once(images, most), rank=everyone.rank, world=everyone.size)
     sums = torch.zeros(5, dtype=torch.float64)  # images, loss, top-1, top-5, images of infinite logits
     tally = Tally(list(images.classes))
     two = len(images.classes) == 2
@@ -269,6 +284,11 @@ def report(
     if two and (auc := area(*zip(*everyone.joined(margins), strict=True))) is not None:
         scores["auc"] = auc
     return Evaluation(len(images), scores, confusion=tally.total(everyone))
+
+
+def at_once(images: ClassificationDataset, most: int) -> int:
+    """Images in a batch without gradients: `most`, `EVAL_BATCH` and `EVAL_PIXELS` at most."""
+    return max(1, min(EVAL_BATCH, EVAL_PIXELS // images.image_size**2, most))
 
 
 def _said(one: Evaluation) -> str:

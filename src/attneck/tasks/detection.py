@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -158,6 +158,13 @@ class Detection:
                 "model.options freeze_norms keeps the backbone's BatchNorms as they were loaded, and nothing "
                 "is loaded: give model.weights or model.pretrained, or freeze_norms False"
             )
+
+    def calibration(self, count: int) -> Iterator[Any]:
+        """Refused: a detector resizes its images itself."""
+        raise ValueError(
+            "statistics are taken anew of classifiers alone; of a detector's images give "
+            "attneck.layers.recalibrate batches of your own"
+        )
 
     def describe(self) -> Facts:
         """Classes of the held-out images, and what the source itself calls them; the side of training's.

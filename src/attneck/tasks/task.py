@@ -113,6 +113,12 @@ class Task(Objective, Protocol):
     def sample(self, index: int) -> Sample:
         """A held-out image by its place in the set."""
 
+    def calibration(self, count: int) -> Iterator[Any]:
+        """Batches of so many training images as a model takes them, seen as held-out images are, in no order.
+
+        Raises ValueError where there are fewer, and of detectors.
+        """
+
     # What a run that is read back needs: no data.
 
     @staticmethod

@@ -1,0 +1,68 @@
+"""The statistics of a network's BatchNorms, taken anew from images such as it is to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from attneck.layers.modes import evaluating
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
+    """Take each BatchNorm's running mean and variance from these images, in place; gives the network back.
+
+    What a BatchNorm saw in training is not what it sees in images of another size, or of another camera:
+    padding takes another share of the map, and BAM's dilated branch and its mean of the whole map see more of
+    it. Its statistics need no labels and no gradients, so they can follow; no weight changes.
+
+    They are the means over batches of what each saw, as in training; a batch counts by its images. Dropout
+    and drop path stay off. "PreciseBN" of Wu and Johnson (2021, arXiv 2105.07576, section 3), and for other
+    images "AdaBN" of Li et al. (2016, arXiv 1603.04779).
+
+    Args:
+        network: in whatever mode, which it keeps.
+        batches: what the network takes, on its device, such as images [B, C, H, W], normalised. Several
+            hundred images of all classes, in no order.
+
+    Raises:
+        ValueError: no BatchNorm with statistics, no images, or images that leave statistics which are not
+            finite. The statistics are then those of before, as with whatever else the network raises.
+    """
+    norms = [
+        norm
+        for norm in network.modules()
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
+    ]
+    if not norms:
+        raise ValueError(f"this {type(network).__name__} has no BatchNorm with statistics to be taken anew")
+    before = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
+    shares = [norm.momentum for norm in norms]
+    seen = 0
+    try:
+        with evaluating(network), torch.no_grad():
+            for norm in norms:
+                norm.training = True  # and not what hangs on it, such as a dropout
+            for batch in batches:
+                seen += len(batch)
+                for norm in norms:
+                    norm.momentum = len(batch) / seen
+                network(batch)
+        if not seen:
+            raise ValueError("no images were given to take statistics from")
+        if not all(value.isfinite().all() for norm in norms for value in norm.buffers(recurse=False)):
+            raise ValueError("statistics of these images are not finite: give others, or take float32")
+    except BaseException:
+        for norm, kept in zip(norms, before, strict=True):
+            for name, value in norm.named_buffers(recurse=False):
+                value.copy_(kept[name])
+        raise
+    finally:
+        for norm, share in zip(norms, shares, strict=True):
+            norm.momentum = share
+    return network

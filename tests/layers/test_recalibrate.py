@@ -1,0 +1,104 @@
+"""recalibrate(network, batches): the statistics of the BatchNorms are those of these images, and no more."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from attneck.layers import recalibrate
+from attneck.models import create_model
+from attneck.surgery import insert_bam
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "timm":
+        model: nn.Module = timm.create_model("test_resnet", num_classes=3)
+        insert_bam(model)
+        return model
+    return create_model("cifar_resnet20", 3, image_size=16, depths=[1, 1, 1], attend=True, bam="stages")
+
+
+def batches(*sizes: int, side: int = 24) -> list[Tensor]:
+    torch.manual_seed(1)
+    return [3 * torch.randn(size, 3, side, side) + 1 for size in sizes]
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if "running_" in name}
+
+
+@pytest.mark.parametrize("name", ["ours", "timm"])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_statistics_are_those_of_pytorch_s_update(name: str, training: bool) -> None:
+    """Where nothing is dropped, and all batches are of one size."""
+    model = network(name).train(training)
+    wanted = copy.deepcopy(model)
+    momenta = [norm.momentum for norm in model.modules() if isinstance(norm, _BatchNorm)]
+    update_bn(batches(6, 6, 6), wanted)
+    before = copy.deepcopy(model.state_dict())
+    assert recalibrate(model, batches(6, 6, 6)) is model
+    found, others = statistics(model), statistics(wanted)
+    assert found.keys() == others.keys()
+    for key, value in found.items():
+        torch.testing.assert_close(value, others[key], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(value, before[key])
+    for key, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[key])
+    assert {module.training for module in model.modules()} == {training}
+    assert [norm.momentum for norm in model.modules() if isinstance(norm, _BatchNorm)] == momenta
+
+
+def test_a_batch_counts_by_its_images() -> None:
+    norm = nn.BatchNorm2d(3, momentum=None)
+    given = batches(2, 7, 1)
+    recalibrate(norm, given)
+    for got, of in ((norm.running_mean, Tensor.mean), (norm.running_var, Tensor.var)):
+        wanted = sum(len(batch) * of(batch.double().transpose(0, 1).flatten(1), 1) for batch in given) / 10
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_network_then_scores_these_images_as_in_training() -> None:
+    """One batch: its own statistics, but for the variance, which training takes of the batch as it is."""
+    model = network("ours").double()
+    (images,) = (batch.double() for batch in batches(64))
+    recalibrate(model, [images])
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), model.train()(images), rtol=0.05, atol=0.02)
+
+
+def test_nothing_is_dropped() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3)).train()
+    (images,) = batches(8)
+    recalibrate(model, [images])
+    torch.testing.assert_close(model[1].running_mean, images.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    assert model[0].training
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "no images were given"),
+        ([torch.full((2, 3, 24, 24), torch.inf)], "not finite: give others"),
+        ([*batches(4), torch.randn(4, 5, 24, 24)], "to have 3 channels, but got 5"),
+    ],
+)
+def test_what_goes_wrong_leaves_the_network_as_it_was(given: list[Tensor], says: str) -> None:
+    model = network("ours").train()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises((ValueError, RuntimeError), match=says):
+        recalibrate(model, given)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {module.training for module in model.modules()} == {True}
+    assert {norm.momentum for norm in model.modules() if isinstance(norm, _BatchNorm)} == {0.1}
+
+
+@pytest.mark.parametrize("model", [nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)])
+def test_without_statistics_there_is_nothing_to_do(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="has no BatchNorm with statistics"):
+        recalibrate(model, batches(2))
