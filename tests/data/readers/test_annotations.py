@@ -160,7 +160,10 @@ def test_an_image_of_another_size_is_refused_when_it_is_read(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
-        (voc_xml(40, 30, [("unicorn", 0, [1, 1, 9, 9])]), "its class 'unicorn' is none of VOC's 20"),
+        (
+            voc_xml(40, 30, [("unicorn", 0, [1, 1, 9, 9])]),
+            "its class 'unicorn' is none of VOC's 20: write a set of your own classes as COCO's JSON",
+        ),
         (
             voc_xml(40, 30, [("dog", 0, [3, 4, 42, 30])]),
             r"dog: its box \[2, 3, 40, 27\] .* reaches out of the image's",
@@ -204,11 +207,30 @@ def test_vocs_missing_files_are_named(tmp_path: Path) -> None:
     for names, says in {
         "": "no images",
         "../JPEGImages/000002": r"'\.\./JPEGImages/000002': give names of images, without their folder",
-        "000002\n000002": "000002 2 times: take out all but one",
+        "000002\n000002": "'000002' 2 times: take out all but one",
     }.items():
         (folder.parent / "ImageSets" / "Main" / "train.txt").write_text(f"{names}\n")
         with pytest.raises(ValueError, match=rf"train\.txt lists {says}"):
             open_detection("voc2007", "train", root=tmp_path)
+
+
+def test_a_name_of_vocs_lists_may_have_spaces(tmp_path: Path) -> None:
+    """It is the whole line; a class's own list has a flag after each, which no image has."""
+    names = ("photo", "photo copy", "photo 1", "photo 0", "b")
+    folder = write_voc(tmp_path, dict.fromkeys(names, GOOD))
+    for text, read in {
+        "photo copy\nphoto 1\nphoto": ["photo copy", "photo 1", "photo"],
+        "photo 1\nphoto 0": ["photo 1", "photo 0"],
+        "photo copy  1\nphoto 1 -1\nb  0": ["photo copy", "photo 1", "b"],
+    }.items():
+        (folder.parent / "ImageSets" / "Main" / "train.txt").write_text(f"{text}\n")
+        dataset = open_detection("voc2007", "train", root=tmp_path)
+        assert [Path(dataset.record(i).file).stem for i in range(len(dataset))] == read
+    for text in ("b 1\nphoto", "b 1\nphoto 1", "b 1\nelse"):
+        (folder.parent / "ImageSets" / "Main" / "train.txt").write_text(f"{text}\n")
+        problems = read_annotations("voc2007", "train", tmp_path).problems
+        missing = ["b 1", "else"] if "else" in text else ["b 1"]
+        assert [Path(problem.removesuffix(".jpg is missing")).name for problem in problems] == missing
 
 
 def test_boxes_may_reach_a_pixel_over() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,9 @@ CLASSES = (
     "tvmonitor",
 )
 """In the devkit's order."""
+
+_FLAGGED = re.compile(r"(.*\S)\s+(?:-1|0|1)")
+"""A line of a class's own list: a name, and whether the class is in its image."""
 
 _LABELS = {name: label for label, name in enumerate(CLASSES, 1)}
 
@@ -102,12 +106,22 @@ def read_annotations(name: str, split: str, root: Path, masks: bool = False) -> 
 
 
 def _names(file: Path) -> list[tuple[Path, str]]:
-    """The year's folder, and the name of each image of a list."""
+    """The year's folder, and the name of each image of a list.
+
+    A name may have spaces, and end as the lines of a class's own list do: these end in a flag all together,
+    which is taken off where no image has such a name.
+    """
+    folder = file.parents[2]
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{file}: not a list of names in UTF-8 ({error}): get it anew") from error
-    names = [line.split()[0] for line in lines if line.strip()]
+    names = [line.strip() for line in lines if line.strip()]
+    flagged = [match[1] for name in names if (match := _FLAGGED.fullmatch(name))]
+    if len(flagged) == len(names) and not any(
+        os.path.isfile(folder / "Annotations" / f"{name}.xml") for name in names
+    ):
+        names = flagged
     if not names:
         raise ValueError(f"{file} lists no images: get it anew")
     for name in names:
@@ -115,8 +129,8 @@ def _names(file: Path) -> list[tuple[Path, str]]:
             raise ValueError(f"{file} lists {shown(name)}: give names of images, without their folder")
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
-        raise ValueError(f"{file} lists {name} {times} times: take out all but one")
-    return [(file.parents[2], name) for name in names]
+        raise ValueError(f"{file} lists {shown(name)} {times} times: take out all but one")
+    return [(folder, name) for name in names]
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -146,7 +160,10 @@ def _parse(file: Path) -> tuple[int, int, list[Object]]:
     for node in nodes:
         name = _text(node, "name").strip()
         if name not in _LABELS:
-            raise ValueError(f"its class {shown(name)} is none of VOC's {len(CLASSES)}")
+            raise ValueError(
+                f"its class {shown(name)} is none of VOC's {len(CLASSES)}: write a set of your own classes "
+                "as COCO's JSON (docs/detection.md)"
+            )
         x0, y0, x1, y1 = (_number(node, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
         w, h = x1 - x0 + 1, y1 - y0 + 1
         difficult = 0.0 if node.find("difficult") is None else _number(node, "difficult")
