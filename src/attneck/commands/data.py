@@ -178,6 +178,7 @@ def _read_arrays(
 def _check_detection(name: str, root: str | None, max_pixels: int | None, masks: bool, quiet: bool) -> None:
     """Every annotation against its image; prints what does not fit, and refuses the set."""
     from attneck.data.check import check_annotations
+    from attneck.data.readers.coco import NO_MASK
 
     with _faults():
         found, problems = check_annotations(
@@ -199,7 +200,11 @@ def _check_detection(name: str, root: str | None, max_pixels: int | None, masks:
         print(*problems[:SHOWN], *["…"] * (len(problems) > SHOWN), sep="\n", end="\n" * bool(problems))
     if problems:
         count = f"{len(problems):,} problem{'s' * (len(problems) > 1)}"
-        raise UserError(f"{name}: {count}, listed above: mend the annotations or take them out")
+        boxes = any(problem.endswith(NO_MASK) for problem in problems)
+        raise UserError(
+            f"{name}: {count}, listed above: mend the annotations or take them out"
+            + ", or give --no-masks, for a detector of boxes alone" * boxes
+        )
 
 
 def main(words: list[str]) -> None:

@@ -42,9 +42,9 @@ def first(**change: Any) -> Callable[[Any], None]:
             r"its box \[5, 20, -3, 10\] \(x, y, width, height\) has a negative side",
         ),
         (first(bbox=[5, 20, 10]), "bbox: List should have at least 4 items"),
-        (first(bbox=["5", 20, 10, 10]), r"bbox\.0: Input should be a valid number"),
-        (first(area="4"), "area: Input should be a valid number"),
-        (first(iscrowd=2), "iscrowd: Input should be less than or equal to 1"),
+        (first(bbox=["5", 20, 10, 10]), r"bbox\.0 is '5': give a number:"),
+        (first(area="4"), "area is '4': give a number:"),
+        (first(iscrowd=2), "iscrowd is 2: give a number less than or equal to 1:"),
         (
             first(segmentation=RUNS | {"size": [80, 60]}),
             r"its mask is of size \[80, 60\], the image of \[60, 80\]",
@@ -91,7 +91,7 @@ def test_an_annotation_of_no_image_and_one_that_is_none(tmp_path: Path) -> None:
     problems = read_annotations("coco", "train", tmp_path).problems
     assert problems == [
         f"{file}: image 8: annotation 44: the file lists no image of this id",
-        f"{file}: image None: annotation None: Input should be a valid dictionary or instance of Annotation",
+        f"{file}: image None: annotation None: it is 'crowd': give an object in braces",
     ]
     with pytest.raises(ValueError, match=r"\(2 problems; attneck data check coco lists them\)$"):
         open_detection("coco", "train", root=tmp_path)
@@ -122,6 +122,18 @@ def test_boxes_alone_need_no_mask_and_no_area(tmp_path: Path) -> None:
         (json.dumps({**coco_content(), "categories": CATEGORIES * 2}), "2 categories are called 1: rename"),
         (json.dumps({**coco_content(), "images": [{"id": 1}]}), r"images\[0\]: file_name: Field required"),
         (json.dumps({**coco_content(), "images": coco_content()["images"] * 2}), "2 images are called 7"),
+        (
+            json.dumps(coco_content()).replace('"id": 7', '"id": "7"'),
+            r"images\[0\]: id is '7': give a whole number$",
+        ),
+        (
+            json.dumps(coco_content()).replace('"width": 80', '"width": 80.0'),
+            r"images\[0\]: width is 80.0: give a whole number$",
+        ),
+        (
+            json.dumps(coco_content()).replace('"width": 80', '"width": 0'),
+            r"images\[0\]: width is 0: give a number greater than 0$",
+        ),
         (json.dumps(coco_content()).replace('"a.png"', '"a\\n.png"'), "images.0.: file_name: .* is no name"),
         (json.dumps(coco_content()).replace('"a.png"', '"../a.png"'), "leads out of the images' folder"),
         (json.dumps(coco_content()).replace('"a.png"', '"/a.png"'), "leads out of the images' folder"),
@@ -290,6 +302,17 @@ def test_check_lists_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture
 
     assert cli.main(["data", "check", "coco", "--root", str(tmp_path), "--json"]) == 2
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 6
+
+
+@pytest.mark.parametrize(("change", "said"), [({"segmentation": []}, True), ({"category_id": 9}, False)])
+def test_check_says_what_passes_boxes_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], said: bool
+) -> None:
+    content = coco_content()
+    first(**change)(content)
+    write_coco(tmp_path, content)
+    assert cli.main(["data", "check", "coco", "--root", str(tmp_path)]) == 2
+    assert ("or give --no-masks, for a detector of boxes alone" in capsys.readouterr().err) == said
 
 
 def test_check_passes_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

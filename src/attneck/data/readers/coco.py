@@ -23,6 +23,7 @@ from attneck.data.readers.annotations import (
 from attneck.data.table import SETS
 
 SOURCE = SETS["coco"].source
+NO_MASK = "it has no mask: give it one, or take a detector of boxes alone, fasterrcnn_botnet50 say"
 
 
 def _named(name: str) -> str:
@@ -126,9 +127,7 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
         elif not object.label:
             problem = f"its category_id {found.category_id} is none of the file's {len(labels)} categories"
         elif masks and object.segmentation is None:
-            problem = (
-                "it has no mask: give it one, or take a detector of boxes alone, fasterrcnn_botnet50 say"
-            )
+            problem = NO_MASK
         else:
             problem = object_problem(object, image.width, image.height)
         seen.add(found.id)
@@ -194,8 +193,24 @@ def _distinct(file: Path, key: str, values: list[Any]) -> None:
         raise ValueError(f"coco: {file}: {times} {key} are called {shown(value)}: rename all but one")
 
 
+_WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text in quotes",
+    "list_type": "a list",
+    "model_type": "an object in braces",
+}
+"""In place of pydantic's words for a type."""
+
+
 def _reason(error: ValidationError) -> str:
     details = error.errors()[0]
     field = ".".join(map(str, details["loc"]))
     reason = details["msg"].removeprefix("Value error, ")
+    wanted = reason.removeprefix("Input should be ")
+    if wanted != reason:
+        wanted = _WANTED.get(details["type"], wanted if wanted.startswith("a ") else f"a number {wanted}")
+        return f"{field or 'it'} is {shown(details['input'])}: give {wanted}"
     return f"{field}: {reason}" if field else reason
