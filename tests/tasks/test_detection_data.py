@@ -44,20 +44,38 @@ def test_a_label_is_the_same_class_on_both_sides(tmp_path, names, says):
         assert len(str(error.value)) < 300
 
 
-@pytest.mark.parametrize("kind", ["none at all", "crowds", "of no size"])
+@pytest.mark.parametrize("kind", ["none at all", "crowds", "of no size", "masks without a pixel"])
 def test_a_set_without_anything_to_find_is_refused(tmp_path, kind):
     content = coco_content()
     rows = {
         "none at all": [],
         "crowds": [row for row in content["annotations"] if row["iscrowd"]],
         "of no size": [row for row in content["annotations"] if 0 in row["bbox"][2:]],
+        "masks without a pixel": [
+            content["annotations"][0] | {"segmentation": {"size": [60, 80], "counts": [60 * 80]}}
+        ],
     }[kind]
     write_coco(tmp_path, content | {"annotations": rows}, "train2017")
     write_coco(tmp_path, content, "val2017")
     with pytest.raises(
         ValueError, match=r"coco: no object in the 3 images of train is trained on: .* crowds"
     ):
+        task(tmp_path, "maskrcnn_botnet26_thin").training  # noqa: B018
+    if kind == "masks without a pixel":  # which a detector of boxes does not ask for
         task(tmp_path).training  # noqa: B018
+
+
+@pytest.mark.parametrize(("others", "said"), [(18, True), (19, False)])
+def test_crowds_are_said_where_they_are_many(tmp_path, capsys, others, said):
+    """Over one in twenty: COCO has one in a hundred, CVAT makes every brush mask one."""
+    content = coco_content()
+    row, crowd = content["annotations"][:2]
+    rows = [crowd, *(row | {"id": 100 + i} for i in range(others))]
+    for split in ("train2017", "val2017"):
+        write_coco(tmp_path, content | {"annotations": rows}, split)
+    task(tmp_path).training  # noqa: B018
+    says = f"coco: 1 of {others + 1} objects of train are crowds (iscrowd 1): they are not trained on. CVAT"
+    assert (says in capsys.readouterr().err) == said
 
 
 def test_boxes_of_no_size_are_said(tmp_path, capsys):

@@ -25,6 +25,8 @@ KINDS = {
     "crowd": "crowds",
     "difficult": "difficult objects",
     "degenerate": "boxes of no size, left out of training",
+    "tiny": "boxes under a pixel a side, which scale_jitter may leave out of training",
+    "blank": "masks without a pixel, left out of training",
     "lying": "photos annotated as they lie in the file, before EXIF turns them",
     "turned": "photos that EXIF turns to the same size, whose boxes are taken to be of the upright one",
 }

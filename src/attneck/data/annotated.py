@@ -32,7 +32,8 @@ class AnnotatedImages(DetectionDataset):
         super().__init__(classes=annotations.classes, category_ids=annotations.category_ids, **options)
         self.name, self.records, self.max_pixels = name, annotations.records, max_pixels
         self.skipped = Skipped(len(self), self._file) if skip_bad else None
-        self.dropped = annotations.records.counts["degenerate"]
+        counts = annotations.records.counts
+        self.dropped, self.crowds = counts["degenerate"], (counts["crowd"], counts["objects"])
 
     def __len__(self) -> int:
         return len(self.records)

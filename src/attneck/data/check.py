@@ -3,7 +3,10 @@
 import os
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from attneck.data.annotated import read_annotations, read_pixels
+from attneck.data.detection import check_same_classes
 from attneck.data.readers.annotations import Record, cut
 from attneck.data.readers.decode import turned_by
 from attneck.data.table import SETS
@@ -30,7 +33,7 @@ def check_annotations(
     found: dict[str, dict[str, int]] = {}
     problems: list[str] = []
     missing: FileNotFoundError | None = None
-    classes: dict[tuple[str, ...], str] = {}
+    classes: dict[str, tuple[str, ...]] = {}
     for split in SETS[name].kinds["detection"].splits:
         if split == "trainval":  # train and val
             continue
@@ -44,10 +47,14 @@ def check_annotations(
             continue
         found[split] = {**annotations.records.counts, "classes": len(annotations.classes)}
         problems += annotations.problems
-        classes.setdefault(annotations.classes, split)
+        classes[split] = annotations.classes
         unsure: list[str] = []
-        lying = 0
+        lying = tiny = blank = 0
         for record in progress(annotations.records, split):
+            chosen = record.trained_on()
+            x0, y0, x1, y1 = record.boxes()[chosen].T
+            tiny += int(np.sum(np.minimum(x1 - x0, y1 - y0) < 1))
+            blank += len(chosen) - len(record.drawn(chosen)) if masks else 0
             try:
                 if os.path.isfile(record.file):  # else the annotations have said it
                     read_pixels(record, name, max_pixels)
@@ -58,7 +65,7 @@ def check_annotations(
                         unsure.append(record.file)
             except ValueError as error:
                 problems.append(cut(str(error)))
-        found[split] |= {"turned": len(unsure), "lying": lying}
+        found[split] |= {"tiny": tiny, "blank": blank, "turned": len(unsure), "lying": lying}
         if unsure and lying:
             problems.append(
                 f"{name}: {lying:,} photos of {split} are annotated as they lie in the file, and EXIF turns "
@@ -67,6 +74,8 @@ def check_annotations(
             )
     if missing and not found and not problems:
         raise missing
-    if len(classes) > 1:
-        problems.append(f"{name}: the classes of {' and '.join(classes.values())} are not the same")
+    try:
+        check_same_classes(classes)
+    except ValueError as error:
+        problems.append(cut(f"{name}: {error}"))
     return found, problems

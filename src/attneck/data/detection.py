@@ -59,10 +59,12 @@ class DetectionDataset(Dataset[Item]):
     `dataset.__getitems__(keys)`, which DataLoader calls, is a list of such pairs, their images uint8 still.
 
     A subclass gives `read`, `record`, `__len__`, `fingerprint` and `dropped`, the number of its objects that
-    are left out of training because their box has no size.
+    are left out of training because their box has no size; and `crowds`, the number of those that are crowds,
+    and that of all, where some may be.
     """
 
     dropped: int
+    crowds: tuple[int, int] = (0, 0)
     skipped: Skipped | None = None
 
     def __init__(
@@ -204,9 +206,9 @@ def open_detection(name: str, split: str, **options: Any) -> DetectionDataset:
     return opened
 
 
-def check_same_classes(sets: Mapping[str, DetectionDataset]) -> None:
-    """ValueError unless a label is the same class in each of the sets, which are given by their splits."""
-    for label, names in enumerate(zip_longest(*(images.classes for images in sets.values())), 1):
+def check_same_classes(sets: Mapping[str, tuple[str, ...]]) -> None:
+    """ValueError unless a label is the same class in each split; `sets` has the classes of each."""
+    for label, names in enumerate(zip_longest(*sets.values()), 1):
         if len(set(names)) > 1:
             said = [
                 f"{shown(name)} in {split}" if name is not None else f"not there in {split}"

@@ -46,6 +46,8 @@ HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 PICTURED = 4
 """Held-out images that a run draws at its end."""
+CROWDED = 0.05
+"""The share of crowds in what is trained on over which it is said: COCO's own is 0.01."""
 EVAL_BATCH = 4  # masks of a hundred objects an image come at its full size
 
 Targets = list[dict[str, Tensor]]
@@ -110,17 +112,26 @@ class Detection:
             on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
             **data.augmentation(),
         )
-        check_same_classes({data.train_split: opened, data.val_split: self.held_out})
-        if not any(opened.record(index).trained_on() for index in range(len(opened))):
+        check_same_classes({data.train_split: opened.classes, data.val_split: self.held_out.classes})
+        records = map(opened.record, range(len(opened)))
+        chosen = ((record, record.trained_on()) for record in records)
+        if not any(record.drawn(kept) if self.masks else kept for record, kept in chosen):
             raise ValueError(
                 f"{data.name}: no object in the {len(opened):,} images of {data.train_split} is trained on: "
-                f"there are none, or they are crowds, difficult, or boxes of no size; attneck data check "
-                f"{data.name} counts them"
+                "there are none, or they are crowds (iscrowd 1), difficult, boxes of no size, or masks "
+                f"without a pixel; attneck data check {data.name} counts them"
             )
         if opened.dropped and self.everyone.rank == 0:
             say(
                 f"{data.name}: {opened.dropped:,} objects of {data.train_split} have boxes of no "
                 "size: they are not trained on"
+            )
+        crowds, objects = opened.crowds
+        if crowds > CROWDED * objects and self.everyone.rank == 0:
+            say(
+                f"{data.name}: {crowds:,} of {objects:,} objects of {data.train_split} are crowds (iscrowd "
+                "1): they are not trained on. CVAT writes brush masks so: set iscrowd to 0 where they are "
+                "single objects"
             )
         held_out = self.held_out
         if self.everyone.rank == 0 and not any(held_out.record(i).trained_on() for i in range(len(held_out))):

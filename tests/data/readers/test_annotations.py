@@ -68,6 +68,11 @@ def first(**change: Any) -> Callable[[Any], None]:
         (first(segmentation=[[[1], 2, 3, 4, 5, 6]]), "a polygon of its mask is not x, y of three points"),
         (first(segmentation="runs"), "its segmentation is neither polygons nor run lengths"),
         (first(segmentation=[]), "it has no mask"),
+        (
+            first(bbox=[44, 20, 9, 9]),
+            r"its box and its mask are apart: x is 44 to 53 in the box, 10\.5 to 40\.5 in the mask",
+        ),
+        (first(bbox=[20, 9, 9, 9]), "are apart: y is 9 to 18 in the box, 20 to 45.25 in the mask"),
         (first(id=5), "another annotation has its id"),
     ],
 )
@@ -245,6 +250,52 @@ def test_a_name_of_vocs_lists_may_have_spaces(tmp_path: Path) -> None:
         assert [Path(problem.removesuffix(".jpg is missing")).name for problem in problems] == missing
 
 
+def shares(box: bool, mask: bool) -> Any:
+    """COCO's content whose boxes and polygons are shares of their image; a crowd's run lengths stay."""
+    content = coco_content()
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    for row in content["annotations"]:
+        size = sizes[row["image_id"]]
+        if box:
+            row["bbox"] = [number / size[i % 2] for i, number in enumerate(row["bbox"])]
+        if mask and isinstance(row["segmentation"], list):
+            row["segmentation"] = [
+                [number / size[i % 2] for i, number in enumerate(polygon)] for polygon in row["segmentation"]
+            ]
+    return content
+
+
+@pytest.mark.parametrize(("box", "mask"), [(True, True), (True, False), (False, True), (False, False)])
+def test_shares_of_the_image_are_no_pixels(tmp_path: Path, box: bool, mask: bool) -> None:
+    """One line for a split, whatever becomes of each of its objects; masks that are not asked for pass."""
+    file = write_coco(tmp_path, shares(box, mask))
+    found = ["boxes"] * box + ["polygons"] * mask
+    problems = read_annotations("coco", "train", tmp_path, masks=True).problems
+    assert [problem.split(": ")[1] for problem in problems] == [
+        f"all its {what} lie within 0 … 1" for what in found
+    ]
+    if found:
+        with pytest.raises(ValueError, match=rf"^coco: {file}: all its {found[0]} .* shares of the image"):
+            open_detection("coco", "train", root=tmp_path)
+    assert len(read_annotations("coco", "train", tmp_path, masks=False).problems) == box
+
+
+def test_a_few_small_boxes_are_no_shares(tmp_path: Path) -> None:
+    """One box in pixels is enough."""
+    content = shares(box=True, mask=False)
+    content["annotations"][2]["bbox"] = [60, 5, 20, 20]
+    write_coco(tmp_path, content)
+    assert read_annotations("coco", "train", tmp_path, masks=False).problems == []
+
+
+def test_boxes_of_no_size_are_neither_shares_nor_apart_from_their_mask(tmp_path: Path) -> None:
+    """They are left out of training."""
+    content = coco_content()
+    content["annotations"] = [row | {"bbox": [0, 0, 0, 0]} for row in content["annotations"]]
+    write_coco(tmp_path, content)
+    assert read_annotations("coco", "train", tmp_path, masks=True).problems == []
+
+
 def test_boxes_may_reach_a_pixel_over() -> None:
     for box, fits in (([-1, -1, 12, 7], True), ([-1.1, 0, 5, 5], False), ([0, 0, 10, 6.1], False)):
         assert (object_problem(Object(1, 1, box, 1), 10, 5) is None) == fits
@@ -294,7 +345,8 @@ def test_check_lists_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "image 3 (" in lines[5]
     assert "is of 9 x 9 pixels, its annotation says 50 x 70" in lines[5]
     assert "coco: cannot read" in lines[6]
-    assert lines[7] == "coco: the classes of train and val are not the same"
+    assert lines[7].startswith("coco: class 4, in the order of the source's ids, is not there in train and ")
+    assert "'hair brush' in val: give each split the same categories" in lines[7]
     assert len(lines) == 8
     assert err.splitlines()[-1] == (
         "attneck: coco: 6 problems, listed above: mend the annotations or take them out"
@@ -302,6 +354,38 @@ def test_check_lists_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture
 
     assert cli.main(["data", "check", "coco", "--root", str(tmp_path), "--json"]) == 2
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 6
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_check_counts_small_boxes_and_masks_without_a_pixel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], masks: bool
+) -> None:
+    """As run lengths and as polygons: one of no area, one between the middles of pixels. Crowds aside."""
+    content = coco_content()
+    row = content["annotations"][0]
+    empty = {"size": [60, 80], "counts": [60 * 80]}
+    thin = [[*row["bbox"][:2], 30, 0.5], [10.5, 20, 0.9, 25], [10.5, 20, 1, 1]]
+    content["annotations"] += [
+        row | {"id": 100 + i} | change
+        for i, change in enumerate(
+            [
+                *({"bbox": box} for box in thin),
+                {"segmentation": empty},
+                {"segmentation": empty, "iscrowd": 1},
+                {"segmentation": [[20, 30, 30, 40, 20, 30]]},
+                {"segmentation": polygon(20.1, 30.1, 0.2, 0.2)},
+            ]
+        )
+    ]
+    write_coco(tmp_path, content)
+    words = ["data", "check", "coco", "--root", str(tmp_path)] + ["--no-masks"] * (not masks)
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "boxes under a pixel a side, which scale_jitter may leave out of training: 2" in out
+    assert ("masks without a pixel, left out of training: 3" in out) == masks
+    dataset = open_detection("coco", "train", root=tmp_path, masks=masks)
+    record = dataset.record(0)
+    assert len(dataset[0, 0][1]["labels"]) == len(record.trained_on()) - 3 * masks
 
 
 @pytest.mark.parametrize(("change", "said"), [({"segmentation": []}, True), ({"category_id": 9}, False)])

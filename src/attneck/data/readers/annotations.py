@@ -20,6 +20,9 @@ MASK_BYTES = 4 << 30
 
 SLACK = 1.0
 """Pixels by which rounding may take a box or a polygon past the image's edge, where it is then cut."""
+
+SHARE = 1.01
+"""Where coordinates that are shares of the image end, with room for rounding."""
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 """One in JSON."""
 
@@ -62,6 +65,11 @@ class Record(NamedTuple):
             runs = rle.segmToRle(self.objects[i].segmentation, self.width, self.height)
             mask[:] = rle.decode(runs)
         return masks
+
+    def drawn(self, chosen: Sequence[int]) -> list[int]:
+        """Those of these positions whose mask has a pixel, by its run lengths alone."""
+        masks = [rle.segmToRle(self.objects[i].segmentation, self.width, self.height) for i in chosen]
+        return [i for i, mask in zip(chosen, masks, strict=True) if rle.area(mask)]
 
     def trained_on(self) -> list[int]:
         """Positions of the objects to train on: no crowds, no difficult ones, no boxes of no size."""
@@ -169,6 +177,37 @@ def object_problem(object: Object, width: int, height: int) -> str | None:
     if isinstance(object.segmentation, dict):
         return _runs_problem(object.segmentation, width, height)
     return _polygons_problem(object.segmentation, width, height)
+
+
+def apart_problem(object: Object) -> str | None:
+    """Whether a box of some size and the polygons of its mask, both inside the image, are apart; or None."""
+    if not isinstance(object.segmentation, list) or 0 in object.bbox[2:]:
+        return None
+    for axis in (0, 1):
+        numbers = [number for polygon in object.segmentation for number in polygon[axis::2]]
+        least, most, begin = min(numbers), max(numbers), object.bbox[axis]
+        end = begin + object.bbox[axis + 2]
+        if max(least, begin) > min(most, end) + SLACK:
+            return (
+                f"its box and its mask are apart: {'xy'[axis]} is {begin:g} to {end:g} in the box, {least:g} "
+                f"to {most:g} in the mask's polygons"
+            )
+    return None
+
+
+def share_problems(objects: Sequence[Object]) -> list[str]:
+    """Whether all boxes of a split, or all polygons, lie within 0 … 1: a line for each that do."""
+    boxes = [object.bbox for object in objects]
+    masks = [object.segmentation for object in objects if isinstance(object.segmentation, list)]
+    ends = {
+        "boxes": [max(x + w, y + h) for x, y, w, h in boxes],
+        "polygons": [max(map(max, polygons)) for polygons in masks],
+    }
+    return [
+        f"all its {what} lie within 0 … 1: COCO's are in pixels, these look like shares of the image"
+        for what, found in ends.items()
+        if 0 < max(found, default=0) <= SHARE
+    ]
 
 
 def masks_problem(objects: Sequence[Object], width: int, height: int) -> str | None:

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +15,12 @@ from attneck.data.readers.annotations import (
     Object,
     Record,
     Records,
+    apart_problem,
     cut,
     masks_problem,
     name_problem,
     object_problem,
+    share_problems,
     shown,
 )
 from attneck.data.table import SETS
@@ -140,6 +143,9 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
             name = f" ({image.file_name})" if image else ""
             problems.append(cut(f"{file}: image {found.image_id}{name}: annotation {found.id}: {problem}"))
 
+    shares = share_problems(list(chain.from_iterable(objects.values())))
+    problems[:0] = [cut(f"{file}: {problem}") for problem in shares]
+
     def records() -> Iterator[Record]:
         for image in images.values():
             path = os.path.join(folder, image.file_name)
@@ -148,6 +154,9 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
                 problems.append(cut(f"{where}: {path} is missing"))
             elif masks and (problem := masks_problem(objects[image.id], image.width, image.height)):
                 problems.append(cut(f"{where}: {problem}"))
+            for object in [] if shares else objects[image.id]:
+                if problem := apart_problem(object):
+                    problems.append(cut(f"{where}: annotation {object.id}: {problem}"))
             yield Record(image.id, path, image.width, image.height, objects.pop(image.id))
 
     names = tuple(category.name for category in categories)
