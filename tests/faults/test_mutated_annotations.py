@@ -65,7 +65,9 @@ FIELDS: dict[tuple[Any, ...], Callable[[Any], bool]] = {
     ("annotations", 0, "category_id"): lambda value: False,
     ("annotations", 0, "bbox"): lambda value: False,
     ("annotations", 0, "bbox", 0): number,
-    ("annotations", 0, "area"): lambda value: type(value) in (int, float) and 0 <= value < 1e308,
+    ("annotations", 0, "area"): lambda value: (
+        value is MISSING or value is None or (type(value) in (int, float) and 0 <= value < 1e308)
+    ),
     ("annotations", 0, "iscrowd"): lambda value: value is MISSING or value in (0, 1, "1"),
     ("annotations", 0, "segmentation"): lambda value: False,
     ("annotations", 0, "segmentation", 0): lambda value: False,

@@ -78,7 +78,7 @@ def test_the_command_of_every_run_trains_its_recipe(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", shipped_studies())
-def test_every_variant_is_another_network_that_can_be_built(name: str) -> None:
+def test_every_variant_is_another_network_that_can_be_built_or_sees_other_sizes(name: str) -> None:
     known = set()
     made = cells(load_study(name), Path("x"))
     for cell in made:
@@ -91,7 +91,7 @@ def test_every_variant_is_another_network_that_can_be_built(name: str) -> None:
                 else:
                     model = build_classifier(asked, 2, side)
                     assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 2)
-            known.add(str(model))
+            known.add((str(model), *cell.recipe.data.image_sizes))
     assert len(known) == len(load_study(name).variants)
 
 

@@ -29,7 +29,7 @@ from attneck.training.recipe_file import (
 SHIPPED = Path(__file__).parent / "shipped"
 BEGIN_AND_END = ("model.weights", "patience")
 """Free where a run goes on; yet its weights depend on what it started from, and on when it gives up."""
-SEEN = {"data.augment", *(f"data.{option}" for option in ONLY_WITH)}
+SEEN = {"data.augment", "data.image_sizes", *(f"data.{option}" for option in ONLY_WITH)}
 """Fields that change how images are seen, and not which there are."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
