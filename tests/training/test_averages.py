@@ -5,7 +5,7 @@ from small_run import ALONE, Task, recipe, run
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from attneck.training.averages import too_slow
+from attneck.training.averages import of_several_sizes, too_slow
 from attneck.training.layers import KEPT
 from attneck.training.optimizer import MovingAverage
 from attneck.training.recipe import Recipe
@@ -39,6 +39,17 @@ def test_what_is_long_enough_or_loaded_or_frozen_is_no_news():
     setattr(net[1], KEPT, False)
     net[1].running_var.fill_(0.5)  # of images around 0, say
     assert too_slow(net, Recipe(), 100) == []
+
+
+def test_statistics_of_several_sizes_are_said():
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    several, one = (Recipe.model_validate({"data": {"image_sizes": sides}}) for sides in ([24, 32], [24, 24]))
+    (said,) = of_several_sizes(net, several)
+    assert "--recalibrate" in said
+    assert of_several_sizes(net, one) == of_several_sizes(net, Recipe()) == []
+    assert of_several_sizes(nn.Sequential(nn.Conv2d(3, 2, 1)), several) == []
+    setattr(net[1], KEPT, True)
+    assert of_several_sizes(net, several) == []
 
 
 def test_the_slowest_norm_counts():

@@ -1,4 +1,4 @@
-"""Moving averages that a run is too short for: what is scored by them would be much of where they began."""
+"""Moving averages that a run's scores would suffer from: too slow for its length, or of several sizes."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ def too_slow(model: nn.Module, recipe: Recipe, steps: int) -> list[str]:
             "model.options norm_momentum 0.1 (of a classifier bn_momentum), or more steps"
         )
     return said
+
+
+def of_several_sizes(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Before the first step: a line where BatchNorms will average over images of several sizes."""
+    norms = (one for one in model.modules() if isinstance(one, _BatchNorm))
+    if len({*recipe.data.image_sizes}) < 2 or all(getattr(norm, KEPT, False) for norm in norms):
+        return []
+    return [
+        "data.image_sizes: BatchNorm's statistics will be of all these sizes together, and scores at one of "
+        "them lower than they could be: attneck eval RUN --recalibrate 2000 takes the statistics of one size"
+    ]
 
 
 def _starts(norm: _BatchNorm) -> bool:
