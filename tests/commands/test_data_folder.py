@@ -94,6 +94,19 @@ def test_the_sheet_shows_what_training_has(root, tmp_path, monkeypatch, capsys, 
     assert "is there already" in capsys.readouterr().err
 
 
+def test_the_sheet_has_the_sizes_of_training_in_turn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(contact_sheet, "pages", lambda tiles, title: drawn.append(tiles) or iter([b""]))
+    monkeypatch.setattr(contact_sheet, "small", lambda image: image)
+    data = {"name": "clear_shapes", "image_size": 32, "image_sizes": [24, 40]}
+    (tmp_path / "mine.yaml").write_text(json.dumps({"model": {"name": "cifar_resnet20"}, "data": data}))
+    words = ["--sheet", str(tmp_path / "sheet.png"), "--augmented", str(tmp_path / "mine.yaml")]
+    assert cli.main(["data", "check", "clear_shapes", *words]) == 0
+    (tiles,) = drawn
+    assert {tile.image.size for tile in tiles[::2]} == {(24, 24)}
+    assert {tile.image.size for tile in tiles[1::2]} == {(40, 40)}
+
+
 def test_the_sheet_of_relations_has_the_recipe_s_own_problem(tmp_path, monkeypatch):
     asked = []
 

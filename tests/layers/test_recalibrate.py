@@ -62,6 +62,38 @@ def test_a_batch_counts_by_its_images() -> None:
         torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
+class Twice(nn.Module):
+    """A norm that sees two maps in each forward, and one that sees every second batch only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.rare, self.calls = nn.BatchNorm2d(3), nn.BatchNorm2d(3), 0
+        nn.init.constant_(self.rare.running_mean, 100.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y = self.shared(x) + self.shared(10 * x + 5)
+        return self.rare(y) if self.calls % 2 == 0 else y
+
+
+def test_a_norm_counts_what_it_sees_itself() -> None:
+    model, wanted = Twice(), Twice()
+    recalibrate(model, batches(4, 4, 4, 4))
+    update_bn(batches(4, 4, 4, 4), wanted)
+    for key, value in statistics(model).items():
+        torch.testing.assert_close(value, statistics(wanted)[key], rtol=1e-5, atol=1e-5)
+    untouched = Twice()
+    recalibrate(untouched, batches(4))
+    assert untouched.rare.running_mean.tolist() == [100.0] * 3
+
+
+def test_a_compiled_network_is_run_as_written() -> None:
+    model, wanted = network("ours"), network("ours")
+    recalibrate(torch.compile(model, backend="inductor"), batches(3, 4))
+    recalibrate(wanted, batches(3, 4))
+    assert all(torch.equal(value, statistics(wanted)[key]) for key, value in statistics(model).items())
+
+
 def test_the_network_then_scores_these_images_as_in_training() -> None:
     """One batch: its own statistics, but for the variance, which training takes of the batch as it is."""
     model = network("ours").double()

@@ -382,8 +382,29 @@ def test_a_run_scores_with_statistics_of_another_size_and_exports_them(
     assert again["val_loss"] == pytest.approx(anew["val_loss"], rel=1e-5)
     assert all(torch.equal(one, weights[name]) for name, one in hub.load("net40").named_parameters())
     card = (tmp_path / "net40/README.md").read_text()
-    assert "the weights (`val`) after 3 steps, with BatchNorm statistics of other images than the" in card
+    assert "(`val`) after 3 steps, with BatchNorm statistics taken anew, which the scores are without" in card
     assert "BatchNorm statistics" not in (saved[1] / "README.md").read_text()
+
+
+def loss_anew(run: Path) -> float:
+    return Run(run).evaluate(recalibrate=14)["val"].scores["loss"]
+
+
+def test_two_processes_take_the_same_statistics(saved: tuple[Path, Path]) -> None:
+    assert as_ranks(loss_anew, saved[0]) == [pytest.approx(loss_anew(saved[0]), rel=1e-5)] * 2
+
+
+def test_export_takes_the_images_from_elsewhere(
+    saved: tuple[Path, Path], photos: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["export", str(saved[0]), "net.safetensors", "--root", str(photos)]
+    assert cli.main(words) == 2
+    assert "--data.root goes with --recalibrate" in capsys.readouterr().err
+    assert cli.main([*words[:-1], "nowhere", "--recalibrate", "14"]) == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+    assert cli.main([*words, "--recalibrate", "14"]) == 0
 
 
 def test_statistics_are_of_images_in_no_order_each_once(saved: tuple[Path, Path], photos: Path) -> None:
@@ -397,8 +418,9 @@ def test_statistics_are_of_images_in_no_order_each_once(saved: tuple[Path, Path]
 
 
 LINES = [
-    ("run", ["--recalibrate", "15"], "size is 15 of 14 images: choose 14 or fewer"),
-    ("run", ["--recalibrate", "0"], "recalibrate=0: wanted"),
+    ("run", ["--recalibrate", "15"], "recalibrate=15: there are 14 training images, give fewer"),
+    ("run", ["--recalibrate", "1"], "recalibrate=1: wanted a whole number from 2"),
+    ("run", ["--root", "VAL", "--val-share", "1", "--recalibrate", "9"], "recalibrate wants training images"),
     ("net", ["--recalibrate", "9"], "--recalibrate is about runs"),
     ("run", ["--data.name", "folder"], "--data.name is of saved models"),
     ("run", ["--split", "val"], "--data.val-split is of saved models"),
@@ -412,9 +434,17 @@ LINES = [
 
 @pytest.mark.parametrize(("which", "words", "said"), LINES)
 def test_what_eval_cannot_do_is_one_line(
-    which: str, words: list[str], said: str, saved: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+    which: str,
+    words: list[str],
+    said: str,
+    saved: Any,
+    photos: Path,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: Any,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    words = [str(photos / "val") if word == "VAL" else word for word in words]
     assert cli.main(["eval", str(saved[which == "net"]), *words]) == 2
     error = capsys.readouterr().err
     assert said in error

@@ -46,7 +46,7 @@ def recipe(**changes):
         {"ema": 0.9, "data": {**TINY["data"], "workers": 2}},
         {"accumulate": 2, "precision": "bfloat16", "schedule": {"kind": "step", "milestones": [1]}},
         {"optimizer": {"lr": 0.05, "clip_norm": 1.0, "nesterov": False}, "label_smoothing": 0.1},
-        {"data": {**TINY["data"], "image_sizes": [16, 24, 32]}},
+        {"data": {**TINY["data"], "image_sizes": [24, 32, 40]}},
     ],
     ids=["plain", "ema and workers", "accumulated bf16", "clipped", "several sizes"],
 )

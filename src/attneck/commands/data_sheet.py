@@ -37,20 +37,23 @@ def draw_sheet(path: Path, name: str, augmented: str | None, **options: Any) -> 
     from attneck.files import write_atomic
 
     what = "training images as they are"
+    sides: list[int] = []
     if augmented is not None:
         recipe = load_recipe(augmented)
         what = f"training images as {augmented} augments them ({recipe.data.augment})"
         own = recipe.data
         options |= {"image_size": own.image_size, "problem": own.problem, "seed": recipe.seed}
         options |= own.augmentation()
+        sides = own.image_sizes
     images = open_dataset(name, "train", **options)
     # By class: what is evenly spread over that has each class its share.
     order = np.argsort(images.labels, kind="stable")
-    tiles = []
+    tiles: list[Tile] = []
     for place in spread(len(order), min(COLUMNS * ROWS, len(order)), name).tolist():
         index = int(order[place])
         try:
-            image = Image.fromarray(images.pixels([(0, index)])[0]) if augmented else images.whole(index)
+            seen = images.at(sides[len(tiles) % len(sides)]) if sides else images
+            image = Image.fromarray(seen.pixels([(0, index)])[0]) if augmented else images.whole(index)
         except UnreadableImage:
             continue
         tiles.append(Tile(small(image), (images.classes[int(images.labels[index])],)))

@@ -60,7 +60,8 @@ def score(
         checkpoint: the newest of a run, or the best by the recipe's metric.
         image_size: the side of the images in pixels; the run's or the model's own if not given.
         recalibrate: of a run's classifier, score it with BatchNorm statistics of so many of its training
-            images, of --image-size: 2000 say. attneck export --recalibrate keeps them.
+            images, of --image-size: 2000 say; of other data at --data.root, of its training images there.
+            attneck export --recalibrate keeps them.
         out: the folder for tables and pictures, new or empty; if not given evaluation in the run's, of a
             saved model in this one, or evaluation-2 and so on where that is taken.
         json_: print one JSON document and nothing else.
@@ -99,7 +100,8 @@ def score(
         detections = None if beside is None else _detections(beside, best.detections)
     step = "" if scorer.step is None else f", step {scorer.step}"
     size = "" if image_size is None else f" of {image_size} pixels"
-    size += "" if recalibrate is None else f", BatchNorm by {recalibrate:,} training images of that size"
+    whose = "" if scorer.own else " of that data"
+    size += "" if recalibrate is None else f", BatchNorm by {recalibrate:,} training images{whose}"
     title = f"{scorer.model}{step}, {best.images:,} {scorer.images}{size}"
     files = write_details(folder, best, title) if folder is not None else []
     if not first:

@@ -27,6 +27,7 @@ def write(
     opset: Literal[18, 20, 23] | None = None,
     raw: Flag = False,
     recalibrate: int | None = None,
+    root: Annotated[str | None, tyro.conf.arg(name="data.root", aliases=["--root"])] = None,
     checkpoint: Checkpoint = "newest",
     json_: Json = False,
 ) -> None:
@@ -48,6 +49,7 @@ def write(
         raw: a run's weights themselves, where it keeps their moving average too.
         recalibrate: of a run's classifier, with BatchNorm statistics of so many of its training images, of
             --image-size: 2000 say. attneck eval --recalibrate says what that gives.
+        root: for --recalibrate, where the data lies now, if elsewhere than the recipe says.
         checkpoint: a run's newest, or its best by the recipe's metric.
         json_: print one JSON document and nothing else.
     """
@@ -69,13 +71,15 @@ def write(
             only_of_runs("--checkpoint", model, kind)
         if recalibrate is not None:
             only_of_runs("--recalibrate", model, kind)
+        elif root is not None:
+            raise UserError("--data.root goes with --recalibrate, whose images it says: leave it out")
         if graph:
             exporting.check_request(file, is_open or (), opset)
         else:
             exporting.check_writable(file / "config.json" if file.is_dir() else file)
         run, network, size = load(kind, model, image_size, raw, checkpoint)
         if run is not None and recalibrate is not None:
-            run.recalibrated(network, recalibrate, image_size=image_size)
+            run.recalibrated(network, recalibrate, root=root, image_size=image_size)
         document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
         if graph:
             name = recipe_name(run.folder) if run else None

@@ -84,7 +84,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitems__(self, keys: Sequence[Key | SizedKey | int]) -> Batch:
         pairs = [key_of(key, self.augment) for key in keys]
-        sides = {key[2] for key in keys if isinstance(key, tuple) and len(key) == 3}
+        sides = {key[2] if isinstance(key, tuple) and len(key) == 3 else self.image_size for key in keys}
         if len(sides) > 1:
             raise ValueError(f"keys of one batch have the sides {sorted(sides)}: give one side a batch")
         own = self.at(*sides) if sides else self

@@ -199,7 +199,7 @@ def _which(run: Run, state: Mapping[str, Tensor]) -> str:
 
 
 def _anew(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    return "" if _same(state, own) else ", with BatchNorm statistics of other images than the scores are of"
+    return "" if _same(state, own) else ", with BatchNorm statistics taken anew, which the scores are without"
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], but: tuple[str, ...] = ()) -> bool:

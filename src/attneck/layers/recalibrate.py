@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attneck.layers.modes import evaluating
@@ -21,14 +22,14 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
     padding takes another share of the map, and BAM's dilated branch and its mean of the whole map see more of
     it. Its statistics need no labels and no gradients, so they can follow; no weight changes.
 
-    They are the means over batches of what each saw, as in training; a batch counts by its images. Dropout
-    and drop path stay off. "PreciseBN" of Wu and Johnson (2021, arXiv 2105.07576, section 3), and for other
-    images "AdaBN" of Li et al. (2016, arXiv 1603.04779).
+    They are the means over batches of what each saw, as in training; a batch counts by its images. A norm
+    that sees none keeps what it had. Dropout and drop path stay off. "PreciseBN" of Wu and Johnson (2021,
+    arXiv 2105.07576, section 3), and for other images "AdaBN" of Li et al. (2016, arXiv 1603.04779).
 
     Args:
         network: in whatever mode, which it keeps.
-        batches: what the network takes, on its device, such as images [B, C, H, W], normalised. Several
-            hundred images of all classes, in no order.
+        batches: what the network takes, on its device, such as images [B, C, H, W], normalised; two or more
+            at a time for BAM. Several hundred images of all classes, in no order.
 
     Raises:
         ValueError: no BatchNorm with statistics, no images, or images that leave statistics which are not
@@ -43,17 +44,23 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
         raise ValueError(f"this {type(network).__name__} has no BatchNorm with statistics to be taken anew")
     before = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
     shares = [norm.momentum for norm in norms]
-    seen = 0
+    seen: Counter[nn.Module] = Counter()
+
+    def weigh(norm: Any, given: tuple[Tensor, ...]) -> None:
+        """Its running means become those over all that it has seen, this batch too."""
+        seen[norm] += len(given[0])
+        norm.momentum = len(given[0]) / max(1, seen[norm])
+
+    hooks = [norm.register_forward_pre_hook(weigh) for norm in norms]
+    given = False
     try:
-        with evaluating(network), torch.no_grad():
+        with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for norm in norms:
                 norm.training = True  # and not what hangs on it, such as a dropout
             for batch in batches:
-                seen += len(batch)
-                for norm in norms:
-                    norm.momentum = len(batch) / seen
                 network(batch)
-        if not seen:
+                given = True
+        if not given:
             raise ValueError("no images were given to take statistics from")
         if not all(value.isfinite().all() for norm in norms for value in norm.buffers(recurse=False)):
             raise ValueError("statistics of these images are not finite: give others, or take float32")
@@ -63,6 +70,7 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
                 value.copy_(kept[name])
         raise
     finally:
-        for norm, share in zip(norms, shares, strict=True):
+        for hook, norm, share in zip(hooks, norms, shares, strict=True):
+            hook.remove()
             norm.momentum = share
     return network

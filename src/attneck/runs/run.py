@@ -187,7 +187,7 @@ class Run:
             val_share: the share of `root`'s class folders that is scored, in place of the recipe's; 1 is all.
             image_size: the side of the held-out images in pixels, if another than the run's.
             part: as `model` has it.
-            recalibrate: score it as `recalibrated` by so many training images of that size.
+            recalibrate: score it as `recalibrated` by so many training images of that size, at least 2.
             watch: is given the DataLoader, and gives its batches on: to show how far it is.
         """
         from attneck.training.allocator import keep_memory
@@ -195,7 +195,7 @@ class Run:
         from attneck.training.report import unseen
         from attneck.training.scoring import scored
 
-        with world() as everyone, self._enough_memory():
+        with world() as everyone, self._enough_memory(image_size):
             keep_memory(everyone.device.type)
             task = self._open(root, everyone, image_size, val_share)
             networks = {"val": self.model(image_size, average=False, part=part)}
@@ -216,6 +216,7 @@ class Run:
         images: int = 2000,
         *,
         root: str | None = None,
+        val_share: float | None = None,
         image_size: int | None = None,
     ) -> nn.Module:
         """`network`, of `model`, with statistics of BatchNorm taken anew, in place; on the CPU.
@@ -224,7 +225,8 @@ class Run:
         see `attneck.layers.recalibrate`. For images of another size than it was trained on.
 
         Args:
-            root: where the data lies now, if elsewhere than the recipe says.
+            root: where the data lies now, if elsewhere than the recipe says; of other data the training part.
+            val_share: as `evaluate` has it.
             image_size: the side of these images in pixels, if another than the run's.
         """
         import torch
@@ -232,8 +234,8 @@ class Run:
         from attneck.training.distributed import World
 
         alone = World(0, 1, torch.device("cpu"))
-        with self._enough_memory():
-            task = self._open(root, alone, image_size)
+        with self._enough_memory(image_size):
+            task = self._open(root, alone, image_size, val_share)
             self._recalibrate(network, task, images, alone)
         return network
 
@@ -242,7 +244,7 @@ class Run:
         from attneck.training.scoring import scored
 
         with user_mistakes():
-            batches = task.calibration(whole("recalibrate", images, most=1 << 31))
+            batches = task.calibration(whole("recalibrate", images, least=2, most=1 << 31))
             scored(partial(recalibrate, batches=batches), network, self.recipe, everyone.device)
 
     def tables(self, evaluations: dict[str, Evaluation]) -> str:
@@ -435,9 +437,9 @@ class Run:
         model.to(everyone.device)
         return model.to(memory_format=torch.channels_last) if self.recipe.channels_last else model
 
-    def _enough_memory(self) -> AbstractContextManager[None]:
+    def _enough_memory(self, image_size: int | None = None) -> AbstractContextManager[None]:
         """Where it isn't so, that ends in a line."""
         from attneck.training.memory import memory_errors
 
-        doing = f"{self.folder}, images of {self.facts.get('image_size')} pixels"
+        doing = f"{self.folder}, images of {image_size or self.facts.get('image_size')} pixels"
         return memory_errors(lambda: doing, "free some, or take a machine with more")

@@ -35,6 +35,8 @@ from attneck.training.report import Watch, unseen
 EVAL_BATCH, EVAL_PIXELS = 500, 500 * 224**2
 """Images in a batch of an evaluation, and their pixels, at most; and no more than eight training batches, or
 32 images: larger ones would want more memory than a training batch does."""
+CALIBRATION_BATCH = 64
+"""Images in a batch whose statistics are taken."""
 
 
 class Classification:
@@ -124,12 +126,13 @@ class Classification:
 
     def report(self, model: nn.Module, watch: Watch = unseen) -> Evaluation:
         """`evaluate`, the top-1 error in per cent, and what is taken for what: see `report`."""
+        trained = self.recipe.batch // (self.recipe.accumulate * self.everyone.size)  # images at a time
         self.last = report(
             model,
             self.held_out,
             self.everyone,
             self.normalised,
-            most=self._most,
+            most=max(32, 8 * trained),
             workers=self.recipe.data.workers,
             watch=watch,
         )
@@ -138,19 +141,20 @@ class Classification:
     def calibration(self, count: int) -> Iterator[Tensor]:
         """Batches [B, 3, H, W] of so many training images, seen as held-out images are, in no order.
 
-        Raises ValueError where there are fewer.
+        Raises ValueError where there are fewer, or none.
         """
-        images = self._trained_on(augment="none")
-        chosen = spread(len(images), count, self.recipe.data.name)[order(self.recipe.seed, 0, count)].tolist()
-        keys, size = [(0, index) for index in chosen], at_once(images, self._most)
-        batches: Any = [keys[first : first + size] for first in range(0, count, size)]
+        try:
+            images = self._trained_on(augment="none")
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"recalibrate wants training images: {error}") from error
+        if count > len(images):
+            raise ValueError(f"recalibrate={count}: there are {len(images)} training images, give fewer")
+        chosen = spread(len(images), count, self.recipe.data.name)[order(self.recipe.seed, 0, count).numpy()]
+        # Of about one size, so that none has a single image; the same for any number of processes.
+        parts = np.array_split(chosen, -(-count // max(4, at_once(images, CALIBRATION_BATCH))))
+        batches: Any = [[(0, index) for index in part.tolist()] for part in parts]
         for batch, _ in loader(images, batches, self.recipe.data.workers, collate):
             yield self.normalised(batch)
-
-    @property
-    def _most(self) -> int:
-        """Images at a time, by what training has."""
-        return max(32, 8 * (self.recipe.batch // (self.recipe.accumulate * self.everyone.size)))
 
     def samples(self, count: int) -> Samples:
         """Held-out images, with their class."""

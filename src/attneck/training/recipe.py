@@ -132,8 +132,8 @@ class Data(Part):
     """Side in pixels; the data set's own where not given, a detector's where it is one."""
     image_sizes: list[Annotated[int, Field(gt=0, le=MOST, strict=True)]] = []
     """Classifiers: the training images of each step have one of these sides, each as likely; held-out images
-    have image_size. A network that is to see images of several sizes learns from several. Nothing else than
-    image_size where not given."""
+    have image_size. Drawn sets are drawn at them, cut-out parts of photos and CIFAR's images resized to them.
+    image_size alone where not given."""
     crop_pct: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] | None = None
     """folder: an image that is scored is resized, and this share of its side cut out of the middle; 0.875
     where not given. EfficientNet's is size / (size + 32), timm's stands with each of its weights."""

@@ -9,7 +9,8 @@ Letters: B images, n objects, S the side in pixels; coordinates x to the right a
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -115,6 +116,28 @@ _SHAPES: dict[str, Callable[[Floats, Floats], Mask]] = {
 CLASSES = tuple(_SHAPES)
 
 
+Drawn = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images uint8 [B, S, S, 3] and labels int64 [B]."""
+
+
+class Shapes(ArrayDataset):
+    """Images that are drawn anew, once, for another side.
+
+    draw: the images and labels of a side.
+    """
+
+    def __init__(self, *arrays: Any, draw: Callable[[int], Drawn], **options: Any) -> None:
+        super().__init__(*arrays, **options)
+        self._draw, self._drawn = draw, {self.image_size: self.images}
+
+    def at(self, side: int) -> Self:
+        if side not in self._drawn:
+            self._drawn[side], _ = self._draw(side)
+        other = super().at(side)
+        other.images = self._drawn[side]
+        return other
+
+
 def open_shapes(
     name: str,
     split: str,
@@ -132,9 +155,9 @@ def open_shapes(
     `ArrayDataset`.
     """
     first, count = part(split, size, held_out=2_000)
-    clear = name == "clear_shapes"
-    drawn, labels = images(0, np.arange(first, first + count), image_size, clear=clear)
-    return ArrayDataset(drawn, labels, classes=CLASSES, mean=MEAN, std=STD, augment=augment, seed=seed)
+    draw = partial(images, 0, np.arange(first, first + count), clear=name == "clear_shapes")
+    drawn, labels = draw(image_size)
+    return Shapes(drawn, labels, draw=draw, classes=CLASSES, mean=MEAN, std=STD, augment=augment, seed=seed)
 
 
 def part(split: str, size: int | None, held_out: int) -> tuple[int, int]:
@@ -152,9 +175,7 @@ def scene(seed: int, index: int, image_size: int = 32, objects: int = 1) -> Scen
     return Scene(image, labels, _boxes(masks), masks)
 
 
-def images(
-    seed: int, indices: ArrayLike, image_size: int = 32, *, clear: bool = False
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def images(seed: int, indices: ArrayLike, image_size: int = 32, *, clear: bool = False) -> Drawn:
     """One-object images uint8 [B, S, S, 3] and labels int64 [B]: those of `scene`, a batch at a time.
 
     `clear`: without clutter, and with the upper half of all sizes and contrasts and the least noise.

@@ -19,6 +19,9 @@ MEAN = (0.50707516, 0.48654887, 0.44091784)
 STD = (0.26733429, 0.25643846, 0.27615047)
 """Of the 50,000 training images, by channel, in [0, 1]."""
 
+SIDE = 32
+"""Of the images, in pixels."""
+
 # The official pickles', as torchvision.datasets.CIFAR100 lists them. Nobody publishes the binary files' sums.
 MD5 = {
     "train": "16019d7e3df5f24257cddd939b257f8d",
@@ -36,20 +39,23 @@ def open_cifar(
     split: str,
     *,
     root: str | os.PathLike[str] | None = None,
+    image_size: int = SIDE,
     augment: str = "none",
     seed: int = 0,
     size: int | None = None,
     md5: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None,
 ) -> ArrayDataset:
-    """Opens CIFAR-100, 32 × 32; "val" is the official test file. `augment`: see `ArrayDataset`.
+    """Opens CIFAR-100; "val" is the official test file. `augment`: see `ArrayDataset`.
 
+    image_size: 32 × 32, as they are; of another side they are resized, see `ArrayDataset`.
     md5: sums accepted for the pickles beside the official ones: of any file, or by file.
     """
     images, labels, classes = read(resolve(root, name, SOURCE), split, md5)
     if size is not None:
         chosen = spread(len(labels), size, name)
         images, labels = images[chosen], labels[chosen]
-    return ArrayDataset(images, labels, classes=classes, mean=MEAN, std=STD, augment=augment, seed=seed)
+    opened = ArrayDataset(images, labels, classes=classes, mean=MEAN, std=STD, augment=augment, seed=seed)
+    return opened.at(image_size)
 
 
 def read(
