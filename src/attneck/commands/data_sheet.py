@@ -37,7 +37,7 @@ def draw_sheet(path: Path, name: str, augmented: str | None, **options: Any) -> 
     from attneck.files import write_atomic
 
     what = "training images as they are"
-    sides: list[int] = []
+    sides: list[int] | None = None
     if augmented is not None:
         recipe = load_recipe(augmented)
         what = f"training images as {augmented} augments them ({recipe.data.augment})"

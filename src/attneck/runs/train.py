@@ -200,7 +200,7 @@ def _make(recipe: Recipe, everyone: World, resume: bool, verbose: bool) -> _Made
     torch.manual_seed(recipe.seed)
     model = task.build(recipe, facts)
     others = [facts["image_size"]] if recipe.model.name.startswith(TIMM) else []  # nothing else is known
-    for side in {*others, *recipe.data.image_sizes}:
+    for side in {*others, *(recipe.data.image_sizes or ())}:
         check_logits(model, side, len(facts["classes"]))
     if not task.finds_objects:
         _check_share(model, recipe, everyone)
@@ -265,7 +265,7 @@ def batches_from(step: int, task: Task, recipe: Recipe, everyone: World) -> Data
         accumulate=recipe.accumulate,
         start=step,
         steps=recipe.total_steps(length // recipe.batch),
-        sides=recipe.data.image_sizes,
+        sides=recipe.data.image_sizes or (),
     )
     return loader(task.training, batches, recipe.data.workers, task.collate)
 

@@ -61,7 +61,7 @@ class Classification:
         """The data set that is trained on; ValueError where train_size leaves a class's folder out."""
         data = self.recipe.data
         opened = self._trained_on(**data.augmentation())
-        for side in data.image_sizes:
+        for side in data.image_sizes or ():
             opened.at(side)  # refuses one that they cannot have
         if data.name == "folder" and data.train_size is not None:  # its images lie class by class
             kept = {*opened.labels.tolist()}

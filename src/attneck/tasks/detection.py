@@ -149,7 +149,7 @@ class Detection:
                 "model.surgery and its options are for classifiers: change a detector's backbone in "
                 "Python (attneck.detection.rcnn.mask_rcnn takes any), or choose one that has the attention"
             )
-        if recipe.data.image_sizes:
+        if recipe.data.image_sizes is not None:
             raise ValueError(
                 "data.image_sizes is of classifiers: leave it out, and give data.augment scale_jitter for "
                 "images of other scales"

@@ -41,7 +41,7 @@ def too_slow(model: nn.Module, recipe: Recipe, steps: int) -> list[str]:
 def of_several_sizes(model: nn.Module, recipe: Recipe) -> list[str]:
     """Before the first step: a line where BatchNorms will average over images of several sizes."""
     norms = (one for one in model.modules() if isinstance(one, _BatchNorm))
-    if len({*recipe.data.image_sizes}) < 2 or all(getattr(norm, KEPT, False) for norm in norms):
+    if len({*(recipe.data.image_sizes or ())}) < 2 or all(getattr(norm, KEPT, False) for norm in norms):
         return []
     return [
         "data.image_sizes: BatchNorm's statistics will be of all these sizes together, and scores at one of "

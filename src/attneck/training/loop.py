@@ -350,7 +350,7 @@ class Loop:
         who = f"process {self.world.rank}, " if self.world.size > 1 else ""
         at = f"evaluation after step {step}" if self.stop.saved else f"step {step + 1}"
         shares = f"batch {recipe.batch} (accumulate {recipe.accumulate})"
-        sizes = () if self.stop.saved else recipe.data.image_sizes
+        sizes = None if self.stop.saved else recipe.data.image_sizes
         side = f"up to {max(sizes)}" if sizes else self.facts.get("image_size")
         return f"{who}{at}, {shares}, images of {side} pixels"
 

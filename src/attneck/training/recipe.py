@@ -130,7 +130,9 @@ class Data(Part):
     folders train and val. The run's split.csv lists them."""
     image_size: Annotated[int, Field(gt=0, le=MOST, strict=True)] | None = None
     """Side in pixels; the data set's own where not given, a detector's where it is one."""
-    image_sizes: list[Annotated[int, Field(gt=0, le=MOST, strict=True)]] = []
+    image_sizes: (
+        Annotated[list[Annotated[int, Field(gt=0, le=MOST, strict=True)]], Field(min_length=1)] | None
+    ) = None
     """Classifiers: the training images of each step have one of these sides, each as likely; held-out images
     have image_size. Drawn sets are drawn at them, cut-out parts of photos and CIFAR's images resized to them.
     image_size alone where not given."""
