@@ -116,6 +116,7 @@ TEXTS = {
     "10^6 workers": "data: {workers: 1000000}",
     "10^12 images": "data: {train_size: 1000000000000}",
     "drawn images of 16,384": "data: {name: shapes, image_size: 16384}",
+    "drawn images of 16,384 in training": "data: {name: shapes, image_sizes: [32, 16384]}",
     "10^9 drawn images": "data: {name: shapes, train_size: 1000000000}",
     "10^9 held out": "data: {name: clear_shapes, val_size: 1000000000}",
     "10^6 operations": "data: {name: folder, augment: randaugment, randaugment_layers: 1000000}",

@@ -186,12 +186,14 @@ class Data(Part):
     @model_validator(mode="after")
     def _drawn_images_fit(self) -> Data:
         """The images of a drawn set are all held in memory, or their labels where it is endless."""
-        count, side = max(self.train_size or 0, self.val_size or 0, 2000), self.image_size or 32
-        size = count * (8 if SETS[self.name].endless else side**2 * 3)
+        count = max(self.train_size or 0, self.val_size or 0, 2000)
+        sides = sorted({self.image_size or 32, *(self.image_sizes or ())})
+        size = count * (8 if SETS[self.name].endless else 3 * sum(side**2 for side in sides))
         if SETS[self.name].drawn and size > DRAWN:
+            each = " and ".join(f"{side}×{side}" for side in sides)
             raise ValueError(
-                f"{count:,} drawn images of {side}×{side} take {size / 2**30:,.0f} GiB: give a smaller "
-                "data.image_size, or fewer by data.train_size and val_size"
+                f"{count:,} drawn images of {each} take {size / 2**30:,.0f} GiB: give smaller ones by "
+                "data.image_size and image_sizes, or fewer by data.train_size and val_size"
             )
         return self
 
