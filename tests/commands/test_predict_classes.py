@@ -144,6 +144,9 @@ def test_a_class_is_known_from_within_its_folder(tmp_path, monkeypatch, inside, 
         labels = {image.label({"red", "grün"}) for image in given_images([Path(word)], None)}
         assert labels <= {"red", "grün"}
         assert unicodedata.normalize("NFC", name) in labels
+    both = [unicodedata.normalize(form, "grün") for form in ("NFC", "NFD")]
+    (image,) = given_images([tmp_path / "photos" / both[1] / "one.png"], None)
+    assert image.label({*both}) == both[1]
 
 
 def test_what_a_folder_has_beside_is_told(place, tmp_path, capsys):

@@ -72,7 +72,7 @@ class Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        y = self.shared(x) + self.shared(10 * x + 5)
+        y = self.shared(input=x) + self.shared(10 * x + 5)
         return self.rare(y) if self.calls % 2 == 0 else y
 
 

@@ -217,7 +217,7 @@ def test_what_tells_variants_or_problems_apart_is_not_made_one(words: list[str],
             "rescored x names 's'; perhaps you meant 'se'",
         ),
         ({"sizes": [24], "rescored": {"x": {"variant": "se", "epochs": 1}}}, "nothing else: epochs"),
-        ({"sizes": [24], "rescored": {"x": {"variant": "se", "recalibrate": 0}}}, "recalibrate is 0: wanted"),
+        ({"sizes": [24], "rescored": {"x": {"variant": "se", "recalibrate": 1}}}, "recalibrate is 1: wanted"),
         ({"metric": "AP"}, "no score 'AP': give the study a metric of loss, top1, top5"),
     ],
 )

@@ -297,8 +297,8 @@ def test_answers_that_are_not_finite_name_no_class(photos: Path, tmp_path: Path,
         assert words[0] == "eval" or f"{image}: " in said
 
 
-def test_images_of_one_size_alone_are_of_the_model_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CIFAR's are of 32 pixels, and are resized for nobody."""
+def test_images_of_one_size_are_resized_to_the_model_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR's are of 32 pixels."""
     from attneck.data import arrays
     from attneck.tasks import evaluate
 
@@ -306,10 +306,16 @@ def test_images_of_one_size_alone_are_of_the_model_s(tmp_path: Path, monkeypatch
     opened = arrays.ArrayDataset(
         images, np.arange(14) % 7, classes=CLASSES, mean=(0.5,) * 3, std=(0.5,) * 3, augment="none", seed=0
     )
-    monkeypatch.setattr(evaluate, "open_dataset", lambda name, split, **options: opened)
-    with pytest.raises(ValueError, match="cifar100's images are of 32 pixels, and the model's of 64"):
-        attneck.evaluate(network(), "cifar100")
+    asked = []
+
+    def resized(name: str, split: str, *, image_size: int) -> arrays.ArrayDataset:
+        asked.append(image_size)
+        return opened.at(image_size)
+
+    monkeypatch.setattr(evaluate, "open_dataset", resized)
+    assert attneck.evaluate(network(), "cifar100").images == 14
     assert attneck.evaluate(network(), "cifar100", image_size=32).images == 14
+    assert asked == [64, 32]
 
 
 @pytest.fixture(scope="module")
@@ -382,8 +388,16 @@ def test_a_run_scores_with_statistics_of_another_size_and_exports_them(
     assert again["val_loss"] == pytest.approx(anew["val_loss"], rel=1e-5)
     assert all(torch.equal(one, weights[name]) for name, one in hub.load("net40").named_parameters())
     card = (tmp_path / "net40/README.md").read_text()
-    assert "(`val`) after 3 steps, with BatchNorm statistics taken anew, which the scores are without" in card
+    assert "(`val`) after 3 steps, with BatchNorm statistics taken anew; the scores below" in card
     assert "BatchNorm statistics" not in (saved[1] / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("most", "parts"), [(64, [14]), (13, [7, 7]), (5, [5, 5, 4]), (4, [4, 4, 3, 3])])
+def test_no_batch_has_a_single_image(
+    saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, most: int, parts: list[int]
+) -> None:
+    monkeypatch.setattr("attneck.tasks.classification.CALIBRATION_BATCH", most)
+    assert [len(batch) for batch in Run(saved[0])._open().calibration(14)] == parts
 
 
 def loss_anew(run: Path) -> float:

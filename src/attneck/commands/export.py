@@ -80,7 +80,7 @@ def write(
         run, network, size = load(kind, model, image_size, raw, checkpoint)
         if run is not None and recalibrate is not None:
             run.recalibrated(network, recalibrate, root=root, image_size=image_size)
-        document: dict[str, Any] = {"model": model, "untrained": kind == "name"}
+        document: dict[str, Any] = {"model": model, "untrained": kind == "name", "recalibrated": recalibrate}
         if graph:
             name = recipe_name(run.folder) if run else None
             tell(f"traces {model}, writes the graph and compares it; a detector takes a minute")
@@ -114,6 +114,8 @@ def write(
 def _show(document: dict[str, Any]) -> None:
     """Say what was written, and how it compares."""
     what = f"{document['model']}{', untrained' if document['untrained'] else ''}"
+    if (images := document["recalibrated"]) is not None:
+        what += f", BatchNorm by {images:,} training images"
     if "config" in document:
         print(f"wrote   {document['file']}: {what} (attneck.load reads it)")
         return

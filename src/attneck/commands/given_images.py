@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from functools import partial
 from glob import glob, has_magic
 from itertools import takewhile
 from pathlib import Path
@@ -24,9 +25,13 @@ class Given(NamedTuple):
 
         Its letters may be in another Unicode form: macOS takes them apart.
         """
+        parts = Path(self.inside).parts[:-1]
+        if (same := next((part for part in parts if part in classes), None)) is not None:
+            return same
+        if all(part.isascii() for part in parts):
+            return None
         known = {normalize("NFC", name): name for name in classes}
-        parts = (normalize("NFC", part) for part in Path(self.inside).parts[:-1])
-        return next((known[part] for part in parts if part in known), None)
+        return next((known[part] for part in map(partial(normalize, "NFC"), parts) if part in known), None)
 
 
 def given_images(words: Sequence[Path], max_pixels: int | None) -> list[Given]:

@@ -54,7 +54,7 @@ def check_annotations(
             chosen = record.trained_on()
             x0, y0, x1, y1 = record.boxes()[chosen].T
             tiny += int(np.sum(np.minimum(x1 - x0, y1 - y0) < 1))
-            blank += len(chosen) - len(record.drawn(chosen)) if masks else 0
+            blank += len(chosen) - len(record.with_pixels(chosen)) if masks else 0
             try:
                 if os.path.isfile(record.file):  # else the annotations have said it
                     read_pixels(record, name, max_pixels)

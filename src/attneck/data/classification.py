@@ -72,7 +72,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         return self.labels[[index for _, index in keys]]
 
     def whole(self, index: int) -> Image.Image:
-        """An image as it is before an evaluation resizes and cuts it."""
+        """An image as it is before an evaluation cuts it, and resizes it where it is of a file."""
         return Image.fromarray(self.pixels([(0, index)])[0])
 
     def fingerprint(self) -> Fingerprint:
@@ -87,7 +87,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         sides = {key[2] if isinstance(key, tuple) and len(key) == 3 else self.image_size for key in keys}
         if len(sides) > 1:
             raise ValueError(f"keys of one batch have the sides {sorted(sides)}: give one side a batch")
-        own = self.at(*sides) if sides else self
+        own = self if sides <= {self.image_size} else self.at(*sides)
         images = torch.from_numpy(own.pixels(pairs)).permute(0, 3, 1, 2)
         return images, torch.from_numpy(self.targets(pairs))
 

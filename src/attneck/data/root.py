@@ -29,6 +29,6 @@ def resolve(root: str | os.PathLike[str] | None, name: str, source: str) -> Path
             path = Path(base) / path
     if not path.is_dir():
         first = path if given is None else given
-        nor = "" if path == Path(first) else f" (nor is {path})"
+        nor = "" if path == Path(os.path.expanduser(first)) else f" (nor is {path})"
         raise FileNotFoundError(f"{name}: {first} is not a folder{nor}: give the folder that holds {source}")
     return path

@@ -199,7 +199,11 @@ def _which(run: Run, state: Mapping[str, Tensor]) -> str:
 
 
 def _anew(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    return "" if _same(state, own) else ", with BatchNorm statistics taken anew, which the scores are without"
+    return (
+        ""
+        if _same(state, own)
+        else ", with BatchNorm statistics taken anew; the scores below are by those of training"
+    )
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], but: tuple[str, ...] = ()) -> bool:

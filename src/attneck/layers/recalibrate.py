@@ -18,9 +18,9 @@ Network = TypeVar("Network", bound=nn.Module)
 def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
     """Take each BatchNorm's running mean and variance from these images, in place; gives the network back.
 
-    What a BatchNorm saw in training is not what it sees in images of another size, or of another camera:
-    padding takes another share of the map, and BAM's dilated branch and its mean of the whole map see more of
-    it. Its statistics need no labels and no gradients, so they can follow; no weight changes.
+    What a BatchNorm saw in training may not be what it sees in images of another size, or of another camera.
+    Its statistics need no labels and no gradients, so they can follow; no weight changes. Attention and BAM
+    gained much by it, and a plain network lost a little in some sizes (docs/when-to-attend.md): compare.
 
     They are the means over batches of what each saw, as in training; a batch counts by its images. A norm
     that sees none keeps what it had. Dropout and drop path stay off. "PreciseBN" of Wu and Johnson (2021,
@@ -46,12 +46,13 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
     shares = [norm.momentum for norm in norms]
     seen: Counter[nn.Module] = Counter()
 
-    def weigh(norm: Any, given: tuple[Tensor, ...]) -> None:
+    def weigh(norm: Any, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         """Its running means become those over all that it has seen, this batch too."""
-        seen[norm] += len(given[0])
-        norm.momentum = len(given[0]) / max(1, seen[norm])
+        count = len(next(iter((*given, *named.values()))))
+        seen[norm] += count
+        norm.momentum = count / max(1, seen[norm])
 
-    hooks = [norm.register_forward_pre_hook(weigh) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(weigh, with_kwargs=True) for norm in norms]
     given = False
     try:
         with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):

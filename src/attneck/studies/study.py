@@ -131,9 +131,11 @@ class Study(Part):
                     f"such as model.options.resample, or {RECALIBRATE}, and nothing else: "
                     f"{', '.join(others) or name}"
                 )
-            images = own.get(RECALIBRATE, 1)
-            if isinstance(images, bool) or not isinstance(images, int) or images < 1:
-                raise ValueError(f"rescored {name}: {RECALIBRATE} is {images!r}: wanted how many images")
+            images = own.get(RECALIBRATE, 2)
+            if isinstance(images, bool) or not isinstance(images, int) or images < 2:
+                raise ValueError(
+                    f"rescored {name}: {RECALIBRATE} is {images!r}: wanted how many images, 2 or more"
+                )
         return self
 
 

@@ -115,7 +115,7 @@ class Detection:
         check_same_classes({data.train_split: opened.classes, data.val_split: self.held_out.classes})
         records = map(opened.record, range(len(opened)))
         chosen = ((record, record.trained_on()) for record in records)
-        if not any(record.drawn(kept) if self.masks else kept for record, kept in chosen):
+        if not any(record.with_pixels(kept) if self.masks else kept for record, kept in chosen):
             raise ValueError(
                 f"{data.name}: no object in the {len(opened):,} images of {data.train_split} is trained on: "
                 "there are none, or they are crowds (iscrowd 1), difficult, boxes of no size, or masks "

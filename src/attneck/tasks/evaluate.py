@@ -131,24 +131,16 @@ def _with_objects(
 
 
 def _with_classes(facts: Facts, name: str, split: str, image_size: int | None, options: Facts) -> Any:
-    """Images as a classifier's `facts` want them, class folders in the order of its classes.
-
-    ValueError where the set has images of its own size alone, and that is another.
-    """
+    """Images as a classifier's `facts` want them, class folders in the order of its classes."""
     side = facts["image_size"] if image_size is None else whole("image_size", image_size)
     if name == "folder":
         own = {"image_size": side} | {key: facts[key] for key in ("crop_pct", "interpolation")}
         if len({*facts["classes"]}) == len(facts["classes"]) > 0:
             own["classes"] = facts["classes"]
         options = own | options
-    elif name in SETS and SETS[name].drawn:
+    else:
         options = {"image_size": side} | options
     images = open_dataset(name, split, **options)
-    if images.image_size != side:
-        raise ValueError(
-            f"{name}'s images are of {images.image_size} pixels, and the model's of {side}: give "
-            f"image_size={images.image_size} if it takes these too"
-        )
     images.normalise(tuple(facts["mean"]), tuple(facts["std"]))
     return images
 

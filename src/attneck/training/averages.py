@@ -44,8 +44,8 @@ def of_several_sizes(model: nn.Module, recipe: Recipe) -> list[str]:
     if len({*(recipe.data.image_sizes or ())}) < 2 or all(getattr(norm, KEPT, False) for norm in norms):
         return []
     return [
-        "data.image_sizes: BatchNorm's statistics will be of all these sizes together, and scores at one of "
-        "them lower than they could be: attneck eval RUN --recalibrate 2000 takes the statistics of one size"
+        "data.image_sizes: BatchNorm's statistics will be of all these sizes together, and scores may be "
+        "lower than by those of one size, which attneck eval RUN --recalibrate 2000 takes"
     ]
 
 

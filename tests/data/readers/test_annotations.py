@@ -96,7 +96,7 @@ def test_an_annotation_of_no_image_and_one_that_is_none(tmp_path: Path) -> None:
     problems = read_annotations("coco", "train", tmp_path).problems
     assert problems == [
         f"{file}: image 8: annotation 44: the file lists no image of this id",
-        f"{file}: image None: annotation None: it is 'crowd': give an object in braces",
+        f"{file}: image None: annotation None: it is 'crowd': give its fields in braces",
     ]
     with pytest.raises(ValueError, match=r"\(2 problems; attneck data check coco lists them\)$"):
         open_detection("coco", "train", root=tmp_path)
@@ -278,6 +278,16 @@ def test_shares_of_the_image_are_no_pixels(tmp_path: Path, box: bool, mask: bool
         with pytest.raises(ValueError, match=rf"^coco: {file}: all its {found[0]} .* shares of the image"):
             open_detection("coco", "train", root=tmp_path)
     assert len(read_annotations("coco", "train", tmp_path, masks=False).problems) == box
+
+
+def test_yolo_s_middles_are_shares_too(tmp_path: Path) -> None:
+    """A box of half the image and more around x and y reaches past 1."""
+    content = shares(box=True, mask=False)
+    for row in content["annotations"]:
+        row["bbox"] = [0.5, 0.5, 0.9, 0.8]
+    write_coco(tmp_path, content)
+    (problem,) = read_annotations("coco", "train", tmp_path, masks=False).problems
+    assert "all its boxes lie within 0 … 1" in problem
 
 
 def test_a_few_small_boxes_are_no_shares(tmp_path: Path) -> None:

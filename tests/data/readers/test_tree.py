@@ -152,6 +152,8 @@ def test_what_is_packed_are_splits_or_classes(flat, tmp_path):
     picture(tmp_path / "split/test/cat/0.png")
     assert [*every_split(tmp_path / "split")] == ["train"]
     shutil.copytree(flat, tmp_path / "split/val")
+    (tmp_path / "split/test").rename(tmp_path / "split/Test")
+    assert [*every_split(tmp_path / "split")] == ["train", "val"]
     picture(tmp_path / "split/meta/0.png")
     assert [*every_split(tmp_path / "split")] == ["train", "val"]
 
@@ -169,10 +171,11 @@ def test_what_is_packed_are_splits_or_classes(flat, tmp_path):
 def test_splits_by_other_names_are_no_classes(flat, tmp_path, folders, root_alone):
     for name in folders:
         shutil.copytree(flat, tmp_path / "root" / name)
-    says = re.escape(f"({', '.join(folders)}) are splits and no classes: call them train and val")
+    call = "call them train and val" if root_alone else "call the one to score val, or give data.root"
+    says = re.escape(f"({', '.join(folders)}) are splits and no classes: {call}")
     with pytest.raises(FileNotFoundError, match=says):
         scan(tmp_path / "root", "val")
-    with pytest.raises(ValueError, match=f"{says}, and leave val_share out"):
+    with pytest.raises(ValueError, match=says):
         scan(tmp_path / "root", "val", val_share=0.2)
     if root_alone:
         with pytest.raises(ValueError, match=says):
@@ -184,7 +187,7 @@ def test_splits_by_other_names_are_no_classes(flat, tmp_path, folders, root_alon
 def test_a_tar_of_another_program_is_to_be_unpacked(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train/0000.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"has no class folders.*of tars those of attneck data pack are"):
+    with pytest.raises(ValueError, match=r"has no class folders.*only tars that attneck data pack wrote"):
         scan(tmp_path, "train")
 
 

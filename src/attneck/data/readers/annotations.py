@@ -23,6 +23,7 @@ SLACK = 1.0
 
 SHARE = 1.01
 """Where coordinates that are shares of the image end, with room for rounding."""
+
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 """One in JSON."""
 
@@ -66,7 +67,7 @@ class Record(NamedTuple):
             mask[:] = rle.decode(runs)
         return masks
 
-    def drawn(self, chosen: Sequence[int]) -> list[int]:
+    def with_pixels(self, chosen: Sequence[int]) -> list[int]:
         """Those of these positions whose mask has a pixel, by its run lengths alone."""
         masks = [rle.segmToRle(self.objects[i].segmentation, self.width, self.height) for i in chosen]
         return [i for i, mask in zip(chosen, masks, strict=True) if rle.area(mask)]
@@ -184,8 +185,8 @@ def apart_problem(object: Object) -> str | None:
     if not isinstance(object.segmentation, list) or 0 in object.bbox[2:]:
         return None
     for axis in (0, 1):
-        numbers = [number for polygon in object.segmentation for number in polygon[axis::2]]
-        least, most, begin = min(numbers), max(numbers), object.bbox[axis]
+        parts = [polygon[axis::2] for polygon in object.segmentation]
+        least, most, begin = min(map(min, parts)), max(map(max, parts)), object.bbox[axis]
         end = begin + object.bbox[axis + 2]
         if max(least, begin) > min(most, end) + SLACK:
             return (
@@ -197,10 +198,9 @@ def apart_problem(object: Object) -> str | None:
 
 def share_problems(objects: Sequence[Object]) -> list[str]:
     """Whether all boxes of a split, or all polygons, lie within 0 … 1: a line for each that do."""
-    boxes = [object.bbox for object in objects]
     masks = [object.segmentation for object in objects if isinstance(object.segmentation, list)]
     ends = {
-        "boxes": [max(x + w, y + h) for x, y, w, h in boxes],
+        "boxes": [max(object.bbox) for object in objects],  # YOLO's too, whose x and y are the middle
         "polygons": [max(map(max, polygons)) for polygons in masks],
     }
     return [

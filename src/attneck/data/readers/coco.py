@@ -209,7 +209,7 @@ _WANTED = {
     "float_type": "a number",
     "string_type": "text in quotes",
     "list_type": "a list",
-    "model_type": "an object in braces",
+    "model_type": "its fields in braces",
 }
 """In place of pydantic's words for a type."""
 

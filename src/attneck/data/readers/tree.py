@@ -135,7 +135,8 @@ def every_split(root: Path) -> dict[str, Tree]:
     """
     folders = _folders(root)
     splits = [name for name in folders if name in ("train", "val")]
-    if (own := _named_otherwise(root)) and not {*folders} <= {"train", "val", "test"}:
+    there = {*folders}
+    if not ({"train", "val"} <= there or there <= {"train", "test"}) and (own := _named_otherwise(root)):
         raise ValueError(f"folder: {shown_path(root)}: {own}")
     nested = [split for split in splits if _folders(root / split) or is_packed(root / split)]
     beside = [name for name in folders if name not in (*splits, "test")]
@@ -236,7 +237,7 @@ def _unsplit(root: Path) -> Path:
     if is_packed(root):
         return root
     if own := _named_otherwise(root):
-        raise ValueError(f"folder: {shown_path(root)}: {own}, and leave val_share out")
+        raise ValueError(f"folder: {shown_path(root)}: {own}")
     if train.is_dir() and (is_packed(train) or _folders(train)):
         if _folders(root) != ["train"]:
             raise ValueError(
@@ -250,9 +251,12 @@ def _unsplit(root: Path) -> Path:
 def _named_otherwise(root: Path) -> str:
     """What to do with a root whose folders are splits by other names than train and val; "" for another."""
     names = _folders(root)
-    if names in ([], ["train"]) or not {name.lower() for name in names} <= SPLITS:
+    if len(names) < 2 or not {name.lower() for name in names} <= SPLITS:
         return ""
-    return f"its folders ({', '.join(names)}) are splits and no classes: call them train and val"
+    call = "call them train and val"
+    if names == ["test", "train"]:  # test may have no classes
+        call = f"call the one to score val, or give data.root {shown_path(root / 'train')} and a val_share"
+    return f"its folders ({', '.join(names)}) are splits and no classes: {call}"
 
 
 def _part(tree: Tree, split: str, share: float) -> Tree:
@@ -310,7 +314,7 @@ def _class_names(folder: Path, root: Path) -> tuple[list[str], Left]:
         tars = any(name.endswith(".tar") for name in left.others)
         raise ValueError(
             f"folder: {shown_path(folder)} has no class folders: {shown_path(root)} must hold {LAYOUT}"
-            f"{'; of tars those of attneck data pack are read: unpack these' * tars}"
+            f"{'; only tars that attneck data pack wrote are read: unpack others' * tars}"
         )
     for name in names:
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
