@@ -67,14 +67,14 @@ def test_a_set_without_anything_to_find_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize(("others", "said"), [(18, True), (19, False)])
 def test_crowds_are_said_where_they_are_many(tmp_path, capsys, others, said):
-    """Over one in twenty: COCO has one in a hundred, CVAT makes every brush mask one."""
+    """Over one in twenty; some tools make every mask of a brush one."""
     content = coco_content()
     row, crowd = content["annotations"][:2]
     rows = [crowd, *(row | {"id": 100 + i} for i in range(others))]
     for split in ("train2017", "val2017"):
         write_coco(tmp_path, content | {"annotations": rows}, split)
     task(tmp_path).training  # noqa: B018
-    says = f"coco: 1 of {others + 1} objects of train are crowds (iscrowd 1): they are not trained on. CVAT"
+    says = f"coco: 1 of {others + 1} objects of train are crowds (iscrowd 1): they are not trained on. Some"
     assert (says in capsys.readouterr().err) == said
 
 

@@ -47,7 +47,7 @@ HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 PICTURED = 4
 """Held-out images that a run draws at its end."""
 CROWDED = 0.05
-"""The share of crowds in what is trained on over which it is said: COCO's own is 0.01."""
+"""The share of crowds in what is trained on over which it is said."""
 EVAL_BATCH = 4  # masks of a hundred objects an image come at its full size
 
 Targets = list[dict[str, Tensor]]
@@ -130,8 +130,8 @@ class Detection:
         if crowds > CROWDED * objects and self.everyone.rank == 0:
             say(
                 f"{data.name}: {crowds:,} of {objects:,} objects of {data.train_split} are crowds (iscrowd "
-                "1): they are not trained on. CVAT writes brush masks so: set iscrowd to 0 where they are "
-                "single objects"
+                "1): they are not trained on. Some tools write a brush's masks so: set iscrowd to 0 where "
+                "they are single objects"
             )
         held_out = self.held_out
         if self.everyone.rank == 0 and not any(held_out.record(i).trained_on() for i in range(len(held_out))):
