@@ -5,7 +5,8 @@ from small_run import ALONE, Task, recipe, run
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from attneck.training.averages import of_several_sizes, too_slow
+from attneck.data.sampling import side_of
+from attneck.training.averages import of_one_size, of_several_sizes, too_slow
 from attneck.training.layers import KEPT
 from attneck.training.optimizer import MovingAverage
 from attneck.training.recipe import Recipe
@@ -41,15 +42,52 @@ def test_what_is_long_enough_or_loaded_or_frozen_is_no_news():
     assert too_slow(net, Recipe(), 100) == []
 
 
-def test_statistics_of_several_sizes_are_said():
+def test_statistics_of_several_sizes_are_said_where_the_scored_one_is_none_of_them():
     net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
     several, one = (Recipe.model_validate({"data": {"image_sizes": sides}}) for sides in ([24, 32], [24, 24]))
-    (said,) = of_several_sizes(net, several)
+    (said,) = of_several_sizes(net, several, 48)
+    assert "has no 48" in said
     assert "--recalibrate" in said
-    assert of_several_sizes(net, one) == of_several_sizes(net, Recipe()) == []
-    assert of_several_sizes(nn.Sequential(nn.Conv2d(3, 2, 1)), several) == []
+    assert of_several_sizes(net, one, 48) == of_several_sizes(net, Recipe(), 48) == []
+    assert of_several_sizes(net, several, 24) == []
+    assert of_several_sizes(nn.Sequential(nn.Conv2d(3, 2, 1)), several, 48) == []
     setattr(net[1], KEPT, True)
-    assert of_several_sizes(net, several) == []
+    assert of_several_sizes(net, several, 48) == []
+
+
+def test_norms_learn_from_the_scored_size_alone():
+    """As one that sees the steps of 24 pixels and no others; outputs and gradients are those of any step."""
+    made = Recipe.model_validate({"data": {"image_sizes": [24, 32, 40]}})
+    norms = {kind: nn.BatchNorm2d(3) for kind in ("learns", "plain", "wanted")}
+    frozen = nn.BatchNorm2d(3).eval()
+    frozen.running_mean.fill_(0.5)
+    own = nn.InstanceNorm2d(3)  # without statistics, and stays so
+    steps = [side_of([24, 32, 40], made.seed, step) for step in range(12)]
+    assert {*steps} == {24, 32, 40}
+    for step, side in enumerate(steps):
+        x = torch.randn(2, 3, side, side)
+        with of_one_size(nn.ModuleList([norms["learns"], frozen, own]), made, 24, step):
+            given = norms["learns"](x)
+            torch.testing.assert_close(frozen(x), (x - 0.5) * (1 + frozen.eps) ** -0.5)
+        assert torch.equal(given, norms["plain"](x))
+        if side == 24:
+            norms["wanted"](x)
+    for name, wanted in norms["wanted"].named_buffers():
+        assert torch.equal(norms["learns"].get_buffer(name), wanted), name
+    assert norms["learns"].track_running_stats
+    assert not own.track_running_stats
+    with of_one_size(norms["learns"], made, 48, 0):  # which is none of them: from all
+        norms["learns"](torch.randn(2, 3, 32, 32))
+    assert norms["learns"].num_batches_tracked == norms["wanted"].num_batches_tracked + 1
+
+
+def test_a_run_of_several_sizes_counts_its_steps_of_the_scored_one():
+    made = Recipe.model_validate({"data": {"image_sizes": [24, 32, 40]}})
+    net = nn.BatchNorm2d(3)
+    assert too_slow(net, made, 30) == too_slow(net, made, 30, 48) == []
+    (said,) = too_slow(net, made, 30, 24)
+    steps = sum(side_of([24, 32, 40], made.seed, step) == 24 for step in range(30))
+    assert f"at the end {0.9**steps:.0%} of its mean" in said
 
 
 def test_the_slowest_norm_counts():

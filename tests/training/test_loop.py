@@ -18,6 +18,7 @@ from small_run import ALONE, CLOCKS, Task, broken_off_after, run
 
 from attneck import cli, hub
 from attneck.data import open_dataset
+from attneck.data.sampling import side_of
 from attneck.errors import UserError
 from attneck.models import create_model
 from attneck.runs import train as runs
@@ -64,6 +65,22 @@ def test_resumed_ends_with_the_same_bits(tmp_path, changes):
         assert [line["epoch"] for line in lines] == [1, 2]
         for key in ("train_loss", "val_loss", "lr"):
             assert resumed.scores[key] == straight.scores[key]
+
+
+def test_statistics_are_of_the_scored_size(tmp_path):
+    """Where it is one of those trained. Weights are those of a run whose norms learn from every step."""
+    sides, found = [24, 32, 40], {}
+    for size in (24, 48):
+        data = TINY["data"] | {"image_sizes": sides, "image_size": size}
+        runs.train(recipe(data=data, accumulate=2), tmp_path / str(size))
+        found[size] = Run(tmp_path / str(size)).model().state_dict()
+    learnt = 2 * sum(side_of(sides, 0, step) == 24 for step in range(6))
+    assert 0 < learnt < 12
+    for name, value in found[24].items():
+        if name.endswith("num_batches_tracked"):
+            assert (int(value), int(found[48][name])) == (learnt, 12), name
+        elif "running" not in name:
+            assert torch.equal(value, found[48][name]), name
 
 
 def test_two_processes_score_what_they_save(tmp_path):

@@ -59,6 +59,9 @@ def test_a_single_process_is_as_plain_batchnorm(alone, shape, momentum):
     torch.testing.assert_close(ours(x), want)
     for norm in (plain, ours):  # a second batch, which weighs as much as the first without a momentum
         norm(2 * x if x.ndim == 4 else 2 * x[:, :, None, None])
+    for norm in (plain, ours):  # and a third, which it does not learn from
+        norm.track_running_stats = False
+        norm(3 * x if x.ndim == 4 else 3 * x[:, :, None, None])
     for name, buffer in plain.named_buffers():
         torch.testing.assert_close(ours.get_buffer(name), buffer)
 

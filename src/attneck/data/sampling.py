@@ -117,6 +117,11 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
     return int(hash64(_STEP, seed, step, rank)[0] >> np.uint64(1))
 
 
+def side_of(sides: Sequence[int], seed: int, step: int) -> int:
+    """The side, of these, that the images of a step have."""
+    return sides[int(hash64(_SIDE, seed, step)[0]) % len(sides)]
+
+
 @contextmanager
 def generators(*, torch_alone: bool = False) -> Iterator[Callable[[int], None]]:
     """Lends the global generators that torchvision (torch's) and timm (Python's, numpy's) draw from.
@@ -209,7 +214,7 @@ class TrainBatches(Sampler[list[Key] | list[SizedKey]]):
                 first = k * self.batch + (part * self.world + self.rank) * micro
                 part_of_epoch = indices[first : first + micro].tolist()
                 if self.sides:
-                    side = self.sides[int(hash64(_SIDE, self.seed, step)[0]) % len(self.sides)]
+                    side = side_of(self.sides, self.seed, step)
                     yield [(epoch, index, side) for index in part_of_epoch]
                 else:
                     yield [(epoch, index) for index in part_of_epoch]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from attneck.data.sampling import side_of
 from attneck.training.layers import KEPT
 from attneck.training.recipe import Recipe
 
@@ -14,10 +18,10 @@ TRIAL = 20
 """Steps of a run that is only tried, of which nothing is said."""
 
 
-def too_slow(model: nn.Module, recipe: Recipe, steps: int) -> list[str]:
+def too_slow(model: nn.Module, recipe: Recipe, steps: int, size: int | None = None) -> list[str]:
     """Before the first step: a line for each kind of average that `steps` would leave over MOST of its start.
 
-    A BatchNorm with statistics that were loaded starts well.
+    A BatchNorm with statistics that were loaded starts well. `size` is the held-out images'.
     """
     said: list[str] = []
     if steps < TRIAL:
@@ -29,7 +33,9 @@ def too_slow(model: nn.Module, recipe: Recipe, steps: int) -> list[str]:
         )
     norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and _starts(norm)]
     slow = min((norm.momentum for norm in norms if norm.momentum is not None), default=1.0)
-    if (share := (1 - slow) ** (steps * recipe.accumulate)) > MOST:
+    sides = recipe.data.image_sizes or ()
+    learnt = steps if size not in sides else sum(side_of(sides, recipe.seed, k) == size for k in range(steps))
+    if (share := (1 - slow) ** (learnt * recipe.accumulate)) > MOST:
         said.append(
             f"BatchNorm's momentum {slow:g} is slow for {steps:,} steps: at the end {share:.0%} of its mean "
             "and variance, which images are scored with, would be the 0 and 1 that it starts from; give "
@@ -38,15 +44,37 @@ def too_slow(model: nn.Module, recipe: Recipe, steps: int) -> list[str]:
     return said
 
 
-def of_several_sizes(model: nn.Module, recipe: Recipe) -> list[str]:
+def of_several_sizes(model: nn.Module, recipe: Recipe, size: int | None) -> list[str]:
     """Before the first step: a line where BatchNorms will average over images of several sizes."""
     norms = (one for one in model.modules() if isinstance(one, _BatchNorm))
-    if len({*(recipe.data.image_sizes or ())}) < 2 or all(getattr(norm, KEPT, False) for norm in norms):
+    sides = {*(recipe.data.image_sizes or ())}
+    if len(sides) < 2 or size in sides or all(getattr(norm, KEPT, False) for norm in norms):
         return []
     return [
-        "data.image_sizes: BatchNorm's statistics will be of all these sizes together, and scores may be "
-        "lower than by those of one size, which attneck eval RUN --recalibrate 2000 takes"
+        f"data.image_sizes has no {size}, the size of the held-out images: BatchNorm's statistics will be of "
+        "all these sizes together, and scores may be lower than by those of one size, which attneck eval RUN "
+        "--recalibrate 2000 takes"
     ]
+
+
+@contextmanager
+def of_one_size(model: nn.Module, recipe: Recipe, size: int | None, step: int) -> Iterator[None]:
+    """In `step`, norms learn statistics only from images of the size that is scored, if that is trained too.
+
+    An average over several sizes is right for none of them. Where the step's images have another size, each
+    batch is normalised by its own statistics as ever, so gradients are the same.
+    """
+    sides = recipe.data.image_sizes or ()
+    norms = []
+    if size in sides and side_of(sides, recipe.seed, step) != size:
+        norms = [one for one in model.modules() if isinstance(one, _NormBase) and one.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = not norm.training  # one in evaluation mode goes on by what it has
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _starts(norm: _BatchNorm) -> bool:

@@ -27,7 +27,7 @@ from attneck.files import NotWritten
 from attneck.signals import Stop, noted
 from attneck.training import checkpoint, layers, state
 from attneck.training.allocator import keep_memory
-from attneck.training.averages import of_several_sizes, too_slow
+from attneck.training.averages import of_one_size, of_several_sizes, too_slow
 from attneck.training.best import gives_up
 from attneck.training.compiled import as_written, compiling, to_call
 from attneck.training.distributed import World
@@ -171,6 +171,7 @@ class Loop:
         self.steps = recipe.total_steps(self.steps_per_epoch)
         self.period = recipe.eval_epochs * self.steps_per_epoch  # from one record to the next
         self.guard = Guard(world.device)
+        self.size = self.facts.get("image_size")  # of the held-out images
         self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.saver = Saver(self.folder, self.decides, world)
         self.saved = self.began = 0.0  # when the last checkpoint was, and when the epoch began
@@ -181,8 +182,8 @@ class Loop:
         recipe, world, progress = self.recipe, self.world, self.progress
         if world.rank == 0 and not progress.step:
             idle = [words for of in (no_warmup, never_reached) for words in of(recipe, self.steps_per_epoch)]
-            sized = of_several_sizes(self.model, recipe)
-            for said in [*idle, *sized, *too_slow(self.model, recipe, self.steps)]:
+            sized = of_several_sizes(self.model, recipe, self.size)
+            for said in [*idle, *sized, *too_slow(self.model, recipe, self.steps, self.size)]:
                 say(said)
         own = self.folder if world.rank == 0 else None
         with (
@@ -270,7 +271,8 @@ class Loop:
             layers.to_training(self.parallel)
             self.trains = True
         set_rate(self.optimizer, _rate(recipe, progress.step, self.steps_per_epoch))
-        scores = gradients(self.parallel, self.objective, loader, recipe, world, progress.step)
+        with of_one_size(self.model, recipe, self.size, progress.step):
+            scores = gradients(self.parallel, self.objective, loader, recipe, world, progress.step)
         self.guard.see(clipped(self.weights, recipe.optimizer.clip_norm), progress.step + 1)
         due, stopped = self._asked()
         if (self.at_once or due) and (first := self.guard.first()) is not None:
@@ -351,7 +353,7 @@ class Loop:
         at = f"evaluation after step {step}" if self.stop.saved else f"step {step + 1}"
         shares = f"batch {recipe.batch} (accumulate {recipe.accumulate})"
         sizes = None if self.stop.saved else recipe.data.image_sizes
-        side = f"up to {max(sizes)}" if sizes else self.facts.get("image_size")
+        side = f"up to {max(sizes)}" if sizes else self.size
         return f"{who}{at}, {shares}, images of {side} pixels"
 
 

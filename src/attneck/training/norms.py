@@ -61,7 +61,8 @@ class SyncBatchNorm(_BatchNorm):
         mean = sums[:-1] / count
         # Two passes: the variance around the common mean, not E[x²] − E[x]², which cancels.
         variance = _Sum.apply((x - mean.view(shape)).square().sum(dims)) / count
-        if found > 0 and self.running_mean is not None and self.running_var is not None:
+        learns = self.track_running_stats and bool(found > 0)
+        if learns and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 assert self.num_batches_tracked is not None
                 self.num_batches_tracked += 1

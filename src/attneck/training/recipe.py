@@ -135,7 +135,7 @@ class Data(Part):
     ) = None
     """Classifiers: the training images of each step have one of these sides, each as likely; held-out images
     have image_size. Drawn sets are drawn at them, cut-out parts of photos and CIFAR's images resized to them.
-    image_size alone where not given."""
+    BatchNorm's statistics are of image_size alone where that is one of them. image_size where not given."""
     crop_pct: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] | None = None
     """folder: an image that is scored is resized, and this share of its side cut out of the middle; 0.875
     where not given. EfficientNet's is size / (size + 32), timm's stands with each of its weights."""
