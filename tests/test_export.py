@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
@@ -340,6 +341,15 @@ class Even(nn.Module):
         half = self.first(images)
         again: Tensor = nn.functional.interpolate(self.second(half), scale_factor=2.0)
         return (half + again).mean((2, 3))
+
+
+def test_many_layers_that_pad_by_the_map_s_size_are_refused_with_a_dynamic_size(tmp_path: Path) -> None:
+    """torch.export would not end."""
+    net = nn.Sequential(*(Conv2dSame(3, 3, 3, stride=2) for _ in range(4)))
+    with pytest.raises(ValueError, match=r"^4 layers, 0 the first, pad by the size .*: leave size out"):
+        export.export(net, tmp_path / "net.pt2", image_size=32, dynamic=("size",))
+    export.export(net, tmp_path / "net.pt2", image_size=32)
+    export.export(net[:1], tmp_path / "one.onnx", image_size=32, dynamic=("size",))
 
 
 def test_a_network_of_some_sizes_alone_is_refused_with_a_dynamic_size(tmp_path: Path) -> None:

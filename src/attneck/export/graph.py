@@ -105,6 +105,8 @@ def trace(network: nn.Module, shape: tuple[int, int, int, int], dynamic: Collect
     from torch import Tensor
 
     batch, channels, height, width = shape
+    if "size" in dynamic:
+        _check_padding(network)
     # Dynamic axes are traced at lengths that torch.export does not specialise on: not 1, not the model's
     # own, not equal.
     longer = 32 * ("size" in dynamic)
@@ -131,6 +133,21 @@ def trace(network: nn.Module, shape: tuple[int, int, int, int], dynamic: Collect
     lowest = _lower_bounds(program) if "size" in dynamic else None
     images = [noise(each) for each in _shapes(batch, channels, (height, width), dynamic, lowest)]
     return Traced(program, example, _axes(dynamic), outputs, eager, images, classes, lowest)
+
+
+def _check_padding(network: nn.Module) -> None:
+    """ValueError for more than a few of timm's layers that pad as TensorFlow does, by the map's size.
+
+    Each makes the next map's size a longer formula. torch.export took 10 seconds for three of them, three
+    minutes for five, and for a whole network, five and the rest, it was stopped after five minutes.
+    """
+    names = [name for name, layer in network.named_modules() if type(layer).__name__.endswith("Same")]
+    if len(names) > 3:
+        raise ValueError(
+            f"{len(names)} layers, {names[0]} the first, pad by the size of their map as TensorFlow does, "
+            "and torch.export doesn't get to an end with them and an open size: leave size out of dynamic, "
+            "and export a file for each size"
+        )
 
 
 def trace_detector(detector: Any, size: tuple[int, int]) -> TracedDetector:
