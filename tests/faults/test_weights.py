@@ -3,6 +3,7 @@
 `load_matching` stands for `load_weights` and --model.weights, which read files with it.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -30,7 +31,7 @@ import attneck
 from attneck import cli, export, hub
 from attneck.layers import MHSA2d
 from attneck.models import catalog
-from attneck.models.weight_files import digest
+from attneck.models.weight_files import LEGACY, digest
 from attneck.models.weights import load_matching
 from attneck.seal import seal
 from attneck.training import checkpoint
@@ -182,6 +183,37 @@ def test_changed_bytes(name: str, kind: str, where: float, bit: int, whole: Path
             assert torch.equal(tensor, right[key])
 
 
+def test_a_sum_beside_is_that_of_the_file_among_others(here: Path) -> None:
+    """By the file's whole name, in lines as sha256sum writes them."""
+    path = here / "weights.safetensors"
+    save_file(filled(), path)
+    data = bytearray(path.read_bytes())
+    lines = [f"{'0' * 64}  other.safetensors", f"{hashlib.sha256(data).hexdigest()}  {path.name}"]
+    path.with_name(f"{path.name}.sha256").write_text("\n".join(lines))
+    assert isinstance(refused(into_net, path), dict)
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "does not match its SHA-256 in weights.safetensors.sha256" in str(refused(into_net, path))
+
+
+def test_a_sum_is_of_all_that_is_read() -> None:
+    """Of the config, and of each tensor's name, type, shape and bytes; orders are no part of it."""
+    state, config = {"a": torch.ones(2), "b": torch.zeros(2)}, {"x": 1, "y": 2}
+    whole = digest(state, config)
+    assert digest(dict(reversed(state.items())), {"sha256": whole, "y": 2, "x": 1}) == whole
+    others = [state | {"b": state["b"].int()}, state | {"b": state["b"][None]}, state | {"b": -state["b"]}]
+    others.append({"a": state["a"], "c": state["b"]})
+    assert whole not in {digest(state, {"x": 1}), *(digest(other, config) for other in others)}
+
+
+def test_an_empty_tensor_hides_no_damage_of_others(here: Path) -> None:
+    """Its record has the CRC-32 0, as all have where torch writes none."""
+    data = bytearray(saved(filled() | {"other": torch.zeros(0)}))
+    data[data.index(filled()["conv.weight"].numpy().tobytes())] ^= 1
+    (here / "weights.pt").write_bytes(data)
+    assert "does not match its CRC-32" in str(refused(into_net, here / "weights.pt"))
+
+
 # --- tensors that are none, or of another kind -----------------------------------------------------------
 
 
@@ -193,8 +225,11 @@ class Runs:
 class Grows:
     """A gigabyte and more, of a few bytes."""
 
+    def __init__(self, size: int = 3 * 10**9) -> None:
+        self.size = size
+
     def __reduce__(self) -> Any:
-        return bytearray, (3 * 10**9,)
+        return bytearray, (self.size,)
 
 
 class Doubles:
@@ -453,6 +488,16 @@ def test_files_of_something_else(name: str, suffix: str, here: Path) -> None:
     assert isinstance(refused(into_net, path), dict if name in TWICE else str)
     assert isinstance(refused(by_hub, path), str)
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("module", [b"__builtin__", b"builtins", b"_codecs"])
+@pytest.mark.parametrize("form", ["torch.save", "torch before 1.6"])
+def test_what_would_grow_is_refused_unread(form: str, module: bytes, here: Path) -> None:
+    made = pickle.dumps(Doubles(1) if module == b"_codecs" else Grows(3), 2)
+    made = made.replace(b"c__builtin__\n", b"c" + module + b"\n")
+    data = zipped(**{"data.pkl": made}) if form == "torch.save" else LEGACY + made
+    (here / "weights.pt").write_bytes(data)
+    assert "holds more than weights" in str(refused(into_net, here / "weights.pt"))
 
 
 def test_what_is_packed_is_refused_as_such(here: Path) -> None:

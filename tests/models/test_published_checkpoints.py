@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from attneck import cli
 from attneck.detection import load_weights
 from attneck.models import create_model
+from attneck.models.weight_files import unwrapped
 from attneck.models.weights import StaysRandomWarning, load_matching
 
 
@@ -40,6 +41,7 @@ WRAPPED: dict[str, tuple[Any, str]] = {
     "model": ({"model": filled(1), "optimizer": {"lr": 0.1}}, "model"),
     "model and state_dict": ({"model": filled(2), "state_dict": filled(1)}, "state_dict"),
     "model_ema": ({"model": filled(2), "model_ema": filled(1)}, "model_ema"),
+    "model_ema and state_dict": ({"state_dict": filled(2), "model_ema": filled(1)}, "model_ema"),
     "timm": (
         {
             "arch": "resnet50",
@@ -96,6 +98,16 @@ def test_a_network_whose_own_names_begin_like_a_wrapper_s() -> None:
     network = Outer()
     assert load_matching(network, prefixed("module.", filled(1))).new == []
     assert bool((network.module.fc.bias == 1).all())
+
+
+def test_wrappers_are_taken_off_wherever_they_stand_and_nothing_else_is() -> None:
+    """A part of a network may be compiled by itself; a module's name may end in a wrapper's."""
+    bare = {
+        "_orig_mod.module.layer1._orig_mod.weight": "layer1.weight",
+        "submodule.weight": "submodule.weight",
+        "layer1.module.weight": "layer1.module.weight",
+    }
+    assert [*unwrapped(dict.fromkeys(bare, torch.ones(1)), "it")] == [*bare.values()]
 
 
 def test_two_networks_in_one_file_are_refused() -> None:
