@@ -4,10 +4,12 @@ import json
 import sys
 
 from attneck import cli
+from attneck.runs.cost import cost_of
 from attneck.runs.folder import SCORED
 from attneck.runs.provenance import command
 from attneck.runs.start import SKIPPED
 from attneck.training.environment import environment
+from attneck.training.recipe import Recipe
 
 SMALL = ["--data.train-size", "16", "--data.val-size", "4", "--data.image-size", "24", "--no-pictures"]
 SMALL += ["--batch", "8", "--epochs", "1"]
@@ -43,3 +45,14 @@ def test_a_new_start_keeps_nothing_of_one_before(tmp_path):
     assert "cat/2.png" in (tmp_path / SKIPPED).read_text(), "it is of this run"
     starts = json.loads((tmp_path / "environment.json").read_text())["starts"]
     assert (starts[:1], len(starts)) == (begun, 2)
+
+
+def test_what_a_network_costs_is_counted_once(tmp_path):
+    """A file of something else counts as none; where none can be written it is counted again."""
+    recipe = Recipe.model_validate({"model": {"name": "cifar_resnet20", "options": {"depths": [1, 1, 1]}}})
+    facts = {"classes": ["a", "b"], "image_size": 16, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1}
+    cost = cost_of(tmp_path / "no folder", recipe, facts)
+    for other in ('{"params": 1}', "[1, 2]", "{"):
+        (tmp_path / "cost.json").write_text(other)
+        assert cost_of(tmp_path, recipe, facts) == cost
+    assert cost_of(tmp_path, None, None) == cost

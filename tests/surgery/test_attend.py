@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 from attneck.layers import MHSA2d
 from attneck.models import create_model
 from attneck.surgery import attend, insert_bam
+from attneck.surgery.trace import is_hooked
 
 THIN: dict[str, Any] = {"layers": (1, 1, 2, 2), "channels": (16, 16, 16, 32), "num_classes": 5}
 
@@ -293,6 +294,23 @@ def test_hooks_would_be_lost_and_are_refused(register: str) -> None:
     nn.utils.weight_norm(model.layer4[0].conv2)
     prune.random_unstructured(model.layer4[1].conv2, "weight", 0.5)
     assert len(layers(attend(model).model)) == 2  # what only computes the weights goes with them
+
+
+class Own(prune.RandomUnstructured):
+    """Somebody's own pruning."""
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_only_computes_weights_is_no_hook() -> None:
+    for compute in (
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda conv: prune.random_unstructured(conv, "weight", 0.5),
+        lambda conv: Own.apply(conv, "weight", amount=0.5),
+    ):
+        conv = nn.Conv2d(3, 4, 1)
+        compute(conv)
+        assert not is_hooked(conv)
 
 
 class TwoNames(nn.Module):

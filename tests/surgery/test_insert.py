@@ -453,7 +453,10 @@ def test_what_has_no_place_says_what_was_looked_for(model: str, arguments: Any, 
 
 
 def test_wrapped_models_and_things_that_are_no_networks_are_refused() -> None:
-    for wrapped in (nn.DataParallel(thin()), torch.compile(thin())):
+    class Own(nn.DataParallel):
+        """Somebody's own wrapper."""
+
+    for wrapped in (nn.DataParallel(thin()), Own(thin()), torch.compile(thin())):
         with pytest.raises(ValueError, match=r"the model is wrapped in \w+; give the model itself"):
             insert_bam(wrapped)
     in_part = thin()
