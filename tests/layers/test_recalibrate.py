@@ -87,6 +87,45 @@ def test_a_norm_counts_what_it_sees_itself() -> None:
     assert untouched.rare.running_mean.tolist() == [100.0] * 3
 
 
+def test_an_empty_batch_is_none() -> None:
+    norm = nn.BatchNorm2d(3)
+    given = batches(4)
+    recalibrate(norm, [given[0][:0], *given, given[0][:0]])
+    torch.testing.assert_close(norm.running_mean, given[0].mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    nn.init.constant_(norm.running_mean, 7.0)
+    recalibrate(norm, [given[0][:0]])
+    assert norm.running_mean.tolist() == [7.0] * 3
+
+
+def test_statistics_that_are_not_finite_are_replaced() -> None:
+    norm, wanted = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    for value in (norm.running_mean, norm.running_var):
+        nn.init.constant_(value, torch.nan)
+    recalibrate(norm, batches(4, 4))
+    recalibrate(wanted, batches(4, 4))
+    assert torch.equal(norm.running_mean, wanted.running_mean)
+    assert torch.equal(norm.running_var, wanted.running_var)
+
+
+def test_many_batches_are_averaged_in_float32() -> None:
+    """In bfloat16 a mean of 256 stays where it is when a 256th of the next is added."""
+    norm = nn.BatchNorm2d(1).bfloat16()
+    rise = [torch.full((2, 1, 4, 4), float(n), dtype=torch.bfloat16) for n in range(256)]
+    recalibrate(norm, rise)
+    assert norm.running_mean.item() == 127.5
+    assert norm.running_mean.dtype == torch.bfloat16
+
+
+def test_replicas_are_refused() -> None:
+    """Each of them sees a part of a batch, and one of them alone has the network's own statistics."""
+    whole = nn.DataParallel(network("ours"))
+    recalibrate(whole, batches(2))
+    whole.device_ids = [0, 1]
+    for model in (whole, nn.Sequential(whole)):
+        with pytest.raises(ValueError, match=r"give the model itself"):
+            recalibrate(model, batches(2))
+
+
 def test_a_compiled_network_is_run_as_written() -> None:
     model, wanted = network("ours"), network("ours")
     recalibrate(torch.compile(model, backend="inductor"), batches(3, 4))
@@ -118,6 +157,7 @@ def test_nothing_is_dropped() -> None:
         ([], "no images were given"),
         ([torch.full((2, 3, 24, 24), torch.inf)], "not finite: give others"),
         ([*batches(4), torch.randn(4, 5, 24, 24)], "to have 3 channels, but got 5"),
+        ([[*batches(4), torch.zeros(4)]], r"a list of 2, .*: give images alone, \(images for images, labels"),
     ],
 )
 def test_what_goes_wrong_leaves_the_network_as_it_was(given: list[Tensor], says: str) -> None:

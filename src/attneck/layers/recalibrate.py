@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from attneck.layers.modes import evaluating
 
 Network = TypeVar("Network", bound=nn.Module)
+STATISTICS = ("running_mean", "running_var")
 
 
 def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
@@ -32,8 +32,9 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
             at a time for BAM. Several hundred images of all classes, in no order.
 
     Raises:
-        ValueError: no BatchNorm with statistics, no images, or images that leave statistics which are not
-            finite. The statistics are then those of before, as with whatever else the network raises.
+        ValueError: no BatchNorm with statistics, no images, images that leave statistics which are not
+            finite, or DataParallel over several devices. The statistics are then those of before, as with
+            whatever else the network raises.
     """
     norms = [
         norm
@@ -42,36 +43,79 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
     ]
     if not norms:
         raise ValueError(f"this {type(network).__name__} has no BatchNorm with statistics to be taken anew")
-    before = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
-    shares = [norm.momentum for norm in norms]
-    seen: Counter[nn.Module] = Counter()
-
-    def weigh(norm: Any, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        """Its running means become those over all that it has seen, this batch too."""
-        count = len(next(iter((*given, *named.values()))))
-        seen[norm] += count
-        norm.momentum = count / max(1, seen[norm])
-
-    hooks = [norm.register_forward_pre_hook(weigh, with_kwargs=True) for norm in norms]
+    if any(isinstance(one, nn.DataParallel) and len(one.device_ids) > 1 for one in network.modules()):
+        raise ValueError("DataParallel's replicas see a part of each batch: give the model itself (.module)")
+    seen = [_Seen(norm) for norm in norms]
     given = False
     try:
         with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for norm in norms:
                 norm.training = True  # and not what hangs on it, such as a dropout
             for batch in batches:
-                network(batch)
+                try:
+                    network(batch)
+                except TypeError as error:
+                    if not isinstance(batch, (list, tuple)):
+                        raise
+                    raise ValueError(
+                        f"a batch is a {type(batch).__name__} of {len(batch)}, which this "
+                        f"{type(network).__name__} does not take: give images alone, "
+                        "(images for images, labels in loader)"
+                    ) from error
                 given = True
         if not given:
             raise ValueError("no images were given to take statistics from")
+        for one in seen:
+            one.write()
         if not all(value.isfinite().all() for norm in norms for value in norm.buffers(recurse=False)):
             raise ValueError("statistics of these images are not finite: give others, or take float32")
     except BaseException:
-        for norm, kept in zip(norms, before, strict=True):
-            for name, value in norm.named_buffers(recurse=False):
-                value.copy_(kept[name])
+        for one in seen:
+            one.restore()
         raise
     finally:
-        for hook, norm, share in zip(hooks, norms, shares, strict=True):
-            hook.remove()
-            norm.momentum = share
+        for one in seen:
+            one.leave()
     return network
+
+
+class _Seen:
+    """What a BatchNorm sees: sums over images of its batches' means and variances, in float32 or better."""
+
+    def __init__(self, norm: Any) -> None:
+        self.norm, self.images = norm, 0
+        self.before = {name: value.clone() for name, value in norm.named_buffers(recurse=False)}
+        self.sums: dict[str, Tensor | float] = dict.fromkeys(STATISTICS, 0.0)
+        self.momentum, norm.momentum = norm.momentum, 1.0  # so that it learns a batch's, whole
+        self.hooks = [
+            norm.register_forward_pre_hook(self._begin),
+            norm.register_forward_hook(self._add, with_kwargs=True),
+        ]
+
+    def _begin(self, norm: Any, _: Any) -> None:
+        """Nothing stays of what was there: NaN would, however little of it."""
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1)
+
+    def _add(self, norm: Any, given: tuple[Tensor, ...], named: dict[str, Tensor], _: Any) -> None:
+        count = len(next(iter((*given, *named.values()))))
+        self.images += count
+        for name in STATISTICS if count else ():
+            mean = getattr(norm, name)
+            mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
+            self.sums[name] = self.sums[name] + count * mean
+
+    def write(self) -> None:
+        """The means over all images; what has seen none keeps what it had."""
+        for name, total in self.sums.items():
+            value = getattr(self.norm, name)
+            value.copy_(total / self.images if self.images else self.before[name])
+
+    def restore(self) -> None:
+        for name, value in self.norm.named_buffers(recurse=False):
+            value.copy_(self.before[name])
+
+    def leave(self) -> None:
+        self.norm.momentum = self.momentum
+        for hook in self.hooks:
+            hook.remove()
