@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from attneck.layers import BAM, SqueezeExcite2d
+from attneck.layers import BAM, MHSA2d, SqueezeExcite2d
 from attneck.models import create_model
-from attneck.surgery import insert_bam, insert_se
+from attneck.surgery import attend, insert_bam, insert_se
 from attneck.surgery.trace import halvings
 
 THIN: dict[str, Any] = {"layers": (1, 1, 2, 1), "channels": (16, 16, 16, 32), "num_classes": 5}
@@ -484,6 +484,39 @@ def test_basic_blocks_take_one_each() -> None:
     assert list(inserted(insert_bam(model, "blocks").model)) == [
         "layer1.0.bn2_bam", "layer2.0.bn2_bam", "layer3.0.bn2_bam", "layer3.1.bn2_bam", "layer4.0.bn2_bam",
     ]  # fmt: skip
+
+
+class Adapter(nn.Module):
+    """LoRA of a convolution, as peft has it."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        made = {"kernel_size": conv.kernel_size, "stride": conv.stride, "padding": conv.padding}
+        self.base_layer, self.dropout = conv, nn.Dropout(0.1)
+        self.lora_A = nn.Conv2d(conv.in_channels, 2, bias=False, **made)
+        self.lora_B = nn.Conv2d(2, conv.out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base_layer(x)
+        return y + self.lora_B(self.lora_A(self.dropout(x))) * 2.0
+
+
+@pytest.mark.parametrize("adapted", ["downsample.0", "conv1", "conv3", ""])
+def test_an_adapter_makes_no_block_and_its_convolution_is_one(adapted: str) -> None:
+    """Beside the convolutions whose name ends so; of all of them last."""
+    model, plain = thin(), thin()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv2d) and name.startswith("layer") and name.endswith(adapted):
+            model.set_submodule(name, Adapter(module))
+    for net in (model, plain):
+        insert_bam(net, at="blocks", image_size=64)
+    assert inserted(model) == inserted(plain) != {}
+    if adapted:
+        attend(model, image_size=64)
+        assert isinstance(model.layer4[0].conv2, MHSA2d)
+    else:
+        with pytest.raises(ValueError, match="part of its map goes past the 3×3 convolution"):
+            attend(model, image_size=64)
 
 
 def test_sides_are_halved_up_or_down_and_both_alike() -> None:

@@ -13,6 +13,9 @@ from attneck.surgery.trace import Trace
 
 ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 
+SCALES = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "dropout", "to"}
+"""What an adapter does to a map beside its convolutions."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -43,19 +46,30 @@ def residual_blocks(trace: Trace) -> list[Block]:
     A shortcut has at most two convolutions of its own (GhostNet's has two), and fewer than the branch, which
     has two or more. So neither parallel branches nor maps of several resolutions count when they are added.
     Nor does an addition inside the branch of another one of the same module (Res2Net's), nor one
-    that joins stages, as those of pyramids (FPN) and decoders do.
+    that joins stages, as those of pyramids (FPN) and decoders do. A convolution with an adapter beside it
+    (LoRA's two) counts as one.
 
     Raises:
         ValueError: where there is none.
     """
     sources = _sources(trace)
-    convs = [step for step in trace.steps if step.is_convolution()]
+    additions = [
+        step
+        for step in trace.steps
+        if step.module is None and step.name in ADDITIONS and len(step.inputs) == 2
+        if trace.shapes[step.inputs[0]] == trace.shapes[step.inputs[1]]
+    ]
+    adapters = 0
+    for a, b in (pair for step in additions for pair in (step.inputs, step.inputs[::-1])):
+        maker, own = trace.makers.get(a), sources[b] & ~sources[a]
+        bare = maker is not None and maker.is_convolution() and sources[a] & ~sources[b] == 1 << a
+        if bare and _is_linear(trace, own):
+            adapters |= own
+    convs = [step for step in trace.steps if step.is_convolution() and not adapters >> step.outputs[0] & 1]
     found = []
-    for step in trace.steps:
-        if step.module is not None or step.name not in ADDITIONS or len(step.inputs) != 2:
-            continue
+    for step in additions:
         a, b = step.inputs
-        if trace.shapes[a] != trace.shapes[b] or trace.level(a) is None or step.owner is None:
+        if trace.level(a) is None or step.owner is None:
             continue
         sides = []
         for number, other in ((a, b), (b, a)):
@@ -95,6 +109,12 @@ def _joins(trace: Trace, addition: Step, own: int, convs: tuple[Step, ...]) -> b
         for number, maker in trace.makers.items()
         if own >> number & 1
     )
+
+
+def _is_linear(trace: Trace, own: int) -> bool:
+    """Whether nothing but convolutions and products with numbers made these, as an adapter's matrices do."""
+    makers = [maker for number, maker in trace.makers.items() if own >> number & 1]
+    return all(maker.is_convolution() or (maker.name in SCALES and len(maker.inputs) == 1) for maker in makers)
 
 
 def goes_past(trace: Trace, block: Block, conv: Step) -> bool:
