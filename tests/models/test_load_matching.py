@@ -109,6 +109,11 @@ def test_a_count_of_batches_is_no_weight() -> None:
         warnings.simplefilter("error")
         assert load_matching(norm, frozen.state_dict()).new == []
         assert load_matching(frozen, norm.state_dict()).unused == ["0.num_batches_tracked"]
+        norm[0].num_batches_tracked.fill_(7)
+        halved = {name: tensor.half() + 1 for name, tensor in norm.state_dict().items()}
+        loaded = load_matching(norm, halved)  # as a state dict that is halved whole has it
+        assert (loaded.new, loaded.unused, int(norm[0].num_batches_tracked)) == ([], [], 7)
+        assert norm[0].weight.tolist() == [2.0] * 4
 
 
 def test_other_floats_are_cast_and_other_kinds_refused() -> None:

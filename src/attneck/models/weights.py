@@ -40,6 +40,8 @@ SAME = {"Swish": "SiLU", "HardSwish": "Hardswish", "HardSigmoid": "Hardsigmoid",
 """timm's names of activations that torch has, too."""
 BRANCH = re.compile(r"\.(?:channel|spatial)_att\.")
 """Where a BAM's name ends in that of a tensor of it."""
+COUNT = "num_batches_tracked"
+"""What a BatchNorm's count of batches is called."""
 POSITIONS = re.compile(r"\.pos_emb(?:ed)?\.")
 """Where the name of others' attention ends in that of a position table of it."""
 SHOWN = 6
@@ -109,9 +111,7 @@ class Loaded:
         cut = [
             name
             for name in self.unused
-            if name.rpartition(".")[0] in taken
-            and name not in self.shapes
-            and not name.endswith("num_batches_tracked")
+            if name.rpartition(".")[0] in taken and name not in self.shapes and not name.endswith(COUNT)
         ]
         if self.unexpected:
             layers = dict.fromkeys(name.rpartition(".")[0] or name for name in self.unexpected)
@@ -222,7 +222,13 @@ def load_matching(
 
 def _fitting(network: nn.Module, given: Weights, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What of `given` has a place, as the network has it: of its shape, or a table that it resamples."""
-    fits = {name: name in own and tensor.shape == own[name].shape for name, tensor in given.items()}
+    # A state dict that was halved whole has its counts of batches, too, which are no weights.
+    fits = {
+        name: name in own
+        and tensor.shape == own[name].shape
+        and (tensor.dtype == own[name].dtype or not name.endswith(COUNT))
+        for name, tensor in given.items()
+    }
     for layer, module in network.named_modules():
         if isinstance(module, MHSA2d):
             prefix = f"{layer}." if layer else ""
@@ -241,7 +247,7 @@ def _loaded(
 ) -> Loaded:
     """The report on a network that was filled with the tensors of the names `taken`."""
     # A BatchNorm's count of batches, which is in no checkpoint of old, is no weight.
-    left = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
+    left = [name for name in own if name not in taken and not name.endswith(COUNT)]
     attention = {
         name: type(module).__name__
         for name, module in network.named_modules()
@@ -257,7 +263,7 @@ def _loaded(
         return f"{layer or '.'} ({attention[layer]})"
 
     expected = (*attention, *_classifiers(network), *new)
-    unused = [name for name in given if name not in taken]
+    unused = [name for name in given if name not in taken and not (name in own and name.endswith(COUNT))]
     return Loaded(
         list(taken),
         left,

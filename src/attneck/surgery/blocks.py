@@ -114,7 +114,7 @@ def _joins(trace: Trace, addition: Step, own: int, convs: tuple[Step, ...]) -> b
 def _is_linear(trace: Trace, own: int) -> bool:
     """Whether nothing but convolutions and products with numbers made these, as an adapter's matrices do."""
     makers = [maker for number, maker in trace.makers.items() if own >> number & 1]
-    return all(maker.is_convolution() or (maker.name in SCALES and len(maker.inputs) == 1) for maker in makers)
+    return all(one.is_convolution() or (one.name in SCALES and len(one.inputs) == 1) for one in makers)
 
 
 def goes_past(trace: Trace, block: Block, conv: Step) -> bool:
