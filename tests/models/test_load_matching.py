@@ -116,6 +116,14 @@ def test_a_count_of_batches_is_no_weight() -> None:
         assert norm[0].weight.tolist() == [2.0] * 4
 
 
+def test_an_adapter_s_file_says_what_it_wants() -> None:
+    for name in ("conv.lora_A.weight", "conv.lora_B.default.weight", "conv.base_layer.weight"):
+        with pytest.raises(ValueError, match="by timm's names; these have adapters .*: merge them into"):
+            load_matching(Net(), {f"base_model.model.{name}": torch.ones(16, 3, 1, 1)})
+    with pytest.raises(ValueError, match="by timm's names$"):
+        load_matching(Net(), {"lora_Analysis.weight": torch.ones(16, 3, 1, 1)})
+
+
 def test_other_floats_are_cast_and_other_kinds_refused() -> None:
     weight = torch.ones(16, 3, 1, 1)
     for dtype in (torch.float64, torch.float16, torch.bfloat16):

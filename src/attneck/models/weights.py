@@ -40,6 +40,8 @@ SAME = {"Swish": "SiLU", "HardSwish": "Hardswish", "HardSigmoid": "Hardsigmoid",
 """timm's names of activations that torch has, too."""
 BRANCH = re.compile(r"\.(?:channel|spatial)_att\.")
 """Where a BAM's name ends in that of a tensor of it."""
+ADAPTER = re.compile(r"\blora_[AB]\b|\bbase_layer\b")
+ADAPTED = "; these have adapters (LoRA): merge them into their network first, as peft's merge_and_unload does"
 COUNT = "num_batches_tracked"
 """What a BatchNorm's count of batches is called."""
 POSITIONS = re.compile(r"\.pos_emb(?:ed)?\.")
@@ -211,7 +213,7 @@ def load_matching(
         raise ValueError(
             f"none of the {len(given)} tensors given ({', '.join(map(shown, [*given][:3]))}, …) fits the "
             f"network ({', '.join([*own][:3])}, …): wanted those of a network of the same family, by timm's "
-            "names"
+            f"names{ADAPTED if any(ADAPTER.search(name) for name in given) else ''}"
         )
     network.load_state_dict(taken, strict=False)
     loaded = _loaded(network, given, own, taken, new)
