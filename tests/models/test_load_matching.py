@@ -118,9 +118,9 @@ def test_a_count_of_batches_is_no_weight() -> None:
 
 def test_an_adapter_s_file_says_what_it_wants() -> None:
     for name in ("conv.lora_A.weight", "conv.lora_B.default.weight", "conv.base_layer.weight"):
-        with pytest.raises(ValueError, match="by timm's names; these have adapters .*: merge them into"):
+        with pytest.raises(ValueError, match=r"by timm's names; these have adapters .*: merge them into"):
             load_matching(Net(), {f"base_model.model.{name}": torch.ones(16, 3, 1, 1)})
-    with pytest.raises(ValueError, match="by timm's names$"):
+    with pytest.raises(ValueError, match=r"by timm's names$"):
         load_matching(Net(), {"lora_Analysis.weight": torch.ones(16, 3, 1, 1)})
 
 
