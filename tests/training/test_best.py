@@ -16,8 +16,11 @@ from attneck.runs.run import Run
 from attneck.tasks.detection import Detection, headline
 from attneck.training import checkpoint
 from attneck.training.best import Best, best_of, gives_up, key_of
+from attneck.training.distributed import World
 from attneck.training.loop import train_loop
 from attneck.training.recipe import Recipe
+from attneck.training.saver import Saver
+from attneck.training.state import Progress
 
 SCORES = [3.0, 5.0, 4.0, 5.0, 4.5, 6.0]
 """Of the records at steps 3, 6, …: the best is at step 6, then at 18."""
@@ -112,6 +115,19 @@ def test_which_score_decides():
 def test_a_detectors_scores_are_those_of_its_records(model, data, scores):
     wanted = Recipe.model_validate({"model": {"name": model}, "data": data})
     assert Detection.metrics(wanted) == tuple(headline(scores))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_alone_keeps_it(tmp_path, undisturbed, rank):
+    """A resume of several would have all of them link and remove the same files."""
+    shutil.copytree(undisturbed[5] / "checkpoints", tmp_path / "checkpoints")
+    for path in (tmp_path / "checkpoints").glob("best-*"):
+        path.unlink()
+    before = kept(tmp_path)
+    history = [{"step": 15, "val_top1": 9.0}]
+    Saver(tmp_path, "val_top1", World(rank, 2, torch.device("cpu"))).go_on_from(Progress(15, {}, history))
+    new = {*kept(tmp_path)} - {*before}
+    assert new == (set() if rank else {"best-00000015.pt"})
 
 
 def test_it_is_the_checkpoint_of_its_step(undisturbed):
