@@ -42,6 +42,7 @@ BRANCH = re.compile(r"\.(?:channel|spatial)_att\.")
 """Where a BAM's name ends in that of a tensor of it."""
 ADAPTER = re.compile(r"\blora_[AB]\b|\bbase_layer\b")
 ADAPTED = "; these have adapters (LoRA): merge them into their network first, as peft's merge_and_unload does"
+"""What is said of weights that have the names of ADAPTER, and fit nowhere."""
 COUNT = "num_batches_tracked"
 """What a BatchNorm's count of batches is called."""
 POSITIONS = re.compile(r"\.pos_emb(?:ed)?\.")

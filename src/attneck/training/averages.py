@@ -33,12 +33,13 @@ def too_slow(model: nn.Module, recipe: Recipe, steps: int, size: int | None = No
         )
     norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and _starts(norm)]
     slow = min((norm.momentum for norm in norms if norm.momentum is not None), default=1.0)
-    sides = recipe.data.image_sizes or ()
-    learnt = steps if size not in sides else sum(side_of(sides, recipe.seed, k) == size for k in range(steps))
-    if (share := (1 - slow) ** (learnt * recipe.accumulate)) > MOST:
+    sides = recipe.data.image_sizes or []
+    of_them = sides.count(size) / len(sides) if size in sides else 1  # see `of_one_size`
+    if (share := (1 - slow) ** (steps * of_them * recipe.accumulate)) > MOST:
+        some = f", of which {of_them:.0%} are of {size} pixels" if of_them < 1 else ""
         said.append(
-            f"BatchNorm's momentum {slow:g} is slow for {steps:,} steps: at the end {share:.0%} of its mean "
-            "and variance, which images are scored with, would be the 0 and 1 that it starts from; give "
+            f"BatchNorm's momentum {slow:g} is slow for {steps:,} steps{some}: at the end {share:.0%} of its "
+            "mean and variance, which images are scored with, would be the 0 and 1 that it starts from; give "
             "model.options norm_momentum 0.1 (of a classifier bn_momentum), or more steps"
         )
     return said
