@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
@@ -95,6 +96,30 @@ def test_an_empty_batch_is_none() -> None:
     nn.init.constant_(norm.running_mean, 7.0)
     recalibrate(norm, [given[0][:0]])
     assert norm.running_mean.tolist() == [7.0] * 3
+
+
+class Frozen(nn.BatchNorm2d):
+    """By its forward, whatever the mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def test_a_norm_that_learns_nothing_keeps_what_it_has_and_goes_on_by_it() -> None:
+    switched = nn.BatchNorm2d(3)
+    switched.track_running_stats = False  # in evaluation it goes by its statistics all the same
+    for norm in (Frozen(3), switched):
+        nn.init.constant_(norm.running_mean, 2.0)
+        nn.init.constant_(norm.running_var, 7.0)
+        after = nn.BatchNorm2d(3)
+        given = batches(4, 4)
+        with torch.no_grad():
+            maps = [norm.eval()(images) for images in given]
+        recalibrate(nn.Sequential(norm, after), given)
+        assert (norm.running_mean.tolist(), norm.running_var.tolist()) == ([2.0] * 3, [7.0] * 3)
+        wanted = nn.BatchNorm2d(3)
+        recalibrate(wanted, maps)
+        assert torch.equal(after.running_mean, wanted.running_mean)
 
 
 def test_statistics_that_are_not_finite_are_replaced() -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attneck.data.sampling import side_of
-from attneck.training.averages import of_one_size, of_several_sizes, too_slow
+from attneck.training.averages import of_another_size, of_one_size, too_slow
 from attneck.training.layers import KEPT
 from attneck.training.optimizer import MovingAverage
 from attneck.training.recipe import Recipe
@@ -42,17 +42,18 @@ def test_what_is_long_enough_or_loaded_or_frozen_is_no_news():
     assert too_slow(net, Recipe(), 100) == []
 
 
-def test_statistics_of_several_sizes_are_said_where_the_scored_one_is_none_of_them():
+def test_statistics_of_another_size_are_said_where_the_scored_one_is_none_of_them():
     net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
     several, one = (Recipe.model_validate({"data": {"image_sizes": sides}}) for sides in ([24, 32], [24, 24]))
-    (said,) = of_several_sizes(net, several, 48)
-    assert "has no 48" in said
-    assert "--recalibrate" in said
-    assert of_several_sizes(net, one, 48) == of_several_sizes(net, Recipe(), 48) == []
-    assert of_several_sizes(net, several, 24) == []
-    assert of_several_sizes(nn.Sequential(nn.Conv2d(3, 2, 1)), several, 48) == []
+    for trained in (several, one):
+        (said,) = of_another_size(net, trained, 48)
+        assert "has no 48" in said
+        assert "--recalibrate" in said
+        assert of_another_size(net, trained, 24) == []
+    assert of_another_size(net, Recipe(), 48) == []
+    assert of_another_size(nn.Sequential(nn.Conv2d(3, 2, 1)), several, 48) == []
     setattr(net[1], KEPT, True)
-    assert of_several_sizes(net, several, 48) == []
+    assert of_another_size(net, several, 48) == []
 
 
 def test_norms_learn_from_the_scored_size_alone():
@@ -81,12 +82,13 @@ def test_norms_learn_from_the_scored_size_alone():
     assert norms["learns"].num_batches_tracked == norms["wanted"].num_batches_tracked + 1
 
 
-def test_a_run_of_several_sizes_counts_its_steps_of_the_scored_one():
+def test_a_run_of_another_size_counts_its_steps_of_the_scored_one():
     made = Recipe.model_validate({"data": {"image_sizes": [24, 32, 40]}})
     net = nn.BatchNorm2d(3)
     assert too_slow(net, made, 30) == too_slow(net, made, 30, 48) == []
     (said,) = too_slow(net, made, 30, 24)
     assert f"30 steps, of which 33% are of 24 pixels: at the end {0.9**10:.0%} of its mean" in said
+    assert said.endswith("give more steps")  # its momentum is what it would be told to be
 
 
 def test_the_slowest_norm_counts():

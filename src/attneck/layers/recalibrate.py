@@ -23,8 +23,9 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
     gained much by it, and a plain network lost a little in some sizes (docs/when-to-attend.md): compare.
 
     They are the means over batches of what each saw, as in training; a batch counts by its images. A norm
-    that sees none keeps what it had. Dropout and drop path stay off. "PreciseBN" of Wu and Johnson (2021,
-    arXiv 2105.07576, section 3), and for other images "AdaBN" of Li et al. (2016, arXiv 1603.04779).
+    that sees none, or learns nothing, keeps what it had. Dropout and drop path stay off. "PreciseBN" of Wu
+    and Johnson (2021, arXiv 2105.07576, section 3), and for other images "AdaBN" of Li et al. (2016, arXiv
+    1603.04779).
 
     Args:
         network: in whatever mode, which it keeps.
@@ -39,7 +40,8 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
     norms = [
         norm
         for norm in network.modules()
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats
+        if norm.running_mean is not None and norm.running_var is not None
     ]
     if not norms:
         raise ValueError(f"this {type(network).__name__} has no BatchNorm with statistics to be taken anew")
@@ -87,17 +89,19 @@ class _Seen:
         self.before = {name: value.clone() for name, value in norm.named_buffers(recurse=False)}
         self.sums: dict[str, Tensor | float] = dict.fromkeys(STATISTICS, 0.0)
         self.momentum, norm.momentum = norm.momentum, 1.0  # so that it learns a batch's, whole
+        if not all(getattr(norm, name).isfinite().all() for name in STATISTICS):  # 0 times NaN would stay
+            norm.reset_running_stats()
         self.hooks = [
             norm.register_forward_pre_hook(self._begin),
             norm.register_forward_hook(self._add, with_kwargs=True),
         ]
 
     def _begin(self, norm: Any, _: Any) -> None:
-        """Nothing stays of what was there: NaN would, however little of it."""
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1)
+        self.version = norm.num_batches_tracked._version
 
     def _add(self, norm: Any, given: tuple[Tensor, ...], named: dict[str, Tensor], _: Any) -> None:
+        if norm.num_batches_tracked._version == self.version:  # somebody's norm, frozen in its forward
+            return
         count = len(next(iter((*given, *named.values()))))
         self.images += count
         for name in STATISTICS if count else ():

@@ -1,4 +1,4 @@
-"""Moving averages that a run's scores would suffer from: too slow for its length, or of several sizes."""
+"""Moving averages that a run's scores would suffer from: too slow for its length, or of other sizes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from attneck.data.sampling import side_of
 from attneck.training.layers import KEPT
@@ -37,23 +37,24 @@ def too_slow(model: nn.Module, recipe: Recipe, steps: int, size: int | None = No
     of_them = sides.count(size) / len(sides) if size in sides else 1  # see `of_one_size`
     if (share := (1 - slow) ** (steps * of_them * recipe.accumulate)) > MOST:
         some = f", of which {of_them:.0%} are of {size} pixels" if of_them < 1 else ""
+        faster = "model.options norm_momentum 0.1 (of a classifier bn_momentum), or " if slow < 0.1 else ""
         said.append(
             f"BatchNorm's momentum {slow:g} is slow for {steps:,} steps{some}: at the end {share:.0%} of its "
             "mean and variance, which images are scored with, would be the 0 and 1 that it starts from; give "
-            "model.options norm_momentum 0.1 (of a classifier bn_momentum), or more steps"
+            f"{faster}more steps"
         )
     return said
 
 
-def of_several_sizes(model: nn.Module, recipe: Recipe, size: int | None) -> list[str]:
-    """Before the first step: a line where BatchNorms will average over images of several sizes."""
+def of_another_size(model: nn.Module, recipe: Recipe, size: int | None) -> list[str]:
+    """Before the first step: a line where BatchNorms will learn from no image of the size that is scored."""
     norms = (one for one in model.modules() if isinstance(one, _BatchNorm))
-    sides = {*(recipe.data.image_sizes or ())}
-    if len(sides) < 2 or size in sides or all(getattr(norm, KEPT, False) for norm in norms):
+    sides = recipe.data.image_sizes or ()
+    if not sides or size in sides or all(getattr(norm, KEPT, False) for norm in norms):
         return []
     return [
         f"data.image_sizes has no {size}, the size of the held-out images: BatchNorm's statistics will be of "
-        "all these sizes together, and scores may be lower than by those of one size, which attneck eval RUN "
+        "other sizes, and scores may be lower than by those of one's own, which attneck eval RUN "
         "--recalibrate 2000 takes"
     ]
 
@@ -68,7 +69,7 @@ def of_one_size(model: nn.Module, recipe: Recipe, size: int | None, step: int) -
     sides = recipe.data.image_sizes or ()
     norms = []
     if size in sides and side_of(sides, recipe.seed, step) != size:
-        norms = [one for one in model.modules() if isinstance(one, _NormBase) and one.track_running_stats]
+        norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
     try:
         for norm in norms:
             norm.track_running_stats = not norm.training  # one in evaluation mode goes on by what it has

@@ -27,7 +27,7 @@ from attneck.files import NotWritten
 from attneck.signals import Stop, noted
 from attneck.training import checkpoint, layers, state
 from attneck.training.allocator import keep_memory
-from attneck.training.averages import of_one_size, of_several_sizes, too_slow
+from attneck.training.averages import of_another_size, of_one_size, too_slow
 from attneck.training.best import gives_up
 from attneck.training.compiled import as_written, compiling, to_call
 from attneck.training.distributed import World
@@ -182,7 +182,7 @@ class Loop:
         recipe, world, progress = self.recipe, self.world, self.progress
         if world.rank == 0 and not progress.step:
             idle = [words for of in (no_warmup, never_reached) for words in of(recipe, self.steps_per_epoch)]
-            sized = of_several_sizes(self.model, recipe, self.size)
+            sized = of_another_size(self.model, recipe, self.size)
             for said in [*idle, *sized, *too_slow(self.model, recipe, self.steps, self.size)]:
                 say(said)
         own = self.folder if world.rank == 0 else None
