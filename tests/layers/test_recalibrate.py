@@ -122,6 +122,32 @@ def test_a_norm_that_learns_nothing_keeps_what_it_has_and_goes_on_by_it() -> Non
         assert torch.equal(after.running_mean, wanted.running_mean)
 
 
+def test_what_cannot_be_looked_at_leaves_the_others_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, device="meta"))
+    nn.init.constant_(model[0].running_mean, torch.nan)
+    with pytest.raises(RuntimeError, match="meta"):
+        recalibrate(model, batches(2))
+    assert model[0].running_mean.isnan().all()
+    assert (model[0].momentum, len(model[0]._forward_hooks)) == (0.1, 0)
+
+
+class Uncounted(nn.BatchNorm2d):
+    """Learns by a forward of its own, which counts no batches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = (self.running_mean, self.running_var, self.weight, self.bias)
+        return F.batch_norm(x, *kept, self.training, self.momentum)
+
+
+def test_a_norm_need_not_count_its_batches() -> None:
+    norm, other, wanted = Uncounted(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    other.num_batches_tracked = None
+    for one in (norm, other, wanted):
+        recalibrate(one, batches(4, 3))
+        assert torch.equal(one.running_mean, norm.running_mean)
+    assert norm.running_mean.abs().min() > 0.1
+
+
 def test_statistics_that_are_not_finite_are_replaced() -> None:
     norm, wanted = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     for value in (norm.running_mean, norm.running_var):
@@ -182,7 +208,7 @@ def test_nothing_is_dropped() -> None:
         ([], "no images were given"),
         ([torch.full((2, 3, 24, 24), torch.inf)], "not finite: give others"),
         ([*batches(4), torch.randn(4, 5, 24, 24)], "to have 3 channels, but got 5"),
-        ([[*batches(4), torch.zeros(4)]], r"a list of 2, .*: give images alone, \(images for images, labels"),
+        ([[*batches(4), torch.zeros(4)]], r"a list of 2 \(.*takes images alone, give \(images for images"),
     ],
 )
 def test_what_goes_wrong_leaves_the_network_as_it_was(given: list[Tensor], says: str) -> None:

@@ -489,8 +489,10 @@ def test_basic_blocks_take_one_each() -> None:
 class Adapter(nn.Module):
     """LoRA of a convolution, as peft has it."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: Any) -> None:
         super().__init__()
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
         made = {"kernel_size": conv.kernel_size, "stride": conv.stride, "padding": conv.padding}
         self.base_layer, self.dropout = conv, nn.Dropout(0.1)
         self.lora_A = nn.Conv2d(conv.in_channels, 2, bias=False, **made)
@@ -507,7 +509,7 @@ def test_an_adapter_makes_no_block_and_its_convolution_is_one(adapted: str) -> N
     model, plain = thin(), thin()
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d) and name.startswith("layer") and name.endswith(adapted):
-            model.set_submodule(name, Adapter(module))
+            model.set_submodule(name, Adapter(Adapter(module) if adapted else module))
     for net in (model, plain):
         insert_bam(net, at="blocks", image_size=64)
     assert inserted(model) == inserted(plain) != {}
@@ -517,6 +519,23 @@ def test_an_adapter_makes_no_block_and_its_convolution_is_one(adapted: str) -> N
     else:
         with pytest.raises(ValueError, match="part of its map goes past the 3×3 convolution"):
             attend(model, image_size=64)
+
+
+class Parallel(nn.Module):
+    """A residual block whose branch adds two convolutions, neither of which is the other's adapter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.c(torch.relu(self.a(x) + self.b(x)))
+
+
+def test_parallel_convolutions_are_no_adapters() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Parallel(), Parallel())
+    insert_bam(model, at="blocks", reduction=2, image_size=32)
+    assert [*inserted(model)] == ["1.c.bam", "2.c.bam"]
 
 
 def test_sides_are_halved_up_or_down_and_both_alike() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from attneck.errors import one_line
 from attneck.layers.modes import evaluating
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -47,9 +48,10 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
         raise ValueError(f"this {type(network).__name__} has no BatchNorm with statistics to be taken anew")
     if any(isinstance(one, nn.DataParallel) and len(one.device_ids) > 1 for one in network.modules()):
         raise ValueError("DataParallel's replicas see a part of each batch: give the model itself (.module)")
-    seen = [_Seen(norm) for norm in norms]
+    seen: list[_Seen] = []
     given = False
     try:
+        seen.extend(map(_Seen, norms))
         with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for norm in norms:
                 norm.training = True  # and not what hangs on it, such as a dropout
@@ -59,10 +61,10 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
                 except TypeError as error:
                     if not isinstance(batch, (list, tuple)):
                         raise
+                    kind = type(network).__name__
                     raise ValueError(
-                        f"a batch is a {type(batch).__name__} of {len(batch)}, which this "
-                        f"{type(network).__name__} does not take: give images alone, "
-                        "(images for images, labels in loader)"
+                        f"a batch is a {type(batch).__name__} of {len(batch)} ({one_line(error, 90)}): "
+                        f"where {kind} takes images alone, give (images for images, labels in loader)"
                     ) from error
                 given = True
         if not given:
@@ -88,20 +90,14 @@ class _Seen:
         self.norm, self.images = norm, 0
         self.before = {name: value.clone() for name, value in norm.named_buffers(recurse=False)}
         self.sums: dict[str, Tensor | float] = dict.fromkeys(STATISTICS, 0.0)
+        finite = all(getattr(norm, name).isfinite().all() for name in STATISTICS)
         self.momentum, norm.momentum = norm.momentum, 1.0  # so that it learns a batch's, whole
-        if not all(getattr(norm, name).isfinite().all() for name in STATISTICS):  # 0 times NaN would stay
-            norm.reset_running_stats()
-        self.hooks = [
-            norm.register_forward_pre_hook(self._begin),
-            norm.register_forward_hook(self._add, with_kwargs=True),
-        ]
-
-    def _begin(self, norm: Any, _: Any) -> None:
-        self.version = norm.num_batches_tracked._version
+        if not finite:  # 0 times NaN would stay
+            norm.running_mean.zero_()
+            norm.running_var.fill_(1)
+        self.hook = norm.register_forward_hook(self._add, with_kwargs=True)
 
     def _add(self, norm: Any, given: tuple[Tensor, ...], named: dict[str, Tensor], _: Any) -> None:
-        if norm.num_batches_tracked._version == self.version:  # somebody's norm, frozen in its forward
-            return
         count = len(next(iter((*given, *named.values()))))
         self.images += count
         for name in STATISTICS if count else ():
@@ -121,5 +117,4 @@ class _Seen:
 
     def leave(self) -> None:
         self.norm.momentum = self.momentum
-        for hook in self.hooks:
-            hook.remove()
+        self.hook.remove()

@@ -5,6 +5,7 @@ Nothing here goes by the names or classes of blocks: what counts is which maps a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from attneck.errors import brief, suggestion
@@ -47,7 +48,7 @@ def residual_blocks(trace: Trace) -> list[Block]:
     has two or more. So neither parallel branches nor maps of several resolutions count when they are added.
     Nor does an addition inside the branch of another one of the same module (Res2Net's), nor one
     that joins stages, as those of pyramids (FPN) and decoders do. A convolution with an adapter beside it
-    (LoRA's two) counts as one.
+    (LoRA's two, or several such) counts as one.
 
     Raises:
         ValueError: where there is none.
@@ -59,12 +60,14 @@ def residual_blocks(trace: Trace) -> list[Block]:
         if step.module is None and step.name in ADDITIONS and len(step.inputs) == 2
         if trace.shapes[step.inputs[0]] == trace.shapes[step.inputs[1]]
     ]
-    adapters = 0
-    for a, b in (pair for step in additions for pair in (step.inputs, step.inputs[::-1])):
-        maker, own = trace.makers.get(a), sources[b] & ~sources[a]
-        bare = maker is not None and maker.is_convolution() and sources[a] & ~sources[b] == 1 << a
-        if bare and _is_linear(trace, own):
-            adapters |= own
+    adapters = sums = 0
+    for step in additions:
+        for a, b in (step.inputs, step.inputs[::-1]):
+            base, own = sources[a] & ~sources[b] & ~adapters & ~sums, sources[b] & ~sources[a]
+            maker = trace.makers.get(base.bit_length() - 1)
+            if base.bit_count() == 1 and maker and maker.is_convolution() and _is_adapter(trace, own):
+                adapters |= own
+                sums |= 1 << step.outputs[0]
     convs = [step for step in trace.steps if step.is_convolution() and not adapters >> step.outputs[0] & 1]
     found = []
     for step in additions:
@@ -111,10 +114,13 @@ def _joins(trace: Trace, addition: Step, own: int, convs: tuple[Step, ...]) -> b
     )
 
 
-def _is_linear(trace: Trace, own: int) -> bool:
-    """Whether nothing but convolutions and products with numbers made these, as an adapter's matrices do."""
+def _is_adapter(trace: Trace, own: int) -> bool:
+    """Whether two convolutions made these, the first into fewer channels, and products with numbers."""
     makers = [maker for number, maker in trace.makers.items() if own >> number & 1]
-    return all(one.is_convolution() or (one.name in SCALES and len(one.inputs) == 1) for one in makers)
+    if not all(one.is_convolution() or (one.name in SCALES and len(one.inputs) == 1) for one in makers):
+        return False
+    sizes = [math.prod(trace.shapes[one.outputs[0]]) for one in makers if one.is_convolution()]
+    return len(sizes) == 2 and sizes[0] < sizes[1]
 
 
 def goes_past(trace: Trace, block: Block, conv: Step) -> bool:
