@@ -138,8 +138,7 @@ def trace(network: nn.Module, shape: tuple[int, int, int, int], dynamic: Collect
 def _check_padding(network: nn.Module) -> None:
     """ValueError for more than a few of timm's layers that pad as TensorFlow does, by the map's size.
 
-    Each makes the next map's size a longer formula. torch.export took 10 seconds for three of them, three
-    minutes for five, and for a whole network, five and the rest, it was stopped after five minutes.
+    Each makes the next map's size a longer formula, and torch.export's time multiplies with each.
     """
     names = [
         name
@@ -149,8 +148,8 @@ def _check_padding(network: nn.Module) -> None:
     if len(names) > 3:
         raise ValueError(
             f"{len(names)} layers, {names[0]} the first, pad by the size of their map as TensorFlow does, "
-            "and torch.export takes minutes or never ends with them and an open size: leave size out of "
-            "dynamic, and export a file for each size"
+            "and torch.export takes too long with them and an open size: leave size out of dynamic, and "
+            "export a file for each size"
         )
 
 
