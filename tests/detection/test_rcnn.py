@@ -126,6 +126,23 @@ def test_bfloat16():
     assert not torch.equal(boxes, boxes.bfloat16().float())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_half_precision_detects_and_learns(dtype):
+    """By `.bfloat16()` and `.half()`, as torchvision's; boxes are no coarser for it."""
+    model = thin().train()
+    settle(model)
+    model.to(dtype)
+    images, targets = batch_of(2, 2)
+    images = [image.to(dtype)[:, :-16] for image in images]  # which are scaled to fit
+    with torch.no_grad():
+        found = model(images)[0]
+    assert len(found["boxes"])
+    assert {found[key].dtype for key in ("boxes", "scores", "masks")} == {torch.float32}
+    assert not torch.equal(found["boxes"], found["boxes"].to(dtype).float())
+    losses = model.train()(images, targets)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
 def test_a_few_steps_lower_the_loss():
     model = thin().train()
     images, targets = batch_of(2, 3)

@@ -208,6 +208,17 @@ class RoIAlign(MultiScaleRoIAlign):
         coarsest = finest + len(reductions) - 1
         self.map_levels = LevelMapper(finest, coarsest, self.canonical_scale, self.canonical_level)
 
+    def forward(
+        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """Maps [B, C, H, W] by name, boxes [r, 4] of each image, their (height, width) → [R, C, bins, bins].
+
+        Regions of maps in bfloat16 are cut out in the boxes' float32, as autocast does it, and then rounded.
+        """
+        precise_maps = {name: of_level.to(boxes[0].dtype) for name, of_level in x.items()}
+        cut: Tensor = super().forward(precise_maps, boxes, image_shapes)
+        return cut.to(next(iter(x.values())).dtype)
+
 
 class MaskRoIAlign(RoIAlign):
     """`RoIAlign` that in training returns one region at least: the whole first image, if there is no other.

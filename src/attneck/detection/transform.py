@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from attneck.detection.interface import precise
 from attneck.imagenet import MEAN, STD
 
 STEP = 64
@@ -47,7 +48,8 @@ class Transform(GeneralizedRCNNTransform):
         scale = min(side / of_image for side, of_image in zip(self.size, image.shape[1:], strict=True))
         fitted = [max(1, round(scale * side)) for side in image.shape[1:]]
         if fitted != list(image.shape[1:]):
-            image = F.interpolate(image[None], size=fitted, mode="bilinear", antialias=True)[0]
+            fits = F.interpolate(precise(image[None]), size=fitted, mode="bilinear", antialias=True)[0]
+            image = fits.to(image.dtype)
         return image, target
 
     def batch_images(self, images: list[Tensor], size_divisible: int | None = None) -> Tensor:
