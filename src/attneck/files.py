@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,6 +75,8 @@ def writing(path: Path) -> Iterator[None]:
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`, whole or not at all, even if the machine stops meanwhile.
 
+    A file that was there keeps who may read and write it.
+
     Raises:
         NotWritten: what was there stays as it was.
     """
@@ -82,6 +85,8 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(OSError):  # none was there, or a file system that has no such modes
+            shutil.copymode(path, aside)
         os.replace(aside, path)
         _sync_folder(path.parent)
 

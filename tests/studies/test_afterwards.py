@@ -323,4 +323,18 @@ def test_what_cannot_be_found_out_is_said_and_the_rest_is_reported(
     said = capsys.readouterr().err
     assert "plain/0: not scored as plain at 40 pixels: no such image" in said
     assert "bot/0: no distances of attention: no such image" in said
-    assert "24 pixels" in (tmp_path / "report/report.md").read_text()
+    written = (tmp_path / "report/report.md").read_text()
+    assert "24 pixels" in written
+    ways = "; ".join(f"{way} at 40 pixels" for way in ("plain", "bot", "bot_kept", "bot_recalibrated"))
+    assert f"Not scored: {ways}." in written
+
+
+def test_where_nothing_could_be_scored_the_report_says_so(folder: Path, tmp_path: Path, capsys) -> None:
+    """Options that change what the weights are: a way that no run can be scored in."""
+    own = {"sizes": [24], "distance_images": 0, "variants": {"bot": {"model.options.attend": True}}}
+    other = {"baseline": "bot", "rescored": {"plain": {"variant": "bot", "model.options.attend": False}}}
+    (tmp_path / "s.yaml").write_text(json.dumps(STUDY | own | other))
+    where = ["--out", str(folder), "--to", str(tmp_path / "report")]
+    assert cli.main(["study", str(tmp_path / "s.yaml"), "--report", *where]) == 0
+    assert "its weights do not fit a cifar_resnet20 with other options" in capsys.readouterr().err
+    assert "Not scored: plain at 24 pixels." in (tmp_path / "report/report.md").read_text()

@@ -77,6 +77,7 @@ def test_a_run_that_is_here_counts_for_its_report_from_elsewhere(machines: Path,
     document = json.loads((machines / "both/report/report.json").read_text())
     for row in document["rows"]:
         row["scores"] = dict.fromkeys(row["scores"], -1.0)
+        row["curves"] = {seed: [[64, -1.0]] for seed in row["scores"]}
     for row in document["sizes"]:
         row["scores"] = {side: dict.fromkeys(found, -1.0) for side, found in row["scores"].items()}
     for row in document["distances"]:
@@ -96,6 +97,25 @@ def test_a_run_that_is_here_counts_for_its_report_from_elsewhere(machines: Path,
     for row in found["distances"]:
         for seed, heads in row["heads"].items():
             assert (heads[0] == -1) == (f"{row['problem']}/{row['variant']}/seed-{seed}" in THERE)
+
+
+@pytest.mark.parametrize("fault", ["another score", "a seed more", "a row twice"])
+def test_a_report_that_contradicts_itself_is_refused(
+    fault: str, machines: Path, tmp_path: Path, capsys
+) -> None:
+    document = json.loads((machines / "there/report/report.json").read_text())
+    row = next(row for row in document["rows"] if row["scores"])
+    said = "are not those that its curves end with"
+    if fault == "another score":
+        row["scores"]["0"] += 1
+    elif fault == "a seed more":
+        row["scores"]["1"] = 0.5
+    else:
+        document["rows"].append(row)
+        said = "same/plain is in it twice"
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    assert report(machines, "here", "--with", str(tmp_path / "report.json")) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_report_of_before_is_read(machines: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from attneck.runs.lock import only_one
 from attneck.runs.train import train
 from attneck.studies import jobs, report
 from attneck.studies.jobs import log_of, progress, run_all
+from attneck.studies.page import read
 from attneck.studies.results import Row, collect
 from attneck.studies.statistics import Difference, difference, spread
 from attneck.studies.study import Study, cells, load_study, shipped_studies
@@ -219,6 +220,19 @@ def test_what_tells_variants_or_problems_apart_is_not_made_one(words: list[str],
         ({"sizes": [24], "rescored": {"x": {"variant": "se", "epochs": 1}}}, "nothing else: epochs"),
         ({"sizes": [24], "rescored": {"x": {"variant": "se", "recalibrate": 1}}}, "recalibrate is 1: wanted"),
         ({"metric": "AP"}, "no score 'AP': give the study a metric of loss, top1, top5"),
+        ({"seeds": 3}, "seeds=3: wanted a list"),
+        ({"seeds": []}, "seeds are none"),
+        ({"variants": {}}, "variants are none"),
+        ({"variants": {"plain": {}, "PLAIN": {}}}, "plain, PLAIN: two differ in capitals alone"),
+        ({"threshold": True}, "threshold=True: input should be a valid number"),
+        ({"runs": "../x"}, "runs='../x'"),
+        (
+            {
+                "variants": {"plain": {}, "se": {"data.problem": "path"}},
+                "problems": {"a": {"data.problem": "same"}},
+            },
+            "data.problem is given by the problem a and by the variant se",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(content: dict, words: str, tmp_path: Path, capsys) -> None:
@@ -720,6 +734,10 @@ def test_fields_may_be_lists(tmp_path: Path) -> None:
             "metric is 'AP', which same/plain/0 will not have: give it one of top1, top5, loss",
         ),
         ({"paper": {"plain": "bam/4a/nothing"}}, "no such row"),
+        (
+            {"sizes": [24], "rescored": {"x": {"variant": "se", "model.options.widthz": 3}}},
+            "same/se/0, rescored as x: ",
+        ),
     ],
 )
 @pytest.mark.parametrize("words", [[], ["--list"]])
@@ -730,6 +748,85 @@ def test_what_no_report_could_say_is_refused_before_training(
     assert cli.main(["study", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), *words]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"sizes": [32, 30]}, "same in images of 30 pixels: wanted a multiple of 4"),
+        (
+            {"sizes": [24], "rescored": {"x": {"variant": "se", "recalibrate": 33}}},
+            "rescored x: recalibrate is 33, and same/se/0 has 32 training images: give fewer",
+        ),
+    ],
+)
+def test_what_no_run_could_be_scored_as_is_refused_before_training(
+    content: dict, said: str, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "s.yaml").write_text(json.dumps(TINY | content))
+    assert cli.main(["study", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_yaml_takes_for_something_else_want_quotes(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("recipe: relations\nbaseline: 'yes'\nvariants: {yes: {}}\n")
+    with pytest.raises(UserError, match="a name in it as True: put it in quotes"):
+        load_study(str(tmp_path / "s.yaml"))
+
+
+def test_a_study_that_is_not_there_is_told_from_a_file_that_is_not() -> None:
+    with pytest.raises(UserError, match=r"mine\.yaml: there is no such file"):
+        load_study("mine.yaml")
+    with pytest.raises(UserError, match="no study 'a/b': a file of your own ends in"):
+        load_study("a/b")
+
+
+def test_runs_are_shared_with_a_study_that_there_is(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("s", {"runs": "relationz"}), ("t", {"runs": "s"})):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(TINY | content))
+    assert cli.main(["study", "s.yaml", "--list"]) == 2
+    assert "runs is 'relationz'; perhaps you meant 'relations'" in capsys.readouterr().err
+    assert cli.main(["study", "t.yaml", "--list"]) == 0
+    assert "--out runs/study-s/same/plain/seed-0" in capsys.readouterr().out
+
+
+def test_the_advice_where_nothing_has_ended_is_a_command(tmp_path: Path, capsys) -> None:
+    file, out = tmp_path / "my s.yaml", tmp_path / "out"
+    file.write_text(json.dumps(TINY))
+    assert cli.main(["study", str(file), "--report", "--out", str(out)]) == 2
+    assert f"attneck study '{file}' --out {out} --jobs 2" in capsys.readouterr().err
+
+
+def test_a_page_keeps_its_place_its_mode_and_all_else(trained: Path, tmp_path: Path, capsys) -> None:
+    """What another study or a writer put between a first line and another's last one is not taken for old."""
+    page, link = tmp_path / "page.md", tmp_path / "link.md"
+    link.symlink_to(page)
+    (tmp_path / "s.yaml").write_text(json.dumps(TINY))
+    words = ["study", str(tmp_path / "s.yaml"), "--report", "--out", str(trained), "--page", str(link)]
+    whole = "<!-- study s -->\nOLD\n<!-- end -->\nMine.\n<!-- study t -->\ntheirs\n<!-- end -->\n"
+    page.write_text(whole)
+    page.chmod(0o640)
+    assert cli.main([*words, "--to", str(tmp_path / "report")]) == 0
+    assert link.is_symlink()
+    assert page.stat().st_mode & 0o777 == 0o640
+    filled = page.read_text()
+    assert "OLD" not in filled
+    assert filled.endswith("Mine.\n<!-- study t -->\ntheirs\n<!-- end -->\n")
+    page.write_text(whole + whole.replace("<!-- end -->\nMine", "Mine"))
+    before = page.read_text()
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    assert "put <!-- end --> where the tables end" in capsys.readouterr().err
+    assert page.read_text() == before
+
+
+def test_a_page_that_may_not_be_written_is_refused_before_training(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "page.md").write_text("<!-- study s -->\n<!-- end -->\n")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(UserError, match="may not be written: allow it"):
+        read(tmp_path / "page.md", "s")
 
 
 def test_a_page_without_a_place_is_refused_before_training(tmp_path: Path, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from attneck.checks import whole
 from attneck.commands.arguments import Flag, parse
 from attneck.commands.recipe_words import gathered
 from attneck.commands.recipe_words import parse as recipe_of
-from attneck.errors import UserError, say, user_mistakes
+from attneck.errors import UserError, say, suggestion, user_mistakes
 from attneck.studies.study import Cell, Study, cells, load_study, shipped_studies
 from attneck.training.recipe_file import OWN_DICTS, flat
 
@@ -101,9 +102,11 @@ def main(words: list[str]) -> None:
         if arguments.seeds is not None:
             seeds = range(whole("--seeds", arguments.seeds, most=1000))
             study = study.model_copy(update={"seeds": tuple(seeds)})
+    if study.runs is not None and arguments.out is None:
+        _check_runs(study.runs, Path(name))
     folder = arguments.out or Path("runs") / f"study-{study.runs or stem}"
     made = cells(study, folder, changes(study, fields))
-    _check_models(made)
+    _check_models(study, made)
     chosen = [one for one in made if not arguments.only or any(word in one.name for word in arguments.only)]
     if not chosen:
         raise UserError(f"--only {' '.join(arguments.only)}: no run's name has it, such as {made[0].name}")
@@ -124,21 +127,43 @@ def main(words: list[str]) -> None:
 
         run_all(left, arguments.jobs)
     to = arguments.to or folder / (f"report-{stem}" if study.runs else "report")
+    if arguments.report and not (arguments.with_ or any(cell.done for cell in made)):
+        place = f" --out {shlex.quote(str(arguments.out))}" if arguments.out else ""
+        raise UserError(
+            f"no run of the study has ended, {made[0].folder} for one: train them first, attneck study "
+            f"{shlex.quote(name)}{place} --jobs 2"
+        )
     show(study, made, chosen, stem, to, arguments)
 
 
-def _check_models(made: list[Cell]) -> None:
-    """UserError for a variant whose network the catalog does not have, or not with its options."""
+def _check_runs(runs: str, file: Path) -> None:
+    """UserError for a study whose runs are to be shared, and that is nowhere."""
+    known = [*shipped_studies(), *(path.stem for path in file.parent.glob("*.y*ml"))]
+    if runs not in known and not Path("runs", f"study-{runs}").is_dir():
+        raise UserError(
+            f"runs is {runs!r}{suggestion(runs, known)}: neither the program nor {file}'s folder has such a "
+            "study, whose runs could be shared"
+        )
+
+
+def _check_models(study: Study, made: list[Cell]) -> None:
+    """UserError for a variant whose network the catalog does not have, or not with its options.
+
+    Also with those that it is to be scored with.
+    """
     from attneck.models import catalog
+    from attneck.studies.sizes import ways_of
     from attneck.training.recipe import TIMM
 
     for cell in made:
-        model = cell.recipe.model
-        if not model.name.startswith(TIMM):
+        for way, fields in ways_of(study, cell.variant).items():
             try:
-                catalog.find(model.name, dict(model.options))
+                model = cell.rescored(fields).model
+                if not model.name.startswith(TIMM):
+                    catalog.find(model.name, dict(model.options))
             except ValueError as error:
-                raise UserError(f"{cell.name}: {error}") from None
+                rescored = f", rescored as {way}" if fields else ""
+                raise UserError(f"{cell.name}{rescored}: {error}") from None
 
 
 def _ended_elsewhere(
@@ -217,11 +242,6 @@ def show(
     from attneck.studies.results import check_data, collect
 
     undone = sum(not cell.done for cell in made)
-    if undone == len(made) and not arguments.with_:
-        raise UserError(
-            f"no run of the study has ended, {made[0].folder} for one: train them first, attneck study "
-            f"{name} --jobs 2"
-        )
     rows = collect(study, made)  # refuses runs of another recipe
     lacking = [cell for cell in chosen if sizes.lacking(study, cell) or distance.lacking(study, cell)]
     try:

@@ -136,6 +136,11 @@ class Run:
         try:
             model.load_state_dict(self.weights(average=average))
         except RuntimeError as error:
+            if part is not None:
+                raise UserError(
+                    f"{self.folder}: its weights do not fit a {part.name} with other options "
+                    f"({one_line(error, 200)}): give such as leave the weights what they are"
+                ) from error
             if image_size is None:
                 raise
             raise UserError(  # a network of timm's, such as a vision transformer

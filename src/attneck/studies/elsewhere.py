@@ -53,7 +53,7 @@ def add(results: Results, file: Path) -> Results:
         if other is not None and (more := sorted(other.scores.keys() - set(study.seeds))):
             raise UserError(
                 f"--with {file} has a seed {more[-1]} of {_name(row)}, and the study has "
-                f"{', '.join(map(str, study.seeds))}: give --seeds {more[-1] + 1}"
+                f"{', '.join(map(str, study.seeds))}: {_with_seed(study, more[-1])}"
             )
         rows.append(row if other is None else _joined(row, other))
     if theirs:
@@ -128,6 +128,7 @@ def _read(file: Path, here: Results) -> Results:
                     f"{brief(ours)}: write it anew where its runs are, by the study as it is"
                 )
         rows = TypeAdapter(list[Row]).validate_python([_row(row, document) for row in document["rows"]])
+        _check_rows(rows)
         if not own:
             return Results(study, name, rows, 0, [], [])
         sizes = TypeAdapter(list[SizeRow]).validate_python(document["sizes"])
@@ -144,6 +145,16 @@ def _read(file: Path, here: Results) -> Results:
         raise UserError(
             f"--with {file} is no report.json of this version ({said}): write it anew where its runs are"
         ) from None
+
+
+def _check_rows(rows: Sequence[Row]) -> None:
+    """ValueError for rows that no study writes: one twice, or scores that are not where their curves end."""
+    for number, row in enumerate(rows):
+        if (row.problem, row.variant) in {(one.problem, one.variant) for one in rows[:number]}:
+            raise ValueError(f"{_name(row)} is in it twice")
+        ends = {seed: curve[-1][1] for seed, curve in row.curves.items() if curve}
+        if ends != row.scores:
+            raise ValueError(f"the scores of {_name(row)} are not those that its curves end with")
 
 
 def _row(found: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,6 +225,12 @@ def _distances(
         (row for row in whole.values() if row.heads),
         key=lambda row: (problems.index(row.problem), variants.index(row.variant)),
     )
+
+
+def _with_seed(study: Study, seed: int) -> str:
+    """How a study gets it."""
+    counted = study.seeds == tuple(range(len(study.seeds)))
+    return f"give --seeds {seed + 1}" if counted else "add it to the study's seeds"
 
 
 def _ways(study: Study) -> dict[str, str]:

@@ -9,7 +9,18 @@ from urllib.parse import quote
 
 from attneck.errors import UserError, one_line
 from attneck.files import write_atomic
-from attneck.studies.report import AUC, CHANCE, Results, bold, ended, markdown, overview, table, timed_on
+from attneck.studies.report import (
+    AUC,
+    CHANCE,
+    Results,
+    bold,
+    ended,
+    markdown,
+    not_scored,
+    overview,
+    table,
+    timed_on,
+)
 from attneck.studies.sizes import table as size_table
 
 END = "<!-- end -->"
@@ -19,7 +30,8 @@ def read(page: Path, name: str) -> str:
     """A page of Markdown with the lines <!-- study NAME --> and <!-- end -->, its line ends as they are.
 
     Raises:
-        UserError: no such file, one that cannot be read, or none with these lines.
+        UserError: no such file, one that cannot be read or written, none with these lines, or a first one
+            without a last one of its own: what stands up to another's would be lost.
     """
     begin = f"<!-- study {name} -->"
     try:
@@ -30,8 +42,16 @@ def read(page: Path, name: str) -> str:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--page {page}: {one_line(error, 100)}: give a file of Markdown in UTF-8") from None
-    if _lines(name).search(text) is None:
+    blocks = [*_lines(name).finditer(text)]
+    if not blocks:
         raise UserError(f"--page {page} has no lines {begin} and {END}: put them where the tables go")
+    if any("<!--" in found["old"] for found in blocks):
+        raise UserError(
+            f"--page {page}: after {begin} another comment comes before {END}, and what is between them "
+            f"would be lost: put {END} where the tables end"
+        )
+    if not os.access(page, os.W_OK):
+        raise UserError(f"--page {page} may not be written: allow it (chmod u+w), or give another page")
     return text
 
 
@@ -54,12 +74,12 @@ def fill(page: Path, results: Results, report: Path) -> None:
         laid = block(results, place, picture=match["table"] is None).replace("\n", end)
         return f"{match['begin']}{laid}{end}{END}"
 
-    write_atomic(page, _lines(results.name).sub(filled, text).encode())
+    write_atomic(page.resolve(), _lines(results.name).sub(filled, text).encode())
 
 
 def _lines(name: str) -> re.Pattern[str]:
     begin = rf"(?P<begin><!-- study {re.escape(name)}(?P<table>: table)? -->(?P<end>\r?\n))"
-    return re.compile(f"{begin}.*?{END}", re.DOTALL)
+    return re.compile(f"{begin}(?P<old>.*?){END}", re.DOTALL)
 
 
 def block(results: Results, report: Path, *, picture: bool) -> str:
@@ -85,6 +105,7 @@ def block(results: Results, report: Path, *, picture: bool) -> str:
         " ".join(
             [f"{study.metric} of the held-out images, mean ± standard deviation (number of seeds).", *said]
         ),
+        *not_scored(results),
         *ended(results.undone),
         f"The whole report: [{results.name}]({link('report.md')}).",
     ]

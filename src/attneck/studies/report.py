@@ -13,7 +13,7 @@ from attneck.files import write_atomic, write_csv, write_json
 from attneck.studies.distance import DistanceRow
 from attneck.studies.distance import table as distance_table
 from attneck.studies.results import Row, baseline_of
-from attneck.studies.sizes import SizeRow
+from attneck.studies.sizes import SizeRow, unscored
 from attneck.studies.sizes import table as size_table
 from attneck.studies.statistics import decimals_of, told
 from attneck.studies.study import Study
@@ -98,12 +98,13 @@ def page(results: Results) -> str:
         parts += [markdown(*overview(study, results.rows)).strip()]
     parts += [markdown(*table(study, results.rows)).strip(), *notes(study, results.undone)]
     parts += timed_on(results.rows)
-    if results.sizes:
+    if results.sizes or not_scored(results):
         parts += [
             "## At other sizes",
             f"The {study.metric} of the same weights on held-out images of these sides, and, {AUC}: mean ± "
             "standard deviation (n).",
-            markdown(*size_table(study, results.sizes)).strip(),
+            markdown(*size_table(study, results.sizes)).strip() if results.sizes else "",
+            *not_scored(results),
         ]
     if results.distances:
         parts += [
@@ -114,6 +115,12 @@ def page(results: Results) -> str:
             markdown(*distance_table(study, results.distances)).strip(),
         ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def not_scored(results: Results) -> list[str]:
+    """A line where runs that have ended were scored at no other size, or not in each way."""
+    ended = [(row.problem, row.variant) for row in results.rows if row.scores]
+    return unscored(results.study, ended, results.sizes)
 
 
 def overview(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:

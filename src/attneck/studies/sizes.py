@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,19 @@ def table(study: Study, rows: Sequence[SizeRow]) -> tuple[list[str], list[list[s
     return head, body
 
 
+def unscored(study: Study, ended: Iterable[tuple[str, str]], rows: Sequence[SizeRow]) -> list[str]:
+    """A line where runs of these problems and variants have ended, and none was scored in one of its ways."""
+    known = {(row.problem, row.name): row for row in rows if row.metric == study.metric}
+    lacking = []
+    for problem, variant in ended:
+        for way in ways_of(study, variant):
+            scores = known[problem, way].scores if (problem, way) in known else {}
+            if missing := [str(size) for size in study.sizes if size not in scores]:
+                name = "/".join(filter(None, (problem, way)))
+                lacking.append(f"{name} at {', '.join(missing)} pixels")
+    return [f"Not scored: {'; '.join(lacking)}."] if lacking else []
+
+
 def ways_of(study: Study, variant: str) -> dict[str, Fields]:
     """By name, how the variant's runs are scored: as they were trained, and with these fields."""
     others = {
@@ -122,8 +135,7 @@ def _key(fields: Fields) -> str:
 def _scores(cell: Cell, size: int, fields: Fields) -> dict[str, float]:
     """Of the averaged weights where they are kept."""
     root = cell.recipe.data.root  # where the study's data lies now
-    changes = {name: value for name, value in fields.items() if name != RECALIBRATE}
-    part = cell.rescored(changes).model if changes else None
+    part = cell.rescored(fields).model if fields.keys() - {RECALIBRATE} else None
     images: Any = fields.get(RECALIBRATE)
     found = Run(cell.folder).evaluate(root=root, image_size=size, part=part, recalibrate=images)
     return [*found.values()][-1].scores

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -49,8 +50,20 @@ def _dotted(given: Any, before: str = "") -> Any:
     return found
 
 
+def _named(given: Any) -> Any:
+    """A mapping's names as they are; YAML has yes, no, on, off and numbers that are none."""
+    if isinstance(given, dict) and (odd := [name for name in given if not isinstance(name, str)]):
+        raise ValueError(f"YAML reads a name in it as {odd[0]!r}: put it in quotes")
+    if isinstance(given, dict) and len({name.casefold() for name in given}) < len(given):
+        raise ValueError(f"{', '.join(given)}: two differ in capitals alone, as folders may not")
+    return given
+
+
+T = TypeVar("T")
 Fields = Annotated[dict[Text, Value | list[float] | list[Text] | None], BeforeValidator(_dotted)]
 """Fields of a recipe by their dotted names, such as model.surgery_options.at, and what they are."""
+Names = Annotated[dict[Name, T], BeforeValidator(_named)]
+"""By names that folders can have."""
 Size = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
 
@@ -67,27 +80,27 @@ class Study(Part):
     recipe: Text
     """A shipped recipe, or a YAML file."""
     fields: Fields = Field(default_factory=dict)
-    problems: dict[Name, Fields] = Field(default_factory=dict)
+    problems: Names[Fields] = Field(default_factory=dict)
     """Each variant is trained on each of them; none is one problem."""
-    variants: Annotated[dict[Name, Fields], Field(min_length=1)]
+    variants: Names[Fields]
     baseline: Text
     """The variant that the others are compared with."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     metric: Text = "top1"
     """The score of the held-out images; the averaged weights' where a run keeps them."""
-    threshold: float | None = None
+    threshold: Annotated[float, Field(strict=True)] | None = None
     """The report says after how many training images the score first reached this."""
     sizes: tuple[Size, ...] = ()
     """Sides of images in pixels, on which every finished run is scored too."""
-    rescored: dict[Name, Fields] = Field(default_factory=dict)
+    rescored: Names[Fields] = Field(default_factory=dict)
     """Other ways to score a variant's runs there: `variant`, and fields of `model` for the scoring, or
     `recalibrate`, the training images of that size whose BatchNorm statistics they are scored with."""
     distance_images: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 0
     """Held-out images over which the distances of finished runs' attention are averaged, or all where there
     are fewer; 0: they are not."""
-    runs: Text | None = None
+    runs: Name | None = None
     """The study in whose folder the runs lie, so that what both have is trained once; None: its own."""
-    paper: dict[Name, Text] = Field(default_factory=dict)
+    paper: Names[Text] = Field(default_factory=dict)
     """A variant's row in the papers: PAPER/TABLE/LABEL, such as bam/2/ResNet50 + BAM."""
 
     @property
@@ -102,6 +115,8 @@ class Study(Part):
 
     @model_validator(mode="after")
     def _names_are_there(self) -> Study:
+        if not self.variants:
+            raise ValueError("variants are none: give the baseline and one more")
         named = [("baseline", self.baseline), *(("paper", name) for name in self.paper)]
         named += [(f"rescored {name}", str(own.get("variant"))) for name, own in self.rescored.items()]
         for what, name in named:
@@ -110,6 +125,8 @@ class Study(Part):
                     f"{what} names {name!r}{suggestion(name, list(self.variants))}: "
                     f"choose one of the variants, {', '.join(self.variants)}"
                 )
+        if not self.seeds:
+            raise ValueError("seeds are none: give one, or leave seeds out")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}: give each once")
         if len(set(self.sizes)) < len(self.sizes):
@@ -120,6 +137,12 @@ class Study(Part):
             for name, value in changes.items():
                 if value == []:
                     raise ValueError(f"{name} is an empty list, which no command line can give: leave it out")
+        for (problem, changes), (variant, own) in product(self.problems.items(), self.variants.items()):
+            if both := sorted(changes.keys() & own.keys()):
+                raise ValueError(
+                    f"{both[0]} is given by the problem {problem} and by the variant {variant}, which would "
+                    "have another problem under its name: give it to one of them"
+                )
         if self.rescored and not self.sizes:
             raise ValueError("rescored is given without sizes to score at: give sizes, or leave it out")
         for name, own in self.rescored.items():
@@ -158,8 +181,9 @@ class Cell:
         """Its place in the study, such as same/bam/0."""
         return "/".join([*([self.problem] if self.problem else []), self.variant, str(self.seed)])
 
-    def rescored(self, fields: Fields) -> Recipe:
-        """Its recipe, with other fields of the model."""
+    def rescored(self, way: Fields) -> Recipe:
+        """Its recipe, with the fields of the model that a way to score it has."""
+        fields = {name: value for name, value in way.items() if name != RECALIBRATE}
         return changed(self.recipe, fields, f"{self.source} of {self.name}, rescored")
 
     @property
@@ -214,7 +238,11 @@ def load_study(name: str) -> Study:
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
         path = SHIPPED / f"{name}.yaml"
+        if "/" in name:
+            raise UserError(f"no study {name!r}: a file of your own ends in .yaml")
     if not path.is_file():
+        if path.parent != SHIPPED:
+            raise UserError(f"{path}: there is no such file; write one as attneck study --help describes it")
         known = shipped_studies()
         raise UserError(
             f"no study {name!r}{suggestion(name, known)} (there are {', '.join(known)}; or a file)"

@@ -190,6 +190,15 @@ def own_dict(field: str) -> str | None:
     return next((one for one in OWN_DICTS if field.startswith(f"{one}.")), None)
 
 
+WANTED = {
+    "tuple_type": "wanted a list, such as [1]",
+    "list_type": "wanted a list, such as [1]",
+    "dict_type": "wanted names with their values, NAME: VALUE",
+    "model_type": "wanted names with their values, NAME: VALUE",
+}
+"""In place of pydantic's words for what Python calls them."""
+
+
 def refusal(error: ValidationError, source: str) -> UserError:
     """One line with all that does not fit in a recipe."""
     items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
@@ -209,7 +218,7 @@ def _complaint(error: dict[str, Any]) -> str:
         for step in path[:-1]:
             part = part.model_fields[step].annotation
         return f"there is no field {field!r}{suggestion(str(path[-1]), list(part.model_fields))}"
-    wanted: str = error["msg"].removeprefix("Value error, ")
+    wanted: str = WANTED.get(error["type"]) or error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and isinstance(error["input"], dict | Part):
         return wanted  # fields that do not go together
     wanted = wanted[0].lower() + wanted[1:]
