@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as of_torch
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+from attneck.hub import save
 from attneck.layers.meta import GLOBAL_HOOKS, HOOKS, meta_copy, without_global_hooks
 from attneck.measure import count
 from attneck.surgery import attend, insert_attention_block, insert_bam, insert_se
@@ -149,6 +150,25 @@ def test_the_copy_is_of_shapes_alone() -> None:
     assert all(vars(model.layer1)[table] for table in HOOKS)
     copied.register_forward_hook(Locked())  # each module of the copy has tables of its own
     assert not copied.layer1._forward_hooks
+
+
+class Quantized(Tensor):
+    """A weight of a class of its own, which has no copy without storage."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.empty_like:
+            raise NotImplementedError("no empty_like\nof this class")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_weights_of_a_quantizer_s_class_are_a_line() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    model[0].weight = nn.Parameter(model[0].weight.detach().as_subclass(Quantized))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"NotImplementedError: no empty_like.* before it is quantized"):
+        count(model, 8)
+    with pytest.raises(ValueError, match=r"0\.weight is a Quantized and no plain tensor"):
+        save(model, "x.safetensors")
 
 
 def test_what_cannot_be_copied_is_refused() -> None:

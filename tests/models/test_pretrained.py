@@ -253,7 +253,7 @@ def test_without_a_network_one_line_says_so_at_once(
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     new_client()
-    with pytest.raises(ValueError, match="OfflineMode"):
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE forbids to fetch them: unset it"):
         timms.fetch("test_resnet.r160_in1k")
 
 

@@ -368,7 +368,7 @@ REFUSED = {
     ),
     "its Otherwise is not timm's BottleneckAttn itself": lambda: Otherwise(32, feat_size=(4, 4)),
     "something computes one of its tensors": pruned,
-    "its projection is a Identity, wanted a Conv2d": lambda: replaced(
+    "its projection is a Identity of torch.nn.modules.linear, wanted torch's Conv2d": lambda: replaced(
         BottleneckAttn(32, feat_size=(4, 4)), "qkv", nn.Identity()
     ),
     "its projection, a ParametrizedConv2d, has to be filled up": lambda: replaced(

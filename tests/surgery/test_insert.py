@@ -517,8 +517,38 @@ def test_an_adapter_makes_no_block_and_its_convolution_is_one(adapted: str) -> N
         attend(model, image_size=64)
         assert isinstance(model.layer4[0].conv2, MHSA2d)
     else:
-        with pytest.raises(ValueError, match="part of its map goes past the 3×3 convolution"):
+        with pytest.raises(ValueError, match="its 3×3 convolution has an adapter"):
             attend(model, image_size=64)
+
+
+def test_nothing_is_put_after_what_merging_takes_away() -> None:
+    """Where no norm follows a block's last convolution, that convolution's module has what comes after."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Parallel(), Parallel())
+    model[2].c = Adapter(model[2].c)
+    with pytest.raises(ValueError, match=r"'2\.c' is wrapped by an adapter's library.*or merge the adapters"):
+        insert_bam(model, at="blocks", reduction=2, image_size=32)
+    assert inserted(model) == {}
+
+
+def test_what_was_done_is_kept_with_the_network_in_an_adapters_wrapper() -> None:
+    class Wrapper(nn.Module):
+        """As PEFT's: merging gives what is inside."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = thin()
+
+        def get_base_model(self) -> nn.Module:
+            return self.inside
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.inside(x)
+            return y
+
+    wrapped = Wrapper()
+    insert_bam(wrapped, image_size=64)
+    attend(wrapped, image_size=64)
+    assert [done.name for done in wrapped.inside.surgeries] == ["insert_bam", "attend"]
 
 
 class Parallel(nn.Module):

@@ -129,11 +129,16 @@ def _of(model: nn.Module | Run | str | Path, run: Run | None = None) -> tuple[nn
 
 def _check_whole(network: nn.Module) -> None:
     """ValueError where a process has a part of it alone, or its state is not tensors alone."""
-    strange = next((name for name, one in network.state_dict().items() if not hasattr(one, "detach")), None)
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    plain = (Tensor, Parameter)
+    kinds = {name: type(one) for name, one in network.state_dict().items() if not hasattr(one, "full_tensor")}
+    strange = next((name for name, kind in kinds.items() if kind not in plain), None)
     if strange is not None:
         raise ValueError(
-            f"{strange} is no tensor, as in a quantized model: save the model as it was, and quantize what "
-            "load makes, or the exported file"
+            f"{strange} is a {kinds[strange].__name__} and no plain tensor, as in a quantized model: save "
+            "the model as it was, and quantize what load makes, or the exported file"
         )
     sharded = next((name for name, one in network.state_dict().items() if hasattr(one, "full_tensor")), None)
     if sharded is not None:

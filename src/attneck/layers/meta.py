@@ -57,20 +57,21 @@ def meta_copy(model: nn.Module) -> nn.Module:
     modules = list(model.modules())
     held = [tensor for module in modules for value in vars(module).values() for tensor in _tensors_of(value)]
     memo: dict[int, Any] = {}
-    for tensor in held:
-        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-        memo[id(tensor)] = (
-            nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-        )
     # Left out, not copied and then removed: what a hook holds may be large, or no copy may be made of it.
     tables = [vars(module)[name] for module in modules for name in HOOKS if name in vars(module)]
     memo |= {id(table): OrderedDict() for table in tables}
     try:
+        for tensor in held:
+            empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+            memo[id(tensor)] = (
+                nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+            )
         return copy.deepcopy(model, memo)
-    except Exception as error:  # what it holds may forbid it in any way: a lock, or a model that is sharded
+    except Exception as error:  # what it holds may forbid it in any way: a lock, a quantized weight
         raise ValueError(
             f"no copy can be made of this {type(model).__name__} to look at ({type(error).__name__}: "
-            f"{one_line(error, 150)}): give the network itself, before it is sharded or given anything else"
+            f"{one_line(error, 150)}): give the network itself, before it is quantized, sharded or given "
+            "anything else"
         ) from error
 
 

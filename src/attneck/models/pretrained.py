@@ -155,9 +155,14 @@ def _check_network(name: str, found: Any) -> None:
     """ValueError where the hub does not answer; an answer of any kind is left to timm."""
     if not found.hf_hub_id:
         return
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(
+            f"timm's weights {name} are not in the cache, and HF_HUB_OFFLINE forbids to fetch them: unset "
+            "it, or bring the cache of Hugging Face from elsewhere"
+        )
     repository, _, revision = found.hf_hub_id.partition("@")
     url = hf_hub_url(repository, found.hf_hub_filename or FILES[0], revision=revision or None)
     try:

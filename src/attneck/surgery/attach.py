@@ -33,6 +33,9 @@ from attneck.surgery.places import Place
 from attneck.surgery.step import Step
 from attneck.surgery.trace import Trace
 
+ADAPTED = {"base_layer", "original_module"}
+"""PEFT's names, in its wrappers, for the module that merging or unloading puts back."""
+
 
 class OnPart(nn.Module):
     """A module for one map of a list, wherever it is an element; all else goes on as it is."""
@@ -160,6 +163,11 @@ def _slot(trace: Trace, place: Place, name: str) -> _Slot:
             raise ValueError(
                 f"{call.name!r} is parametrised, and nothing can be put after it: take its parametrizations "
                 "away first (torch.nn.utils.parametrize.remove_parametrizations), and put them back after"
+            )
+        if ADAPTED & call.module._modules.keys():
+            raise ValueError(
+                f"{call.name!r} is wrapped by an adapter's library, and merging would take away what is put "
+                "after it: do the surgery first, or merge the adapters"
             )
         for extends in (False, True):
             slot = _Slot(parent, free, after, extends)

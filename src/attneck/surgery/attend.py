@@ -24,7 +24,7 @@ from torch import nn
 from attneck.errors import brief, one_line
 from attneck.layers import MHSA2d
 from attneck.layers.meta import meta_copy
-from attneck.surgery.attach import device_to_make_on, match_to
+from attneck.surgery.attach import ADAPTED, device_to_make_on, match_to
 from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
 from attneck.surgery.recorded import recorded
 from attneck.surgery.report import Change, Ledger, Result
@@ -181,6 +181,8 @@ def _target(seen: Trace, block: Block) -> _Target:
     if conv.in_channels != conv.out_channels:
         raise refuse(f"its 3×3 convolution makes {conv.out_channels} channels of {conv.in_channels}")
     index = layers.index((call, conv))
+    if call.name.rpartition(".")[2] in ADAPTED:
+        raise refuse("its 3×3 convolution has an adapter (attend first, or merge it)")
     if goes_past(seen, block, block.convs[index]):
         raise refuse("part of its map goes past the 3×3 convolution")
     if seen.times_called(conv) > 1:

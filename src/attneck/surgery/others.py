@@ -168,7 +168,11 @@ def _mhsa(theirs: Any, qkv: nn.Module, tables: dict[str, Tensor], form: Form, st
     """The layer with their projection, their scale and, in our form, their tables."""
     channels = form.heads * form.width
     if not isinstance(qkv, nn.Conv2d):
-        raise ValueError(f"its projection is a {type(qkv).__name__}, wanted a Conv2d")
+        kind = type(qkv)
+        raise ValueError(
+            f"its projection is a {kind.__name__} of {kind.__module__}, wanted torch's Conv2d (an adapter is "
+            "merged first)"
+        )
     if qkv.in_channels != channels:
         raise ValueError(
             f"it makes {channels} channels of {qkv.in_channels}, and an MHSA2d as many as it is given"

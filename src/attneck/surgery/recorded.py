@@ -29,6 +29,8 @@ def recorded(function: Callable[P, R]) -> Callable[P, R]:
         result: Any = function(*args, **kwargs)
         options = dict(signature.bind(*args, **kwargs).arguments)
         model: Any = options.pop("model")
+        if hasattr(model, "get_base_model"):  # PEFT's, of which merging leaves the network inside
+            model = model.get_base_model()
         options.pop("image_size", None)
         size = getattr(result.report, "image_size", None)
         if result.report.changes:  # there was something to adopt
