@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,11 +66,10 @@ class _Slot:
     """Whether the parent's class has to change; else the parent runs its children in a row."""
 
 
-@contextmanager
 def attached(
     model: nn.Module, trace: Trace, modules: dict[str, tuple[Place, nn.Module]], name: str
-) -> Iterator[None]:
-    """Put each module at its place in `model`, to stay there unless what is done inside fails.
+) -> AbstractContextManager[None]:
+    """In this context each module is at its place in `model`, to stay there unless what is done inside fails.
 
     `trace` is of the model as it is.
 
@@ -80,9 +79,16 @@ def attached(
             is taken.
 
     Raises:
-        ValueError: a module that nothing can be put after. Nothing is changed then.
+        ValueError: a module that nothing can be put after; at once, and nothing is changed.
     """
     slots = {where: _slot(trace, place, name) for where, (place, _) in modules.items()}
+    return _attached(model, modules, slots)
+
+
+@contextmanager
+def _attached(
+    model: nn.Module, modules: dict[str, tuple[Place, nn.Module]], slots: dict[str, _Slot]
+) -> Iterator[None]:
     parents = dict(model.named_modules())
     done: list[tuple[nn.Module, type[nn.Module], str]] = []
     try:

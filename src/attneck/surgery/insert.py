@@ -126,8 +126,9 @@ def _insert(
         match_to(module, model, seen, place.call, place.number)
         modules[where] = place, module
     ledger = Ledger(model, seen)
+    there = attached(model, seen, modules, name)
     try:
-        with attached(model, seen, modules, name):
+        with there:
             names = {module: path for path, module in model.named_modules()}
             changes = [
                 Change(names[module], type(module).__name__, place.channels, place.map_size)
