@@ -525,7 +525,7 @@ def test_nothing_is_put_after_what_merging_takes_away() -> None:
     """Where no norm follows a block's last convolution, that convolution's module has what comes after."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Parallel(), Parallel())
     model[2].c = Adapter(model[2].c)
-    with pytest.raises(ValueError, match=r"^'2\.c' is wrapped by an adapter's library.*or merge the adapters"):
+    with pytest.raises(ValueError, match=r"^'2\.c' is wrapped by an adapter's library.*or merge"):
         insert_bam(model, at="blocks", reduction=2, image_size=32)
     assert inserted(model) == {}
 
