@@ -1,5 +1,8 @@
 """A run that is too short for its moving averages says so before its first step."""
 
+import copy
+
+import pytest
 import torch
 from small_run import ALONE, Task, recipe, run
 from torch import nn
@@ -110,6 +113,24 @@ def test_indices_and_counts_are_not_averaged():
     assert torch.equal(average.module.index, net.index)
     assert average.module.num_batches_tracked == 2
     assert not torch.equal(average.module.running_mean, net.running_mean)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_in_the_same_steps():
+    """What it is compiled to depends on the size, and on whether that is the one whose statistics count."""
+    torch.manual_seed(0)
+    sides, made = [24, 32, 40], Recipe.model_validate({"data": {"image_sizes": [24, 32, 40]}})
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(2))
+    plain, compiled = copy.deepcopy(net), torch.compile(net)
+    assert {side_of(sides, made.seed, step) == 32 for step in range(10)} == {True, False}
+    for step in range(10):
+        images = torch.rand(2, 3, *[side_of(sides, made.seed, step)] * 2)
+        for model, run_by in ((net, compiled), (plain, plain)):
+            with of_one_size(model, made, 32, step):
+                run_by(images).sum().backward()
+        assert net[1].num_batches_tracked == plain[1].num_batches_tracked
+    torch.testing.assert_close(net[1].running_mean, plain[1].running_mean)
+    torch.testing.assert_close(net[1].running_var, plain[1].running_var)
 
 
 def test_it_is_torch_s_own_average_to_the_bit():
