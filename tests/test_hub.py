@@ -348,6 +348,16 @@ def test_what_could_not_be_loaded_is_not_saved(spoil: Any, says: str, tmp_path: 
     assert not (tmp_path / "folder").exists()
 
 
+def test_a_tensor_of_a_class_of_its_own_is_saved_as_what_it_holds(tmp_path: Path) -> None:
+    class Named(torch.Tensor):
+        pass
+
+    model = make("cifar_resnet20_bot_bam")
+    model.bn1.running_mean = (torch.arange(16) / 8).as_subclass(Named)  # type: ignore[union-attr,assignment]
+    again = attneck.load(hub.save(model, tmp_path / "folder"))
+    assert torch.equal(again.bn1.running_mean, torch.arange(16) / 8)  # type: ignore[union-attr,arg-type]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_loaded_as_the_same_numbers_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     model = make("cifar_resnet20_bot_bam").to(dtype)

@@ -75,18 +75,18 @@ def writing(path: Path) -> Iterator[None]:
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`, whole or not at all, even if the machine stops meanwhile.
 
-    A file that was there keeps who may read and write it.
+    A file that was there keeps its mode.
 
     Raises:
         NotWritten: what was there stays as it was.
     """
     with _aside(path) as aside:
         with aside.open("wb") as file:
+            with suppress(OSError):  # none was there, or a file system that has no such modes
+                shutil.copymode(path, aside)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        with suppress(OSError):  # none was there, or a file system that has no such modes
-            shutil.copymode(path, aside)
         os.replace(aside, path)
         _sync_folder(path.parent)
 

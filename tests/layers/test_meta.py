@@ -161,6 +161,10 @@ class Quantized(Tensor):
             raise NotImplementedError("no empty_like\nof this class")
         return super().__torch_function__(func, types, args, kwargs or {})
 
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """A quantizer's class has its numbers in other tensors."""
+        return [], None
+
 
 def test_weights_of_a_quantizer_s_class_are_a_line() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1))

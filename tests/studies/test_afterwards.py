@@ -1,6 +1,7 @@
 """What is found out of finished runs: scores at other sizes, and how far attention looks."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -329,6 +330,20 @@ def test_what_cannot_be_found_out_is_said_and_the_rest_is_reported(
     assert f"Not scored: {ways}." in written
 
 
+def test_a_size_that_cannot_be_had_takes_no_other_with_it(folder: Path, tmp_path: Path, capsys) -> None:
+    ways = {"x": {"variant": "bot", "recalibrate": 1000}}
+    own = {"sizes": [24, 30, 36], "distance_images": 0, "rescored": ways}
+    (tmp_path / "s.yaml").write_text(json.dumps(STUDY | own))
+    shutil.copytree(folder, tmp_path / "out")
+    words = ["--out", str(tmp_path / "out"), "--to", str(tmp_path / "report")]
+    assert cli.main(["study", str(tmp_path / "s.yaml"), "--report", *words]) == 0
+    said = capsys.readouterr().err
+    assert "plain/0: not scored as plain at 30 pixels: " in said
+    assert "plain/0: scored as plain at 36 pixels" in said
+    written = (tmp_path / "report/report.md").read_text()
+    assert "Not scored: plain at 30 pixels; bot at 30 pixels; x at 24, 30, 36 pixels." in written
+
+
 def test_where_nothing_could_be_scored_the_report_says_so(folder: Path, tmp_path: Path, capsys) -> None:
     """Options that change what the weights are: a way that no run can be scored in."""
     own = {"sizes": [24], "distance_images": 0, "variants": {"bot": {"model.options.attend": True}}}
@@ -336,5 +351,5 @@ def test_where_nothing_could_be_scored_the_report_says_so(folder: Path, tmp_path
     (tmp_path / "s.yaml").write_text(json.dumps(STUDY | own | other))
     where = ["--out", str(folder), "--to", str(tmp_path / "report")]
     assert cli.main(["study", str(tmp_path / "s.yaml"), "--report", *where]) == 0
-    assert "its weights do not fit a cifar_resnet20 with other options" in capsys.readouterr().err
+    assert "its weights do not fit cifar_resnet20 with these options" in capsys.readouterr().err
     assert "Not scored: plain at 24 pixels." in (tmp_path / "report/report.md").read_text()

@@ -223,15 +223,15 @@ def test_what_tells_variants_or_problems_apart_is_not_made_one(words: list[str],
         ({"seeds": 3}, "seeds=3: wanted a list"),
         ({"seeds": []}, "seeds are none"),
         ({"variants": {}}, "variants are none"),
-        ({"variants": {"plain": {}, "PLAIN": {}}}, "plain, PLAIN: two differ in capitals alone"),
-        ({"threshold": True}, "threshold=True: input should be a valid number"),
-        ({"runs": "../x"}, "runs='../x'"),
+        ({"variants": {"plain": {}, "a": {}, "Plain": {}}}, "plain and Plain differ in capitals alone"),
+        ({"threshold": True}, "threshold=True: wanted a number"),
+        ({"runs": "../x"}, "runs is '../x': wanted a study's name"),
         (
             {
                 "variants": {"plain": {}, "se": {"data.problem": "path"}},
                 "problems": {"a": {"data.problem": "same"}},
             },
-            "data.problem is given by the problem a and by the variant se",
+            "data.problem is given by the problem a and otherwise by the variant se",
         ),
     ],
 )
@@ -778,30 +778,39 @@ def test_names_that_yaml_takes_for_something_else_want_quotes(tmp_path: Path) ->
 def test_a_study_that_is_not_there_is_told_from_a_file_that_is_not() -> None:
     with pytest.raises(UserError, match=r"mine\.yaml: there is no such file"):
         load_study("mine.yaml")
-    with pytest.raises(UserError, match="no study 'a/b': a file of your own ends in"):
-        load_study("a/b")
+    with pytest.raises(UserError, match=r"no study 'relationz'; perhaps you meant 'relations'"):
+        load_study("relationz")
+
+
+def test_a_variant_may_change_what_a_problem_gives_but_for_its_images() -> None:
+    problems = {"short": {"epochs": 1, "data.problem": "path"}, "long": {"epochs": 2, "data.problem": "path"}}
+    made = study(problems=problems, variants={"plain": {}, "more": {"epochs": 3, "data.problem": "path"}})
+    assert [cell.recipe.epochs for cell in cells(made, Path("x")) if cell.seed == 0] == [1, 3, 2, 3]
 
 
 def test_runs_are_shared_with_a_study_that_there_is(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, content in (("s", {"runs": "relationz"}), ("t", {"runs": "s"})):
+    for name, content in (("s", {"runs": "relationz"}), ("t", {"runs": "s"}), ("my u", {"runs": "a pool"})):
         (tmp_path / f"{name}.yaml").write_text(json.dumps(TINY | content))
     assert cli.main(["study", "s.yaml", "--list"]) == 2
-    assert "runs is 'relationz'; perhaps you meant 'relations'" in capsys.readouterr().err
-    assert cli.main(["study", "t.yaml", "--list"]) == 0
-    assert "--out runs/study-s/same/plain/seed-0" in capsys.readouterr().out
+    said = "runs is 'relationz', which is no study's name; perhaps you meant 'relations'; if not, give --out"
+    assert said in capsys.readouterr().err
+    for name, folder in (("t", "study-s"), ("my u", "'runs/study-a pool")):
+        assert cli.main(["study", f"{name}.yaml", "--list"]) == 0
+        assert f"{folder}/same/plain/seed-0" in capsys.readouterr().out
 
 
-def test_the_advice_where_nothing_has_ended_is_a_command(tmp_path: Path, capsys) -> None:
+def test_where_nothing_has_ended_a_line_says_what_to_do(tmp_path: Path, capsys) -> None:
     file, out = tmp_path / "my s.yaml", tmp_path / "out"
     file.write_text(json.dumps(TINY))
     assert cli.main(["study", str(file), "--report", "--out", str(out)]) == 2
-    assert f"attneck study '{file}' --out {out} --jobs 2" in capsys.readouterr().err
+    assert "train them first, by the same command without --report" in capsys.readouterr().err
 
 
 def test_a_page_keeps_its_place_its_mode_and_all_else(trained: Path, tmp_path: Path, capsys) -> None:
     """What another study or a writer put between a first line and another's last one is not taken for old."""
-    page, link = tmp_path / "page.md", tmp_path / "link.md"
+    page, link = tmp_path / "docs/page.md", tmp_path / "link.md"
+    page.parent.mkdir()
     link.symlink_to(page)
     (tmp_path / "s.yaml").write_text(json.dumps(TINY))
     words = ["study", str(tmp_path / "s.yaml"), "--report", "--out", str(trained), "--page", str(link)]
@@ -814,6 +823,7 @@ def test_a_page_keeps_its_place_its_mode_and_all_else(trained: Path, tmp_path: P
     filled = page.read_text()
     assert "OLD" not in filled
     assert filled.endswith("Mine.\n<!-- study t -->\ntheirs\n<!-- end -->\n")
+    assert "(../report/report.md)" in filled
     page.write_text(whole + whole.replace("<!-- end -->\nMine", "Mine"))
     before = page.read_text()
     capsys.readouterr()
@@ -824,9 +834,10 @@ def test_a_page_keeps_its_place_its_mode_and_all_else(trained: Path, tmp_path: P
 
 def test_a_page_that_may_not_be_written_is_refused_before_training(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "page.md").write_text("<!-- study s -->\n<!-- end -->\n")
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with pytest.raises(UserError, match="may not be written: allow it"):
-        read(tmp_path / "page.md", "s")
+    for locked in (tmp_path / "page.md", tmp_path):
+        monkeypatch.setattr(os, "access", lambda path, mode, locked=locked: (path, mode) != (locked, os.W_OK))
+        with pytest.raises(UserError, match=f": {locked} may not be written: allow it"):
+            read(tmp_path / "page.md", "s")
 
 
 def test_a_page_without_a_place_is_refused_before_training(tmp_path: Path, capsys) -> None:

@@ -517,38 +517,55 @@ def test_an_adapter_makes_no_block_and_its_convolution_is_one(adapted: str) -> N
         attend(model, image_size=64)
         assert isinstance(model.layer4[0].conv2, MHSA2d)
     else:
-        with pytest.raises(ValueError, match="its 3×3 convolution has an adapter"):
+        with pytest.raises(ValueError, match="part of its map goes past the 3×3 convolution"):
             attend(model, image_size=64)
+
+
+class OfPeft(Adapter):
+    """As the package has it, which is known by its name."""
+
+
+OfPeft.__module__ = "peft.tuners.lora.layer"
 
 
 def test_nothing_is_put_after_what_merging_takes_away() -> None:
     """Where no norm follows a block's last convolution, that convolution's module has what comes after."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Parallel(), Parallel())
-    model[2].c = Adapter(model[2].c)
-    with pytest.raises(ValueError, match=r"^'2\.c' is wrapped by an adapter's library.*or merge"):
+    model[2].c = OfPeft(model[2].c)
+    with pytest.raises(ValueError, match=r"^'2\.c' is PEFT's, and merging.*or merge the adapters"):
         insert_bam(model, at="blocks", reduction=2, image_size=32)
     assert inserted(model) == {}
+    with pytest.raises(ValueError, match="its 3×3 convolution has an adapter"):
+        attend(model, image_size=32)
+    model[2].c = Adapter(model[2].c.base_layer)  # of somebody else, who has no such merging
+    insert_bam(model, at="blocks", reduction=2, image_size=32)
+    assert [*inserted(model)] == ["1.c.bam", "2.c.bam"]
+
+
+class Wrapper(nn.Module):
+    """As PEFT's: merging gives what is inside."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def get_base_model(self) -> nn.Module:
+        return self.inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inside(x)
+        return y
 
 
 def test_what_was_done_is_kept_with_the_network_in_an_adapters_wrapper() -> None:
-    class Wrapper(nn.Module):
-        """As PEFT's: merging gives what is inside."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.inside = thin()
-
-        def get_base_model(self) -> nn.Module:
-            return self.inside
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.inside(x)
-            return y
-
-    wrapped = Wrapper()
-    insert_bam(wrapped, image_size=64)
-    attend(wrapped, image_size=64)
-    assert [done.name for done in wrapped.inside.surgeries] == ["insert_bam", "attend"]
+    theirs = type("PeftModel", (Wrapper,), {"__module__": "peft.peft_model"})(thin())
+    own = Wrapper(thin())  # which has a method of that name for a reason of its own
+    for model in (theirs, own):
+        insert_bam(model, image_size=64)
+        attend(model, image_size=64)
+    for model in (theirs.inside, own):
+        assert [done.name for done in model.surgeries] == ["insert_bam", "attend"]
+    assert not hasattr(own.inside, "surgeries")
 
 
 class Parallel(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +110,7 @@ def main(words: list[str]) -> None:
     if not chosen:
         raise UserError(f"--only {' '.join(arguments.only)}: no run's name has it, such as {made[0].name}")
     if not arguments.report:
+        from attneck.studies import sizes
         from attneck.studies.report import printed_of
         from attneck.studies.results import check_data, check_metric
 
@@ -118,6 +118,7 @@ def main(words: list[str]) -> None:
         check_metric(study, chosen)
         undone = [] if arguments.list_ else [cell for cell in chosen if not cell.done]
         check_data(study, made, undone)
+        sizes.check(study, undone)
         ended = _ended_elsewhere(study, made, stem, arguments.with_)
         left = [one for one in chosen if (one.problem, one.variant, one.seed) not in ended]
         if arguments.list_:
@@ -128,22 +129,19 @@ def main(words: list[str]) -> None:
         run_all(left, arguments.jobs)
     to = arguments.to or folder / (f"report-{stem}" if study.runs else "report")
     if arguments.report and not (arguments.with_ or any(cell.done for cell in made)):
-        place = f" --out {shlex.quote(str(arguments.out))}" if arguments.out else ""
         raise UserError(
-            f"no run of the study has ended, {made[0].folder} for one: train them first, attneck study "
-            f"{shlex.quote(name)}{place} --jobs 2"
+            f"no run of the study has ended, {made[0].folder} for one: train them first, by the same command "
+            "without --report"
         )
     show(study, made, chosen, stem, to, arguments)
 
 
 def _check_runs(runs: str, file: Path) -> None:
-    """UserError for a study whose runs are to be shared, and that is nowhere."""
+    """UserError for what is almost a study's name: its runs would be trained twice."""
     known = [*shipped_studies(), *(path.stem for path in file.parent.glob("*.y*ml"))]
-    if runs not in known and not Path("runs", f"study-{runs}").is_dir():
-        raise UserError(
-            f"runs is {runs!r}{suggestion(runs, known)}: neither the program nor {file}'s folder has such a "
-            "study, whose runs could be shared"
-        )
+    near = suggestion(runs, known)
+    if runs not in known and near and not Path("runs", f"study-{runs}").is_dir():
+        raise UserError(f"runs is {runs!r}, which is no study's name{near}; if not, give --out FOLDER")
 
 
 def _check_models(study: Study, made: list[Cell]) -> None:

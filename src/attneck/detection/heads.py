@@ -213,11 +213,11 @@ class RoIAlign(MultiScaleRoIAlign):
     ) -> Tensor:
         """Maps [B, C, H, W] by name, boxes [r, 4] of each image, their (height, width) → [R, C, bins, bins].
 
-        Regions of maps in bfloat16 are cut out in the boxes' float32, as autocast does it, and then rounded.
+        Regions of maps in half precision are cut out in the boxes' float32, as autocast does it, and rounded.
         """
-        precise_maps = {name: of_level.to(boxes[0].dtype) for name, of_level in x.items()}
-        cut: Tensor = super().forward(precise_maps, boxes, image_shapes)
-        return cut.to(next(iter(x.values())).dtype)
+        maps = {name: precise(x[name]) for name in self.featmap_names}
+        cut: Tensor = super().forward(maps, boxes, image_shapes)
+        return cut.to(x[self.featmap_names[0]].dtype)
 
 
 class MaskRoIAlign(RoIAlign):

@@ -129,15 +129,13 @@ def _of(model: nn.Module | Run | str | Path, run: Run | None = None) -> tuple[nn
 
 def _check_whole(network: nn.Module) -> None:
     """ValueError where a process has a part of it alone, or its state is not tensors alone."""
-    from torch import Tensor
-    from torch.nn import Parameter
-
-    plain = (Tensor, Parameter)
-    kinds = {name: type(one) for name, one in network.state_dict().items() if not hasattr(one, "full_tensor")}
-    strange = next((name for name, kind in kinds.items() if kind not in plain), None)
-    if strange is not None:
+    for name, one in network.state_dict().items():
+        # A class that has its numbers in other tensors, as quantized and sharded ones have.
+        made_of_others = hasattr(one, "__tensor_flatten__") and not hasattr(one, "full_tensor")
+        if hasattr(one, "detach") and not made_of_others:
+            continue
         raise ValueError(
-            f"{strange} is a {kinds[strange].__name__} and no plain tensor, as in a quantized model: save "
+            f"{name} is a {type(one).__name__} and no plain tensor, as in a quantized model: save "
             "the model as it was, and quantize what load makes, or the exported file"
         )
     sharded = next((name for name, one in network.state_dict().items() if hasattr(one, "full_tensor")), None)

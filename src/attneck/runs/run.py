@@ -138,8 +138,8 @@ class Run:
         except RuntimeError as error:
             if part is not None:
                 raise UserError(
-                    f"{self.folder}: its weights do not fit a {part.name} with other options "
-                    f"({one_line(error, 200)}): give such as leave the weights what they are"
+                    f"{self.folder}: its weights do not fit {part.name} with these options "
+                    f"({one_line(error, 200)}): choose such as leave the weights' shapes"
                 ) from error
             if image_size is None:
                 raise

@@ -50,8 +50,9 @@ def read(page: Path, name: str) -> str:
             f"--page {page}: after {begin} another comment comes before {END}, and what is between them "
             f"would be lost: put {END} where the tables end"
         )
-    if not os.access(page, os.W_OK):
-        raise UserError(f"--page {page} may not be written: allow it (chmod u+w), or give another page")
+    for place in (page, page.resolve().parent):  # a page is written beside itself, and then renamed
+        if not os.access(place, os.W_OK):
+            raise UserError(f"--page {page}: {place} may not be written: allow it, or give another page")
     return text
 
 
@@ -67,6 +68,7 @@ def fill(page: Path, results: Results, report: Path) -> None:
     Raises:
         UserError: see `read`.
     """
+    page = page.resolve()
     text, place = read(page, results.name), Path(os.path.relpath(report, page.parent))
 
     def filled(match: re.Match[str]) -> str:
@@ -74,7 +76,7 @@ def fill(page: Path, results: Results, report: Path) -> None:
         laid = block(results, place, picture=match["table"] is None).replace("\n", end)
         return f"{match['begin']}{laid}{end}{END}"
 
-    write_atomic(page.resolve(), _lines(results.name).sub(filled, text).encode())
+    write_atomic(page, _lines(results.name).sub(filled, text).encode())
 
 
 def _lines(name: str) -> re.Pattern[str]:

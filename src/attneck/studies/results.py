@@ -19,9 +19,8 @@ from attneck.runs.provenance import environment_of
 from attneck.runs.report.words import images_of
 from attneck.runs.run import Run
 from attneck.runs.status import timed_steps
-from attneck.studies.sizes import ways_of
 from attneck.studies.statistics import Difference, Spread, difference, spread
-from attneck.studies.study import RECALIBRATE, Cell, Study, made_of
+from attneck.studies.study import Cell, Study, made_of
 from attneck.training.best import NOTHING
 from attneck.training.recipe_file import load_recipe
 
@@ -188,7 +187,7 @@ def check_data(study: Study, cells: Sequence[Cell], to_train: Sequence[Cell] = (
         if given == root:
             both, wanted = f"{both} now", "put the images back"
         try:
-            there[images] = there.get(images) or _opened(cell.recipe, study.sizes)
+            there[images] = there.get(images) or _opened(cell.recipe)
         except (OSError, ValueError) as error:
             raise UserError(f"{both} cannot be compared ({one_line(error, 200)}): {wanted}") from None
         if said := changes(facts, there[images]):
@@ -197,16 +196,9 @@ def check_data(study: Study, cells: Sequence[Cell], to_train: Sequence[Cell] = (
         images = study.images(cell.problem, cell.variant)
         with user_mistakes():
             if images not in there:
-                there[images] = _opened(cell.recipe, study.sizes)
+                there[images] = _opened(cell.recipe)
             if (count := images_of(there[images], "training")) is not None:
                 cell.recipe.total_steps(count // cell.recipe.batch)  # refuses a warm-up that is longer
-                for way, fields in ways_of(study, cell.variant).items():
-                    least: Any = fields.get(RECALIBRATE, 0)
-                    if least > count:
-                        raise ValueError(
-                            f"rescored {way}: {RECALIBRATE} is {least}, and {cell.name} has {count:,} "
-                            "training images: give fewer"
-                        )
 
 
 def _facts(cell: Cell) -> Facts:
@@ -224,19 +216,15 @@ def _whole(cell: Cell, name: str) -> dict[str, Any]:
     return found
 
 
-def _opened(recipe: Recipe, sizes: Sequence[int] = ()) -> Facts:
-    """The same of the data as it is now; ValueError where its images cannot have one of these sides."""
+def _opened(recipe: Recipe) -> Facts:
+    """The same of the data as it is now."""
     import torch
 
-    from attneck.data.classification import ClassificationDataset
     from attneck.runs.copies import fingerprints_of
     from attneck.tasks import open_task
     from attneck.training.distributed import World
 
     task = open_task(recipe, World(0, 1, torch.device("cpu")))
-    if isinstance(task.held_out, ClassificationDataset):
-        for side in sizes:
-            task.held_out.at(side)
     return task.describe() | {"data": fingerprints_of(task)}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from attneck.errors import EXPECTED, ending
+from attneck.errors import EXPECTED, ending, user_mistakes
 from attneck.runs.run import Run
 from attneck.studies import kept
 from attneck.studies.statistics import decimals_of, told
@@ -41,6 +41,39 @@ class SizeRow:
             ]
             for seed in seeds
         }
+
+
+def check(study: Study, to_train: Sequence[Cell]) -> None:
+    """Refuse sizes and ways that these runs could not be scored in, before they are trained.
+
+    Raises:
+        UserError: a side that their images cannot have; more images to recalibrate by than there are, or of
+            a detector.
+    """
+    import torch
+
+    from attneck.data.classification import ClassificationDataset
+    from attneck.tasks import open_task
+    from attneck.training.distributed import World
+
+    opened: dict[str, Any] = {}
+    for cell in to_train if study.sizes else ():
+        images = study.images(cell.problem, cell.variant)
+        with user_mistakes():
+            if images not in opened:
+                opened[images] = open_task(cell.recipe, World(0, 1, torch.device("cpu")))
+                if isinstance(opened[images].held_out, ClassificationDataset):
+                    for side in study.sizes:
+                        opened[images].held_out.at(side)
+            for way, fields in ways_of(study, cell.variant).items():
+                wanted: Any = fields.get(RECALIBRATE, 0)
+                if wanted and opened[images].finds_objects:
+                    raise ValueError(f"rescored {way}: {RECALIBRATE} is of classifiers: leave it out")
+                if wanted > (count := len(opened[images].training)):
+                    raise ValueError(
+                        f"rescored {way}: {RECALIBRATE} is {wanted}, and {cell.name} has {count:,} training "
+                        "images: give fewer"
+                    )
 
 
 def find(study: Study, cells: Sequence[Cell], said: Said) -> None:

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from attneck.checks import MOST
 from attneck.data.table import ONLY_WITH
@@ -33,6 +33,7 @@ BEGIN_AND_END = ("model.weights", "patience")
 SEEN = {"data.augment", "data.image_sizes", *(f"data.{option}" for option in ONLY_WITH)}
 """Fields that change how images are seen, and not which there are."""
 
+T = TypeVar("T")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
 
 
@@ -54,16 +55,30 @@ def _named(given: Any) -> Any:
     """A mapping's names as they are; YAML has yes, no, on, off and numbers that are none."""
     if isinstance(given, dict) and (odd := [name for name in given if not isinstance(name, str)]):
         raise ValueError(f"YAML reads a name in it as {odd[0]!r}: put it in quotes")
-    if isinstance(given, dict) and len({name.casefold() for name in given}) < len(given):
-        raise ValueError(f"{', '.join(given)}: two differ in capitals alone, as folders may not")
     return given
 
 
-T = TypeVar("T")
+def _told_apart(given: dict[str, T]) -> dict[str, T]:
+    """Names of folders, which not every file system tells apart by capitals."""
+    seen: dict[str, str] = {}
+    for name in given:
+        if (other := seen.setdefault(name.casefold(), name)) != name:
+            raise ValueError(f"{other} and {name} differ in capitals alone, as folders may not")
+    return given
+
+
+def _number(given: Any) -> Any:
+    """Anything but yes and no, which are 1 and 0 to Python."""
+    if isinstance(given, bool):
+        raise ValueError("wanted a number")
+    return given
+
+
 Fields = Annotated[dict[Text, Value | list[float] | list[Text] | None], BeforeValidator(_dotted)]
 """Fields of a recipe by their dotted names, such as model.surgery_options.at, and what they are."""
 Names = Annotated[dict[Name, T], BeforeValidator(_named)]
-"""By names that folders can have."""
+Folders = Annotated[dict[Name, T], BeforeValidator(_named), AfterValidator(_told_apart)]
+"""By names that folders get."""
 Size = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
 
@@ -80,15 +95,15 @@ class Study(Part):
     recipe: Text
     """A shipped recipe, or a YAML file."""
     fields: Fields = Field(default_factory=dict)
-    problems: Names[Fields] = Field(default_factory=dict)
+    problems: Folders[Fields] = Field(default_factory=dict)
     """Each variant is trained on each of them; none is one problem."""
-    variants: Names[Fields]
+    variants: Folders[Fields]
     baseline: Text
     """The variant that the others are compared with."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     metric: Text = "top1"
     """The score of the held-out images; the averaged weights' where a run keeps them."""
-    threshold: Annotated[float, Field(strict=True)] | None = None
+    threshold: Annotated[float | None, BeforeValidator(_number)] = None
     """The report says after how many training images the score first reached this."""
     sizes: tuple[Size, ...] = ()
     """Sides of images in pixels, on which every finished run is scored too."""
@@ -98,7 +113,7 @@ class Study(Part):
     distance_images: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 0
     """Held-out images over which the distances of finished runs' attention are averaged, or all where there
     are fewer; 0: they are not."""
-    runs: Name | None = None
+    runs: Text | None = None
     """The study in whose folder the runs lie, so that what both have is trained once; None: its own."""
     paper: Names[Text] = Field(default_factory=dict)
     """A variant's row in the papers: PAPER/TABLE/LABEL, such as bam/2/ResNet50 + BAM."""
@@ -116,7 +131,9 @@ class Study(Part):
     @model_validator(mode="after")
     def _names_are_there(self) -> Study:
         if not self.variants:
-            raise ValueError("variants are none: give the baseline and one more")
+            raise ValueError("variants are none: give the baseline at least")
+        if self.runs is not None and Path(self.runs).name != self.runs:
+            raise ValueError(f"runs is {self.runs!r}: wanted a study's name, and no path: give --out for one")
         named = [("baseline", self.baseline), *(("paper", name) for name in self.paper)]
         named += [(f"rescored {name}", str(own.get("variant"))) for name, own in self.rescored.items()]
         for what, name in named:
@@ -138,10 +155,11 @@ class Study(Part):
                 if value == []:
                     raise ValueError(f"{name} is an empty list, which no command line can give: leave it out")
         for (problem, changes), (variant, own) in product(self.problems.items(), self.variants.items()):
-            if both := sorted(changes.keys() & own.keys()):
+            other = [name for name in changes.keys() & own.keys() if changes[name] != own[name]]
+            if both := sorted(name for name in other if name.startswith("data.") and name not in SEEN):
                 raise ValueError(
-                    f"{both[0]} is given by the problem {problem} and by the variant {variant}, which would "
-                    "have another problem under its name: give it to one of them"
+                    f"{both[0]} is given by the problem {problem} and otherwise by the variant {variant}, "
+                    "which would have other images under its name: give it to one of them"
                 )
         if self.rescored and not self.sizes:
             raise ValueError("rescored is given without sizes to score at: give sizes, or leave it out")
@@ -238,10 +256,8 @@ def load_study(name: str) -> Study:
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
         path = SHIPPED / f"{name}.yaml"
-        if "/" in name:
-            raise UserError(f"no study {name!r}: a file of your own ends in .yaml")
     if not path.is_file():
-        if path.parent != SHIPPED:
+        if path == Path(name):
             raise UserError(f"{path}: there is no such file; write one as attneck study --help describes it")
         known = shipped_studies()
         raise UserError(

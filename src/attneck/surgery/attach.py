@@ -31,10 +31,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from attneck.surgery.places import Place
 from attneck.surgery.step import Step
-from attneck.surgery.trace import Trace
-
-ADAPTED = {"base_layer", "original_module"}
-"""PEFT's names, in its wrappers, for the module that merging or unloading puts back."""
+from attneck.surgery.trace import Trace, is_pefts
 
 
 class OnPart(nn.Module):
@@ -81,6 +78,7 @@ def attached(
     Raises:
         ValueError: a module that nothing can be put after; at once, and nothing is changed.
     """
+    # Before the context, whose other errors are a forward's.
     slots = {where: _slot(trace, place, name) for where, (place, _) in modules.items()}
     return _attached(model, modules, slots)
 
@@ -170,10 +168,10 @@ def _slot(trace: Trace, place: Place, name: str) -> _Slot:
                 f"{call.name!r} is parametrised, and nothing can be put after it: take its parametrizations "
                 "away first (torch.nn.utils.parametrize.remove_parametrizations), and put them back after"
             )
-        if ADAPTED & call.module._modules.keys():
+        if is_pefts(call.module):
             raise ValueError(
-                f"{call.name!r} is wrapped by an adapter's library, and merging would take away what is put "
-                "after it: do the surgery first, or merge the adapters"
+                f"{call.name!r} is PEFT's, and merging would take away what is put after it: do the surgery "
+                "first, or merge the adapters"
             )
         for extends in (False, True):
             slot = _Slot(parent, free, after, extends)

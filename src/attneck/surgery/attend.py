@@ -24,12 +24,12 @@ from torch import nn
 from attneck.errors import brief, one_line
 from attneck.layers import MHSA2d
 from attneck.layers.meta import meta_copy
-from attneck.surgery.attach import ADAPTED, device_to_make_on, match_to
+from attneck.surgery.attach import device_to_make_on, match_to
 from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
 from attneck.surgery.recorded import recorded
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.step import Step
-from attneck.surgery.trace import Trace, is_hooked, trace
+from attneck.surgery.trace import Trace, is_hooked, is_pefts, trace
 
 Position = Literal["relative", "absolute", "none"]
 Resample = Literal["stretch", "keep"]
@@ -181,7 +181,7 @@ def _target(seen: Trace, block: Block) -> _Target:
     if conv.in_channels != conv.out_channels:
         raise refuse(f"its 3×3 convolution makes {conv.out_channels} channels of {conv.in_channels}")
     index = layers.index((call, conv))
-    if call.name.rpartition(".")[2] in ADAPTED:
+    if is_pefts(seen.skeleton.get_submodule(call.name.rpartition(".")[0])):
         raise refuse("its 3×3 convolution has an adapter (attend first, or merge it)")
     if goes_past(seen, block, block.convs[index]):
         raise refuse("part of its map goes past the 3×3 convolution")

@@ -29,7 +29,9 @@ def recorded(function: Callable[P, R]) -> Callable[P, R]:
         result: Any = function(*args, **kwargs)
         options = dict(signature.bind(*args, **kwargs).arguments)
         model: Any = options.pop("model")
-        if hasattr(model, "get_base_model"):  # PEFT's, of which merging leaves the network inside
+        from attneck.surgery.trace import is_pefts
+
+        if is_pefts(model) and hasattr(model, "get_base_model"):  # merging leaves the network inside
             model = model.get_base_model()
         options.pop("image_size", None)
         size = getattr(result.report, "image_size", None)

@@ -156,6 +156,11 @@ def check_unwrapped(model: nn.Module) -> None:
             )
 
 
+def is_pefts(module: nn.Module) -> bool:
+    """Whether it is of PEFT: a model with adapters, or what stands for a module until they are merged."""
+    return any(kind.__module__.partition(".")[0] == "peft" for kind in type(module).__mro__)
+
+
 COMPUTES_WEIGHTS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
 """Of torch, where hooks come from that only compute the weights of their own module."""
 

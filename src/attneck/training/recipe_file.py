@@ -191,8 +191,8 @@ def own_dict(field: str) -> str | None:
 
 
 WANTED = {
-    "tuple_type": "wanted a list, such as [1]",
-    "list_type": "wanted a list, such as [1]",
+    "tuple_type": "wanted a list, in [ ]",
+    "list_type": "wanted a list, in [ ]",
     "dict_type": "wanted names with their values, NAME: VALUE",
     "model_type": "wanted names with their values, NAME: VALUE",
 }
