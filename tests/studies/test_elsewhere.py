@@ -221,7 +221,7 @@ def changed(document: dict, **changes: object) -> dict:
             "has runs that this study does not have: same/other",
         ),
         (
-            lambda d: changed(d, rows=[d["rows"][0] | {"scores": {"7": 1.0}}]),
+            lambda d: changed(d, rows=[d["rows"][0] | {"scores": {"7": 1.0}, "curves": {"7": [[32, 1.0]]}}]),
             "has a seed 7 of same/plain, and the study has 0, 1: give --seeds 8",
         ),
         (lambda d: changed(d, rows=[d["rows"][0] | {"scores": {"0": "x"}}]), "is no report.json"),
