@@ -117,6 +117,20 @@ def test_regions_lie_where_they_do_whatever_images_came_first(first):
     torch.testing.assert_close(ours(maps, boxes, [first] * 2), wanted, rtol=0, atol=0)
 
 
+def test_regions_of_half_precision_are_those_that_autocast_cuts_out():
+    """To the bit, and of boxes in float32."""
+    maps = dict(zip("0123", (one.bfloat16() for one in maps_of()), strict=False))
+    boxes = [torch.tensor([[10.3, 10.1, 50.7, 90.2], [0, 0, 250, 250]])]
+    ours, theirs = RoIAlign(list("0123"), 7, [4, 8, 16, 32]), MultiScaleRoIAlign(list("0123"), 7, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = theirs(maps, boxes, [(SIDE, SIDE)])
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            cut = ours(maps, boxes, [(SIDE, SIDE)])
+        assert cut.dtype == wanted.dtype == torch.bfloat16
+        assert torch.equal(cut, wanted)
+
+
 def test_the_second_of_two_maps_of_one_stride_has_the_regions_twice_as_large():
     """c5 of BoTNet-S1 is as fine as its c4, and p5's regions are the same as where it is not."""
     sides = (56, 112, 224, 448, 1000)  # pixels; by FPN's equation 1, p2 to p6, of which there is no map

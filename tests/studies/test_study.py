@@ -31,7 +31,6 @@ from attneck.runs.lock import only_one
 from attneck.runs.train import train
 from attneck.studies import jobs, report
 from attneck.studies.jobs import log_of, progress, run_all
-from attneck.studies.page import read
 from attneck.studies.results import Row, collect
 from attneck.studies.statistics import Difference, difference, spread
 from attneck.studies.study import Study, cells, load_study, shipped_studies
@@ -805,54 +804,6 @@ def test_where_nothing_has_ended_a_line_says_what_to_do(tmp_path: Path, capsys) 
     file.write_text(json.dumps(TINY))
     assert cli.main(["study", str(file), "--report", "--out", str(out)]) == 2
     assert "train them first, by the same command without --report" in capsys.readouterr().err
-
-
-def test_a_page_keeps_its_place_its_mode_and_all_else(trained: Path, tmp_path: Path, capsys) -> None:
-    """What another study or a writer put between a first line and another's last one is not taken for old."""
-    page, link = tmp_path / "docs/page.md", tmp_path / "link.md"
-    page.parent.mkdir()
-    link.symlink_to(page)
-    (tmp_path / "s.yaml").write_text(json.dumps(TINY))
-    words = ["study", str(tmp_path / "s.yaml"), "--report", "--out", str(trained), "--page", str(link)]
-    whole = "<!-- study s -->\nOLD\n<!-- end -->\nMine.\n<!-- study t -->\ntheirs\n<!-- end -->\n"
-    page.write_text(whole)
-    page.chmod(0o640)
-    assert cli.main([*words, "--to", str(tmp_path / "report")]) == 0
-    assert link.is_symlink()
-    assert page.stat().st_mode & 0o777 == 0o640
-    filled = page.read_text()
-    assert "OLD" not in filled
-    assert filled.endswith("Mine.\n<!-- study t -->\ntheirs\n<!-- end -->\n")
-    assert "(../report/report.md)" in filled
-    page.write_text(whole + whole.replace("<!-- end -->\nMine", "Mine"))
-    before = page.read_text()
-    capsys.readouterr()
-    assert cli.main(words) == 2
-    assert "put <!-- end --> where the tables end" in capsys.readouterr().err
-    assert page.read_text() == before
-
-
-def test_a_page_that_may_not_be_written_is_refused_before_training(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "page.md").write_text("<!-- study s -->\n<!-- end -->\n")
-    for locked in (tmp_path / "page.md", tmp_path):
-        monkeypatch.setattr(os, "access", lambda path, mode, locked=locked: (path, mode) != (locked, os.W_OK))
-        with pytest.raises(UserError, match=f": {locked} may not be written: allow it"):
-            read(tmp_path / "page.md", "s")
-
-
-def test_a_page_without_a_place_is_refused_before_training(tmp_path: Path, capsys) -> None:
-    (tmp_path / "s.yaml").write_text(json.dumps(TINY))
-    for content, said in (
-        (None, "there is no such file"),
-        (b"# A page", "put them where the tables go"),
-        (b"\xff\xfe", "give a file of Markdown in UTF-8"),
-    ):
-        if content is not None:
-            (tmp_path / "page.md").write_bytes(content)
-        words = ["--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")]
-        assert cli.main(["study", str(tmp_path / "s.yaml"), *words]) == 2
-        assert said in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
 
 
 def test_a_warm_up_longer_than_a_run_is_refused_before_training(tmp_path: Path, capsys) -> None:

@@ -152,7 +152,7 @@ def _cached(found: Any) -> str | None:
 
 
 def _check_network(name: str, found: Any) -> None:
-    """ValueError where the hub does not answer; an answer of any kind is left to timm."""
+    """ValueError where the hub may not be asked, or does not answer; any answer is left to timm."""
     if not found.hf_hub_id:
         return
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url

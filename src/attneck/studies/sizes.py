@@ -66,8 +66,10 @@ def check(study: Study, to_train: Sequence[Cell]) -> None:
                     for side in study.sizes:
                         opened[images].held_out.at(side)
             for way, fields in ways_of(study, cell.variant).items():
-                wanted: Any = fields.get(RECALIBRATE, 0)
-                if wanted and opened[images].finds_objects:
+                wanted: Any = fields.get(RECALIBRATE)
+                if wanted is None:
+                    continue
+                if opened[images].finds_objects:
                     raise ValueError(f"rescored {way}: {RECALIBRATE} is of classifiers: leave it out")
                 if wanted > (count := len(opened[images].training)):
                     raise ValueError(

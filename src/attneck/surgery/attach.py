@@ -87,6 +87,7 @@ def attached(
 def _attached(
     model: nn.Module, modules: dict[str, tuple[Place, nn.Module]], slots: dict[str, _Slot]
 ) -> Iterator[None]:
+    """`attached`, once it is known where each goes."""
     parents = dict(model.named_modules())
     done: list[tuple[nn.Module, type[nn.Module], str]] = []
     try:
