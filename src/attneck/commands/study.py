@@ -19,7 +19,7 @@ from attneck.studies.study import Cell, Study, cells, load_study, shipped_studie
 from attneck.training.recipe_file import OWN_DICTS, flat
 
 USAGE = """usage: attneck study NAME [--list | --report] [--jobs N] [--seeds N] [--only CELL …] [--out FOLDER]
-                     [--with REPORT …] [--any.field VALUE …]
+                     [--with REPORT …] [--baseline VARIANT] [--any.field VALUE …]
 
 NAME is a study that comes with the program ({shipped}) or a YAML file:
 
@@ -65,15 +65,17 @@ class Arguments:
     with_: Annotated[tuple[Path, ...], tyro.conf.arg(name="with")] = ()
     """Reports (report.json) of the study from other machines, or of one that has some of its runs: a run in
     one of them counts as ended."""
+    baseline: str | None = None
+    """The variant that the report compares the others with; the study's own if not given."""
     to: Path | None = None
     """Where the report is written; report in the runs' folder if not given."""
     page: Path | None = None
     """A page of Markdown with the lines <!-- study NAME --> and <!-- end -->, which get the short tables."""
 
 
-IDLE = {"--list": ("--report", "--jobs", "--to", "--page"), "--report": ("--jobs",)}
+IDLE = {"--list": ("--report", "--jobs", "--baseline", "--to", "--page"), "--report": ("--jobs",)}
 """What would change nothing beside it."""
-OWN = ("--list", "--report", "--jobs", "--seeds", "--only", "--out", "--with", "--to", "--page")
+OWN = ("--list", "--report", "--jobs", "--seeds", "--only", "--out", "--with", "--baseline", "--to", "--page")
 SHOWN = 5
 """Columns of the report's table that fit a screen."""
 
@@ -101,6 +103,8 @@ def main(words: list[str]) -> None:
         if arguments.seeds is not None:
             seeds = range(whole("--seeds", arguments.seeds, most=1000))
             study = study.model_copy(update={"seeds": tuple(seeds)})
+        if arguments.baseline is not None:
+            study = study.against(arguments.baseline)
     if study.runs is not None and arguments.out is None:
         _check_runs(study.runs, Path(name))
     folder = arguments.out or Path("runs") / f"study-{study.runs or stem}"

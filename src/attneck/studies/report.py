@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from attneck.errors import UserError
 from attneck.files import write_atomic, write_csv, write_json
+from attneck.studies import size_differences
 from attneck.studies.distance import DistanceRow
 from attneck.studies.distance import table as distance_table
 from attneck.studies.results import Row, baseline_of
+from attneck.studies.size_differences import Pair
 from attneck.studies.sizes import SizeRow, unscored
 from attneck.studies.sizes import table as size_table
-from attneck.studies.statistics import decimals_of, told
+from attneck.studies.statistics import decimals_of, pairs_of, told
 from attneck.studies.study import Study
 
 if TYPE_CHECKING:
@@ -48,6 +50,11 @@ class Results:
     sizes: Sequence[SizeRow] = ()
     distances: Sequence[DistanceRow] = ()
 
+    @property
+    def pairs(self) -> list[Pair]:
+        """What is compared at other sizes."""
+        return size_differences.pairs(self.study, self.rows, self.sizes)
+
 
 def write(results: Results, folder: Path) -> list[Path]:
     """Write report.md, .csv, .tex, .json, and curves.png and .svg; sizes.… too, if any; the files written."""
@@ -55,6 +62,7 @@ def write(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     tables = [table(study, rows)]
     tables += [size_table(study, results.sizes)] if results.sizes else []
+    tables += [size_differences.table(study, results.pairs)] if results.pairs else []
     tables += [distance_table(study, results.distances)] if results.distances else []
     write_atomic(folder / "report.md", page(results).encode())
     write_csv(folder / "report.csv", _runs(rows))
@@ -105,6 +113,7 @@ def page(results: Results) -> str:
             "standard deviation (n).",
             markdown(*size_table(study, results.sizes)).strip() if results.sizes else "",
             *not_scored(results),
+            *_size_differences(results),
         ]
     if results.distances:
         parts += [
@@ -115,6 +124,17 @@ def page(results: Results) -> str:
             markdown(*distance_table(study, results.distances)).strip(),
         ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _size_differences(results: Results) -> list[str]:
+    """What ways differ by at each size, if there is anything to compare."""
+    told = (
+        "What they differ by there, seed by seed, with Student's 95 % interval: each way to score less "
+        f"{results.study.baseline}, scored likewise; and less its own variant, as that was trained. Bold: "
+        "the interval does not hold 0."
+    )
+    table = size_differences.table(results.study, results.pairs, mark="**")
+    return [told, markdown(*table).strip()] if results.pairs else []
 
 
 def not_scored(results: Results) -> list[str]:
@@ -193,18 +213,8 @@ def _difference(study: Study, rows: Sequence[Row], row: Row) -> str:
     found = row.against(baseline)
     if found is None:
         return ""
-    digits = decimals_of(study.metric)
-    said = f"{found.mean:+.{digits}f}"
-    if found.interval is not None:
-        said += f" [{found.interval[0]:+.{digits}f}, {found.interval[1]:+.{digits}f}]"
-    return said + pairs_of(found.n, max(len(row.scores), len(baseline.scores)), row.apart(baseline))
-
-
-def pairs_of(pairs: int, seeds: int, apart: int) -> str:
-    """What is to be said of a difference's pairs: that there are fewer than seeds, or of two machines."""
-    said = [f"{pairs} pair{'s' * (pairs > 1)}"] if pairs < seeds else []
-    said += [f"{apart} of two machines"] if apart else []
-    return f" ({', '.join(said)})" if said else ""
+    seeds = max(len(row.scores), len(baseline.scores))
+    return found.told(decimals_of(study.metric)) + pairs_of(found.n, seeds, row.apart(baseline, row.scores))
 
 
 def _verdict(study: Study, rows: Sequence[Row], row: Row) -> str:
@@ -337,7 +347,8 @@ def document(results: Results) -> dict[str, object]:
                 "mean": spread.mean if spread else None,
                 "std": spread.std if spread else None,
                 "scores": row.scores,
-                "difference": against and asdict(against) | {"of_two_machines": row.apart(baseline)},
+                "difference": against
+                and asdict(against) | {"of_two_machines": row.apart(baseline, row.scores)},
                 "verdict": against and against.verdict(decimals_of(study.metric)),
                 "images_to": None if study.threshold is None else _images_to(study, row),
                 "params": row.cost and row.cost.params,
@@ -360,6 +371,7 @@ def document(results: Results) -> dict[str, object]:
         "recipe": recipe,
         "rows": found,
         "sizes": [asdict(row) for row in results.sizes],
+        "size_differences": size_differences.document(results.pairs),
         "distances": [asdict(row) for row in results.distances],
     }
 

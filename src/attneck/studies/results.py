@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -73,9 +73,9 @@ class Row:
         here, there = (row.data.get("held-out") for row in (self, baseline))
         return here == there or None in (here, there)
 
-    def apart(self, baseline: Row) -> int:
-        """How many pairs are known to be of two machines, whose arithmetic may differ."""
-        both = self.machines.keys() & baseline.machines.keys()
+    def apart(self, baseline: Row, seeds: Collection[int]) -> int:
+        """How many pairs of these seeds are known to be of two machines, whose arithmetic may differ."""
+        both = self.machines.keys() & baseline.machines.keys() & set(seeds)
         pairs = [({*self.machines[seed]}, {*baseline.machines[seed]}) for seed in both]
         return sum(here != there for here, there in pairs if UNKNOWN not in here | there)
 

@@ -40,6 +40,11 @@ class Difference:
         """Whether the interval lies above 0, or below."""
         return self.interval is not None and (self.interval[1] < 0 if lower else self.interval[0] > 0)
 
+    def told(self, decimals: int = 2) -> str:
+        """The mean, and the interval if there is one."""
+        around = "" if self.interval is None else ", ".join(f"{end:+.{decimals}f}" for end in self.interval)
+        return f"{self.mean:+.{decimals}f}" + (around and f" [{around}]")
+
     def verdict(self, decimals: int = 2) -> str:
         """In words."""
         if not isfinite(self.mean):
@@ -86,6 +91,13 @@ def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Di
 
     found = ttest_1samp(pairs, 0).confidence_interval(LEVEL)
     return Difference(len(pairs), mean, (float(found.low), float(found.high)))
+
+
+def pairs_of(pairs: int, seeds: int, apart: int) -> str:
+    """What is to be said of a difference's pairs: that there are fewer than seeds, or of two machines."""
+    said = [f"{pairs} pair{'s' * (pairs > 1)}"] if pairs < seeds else []
+    said += [f"{apart} of two machines"] if apart else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _or_nan(of: Callable[[Sequence[float]], float], values: Sequence[float]) -> float:

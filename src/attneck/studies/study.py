@@ -128,6 +128,22 @@ class Study(Part):
         own = {**self.problems.get(problem, {}), **self.variants[variant]}
         return str(sorted(one for one in own.items() if one[0].startswith("data.") and one[0] not in SEEN))
 
+    def against(self, baseline: str) -> Study:
+        """The same study with another baseline.
+
+        Raises:
+            ValueError: it is no variant.
+        """
+        self._check_variant("baseline", baseline)
+        return self.model_copy(update={"baseline": baseline})
+
+    def _check_variant(self, what: str, name: str) -> None:
+        if name not in self.variants:
+            raise ValueError(
+                f"{what} names {name!r}{suggestion(name, list(self.variants))}: "
+                f"choose one of the variants, {', '.join(self.variants)}"
+            )
+
     @model_validator(mode="after")
     def _names_are_there(self) -> Study:
         if not self.variants:
@@ -137,11 +153,7 @@ class Study(Part):
         named = [("baseline", self.baseline), *(("paper", name) for name in self.paper)]
         named += [(f"rescored {name}", str(own.get("variant"))) for name, own in self.rescored.items()]
         for what, name in named:
-            if name not in self.variants:
-                raise ValueError(
-                    f"{what} names {name!r}{suggestion(name, list(self.variants))}: "
-                    f"choose one of the variants, {', '.join(self.variants)}"
-                )
+            self._check_variant(what, name)
         if not self.seeds:
             raise ValueError("seeds are none: give one, or leave seeds out")
         if len(set(self.seeds)) < len(self.seeds):
