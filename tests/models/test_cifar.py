@@ -195,3 +195,18 @@ def test_the_lab_family_s_names() -> None:
     }
     seen = [module for module in on_meta("cifar_resnet20_bot").modules() if isinstance(module, MHSA2d)]
     assert [(layer.channels, layer.map_size, layer.stride) for layer in seen] == [(64, (8, 8), 1)] * 3
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_preresnet110"])
+def test_tools_that_put_hooks_on_activations_see_each(name: str) -> None:
+    """DeepLift's attributions add up to the change of the logit only if it is told of every ReLU."""
+    from captum.attr import DeepLift
+
+    torch.manual_seed(0)
+    model = lively(create_model(name, num_classes=5, depths=[1, 1, 1])).double().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    black = torch.zeros_like(images)
+    found = DeepLift(model).attribute(images, black, target=1)
+    with torch.no_grad():
+        change = (model(images) - model(black))[:, 1]
+    torch.testing.assert_close(found.sum((1, 2, 3)).detach(), change)

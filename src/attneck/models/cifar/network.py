@@ -45,6 +45,7 @@ class Block(nn.Module):
             conv = nn.Conv2d(fan_in, fan_out, kernel, step, kernel // 2, groups=groups, bias=False)
             self.add_module(f"conv{number}", conv)
             self.add_module(f"bn{number}", nn.BatchNorm2d(fan_in if self.pre else fan_out))
+            self.add_module(f"act{number}", nn.ReLU(inplace=True))  # one each: tools put hooks on them
         self.se: nn.Module | None = None
         self.drop_path: nn.Module | None = None
         self.downsample: nn.Module | None = None
@@ -58,15 +59,15 @@ class Block(nn.Module):
         """x [B, C, H, W] → [B, out, H', W'], H' = ceil(H / stride)."""
         y, shortcut = x, x
         for number in range(1, self.depth + 1):
-            conv, norm = getattr(self, f"conv{number}"), getattr(self, f"bn{number}")
+            conv, norm, act = (getattr(self, f"{part}{number}") for part in ("conv", "bn", "act"))
             if self.pre:
-                y = F.relu(norm(y), inplace=True)
+                y = act(norm(y))
                 if number == 1 and not self.raw_shortcut and self.downsample is not None:
                     shortcut = y
                 y = conv(y)
             else:
                 y = norm(conv(y))
-                y = F.relu(y, inplace=True) if number < self.depth else y
+                y = act(y) if number < self.depth else y
         if self.se is not None:
             y = self.se(y)
         if self.drop_path is not None:
@@ -74,7 +75,7 @@ class Block(nn.Module):
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
         y = y + shortcut
-        return y if self.pre else F.relu(y, inplace=True)
+        return y if self.pre else act(y)
 
 
 class Padded(nn.Module):
