@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,30 +54,22 @@ def write(
         checkpoint: a run's newest, or its best by the recipe's metric.
         json_: print one JSON document and nothing else.
     """
-    graph = file.suffix in exporting.FORMATS
-    is_open = dynamic if dynamic is None else dynamic or exporting.DYNAMIC
+    is_open = () if dynamic is None else dynamic or exporting.DYNAMIC
+    for flag, given in (("--image-size", image_size), ("--batch", batch)):
+        if given is not None and given < 1:
+            raise UserError(f"{flag} {given}: wanted 1 or more")
     try:
-        for flag, given in (("--image-size", image_size), ("--batch", batch)):
-            if given is not None and given < 1:
-                raise UserError(f"{flag} {given}: wanted 1 or more")
-        if not graph and file.suffix not in {".safetensors", ""}:
-            endings = ", ".join([*exporting.FORMATS, ".safetensors"])
-            raise UserError(f"{file}: wanted a name that ends in {endings}, or has no ending (a folder)")
-        if not graph and (is_open or opset or batch != 1):
-            raise UserError(f"--dynamic, --opset and --batch say nothing to weights ({file}): leave them out")
+        graph = _check_file(file, is_open, opset, batch)
         kind = kind_of(model)
-        if raw:
-            only_of_runs("--raw", model, kind)
-        if checkpoint != "newest":
-            only_of_runs("--checkpoint", model, kind)
-        if recalibrate is not None:
-            only_of_runs("--recalibrate", model, kind)
-        elif root is not None:
+        for flag, asked in (
+            ("--raw", raw),
+            ("--checkpoint", checkpoint != "newest"),
+            ("--recalibrate", recalibrate is not None),
+        ):
+            if asked:
+                only_of_runs(flag, model, kind)
+        if recalibrate is None and root is not None:
             raise UserError("--data.root goes with --recalibrate, whose images it says: leave it out")
-        if graph:
-            exporting.check_request(file, is_open or (), opset)
-        else:
-            exporting.check_writable(file / "config.json" if file.is_dir() else file)
         run, network, size = load(kind, model, image_size, raw, checkpoint)
         if run is not None and recalibrate is not None:
             run.recalibrated(network, recalibrate, root=root, image_size=image_size)
@@ -89,7 +82,7 @@ def write(
                 file,
                 image_size=size,
                 batch=batch,
-                dynamic=is_open or (),
+                dynamic=is_open,
                 opset=opset,
                 notes={"recipe": name} if name else {},
             )
@@ -109,6 +102,20 @@ def write(
         print(json.dumps(document))
     else:
         _show(document)
+
+
+def _check_file(file: Path, dynamic: Collection[str], opset: int | None, batch: int) -> bool:
+    """Whether it gets a graph; UserError or ValueError where it cannot be written, or not so."""
+    if file.suffix in exporting.FORMATS:
+        exporting.check_request(file, dynamic, opset)
+        return True
+    if file.suffix not in {".safetensors", ""}:
+        endings = ", ".join([*exporting.FORMATS, ".safetensors"])
+        raise UserError(f"{file}: wanted a name that ends in {endings}, or has no ending (a folder)")
+    if dynamic or opset or batch != 1:
+        raise UserError(f"--dynamic, --opset and --batch say nothing to weights ({file}): leave them out")
+    exporting.check_writable(file / "config.json" if file.is_dir() else file)
+    return False
 
 
 def _show(document: dict[str, Any]) -> None:

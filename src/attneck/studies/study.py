@@ -154,6 +154,10 @@ class Study(Part):
         named += [(f"rescored {name}", str(own.get("variant"))) for name, own in self.rescored.items()]
         for what, name in named:
             self._check_variant(what, name)
+        return self
+
+    @model_validator(mode="after")
+    def _each_run_is_one(self) -> Study:
         if not self.seeds:
             raise ValueError("seeds are none: give one, or leave seeds out")
         if len(set(self.seeds)) < len(self.seeds):
@@ -173,6 +177,10 @@ class Study(Part):
                     f"{both[0]} is given by the problem {problem} and otherwise by the variant {variant}, "
                     "which would have other images under its name: give it to one of them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _ways_can_be_scored(self) -> Study:
         if self.rescored and not self.sizes:
             raise ValueError("rescored is given without sizes to score at: give sizes, or leave it out")
         for name, own in self.rescored.items():

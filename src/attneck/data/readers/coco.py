@@ -104,9 +104,35 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
     images = {image.id: image for image in _rows(file, content, "images", Image)}
     _distinct(file, "images", [image.file_name for image in images.values()])
     labels = {category.id: label for label, category in enumerate(categories, 1)}
+    objects, problems = _objects(file, content["annotations"], images, labels, masks)
+    shares = share_problems(list(chain.from_iterable(objects.values())))
+    problems[:0] = [cut(f"{file}: {problem}") for problem in shares]
+
+    def records() -> Iterator[Record]:
+        for image in images.values():
+            path = os.path.join(folder, image.file_name)
+            where = f"{file}: image {image.id} ({image.file_name})"
+            if not os.path.isfile(path):
+                problems.append(cut(f"{where}: {path} is missing"))
+            elif masks and (problem := masks_problem(objects[image.id], image.width, image.height)):
+                problems.append(cut(f"{where}: {problem}"))
+            for object in [] if shares else objects[image.id]:
+                if problem := apart_problem(object):
+                    problems.append(cut(f"{where}: annotation {object.id}: {problem}"))
+            yield Record(image.id, path, image.width, image.height, objects.pop(image.id))
+
+    names = tuple(category.name for category in categories)
+    return Annotations(Records(records()), names, tuple(labels), problems)
+
+
+def _objects(
+    file: Path, rows: list[Any], images: dict[int, Image], labels: dict[int, int], masks: bool
+) -> tuple[dict[int, list[Object]], list[str]]:
+    """The annotations that are whole, by their image's id, and what is wrong with each of the others."""
     objects: dict[int, list[Object]] = {image: [] for image in images}
-    problems, seen = [], set()
-    for row in content["annotations"]:
+    problems: list[str] = []
+    seen: set[int] = set()
+    for row in rows:
         try:
             found = Annotation.model_validate(row)
         except ValidationError as error:
@@ -142,25 +168,7 @@ def read_annotations(name: str, split: str, root: Path, masks: bool) -> Annotati
         else:
             name = f" ({image.file_name})" if image else ""
             problems.append(cut(f"{file}: image {found.image_id}{name}: annotation {found.id}: {problem}"))
-
-    shares = share_problems(list(chain.from_iterable(objects.values())))
-    problems[:0] = [cut(f"{file}: {problem}") for problem in shares]
-
-    def records() -> Iterator[Record]:
-        for image in images.values():
-            path = os.path.join(folder, image.file_name)
-            where = f"{file}: image {image.id} ({image.file_name})"
-            if not os.path.isfile(path):
-                problems.append(cut(f"{where}: {path} is missing"))
-            elif masks and (problem := masks_problem(objects[image.id], image.width, image.height)):
-                problems.append(cut(f"{where}: {problem}"))
-            for object in [] if shares else objects[image.id]:
-                if problem := apart_problem(object):
-                    problems.append(cut(f"{where}: annotation {object.id}: {problem}"))
-            yield Record(image.id, path, image.width, image.height, objects.pop(image.id))
-
-    names = tuple(category.name for category in categories)
-    return Annotations(Records(records()), names, tuple(labels), problems)
+    return objects, problems
 
 
 def _load(file: Path) -> dict[str, list[Any]]:
