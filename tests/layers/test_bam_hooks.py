@@ -1,5 +1,6 @@
 """What runs in a BAM can be seen by hooks, replaced and kept, and on the CPU nobody notices the short cut."""
 
+import copy
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn.modules.module import (
 )
 from torch.nn.utils import parametrizations, prune
 
-from attneck.layers import BAM, bam
+from attneck.layers import BAM, MHSA2d, bam
 
 HOOKS = {
     "register_forward_pre_hook": register_module_forward_pre_hook,
@@ -82,6 +83,9 @@ def test_the_short_cut_is_for_layers_as_they_were_built(squeezes: list[int]) -> 
     def forward_of_its_own(module: BAM) -> None:
         module.spatial_att.reduce.forward = lambda x: F(x) * 0  # type: ignore[method-assign]
 
+    def convolution_of_its_own(module: BAM) -> None:
+        module.spatial_att.reduce._conv_forward = lambda x, weight, bias: F(x) * 0  # type: ignore[method-assign]
+
     F = nn.Conv2d(16, 1, 1)
 
     class Doubling(nn.Conv2d):
@@ -93,6 +97,7 @@ def test_the_short_cut_is_for_layers_as_they_were_built(squeezes: list[int]) -> 
 
     changes: list[Callable[[BAM], object]] = [
         forward_of_its_own,
+        convolution_of_its_own,
         replace("spatial_att.reduce", Doubling(16, 1, 1)),
         replace("spatial_att.reduce", nn.Conv2d(16, 1, 3, padding=1)),
         replace("spatial_att.reduce", nn.Conv2d(16, 1, 1, bias=False)),
@@ -123,6 +128,23 @@ def test_the_short_cut_is_for_layers_as_they_were_built(squeezes: list[int]) -> 
             module.backend = "auto"
             torch.testing.assert_close(module(x), want)
     assert len(squeezes) == 2
+
+
+@pytest.mark.parametrize("name", ["forward", "_conv_forward"])
+@pytest.mark.parametrize("layer", [BAM(16), MHSA2d(16, (5, 4))])
+def test_what_a_tool_has_all_convolutions_compute_is_computed(
+    layer: nn.Module, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = copy.deepcopy(layer).eval(), torch.randn(3, 16, 5, 4)
+    first = next(module for module in layer.modules() if isinstance(module, nn.Conv2d))
+    nn.init.normal_(first.weight)
+    was = getattr(nn.Conv2d, name)
+    before = layer(x)
+    monkeypatch.setattr(nn.Conv2d, name, lambda self, *given: was(self, *given) * 3)
+    found = layer(x)
+    layer.backend = "plain"
+    torch.testing.assert_close(found, layer(x))
+    assert not torch.allclose(found, before)
 
 
 class OwnSpatial(BAM):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,30 @@ def test_a_traced_graph_computes_it(variant: str) -> None:
     module, x = problem(variant)
     with torch.no_grad():
         torch.testing.assert_close(make_fx(module)(x)(x + 1), module(x + 1))
+
+
+class Stored(Tensor):
+    """A quantizer's weight: its numbers are in other tensors, and what `float` gives of it is no float32."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not Tensor.float
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        return result.as_subclass(cls) if func is Tensor.detach else result
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return [], None
+
+
+def test_a_quantizer_s_weights_in_half_precision_are_its_own() -> None:
+    module = problem()[0].bfloat16()
+    x = torch.randn(2, 64, 8, 8, dtype=torch.bfloat16)
+    reduce = module.channel_att.reduce
+    reduce.weight = nn.Parameter(reduce.weight.detach().as_subclass(Stored))  # type: ignore[arg-type]
+    found = module(x)
+    module.backend = "plain"
+    torch.testing.assert_close(found, module(x), rtol=0.02, atol=0.02)
 
 
 def test_fake_tensors_and_tensors_of_a_class() -> None:

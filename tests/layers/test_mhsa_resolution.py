@@ -50,6 +50,20 @@ def test_what_is_another_layer_s_checkpoint_is_still_refused() -> None:
         MHSA2d(8, 7).load_state_dict(even)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("resample", ["stretch", "keep"])
+@pytest.mark.parametrize("position", ["relative", "absolute"])
+def test_a_trace_at_the_layer_s_own_size_is_right_at_others(position: str, resample: str) -> None:
+    """Tables that fit another map by their rows together are not taken for its own: 7 + 7 = 6 + 8."""
+    torch.manual_seed(0)
+    layer = MHSA2d(8, 7, position=position, resample=resample).double()
+    torch.nn.init.normal_(layer.qkv.weight, std=0.5)
+    traced = torch.jit.trace(layer.eval(), torch.randn(1, 8, 7, 7, dtype=torch.float64))
+    for map_size in ((7, 7), (6, 8), (14, 14), (3, 5)):
+        x = torch.randn(2, 8, *map_size, dtype=torch.float64)
+        torch.testing.assert_close(traced(x), layer(x), rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("position", ["relative", "absolute"])
 def test_tables_learn_on_another_map(position: str) -> None:
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
 import math
 import pickle
-import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attneck.layers import BAM, MHSA2d, SqueezeExcite2d
 from attneck.models import create_model
-from attneck.surgery import attend, insert_bam, insert_se
+from attneck.surgery import attend, insert_attention_block, insert_bam, insert_se
 from attneck.surgery.trace import halvings
 
 THIN: dict[str, Any] = {"layers": (1, 1, 2, 1), "channels": (16, 16, 16, 32), "num_classes": 5}
@@ -311,12 +311,32 @@ def test_gradient_checkpointing_runs_them_too() -> None:
         insert_bam(model, start="paper", reduction=4)
         model.set_grad_checkpointing(checkpointing != "none")
         model.train()(x).square().sum().backward()
-        gradients.append({re.sub(r"\.\d\.bam", ".bam", name): p.grad for name, p in model.named_parameters()})
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys() == gradients[2].keys()
     assert len([name for name in gradients[0] if name.endswith("bam.channel_att.norm.weight")]) == 3
     for name, gradient in gradients[0].items():
         assert gradient is not None
         for other in gradients[1:]:
             torch.testing.assert_close(other[name], gradient)
+
+
+def test_a_stage_that_checkpoints_takes_a_block() -> None:
+    model = thin()
+    model.set_grad_checkpointing()
+    assert insert_attention_block(model, "bot", stage=-2).report.changes
+    assert model.grad_checkpointing  # the copy alone was without
+
+
+@pytest.mark.parametrize(
+    "surgery", [insert_bam, insert_se, attend, partial(insert_attention_block, kind="bot")]
+)
+def test_in_inference_mode_layers_are_made_that_can_learn(surgery: Any) -> None:
+    model = thin()
+    with torch.inference_mode():
+        surgery(model)
+        assert torch.is_inference_mode_enabled()
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_intermediate_features_are_after_it() -> None:

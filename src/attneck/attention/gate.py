@@ -202,9 +202,15 @@ class _Gate(torch.autograd.Function):
             return *of_all, None, None, None
         gradients = _backward(grad, x, c, p, ctx.combine, wanted)
         dx, dc, dp = (g if asked else None for g, asked in zip(gradients, wanted, strict=True))
-        if dx is not None and ctx.needs_input_grad[4]:  # the token's node runs after this one
+        if dx is not None and ctx.needs_input_grad[4] and _goes_on(ctx):
             return None, dc, dp, None, ctx.handover.leave(dx), None
         return dx, dc, dp, None, None, None
+
+
+def _goes_on(ctx: Any) -> bool:
+    """Whether this backward comes to the node that made the token, the last tensor; it may stop before."""
+    node, _ = ctx.next_functions[-1]
+    return bool(torch._C._will_engine_execute_node(node))
 
 
 @torch.library.custom_op("attneck::gate_cpu", mutates_args=(), device_types="cpu")

@@ -202,9 +202,12 @@ def _rows(table: Tensor, rows: int, how: str, first: int) -> Tensor:
 def _same(rows: int, R: int) -> bool:
     """Whether nothing is to be resampled; False where a graph for any size is made, which must not ask.
 
-    There the weights of the very same size are an identity matrix, exactly.
+    There the weights of the very same size are an identity matrix, exactly. `torch.jit.trace` makes one
+    without saying for which sizes: the table itself would be taken for another size's wherever it fits.
     """
-    return statically_known_true(rows == R) if torch.compiler.is_compiling() else rows == R
+    if torch.compiler.is_compiling():
+        return statically_known_true(rows == R)
+    return rows == R and not torch.jit.is_tracing()
 
 
 def _no_side(side: object) -> bool:

@@ -16,6 +16,7 @@ from attneck.layers.bare import is_bare, is_bare_pointwise, is_own
 from attneck.layers.branches import (
     SpatialBranch,
     check_batch,
+    in_dtype,
     in_float32,
     official_channel,
     official_spatial,
@@ -152,18 +153,18 @@ class BAM(nn.Module):
         found = None if halved else self._squeezable(x)
         if found is None:
             # Under autocast the logits are more precise than the map; the result is what the map is.
-            c, p = (None if logits is None else logits.to(x.dtype) for logits in self._logits(x))
+            c, p = (None if logits is None else in_dtype(logits, x.dtype) for logits in self._logits(x))
             out = gate(x / 2 if halved else x, c, p, self.combine, backend=self.backend)  # [B, C, H, W]
         else:
             layers, weight, bias = found
             squeezed = squeeze(x, weight, bias)
-            c = self._of_mean(squeezed.mean).to(x.dtype)  # [B, C]
+            c = in_dtype(self._of_mean(squeezed.mean), x.dtype)  # [B, C]
             self._check_positions(x)
-            p = layers.after_first(squeezed.reduced).to(x.dtype)  # [B, 1, H, W]
+            p = in_dtype(layers.after_first(squeezed.reduced), x.dtype)  # [B, 1, H, W]
             out = squeezed.gate(c, p, self.combine)  # [B, C, H, W]
         if self.gain is None:
             return out
-        gain = self.gain[:, None, None].to(x.dtype)
+        gain = in_dtype(self.gain[:, None, None], x.dtype)
         return torch.addcmul(x * (1 - gain), out, 2 * gain) if halved else torch.lerp(x, out, gain)
 
     def extra_repr(self) -> str:

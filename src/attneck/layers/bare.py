@@ -6,9 +6,13 @@ from typing import TypeGuard, TypeVar
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from attneck.attention.graph import constant
 from attneck.errors import one_line
 
 Kind = TypeVar("Kind", bound=nn.Module)
+
+CALLED = {"forward", "_conv_forward"}
+"""Methods by which a layer's call computes."""
 
 
 def is_bare(layer: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
@@ -20,11 +24,19 @@ def is_bare(layer: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
     """
     return (
         type(layer) is kind
-        and "forward" not in vars(layer)
+        and not CALLED & vars(layer).keys()
+        and _as_defined(kind)
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not (layer._backward_hooks or layer._backward_pre_hooks)
         and not _heard_everywhere()
     )
+
+
+@constant
+def _as_defined(kind: type[nn.Module]) -> bool:
+    """Whether a call runs what the class's own module defines, which some tools replace for all layers."""
+    methods = [getattr(kind, name) for name in CALLED if hasattr(kind, name)]
+    return all(getattr(one, "__globals__", {}).get("__name__") == kind.__module__ for one in methods)
 
 
 def is_own(layer: nn.Module, kind: type[Kind], *names: str) -> TypeGuard[Kind]:

@@ -33,7 +33,7 @@ class SpatialBranch(nn.Sequential):
         _, *layers = self
         with without_autocast(x):
             for layer in layers:
-                x = layer(x.to(_dtype(layer, x)))
+                x = layer(in_dtype(x, _dtype(layer, x)))
         return x
 
 
@@ -45,17 +45,23 @@ def in_float32(branch: nn.Module, mean: Tensor) -> Tensor:
     """
     with without_autocast(mean):
         own = [*branch.named_parameters(), *branch.named_buffers()]
-        wide = {name: tensor.float() for name, tensor in own if tensor.dtype in HALVES}
+        narrow = {name: tensor for name, tensor in own if tensor.dtype in HALVES}
         # A trace takes a module's own weights only.
-        if not wide or torch.jit.is_tracing() or _kept_elsewhere(branch, mean):
-            result: Tensor = branch(mean.to(_dtype(branch, mean)))
+        if not narrow or torch.jit.is_tracing() or _kept_elsewhere(branch, mean):
+            result: Tensor = branch(in_dtype(mean, _dtype(branch, mean)))
             return result
+        wide = {name: tensor.float() for name, tensor in narrow.items()}
         result = functional_call(branch, wide, (mean.float(),))
         if any(layer.training for layer in branch.modules()):
             for name, buffer in branch.named_buffers():  # BatchNorm's running statistics
                 if name in wide:
                     buffer.copy_(wide[name])
         return result
+
+
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in this precision; an exported graph would keep a cast that changes nothing."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def check_batch(branch: nn.Module, values: int) -> None:
@@ -140,11 +146,11 @@ def _dtype(module: nn.Module, x: Tensor) -> torch.dtype:
 
 def _kept_elsewhere(branch: nn.Module, x: Tensor) -> bool:
     """Whether its weights are not its own parameters, whole and where x is, or its layers have calls of their
-    own: where it is sharded or offloaded, or a replica."""
+    own: where it is sharded, offloaded or quantized, or a replica."""
     own = [*branch.parameters()]
     return (
         not own
-        or any(hasattr(tensor, "full_tensor") or tensor.is_meta > x.is_meta for tensor in own)
+        or any(hasattr(tensor, "__tensor_flatten__") or tensor.is_meta > x.is_meta for tensor in own)
         or any({"forward", "weight"} & vars(layer).keys() for layer in branch.modules())
     )
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from attneck.attention.cpu.products import linear
-from attneck.attention.graph import being_exported, in_a_graph, transformed
+from attneck.attention.graph import being_exported, in_a_graph, intercepted, transformed
 from attneck.attention.relative import (
     BACKENDS,
     RESAMPLE,
@@ -279,7 +279,7 @@ class MHSA2d(nn.Module):
         """
         qkv: nn.Module = self.qkv
         as_product = self.backend != "plain" and x.device.type == "cpu" and not being_exported()
-        if as_product and is_bare_pointwise(qkv):
+        if as_product and is_bare_pointwise(qkv) and (in_a_graph() or not intercepted(x, qkv.weight)):
             return linear(x.permute(0, 2, 3, 1), qkv.weight.flatten(1), qkv.bias)
         result: Tensor = qkv(x)  # [B, 3C or 2C, H, W]
         return result.permute(0, 2, 3, 1)

@@ -35,7 +35,13 @@ def check_name(name: Any) -> str:
         raise ValueError(f"pretrained={brief(name)}: wanted a name of timm's weights, 'resnet50.a1_in1k' say")
     bare = name.removeprefix("timm/")
     if not timm.is_model_pretrained(bare):
-        near = suggestion(bare, timm.list_pretrained() if "." in bare else timm.list_models())
+        if bare.partition(":")[0] in {"hf-hub", "local-dir"}:
+            raise ValueError(
+                f"pretrained={brief(name)}: wanted a name of timm's own weights; a file of weights is for "
+                "attneck.models.weights.load_matching, or model.weights in a recipe"
+            )
+        known = timm.list_pretrained()
+        near = suggestion(bare, known if "." in bare else [one.partition(".")[0] for one in known])
         raise ValueError(
             f"timm has no pretrained weights {brief(name)}{near} (timm.list_pretrained() has all)"
         )

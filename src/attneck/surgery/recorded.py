@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -26,7 +27,12 @@ def recorded(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def operate(*args: P.args, **kwargs: P.kwargs) -> R:
-        result: Any = function(*args, **kwargs)
+        import torch
+
+        # Tensors that are made in inference mode can never be trained.
+        inferring = torch.is_inference_mode_enabled()
+        with torch.inference_mode(False) if inferring else nullcontext():
+            result: Any = function(*args, **kwargs)
         options = dict(signature.bind(*args, **kwargs).arguments)
         model: Any = options.pop("model")
         from attneck.surgery.trace import is_pefts

@@ -190,6 +190,10 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> 
     check_unwrapped(model)
     size = _image_size(model, image_size)
     skeleton = meta_copy(model).eval()
+    module: Any
+    for module in skeleton.modules():  # timm's checkpointing calls a stage's blocks, and not the stage
+        if getattr(module, "grad_checkpointing", False) is True:
+            module.grad_checkpointing = False
     dtype = next((p.dtype for p in skeleton.parameters() if p.is_floating_point()), None)
     if dtype is None:
         raise ValueError(f"{type(model).__name__} has no parameters: it is no network that attention fits in")

@@ -206,6 +206,23 @@ def test_a_backward_broken_off_leaves_nothing_for_the_next() -> None:
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
+def test_backwards_that_stop_before_the_squeeze_leave_no_maps() -> None:
+    """Of each of many rows of a Jacobian one would be kept for as long as the graph is."""
+    leaves = problem(torch.channels_last)
+    squeezed = squeeze(*leaves)
+    logits = [squeezed.mean**2, (squeezed.reduced**3).sum(1, keepdim=True)]
+    out = squeezed.gate(*logits)
+    for row in range(3):
+        got = torch.autograd.grad(out[row].sum(), logits, retain_graph=True)
+        assert not squeezed.handover.left
+    same = reference.gate(leaves[0], *logits)
+    want = torch.autograd.grad(same[2].sum(), logits, retain_graph=True)
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+    out.sum().backward()  # one that goes on
+    want = torch.autograd.grad(plain(*leaves).sum(), leaves)
+    torch.testing.assert_close([leaf.grad for leaf in leaves], [*want], rtol=1e-11, atol=1e-11)
+
+
 def test_a_backward_inside_another_and_in_other_threads() -> None:
     leaves = problem(torch.channels_last)
     squeezed = squeeze(*leaves)
