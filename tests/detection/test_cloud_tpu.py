@@ -189,3 +189,40 @@ def test_copies_have_it_and_other_variants_have_not() -> None:
         assert type(plain.rpn) is not cloud_tpu.Regions
         assert type(plain.roi_heads) is not cloud_tpu.Heads
         assert plain.roi_heads.score_thresh == 0.05
+
+
+def test_box_predictors_start_as_there() -> None:
+    predictor = made(box_features=512).roi_heads.box_predictor
+    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.05)
+        assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("side", [30, 300, 895, 897, 1500])
+def test_regions_are_cut_by_one_point_a_bin_of_the_map_of_their_size(side: int) -> None:
+    """By the formulas of that code base: level = floor(log2(side / 224)) + 4, and the bins' middles."""
+    torch.manual_seed(0)
+    maps = {name: torch.randn(1, 3, 2048 >> level, 2048 >> level) for level, name in enumerate(NAMES, 2)}
+    left, top = 101.3, 57.9
+    for pool, bins in ((made().roi_heads.box_roi_pool, 7), (made().eval().roi_heads.mask_roi_pool, 14)):
+        cut = pool(maps, [torch.tensor([[left, top, left + side, top + side / 2]])], [(2048, 2048)])
+        level = min(6, max(2, math.floor(math.log2(side * 0.5**0.5 / 224)) + 4))
+        one, found = maps[NAMES[level - 2]][0], torch.empty(3, bins, bins)
+        for row in range(bins):
+            for column in range(bins):
+                y = (top + (row + 0.5) * side / 2 / bins) / 2**level
+                x = (left + (column + 0.5) * side / bins) / 2**level
+                found[:, row, column] = between(one, y, x)
+        torch.testing.assert_close(cut[0], found, rtol=1e-4, atol=1e-4)
+
+
+NAMES = ["0", "1", "2", "3", "pool"]
+
+
+def between(one: Tensor, y: float, x: float) -> Tensor:
+    """The map [C, H, W] at a point, bilinear; the outermost positions go on beyond the border."""
+    down, right = int(y), int(x)
+    below, beside = min(down + 1, one.shape[1] - 1), min(right + 1, one.shape[2] - 1)
+    high = one[:, down, right] * (1 - x % 1) + one[:, down, beside] * (x % 1)
+    low = one[:, below, right] * (1 - x % 1) + one[:, below, beside] * (x % 1)
+    return high * (1 - y % 1) + low * (y % 1)

@@ -279,7 +279,15 @@ def test_the_shortcut_of_the_authors_code_is_activated() -> None:
         create_model("botnet50_001", 2, 64, shortcut_act=True)
 
 
-def test_weights_drawn_anew_are_of_the_same_size() -> None:
-    model = create_model("botnet50", 2, 64)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("botnet50", {}), ("senet50", {}), ("resnet50_bam", {}), ("resnet50", {"insert_c4": "non_local"})],
+)
+def test_weights_drawn_anew_are_of_the_same_size(name: str, options: dict[str, Any]) -> None:
+    model = create_model(name, 2, 64, depths=[1, 1, 2, 1], **options)
+    before = {name: one.detach().clone() for name, one in model.named_parameters() if one.numel() > 1000}
     model.init_weights()
-    assert model.layer4[0].conv2.qkv.weight.detach().std() == pytest.approx(0.01, rel=0.02)
+    for name, one in model.named_parameters():
+        if name in before and before[name].std() > 0:
+            assert one.detach().std() == pytest.approx(float(before[name].std()), rel=0.2), name
+            assert not torch.equal(one, before[name]) or name == "fc.weight"

@@ -1,7 +1,10 @@
 """What BoTNet's detectors have otherwise than torchvision's by their code base, Cloud TPU Detection (A.2).
 
-Its pyramid (architecture/fpn.py), its anchors (dataloader/anchor.py) and its losses (losses.py, with the
-numbers of configs/maskrcnn_config.py), of which the paper's text says nothing.
+Its pyramid (architecture/fpn.py), its anchors (dataloader/anchor.py), its losses (losses.py, with the numbers
+of configs/maskrcnn_config.py), the first weights of what predicts boxes (architecture/heads.py), and how it
+cuts out regions (ops/spatial_transform_ops.py): of p6 too, from 896 pixels on, by one point in the middle of
+each bin. Of all that the paper's text says nothing. As torchvision's stays that a region narrower than one
+position of its map counts as one position.
 Letters: B batch, C channels of the pyramid, N anchors of an image, R regions of a batch, K classes with the
 background.
 """
@@ -44,6 +47,14 @@ class NormalisedLevels(ExtraFPNBlock):
         """Maps [B, C, H, W], finest first → those and one of half the size more, and their names."""
         maps = [*results, self.p6(results[-1])]
         return [norm(one) for norm, one in zip(self.norms, maps, strict=True)], [*names, "pool"]
+
+
+def begin(predictor: nn.Module) -> None:
+    """The first weights of a `BoxPredictor`: of classes N(0, 0.01²), of offsets N(0, 0.001²), no biases."""
+    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        assert isinstance(layer, nn.Linear)
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
 
 
 class Regions(RegionProposalNetwork):

@@ -199,10 +199,11 @@ class RoIAlign(MultiScaleRoIAlign):
         names: of the maps, finest first.
         bins: along each side of a region.
         reductions: the stride of each map in pixels.
+        samples: points in a bin, along each of its sides.
     """
 
-    def __init__(self, names: list[str], bins: int, reductions: list[int]) -> None:
-        super().__init__(names, bins, sampling_ratio=2)
+    def __init__(self, names: list[str], bins: int, reductions: list[int], samples: int = 2) -> None:
+        super().__init__(names, bins, sampling_ratio=samples)
         self.scales = [1 / reduction for reduction in reductions]
         finest = round(math.log2(reductions[0]))
         coarsest = finest + len(reductions) - 1

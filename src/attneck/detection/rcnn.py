@@ -71,17 +71,20 @@ class RCNN(detection.FasterRCNN):
             else FPN(backbone, options.channels, None if plain else nn.BatchNorm2d)
         )
         levels = len(pyramid.reductions)
-        reductions = pyramid.reductions[:-1]  # of the maps that regions are cut out of: not p6
+        names, reductions, samples = pyramid.names, pyramid.reductions[:-1], 2  # regions: of all maps but p6
         parts = make_heads(options, levels, num_classes)
+        if tpu:
+            names, reductions, samples = [*names, "pool"], pyramid.reductions, 1
+            cloud_tpu.begin(parts["box_predictor"])
         if options.masks:
-            parts["mask_roi_pool"] = MaskRoIAlign(pyramid.names, MASK_BINS, reductions)
+            parts["mask_roi_pool"] = MaskRoIAlign(names, MASK_BINS, reductions, samples)
         super().__init__(
             pyramid,
             rpn_anchor_generator=Anchors(pyramid.reductions[0], levels, centred=tpu),
             rpn_pre_nms_top_n_train=options.candidates,
             rpn_post_nms_top_n_train=options.proposals * (2 if plain else 1),
             rpn_post_nms_top_n_test=options.proposals,
-            box_roi_pool=RoIAlign(pyramid.names, BOX_BINS, reductions),
+            box_roi_pool=RoIAlign(names, BOX_BINS, reductions, samples),
             box_batch_size_per_image=options.rois,
             **({"box_score_thresh": 0.0} if tpu else {}),
             **parts,

@@ -15,7 +15,9 @@ class NonLocal2d(nn.Module):
 
     One head, no positions, and no value projection: the weights average x itself. The parameters are
     `theta.weight` and `phi.weight` [C/2, C, 1, 1], `out.weight` [C, C, 1, 1], no biases, and the BatchNorm
-    `norm`, whose gamma starts at 0, so that a new block changes nothing.
+    `norm`, whose gamma starts at 0, so that a new block changes nothing. The convolutions start as PyTorch's
+    do; in the code that the paper names theta and phi are drawn from N(0, 0.01^2), and W with a
+    variance of 2 / C.
 
     Args:
         channels: C, 2 or more.

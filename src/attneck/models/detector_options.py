@@ -95,8 +95,9 @@ class RCNNOptions(DetectorOptions):
     """Whether there is a mask head: Mask R-CNN, else Faster R-CNN."""
     variant: Literal["botnet", "cloud_tpu", "torchvision"] = "botnet"
     """botnet: BatchNorm in pyramid and heads (BoTNet A.2), else as torchvision. cloud_tpu: also the pyramid,
-    anchors, losses of boxes and least score of the code base that A.2 names. torchvision: its default
-    detector, no norms there, one convolution in the RPN, two fully connected layers for boxes."""
+    anchors, regions, losses of boxes, first weights and least score of the code base that A.2 names.
+    torchvision: its default detector, no norms there, one convolution in the RPN, two fully connected layers
+    for boxes."""
     channels: Positive = 256
     """Channels of the pyramid, and of every convolution after it."""
     rpn_convs: Depth = 2

@@ -10,7 +10,7 @@ from timm.models import resnet as timm_resnet
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from attneck.layers import MHSA2d, NonLocal2d, SqueezeExcite2d
+from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.layers.mhsa import NO_DECAY
 from attneck.models import parts
 from attneck.models.pooling import check_head, pool_of
@@ -34,11 +34,13 @@ class ResNet(timm_resnet.ResNet):
             recompute(self.get_submodule(name), enable)
 
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Draw them anew, as timm's: the last norm of each branch at 0 or at 1; MHSA as its layer says."""
+        """Draw them anew, as timm's: the last norm of each branch at 0 or at 1; our layers as when built."""
         super().init_weights(zero_init_last)
         for layer in self.modules():
-            if isinstance(layer, MHSA2d):
-                layer.reset_parameters()
+            if isinstance(layer, BAM | MHSA2d | NonLocal2d | SqueezeExcite2d):
+                for part in reversed([*layer.modules()]):  # what a layer says itself comes last
+                    if callable(reset := getattr(part, "reset_parameters", None)):
+                        reset()
 
     def no_weight_decay(self) -> set[str]:
         """Patterns of the position tables' names, which timm's optimisers then do not decay."""
