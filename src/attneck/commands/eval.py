@@ -72,10 +72,9 @@ def score(
         )
     kind = check_trained(model)
     is_run = kind == "run"
-    if checkpoint != "newest":
-        only_of_runs("--checkpoint", str(model), kind)
-    if recalibrate is not None:
-        only_of_runs("--recalibrate", str(model), kind)
+    only_of_runs(
+        model, kind, {"--checkpoint": checkpoint != "newest", "--recalibrate": recalibrate is not None}
+    )
     if is_run and (data or split):
         flag = "--data.name" if data else "--data.val-split"
         raise UserError(f"{flag} is of saved models, and {model} has a recipe, which says it: leave it out")

@@ -61,13 +61,8 @@ def write(
     try:
         graph = _check_file(file, is_open, opset, batch)
         kind = kind_of(model)
-        for flag, asked in (
-            ("--raw", raw),
-            ("--checkpoint", checkpoint != "newest"),
-            ("--recalibrate", recalibrate is not None),
-        ):
-            if asked:
-                only_of_runs(flag, model, kind)
+        asked = {"--raw": raw, "--checkpoint": checkpoint != "newest"}
+        only_of_runs(model, kind, asked | {"--recalibrate": recalibrate is not None})
         if recalibrate is None and root is not None:
             raise UserError("--data.root goes with --recalibrate, whose images it says: leave it out")
         run, network, size = load(kind, model, image_size, raw, checkpoint)

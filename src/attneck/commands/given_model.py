@@ -50,9 +50,9 @@ def kind_of(model: str) -> Kind:
     )
 
 
-def only_of_runs(flag: str, model: str, kind: Kind) -> None:
-    """UserError for a flag that was given, and a model that is no run."""
-    if kind != "run":
+def only_of_runs(model: str | Path, kind: Kind, given: dict[str, bool]) -> None:
+    """UserError for the first of these flags that was given, where the model is no run."""
+    if kind != "run" and (flag := next((flag for flag, is_given in given.items() if is_given), None)):
         raise UserError(f"{flag} is about runs, and {model} is none: leave it out")
 
 
@@ -93,12 +93,10 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
     with user_mistakes():
         run, network, _ = load(kind, model, image_size, False, checkpoint)
     network.eval()
-    title = model
     if run is not None:
         made = run.recipe.model
         surgery = "" if made.surgery == "none" else f" after {made.surgery}"
         title = f"{made.name}{surgery}, step {run.step:,}"
-    if run is not None:
         facts = run.facts | ({} if image_size is None else {"image_size": image_size})
         return Viewer(title, True, network, facts, run.finds_objects)
     try:
@@ -115,7 +113,7 @@ def viewer(model: str, image_size: int | None = None, checkpoint: Checkpoint = "
         facts["classes"] = _imagenet(network)
         if any(map(theirs, network.modules())):
             adopt(network)  # the same function, and its maps can be seen
-    return Viewer(title, kind != "name", network, facts, detects)
+    return Viewer(model, kind != "name", network, facts, detects)
 
 
 def _imagenet(network: Any) -> tuple[str, ...]:

@@ -96,8 +96,7 @@ def look(
             raise UserError(f"{flag} {shown_path(path)} is the photo itself: give another name")
     words = [model] if beside is None else [model, beside]
     kinds = [kind_of(word) for word in words]
-    if checkpoint != "newest":
-        only_of_runs("--checkpoint", model, kinds[0])
+    only_of_runs(model, kinds[0], {"--checkpoint": checkpoint != "newest"})
 
     photo, size = decode_small(str(image), "look", MOST_PIXELS, max_pixels)
     for x, y in places:

@@ -86,8 +86,7 @@ def predict(
 
     words = [model] if beside is None else [model, beside]
     kinds = [check_trained(word) for word in words]
-    if checkpoint != "newest":
-        only_of_runs("--checkpoint", str(model), kinds[0])
+    only_of_runs(model, kinds[0], {"--checkpoint": checkpoint != "newest"})
     if held_out and kinds[0] != "run":
         raise UserError(f"--held-out {held_out}: {model} is a saved model, without images: give some")
 

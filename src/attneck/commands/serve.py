@@ -41,8 +41,8 @@ def serve(
         raise UserError(f"--port {port}: give 1 to {(1 << 16) - 1}, or 0 for any that is free")
     given = models or (_newest_run(),)
     kinds = [kind_of(model) for model in given]
-    if checkpoint != "newest" and "run" not in kinds:
-        only_of_runs("--checkpoint", given[0], kinds[0])
+    if "run" not in kinds:
+        only_of_runs(given[0], kinds[0], {"--checkpoint": checkpoint != "newest"})
 
     from attneck.serve.gallery import Gallery
     from attneck.serve.network import Network
