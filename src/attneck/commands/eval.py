@@ -13,7 +13,7 @@ from attneck.checks import one_of
 from attneck.commands.arguments import Checkpoint, Json, call
 from attneck.commands.evaluation_files import PAIRS, class_table, told, write_details
 from attneck.commands.finder import check_trained
-from attneck.commands.given_model import only_of_runs
+from attneck.commands.given_model import Kind, only_of_runs
 from attneck.commands.progress import shown
 from attneck.commands.results_folder import folder_for
 from attneck.commands.scorer import Scorer, of_run, of_saved
@@ -71,23 +71,15 @@ def score(
             "--data.val-share goes with --data.root: of its own images a run scores those it did not train on"
         )
     kind = check_trained(model)
-    is_run = kind == "run"
     only_of_runs(
         model, kind, {"--checkpoint": checkpoint != "newest", "--recalibrate": recalibrate is not None}
     )
-    if is_run and (data or split):
-        flag = "--data.name" if data else "--data.val-split"
-        raise UserError(f"{flag} is of saved models, and {model} has a recipe, which says it: leave it out")
-    if data is not None:
-        with user_mistakes():
-            one_of("--data.name", data, SETS)
-    scorer = (
-        of_run(Run(model, checkpoint), root, val_share, image_size, recalibrate)
-        if is_run
-        else of_saved(model, kind, data, split, root, val_share, image_size)
-    )
+    _check_data(model, kind, data, split)
+    if kind == "run":
+        scorer, place = of_run(Run(model, checkpoint), root, val_share, image_size, recalibrate), model
+    else:
+        scorer, place = of_saved(model, kind, data, split, root, val_share, image_size), Path()
     first = is_first()
-    place = model if is_run else Path()
     folder = folder_for(place, "evaluation", out) if out is not None and first else None
     found = scorer.evaluate(partial(shown, what=scorer.images, quiet=json_))
     if folder is None and first:
@@ -97,11 +89,7 @@ def score(
     if best.detections is not None and first:
         beside = model if out is None and scorer.own else folder
         detections = None if beside is None else _detections(beside, best.detections)
-    step = "" if scorer.step is None else f", step {scorer.step}"
-    size = "" if image_size is None else f" of {image_size} pixels"
-    whose = "" if scorer.own else " of that data"
-    size += "" if recalibrate is None else f", BatchNorm by {recalibrate:,} training images{whose}"
-    title = f"{scorer.model}{step}, {best.images:,} {scorer.images}{size}"
+    title = _title(scorer, best.images, image_size, recalibrate)
     files = write_details(folder, best, title) if folder is not None else []
     if not first:
         return
@@ -117,6 +105,25 @@ def score(
         print(f"detections  {detections}")
     if files:
         print(f"details     {files[0].parent}  ({', '.join(file.name for file in files)})")
+
+
+def _check_data(model: Path, kind: Kind, data: str | None, split: str | None) -> None:
+    """UserError for a run, whose recipe names its data, and for a data set that there is not."""
+    if kind == "run" and (data or split):
+        flag = "--data.name" if data else "--data.val-split"
+        raise UserError(f"{flag} is of saved models, and {model} has a recipe, which says it: leave it out")
+    if data is not None:
+        with user_mistakes():
+            one_of("--data.name", data, SETS)
+
+
+def _title(scorer: Scorer, images: int, image_size: int | None, recalibrate: int | None) -> str:
+    """What was scored, and on what."""
+    step = "" if scorer.step is None else f", step {scorer.step}"
+    size = "" if image_size is None else f" of {image_size} pixels"
+    whose = "" if scorer.own else " of that data"
+    norms = "" if recalibrate is None else f", BatchNorm by {recalibrate:,} training images{whose}"
+    return f"{scorer.model}{step}, {images:,} {scorer.images}{size}{norms}"
 
 
 def _document(

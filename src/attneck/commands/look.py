@@ -91,19 +91,13 @@ def look(
 
     look_at(str(image), "look", max_pixels)
     file = None if save is None and html is not None else picture_file("--save", save, f"{image.stem}-look")
-    for flag, path in {"--save": file, "--html": html}.items():
-        if path is not None and path.exists() and path.samefile(image):
-            raise UserError(f"{flag} {shown_path(path)} is the photo itself: give another name")
+    _check_not_the_photo(image, {"--save": file, "--html": html})
     words = [model] if beside is None else [model, beside]
     kinds = [kind_of(word) for word in words]
     only_of_runs(model, kinds[0], {"--checkpoint": checkpoint != "newest"})
 
     photo, size = decode_small(str(image), "look", MOST_PIXELS, max_pixels)
-    for x, y in places:
-        if not (0 <= x < size[0] and 0 <= y < size[1]):
-            raise UserError(
-                f"--at {x},{y}: the photo is {size[0]} × {size[1]} pixels, from 0,0 at its top left"
-            )
+    _check_places(places, size)
     seers = [viewer(word, image_size, checkpoint) for word in words]
     photo = _bounded(photo, seers)
     if html is not None:
@@ -112,11 +106,7 @@ def look(
         return
     with user_mistakes():
         looks = [_look(seer, photo, cam, layers) for seer in _titled(words, seers)]
-        attending = [layer for one in looks for layer in one.maps.mhsas]
-        if places and not attending:
-            raise UserError(f"--at is of self-attention, and {' and '.join(words)} has none: leave it out")
-        if tables and not any(layer.tables for layer in attending):
-            raise UserError(f"--tables: {' and '.join(words)} has no position tables; leave it out")
+        _check_attention(looks, " and ".join(words), at=bool(places), tables=tables)
 
         from attneck.explain.looking import picture
 
@@ -141,6 +131,31 @@ def _check_options(html: Path | None, save: Path | None, *, of_picture: bool) ->
         raise UserError(
             "--at, --layers, --tables, --cam and --dark are of the picture: give --save PICTURE too"
         )
+
+
+def _check_not_the_photo(image: Path, files: dict[str, Path | None]) -> None:
+    """UserError for a file, by its flag, that would be written over the photo."""
+    for flag, path in files.items():
+        if path is not None and path.exists() and path.samefile(image):
+            raise UserError(f"{flag} {shown_path(path)} is the photo itself: give another name")
+
+
+def _check_places(places: Sequence[tuple[int, int]], size: tuple[int, int]) -> None:
+    """UserError for a place that a photo of this (width, height) does not have."""
+    for x, y in places:
+        if not (0 <= x < size[0] and 0 <= y < size[1]):
+            raise UserError(
+                f"--at {x},{y}: the photo is {size[0]} × {size[1]} pixels, from 0,0 at its top left"
+            )
+
+
+def _check_attention(looks: Sequence[Look], models: str, *, at: bool, tables: bool) -> None:
+    """UserError for options of attention that none of the models has."""
+    attending = [layer for one in looks for layer in one.maps.mhsas]
+    if at and not attending:
+        raise UserError(f"--at is of self-attention, and {models} has none: leave it out")
+    if tables and not any(layer.tables for layer in attending):
+        raise UserError(f"--tables: {models} has no position tables; leave it out")
 
 
 def _titled(words: list[str], seers: list[Viewer]) -> list[Viewer]:
