@@ -48,30 +48,9 @@ def check_annotations(
         found[split] = {**annotations.records.counts, "classes": len(annotations.classes)}
         problems += annotations.problems
         classes[split] = annotations.classes
-        unsure: list[str] = []
-        lying = tiny = blank = 0
-        for record in progress(annotations.records, split):
-            chosen = record.trained_on()
-            x0, y0, x1, y1 = record.boxes()[chosen].T
-            tiny += int(np.sum(np.minimum(x1 - x0, y1 - y0) < 1))
-            blank += len(chosen) - len(record.with_pixels(chosen)) if masks else 0
-            try:
-                if os.path.isfile(record.file):  # else the annotations have said it
-                    read_pixels(record, name, max_pixels)
-                    orientation, size = turned_by(record.file, name, max_pixels)
-                    if orientation >= 5 and size[0] != size[1]:
-                        lying += size == (record.width, record.height)
-                    elif orientation > 1 and record.objects:
-                        unsure.append(record.file)
-            except ValueError as error:
-                problems.append(cut(str(error)))
-        found[split] |= {"tiny": tiny, "blank": blank, "turned": len(unsure), "lying": lying}
-        if unsure and lying:
-            problems.append(
-                f"{name}: {lying:,} photos of {split} are annotated as they lie in the file, and EXIF turns "
-                f"{len(unsure):,} more whose size does not say so ({cut(unsure[0])}), and these are read "
-                "upright: take the EXIF orientation out of all of them"
-            )
+        counts, more = _check_images(name, split, progress(annotations.records, split), max_pixels, masks)
+        found[split] |= counts
+        problems += more
     if missing and not found and not problems:
         raise missing
     try:
@@ -79,3 +58,34 @@ def check_annotations(
     except ValueError as error:
         problems.append(cut(f"{name}: {error}"))
     return found, problems
+
+
+def _check_images(
+    name: str, split: str, records: Iterable[Record], max_pixels: int | None, masks: bool
+) -> tuple[dict[str, int], list[str]]:
+    """The counts of one split that its images and boxes give, and its problems."""
+    problems: list[str] = []
+    unsure: list[str] = []
+    lying = tiny = blank = 0
+    for record in records:
+        chosen = record.trained_on()
+        x0, y0, x1, y1 = record.boxes()[chosen].T
+        tiny += int(np.sum(np.minimum(x1 - x0, y1 - y0) < 1))
+        blank += len(chosen) - len(record.with_pixels(chosen)) if masks else 0
+        try:
+            if os.path.isfile(record.file):  # else the annotations have said it
+                read_pixels(record, name, max_pixels)
+                orientation, size = turned_by(record.file, name, max_pixels)
+                if orientation >= 5 and size[0] != size[1]:
+                    lying += size == (record.width, record.height)
+                elif orientation > 1 and record.objects:
+                    unsure.append(record.file)
+        except ValueError as error:
+            problems.append(cut(str(error)))
+    if unsure and lying:
+        problems.append(
+            f"{name}: {lying:,} photos of {split} are annotated as they lie in the file, and EXIF turns "
+            f"{len(unsure):,} more whose size does not say so ({cut(unsure[0])}), and these are read "
+            "upright: take the EXIF orientation out of all of them"
+        )
+    return {"tiny": tiny, "blank": blank, "turned": len(unsure), "lying": lying}, problems

@@ -49,26 +49,12 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
     if any(isinstance(one, nn.DataParallel) and len(one.device_ids) > 1 for one in network.modules()):
         raise ValueError("DataParallel's replicas see a part of each batch: give the model itself (.module)")
     seen: list[_Seen] = []
-    given = False
     try:
         seen.extend(map(_Seen, norms))
         with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for norm in norms:
                 norm.training = True  # and not what hangs on it, such as a dropout
-            for batch in batches:
-                try:
-                    network(batch)
-                except TypeError as error:
-                    if not isinstance(batch, (list, tuple)):
-                        raise
-                    kind = type(network).__name__
-                    raise ValueError(
-                        f"a batch is a {type(batch).__name__} of {len(batch)} ({one_line(error, 90)}): "
-                        f"where {kind} takes images alone, give (images for images, labels in loader)"
-                    ) from error
-                given = True
-        if not given:
-            raise ValueError("no images were given to take statistics from")
+            _show(network, batches)
         for one in seen:
             one.write()
         if not all(value.isfinite().all() for norm in norms for value in norm.buffers(recurse=False)):
@@ -81,6 +67,24 @@ def recalibrate(network: Network, batches: Iterable[Any]) -> Network:
         for one in seen:
             one.leave()
     return network
+
+
+def _show(network: nn.Module, batches: Iterable[Any]) -> None:
+    """Run it on each batch; ValueError where there is none, and for images with labels."""
+    given = False
+    for batch in batches:
+        try:
+            network(batch)
+        except TypeError as error:
+            if not isinstance(batch, (list, tuple)):
+                raise
+            raise ValueError(
+                f"a batch is a {type(batch).__name__} of {len(batch)} ({one_line(error, 90)}): where "
+                f"{type(network).__name__} takes images alone, give (images for images, labels in loader)"
+            ) from error
+        given = True
+    if not given:
+        raise ValueError("no images were given to take statistics from")
 
 
 class _Seen:

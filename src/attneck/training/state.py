@@ -109,21 +109,7 @@ def check(state: Any, step: int) -> None:
     """Raises ValueError, with the reason, for what no run saves at `step`."""
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}, not the state of a run")
-    version = state.get("format", 0)
-    if type(version) is int and version > FORMAT:
-        raise ValueError(
-            f"it has format {version}, of a newer attneck, and this one reads up to {FORMAT}: update attneck"
-        )
-    for name, types in PARTS.items():
-        if name not in state and name != "format":
-            raise ValueError(f"it has no {name!r}")
-        value = state.get(name, 0)
-        if not isinstance(value, types) or isinstance(value, bool):
-            raise ValueError(f"its {name!r} is of type {type(value).__name__}")
-    if more := state.keys() - PARTS.keys():
-        raise ValueError(f"it has {min(map(repr, more))}, which no checkpoint has")
-    if version < 0 or state["step"] != step:
-        raise ValueError(f"it says format {version}, step {state['step']}, under the name of step {step}")
+    _check_parts(state, step)
     _check_history(state["history"], step)
     _check_sums(state["sums"])
     classes = state["facts"].get("classes")
@@ -139,6 +125,25 @@ def check(state: Any, step: int) -> None:
         for key, tensor in (state[name] or {}).items():
             if not isinstance(key, str) or not isinstance(tensor, Tensor):
                 raise ValueError(f"its {name} has {str(key)[:60]!r} as a {type(tensor).__name__}")
+
+
+def _check_parts(state: dict[Any, Any], step: int) -> None:
+    """PARTS and no other, of this format and step."""
+    version = state.get("format", 0)
+    if type(version) is int and version > FORMAT:
+        raise ValueError(
+            f"it has format {version}, of a newer attneck, and this one reads up to {FORMAT}: update attneck"
+        )
+    for name, types in PARTS.items():
+        if name not in state and name != "format":
+            raise ValueError(f"it has no {name!r}")
+        value = state.get(name, 0)
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ValueError(f"its {name!r} is of type {type(value).__name__}")
+    if more := state.keys() - PARTS.keys():
+        raise ValueError(f"it has {min(map(repr, more))}, which no checkpoint has")
+    if version < 0 or state["step"] != step:
+        raise ValueError(f"it says format {version}, step {state['step']}, under the name of step {step}")
 
 
 def _check_history(history: list[Any], step: int) -> None:
