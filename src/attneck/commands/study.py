@@ -89,22 +89,13 @@ def main(words: list[str]) -> None:
         parse(Arguments, "attneck study NAME", ["--help"])  # prints the options, and ends
     name, (own, fields) = words[0], divided(words[1:])
     arguments = parse(Arguments, f"attneck study {name}", own)
-    given = {word.partition("=")[0] for word in own}
-    for mode, others in IDLE.items():
-        if mode in given and (idle := next((flag for flag in others if flag in given), None)):
-            raise UserError(f"{mode} and {idle} are given: leave one out")
+    _check_idle({word.partition("=")[0] for word in own})
     study, stem = load_study(name), Path(name).stem
     if arguments.page is not None:
         from attneck.studies.page import read
 
         read(arguments.page, stem)  # refuses one without a place for the tables, before anything is trained
-    with user_mistakes():
-        whole("--jobs", arguments.jobs, most=max(16, os.cpu_count() or 1))
-        if arguments.seeds is not None:
-            seeds = range(whole("--seeds", arguments.seeds, most=1000))
-            study = study.model_copy(update={"seeds": tuple(seeds)})
-        if arguments.baseline is not None:
-            study = study.against(arguments.baseline)
+    study = _as_asked(study, arguments)
     if study.runs is not None and arguments.out is None:
         _check_runs(study.runs, Path(name))
     folder = arguments.out or Path("runs") / f"study-{study.runs or stem}"
@@ -114,17 +105,7 @@ def main(words: list[str]) -> None:
     if not chosen:
         raise UserError(f"--only {' '.join(arguments.only)}: no run's name has it, such as {made[0].name}")
     if not arguments.report:
-        from attneck.studies import sizes
-        from attneck.studies.report import printed_of
-        from attneck.studies.results import check_data, check_metric
-
-        printed_of(study)  # refuses what no paper has, before anything is trained
-        check_metric(study, chosen)
-        undone = [] if arguments.list_ else [cell for cell in chosen if not cell.done]
-        check_data(study, made, undone)
-        sizes.check(study, undone)
-        ended = _ended_elsewhere(study, made, stem, arguments.with_)
-        left = [one for one in chosen if (one.problem, one.variant, one.seed) not in ended]
+        left = _left(study, made, chosen, stem, arguments)
         if arguments.list_:
             print("".join(f"{cell.command()}\n" for cell in left if not cell.done), end="")
             return
@@ -138,6 +119,38 @@ def main(words: list[str]) -> None:
             "without --report"
         )
     show(study, made, chosen, stem, to, arguments)
+
+
+def _check_idle(given: set[str]) -> None:
+    """UserError for a flag that would change nothing beside another one."""
+    for mode, others in IDLE.items():
+        if mode in given and (idle := next((flag for flag in others if flag in given), None)):
+            raise UserError(f"{mode} and {idle} are given: leave one out")
+
+
+def _as_asked(study: Study, arguments: Arguments) -> Study:
+    """With the seeds and the baseline that were asked for; UserError for numbers that cannot be."""
+    with user_mistakes():
+        whole("--jobs", arguments.jobs, most=max(16, os.cpu_count() or 1))
+        if arguments.seeds is not None:
+            seeds = range(whole("--seeds", arguments.seeds, most=1000))
+            study = study.model_copy(update={"seeds": tuple(seeds)})
+        return study if arguments.baseline is None else study.against(arguments.baseline)
+
+
+def _left(study: Study, made: list[Cell], chosen: list[Cell], name: str, arguments: Arguments) -> list[Cell]:
+    """The chosen runs without those that have ended elsewhere; UserError for what could not be reported."""
+    from attneck.studies import sizes
+    from attneck.studies.report import printed_of
+    from attneck.studies.results import check_data, check_metric
+
+    printed_of(study)  # refuses what no paper has, before anything is trained
+    check_metric(study, chosen)
+    undone = [] if arguments.list_ else [cell for cell in chosen if not cell.done]
+    check_data(study, made, undone)
+    sizes.check(study, undone)
+    ended = _ended_elsewhere(study, made, name, arguments.with_)
+    return [one for one in chosen if (one.problem, one.variant, one.seed) not in ended]
 
 
 def _check_runs(runs: str, file: Path) -> None:

@@ -92,15 +92,7 @@ def train(
             none to resume; a recipe or data other than the run was started with.
         RunFailed: see `attneck.training.loop.train_loop`.
     """
-    if not isinstance(recipe, Recipe):
-        word = Path(recipe)
-        if out is None and name is None and is_run(word):
-            out = word
-        name, recipe = name or word.stem, load_recipe(str(recipe))
-    trackers.require(recipe)
-    if accept_changes and not resume:
-        raise UserError("--accept-changes goes with --resume: a new run takes the data as it is")
-    wish = Wish(None if out is None else Path(out), name or recipe.model.name, resume, accept_changes)
+    recipe, wish = _asked(recipe, out, name, resume, accept_changes)
     with world() as everyone, ExitStack() as held:
         check_compiler(recipe, everyone.device)
         with user_mistakes():
@@ -123,11 +115,7 @@ def train(
             write_split(folder, task)
         if task.training.skipped is not None:
             task.training.skipped.keep(folder / SKIPPED)
-        with user_mistakes():
-            set_float32_products(begun.products)
-            if begun.passes is not None:
-                set_passes(begun.passes)
-            set_attention(begun.attention)
+        _compute_as(begun)
         if everyone.rank == 0:
             _say_first(recipe, made, begun, everyone)
 
@@ -147,10 +135,7 @@ def train(
             look=seen,
             score_again=bool(everyone.maximum([float(undrawn)])[0]),
         )
-        if task.training.skipped is not None:
-            left_out = set(everyone.joined(task.training.skipped.files()))
-            if left_out and everyone.rank == 0:
-                say(summary_of(left_out))
+        _say_skipped(task, everyone)
         last = average.module if average is not None else model
         if everyone.rank == 0 and seen is not None and seen.last(progress.step):
             scored(partial(seen.take, progress.step), last, recipe, everyone.device)
@@ -167,6 +152,21 @@ def train(
             if recipe.pictures:
                 pictures.draw_pictures(folder, task, begun.facts)
         return summary
+
+
+def _asked(
+    recipe: Recipe | str | Path, out: str | Path | None, name: str | None, resume: bool, accept_changes: bool
+) -> tuple[Recipe, Wish]:
+    """The recipe that was given or named, and where and how its run is to go."""
+    if not isinstance(recipe, Recipe):
+        word = Path(recipe)
+        if out is None and name is None and is_run(word):
+            out = word
+        name, recipe = name or word.stem, load_recipe(str(recipe))
+    trackers.require(recipe)
+    if accept_changes and not resume:
+        raise UserError("--accept-changes goes with --resume: a new run takes the data as it is")
+    return recipe, Wish(None if out is None else Path(out), name or recipe.model.name, resume, accept_changes)
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,15 @@ def _make(recipe: Recipe, everyone: World, resume: bool, verbose: bool) -> _Made
     return _Made(task, model, facts, decides, fingerprints, started)
 
 
+def _compute_as(begun: Start) -> None:
+    """By the library of products, the passes and the attention that the run began with."""
+    with user_mistakes():
+        set_float32_products(begun.products)
+        if begun.passes is not None:
+            set_passes(begun.passes)
+        set_attention(begun.attention)
+
+
 def _say_first(recipe: Recipe, made: _Made, begun: Start, everyone: World) -> None:
     """What whoever starts it should know: of the device, and of a new run its surgery, weights and length."""
     on_cpu = everyone.device.type == "cpu"
@@ -227,6 +236,14 @@ def _say_first(recipe: Recipe, made: _Made, begun: Start, everyone: World) -> No
         for said in (*getattr(made.model, "surgery_reports", ()), *made.started, many):
             if said is not None:
                 say(said)
+
+
+def _say_skipped(task: Task, everyone: World) -> None:
+    """A line for the training images that no process could read; called on all of them."""
+    if task.training.skipped is not None:
+        left_out = set(everyone.joined(task.training.skipped.files()))
+        if left_out and everyone.rank == 0:
+            say(summary_of(left_out))
 
 
 def _write_end(summary: Summary) -> None:

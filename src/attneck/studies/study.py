@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -309,8 +309,9 @@ def cells(study: Study, folder: Path, fields: Mapping[str, Any] | None = None) -
                 "make alike: leave it out, or write a study of your own"
             )
     made = []
-    for problem, variant, own in _combinations(study):
-        both = _as_given({**study.fields, **own, **(fields or {})})
+    problems = study.problems or {"": {}}
+    for (problem, of_problem), (variant, own) in product(problems.items(), study.variants.items()):
+        both = _as_given({**study.fields, **of_problem, **own, **(fields or {})})
         for seed in study.seeds:
             mine = {**both, "seed": seed}
             where = Path(problem, variant, f"seed-{seed}")
@@ -327,12 +328,6 @@ def _as_given(fields: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for name, value in fields.items()
     }
-
-
-def _combinations(study: Study) -> Iterator[tuple[str, str, Fields]]:
-    for problem, changes in (study.problems or {"": {}}).items():
-        for variant, own in study.variants.items():
-            yield problem, variant, {**changes, **own}
 
 
 def _dashed(field: str) -> str:
