@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from attneck.explain.inline import heat, scale
-from attneck.runs.report.html import Html, join, tag
+from attneck.runs.report.html import Html, join, scrolling, tag
 from attneck.runs.snapshots import GRID, Layer, Look, Snapshot
 
 BESIDE = 4
@@ -85,19 +85,13 @@ def _image(number: int, snapshots: Sequence[Snapshot]) -> Html:
         ),
         tag("span", f"Image {number + 1}: ", tag("b", last.truth)),
     )
-    return tag(
-        "div",
-        tag(
-            "table",
-            caption,
-            tag("thead", tag("tr", *(tag("th", head, scope="col") for head in heads))),
-            tag("tbody", *rows),
-        ),
+    return scrolling(
+        caption,
+        heads,
+        rows,
+        f"Image {number + 1} as training went on",
         class_=f"scroll looks{small}",
         style=f"--photo:url({last.picture})",
-        tabindex="0",
-        role="region",
-        aria_label=f"Image {number + 1} as training went on",
     )
 
 

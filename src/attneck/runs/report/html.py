@@ -32,27 +32,25 @@ def join(parts: Iterable[str | None], between: str = "") -> Html:
     return Html(escape(between).join(ready))
 
 
-def table(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None, **more: str
-) -> Html:
-    """A table that scrolls by itself where the page is narrower; the first cell of a row is its head."""
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None) -> Html:
+    """A table of words; the first cell of a row is its head."""
     body = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
-    return tag(
-        "div",
-        tag(
-            "table",
-            tag("caption", caption) if caption else None,
-            tag("thead", tag("tr", *(tag("th", head, scope="col") for head in heads)))
-            if any(heads)
-            else None,
-            tag("tbody", *body),
-            **more,
-        ),
-        class_="scroll",
-        tabindex="0",
-        role="region",
-        aria_label=caption or ", ".join(filter(None, heads)) or "table",
-    )
+    label = caption or ", ".join(filter(None, heads)) or "table"
+    return scrolling(tag("caption", caption) if caption else None, heads, body, label)
+
+
+def scrolling(
+    caption: Html | None,
+    heads: Sequence[str],
+    rows: Iterable[Html],
+    label: str,
+    class_: str = "scroll",
+    style: str | None = None,
+) -> Html:
+    """A table that scrolls by itself where the page is narrower."""
+    head = tag("thead", tag("tr", *(tag("th", head, scope="col") for head in heads))) if any(heads) else None
+    inside = tag("table", caption, head, tag("tbody", *rows))
+    return tag("div", inside, class_=class_, style=style, tabindex="0", role="region", aria_label=label)
 
 
 def terms(rows: Iterable[tuple[str, str | None]]) -> Html:
