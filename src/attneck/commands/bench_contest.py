@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from attneck.commands.text_table import text_table
 from attneck.errors import UserError, is_out_of_memory, say
 from attneck.processor import ran_on
 
@@ -308,36 +309,32 @@ def _that_fit(
 
 def _table(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The rows to read, a line each."""
-    from rich.console import Console
-    from rich.table import Table
-
     environment = document["environment"]
     ceilings = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in document["gemm_gflops"].items())
-    table = Table(box=None, pad_edge=False)
     other = "other" if document["what"] == "step" else "best other"
-    for heading in ("case", "direction", "ms", "floor", "MiB", other, "ms", "MiB", "ratio"):
-        table.add_column(heading, justify="left" if heading in ("case", "direction", other) else "right")
+    lines = []
     for row in rows:
         times, peaks, ours = row["ms"], row.get("peak_mib", {}), row["ours"]
         # The others of a step differ in kind: the same network with plain attention, and another network.
         for name in row["ratios"] if document["what"] == "step" else [row["best_other"]]:
-            table.add_row(
-                row["case"],
-                row["direction"],
-                f"{times[ours]:.2f}{' compiled' if 'compiled' in ours else ''}",
-                f"{row['floor_ms']:.2f}" if "floor_ms" in row else "",
-                f"{peaks[ours]:.0f}" if ours in peaks else "",
-                name,
-                f"{times[name]:.2f}",
-                f"{peaks[name]:.0f}" if name in peaks else "",
-                f"{row['ratios'][name]:.2f}",
+            lines.append(
+                [
+                    row["case"],
+                    row["direction"],
+                    f"{times[ours]:.2f}{' compiled' if 'compiled' in ours else ''}",
+                    f"{row['floor_ms']:.2f}" if "floor_ms" in row else "",
+                    f"{peaks[ours]:.0f}" if ours in peaks else "",
+                    name,
+                    f"{times[name]:.2f}",
+                    f"{peaks[name]:.0f}" if name in peaks else "",
+                    f"{row['ratios'][name]:.2f}",
+                ]
             )
-    console = Console(width=180)
-    with console.capture() as captured:
-        console.print(table)
+    header = ("case", "direction", "ms", "floor", "MiB", other, "ms", "MiB", "ratio")
+    table = text_table(header, lines, {"case", "direction", other}, 180)
     head = (
         f"{ran_on(environment)}, torch {environment['torch']}; {document['clock']}; at best, "
         f"products run at {ceilings}, copies at {document['copy_gbytes']:.0f} GB/s"
     )
     foot = f"ratio: the {other}'s time over ours: above 1 is faster. floor: what the products or bytes take."
-    return f"{head}\n\n{captured.get()}\n{foot}"
+    return f"{head}\n\n{table}\n{foot}"

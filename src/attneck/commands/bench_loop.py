@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from attneck.commands.text_table import text_table
 from attneck.errors import user_mistakes
 from attneck.files import write_json
 from attneck.processor import ran_on
@@ -232,18 +233,11 @@ def _clock(device: str) -> Callable[[], float]:
 
 def table(document: dict[str, Any]) -> str:
     """The rows to read."""
-    from rich.console import Console
-    from rich.table import Table
-
-    grid = Table(box=None, pad_edge=False)
-    for heading in ("", "pixels", "batch", "steps", "loop ms", "bare ms", "behind"):
-        grid.add_column(heading, justify="left" if not heading else "right")
+    lines = []
     for row in document["rows"]:
         times = [f"{row['loop_ms']:.1f}", f"{row['bare_ms']:.1f}", f"{100 * (row['ratio'] - 1):+.1f} %"]
-        grid.add_row(row["model"], *(str(row[name]) for name in ("image_size", "batch", "steps")), *times)
-    console = Console(width=110)
-    with console.capture() as captured:
-        console.print(grid)
+        lines.append([row["model"], *(str(row[name]) for name in ("image_size", "batch", "steps")), *times])
+    header = ("", "pixels", "batch", "steps", "loop ms", "bare ms", "behind")
     said = [
         f"checkpoint of {row['model']}, {saved['mib']:.1f} MiB: a step waits {saved['finite_ms']:.1f} ms for "
         f"the look at whether all is finite and {saved['copy_ms']:.1f} ms for the copy; the file takes "
@@ -256,4 +250,4 @@ def table(document: dict[str, Any]) -> str:
         f"{ran_on(environment)}, torch {environment['torch']}, {document['dtype']}; {document['clock']}, "
         "step by step in turns, medians"
     )
-    return "\n".join([head, "", captured.get(), *said])
+    return "\n".join([head, "", text_table(header, lines, {""}, 110), *said])

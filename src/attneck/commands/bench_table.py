@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from attneck.commands.text_table import text_table
 from attneck.errors import UserError, say
 from attneck.files import write_atomic
 from attneck.papers.figures import TABLES, name_of
@@ -181,45 +182,31 @@ def sample(row: dict[str, Any], dtype: str, device: str, seconds: float) -> floa
 
 def table(document: dict[str, Any]) -> str:
     """The times beside the printed ones, each also over its own ResNet-50's at 224."""
-    from rich.console import Console
-    from rich.table import Table
-
     measured = {row["name"]: row["ms"] / row["batch"] for row in document["rows"] if row["ms"] is not None}
     printed = {row["name"]: row["printed_ms"] for row in document["rows"] if row["printed_ms"] is not None}
-    grid = Table(box=None, pad_edge=False)
-    for heading in (
-        "",
-        "pixels",
-        "batch",
-        "ms a step",
-        "ms an image",
-        "over R50's",
-        "printed ms",
-        "over R50's",
-    ):
-        grid.add_column(heading, justify="left" if not heading else "right")
+    header = ("", "pixels", "batch", "ms a step", "ms an image", "over R50's", "printed ms", "over R50's")
+    lines = []
     for row in document["rows"]:
         name = row["name"]
-        grid.add_row(
-            name,
-            str(row["image_size"]),
-            str(row["batch"]) if row["batch"] else "does not fit",
-            _number(row["ms"]),
-            _number(measured.get(name)),
-            _over(measured, name, "R50"),
-            _number(printed.get(name)),
-            _over(printed, name, "R50"),
+        lines.append(
+            [
+                name,
+                str(row["image_size"]),
+                str(row["batch"]) if row["batch"] else "does not fit",
+                _number(row["ms"]),
+                _number(measured.get(name)),
+                _over(measured, name, "R50"),
+                _number(printed.get(name)),
+                _over(printed, name, "R50"),
+            ]
         )
-    console = Console(width=110)
-    with console.capture() as captured:
-        console.print(grid)
     environment = document["environment"]
     return "\n".join(
         [
             f"{ran_on(environment)}, {document['dtype']}; forward and backward, {document['clock']}, "
             f"medians of {ROUNDS} rounds. Printed: {PRINTED_BATCH} images on a TPU-v3 core.",
             "",
-            captured.get(),
+            text_table(header, lines, {""}, 110),
             *ratios(document),
         ]
     )
