@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,11 @@ class NotWritten(RunFailed, OSError):  # noqa: N818 - a run's end, as its base i
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def numbered(name: str) -> Iterator[str]:
+    """name, name-2, name-3 and so on without end."""
+    return (name if number == 1 else f"{name}-{number}" for number in count(1))
 
 
 def told_apart(paths: Sequence[Path]) -> list[str]:

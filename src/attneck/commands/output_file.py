@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from attneck.errors import UserError, shown_path
+from attneck.files import numbered
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -43,8 +43,7 @@ def picture_file(flag: str, given: Path | None, stem: str) -> Path:
     Raises UserError as `check_output`.
     """
     if given is None:
-        names = (f"{stem}{'' if number == 1 else f'-{number}'}.png" for number in count(1))
-        return next(path for path in map(Path, names) if not path.exists())
+        return next(path for name in numbered(stem) if not (path := Path(f"{name}.png")).exists())
     check_output(flag, given, PICTURES)
     return given
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 from attneck.errors import UserError, shown_path
+from attneck.files import numbered
 
 LONGEST_NAME = 200
 """Bytes of a file's name without its ending; file systems take 255."""
@@ -28,12 +30,10 @@ def folder_for(run: Path, name: str, out: Path | None) -> Path:
                     f"a new folder, such as {shown_path(out / name)}"
                 )
             return out
-        for number in count(2):
-            try:
+        for folder in map(run.joinpath, numbered(name)):
+            with suppress(FileExistsError):
                 folder.mkdir()  # of two that start at once one makes it
                 break
-            except FileExistsError:
-                folder = run / f"{name}-{number}"
         return folder
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 
 from attneck.errors import UserError
+from attneck.files import numbered
 
 PICTURES = "pictures"
 SCORED = "scored.json"
@@ -64,4 +64,4 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _folders(name: str) -> Iterator[Path]:
-    return (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return map(Path("runs").joinpath, numbered(name))
