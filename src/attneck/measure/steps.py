@@ -49,7 +49,7 @@ def step_call(case: StepCase, name: str, direction: Direction, device: str = "cp
     detects = catalog.find(case.model).task == "detection"
     data = _scenes if detects else _noise
     name, compiled = name.removesuffix(COMPILED), name.endswith(COMPILED)
-    network, losses = data(case, name.removesuffix(PLAIN_ATTENTION), device)
+    network, losses = data(name.removesuffix(PLAIN_ATTENTION), case.image_size, case.batch, device)
     if name.endswith(PLAIN_ATTENTION):
         for module in filter(_has_plain_form, network.modules()):
             module.__class__ = PlainMHSA
@@ -73,21 +73,23 @@ def _has_plain_form(module: nn.Module) -> bool:
     return isinstance(module, MHSA2d) and module.position == "relative" and module.content
 
 
-def _noise(case: StepCase, name: str, device: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+def _noise(
+    name: str, size: int, batch: int, device: str, **options: Any
+) -> tuple[nn.Module, Callable[[], Tensor]]:
     with torch.device(device):  # drawing a large network's weights on the CPU takes longer than timing it
-        network = create_model(name, num_classes=1000, image_size=case.image_size)
-    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
+        network = create_model(name, num_classes=1000, image_size=size, **options)
+    images = torch.randn(batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(case.batch, device=device)
+    labels = torch.arange(batch, device=device)
     return network, lambda: F.cross_entropy(network(images).float(), labels)
 
 
-def _scenes(case: StepCase, name: str, device: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+def _scenes(name: str, size: int, batch: int, device: str) -> tuple[nn.Module, Callable[[], Tensor]]:
     from attneck.data.detection import open_detection
 
-    scenes = open_detection("shapes", "train", image_size=case.image_size, size=case.batch)
-    network = create_model(name, num_classes=len(scenes.classes) + 1, image_size=case.image_size)
-    pairs = [scenes[0, i] for i in range(case.batch)]
+    scenes = open_detection("shapes", "train", image_size=size, size=batch)
+    network = create_model(name, num_classes=len(scenes.classes) + 1, image_size=size)
+    pairs = [scenes[0, i] for i in range(batch)]
     images = [image.to(device) for image, _ in pairs]
     targets = [{key: value.to(device) for key, value in target.items()} for _, target in pairs]
     return network, lambda: torch.stack([*network(images, targets).values()]).sum()
@@ -101,17 +103,13 @@ def forward_backward(
     No optimizer; channels_last, autocast in half precision, noise for images. ImageNet's 1000 classes.
     """
     torch.manual_seed(0)
-    with torch.device(device):
-        network = create_model(model, num_classes=1000, image_size=image_size, **options)
+    network, losses = _noise(model, image_size, batch, device, **options)
     network.to(device).to(memory_format=torch.channels_last).train()
-    images = torch.randn(batch, 3, image_size, image_size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=device)
     short = dtype != "float32"
 
     def both() -> None:
         with torch.autocast(device, DTYPES[dtype] if short else None, enabled=short):
-            loss = F.cross_entropy(network(images).float(), labels)
+            loss = losses()
         loss.backward()
         network.zero_grad(set_to_none=True)
 
