@@ -82,7 +82,7 @@ class Loaded:
             counts = (f"{shown(name)}: {count}" for name, count in self.modules.items())
             lines.append(f"{len(self.new)} new ({_first(counts, len(self.modules))})")
         if self.unused:
-            layers = dict.fromkeys(name.rpartition(".")[0] or name for name in self.unused)
+            layers = dict.fromkeys(map(_layer, self.unused))
             lines.append(f"{len(self.unused)} not used ({_first(map(shown, layers), len(layers))})")
         if self.shapes:
             lines.append(f"another shape: {_first(self._shapes(), len(self.shapes))}")
@@ -117,7 +117,7 @@ class Loaded:
             if name.rpartition(".")[0] in taken and name not in self.shapes and not name.endswith(COUNT)
         ]
         if self.unexpected:
-            layers = dict.fromkeys(name.rpartition(".")[0] or name for name in self.unexpected)
+            layers = dict.fromkeys(map(_layer, self.unexpected))
             count = f"{len(self.unexpected)} of {len(self.taken) + len(self.new)} tensors"
             return (
                 f"more stays random than attention and the classifier ({count}), in "
@@ -161,6 +161,11 @@ class Loaded:
                 f"place for {_first(map(shown, cut), len(cut), 3)}"
             )
         return None
+
+
+def _layer(name: str) -> str:
+    """The name of a tensor's layer."""
+    return name.rpartition(".")[0] or name
 
 
 def _first(words: Iterable[str], count: int, most: int = SHOWN) -> str:
@@ -262,7 +267,7 @@ def _loaded(
     def layer_of(name: str) -> str:
         layer = next((layer for layer in attention if _inside(name, layer)), None)
         if layer is None:
-            return name.rpartition(".")[0] or name
+            return _layer(name)
         return f"{layer or '.'} ({attention[layer]})"
 
     expected = (*attention, *_classifiers(network), *new)

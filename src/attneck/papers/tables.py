@@ -165,11 +165,7 @@ class Table:
 
     def base(self, row: Row) -> Network | None:
         """The network whose rounded count `row` adds to."""
-        return (
-            next(other.network for other in self.rows if other.label == row.base_row)
-            if row.base_row
-            else None
-        )
+        return next((other.network for other in self.rows if other.label == row.base_row), None)
 
 
 @dataclass(frozen=True)

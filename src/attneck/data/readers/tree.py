@@ -39,14 +39,12 @@ class Left:
 
     def line(self, where: str = "images") -> str:
         """How many, and which first; "" where nothing is left out. `where`: where images would lie."""
+        named = f"{INDEX} names all images" if self.packed else f"{where} end in {' '.join(SUFFIXES)}"
         parts = []
-        if self.others:
-            more = f" and {len(self.others) - 1:,} more" if len(self.others) > 1 else ""
-            why = f"{INDEX} names all images" if self.packed else f"{where} end in {' '.join(SUFFIXES)}"
-            parts.append(f"{shown_path(self.others[0])}{more} ({why})")
-        if self.links:
-            more = f" and {len(self.links) - 1:,} more" if len(self.links) > 1 else ""
-            parts.append(f"{shown_path(self.links[0])}{more} (links to folders are not followed)")
+        for paths, why in ((self.others, named), (self.links, "links to folders are not followed")):
+            if paths:
+                more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
+                parts.append(f"{shown_path(paths[0])}{more} ({why})")
         if self.hidden:
             more = ", …" * (len(self.hidden) > 1)
             parts.append(f"{len(self.hidden):,} hidden ({shown_path(self.hidden[0])}{more})")
