@@ -79,13 +79,7 @@ def show(
         markdown_: print the page that is docs/papers.md.
         json_: print one JSON document and nothing else.
     """
-    if figure is not None and (paper not in (None, PAPER_OF[figure]) or table is not None or markdown_):
-        raise UserError(
-            f"--figure {figure} is the {PAPER_OF[figure]} paper's, a picture of whole tables: leave "
-            f"{'--table' if table is not None else '--markdown' if markdown_ else repr(paper)} out"
-        )
-    if markdown_ and json_:
-        raise UserError("--markdown and --json are given: leave one out")
+    _check_modes(paper, table, figure, markdown_, json_)
     chosen = choose(paper, table)
     if save is not None and figure is None:
         file_of("", save)
@@ -114,6 +108,19 @@ def show(
         print(markdown(sections, " ".join([*filter(None, words), "--markdown"]), source), end="")
     else:
         render(sections, source)
+
+
+def _check_modes(
+    paper: str | None, table: str | None, figure: str | None, markdown_: bool, json_: bool
+) -> None:
+    """UserError for options of which one would change nothing."""
+    if figure is not None and (paper not in (None, PAPER_OF[figure]) or table is not None or markdown_):
+        raise UserError(
+            f"--figure {figure} is the {PAPER_OF[figure]} paper's, a picture of whole tables: leave "
+            f"{'--table' if table is not None else '--markdown' if markdown_ else repr(paper)} out"
+        )
+    if markdown_ and json_:
+        raise UserError("--markdown and --json are given: leave one out")
 
 
 def _draw(figure: str, measured: Results, path: Path, json_: bool) -> None:

@@ -66,24 +66,7 @@ def predict(
         max_pixels: a larger image is refused; 178,956,970 if not given.
         checkpoint: the newest of each run, or the best by its recipe's metric.
     """
-    if not images and held_out == 0:
-        raise UserError(
-            f"no image given: attneck predict {shlex.quote(str(model))} IMAGE…, or, of a run, --held-out 4 "
-            "for some of its own"
-        )
-    if held_out < 0:
-        raise UserError(f"--held-out {held_out}: give how many, 0 or more")
-    if min_score is not None and not 0 <= min_score <= 1:
-        raise UserError(f"--min-score {min_score}: give 0 to 1")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"--top-k {top_k}: give how many classes, 1 or more")
-    if max_pixels is not None and not images:
-        raise UserError(
-            "--max-pixels is of the photos that are given: held-out images have the recipe's own limit"
-        )
-    if max_pixels is not None and max_pixels < 1:
-        raise UserError(f"--max-pixels {max_pixels}: give how many an image may have, 1 or more")
-
+    _check_options(model, images, held_out, min_score, top_k, max_pixels)
     words = [model] if beside is None else [model, beside]
     kinds = [check_trained(word) for word in words]
     only_of_runs(model, kinds[0], {"--checkpoint": checkpoint != "newest"})
@@ -115,6 +98,34 @@ def predict(
         raise RunFailed(
             f"{folder}: {error.strerror or error}; make room there, or give another folder in --out"
         ) from error
+
+
+def _check_options(
+    model: Path,
+    images: tuple[Path, ...],
+    held_out: int,
+    min_score: float | None,
+    top_k: int | None,
+    max_pixels: int | None,
+) -> None:
+    """UserError for no image, and for numbers that cannot be."""
+    if not images and held_out == 0:
+        raise UserError(
+            f"no image given: attneck predict {shlex.quote(str(model))} IMAGE…, or, of a run, --held-out 4 "
+            "for some of its own"
+        )
+    if held_out < 0:
+        raise UserError(f"--held-out {held_out}: give how many, 0 or more")
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise UserError(f"--min-score {min_score}: give 0 to 1")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"--top-k {top_k}: give how many classes, 1 or more")
+    if max_pixels is not None and not images:
+        raise UserError(
+            "--max-pixels is of the photos that are given: held-out images have the recipe's own limit"
+        )
+    if max_pixels is not None and max_pixels < 1:
+        raise UserError(f"--max-pixels {max_pixels}: give how many an image may have, 1 or more")
 
 
 class Shot(NamedTuple):

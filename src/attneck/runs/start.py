@@ -241,18 +241,7 @@ def _compared(
     if not changed and old.get("category_ids") != facts.get("category_ids"):
         changed = ["its classes have other ids"]
     said, back = shortened(changed), "give it the data that it was started on"
-    if len(old["classes"]) != len(facts["classes"]):
-        raise UserError(
-            f"{folder} was started on {len(old['classes'])} classes, the data has {len(facts['classes'])} "
-            f"({said}): its model does not fit; {back}, or start a new run"
-        )
-    known = renames(old, facts)
-    for label, (was, name) in enumerate(zip(old["classes"], facts["classes"], strict=True)):
-        if was != (came := known.get(name, name)) and came in old["classes"]:
-            raise UserError(
-                f"{folder} was started with {was!r:.42} as class {label}, the data as it is now has "
-                f"{name!r:.42} there ({said}): its labels would be others; {back}, or start a new run"
-            )
+    _check_labels(folder, old, facts, said, back)
     compared = facts.keys() - {"classes", "category_ids", "data"}
     if other := sorted(name for name in compared if old.get(name) != facts[name]):
         raise UserError(
@@ -271,6 +260,27 @@ def _compared(
     if changed:
         say(f"{folder} goes on with other data: {said}")
     return step, changed, recipe.model_copy(update={"model": model})
+
+
+def _check_labels(folder: Path, old: Facts, facts: Facts, said: str, back: str) -> None:
+    """UserError where the data's labels are not those that the run was started on.
+
+    Args:
+        said: how the data has changed, in words.
+        back: what to do about it.
+    """
+    if len(old["classes"]) != len(facts["classes"]):
+        raise UserError(
+            f"{folder} was started on {len(old['classes'])} classes, the data has {len(facts['classes'])} "
+            f"({said}): its model does not fit; {back}, or start a new run"
+        )
+    known = renames(old, facts)
+    for label, (was, name) in enumerate(zip(old["classes"], facts["classes"], strict=True)):
+        if was != (came := known.get(name, name)) and came in old["classes"]:
+            raise UserError(
+                f"{folder} was started with {was!r:.42} as class {label}, the data as it is now has "
+                f"{name!r:.42} there ({said}): its labels would be others; {back}, or start a new run"
+            )
 
 
 def _launch() -> list[str] | None:
