@@ -36,15 +36,8 @@ def mhsa(channels: int, map_size: tuple[int, int], stride: int, options: Attenti
 
 def bam(channels: int, options: BAMOptions) -> BAM | UngatedBAM:
     """The BAM that `options` describe, for `channels`."""
-    if not options.bam_gate:
-        return UngatedBAM(
-            channels,
-            reduction=options.bam_reduction,
-            dilation=options.bam_dilation,
-            branches=options.bam_branches,
-            variant=options.bam_variant,
-        )
-    return BAM(
+    kind = BAM if options.bam_gate else UngatedBAM
+    return kind(
         channels,
         reduction=options.bam_reduction,
         dilation=options.bam_dilation,
