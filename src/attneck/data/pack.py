@@ -80,7 +80,7 @@ def _pack(tree: Tree, folder: Path, split: str, shard_bytes: int, progress: Prog
                 _close(held, shards)
                 shards.append(folder / f"{len(shards):06d}.tar")
                 with writing(shards[-1]):
-                    tar = held.enter_context(_new(shards[-1]))
+                    tar = held.enter_context(tarfile.open(shards[-1], "w", format=tarfile.USTAR_FORMAT))
             with writing(shards[-1]):
                 rows[index] = (shards[-1].name, tar.offset + tarfile.BLOCKSIZE, len(content), name)
                 _add(tar, member(index, name), content)
@@ -102,10 +102,6 @@ def _close(held: ExitStack, shards: list[Path]) -> None:
     if shards:
         with writing(shards[-1]):
             held.close()
-
-
-def _new(path: Path) -> tarfile.TarFile:
-    return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
