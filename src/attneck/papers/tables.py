@@ -165,7 +165,9 @@ class Table:
 
     def base(self, row: Row) -> Network | None:
         """The network whose rounded count `row` adds to."""
-        return next((other.network for other in self.rows if other.label == row.base_row), None)
+        if not row.base_row:
+            return None
+        return next(other.network for other in self.rows if other.label == row.base_row)
 
 
 @dataclass(frozen=True)
