@@ -102,7 +102,9 @@ SETS: Mapping[str, DataSet] = {
         "train/<class>/ and val/<class>/ with images, or <class>/ and a val_share",
         {
             "classification": Kind(
-                "attneck.data.readers.folder:open_folder", HALVES, ("none", "inception", "randaugment")
+                "attneck.data.readers.folder:open_folder",
+                HALVES,
+                ("none", "inception", "randaugment", "scale_crop"),
             )
         },
     ),

@@ -140,7 +140,8 @@ class Data(Part):
     """folder: an image that is scored is resized, and this share of its side cut out of the middle; 0.875
     where not given. EfficientNet's is size / (size + 32), timm's stands with each of its weights."""
     augment: Augment = "none"
-    """crop_flip: 4-pixel padding, random crop, flip. inception: random resized crop, flip. Detectors: flip;
+    """crop_flip: 4-pixel padding, random crop, flip. inception: random resized crop, flip. scale_crop: as
+    ResNet's, the shorter side 256 to 480 pixels for a crop of 224, flip, light. Detectors: flip;
     scale_jitter: scaled at random, cut or padded, flip; ssd: colours, zoom, crops around objects, flip."""
     jitter: tuple[Rate, Rate] | None = None
     """scale_jitter: the least and the greatest factor; 0.8 and 1.25 where not given."""

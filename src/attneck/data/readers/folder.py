@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attneck.data.augment.inception import Inception
+from attneck.data.augment.scale_crop import ScaleCrop
 from attneck.data.classification import ClassificationDataset
 from attneck.data.fingerprint import Fingerprint, of_files
 from attneck.data.readers.decode import decode, decode_part
@@ -25,8 +26,8 @@ class FolderDataset(ClassificationDataset):
     """Images decoded as they are asked for; normalised with ImageNet's mean and std.
 
     augment "none": the shorter side resized to image_size / crop_pct, then the centre, as ImageNet is scored.
-    "inception", "randaugment": see `Inception`; a JPEG is decoded smaller where its part allows it, see
-    `decode_part`.
+    "inception", "randaugment": see `Inception`; "scale_crop": see `ScaleCrop`. A JPEG is then decoded smaller
+    where its part allows it, see `decode_part`.
 
     Attributes:
         paths: of each image, or its place in a shard.
@@ -57,6 +58,8 @@ class FolderDataset(ClassificationDataset):
         # Built here, so that forked workers inherit the import of torchvision.
         layers = randaugment_layers if augment == "randaugment" else 0
         self._transform = None if augment == "none" else Inception(image_size, layers, randaugment_magnitude)
+        if augment == "scale_crop":
+            self._transform = ScaleCrop(image_size)
 
     def at(self, side: int) -> Self:
         other = super().at(side)

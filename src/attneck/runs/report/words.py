@@ -20,6 +20,7 @@ AUGMENTATIONS = {
     "crop_flip": "augmented by padding and a random crop, and flips",
     "inception": "augmented by random resized crops and flips",
     "randaugment": "augmented by random resized crops, flips and RandAugment",
+    "scale_crop": "augmented by random scales, crops and flips, and in other light",
     "flip": "augmented by flips",
     "scale_jitter": "augmented by random scales and flips",
     "ssd": "augmented as SSD does: colours, zoom, crops around objects, flips",
