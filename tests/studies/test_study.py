@@ -198,6 +198,22 @@ def test_what_tells_variants_or_problems_apart_is_not_made_one(words: list[str],
 
 
 @pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--lst", "unknown option --lst; perhaps you meant '--list' (attneck study --help)"),
+        ("--basline", "perhaps you meant '--baseline' (attneck study"),
+        ("--epoch", "unknown option --epoch; perhaps you meant --epochs (attneck train relations --help)"),
+        ("--resume", "--resume, --accept-changes and --processes are a run's"),
+        ("--seed", "--seed is a run's: give the study --seeds N"),
+    ],
+)
+def test_a_flag_is_told_as_what_it_is_nearest_to(word: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        changes(study(), [word, *(["3"] if word in {"--seed", "--epoch", "--basline"} else [])])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ({"baseline": "plan"}, "baseline names 'plan'; perhaps you meant 'plain'"),

@@ -16,7 +16,7 @@ from attneck.commands.recipe_words import gathered
 from attneck.commands.recipe_words import parse as recipe_of
 from attneck.errors import UserError, say, suggestion, user_mistakes
 from attneck.studies.study import Cell, Study, cells, load_study, shipped_studies
-from attneck.training.recipe_file import OWN_DICTS, flat
+from attneck.training.recipe_file import OWN_DICTS, flat, load_recipe
 
 USAGE = """usage: attneck study NAME [--list | --report] [--jobs N] [--seeds N] [--only CELL …] [--out FOLDER]
                      [--with REPORT …] [--baseline VARIANT] [--any.field VALUE …]
@@ -76,6 +76,7 @@ class Arguments:
 IDLE = {"--list": ("--report", "--jobs", "--baseline", "--to", "--page"), "--report": ("--jobs",)}
 """What would change nothing beside it."""
 OWN = ("--list", "--report", "--jobs", "--seeds", "--only", "--out", "--with", "--baseline", "--to", "--page")
+OF_A_RUN = ("resume", "accept_changes", "processes", "verbose")
 SHOWN = 5
 """Columns of the report's table that fit a screen."""
 
@@ -215,6 +216,7 @@ def changes(study: Study, words: list[str]) -> dict[str, Any]:
 
     An option of the model that is taken back is None.
     """
+    _check_flags(study, words)
     plain, given = (recipe_of(study.recipe, some, study.fields) for some in ([], words))
     if given.resume or given.accept_changes or given.processes != 1:
         raise UserError("--resume, --accept-changes and --processes are a run's: a study goes on by itself")
@@ -225,6 +227,17 @@ def changes(study: Study, words: list[str]) -> dict[str, Any]:
     if "seed" in found:
         raise UserError("--seed is a run's: give the study --seeds N, for seeds 0 … N-1")
     return found | dict.fromkeys(named - after.keys())
+
+
+def _check_flags(study: Study, words: list[str]) -> None:
+    """UserError for what is nearest to an option of a study, and would be told as one of its recipe's."""
+    fields = [f"--{name.replace('_', '-')}" for name in (*flat(load_recipe(study.recipe)), *OF_A_RUN)]
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and "." not in flag and flag not in fields:
+            near = suggestion(flag, [*OWN, *fields])
+            if any(repr(own) in near for own in OWN):
+                raise UserError(f"unknown option {flag}{near} (attneck study --help)")
 
 
 def _named(words: list[str], known: Mapping[str, Any]) -> set[str]:
