@@ -81,6 +81,16 @@ def test_a_quantizer_s_weights_in_half_precision_are_its_own() -> None:
     torch.testing.assert_close(found, module(x), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_exported_graph_has_no_casts_that_change_nothing(variant: str) -> None:
+    """Between a convolution and its norm one keeps quantizers from folding the two."""
+    module, x = problem(variant)
+    program = torch.export.export(module, (x,))
+    names = {str(node.target) for node in program.graph.nodes}
+    assert "aten.conv2d.default" in names
+    assert not any("aten.to" in name or "assert_tensor_metadata" in name for name in names)
+
+
 def test_fake_tensors_and_tensors_of_a_class() -> None:
     module, x = problem()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:

@@ -1,6 +1,8 @@
 """Which layers may be computed without being called; and copies of networks."""
 
 import copy
+from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeGuard, TypeVar
 
 from torch import nn
@@ -35,8 +37,13 @@ def is_bare(layer: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
 @constant
 def _as_defined(kind: type[nn.Module]) -> bool:
     """Whether a call runs what the class's own module defines, which some tools replace for all layers."""
-    methods = [getattr(kind, name) for name in CALLED if hasattr(kind, name)]
-    return all(getattr(one, "__globals__", {}).get("__name__") == kind.__module__ for one in methods)
+    convolves = getattr(kind, "_conv_forward", kind.forward)
+    return _is_of(kind.forward, kind.__module__) and _is_of(convolves, kind.__module__)
+
+
+@lru_cache(64)  # asked in each forward pass, several times
+def _is_of(method: Callable[..., object], module: str) -> bool:
+    return getattr(method, "__globals__", {}).get("__name__") == module
 
 
 def is_own(layer: nn.Module, kind: type[Kind], *names: str) -> TypeGuard[Kind]:

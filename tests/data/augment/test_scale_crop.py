@@ -46,9 +46,19 @@ def test_the_pixels_are_a_flip_and_one_shift_of_all_colours() -> None:
             pytest.fail("neither the part nor its mirror image, in other light")
     assert 150 < flips < 250
     found = np.cov(np.array(shifts).T / 255)
-    values, components = np.linalg.eigh(found)
-    assert values[2] ** 0.5 == pytest.approx(0.1 * 0.2175, rel=0.1)
-    assert abs(components[:, 2] @ [0.5675, 0.5808, 0.5836]) > 0.99
+    values, components = np.linalg.eigh(found - np.eye(3) / 12 / 255**2)  # without what rounding adds
+    assert values[::-1] ** 0.5 == pytest.approx([0.02175, 0.00188, 0.00045], rel=0.35)
+    assert values[2] ** 0.5 == pytest.approx(0.02175, rel=0.1)
+    for number, component in enumerate([[0.5675, 0.5808, 0.5836], [0.7192, -0.0045, -0.6948]]):
+        assert abs(components[:, 2 - number] @ component) > 0.98
+
+
+def test_white_stays_white_in_a_brighter_light() -> None:
+    torch.manual_seed(0)
+    black, white = (np.full((8, 8, 3), value, dtype=np.uint8) for value in (0, 255))
+    for _ in range(50):
+        assert ScaleCrop(8)(black).max() < 50
+        assert ScaleCrop(8)(white).min() > 205
 
 
 def test_it_is_the_same_for_the_same_draws_and_at_another_size() -> None:

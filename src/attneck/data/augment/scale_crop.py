@@ -27,7 +27,10 @@ class ScaleCrop(Inception):
     """
 
     def __init__(self, size: int) -> None:
-        super().__init__(size)
+        self.size, self.randaugment = (
+            size,
+            None,
+        )  # nothing of torchvision's: seconds of imports
 
     def box(self, of: tuple[int, int]) -> Box:
         """The square that is taken of an image `of` (width, height)."""

@@ -57,9 +57,11 @@ class FolderDataset(ClassificationDataset):
         self.skipped = Skipped(len(paths), self._file) if skip_bad else None
         # Built here, so that forked workers inherit the import of torchvision.
         layers = randaugment_layers if augment == "randaugment" else 0
-        self._transform = None if augment == "none" else Inception(image_size, layers, randaugment_magnitude)
+        self._transform: Inception | None = None
         if augment == "scale_crop":
             self._transform = ScaleCrop(image_size)
+        elif augment != "none":
+            self._transform = Inception(image_size, layers, randaugment_magnitude)
 
     def at(self, side: int) -> Self:
         other = super().at(side)
