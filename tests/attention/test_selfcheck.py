@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from dispatched import Seen
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from attneck.attention import choice, choose, relative_attention_2d, selfcheck
 from attneck.attention.backends import BACKENDS
@@ -163,16 +163,6 @@ def test_it_is_checked_once_and_draws_nothing_from_pytorch_s_generator(gpu: pyte
         thread.join()
     assert torch.equal(torch.get_rng_state(), state)
     assert [case.kernel.d for case in checked] == [8, 16]
-
-
-class Seen(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operators.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def test_it_is_safe_wherever_the_first_use_is(gpu: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,11 @@
 """MHSA2d: its parameters and options, and its result and gradients against the oracle."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
+from dispatched import Seen
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from attneck.attention import reference
 from attneck.attention.cpu import choice
@@ -258,24 +257,12 @@ def test_another_convolution_in_the_projection_s_place_is_called() -> None:
         torch.testing.assert_close(tokens, convolution(x).permute(0, 2, 3, 1))
 
 
-class Seen(TorchDispatchMode):
-    """Notes down the operations that are run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 def test_others_see_the_projection_as_the_convolution_that_it_is() -> None:
     layer, x = enliven(MHSA2d(8, (3, 4), heads=2)), torch.randn(1, 8, 3, 4)
     want = layer(x)
     with Seen() as seen:
         found = layer(x)
-    assert "aten.convolution.default" in seen.operations
+    assert "aten.convolution.default" in seen.operators
     torch.testing.assert_close(found, want)
 
 

@@ -77,6 +77,7 @@ IDLE = {"--list": ("--report", "--jobs", "--baseline", "--to", "--page"), "--rep
 """What would change nothing beside it."""
 OWN = ("--list", "--report", "--jobs", "--seeds", "--only", "--out", "--with", "--baseline", "--to", "--page")
 OF_A_RUN = ("resume", "accept_changes", "processes", "verbose")
+"""Options of attneck train beside its recipe's fields, which a study refuses in words of their own."""
 SHOWN = 5
 """Columns of the report's table that fit a screen."""
 
