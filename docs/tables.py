@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import attention_picture
 import costs
@@ -24,8 +25,8 @@ from attneck.commands.measured import Results
 from attneck.files import write_atomic
 from attneck.papers.layout import Checked, tally
 from attneck.papers.results import FinishedRun
-from attneck.studies.report import CHANCE, pairs_of
-from attneck.studies.statistics import decimals_of, told
+from attneck.studies.report import CHANCE
+from attneck.studies.statistics import decimals_of
 
 PAGES = ("README.md", "docs/results.md")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -137,43 +138,29 @@ def papers_measured(column: str, checked: Checked) -> str:
 
 
 def studies() -> str:
-    """Every study's report in results/: each variant's score, with its interval and verdict."""
-    parts = []
+    """Of every study's report in results/ the differences to its baseline that count."""
+    lines: Lines = [["study", "metric", "compared with", "differences", "those with 95 % intervals off 0"]]
     for path in sorted(RESULTS.rglob("report.json")):
         report = json.loads(path.read_text())
-        several = len({row["problem"] for row in report["rows"]}) > 1
+        others = [row for row in report["rows"] if row["difference"]]
+        found = [row for row in others if _holds_no_zero(row["difference"]["interval"])]
         digits = decimals_of(report["metric"])
-        baselines = {row["problem"]: row for row in report["rows"] if row["variant"] == report["baseline"]}
-        lines: Lines = [
-            ["problem"] * several
-            + [
-                "variant",
-                f"{report['metric']}, mean ± std (n)",
-                f"over {report['baseline']} [95 %]",
-                "verdict",
-            ]
-        ]
-        for row in report["rows"]:
-            if row["mean"] is None:  # no run of it has ended: the count of those to come says so
-                continue
-            mean = told(row["scores"], digits)
-            other = row["difference"] or {}
-            interval = other.get("interval")
-            gap = f"{other['mean']:+.{digits}f}" if other else ""
-            gap += f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]" if interval else ""
-            base = baselines[row["problem"]]
-            apart = other.get("of_two_machines", 0)  # reports of before do not tell
-            gap += pairs_of(other["n"], max(row["n"], base["n"]), apart) if other else ""
-            name = [row["problem"]] * several + [row["variant"]]
-            lines.append([*name, mean, gap, row["verdict"] or ""])
-        to_come = report["runs_to_come"]
-        runs = "1 run of it has" if to_come == 1 else f"{to_come} runs of it have"
-        note = f"\n\n{runs} not ended yet." if to_come else ""
-        where = path.parent.relative_to(ROOT).as_posix()
-        parts.append(
-            f"**{report['study']}** (`{where}`): {report['about'].strip()}\n\n{markdown(lines)}{note}"
-        )
-    return "\n\n".join([*parts, CHANCE]) if parts else "No study's report is in results/ yet."
+        page = path.with_suffix(".md").relative_to(ROOT).as_posix()
+        name = f"[{report['study']}](../{page})"
+        gaps = "; ".join(_gap(row, digits) for row in found)
+        lines.append([name, report["metric"], report["baseline"], str(len(others)), gaps or "none"])
+    return f"{markdown(lines)}\n\n{CHANCE}" if len(lines) > 1 else "No study's report is in results/ yet."
+
+
+def _holds_no_zero(interval: list[float] | None) -> bool:
+    return interval is not None and not interval[0] <= 0 <= interval[1]
+
+
+def _gap(row: dict[str, Any], digits: int) -> str:
+    where = " ".join(filter(None, (row["problem"], row["variant"])))
+    of = row["difference"]
+    low, high = of["interval"]
+    return f"{where} {of['mean']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def runs() -> str:

@@ -66,8 +66,8 @@ class MHSA2d(nn.Module):
             map's ends, for the same scene in more pixels. "keep": a row stays that of its offset in
             positions of the map, and the last rows are those of all that lie farther, for a larger scene at
             the same scale; see `attneck.attention.resample_table`.
-        backend: how the layer is computed, also an attribute that may be set later. "auto" is the fastest way
-            for the input, by the rule of `attneck.attention.choose`; its operators are differentiable once.
+        backend: how the layer is computed, also an attribute that may be set later. "auto" goes by
+            the rule of `attneck.attention.choose`; its operators are differentiable once.
             "plain" is ordinary PyTorch throughout, with N x N logits: every derivative (`torch.func`, forward
             mode, second derivatives). A relative layer takes the other backends of `relative_attention_2d`
             too: "cpu", "tiled", "sdpa", "triton". Under `torch.func` and in forward mode "auto" is "plain".
