@@ -227,7 +227,7 @@ def row(size: int, direction: str = "forward", **ms: float) -> dict[str, Any]:
     return {"size": size, "dtype": "bfloat16", "direction": direction, "ms": ms, "checks": checks}
 
 
-def test_limits_are_where_the_fastest_way_changes() -> None:
+def test_limits_are_where_the_fastest_backend_changes() -> None:
     rows = [
         row(7, plain=1, sdpa=2, triton=3),
         row(14, plain=1, sdpa=2, triton=3),
@@ -239,7 +239,7 @@ def test_limits_are_where_the_fastest_way_changes() -> None:
     assert thresholds.best(rows, (17, 40)) == ((17, 40), 1.0), "no change that gains nothing"
     rows[3]["checks"]["sdpa"]["error"] = 1.0  # wrong there, however fast
     (plain, sdpa), _ = thresholds.best(rows, (20, 64))
-    assert thresholds.way(32, plain, sdpa) == "triton"
+    assert thresholds.backend(32, plain, sdpa) == "triton"
     large = [row(size, plain=1, sdpa=2, triton=3) for size in (14, 32, 64)]
     (plain, _), _ = thresholds.best(large, (20, 64))
     assert plain == 33, "no N×N above it, however fast"

@@ -43,8 +43,8 @@ class Part(NamedTuple):
 
 PARTS = {
     "tests": Part("cuda_tests", 2.5, "the tests that need CUDA"),
-    "attention": Part("attention", 4.0, "attention, 7x7 to 128x128, every way and three others"),
-    "thresholds": Part("thresholds", 0.5, "the table of the ways' limits from it, as a patch"),
+    "attention": Part("attention", 4.0, "attention, 7x7 to 128x128, every backend and three others"),
+    "thresholds": Part("thresholds", 0.5, "the table of the backends' limits from it, as a patch"),
     "steps": Part("steps", 3.0, "training steps at 224, 1024 and 1280, eager and compiled"),
     "table14": Part("table14", 2.0, "forward and backward of BoTNet's Table 14"),
     "cifar": Part("cifar", 2.0, "CIFAR-100, ResNet-50 with and without BAM"),

@@ -1,4 +1,4 @@
-"""Part 2: the attention itself, q, k, v to out, every way of this project and three others.
+"""Part 2: the attention itself, q, k, v to out, every backend of this project and three others.
 
 Letters: B batch, h heads, d head width, H x W map, N = H*W. All get one map of q, k, v, [B, 3hd, H, W], as
 the projection leaves it, and the same tables: timm's and bottleneck-transformer-pytorch's layers have an
@@ -50,7 +50,7 @@ class Case:
         return f"{self.size}×{self.size} b{self.batch} {self.dtype}"
 
     def floor(self, direction: Direction) -> tuple[float, int]:
-        """(FLOPs, bytes) that any exact way needs: each product once, and each of q, k, v, out moved once.
+        """(FLOPs, bytes) that any exact one needs: each product once, and each of q, k, v, out moved once.
 
         A backward pass reads these and out's gradient, and writes three.
         """
@@ -122,7 +122,7 @@ def _row(kept: Kept, job: Job, case: Case, direction: Direction, key: str) -> di
 
 
 def contestants(case: Case) -> list[str]:
-    """This project's ways, and what others are installed; FlexAttention, which compiles long, in a few."""
+    """This project's backends, and what others are installed; FlexAttention, which compiles long, in a few."""
     names = [name for name in BACKENDS if name != "cpu"]
     if importlib.util.find_spec("timm"):
         names.append(TIMM)
@@ -250,7 +250,7 @@ SHORT = {TIMM: "timm", LUCIDRAINS: "b-t-pytorch", FLEX: "flex"}
 
 
 def said(row: dict[str, Any]) -> str:
-    """A row in a line: its floor, and each way's time with that in floors."""
+    """A row in a line: its floor, and each one's time with that in floors."""
     floor = max(row["floor_ms"].values())
     times = sorted(row["ms"].items(), key=lambda pair: pair[1])
     found = [f"{SHORT.get(name, name)} {ms:.3g} ({ms / floor:.1f})" for name, ms in times]

@@ -22,7 +22,7 @@ DTYPE = "bfloat16"
 LARGEST_PLAIN = 32
 """Side of the largest map that the plain form may serve, however fast it is: it takes N×N."""
 ABSENT = 100.0
-"""How many times slower a way counts that did not run, or was wrong."""
+"""How many times slower a backend counts that did not run, or was wrong."""
 DIRECTIONS = {"forward": "forward", "training": BOTH}
 
 
@@ -66,7 +66,7 @@ def work(kept: Kept, job: Job) -> bool:
     return bool(measured["state"] == "done")
 
 
-def way(size: int, plain_below: int, sdpa_up_to: int) -> str:
+def backend(size: int, plain_below: int, sdpa_up_to: int) -> str:
     """What the table's rule takes."""
     return "plain" if size < plain_below else "sdpa" if size <= sdpa_up_to else "triton"
 
@@ -81,7 +81,7 @@ def best(rows: Sequence[dict[str, Any]], current: tuple[int, int]) -> tuple[tupl
 
 
 def _loss(rows: Sequence[dict[str, Any]], plain_below: int, sdpa_up_to: int) -> float:
-    """How many times slower than the fastest way of each row, as a geometric mean."""
+    """How many times slower than the fastest of each row, as a geometric mean."""
     logs = []
     for row in rows:
         right = {
@@ -91,7 +91,7 @@ def _loss(rows: Sequence[dict[str, Any]], plain_below: int, sdpa_up_to: int) -> 
         }
         fastest = min((right[name] for name in ("plain", "sdpa", "triton") if name in right), default=None)
         if fastest is not None:
-            name = way(row["size"], plain_below, sdpa_up_to)
+            name = backend(row["size"], plain_below, sdpa_up_to)
             logs.append(math.log(right[name] / fastest if name in right else ABSENT))
     return math.exp(sum(logs) / max(1, len(logs)))
 
@@ -130,7 +130,7 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
         (plain, sdpa), (old_plain, old_sdpa) = row["limits"], row["current"]
         yield (
             f"{direction}, capability {row['capability']}: plain below {plain}, sdpa up to {sdpa} "
-            f"({row['slower_than_the_fastest']:.2f} times the fastest way's time; now {old_plain} and "
+            f"({row['slower_than_the_fastest']:.2f} times the fastest one's time; now {old_plain} and "
             f"{old_sdpa}, {row['current_slower_than_the_fastest']:.2f} times)"
         )
     yield from document.get("patch", "").splitlines()

@@ -244,19 +244,19 @@ def test_a_resumed_run_keeps_what_was_asked_of_its_attention(tmp_path, monkeypat
     file = tmp_path / "environment.json"
     around = json.loads(file.read_text())
     assert around["attention"] == "tiled"
-    side = around["attention_ways"].removesuffix(" tiled")
+    side = around["attention_backends"].removesuffix(" tiled")
     assert not choice.same_bits()  # a run alone wants them
     monkeypatch.setattr(choice, "_asked", None)
     monkeypatch.setenv(choice.VARIABLE, "plain")
     runs.train(recipe, tmp_path, resume=True)
     assert choice.attention() == "tiled"
     assert json.loads(file.read_text())["attention"] == "tiled"
-    assert "other ways of computing attention" not in capfd.readouterr().err
+    assert "other backends of attention" not in capfd.readouterr().err
     file.write_text(file.read_text().replace(f"{side} tiled", f"{side} sdpa"))
     runs.train(recipe, tmp_path, resume=True)
-    assert f"other ways of computing attention ({side} tiled; before: {side} sdpa)" in capfd.readouterr().err
+    assert f"other backends of attention ({side} tiled; before: {side} sdpa)" in capfd.readouterr().err
     file.write_text(file.read_text().replace('"tiled"', '"flash"'))
-    with pytest.raises(UserError, match="unknown way 'flash'"):
+    with pytest.raises(UserError, match="unknown backend 'flash'"):
         runs.train(recipe, tmp_path, resume=True)
     assert "missing or damaged" not in capfd.readouterr().err
     made = around["attention_passes"]

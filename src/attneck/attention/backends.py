@@ -1,4 +1,4 @@
-"""The ways of computing the same numbers: one entry each."""
+"""The backends: ways of computing the same numbers, one entry each."""
 
 from collections.abc import Callable
 

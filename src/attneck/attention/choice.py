@@ -1,13 +1,13 @@
-"""Which way computes relative attention: a rule of device, dtype and size, and an override.
+"""Which backend computes relative attention: a rule of device, dtype and size, and an override.
 
-| tensors | way |
+| tensors | backend |
 |---|---|
 | under `torch.export`, ONNX export, `torch.jit.trace`, `torch.func`, in forward mode, on meta | plain |
 | on the CPU | cpu |
 | on CUDA | as `cuda/choice.py` says: plain, sdpa, triton or tiled |
 | on any other device (MPS, XPU, ROCm ...) | plain below 20x20, tiled from there on |
 
-A kernel that no measurement vouches for is checked before it is taken (`selfcheck.py`). The ways round
+A kernel that no measurement vouches for is checked before it is taken (`selfcheck.py`). The backends round
 differently, so an override is a part of what makes a run reproducible: a run can record it and set it again.
 """
 
@@ -36,12 +36,12 @@ _same_bits = False
 _settled: dict[object, "Choice"] = {}
 
 
-class UnknownWayError(UserError, ValueError):
-    """A name that is no way of computing attention; at the command line, the user's mistake."""
+class UnknownBackendError(UserError, ValueError):
+    """A name that is no backend of attention; at the command line, the user's mistake."""
 
 
 class Choice(NamedTuple):
-    """A way of computing relative attention, and why it is taken."""
+    """A backend for relative attention, and why it is taken."""
 
     name: str
     """One of `BACKENDS`."""
@@ -62,7 +62,7 @@ def choose(
         content: whether there are keys.
         gradients: whether any operand requires a gradient; by default, whether q does.
 
-    Raises ValueError for a value of ATTNECK_ATTENTION that is no way.
+    Raises ValueError for a value of ATTNECK_ATTENTION that is no backend.
     """
     if being_exported() or transformed():
         return Choice("plain", "exported graphs, torch.func and forward mode take PyTorch's own operators")
@@ -120,9 +120,9 @@ def platform(device: torch.device) -> str:
 
 
 def attention() -> str:
-    """What "auto" stands for in this process: "auto" for the rule of this file, or a way that was asked for.
+    """What "auto" stands for in this process: "auto" for the rule of this file, or one that was asked for.
 
-    The first call reads the environment variable ATTNECK_ATTENTION. ValueError for a value that is no way.
+    The first call reads the environment variable ATTNECK_ATTENTION. ValueError for a value that is none.
     """
     _read_environment()
     assert _asked is not None
@@ -137,15 +137,15 @@ def _read_environment() -> None:
 
 
 def set_attention(name: str | None) -> None:
-    """Let "auto" stand for this way from now on, as a resumed run does; None or "auto" is the rule again.
+    """Let "auto" stand for this backend from now on, as a resumed run does; None or "auto" is the rule again.
 
     Raises ValueError for an unknown name.
     """
     global _asked
     name = name or "auto"
     if name not in ("auto", *BACKENDS):
-        raise UnknownWayError(
-            f"unknown way {name!r} of computing attention; choose one of {', '.join(('auto', *BACKENDS))} "
+        raise UnknownBackendError(
+            f"unknown backend {name!r} of attention; choose one of {', '.join(('auto', *BACKENDS))} "
             f"(the environment variable {VARIABLE} sets it too)"
         )
     _asked = name
@@ -158,7 +158,7 @@ def same_bits() -> bool:
 
 @contextmanager
 def in_same_bits() -> Iterator[None]:
-    """Here "auto" takes no way that adds gradients atomically: for a run that promises the same weights."""
+    """Here "auto" takes none that adds gradients atomically: for a run that promises the same weights."""
     global _same_bits
     before, _same_bits = _same_bits, True
     try:

@@ -54,7 +54,7 @@ def relative_attention_2d(
         map_size: (H, W), with H*W = N.
         pool: average the result over 2x2 windows, stride 2 (appendix A.4). On an odd side the last window
             averages only what is inside the map.
-        backend: "auto" takes what `choose` says: by a rule, a way whose memory is linear in N where
+        backend: "auto" takes what `choose` says: by a rule, one whose memory is linear in N where
             N x N hurts, checked on the spot. By name: "plain" is ordinary PyTorch with N x N logits, for any
             device, for graphs to export and for any derivative. All others have memory linear in N and one
             derivative: "cpu" on the CPU; "triton" on CUDA, with the same bits each time; "sdpa" on CUDA,

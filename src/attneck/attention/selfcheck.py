@@ -3,8 +3,8 @@
 The first use in a process of (kernel, dtype, head width, device) pays for it, later ones look it up. It runs
 in a thread of its own, where nothing of the caller's is on: no dispatch mode, no fake tensors, no autocast,
 no transform, no inference mode, no compiler. It draws from a generator of its own. No process waits for
-another: where GPUs differ, each decides for itself, and the ways agree up to rounding. While a CUDA graph is
-captured, or inside a backward pass, nothing can be checked, and only what was checked before is taken. A
+another: where GPUs differ, each decides for itself, and the backends agree up to rounding. While a CUDA graph
+is captured, or inside a backward pass, nothing can be checked, and only what was checked before is taken. A
 kernel that leaves the CUDA context broken ends the process: nothing in it can catch that.
 """
 

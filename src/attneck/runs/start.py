@@ -80,13 +80,13 @@ def start(
     wish: Wish,
     everyone: World,
     held: ExitStack,
-    ways: Callable[[], str],
+    backends: Callable[[], str],
     has_passes: bool,
 ) -> Start:
     """Take the run's folder until `held` ends, and write what the run is made from.
 
     On resume the run there is compared with this one, and its library of products, its compiled passes and
-    what was asked of its attention are kept: others round otherwise. `ways` says how the model's attention is
+    what was asked of its attention are kept: others round otherwise. `backends` says by which its maps are
     computed, `has_passes` whether passes over its maps may be compiled ones. A worker that torchrun starts
     anew finds the folder that it took, and goes on by itself.
 
@@ -122,21 +122,21 @@ def start(
         say(f"{folder}: started again by torchrun, {whence}")
     with user_mistakes():
         set_attention(asked)
-        taken = ways()
+        taken = backends()
         made: str | None = None
         if has_passes:
             # Before they were recorded, of this network too, there were PyTorch's operators alone.
             made = before.get("attention_passes") or "operators" if goes_on and before else passes()
-    if goes_on and (earlier := before.get("attention_ways", taken)) != taken:
+    if goes_on and (earlier := before.get("attention_backends", taken)) != taken:
         say(
-            f"{folder} goes on with other ways of computing attention ({taken or 'none'}; before: "
+            f"{folder} goes on with other backends of attention ({taken or 'none'}; before: "
             f"{earlier or 'none'}): rounding differs, and so will the last bits of its weights"
         )
     now = environment() | {
         "float32_products": products,
         "attention_passes": made,
         "attention": asked,
-        "attention_ways": taken,
+        "attention_backends": taken,
     }
     at = datetime.now(UTC).isoformat(timespec="seconds")
     this = now | {"at": at, "step": step, "data_changes": changed, "launch": launch}
@@ -177,8 +177,8 @@ def _say_other_rounding(folder: Path, before: dict[str, Any], recipe: Recipe, ev
     """A line where a run that goes on rounds otherwise than its environment `before` did."""
     if not before:
         say(
-            f"{folder / ENVIRONMENT} is missing or damaged: the library of products and the ways of "
-            "computing attention are chosen anew; where they are others, the last bits of its weights will "
+            f"{folder / ENVIRONMENT} is missing or damaged: the library of products and attention's "
+            "backends are chosen anew; where they are others, the last bits of its weights will "
             "differ"
         )
     here = torch.get_num_threads()

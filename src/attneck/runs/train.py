@@ -25,7 +25,7 @@ from attneck.files import write_json
 from attneck.layers import BAM
 from attneck.layers.meta import check_logits
 from attneck.runs import pictures, snapshots
-from attneck.runs.attention_ways import attention_ways, compiles_passes
+from attneck.runs.attention_backends import attention_backends, compiles_passes
 from attneck.runs.copies import check_copies, fingerprints_of
 from attneck.runs.first_weights import check_frozen, frozen, start_from
 from attneck.runs.split import write_split
@@ -101,13 +101,13 @@ def train(
         # A run that was interrupted ends with the same weights.
         held.enter_context(in_same_bits())
         held.enter_context(operators_in_same_bits())
-        ways = partial(attention_ways, model, recipe, everyone.device)
+        backends = partial(attention_backends, model, recipe, everyone.device)
         passes = compiles_passes(model, everyone.device)
 
         def begins(recipe: Recipe) -> Start:
             with user_mistakes():
                 known = made.facts | {"data": made.fingerprints()}
-            return start(task, recipe, known, wish, everyone, held, ways, passes)
+            return start(task, recipe, known, wish, everyone, held, backends, passes)
 
         begun = _start_once(everyone, partial(begins, recipe))
         folder, recipe = begun.folder, begun.recipe

@@ -197,11 +197,11 @@ def test_an_unknown_name_is_refused_in_one_line(
     monkeypatch.setenv(choice.VARIABLE, "flash")
     q, map_size = queries(2, d=4)
     for ask in (choice.attention, lambda: choose(q, map_size), lambda: choice.set_attention("flash")):
-        with pytest.raises(ValueError, match=r"^unknown way 'flash'.*auto, plain, cpu.*ATTNECK_ATTENTION"):
+        with pytest.raises(ValueError, match=r"^unknown backend 'flash'.*auto, plain.*ATTNECK_ATTENTION"):
             ask()
     assert cli.main(["bench", "attention", "--size", "2", "--channels", "8", "--no-memory"]) == 2
     said = capsys.readouterr().err
-    assert "unknown way 'flash'" in said
+    assert "unknown backend 'flash'" in said
     assert said.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""Which ways may serve a case on CUDA, best first: a rule of sizes, and no clock."""
+"""Which backends may serve a case on CUDA, best first: a rule of sizes, and no clock."""
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ def candidates(
     gradients: bool,
     same_bits: bool,
 ) -> tuple[tuple[str, ...], str]:
-    """Ways for queries [B, h, N, d] that are computed in `dtype`, best first, and why.
+    """Backends for queries [B, h, N, d] that are computed in `dtype`, best first, and why.
 
-    | map | ways |
+    | map | backends |
     |---|---|
     | fewer positions than `plain_below` squared | plain |
     | H + W up to twice `sdpa_up_to` | sdpa, triton, tiled |

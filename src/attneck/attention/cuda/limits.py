@@ -1,4 +1,4 @@
-"""Up to which map each way is taken on CUDA: one table, which a measurement on a GPU corrects.
+"""Up to which map each backend is taken on CUDA: one table, which a measurement on a GPU corrects.
 
 Those of 9.0 were measured on an H100 (results/gpu; bfloat16, heads of 128, batch 8). There Triton's kernels
 take two fifths of the time of `sdpa` at 64x64, and a tenth or less at 128x128. Below 20x20 a training step
@@ -15,7 +15,7 @@ Direction = Literal["forward", "training"]
 
 
 class Limits(NamedTuple):
-    """The sides of a square map at which the way changes; other maps as `cuda/choice.py` says."""
+    """The sides of a square map at which the backend changes; other maps as `cuda/choice.py` says."""
 
     plain_below: int
     """The plain form serves maps of fewer positions than this side squared."""

@@ -227,7 +227,7 @@ ENVIRONMENT = {
     "float32_products": "Library of float32 products",
     "attention_passes": "Passes of attention and BAM on the CPU",
     "attention": "Attention asked for",
-    "attention_ways": "Attention computed by",
+    "attention_backends": "Attention computed by",
     "torch_threads": "Threads",
 }
 

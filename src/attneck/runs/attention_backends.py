@@ -1,4 +1,4 @@
-"""By which ways a run computes its attention: a part of what its numbers are made from."""
+"""By which backends a run computes its attention: a part of what its numbers are made from."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from attneck.training.precision import precision
 from attneck.training.recipe import Recipe
 
 
-def attention_ways(model: nn.Module, recipe: Recipe, device: torch.device) -> str:
+def attention_backends(model: nn.Module, recipe: Recipe, device: torch.device) -> str:
     """Of each map that the model's relative attention is made for, "64x64 triton, 14x14 plain", in training.
 
     Nothing where it has none. On CUDA this is when a kernel is checked.
@@ -20,10 +20,10 @@ def attention_ways(model: nn.Module, recipe: Recipe, device: torch.device) -> st
             if isinstance(layer, MHSA2d) and layer.position == "relative":
                 H, W = layer.map_size
                 q = torch.empty((), device=device).expand(1, layer.heads, H * W, layer.head_width)
-                way = layer.backend
-                if way == "auto":
-                    way = choose(q, (H, W), content=layer.content, gradients=True).name
-                found[f"{H}x{W} {way}"] = None
+                backend = layer.backend
+                if backend == "auto":
+                    backend = choose(q, (H, W), content=layer.content, gradients=True).name
+                found[f"{H}x{W} {backend}"] = None
     return ", ".join(found)
 
 
