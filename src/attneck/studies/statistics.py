@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from statistics import fmean, stdev
+from typing import Annotated
 
+from pydantic import BeforeValidator
+
+from attneck.files import number
+
+Score = Annotated[float, BeforeValidator(number)]
+"""As a report has it, where null is one that is no finite number."""
 LEVEL = 0.95
 ALIKE = 1e-9
 """Differences that are apart by this share of them at most are the same: the rest is rounding."""
