@@ -240,6 +240,8 @@ def test_a_flag_is_told_as_what_it_is_nearest_to(word: str, said: str) -> None:
         ({"variants": {}}, "variants are none"),
         ({"variants": {"plain": {}, "a": {}, "Plain": {}}}, "plain and Plain differ in capitals alone"),
         ({"threshold": True}, "threshold=True: wanted a number"),
+        ({"threshold": 950}, "threshold is 950: wanted a top1 of per cent, 0 to 100"),
+        ({"threshold": -1, "metric": "loss"}, "threshold is -1: wanted a loss of 0 or more"),
         ({"runs": "../x"}, "runs is '../x': wanted a study's name"),
         (
             {
@@ -252,7 +254,7 @@ def test_a_flag_is_told_as_what_it_is_nearest_to(word: str, said: str) -> None:
 )
 def test_what_does_not_fit_is_one_line(content: dict, words: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "s.yaml").write_text(json.dumps(TINY | {"problems": {"same": {}}, "seeds": [0]} | content))
-    if "paper" in content or "metric" in content:  # found by the report
+    if "paper" in content or content.keys() == {"metric"}:  # found by the report
         cell = cells(load_study(str(tmp_path / "s.yaml")), tmp_path / "out")[0]
         train(cell.recipe, cell.folder)
     capsys.readouterr()
