@@ -738,7 +738,9 @@ def test_push_keeps_a_run_s_card(
         ("timm", {"model_args": {"checkpoint_path": "x.pt"}}, "its model_args have checkpoint_path"),
         ("timm", {"model_args": {"channels": [4096] * 4, "stem_width": 8}}, "larger model than its weights"),
         ("timm", {"model_args": {"layers": [10**9] * 4, "channels": [8] * 4}}, "layers"),
-        ("timm", {"model_args": {"layers": [1] * 101}}, "layers["),
+        ("timm", {"model_args": {"layers": [1] * 101}}, "1, 1]: wanted 100 entries at most"),
+        ("timm", {"model_args": {"layers": [1, 10**9]}}, "(layers[1]=1000000000: wanted 100000 at most"),
+        ("timm", {"model_args": {"act_layer": "x" * 101}}, "x': wanted 100 characters at most"),
         (
             "timm",
             {"model_args": {"layers": [10**4] * 4, "channels": [8] * 4, "stem_width": 8}},
