@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from small_run import broken_off_after
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_map
 
 import attneck
 from attneck import hub
@@ -377,6 +378,20 @@ def test_a_detector_s_sizes_and_proposals_are_its_own(tmp_path: Path) -> None:
         layer, _, attribute = name.partition(".")
         with pytest.raises(ValueError, match=f"its {layer} {attribute} is .* and would be"):
             hub.save(put(layer, **{attribute: value})(model), tmp_path / "folder")
+
+
+@pytest.mark.parametrize("part", ["backbone", ""])
+def test_a_detector_with_hooks_that_change_its_result_is_not_saved(part: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = attneck.create_model("fasterrcnn_resnet26_thin", num_classes=3, image_size=64).eval()
+    nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[:1], 50)  # it finds nothing in noise
+    kept = model.get_submodule(part).register_forward_hook(lambda module, given, out: None)
+    hub.save(model, tmp_path / "same")
+    kept.remove()
+    model.get_submodule(part).register_forward_hook(lambda _, given, out: tree_map(lambda x: x + 1, out))
+    with pytest.raises(ValueError, match="or has hooks"):
+        hub.save(model, tmp_path / "folder")
+    assert model.roi_heads.score_thresh == 0.05
 
 
 def test_what_computes_the_same_is_saved(tmp_path: Path) -> None:
