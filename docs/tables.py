@@ -21,11 +21,11 @@ from table_parts import RESULTS, ROOT, Lines, markdown, sections
 
 from attneck.commands import papers
 from attneck.commands.measured import Results
-from attneck.files import write_atomic
+from attneck.files import number, write_atomic
 from attneck.papers.layout import Checked, tally
 from attneck.papers.results import FinishedRun
 from attneck.studies.report import CHANCE, pairs_of
-from attneck.studies.statistics import decimals_of, told
+from attneck.studies.statistics import Difference, decimals_of, told
 
 PAGES = ("README.md", "docs/results.md")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -154,13 +154,12 @@ def studies() -> str:
             ]
         ]
         for row in report["rows"]:
-            if row["mean"] is None:  # no run of it has ended: the count of those to come says so
+            if not row["scores"]:  # no run of it has ended: the count of those to come says so
                 continue
-            mean = told(row["scores"], digits)
+            mean = told({seed: number(score) for seed, score in row["scores"].items()}, digits)
             other = row["difference"] or {}
             interval = other.get("interval")
-            gap = f"{other['mean']:+.{digits}f}" if other else ""
-            gap += f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]" if interval else ""
+            gap = Difference(other["n"], number(other["mean"]), interval).told(digits) if other else ""
             base = baselines[row["problem"]]
             apart = other.get("of_two_machines", 0)  # reports of before do not tell
             gap += pairs_of(other["n"], max(row["n"], base["n"]), apart) if other else ""

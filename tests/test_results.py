@@ -139,17 +139,25 @@ def test_a_study_s_report_becomes_a_table(tables, tmp_path, monkeypatch):
         "difference": {"n": 2, "mean": 1.5, "interval": [-0.5, 3.5], "of_two_machines": 1},
         "verdict": "no difference that counts",
     }
+    broken = other | {
+        "variant": "se",
+        "mean": None,
+        "scores": {"0": None, "1": 61.0},
+        "difference": {"n": 2, "mean": None, "interval": None, "of_two_machines": 0},
+        "verdict": "a score is no number",
+    }
     report = {
         "study": "mine",
         "about": "Does it?",
         "metric": "top1",
         "baseline": "plain",
         "runs_to_come": 1,
-        "rows": [row, other],
+        "rows": [row, other, broken],
     }
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.json").write_text(json.dumps(report))
     said = tables.studies()
     assert "| plain | 60.00 ± 0.35 (2) |  |  |" in said
     assert "| bam | 61.50 ± 0.35 (2) | +1.50 [-0.50, +3.50] (1 of two machines) | no difference that" in said
+    assert "| se | nan ± nan (2) | +nan | a score is no number |" in said
     assert "1 run of it has not ended yet." in said

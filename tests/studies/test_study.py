@@ -470,6 +470,20 @@ def test_what_counts_lies_on_one_side_of_0(interval: Any, above: bool, below: bo
     assert (found.surely(), found.surely(lower=True), found.verdict()) == (above, below, said)
 
 
+@pytest.mark.parametrize(
+    ("interval", "told", "verdict"),
+    [
+        ((0.0004, 0.0076), "+0.0040 [+0.0004, +0.0076]", "higher by 0.0040"),
+        ((-0.02, -0.004), "-0.012 [-0.020, -0.004]", "lower by 0.012"),
+        ((0.006, 0.5), "+0.25 [+0.01, +0.50]", "higher by 0.25"),
+        ((-0.001, 0.02), "+0.01 [-0.00, +0.02]", "no difference that counts"),
+    ],
+)
+def test_no_end_of_an_interval_that_counts_is_told_as_0(interval: Any, told: str, verdict: str) -> None:
+    found = Difference(3, sum(interval) / 2, interval)
+    assert (found.told(), found.verdict()) == (told, verdict)
+
+
 def test_two_seeds_of_one_difference_are_alike() -> None:
     assert difference({0: 2, 1: 3}, {0: 1, 1: 2}).verdict() == "the same difference each time"
     assert difference({0: 2, 1: 3}, {0: 2, 1: 3}).verdict() == "no difference"
