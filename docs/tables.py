@@ -22,11 +22,11 @@ from table_parts import RESULTS, ROOT, Lines, markdown, sections
 
 from attneck.commands import papers
 from attneck.commands.measured import Results
-from attneck.files import write_atomic
+from attneck.files import number, write_atomic
 from attneck.papers.layout import Checked, tally
 from attneck.papers.results import FinishedRun
 from attneck.studies.report import CHANCE
-from attneck.studies.statistics import decimals_of
+from attneck.studies.statistics import Difference, decimals_of
 
 PAGES = ("README.md", "docs/results.md")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -142,25 +142,22 @@ def studies() -> str:
     lines: Lines = [["study", "metric", "compared with", "differences", "those with 95 % intervals off 0"]]
     for path in sorted(RESULTS.rglob("report.json")):
         report = json.loads(path.read_text())
-        others = [row for row in report["rows"] if row["difference"]]
-        found = [row for row in others if _holds_no_zero(row["difference"]["interval"])]
         digits = decimals_of(report["metric"])
+        gaps = [row for row in report["rows"] if row["difference"]]
+        sure = [told for row in gaps if (told := _surely(row, digits))]
         page = path.with_suffix(".md").relative_to(ROOT).as_posix()
         name = f"[{report['study']}](../{page})"
-        gaps = "; ".join(_gap(row, digits) for row in found)
-        lines.append([name, report["metric"], report["baseline"], str(len(others)), gaps or "none"])
+        lines.append([name, report["metric"], report["baseline"], str(len(gaps)), "; ".join(sure) or "none"])
     return f"{markdown(lines)}\n\n{CHANCE}" if len(lines) > 1 else "No study's report is in results/ yet."
 
 
-def _holds_no_zero(interval: list[float] | None) -> bool:
-    return interval is not None and not interval[0] <= 0 <= interval[1]
-
-
-def _gap(row: dict[str, Any], digits: int) -> str:
-    where = " ".join(filter(None, (row["problem"], row["variant"])))
+def _surely(row: dict[str, Any], digits: int) -> str:
+    """The difference of a report's row, in words, where its interval does not hold 0; else nothing."""
     of = row["difference"]
-    low, high = of["interval"]
-    return f"{where} {of['mean']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    found = Difference(of["n"], number(of["mean"]), of["interval"])
+    if not (found.surely() or found.surely(lower=True)):
+        return ""
+    return " ".join(filter(None, (row["problem"], row["variant"], found.told(digits))))
 
 
 def runs() -> str:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from small_run import broken_off_after
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_map
 
 import attneck
 from attneck import hub
@@ -379,6 +380,20 @@ def test_a_detector_s_sizes_and_proposals_are_its_own(tmp_path: Path) -> None:
             hub.save(put(layer, **{attribute: value})(model), tmp_path / "folder")
 
 
+@pytest.mark.parametrize("part", ["backbone", ""])
+def test_a_detector_with_hooks_that_change_its_result_is_not_saved(part: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = attneck.create_model("fasterrcnn_resnet26_thin", num_classes=3, image_size=64).eval()
+    nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[:1], 50)  # it finds nothing in noise
+    kept = model.get_submodule(part).register_forward_hook(lambda module, given, out: None)
+    hub.save(model, tmp_path / "same")
+    kept.remove()
+    model.get_submodule(part).register_forward_hook(lambda _, given, out: tree_map(lambda x: x + 1, out))
+    with pytest.raises(ValueError, match="or has hooks"):
+        hub.save(model, tmp_path / "folder")
+    assert model.roi_heads.score_thresh == 0.05
+
+
 def test_what_computes_the_same_is_saved(tmp_path: Path) -> None:
     model = make("cifar_resnet20_bot_bam")
     model.layer3[0].conv2.show_maps()
@@ -738,7 +753,9 @@ def test_push_keeps_a_run_s_card(
         ("timm", {"model_args": {"checkpoint_path": "x.pt"}}, "its model_args have checkpoint_path"),
         ("timm", {"model_args": {"channels": [4096] * 4, "stem_width": 8}}, "larger model than its weights"),
         ("timm", {"model_args": {"layers": [10**9] * 4, "channels": [8] * 4}}, "layers"),
-        ("timm", {"model_args": {"layers": [1] * 101}}, "layers["),
+        ("timm", {"model_args": {"layers": [1] * 101}}, "1, 1]: wanted 100 entries at most"),
+        ("timm", {"model_args": {"layers": [1, 10**9]}}, "(layers[1]=1000000000: wanted 100000 at most"),
+        ("timm", {"model_args": {"act_layer": "x" * 101}}, "x': wanted 100 characters at most"),
         (
             "timm",
             {"model_args": {"layers": [10**4] * 4, "channels": [8] * 4, "stem_width": 8}},

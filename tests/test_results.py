@@ -139,18 +139,25 @@ def test_a_study_s_report_becomes_a_table(tables, tmp_path, monkeypatch):
         "difference": {"n": 2, "mean": 1.5, "interval": [-0.5, 3.5], "of_two_machines": 1},
         "verdict": "no difference that counts",
     }
+    broken = other | {
+        "variant": "se",
+        "mean": None,
+        "scores": {"0": None, "1": 61.0},
+        "difference": {"n": 2, "mean": None, "interval": None, "of_two_machines": 0},
+        "verdict": "a score is no number",
+    }
     report = {
         "study": "mine",
         "about": "Does it?",
         "metric": "top1",
         "baseline": "plain",
         "runs_to_come": 1,
-        "rows": [row, other],
+        "rows": [row, other, broken],
     }
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.json").write_text(json.dumps(report))
     said = tables.studies()
-    assert "| [mine](../mine/report.md) | top1 | plain | 1 | none |" in said
+    assert "| [mine](../mine/report.md) | top1 | plain | 2 | none |" in said
     other["difference"]["interval"] = [0.5, 2.5]
     (tmp_path / "mine" / "report.json").write_text(json.dumps(report))
-    assert "| [mine](../mine/report.md) | top1 | plain | 1 | bam +1.50 [+0.50, +2.50] |" in tables.studies()
+    assert "| [mine](../mine/report.md) | top1 | plain | 2 | bam +1.50 [+0.50, +2.50] |" in tables.studies()

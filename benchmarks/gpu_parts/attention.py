@@ -122,7 +122,7 @@ def _row(kept: Kept, job: Job, case: Case, direction: Direction, key: str) -> di
 
 
 def contestants(case: Case) -> list[str]:
-    """This project's backends, and what others are installed; FlexAttention, which compiles long, in a few."""
+    """This project's backends, and what others are there; FlexAttention, which compiles long, in a few."""
     names = [name for name in BACKENDS if name != "cpu"]
     if importlib.util.find_spec("timm"):
         names.append(TIMM)

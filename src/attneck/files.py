@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
+from math import isfinite, nan
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,13 +128,27 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     write_atomic(path, text.encode(errors="backslashreplace"))
 
 
+def strict(content: Any) -> Any:
+    """`content` with None for each number that is not finite, which Python writes and JSON does not have."""
+    if isinstance(content, dict):
+        return {key: strict(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [strict(value) for value in content]
+    return None if isinstance(content, float) and not isfinite(content) else content
+
+
+def number(value: Any) -> Any:
+    """NaN where `strict` wrote None; all else as it is."""
+    return nan if value is None else value
+
+
 def write_json(path: Path, content: object) -> None:
-    """Write as `write_atomic` does, in ASCII: a file's name may be no text.
+    """Write as `write_atomic` does, `strict`, and in ASCII: a file's name may be no text.
 
     Raises:
         NotWritten: what was there stays as it was.
     """
-    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(strict(content), indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -90,7 +90,7 @@ def test_it_is_found_and_built_and_its_options_are_checked() -> None:
     assert [m.reduction for m in model.modules() if isinstance(m, BAM)] == [4]
     for options, says in (
         ({"width": [8, 8]}, "toy has no option 'width'; perhaps you meant 'widths'"),
-        ({"widths": [8]}, "2 numbers or more"),
+        ({"widths": [8]}, "2 entries or more"),
         ({"widths": [8, 0]}, r"widths\[1\]=0: wanted 1 or more"),
         ({"bam": "stage"}, "perhaps you meant 'stages'"),
         ({"bam_dilation": 2}, "would change nothing without a BAM"),

@@ -1,14 +1,21 @@
 """A study on two machines: their reports put together are the report of one machine that ran it all."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from attneck import cli
+from attneck.files import strict, write_json
 from attneck.runs.train import train
-from attneck.studies.study import cells, load_study
+from attneck.studies.elsewhere import add
+from attneck.studies.report import Results, document, page
+from attneck.studies.results import Row
+from attneck.studies.sizes import SizeRow
+from attneck.studies.study import Study, cells, load_study
 
 STUDY = {
     "recipe": "relations",
@@ -135,6 +142,24 @@ def test_a_report_of_before_is_read(machines: Path, tmp_path: Path) -> None:
         for folder in (tmp_path / "merged", machines / "both/report")
     )
     assert [row["scores"] for row in before] == [row["scores"] for row in now]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_report_with_scores_that_are_no_numbers_is_json_and_read_back(bad: float, tmp_path: Path) -> None:
+    one = Study.model_validate(STUDY | {"problems": {}, "seeds": [0, 1, 2]})
+    rows = [Row("", "plain", {0: 1.0, 1: 2.0, 2: bad}), Row("", "bot", {0: 3.0, 1: bad, 2: 4.0})]
+    for row in rows:
+        row.curves = {seed: [(32, bad), (64, score)] for seed, score in row.scores.items()}
+    sizes = [SizeRow("", "bot", "loss", {32: {0: 1.0, 1: bad}})]
+    whole = Results(one, "tiny", rows, 0, sizes)
+    write_json(tmp_path / "now.json", document(whole))
+    json.loads((tmp_path / "now.json").read_text(), parse_constant=pytest.fail)  # of NaN and Infinity
+    (tmp_path / "before.json").write_text(json.dumps(document(whole)))
+    nothing = replace(whole, rows=[Row("", row.variant) for row in rows], sizes=[])
+    for file in (tmp_path / "now.json", tmp_path / "before.json"):
+        again = add(nothing, file)
+        assert strict(document(again)) == strict(document(whole))
+        assert page(again) == page(whole)
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*/report.json")), ids=lambda file: file.parent.name)

@@ -85,6 +85,23 @@ def test_boxes_of_no_size_are_said(tmp_path, capsys):
     assert "1 objects of train have boxes of no size: they are not trained on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["maskrcnn_botnet26_thin", "fasterrcnn_botnet26_thin"])
+def test_masks_without_a_pixel_are_said_where_masks_are_trained_on(tmp_path, capsys, name):
+    content = coco_content()
+    row, *others = content["annotations"]
+    point = {"bbox": [5.1, 5.1, 0.2, 0.2], "area": 0.04, "segmentation": [[5.1, 5.1, 5.3, 5.1, 5.3, 5.3]]}
+    runs = {"segmentation": {"size": [60, 80], "counts": [60 * 80]}}
+    rows = [row, *others, row | {"id": 50} | point, row | {"id": 51} | runs]
+    for split in ("train2017", "val2017"):
+        write_coco(tmp_path, content | {"annotations": rows}, split)
+    training = task(tmp_path, name).training
+    says = "coco: 2 objects of train have masks without a pixel: they are not trained on"
+    masks = name.startswith("mask")
+    assert (says in capsys.readouterr().err) == masks
+    seen = sum(len(training[i][1]["labels"]) for i in range(len(training)))
+    assert seen == (3 if masks else 5)
+
+
 @pytest.mark.parametrize("objects", [True, False])
 def test_a_held_out_set_without_objects_is_said(tmp_path, capsys, objects):
     content = coco_content()

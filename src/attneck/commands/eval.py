@@ -19,7 +19,7 @@ from attneck.commands.results_folder import folder_for
 from attneck.commands.scorer import Scorer, of_run, of_saved
 from attneck.data.table import SETS
 from attneck.errors import UserError, is_first, say, user_mistakes
-from attneck.files import NotWritten, write_atomic
+from attneck.files import NotWritten, strict, write_atomic
 from attneck.runs.run import NAMES, Run
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def score(
         return
     if json_:
         document = _document(scorer, checkpoint, found, detections, files)
-        print(json.dumps(document if recalibrate is None else document | {"recalibrated": recalibrate}))
+        more = {} if recalibrate is None else {"recalibrated": recalibrate}
+        print(json.dumps(strict(document | more)))
         return
     print(title)
     print(scorer.tables(found))

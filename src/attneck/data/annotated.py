@@ -34,6 +34,7 @@ class AnnotatedImages(DetectionDataset):
         self.skipped = Skipped(len(self), self._file) if skip_bad else None
         counts = annotations.records.counts
         self.dropped, self.crowds = counts["degenerate"], (counts["crowd"], counts["objects"])
+        self.blank = annotations.records.blank
 
     def __len__(self) -> int:
         return len(self.records)

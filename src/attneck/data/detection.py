@@ -59,11 +59,12 @@ class DetectionDataset(Dataset[Item]):
     `dataset.__getitems__(keys)`, which DataLoader calls, is a list of such pairs, their images uint8 still.
 
     A subclass gives `read`, `record`, `__len__`, `fingerprint` and `dropped`, the number of its objects that
-    are left out of training because their box has no size; and `crowds`, the number of those that are crowds,
-    and that of all, where some may be.
+    are left out of training because their box has no size; `blank`, of those whose mask has no pixel, and
+    `crowds`, the number of those that are crowds, and that of all, where some may be.
     """
 
     dropped: int
+    blank: int = 0
     crowds: tuple[int, int] = (0, 0)
     skipped: Skipped | None = None
 

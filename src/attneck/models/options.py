@@ -237,8 +237,9 @@ _WANTED = {
     "bool_type": "True or False",
     "string_type": "a word",
     "tuple_type": "a list of whole numbers",
-    "too_short": "{min_length} numbers or more",
-    "too_long": "{max_length} numbers at most",
+    "too_short": "{min_length} entries or more",
+    "too_long": "{max_length} entries at most",
+    "string_too_long": "{max_length} characters at most",
     "greater_than": "more than {gt}",
     "greater_than_equal": "{ge} or more",
     "less_than": "less than {lt}",
@@ -248,7 +249,8 @@ _WANTED = {
 
 def first_fault(error: ValidationError) -> str:
     """What is wrong, in one line: the value that was given, and what is wanted."""
-    fault = error.errors(include_url=False)[0]
+    # Every member of a union refuses a value; those of another kind do not say what is wrong with it.
+    fault = min(error.errors(include_url=False), key=lambda one: one["type"].endswith("_type"))
     kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])
@@ -261,5 +263,7 @@ def first_fault(error: ValidationError) -> str:
         wanted = f"one of {', '.join(map(repr, choices)) or context['expected']}"
         near = suggestion(value, choices)
     name, *place = fault["loc"]
-    where = f"{name}{''.join(f'[{index}]' for index in place)}"
+    # pydantic names the member too: bool, or list[constrained-int]
+    inside = [one for one in place if one not in ("bool", "float") and "constrained-" not in str(one)]
+    where = f"{name}{''.join(f'[{index}]' for index in inside)}"
     return f"{where}={brief(value)}: wanted {wanted}{near}"

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from attneck.errors import UserError
+from attneck.files import number
 from attneck.papers.tables import Row, Table
 
 DATA = {
@@ -151,4 +152,5 @@ def columns_measured(table: Table, runs_by_row: list[tuple[Row, list[FinishedRun
 
 
 def _scores(record: dict[str, Any], prefix: str) -> dict[str, float]:
-    return {key.removeprefix(prefix): float(value) for key, value in record.items() if key.startswith(prefix)}
+    own = {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}
+    return {name: float(number(value)) for name, value in own.items()}

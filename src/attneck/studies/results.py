@@ -19,7 +19,7 @@ from attneck.runs.provenance import environment_of
 from attneck.runs.report.words import images_of
 from attneck.runs.run import Run
 from attneck.runs.status import timed_steps
-from attneck.studies.statistics import Difference, Spread, difference, spread
+from attneck.studies.statistics import Difference, Score, Spread, difference, spread
 from attneck.studies.study import Cell, Study, made_of
 from attneck.training.best import NOTHING
 from attneck.training.recipe_file import load_recipe
@@ -38,9 +38,9 @@ class Row:
 
     problem: str
     variant: str
-    scores: dict[int, float] = field(default_factory=dict)
+    scores: dict[int, Score] = field(default_factory=dict)
     """By seed."""
-    curves: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
+    curves: dict[int, list[tuple[int, Score]]] = field(default_factory=dict)
     """By seed: the training images seen, and the score then."""
     seconds: dict[str, float] = field(default_factory=dict)
     """An epoch's, by processor or GPU: each run's median, and of the seeds that ran there the least."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attneck.errors import EXPECTED, ending, user_mistakes
+from attneck.files import number
 from attneck.runs.run import Run
 from attneck.studies import kept
-from attneck.studies.statistics import decimals_of, told
+from attneck.studies.statistics import Score, decimals_of, told
 from attneck.studies.study import RECALIBRATE, Cell, Fields, Study
 from attneck.training.best import NOTHING
 
@@ -29,7 +30,7 @@ class SizeRow:
     problem: str
     name: str
     metric: str
-    scores: dict[int, dict[int, float]] = field(default_factory=dict)
+    scores: dict[int, dict[int, Score]] = field(default_factory=dict)
 
     @property
     def curves(self) -> dict[int, list[tuple[int, float]]]:
@@ -118,7 +119,7 @@ def collect(study: Study, cells: Sequence[Cell]) -> list[SizeRow]:
                 for size in study.sizes:
                     scores = found.get(f"{_key(fields)}, {size}", {})
                     if scores.get(metric, NOTHING) != NOTHING:
-                        row.scores.setdefault(size, {})[cell.seed] = float(scores[metric])
+                        row.scores.setdefault(size, {})[cell.seed] = float(number(scores[metric]))
     return [row for row in rows.values() if row.scores]
 
 

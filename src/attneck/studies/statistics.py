@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import isfinite, nan
 from statistics import fmean, stdev
+from typing import Annotated
 
+from pydantic import BeforeValidator
+
+from attneck.files import number
+
+Score = Annotated[float, BeforeValidator(number)]
+"""As a report has it, where null is one that is no finite number."""
 LEVEL = 0.95
 ALIKE = 1e-9
 """Differences that are apart by this share of them at most are the same: the rest is rounding."""
@@ -40,8 +48,15 @@ class Difference:
         """Whether the interval lies above 0, or below."""
         return self.interval is not None and (self.interval[1] < 0 if lower else self.interval[0] > 0)
 
+    def _decimals(self, least: int) -> int:
+        """`least`, or so many that no end of an interval without 0 is printed as 0."""
+        surely = self.surely() or self.surely(lower=True)
+        nearest = min(map(abs, self.interval)) if self.interval and surely else 1.0
+        return next(decimals for decimals in count(least) if round(nearest, decimals))
+
     def told(self, decimals: int = 2) -> str:
-        """The mean, and the interval if there is one."""
+        """The mean, and the interval if there is one; with more decimals where that ends close to 0."""
+        decimals = self._decimals(decimals)
         around = "" if self.interval is None else ", ".join(f"{end:+.{decimals}f}" for end in self.interval)
         return f"{self.mean:+.{decimals}f}" + (around and f" [{around}]")
 
@@ -56,7 +71,7 @@ class Difference:
         low, high = self.interval
         if low <= 0 <= high:
             return "no difference that counts"
-        return f"{'higher' if low > 0 else 'lower'} by {abs(self.mean):.{decimals}f}"
+        return f"{'higher' if low > 0 else 'lower'} by {abs(self.mean):.{self._decimals(decimals)}f}"
 
 
 def decimals_of(metric: str) -> int:

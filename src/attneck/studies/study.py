@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,6 +155,14 @@ class Study(Part):
         named += [(f"rescored {name}", str(own.get("variant"))) for name, own in self.rescored.items()]
         for what, name in named:
             self._check_variant(what, name)
+        return self
+
+    @model_validator(mode="after")
+    def _threshold_can_be_reached(self) -> Study:
+        most = math.inf if self.less_is_better else 100
+        if self.threshold is not None and not 0 <= self.threshold <= most:
+            wanted = "0 or more" if self.less_is_better else "per cent, 0 to 100"
+            raise ValueError(f"threshold is {self.threshold:g}: wanted a {self.metric} of {wanted}")
         return self
 
     @model_validator(mode="after")

@@ -121,11 +121,12 @@ class Detection:
                 "there are none, or they are crowds (iscrowd 1), difficult, boxes of no size, or masks "
                 f"without a pixel; attneck data check {data.name} counts them"
             )
-        if opened.dropped and self.everyone.rank == 0:
-            say(
-                f"{data.name}: {opened.dropped:,} objects of {data.train_split} have boxes of no "
-                "size: they are not trained on"
-            )
+        for count, what in ((opened.dropped, "boxes of no size"), (opened.blank, "masks without a pixel")):
+            if count and self.everyone.rank == 0:
+                say(
+                    f"{data.name}: {count:,} objects of {data.train_split} have {what}: they are not "
+                    "trained on"
+                )
         crowds, objects = opened.crowds
         if crowds > CROWDED * objects and self.everyone.rank == 0:
             say(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attneck.errors import UserError, one_line
-from attneck.files import write_atomic, write_csv
+from attneck.files import number, strict, write_atomic, write_csv
 
 Record = dict[str, Any]
 """`epoch`, `step`, means of training since the last, and scores of the held-out images."""
@@ -27,7 +27,7 @@ def write_records(folder: Path, records: Sequence[Record]) -> None:
     Raises:
         NotWritten: the file stays as it was.
     """
-    write_atomic(folder / RECORDS, "".join(json.dumps(record) + "\n" for record in records).encode())
+    write_atomic(folder / RECORDS, "".join(json.dumps(strict(record)) + "\n" for record in records).encode())
     columns = list(dict.fromkeys(name for record in records for name in record))
     write_csv(folder / TABLE, [columns, *([record.get(name) for name in columns] for record in records)])
 
@@ -50,4 +50,4 @@ def read_records(folder: Path) -> list[Record]:
             f"{file} is damaged ({type(error).__name__}: {one_line(error, 80)}): it is written anew when the "
             "run goes on (--resume)"
         ) from None
-    return records
+    return [{name: number(value) for name, value in record.items()} for record in records]
