@@ -284,3 +284,19 @@ def test_without_fitting_fc6_and_fc7_conv6_and_conv7_are_new(kind, vgg16):
     assert all(
         torch.equal(model.state_dict()[f"backbone.{name}"], before[f"backbone.{name}"]) for name in new
     )
+
+
+def test_a_detector_of_torchvision_s_fills_the_backbone_too():
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+    torch.manual_seed(0)
+    body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    theirs = FasterRCNN(body, num_classes=3).eval()
+    model = create_model("fasterrcnn_resnet18", num_classes=3, image_size=128, variant="torchvision").eval()
+    report = load_weights(model, theirs.state_dict())
+    assert report.new == report.unused == []
+    x = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        for ours, wanted in zip(model.backbone(x).values(), theirs.backbone(x).values(), strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)

@@ -115,6 +115,9 @@ def test_the_size_can_be_changed():
     assert "(1024, 1024)" in repr(transform)
     transform.size = (128, 256)
     assert transform(images_of((50, 50)))[0].tensors.shape == (1, 3, 128, 256)
+    for theirs in ("min_size", "max_size"):  # which would change nothing
+        with pytest.raises(AttributeError, match=rf"{theirs}=64: .* `size`, \(128, 256\): set that"):
+            setattr(transform, theirs, 64)
 
 
 def test_canvas():

@@ -1,11 +1,13 @@
 """BAM where other things than PyTorch's kernels take the operations: modes, tracers, tensor classes."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from timm.layers import convert_splitbn_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -131,3 +133,15 @@ def test_jacobians_of_many_rows_at_once(function: str) -> None:
     of: Callable[[Tensor], Tensor] = module if function == "bam" else lambda x: gate(x, c, p)
     jacobian = torch.autograd.functional.jacobian
     torch.testing.assert_close(jacobian(of, x, vectorize=True), jacobian(of, x))
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_norms_of_split_batches(variant: str) -> None:
+    """timm's norms for AugMix and AdvProp: each part of a batch by its own, as in a BAM of its own."""
+    torch.manual_seed(0)
+    module = BAM(16, reduction=4, variant=variant)  # type: ignore[arg-type]
+    parts = [copy.deepcopy(module).train() for _ in range(2)]
+    split = convert_splitbn_model(module, num_splits=2).train()
+    x = torch.randn(6, 16, 4, 4)
+    wanted = torch.cat([part(rows) for part, rows in zip(parts, x.chunk(2), strict=True)])
+    torch.testing.assert_close(split(x), wanted)

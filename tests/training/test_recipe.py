@@ -38,7 +38,7 @@ def test_shipped_recipes_load_and_survive_a_round_trip(name):
         ([1, 2], "source: "),
         ({"epochs": 3, "steps": 30}, "source: epochs and steps are given: leave one out"),
         ({"steps_batch": 64}, "steps_batch is given without steps"),
-        ({"steps": 9, "schedule": {"warmup_epochs": 1}}, "beside steps give warmup_steps"),
+        ({"steps": 9, "schedule": {"warmup_epochs": 1}}, "beside steps set it to 0"),
         ({"schedule": {"warmup_epochs": 1, "warmup_steps": 9}}, "warmup_steps are given: leave one out"),
         ({"data": {"jitter": [0.5]}}, "data.jitter"),
         ({"data": {"name": "cifra100"}}, "; perhaps you meant 'cifar100'"),

@@ -32,7 +32,8 @@ class Transform(GeneralizedRCNNTransform):
     before, and to two steps at least, so that BatchNorm has more than one position on the coarsest map.
 
     Attributes:
-        size: (height, width) in pixels; it can be changed at any time.
+        size: (height, width) in pixels, for torchvision's min_size and max_size; it can be changed at any
+            time.
         whole: whether a batch has that size in training too.
     """
 
@@ -40,6 +41,11 @@ class Transform(GeneralizedRCNNTransform):
         super().__init__(min(size), max(size), [*MEAN], [*STD], size_divisible=step)
         self.size = size
         self.whole = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("min_size", "max_size") and "size" in vars(self):  # torchvision's: nothing reads them
+            raise AttributeError(f"{name}={value}: images are fitted into `size`, {self.size}: set that")
+        super().__setattr__(name, value)
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
         """image [3, h, w] → the same in training, fitted into `size` in evaluation; the target stays."""

@@ -27,6 +27,8 @@ def load_weights(detector: Any, weights: Mapping[str, Any] | str | Path) -> Load
     """
     own = {name: tensor.shape for name, tensor in detector.state_dict().items()}
     given = without_first_part(read_weights(weights), own)
+    if not any(name.startswith(INNER) for name in given):  # torchvision's detectors have no such part
+        given = given.named({_in_pyramid(name, own): tensor for name, tensor in given.items()})
     if any(name.startswith("backbone.") and name in own for name in given):
         return load_matching(detector, given, new=LAST)
     backbone = _backbone(detector)
@@ -38,6 +40,8 @@ def load_weights(detector: Any, weights: Mapping[str, Any] | str | Path) -> Load
     return LoadedVGG(**vars(load_matching(backbone, given.named(subsampled), new=EXTRA)))
 
 
+INNER = "backbone.body.model."
+"""Where a detector here has its backbone."""
 LAST = ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits", "head.classification_head")
 """Layers that the number of classes shapes."""
 EXTRA = ("scale", "extras")
@@ -84,6 +88,12 @@ def _has_all(trunk: nn.Module, weights: Mapping[str, Tensor]) -> bool:
     """Whether all of VGG16's convolutions are given: the fc6 and fc7 of another VGG are others."""
     own = {name: tensor.shape for name, tensor in trunk.state_dict().items() if name.startswith("features.")}
     return all(name in weights and weights[name].shape == shape for name, shape in own.items())
+
+
+def _in_pyramid(name: str, own: Mapping[str, Any]) -> str:
+    """The name here of a tensor of torchvision's backbone; any other as it is."""
+    inner = INNER + name.removeprefix("backbone.body.")
+    return inner if name.startswith("backbone.body.") and inner in own else name
 
 
 def _backbone(detector: Any) -> nn.Module:

@@ -78,9 +78,19 @@ def check_batch(branch: nn.Module, values: int) -> None:
             )
 
 
+class ChannelBranch(nn.Sequential):
+    """Layers for [B, C]; a norm for maps, such as timm's for split batches, sees maps of one position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C] -> [B, C]."""
+        for layer in self:
+            x = layer(x[:, :, None, None]).flatten(1) if isinstance(layer, nn.BatchNorm2d) else layer(x)
+        return x
+
+
 def paper_channel(channels: int, hidden: int) -> nn.Sequential:
     """Eq. 3 after the pooling: [B, C] -> [B, C]."""
-    return nn.Sequential(
+    return ChannelBranch(
         OrderedDict(
             reduce=nn.Linear(channels, hidden),
             relu=nn.ReLU(),
@@ -114,7 +124,7 @@ def official_channel(channels: int, hidden: int) -> nn.Sequential:
         gate_c_relu_1=nn.ReLU(),
         gate_c_fc_final=nn.Linear(hidden, channels),
     )
-    return nn.Sequential(OrderedDict(gate_c=nn.Sequential(layers)))
+    return nn.Sequential(OrderedDict(gate_c=ChannelBranch(layers)))
 
 
 def official_spatial(channels: int, hidden: int, dilation: int) -> nn.Sequential:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from attneck.errors import one_line
 from attneck.layers import BAM, MHSA2d
 from attneck.layers.bare import is_bare_pointwise
-from attneck.layers.branches import SpatialBranch
+from attneck.layers.branches import ChannelBranch, SpatialBranch
 from attneck.layers.meta import meta_copy
 
 BOTTLE = "bottleneck_transformer_pytorch.bottleneck_transformer_pytorch"
@@ -263,7 +263,8 @@ def _bam(theirs: Any) -> BAM:
         ours = BAM(
             channels, reduction=max(1, channels // hidden), dilation=max(dilations), variant="official"
         )
-    gate_c, gate_s = nn.Sequential(OrderedDict(channel)), SpatialBranch(OrderedDict(spatial.named_children()))
+    gate_c = ChannelBranch(OrderedDict(channel))
+    gate_s = SpatialBranch(OrderedDict(spatial.named_children()))
     ours.channel_att = nn.Sequential(OrderedDict(gate_c=gate_c))
     ours.spatial_att = nn.Sequential(OrderedDict[str, nn.Module](gate_s=gate_s))
     for made in (ours, gate_c, gate_s, ours.channel_att, ours.spatial_att):

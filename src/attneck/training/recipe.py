@@ -391,7 +391,9 @@ class Recipe(Part):
         elif self.epochs is not None:
             raise ValueError("epochs and steps are given: leave one out (on the command line: None)")
         elif self.schedule.warmup_epochs:
-            raise ValueError("schedule.warmup_epochs goes with epochs: beside steps give warmup_steps")
+            raise ValueError(
+                "schedule.warmup_epochs goes with epochs: beside steps set it to 0, and give warmup_steps"
+            )
         if self.schedule.warmup_epochs and self.schedule.warmup_steps:
             raise ValueError("schedule.warmup_epochs and warmup_steps are given: leave one out")
         return self
