@@ -78,19 +78,6 @@ def choices() -> dict[str, tuple[str, str, list[Pair]]]:
                 for shape in ((7, 32), (10, 16), (14, 8), (20, 4), (32, 2), (64, 1, fp32, 2))
             ],
         ),
-        "relative logits": (
-            "columns of q and k",
-            "added",
-            [
-                (
-                    AttentionCase(size, batch, dtype),
-                    {"columns": True, "fused": False},
-                    {"columns": False, "fused": False},
-                )
-                for dtype in (fp32, bf16)
-                for size, batch in ((7, 32), (10, 16), (14, 8), (20, 4), (28, 2), (32, 2))
-            ],
-        ),
         "weights for the backward pass": (
             "kept",
             "computed again",

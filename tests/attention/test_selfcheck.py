@@ -106,6 +106,67 @@ def test_a_broken_kernel_is_left_out_with_one_warning(
     assert BROKEN[kernel].removesuffix("; ") in found.reason
 
 
+def one_key_is_dropped(*given: Any) -> Tensor:
+    q, k, v, *others = given
+    return SDPA(q, k, v * (torch.arange(v.shape[2]) != 17)[:, None], *others)
+
+
+def logits_are_scaled(*given: Any) -> Tensor:
+    return SDPA(1.03 * given[0], *given[1:])
+
+
+def result_is_scaled(*given: Any) -> Tensor:
+    return 1.03 * SDPA(*given)
+
+
+def gradients_of_tables_are_scaled(*given: Any) -> Tensor:
+    tables = (table + 0.1 * (table - table.detach()) for table in given[3:5])
+    return SDPA(*given[:3], *tables, *given[5:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "kernel",
+    [one_key_is_dropped, logits_are_scaled, result_is_scaled, gradients_of_tables_are_scaled],
+    ids=lambda kernel: kernel.__name__,
+)
+def test_what_is_wrong_by_a_few_percent_is_left_out_in_every_dtype(
+    kernel: Callable[..., Tensor], dtype: torch.dtype, gpu: pytest.MonkeyPatch
+) -> None:
+    gpu.setitem(BACKENDS, "sdpa", kernel)
+    with pytest.warns(RuntimeWarning, match="triton is taken instead"):  # sums in another order are right
+        assert choose(problem(dtype)[0], MAP).name == "triton"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["plain", "sdpa", "tiled"])
+@pytest.mark.parametrize("content", [True, False])
+def test_what_rounds_otherwise_than_the_plain_form_is_right(
+    name: str, dtype: torch.dtype, content: bool
+) -> None:
+    for d, map_size in ((8, (2, 30)), (64, (15, 17)), (16, (4, 128))):
+        kernel = selfcheck.Kernel(name, dtype, d, torch.device("cpu"))
+        assert not selfcheck._wrong(selfcheck.Case(kernel, map_size, content, gradients=True))
+
+
+def one_token_is_short(*given: Any) -> Tensor:
+    out = SDPA(*given)
+    return torch.cat((0.6 * out[:, :, :1], out[:, :, 1:]), dim=2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "what"), [(one_token_is_short, "a token of the result"), (result_is_scaled, "the result")]
+)
+def test_what_the_whole_hides_and_what_each_token_hides_is_found(
+    kernel: Callable[..., Tensor], what: str, gpu: pytest.MonkeyPatch
+) -> None:
+    gpu.setitem(BACKENDS, "sdpa", kernel)
+    sdpa = selfcheck.Kernel("sdpa", torch.bfloat16, 64, torch.device("cpu"))
+    case = selfcheck.Case(sdpa, (16, 32), content=True, gradients=False)
+    far = [name for name, (error, most) in selfcheck._errors(case).items() if error > most]
+    assert far == [what]
+
+
 def test_where_all_are_broken_it_is_tiled(gpu: pytest.MonkeyPatch) -> None:
     gpu.setitem(BACKENDS, "sdpa", raises)
     gpu.setitem(BACKENDS, "triton", wrong_gradients)

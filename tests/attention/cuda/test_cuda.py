@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,15 @@ def assert_near(found: dict[str, Any], cases: list[Case]) -> None:
     assert all(near.values()), {name: found[name] for name in near if not near[name]}
 
 
+def assert_rounded_as_plain(found: list[float], ordinary: list[float], name: str) -> None:
+    """Far out the softmax is all but a maximum, and the rounding of logits decides: held to the plain form.
+
+    Logits of 1e4 are 1e-3 off in float32, and what makes the weights again from them takes that twice.
+    """
+    allowed = [4 * error + 1e-2 for error in ordinary]
+    assert all(error <= most for error, most in zip(found, allowed, strict=True)), (name, found, ordinary)
+
+
 needs_triton = pytest.mark.skipif(not cuda.HAS_TRITON, reason="triton is not installed")
 
 
@@ -160,12 +169,8 @@ def test_kernels_in_the_interpreter_are_the_oracle_s_on_larger_maps() -> None:
 
 @needs_triton
 def test_logits_far_out_overflow_nowhere(found: dict[str, Any]) -> None:
-    # So far out the softmax is all but a maximum, and rounding of the logits themselves decides: only the
-    # result is held to the oracle, and to the error that logits of 1e4 have in the dtype.
     for case in FAR_OUT:
-        out, *gradients = found[str(case)]
-        assert out < (1e-2 if case.dtype == "float32" else 1), (str(case), out)
-        assert all(error == error and error < float("inf") for error in gradients), (str(case), gradients)
+        assert_rounded_as_plain(found[str(case)], errors(plain, case), str(case))
 
 
 @needs_triton
@@ -358,8 +363,12 @@ def test_on_a_gpu_the_same_input_gives_the_same_bits(size: int, dtype: str) -> N
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_on_a_gpu_logits_far_out_overflow_nowhere(dtype: str) -> None:
-    case = Case((14, 14), d=64, dtype=dtype, scale=1e4 if dtype != "float16" else 1e3)
-    assert all(t.isfinite().all() for t in results(cuda.triton_attention_2d, problem(case, "cuda"), case))
+    far = Case((14, 14), d=64, dtype=dtype, scale=1e4 if dtype != "float16" else 1e3)
+    assert all(t.isfinite().all() for t in results(cuda.triton_attention_2d, problem(far, "cuda"), far))
+    # So far out the right gradients of q, k and the tables vanish, and what rounding leaves has no measure.
+    for case, held in ((replace(far, scale=100.0), range(6)), (far, (0, 3))):
+        found, ordinary = (errors(attend, case, "cuda") for attend in (cuda.triton_attention_2d, plain))
+        assert_rounded_as_plain([found[i] for i in held], [ordinary[i] for i in held], str(case))
 
 
 @pytest.mark.gpu

@@ -5,8 +5,6 @@ tile is g heads of r whole rows of queries, n = r*W tokens, of which n' are left
 
 - The relative logits of a tile are one product with [rel_h; rel_w]. A key's offset is its position minus
   the query's, so those of each axis are a strided view of it: nothing is padded, nothing moved.
-- They reach the logits by addition or, on narrow maps, inside the product q k^T, as H + W more columns of q
-  against one-hot rows and columns after k (so does FlashBias, arXiv 2505.12044).
 - A mean over queries is linear, so pool(P V) = pool(P) V: three products have a quarter of the rows.
 - Up to KEEP tokens the weights P are kept for backward; above they are computed again, tile by tile.
 """
@@ -93,7 +91,8 @@ def _attend(
     shares = pool_shares(H, W, q) if pool else None  # [N', 1]
     with torch.autocast("cpu", enabled=False):
         for block in tiling.blocks():
-            queries, keys = heads_of(q, block, scale), tiling.keys(k, block)  # [g, N, d], [g, N, d or more]
+            queries = heads_of(q, block, scale)  # [g, N, d]
+            keys = None if k is None else heads_of(k, block)  # [g, N, d]
             values = heads_of(v, block).transpose(1, 2)  # [g, d, N]
             result = out[block]  # [images, heads, N', d]
             for y, r in tiling.rows_of_queries():
@@ -139,7 +138,8 @@ def _differentiate(
     for_logits = for_q or for_k or for_table
     with torch.autocast("cpu", enabled=False):
         for block in tiling.blocks():
-            queries, keys = heads_of(q, block, scale), tiling.keys(k, block)  # [g, N, d], [g, N, d or more]
+            queries = heads_of(q, block, scale)  # [g, N, d]
+            keys = None if k is None else heads_of(k, block)  # [g, N, d]
             values, above = heads_of(v, block), heads_of(grad, block)  # [g, N, d], [g, N', d]
             to_k = to_v = None
             for y, r in tiling.rows_of_queries():

@@ -44,8 +44,6 @@ class Tiling:
     """Rows of queries a tile; H up to KEEP tokens, even with pooling."""
     onednn: bool
     """Whether products go through oneDNN (float32 alone)."""
-    columns: bool
-    """Whether the relative logits are columns of q k^T, or are added to it."""
     pool: bool
     fused: bool
     """Whether the passes over the logits are compiled; else PyTorch's operators."""
@@ -57,15 +55,13 @@ class Tiling:
         short = q.dtype in (torch.bfloat16, torch.float16)
         onednn = q.dtype == torch.float32 and attends_by_onednn(N)
         fuses = k is not None and q.dtype in DTYPES and passes() == "fused"
-        # Wide rows add fast; in half precision, columns also save the logits a rounding.
-        columns = k is not None and not fuses and (W % 32 != 0 if short else W < 14)
         if N > KEEP:
             rows = max(1, (2 * LOGITS if short else LOGITS) // (N * W))
-            return cls(B, h, H, W, 1, min(H, rows + rows % 2 if pool else rows), onednn, columns, pool, fuses)
+            return cls(B, h, H, W, 1, min(H, rows + rows % 2 if pool else rows), onednn, pool, fuses)
         # Tokens and logits of a tile stay in the cache; half precision gains more by fewer, larger products.
         tokens, logits = (1 << 20, 1 << 21) if short else (1 << 17, 1 << 19)
         heads = max(1, min(tokens // (N * d), logits // (N * N)))
-        return cls(B, h, H, W, heads, H, onednn, columns, pool, fuses)
+        return cls(B, h, H, W, heads, H, onednn, pool, fuses)
 
     def blocks(self) -> Iterator[Block]:
         """Every head of every image once, `heads` at a time."""
@@ -78,17 +74,6 @@ class Tiling:
         """(first row y, rows r) of each tile of a head."""
         for y in range(0, self.H, self.rows):
             yield y, min(self.rows, self.H - y)
-
-    def keys(self, k: Tensor | None, block: Block) -> Tensor | None:
-        """k of these heads [g, N, d], after it the one-hot row and column of each key: [g, N, d + H + W]."""
-        if k is None:
-            return None
-        keys = heads_of(k, block)  # [g, N, d]
-        if not self.columns:
-            return keys
-        row = torch.eye(self.H, dtype=k.dtype, device="cpu").repeat_interleave(self.W, 0)  # [N, H]
-        column = torch.eye(self.W, dtype=k.dtype, device="cpu").repeat(self.H, 1)  # [N, W]
-        return torch.cat((keys, torch.cat((row, column), 1).expand(len(keys), -1, -1)), 2)
 
     def weights(
         self, q: Tensor, keys: Tensor | None, table: Tensor, y: int, kept: Tensor | None = None
@@ -148,15 +133,12 @@ class Tiling:
         return product(q.flatten(0, 1)[None], table[None], self.onednn).view(*q.shape[:2], -1)
 
     def logits(self, q: Tensor, keys: Tensor | None, table: Tensor, y: int) -> Tensor:
-        """Of a tile from row y on: q [g, n, d], keys as above, table [L, d] -> [g, n, N]."""
+        """Of a tile from row y on: q [g, n, d], keys [g, N, d], table [L, d] -> [g, n, N]."""
         rows, columns = by_position_of_rows(
             self.by_offset(q, table), y, (self.H, self.W)
         )  # [g, r, W, H], [g, r, W, W]
         if keys is None:
             return (rows[..., :, None] + columns[..., None, :]).view(*q.shape[:2], -1)  # [g, n, N]
-        if self.columns:
-            wide = (q, rows.reshape(*q.shape[:2], self.H), columns.reshape(*q.shape[:2], self.W))
-            return product(torch.cat(wide, 2), keys, self.onednn)  # [g, n, N]
         if not self.onednn:
             # One pass and one rounding less than to add both to the product; float32 adds faster too.
             precise = torch.promote_types(q.dtype, torch.float32)
@@ -174,28 +156,23 @@ class Tiling:
         """From `gradients`' two: of q [g, n, d], and of q table^T [g*n, L]."""
         g, n, _ = dS.shape
         d = table.shape[1]
-        # [g, n, d], or [g, n, d + H + W] with columns
-        dq = None if keys is None else product(dS, keys.transpose(1, 2), self.onednn)
         if of_offset is None:
-            of_offset = self._by_offset_again(dS, None if dq is None else dq[..., d:], y)
+            of_offset = self._by_offset_again(dS, y)
         by_offset = of_offset.flatten(0, 1)  # [g*n, L]
         relative = product(by_offset[None], table.T[None], self.onednn).view(g, n, d)
-        return relative if dq is None else relative.add_(dq[..., :d]), by_offset
+        if keys is None:
+            return relative, by_offset
+        return relative.add_(product(dS, keys.transpose(1, 2), self.onednn)), by_offset
 
-    def _by_offset_again(self, dS: Tensor, summed: Tensor | None, y: int) -> Tensor:
-        """The gradient by offset [g, n, L]; the sums over key rows and columns may be there [g, n, H + W]."""
+    def _by_offset_again(self, dS: Tensor, y: int) -> Tensor:
+        """The gradient by offset: dS [g, n, N] -> [g, n, L], summed over key columns and key rows."""
         g, n, _ = dS.shape
         H, W = self.H, self.W
         by_offset = dS.new_zeros(g, n, 2 * H + 2 * W - 2)  # [g, n, L]
         rows, columns = by_position_of_rows(by_offset, y, (H, W))  # [g, r, W, H], [g, r, W, W]
-        if self.columns and summed is not None:
-            of_rows, of_columns = summed.split((H, W), dim=2)
-            rows.copy_(of_rows.view_as(rows))
-            columns.copy_(of_columns.view_as(columns))
-        else:
-            by_axis = dS.view(g, -1, W, H, W)  # [g, r, W, H, W]
-            rows.copy_(by_axis.sum(-1))
-            columns.copy_(by_axis.sum(-2))
+        by_axis = dS.view(g, -1, W, H, W)  # [g, r, W, H, W]
+        rows.copy_(by_axis.sum(-1))
+        columns.copy_(by_axis.sum(-2))
         return by_offset
 
     def plus(self, total: Tensor | None, part: Tensor) -> Tensor:
