@@ -22,7 +22,7 @@ from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of
 from attneck.errors import UserError, say, user_mistakes
 from attneck.files import write_json
-from attneck.layers import BAM
+from attneck.layers import BAM, MHSA2d
 from attneck.layers.meta import check_logits
 from attneck.runs import pictures, snapshots
 from attneck.runs.attention_ways import attention_ways, compiles_passes
@@ -42,6 +42,8 @@ from attneck.training.recipe import TIMM, Recipe
 from attneck.training.recipe_file import is_run, load_recipe
 from attneck.training.scoring import scored
 
+FEW = 4
+"""Rows and columns of a map that attention has something to choose from, at least."""
 MANY = 1000
 """Epochs of a run at most; steps that are more were meant for a larger data set."""
 
@@ -233,7 +235,8 @@ def _say_first(recipe: Recipe, made: _Made, begun: Start, everyone: World) -> No
         say("this processor has no products in bfloat16: float32 ones, rounded, take its place")
     if not begun.resume:
         many = many_epochs(recipe, len(made.task.training))
-        for said in (*getattr(made.model, "surgery_reports", ()), *made.started, many):
+        few = few_positions(made.model, made.facts["image_size"])
+        for said in (*getattr(made.model, "surgery_reports", ()), few, *made.started, many):
             if said is not None:
                 say(said)
 
@@ -267,6 +270,19 @@ def many_epochs(recipe: Recipe, images: int) -> str | None:
     return (
         f"{steps:,} steps of {recipe.batch} are {epochs:,.0f} epochs of the {images:,} training images: "
         "give --epochs for a schedule by the data (its warm-up and milestones keep their share)"
+    )
+
+
+def few_positions(model: nn.Module, image_size: int) -> str | None:
+    """What is to be said of attention on maps of fewer than FEW rows or columns; else None."""
+    maps = {name: layer.map_size for name, layer in model.named_modules() if isinstance(layer, MHSA2d)}
+    few = [f"{name} on {H}×{W}" for name, (H, W) in maps.items() if min(H, W) < FEW]
+    if not few:
+        return None
+    where = ", ".join(few[:3]) + ", …" * (len(few) > 3)
+    return (
+        f"on images of {image_size} pixels attention has few positions to choose from ({where}): "
+        "give larger images, such as --data.image-size 224"
     )
 
 
