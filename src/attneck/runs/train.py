@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -39,7 +39,7 @@ from attneck.training.distributed import World, world
 from attneck.training.environment import operators_in_same_bits
 from attneck.training.optimizer import parameter_groups
 from attneck.training.recipe import TIMM, Recipe
-from attneck.training.recipe_file import is_run, load_recipe
+from attneck.training.recipe_file import changed, is_run, load_recipe
 from attneck.training.scoring import scored
 
 FEW = 4
@@ -64,6 +64,7 @@ def train(
     recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
+    fields: Mapping[str, Any] | None = None,
     name: str | None = None,
     resume: bool = False,
     accept_changes: bool = False,
@@ -79,6 +80,8 @@ def train(
             folder.
         out: the folder; where None, the run's whose folder `recipe` is, else a new one, runs/NAME or
             runs/NAME-2 and so on.
+        fields: fields of the recipe that are otherwise here, by their dotted names, as a study has them:
+            {"epochs": 1, "model.options.bam": "blocks"}. An option of None is taken back.
         name: the NAME of a new folder; where None, the recipe's name, and of a `Recipe` the model's.
         resume: go on with the run that is there.
         accept_changes: on resume, take data that is not what the run was started on; its difference is said,
@@ -94,7 +97,7 @@ def train(
             none to resume; a recipe or data other than the run was started with.
         RunFailed: see `attneck.training.loop.train_loop`.
     """
-    recipe, wish = _asked(recipe, out, name, resume, accept_changes)
+    recipe, wish = _asked(recipe, out, fields or {}, name, resume, accept_changes)
     with world() as everyone, ExitStack() as held:
         check_compiler(recipe, everyone.device)
         with user_mistakes():
@@ -157,7 +160,12 @@ def train(
 
 
 def _asked(
-    recipe: Recipe | str | Path, out: str | Path | None, name: str | None, resume: bool, accept_changes: bool
+    recipe: Recipe | str | Path,
+    out: str | Path | None,
+    fields: Mapping[str, Any],
+    name: str | None,
+    resume: bool,
+    accept_changes: bool,
 ) -> tuple[Recipe, Wish]:
     """The recipe that was given or named, and where and how its run is to go."""
     if not isinstance(recipe, Recipe):
@@ -165,6 +173,8 @@ def _asked(
         if out is None and name is None and is_run(word):
             out = word
         name, recipe = name or word.stem, load_recipe(str(recipe))
+    if fields:
+        recipe = changed(recipe, fields, name or recipe.model.name)
     trackers.require(recipe)
     if accept_changes and not resume:
         raise UserError("--accept-changes goes with --resume: a new run takes the data as it is")
