@@ -6,6 +6,8 @@ import sys
 import pytest
 
 import attneck
+from attneck.commands.recipe_words import parse
+from attneck.errors import UserError
 
 
 @pytest.mark.parametrize("name", attneck.__all__)
@@ -29,3 +31,22 @@ def test_count_reads_as_the_design_has_it():
     assert counts.params == sum(p.numel() for p in attneck.create_model("cifar_resnet20").parameters())
     assert counts.params_paper < counts.params
     assert counts.madds > 40e6
+
+
+def test_a_recipe_by_its_name_is_trained_with_other_fields(tmp_path, monkeypatch):
+    asked = []
+
+    def stop(recipe, *rest):
+        asked.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attneck.runs.train.check_compiler", stop)
+    fields = {"epochs": 1, "model.options.bam": "blocks"}
+    for given in ("demo", asked):
+        recipe = given if given == "demo" else asked[0].model_copy(update={"epochs": 3})
+        with pytest.raises(KeyboardInterrupt):
+            attneck.train(recipe, tmp_path / "run", fields=fields)
+    words = ["--epochs", "1", "--model.options.bam", "blocks"]
+    assert asked == [parse("demo", words).recipe] * 2
+    with pytest.raises(UserError, match=r"demo: there is no field 'modle\.name' in a recipe"):
+        attneck.train("demo", fields={"modle.name": "x"})

@@ -13,15 +13,34 @@ from attneck import timm_hook
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from attneck import attention, data, detection, explain, export, hub, layers, measure, models, surgery
+    from attneck import (
+        attention,
+        data,
+        detection,
+        explain,
+        export,
+        hub,
+        layers,
+        measure,
+        models,
+        papers,
+        serve,
+        studies,
+        surgery,
+        tasks,
+        training,
+    )
     from attneck.hub import load
     from attneck.models import create_model, list_detectors, list_models
+    from attneck.models.weights import load_matching
     from attneck.runs.run import Run
     from attneck.runs.train import train
     from attneck.tasks.evaluate import evaluate
+    from attneck.training.recipe import Recipe
 
 # Where each public name lives. Resolved on first use, so that `attneck --help` needs no torch.
 _HOMES = {
+    "Recipe": "attneck.training.recipe:Recipe",
     "Run": "attneck.runs.run:Run",
     "attention": "attneck.attention",
     "data": "attneck.data",
@@ -32,16 +51,23 @@ _HOMES = {
     "layers": "attneck.layers",
     "measure": "attneck.measure",
     "models": "attneck.models",
+    "papers": "attneck.papers",
+    "serve": "attneck.serve",
+    "studies": "attneck.studies",
     "surgery": "attneck.surgery",
+    "tasks": "attneck.tasks",
+    "training": "attneck.training",
     "create_model": "attneck.models.catalog:create_model",
     "list_detectors": "attneck.models.catalog:list_detectors",
     "list_models": "attneck.models.catalog:list_models",
     "evaluate": "attneck.tasks.evaluate:evaluate",
     "load": "attneck.hub:load",
+    "load_matching": "attneck.models.weights:load_matching",
     "train": "attneck.runs.train:train",
 }
 
 __all__ = [
+    "Recipe",
     "Run",
     "__version__",
     "attention",
@@ -56,10 +82,16 @@ __all__ = [
     "list_detectors",
     "list_models",
     "load",
+    "load_matching",
     "measure",
     "models",
+    "papers",
+    "serve",
+    "studies",
     "surgery",
+    "tasks",
     "train",
+    "training",
 ]
 
 

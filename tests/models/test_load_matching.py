@@ -262,8 +262,45 @@ def test_bams_that_the_network_lacks_are_named() -> None:
     with_three = insert_bam(timm.create_model("test_resnet", num_classes=4), image_size=64).model
     dilated = timm.create_model("test_resnet", num_classes=4, output_stride=8)
     insert_bam(dilated, image_size=64)
-    with pytest.warns(StaysRandomWarning, match="network has no BAM at layer2.bam, layer3.bam, where these"):
+    with pytest.warns(StaysRandomWarning, match="BAM at layer2.bam, layer3.bam, where .*own: layer1.bam$"):
         load_matching(dilated, with_three.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_matching(with_three, with_three.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "bam", "options"),
+    [
+        ("resnet18", "stages", {"widths": [16] * 4}),
+        ("squeezenet1_1", "stages", {}),
+        ("cifar_wrn28_8", "blocks", {"depths": [11, 1], "mids": [16, 32], "outs": [16, 32]}),
+    ],
+)
+def test_bams_of_the_catalog_and_of_surgery_take_each_other_s_weights(
+    name: str, bam: str, options: dict[str, Any]
+) -> None:
+    options = {"num_classes": 3, "image_size": 64, **options}
+    published = create_model(name, bam=bam, bam_reduction=4, **options).eval()
+    at: Any = "blocks" if bam == "blocks" else "bottlenecks"
+    changed = insert_bam(create_model(name, **options), at, start="paper", reduction=4).model.eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for network, other in ((changed, published), (published, changed)):
+            for tensor in other.parameters():
+                tensor.normal_(std=0.1)
+            in_a_file = dict(sorted(other.state_dict().items()))  # as safetensors have them
+            loaded = load_matching(network, in_a_file)
+            assert (loaded.new, loaded.unused) == ([], [])
+            assert torch.equal(network(x), other(x))
+
+
+def test_more_bams_than_the_network_has_stay_unused() -> None:
+    """Which of them are meant is not known."""
+    small: dict[str, Any] = {"widths": [16] * 4, "num_classes": 3}
+    network = create_model("resnet18_bam", bam_reduction=4, **small)
+    given = insert_bam(create_model("resnet18", **small), "blocks", start="paper", reduction=4).model
+    with pytest.warns(StaysRandomWarning, match=r"at layer1.0.bn2_bam, .* 5 more, where .*own: layer1.2, "):
+        loaded = load_matching(network, given.state_dict())
+    assert loaded.modules.keys() == {"layer1.2 (BAM)", "layer2.2 (BAM)", "layer3.2 (BAM)"}

@@ -217,7 +217,8 @@ def override(options: Options, given: dict[str, Any], name: str) -> Options:
     for key in given:
         if key not in known:
             names = sorted(known)
-            near = suggestion(key, names) or f" (its options: {one_line(', '.join(names), 180)})"
+            near = _of_timm(key, name, known, backbone is not None) or suggestion(key, names)
+            near = near or f" (its options: {one_line(', '.join(names), 180)})"
             raise ValueError(f"{name} has no option {one_line(repr(key), 40)}{near}")
     changes = {key: value for key, value in given.items() if key in own}
     inner = {key: value for key, value in given.items() if key not in own}
@@ -227,6 +228,21 @@ def override(options: Options, given: dict[str, Any], name: str) -> Options:
         return options.replace(**changes)
     except ValidationError as error:
         raise ValueError(f"{name}: {first_fault(error)}") from error
+
+
+TIMMS = {"drop_rate": "dropout", "drop_path_rate": "drop_path", "drop_block_rate": "drop_block"}
+"""Arguments of timm's that are options here, and their names."""
+
+
+def _of_timm(key: str, name: str, known: set[str], detector: bool) -> str:
+    """What to give instead of an argument of timm's; "" for any other."""
+    if key == "img_size":
+        return ": give image_size (a recipe's data.image_size)"
+    if TIMMS.get(key) in known:
+        return f": give {TIMMS[key]}"
+    if key in ("features_only", "out_indices") and not detector:
+        return f": take timm.create_model('attneck_{name}', features_only=True), which has timm's arguments"
+    return ""
 
 
 # pydantic's kinds of fault, in words.

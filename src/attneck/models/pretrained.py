@@ -32,7 +32,10 @@ def check_name(name: Any) -> str:
     import timm
 
     if not isinstance(name, str):
-        raise ValueError(f"pretrained={brief(name)}: wanted a name of timm's weights, 'resnet50.a1_in1k' say")
+        raise ValueError(
+            f"pretrained={brief(name)}: wanted a name of timm's weights, 'resnet50.a1_in1k' say, or "
+            "None: a model of the catalog has no weights of its own"
+        )
     bare = name.removeprefix("timm/")
     if not timm.is_model_pretrained(bare):
         if bare.partition(":")[0] in {"hf-hub", "local-dir"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from attneck.models.weight_files import Weights
 # Of residual networks for CIFAR that are not torchvision's, such as akamaster's and kuangliu's.
 CLASSIFIER = {"linear": "fc"}
 PROJECTION = (".shortcut.", ".downsample.")
+BRANCH = re.compile(r"\.(?:channel|spatial)_att\.")
+"""Where a BAM's name ends in that of a tensor of it."""
 
 
 def renamed(weights: Mapping[str, Tensor], network: nn.Module) -> Weights:
@@ -21,6 +24,8 @@ def renamed(weights: Mapping[str, Tensor], network: nn.Module) -> Weights:
       tensors are then of a name and shape of the network's: half of those that have that part, or of its own.
     - `bam1.`, `bam2.` … of BAM's authors, who call their BAMs between the stages, become those of the
       network's BAMs in their order; `linear` becomes `fc`, and `shortcut` `downsample`.
+    - So do other BAMs, such as the catalog's `layer1.3` and `insert_bam`'s `layer1.bam`, where as many of the
+      weights' as of the network's have no counterpart of their name.
 
     Raises:
         ValueError: two first parts fit alike, as two networks in one file do.
@@ -29,10 +34,16 @@ def renamed(weights: Mapping[str, Tensor], network: nn.Module) -> Weights:
     found = without_first_part(weights, {name: tensor.shape for name, tensor in own.items()})
     bams = [name for name, module in network.named_modules() if isinstance(module, BAM)]
     heads = CLASSIFIER | {f"bam{number}": name for number, name in enumerate(bams, start=1)}
+    theirs_of = {BRANCH.split(name)[0] for name in found if BRANCH.search(name)}
+    # By name on both sides, as files may have them so, with block 10 before block 2.
+    without = sorted(theirs_of - {*bams, *heads})
+    unnamed = sorted({*bams} - theirs_of)
+    places = dict(zip(without, unnamed, strict=True)) if len(without) == len(unnamed) else {}
     result: dict[str, Tensor] = {}
     for name, tensor in found.items():
         head, dot, rest = name.partition(".")
-        others = (f"{heads.get(head, head)}{dot}{rest}".replace(*PROJECTION), f"module.{name}")
+        others = [f"{heads.get(head, head)}{dot}{rest}".replace(*PROJECTION), f"module.{name}"]
+        others += [name.replace(bam, place, 1) for bam, place in places.items() if name.startswith(f"{bam}.")]
         theirs = [name] if name in own else [other for other in others if other in own and other not in found]
         result[theirs[0] if theirs else name] = tensor
     return found.named(result)

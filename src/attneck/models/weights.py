@@ -19,7 +19,7 @@ from attneck.checks import MOST
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.layers.mhsa import TABLES
 from attneck.models.origin import bare
-from attneck.models.renamed import renamed
+from attneck.models.renamed import BRANCH, renamed
 from attneck.models.weight_files import Weights, read_tensors, shown, unwrapped
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -38,8 +38,6 @@ ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 """The modules that activations are defined in."""
 SAME = {"Swish": "SiLU", "HardSwish": "Hardswish", "HardSigmoid": "Hardsigmoid", "GELUTanh": "GELU by tanh"}
 """timm's names of activations that torch has, too."""
-BRANCH = re.compile(r"\.(?:channel|spatial)_att\.")
-"""Where a BAM's name ends in that of a tensor of it."""
 ADAPTER = re.compile(r"\blora_[AB]\b|\bbase_layer\b")
 ADAPTED = "; these have adapters (LoRA): merge them into their network first, as peft's merge_and_unload does"
 """What is said of weights that have the names of ADAPTER, and fit nowhere."""
@@ -136,13 +134,14 @@ class Loaded:
                 "another implementation, so that positions stay random: attneck.surgery.adopt's "
                 "report.converted(weights) gives them ours"
             )
-        own = {BRANCH.split(name)[0] for name in (*self.taken, *self.new) if BRANCH.search(name)}
+        mine = (BRANCH.split(name)[0] for name in (*self.taken, *self.new) if BRANCH.search(name))
+        own = dict.fromkeys(mine)
         theirs = dict.fromkeys(BRANCH.split(name)[0] for name in self.unused if BRANCH.search(name))
         # Of a network without any, that is its name.
         if own and (bams := [layer for layer in theirs if layer not in own]):
             return (
                 f"the network has no BAM at {_first(map(shown, bams), len(bams), 3)}, where these weights "
-                "have one, and computes something else than they did: does it dilate where theirs strides?"
+                f"have one, and computes something else than they did; its own: {_first(own, len(own), 3)}"
             )
         if self.changed:
             return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -22,7 +22,7 @@ from attneck.data.sampling import TrainBatches
 from attneck.data.skipping import summary_of
 from attneck.errors import UserError, say, user_mistakes
 from attneck.files import write_json
-from attneck.layers import BAM
+from attneck.layers import BAM, MHSA2d
 from attneck.layers.meta import check_logits
 from attneck.runs import pictures, snapshots
 from attneck.runs.attention_backends import attention_backends, compiles_passes
@@ -39,9 +39,11 @@ from attneck.training.distributed import World, world
 from attneck.training.environment import operators_in_same_bits
 from attneck.training.optimizer import parameter_groups
 from attneck.training.recipe import TIMM, Recipe
-from attneck.training.recipe_file import is_run, load_recipe
+from attneck.training.recipe_file import changed, is_run, load_recipe
 from attneck.training.scoring import scored
 
+FEW = 4
+"""Rows and columns of a map that attention has something to choose from, at least."""
 MANY = 1000
 """Epochs of a run at most; steps that are more were meant for a larger data set."""
 
@@ -62,6 +64,7 @@ def train(
     recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
+    fields: Mapping[str, Any] | None = None,
     name: str | None = None,
     resume: bool = False,
     accept_changes: bool = False,
@@ -77,6 +80,8 @@ def train(
             folder.
         out: the folder; where None, the run's whose folder `recipe` is, else a new one, runs/NAME or
             runs/NAME-2 and so on.
+        fields: fields of the recipe that are otherwise here, by their dotted names, as a study has them:
+            {"epochs": 1, "model.options.bam": "blocks"}. An option of None is taken back.
         name: the NAME of a new folder; where None, the recipe's name, and of a `Recipe` the model's.
         resume: go on with the run that is there.
         accept_changes: on resume, take data that is not what the run was started on; its difference is said,
@@ -92,7 +97,7 @@ def train(
             none to resume; a recipe or data other than the run was started with.
         RunFailed: see `attneck.training.loop.train_loop`.
     """
-    recipe, wish = _asked(recipe, out, name, resume, accept_changes)
+    recipe, wish = _asked(recipe, out, fields or {}, name, resume, accept_changes)
     with world() as everyone, ExitStack() as held:
         check_compiler(recipe, everyone.device)
         with user_mistakes():
@@ -155,7 +160,12 @@ def train(
 
 
 def _asked(
-    recipe: Recipe | str | Path, out: str | Path | None, name: str | None, resume: bool, accept_changes: bool
+    recipe: Recipe | str | Path,
+    out: str | Path | None,
+    fields: Mapping[str, Any],
+    name: str | None,
+    resume: bool,
+    accept_changes: bool,
 ) -> tuple[Recipe, Wish]:
     """The recipe that was given or named, and where and how its run is to go."""
     if not isinstance(recipe, Recipe):
@@ -163,6 +173,8 @@ def _asked(
         if out is None and name is None and is_run(word):
             out = word
         name, recipe = name or word.stem, load_recipe(str(recipe))
+    if fields:
+        recipe = changed(recipe, fields, name or recipe.model.name)
     trackers.require(recipe)
     if accept_changes and not resume:
         raise UserError("--accept-changes goes with --resume: a new run takes the data as it is")
@@ -233,7 +245,8 @@ def _say_first(recipe: Recipe, made: _Made, begun: Start, everyone: World) -> No
         say("this processor has no products in bfloat16: float32 ones, rounded, take its place")
     if not begun.resume:
         many = many_epochs(recipe, len(made.task.training))
-        for said in (*getattr(made.model, "surgery_reports", ()), *made.started, many):
+        few = few_positions(made.model, made.facts["image_size"])
+        for said in (*getattr(made.model, "surgery_reports", ()), few, *made.started, many):
             if said is not None:
                 say(said)
 
@@ -267,6 +280,19 @@ def many_epochs(recipe: Recipe, images: int) -> str | None:
     return (
         f"{steps:,} steps of {recipe.batch} are {epochs:,.0f} epochs of the {images:,} training images: "
         "give --epochs for a schedule by the data (its warm-up and milestones keep their share)"
+    )
+
+
+def few_positions(model: nn.Module, image_size: int) -> str | None:
+    """What is to be said of attention on maps of fewer than FEW rows or columns; else None."""
+    maps = {name: layer.map_size for name, layer in model.named_modules() if isinstance(layer, MHSA2d)}
+    few = [f"{name} on {H}×{W}" for name, (H, W) in maps.items() if min(H, W) < FEW]
+    if not few:
+        return None
+    where = ", ".join(few[:3]) + ", …" * (len(few) > 3)
+    return (
+        f"on images of {image_size} pixels attention has few positions to choose from ({where}): "
+        "give larger images, such as --data.image-size 224"
     )
 
 

@@ -72,3 +72,13 @@ def test_it_is_the_same_for_the_same_draws_and_at_another_size() -> None:
     other = ScaleCrop(24).at(16)
     assert isinstance(other, ScaleCrop)
     assert other(part).shape == (16, 16, 3)
+
+
+def test_it_runs_in_a_process_under_autocast() -> None:
+    """As the training process is in bfloat16 on a CPU, which loads for itself with no workers."""
+    images = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            images.append(ScaleCrop(8)(np.full((8, 8, 3), 100, dtype=np.uint8)))
+    assert np.array_equal(*images)

@@ -42,5 +42,6 @@ class ScaleCrop(Inception):
     def __call__(self, part: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The part, uint8 [h, w, 3] → uint8 [size, size, 3]."""
         image = super().__call__(part)
-        change = 255 * torch.tensor(COMPONENTS) @ (torch.tensor(VALUES) * STRENGTH * torch.randn(3))  # [3]
-        return (image + change.numpy()).round().clip(0, 255).astype(np.uint8)
+        # NumPy's product: torch's is in bfloat16 where the training process loads for itself under autocast.
+        change = 255 * np.array(COMPONENTS) @ (np.array(VALUES) * STRENGTH * torch.randn(3).numpy())  # [3]
+        return (image + change).round().clip(0, 255).astype(np.uint8)
