@@ -42,11 +42,12 @@ def test_a_recipe_by_its_name_is_trained_with_other_fields(tmp_path, monkeypatch
 
     monkeypatch.setattr("attneck.runs.train.check_compiler", stop)
     fields = {"epochs": 1, "model.options.bam": "blocks"}
-    for given in ("demo", asked):
-        recipe = given if given == "demo" else asked[0].model_copy(update={"epochs": 3})
+    in_parts = {"epochs": 1, "model": {"options": {"bam": "blocks"}}}
+    for given, changes in (("demo", fields), ("demo", in_parts), (None, fields)):
+        recipe = given or asked[0].model_copy(update={"epochs": 3})
         with pytest.raises(KeyboardInterrupt):
-            attneck.train(recipe, tmp_path / "run", fields=fields)
+            attneck.train(recipe, tmp_path / "run", fields=changes)
     words = ["--epochs", "1", "--model.options.bam", "blocks"]
-    assert asked == [parse("demo", words).recipe] * 2
+    assert asked == [parse("demo", words).recipe] * 3
     with pytest.raises(UserError, match=r"demo: there is no field 'modle\.name' in a recipe"):
         attneck.train("demo", fields={"modle.name": "x"})

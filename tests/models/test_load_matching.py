@@ -296,6 +296,15 @@ def test_bams_of_the_catalog_and_of_surgery_take_each_other_s_weights(
             assert torch.equal(network(x), other(x))
 
 
+def test_bams_at_other_places_stay_unused() -> None:
+    small: dict[str, Any] = {"widths": [16] * 4, "num_classes": 3}
+    network, other = create_model("resnet18", **small), create_model("resnet18", **small)
+    network.layer1[1].add_module("bam", BAM(16, reduction=4))
+    other.layer2[1].add_module("bam", BAM(16, reduction=4))
+    with pytest.warns(StaysRandomWarning, match=r"no BAM at layer2.1.bam, .*own: layer1.1.bam"):
+        load_matching(network, other.state_dict())
+
+
 def test_more_bams_than_the_network_has_stay_unused() -> None:
     """Which of them are meant is not known."""
     small: dict[str, Any] = {"widths": [16] * 4, "num_classes": 3}

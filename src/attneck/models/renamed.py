@@ -25,7 +25,7 @@ def renamed(weights: Mapping[str, Tensor], network: nn.Module) -> Weights:
     - `bam1.`, `bam2.` … of BAM's authors, who call their BAMs between the stages, become those of the
       network's BAMs in their order; `linear` becomes `fc`, and `shortcut` `downsample`.
     - So do other BAMs, such as the catalog's `layer1.3` and `insert_bam`'s `layer1.bam`, where as many of the
-      weights' as of the network's have no counterpart of their name.
+      weights' as of the network's have no counterpart of their name, each in the same part as its own.
 
     Raises:
         ValueError: two first parts fit alike, as two networks in one file do.
@@ -38,7 +38,9 @@ def renamed(weights: Mapping[str, Tensor], network: nn.Module) -> Weights:
     # By name on both sides, as files may have them so, with block 10 before block 2.
     without = sorted(theirs_of - {*bams, *heads})
     unnamed = sorted({*bams} - theirs_of)
-    places = dict(zip(without, unnamed, strict=True)) if len(without) == len(unnamed) else {}
+    places = dict(zip(without, unnamed, strict=False))
+    if len(without) != len(unnamed) or not all(_beside(bam, place) for bam, place in places.items()):
+        places = {}
     result: dict[str, Tensor] = {}
     for name, tensor in found.items():
         head, dot, rest = name.partition(".")
@@ -47,6 +49,12 @@ def renamed(weights: Mapping[str, Tensor], network: nn.Module) -> Weights:
         theirs = [name] if name in own else [other for other in others if other in own and other not in found]
         result[theirs[0] if theirs else name] = tensor
     return found.named(result)
+
+
+def _beside(one: str, other: str) -> bool:
+    """Whether the module that one of these is a child of holds the other."""
+    above = sorted((f"{name.rpartition('.')[0]}." for name in (one, other)), key=len)
+    return above[1].startswith(above[0])
 
 
 def without_first_part(weights: Mapping[str, Tensor], shapes: Mapping[str, Collection[int]]) -> Weights:

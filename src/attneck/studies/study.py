@@ -21,6 +21,7 @@ from attneck.training.recipe import Part, Recipe, Text, Value
 from attneck.training.recipe_file import (
     changed,
     deciding,
+    dotted,
     load_recipe,
     own_dict,
     read_yaml,
@@ -36,20 +37,6 @@ SEEN = {"data.augment", "data.image_sizes", *(f"data.{option}" for option in ONL
 
 T = TypeVar("T")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)]
-
-
-def _dotted(given: Any, before: str = "") -> Any:
-    """Mappings in mappings, as a recipe has them, with dotted names."""
-    if not isinstance(given, dict):
-        return given
-    found: dict[Any, Any] = {}
-    for name, value in given.items():
-        name = f"{before}.{name}" if before else name
-        own = _dotted(value, name) if isinstance(value, dict) and value else {name: value}
-        if twice := found.keys() & own.keys():
-            raise ValueError(f"{sorted(twice)[0]} is given twice")
-        found |= own
-    return found
 
 
 def _named(given: Any) -> Any:
@@ -75,7 +62,7 @@ def _number(given: Any) -> Any:
     return given
 
 
-Fields = Annotated[dict[Text, Value | list[float] | list[Text] | None], BeforeValidator(_dotted)]
+Fields = Annotated[dict[Text, Value | list[float] | list[Text] | None], BeforeValidator(dotted)]
 """Fields of a recipe by their dotted names, such as model.surgery_options.at, and what they are."""
 Names = Annotated[dict[Name, T], BeforeValidator(_named)]
 Folders = Annotated[dict[Name, T], BeforeValidator(_named), AfterValidator(_told_apart)]

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from attneck.errors import UserError, brief, one_line, suggestion
+from attneck.errors import UserError, brief, one_line, suggestion, user_mistakes
 from attneck.training.recipe import Part, Recipe, no_rate
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -156,6 +156,20 @@ def parse_recipe(content: Any, source: str) -> Recipe:
         raise refusal(error, source) from None
 
 
+def dotted(given: Any, before: str = "") -> Any:
+    """Mappings in mappings, as a recipe has them, with dotted names."""
+    if not isinstance(given, dict):
+        return given
+    found: dict[Any, Any] = {}
+    for name, value in given.items():
+        name = f"{before}.{name}" if before else name
+        own = dotted(value, name) if isinstance(value, dict) and value else {name: value}
+        if twice := found.keys() & own.keys():
+            raise ValueError(f"{sorted(twice)[0]} is given twice")
+        found |= own
+    return found
+
+
 def changed(base: Recipe, fields: Mapping[str, Any], source: str) -> Recipe:
     """`base` with other values of some fields, by their dotted names; an option of None is taken back.
 
@@ -164,6 +178,8 @@ def changed(base: Recipe, fields: Mapping[str, Any], source: str) -> Recipe:
     Raises:
         UserError: a field that a recipe does not have, or a value that it cannot have.
     """
+    with user_mistakes():
+        fields = dotted(dict(fields))
     epochs = fields.get("epochs")
     if type(epochs) is int and epochs > 0 and fields.get("steps") is None:
         base = base.in_epochs(epochs)
