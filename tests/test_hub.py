@@ -246,7 +246,7 @@ def resigned(path: Path, **changes: Any) -> None:
 def test_a_config_that_says_another_model_is_refused(small: Path) -> None:
     for changes, says in (
         ({"num_classes": 7}, "size mismatch for fc.weight"),
-        ({"architecture": "attneck_resnet18"}, "wanted 4 numbers"),
+        ({"architecture": "attneck_resnet18"}, "wanted 4 entries"),
         ({"architecture": "attneck_resnet"}, "no model is called 'resnet'; perhaps"),
         ({"architecture": ["attneck_resnet18"]}, "not a model that this version makes"),
         ({"model_args": {"img_size": [32, 32], "in_chans": 4, "depth": [1]}}, "no option 'depth'"),
@@ -370,7 +370,7 @@ def test_half_precision_is_loaded_as_the_same_numbers_in_float32(dtype: torch.dt
 
 def test_a_detector_s_sizes_and_proposals_are_its_own(tmp_path: Path) -> None:
     for name, value in (
-        ("transform.min_size", (48,)),
+        ("transform.size", (48, 48)),
         ("rpn._pre_nms_top_n", {"training": 3, "testing": 3}),
         ("rpn._post_nms_top_n", {"training": 3, "testing": 3}),
     ):
