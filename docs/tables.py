@@ -70,7 +70,7 @@ def chosen(name: str) -> str:
     about = yaml.safe_load((ROOT / "docs" / "tables.yaml").read_text())[name]
     lines: Lines = [about["header"]]
     for row in about["rows"]:
-        scores = row.get("shown") or _scores(row["run"], row.get("scores", about["scores"]))
+        scores = _scores(row["run"], row.get("scores", about["scores"]))
         if "scores" in row:  # of another kind than the columns': the kind is said
             scores = [f"{kind} {score}" for kind, score in zip(row["scores"], scores, strict=True)]
         scores += [""] * (len(about["header"]) - 2 - len(scores))

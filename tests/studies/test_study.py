@@ -537,7 +537,7 @@ def test_less_loss_is_better() -> None:
     just = Row("same", "se", {}, {0: [(10, 0.5)]})
     assert just.images_to(0.5) == just.images_to(0.5, less_is_better=True) == {0: 10}
     better = study(threshold=0.5)
-    assert report.overview(better, rows)[1][1][1] == "0.40 ± 0.01 (3)"
+    assert report.overview(better, rows)[1][1][1] == "_0.40 ± 0.01 (3)_"
 
 
 def test_what_all_runs_have_in_common_is_said_once() -> None:

@@ -30,7 +30,7 @@ PRINTED = {"top1": "top-1", "top1_error": "error", "ap_bbox": "box AP"}
 
 CHANCE = (
     "An interval says what other seeds would give on the same held-out images, not what other images would; "
-    "and of twenty differences that are none, one lies outside of its interval by chance."
+    "and of twenty differences that are none, one has by chance an interval that does not hold 0."
 )
 """What no interval says."""
 
@@ -146,7 +146,8 @@ def not_scored(results: Results) -> list[str]:
 def overview(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     """A row for each variant, a column for each problem, and the cost: mean ± standard deviation (n).
 
-    A mean is bold where it is better than the baseline's by more than the seeds' spread explains.
+    A mean is bold where it is better than the baseline's by more than the seeds' spread explains, and in
+    italics where it is worse by more.
     """
     costs = {
         "parameters": lambda row: f"{row.cost.params:,}",
@@ -160,8 +161,10 @@ def overview(study: Study, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
             row = own[problem]
             said = told(row.scores, decimals_of(study.metric)) or NOT_RUN
             found = row.against(baseline_of(study, rows, problem))
-            better = found is not None and found.surely(lower=study.less_is_better)
-            line.append(f"**{said}**" if better else said)
+            less, mark = study.less_is_better, ""
+            if found is not None:
+                mark = "**" * found.surely(lower=less) or "_" * found.surely(lower=not less)
+            line.append(f"{mark}{said}{mark}")
         costed = [row for row in own.values() if row.cost]
         # Of images of another size in each problem they differ.
         line += ["; ".join(dict.fromkeys(cell(row) for row in costed)) for cell in costs.values()]
@@ -291,9 +294,9 @@ def timed_on(rows: Sequence[Row]) -> list[str]:
 
 
 def bold(study: Study) -> str:
-    """What a bold mean is."""
-    where = "below" if study.less_is_better else "above"
-    return f"Bold: {where} the baseline by an interval that does not hold 0."
+    """What a bold mean is, and one in italics."""
+    where, other = ("below", "above") if study.less_is_better else ("above", "below")
+    return f"Bold: {where} the baseline by an interval that does not hold 0; in italics: {other} it by one."
 
 
 def ended(undone: int) -> list[str]:
