@@ -5,7 +5,7 @@ import sys
 
 from attneck import cli
 from attneck.runs.cost import cost_of
-from attneck.runs.folder import SCORED
+from attneck.runs.scored import SCORED
 from attneck.runs.provenance import command
 from attneck.runs.start import SKIPPED
 from attneck.training.environment import environment

@@ -10,7 +10,6 @@ from attneck.errors import UserError
 from attneck.files import numbered
 
 PICTURES = "pictures"
-SCORED = "scored.json"
 """What the last evaluation said: classes, confused pairs, and the images of predictions.png."""
 
 

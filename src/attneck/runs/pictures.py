@@ -1,18 +1,17 @@
 """The pictures in a run's folder: curves, held-out images, and a confusion matrix or precision by recall.
 
 They are drawn of what the last evaluation said, so no model runs for them. What a report needs of it beside
-them is kept in `SCORED`. The report comes last, of all that is in the folder.
+them is kept by `attneck.runs.scored`. The report comes last, of all that is in the folder.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attneck.errors import UserError, one_line, say
-from attneck.files import read_json
-from attneck.runs.folder import PICTURES, SCORED
+from attneck.runs.folder import PICTURES
+from attneck.runs.scored import Scored, Shown, read_scored, write_scored
 from attneck.training.records import read_records
 
 if TYPE_CHECKING:
@@ -58,7 +57,11 @@ def lacking(folder: Path) -> bool:
         records = read_records(folder)
     except UserError:  # the run writes them anew
         return True
-    return not records or (read_json(folder / SCORED) or {}).get("step") != records[-1]["step"]
+    try:
+        scored = read_scored(folder)
+    except ValueError:
+        return True
+    return not records or scored is None or scored.step != records[-1]["step"]
 
 
 def evaluation_picture(folder: Path, evaluation: Evaluation, title: str) -> list[Path]:
@@ -106,12 +109,11 @@ def _draw(folder: Path, task: Task, facts: Facts) -> None:
         tiles = _classified(task, task.last, title)
         page = pages(tiles, f"{title}: the surest mistakes first")
     write_atomic(place / "predictions.png", next(page))
-    told = {"step": Run(folder).history[-1]["step"], **_told(task.last, tiles, images)}
-    write_atomic(folder / SCORED, json.dumps(told).encode())
+    write_scored(folder, _scored(Run(folder).history[-1]["step"], task.last, tiles, images))
 
 
-def _told(evaluation: Evaluation, tiles: list[Tile], images: str) -> dict[str, Any]:
-    """What a report says of an evaluation of `images`, as JSON has it."""
+def _scored(step: int, evaluation: Evaluation, tiles: list[Tile], images: str) -> Scored:
+    """What a report says of an evaluation of `images` at that step."""
     from attneck.explain.inline import data_uri
     from attneck.runs.class_table import ALL, BEST, PAIRS, WORST, class_table
 
@@ -119,23 +121,23 @@ def _told(evaluation: Evaluation, tiles: list[Tile], images: str) -> dict[str, A
     there = sorted((row for row in rows if row[2] is not None), key=lambda row: row[2])
     confusion = evaluation.confusion
     pairs = confusion.pairs() if confusion is not None else []
-    return {
-        "images": evaluation.images,
-        "scored_on": images,
-        "heads": heads,
-        "classes": len(rows),
-        "worst": there if len(there) <= ALL else there[:WORST],
-        "best": [] if len(there) <= ALL else there[-BEST:],
-        "pairs": [
-            [rows[label][0], rows[other][0], times, rows[label][1]] for label, other, times in pairs[:PAIRS]
+    return Scored(
+        step=step,
+        images=evaluation.images,
+        scored_on=images,
+        heads=heads,
+        classes=len(rows),
+        worst=there if len(there) <= ALL else there[:WORST],
+        best=[] if len(there) <= ALL else there[-BEST:],
+        pairs=[
+            (rows[label][0], rows[other][0], times, rows[label][1]) for label, other, times in pairs[:PAIRS]
         ],
-        "kinds_of_mistakes": len(pairs),
-        "mistakes": sum(times for _, _, times in pairs),
-        "tiles": [
-            {"picture": data_uri(tile.image), "lines": list(tile.lines), "right": tile.right}
-            for tile in tiles
+        kinds_of_mistakes=len(pairs),
+        mistakes=sum(times for _, _, times in pairs),
+        tiles=[
+            Shown(picture=data_uri(tile.image), lines=list(tile.lines), right=tile.right) for tile in tiles
         ],
-    }
+    )
 
 
 def _classified(task: Task, evaluation: Evaluation, title: str) -> list[Tile]:

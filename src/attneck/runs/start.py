@@ -20,10 +20,11 @@ from attneck.data.fingerprint import changes, renames, shortened
 from attneck.errors import UserError, say, user_mistakes
 from attneck.files import write_atomic, write_json
 from attneck.runs.cost import COST
-from attneck.runs.folder import PICTURES, SCORED, newest_folder, present, take_folder, writing
+from attneck.runs.folder import PICTURES, newest_folder, present, take_folder, writing
 from attneck.runs.lock import only_one
 from attneck.runs.provenance import environment_of
 from attneck.runs.report import REPORT
+from attneck.runs.scored import SCORED
 from attneck.runs.snapshots import FOLDER as SNAPSHOTS
 from attneck.runs.split import SPLIT
 from attneck.tasks.task import Facts, Task

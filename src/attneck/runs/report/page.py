@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -54,27 +53,17 @@ def document(stories: Sequence[Story], out: Path) -> str:
 
 
 def _one(story: Story) -> list[Html | None]:
-    drawn = partial(_curves, [story])
     return [
         sections.scores(story),
-        drawn(),
+        _curves([story]),
         attention(story.snapshots, story.scored_on),
-        *(_kept(story, part) for part in (sections.predictions, sections.classes)),
+        sections.predictions(story),
+        sections.classes(story),
         sections.recipe(story),
         sections.cost(story),
         sections.environment(story),
         _lacks([story]),
     ]
-
-
-def _kept(story: Story, part: Callable[[Story], Html | None]) -> Html | None:
-    """A part that is made of what the run's end has kept, which may be damaged."""
-    try:
-        return part(story)
-    except (KeyError, TypeError, ValueError, IndexError):
-        story.scored = None
-        story.lacks.append("scored.json is damaged: what was confused is not here")
-        return None
 
 
 def _several(stories: Sequence[Story]) -> list[Html | None]:
@@ -119,7 +108,8 @@ def _several(stories: Sequence[Story]) -> list[Html | None]:
     for story, name in zip(stories, names, strict=True):
         parts = [
             attention(story.snapshots, story.scored_on),
-            *(_kept(story, part) for part in (sections.predictions, sections.classes)),
+            sections.predictions(story),
+            sections.classes(story),
         ]
         there = [part for part in parts if part is not None]
         if there:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from attneck.explain.inline import checked, of_bytes
+from attneck.explain.inline import of_bytes
 from attneck.runs.folder import PICTURES
 from attneck.runs.printed import printed
 from attneck.runs.report.html import Html, join, table, tag, terms
 from attneck.runs.report.story import Story
 from attneck.runs.report.words import in_words
+from attneck.runs.scored import Shown
 from attneck.runs.scored_on import HELD_OUT
 from attneck.training.pace import clock
 from attneck.training.recipe_file import dump_recipe
@@ -76,8 +77,8 @@ def scores(story: Story) -> Html:
         ]
         for key in keys
     ]
-    scored = story.scored or {}
-    on = f" on {scored['images']:,} {scored['scored_on']}" if {"images", "scored_on"} <= scored.keys() else ""
+    scored = story.scored
+    on = f" on {scored.images:,} {scored.scored_on}" if scored is not None else ""
     on = on or (f" on {story.scored_on}" if names is not SPLITS else "")
     return tag(
         "section",
@@ -137,21 +138,19 @@ def predictions(story: Story) -> Html | None:
     scored = story.scored
     if scored is None:
         return None
-    tiles = [(checked(one["picture"]), list(map(str, one["lines"])), one["right"]) for one in scored["tiles"]]
-    wrong = [one for one in tiles if one[2] is False]
-    rest = [one for one in tiles if one[2] is not False]
-    classifier = "accuracy" in scored["heads"]
-    title = "Predictions" if classifier else "What is there, and what was found"
+    wrong = [one for one in scored.tiles if one.right is False]
+    rest = [one for one in scored.tiles if one.right is not False]
+    title = "Predictions" if scored.classifier else "What is there, and what was found"
     parts = [
         tag("h3", "The surest mistakes") if wrong else None,
         _tiles(wrong),
-        tag("h3", "Right" if classifier else "A few images") if rest else None,
-        _tiles(rest, wide=not classifier),
+        tag("h3", "Right" if scored.classifier else "A few images") if rest else None,
+        _tiles(rest, wide=not scored.classifier),
     ]
     return tag("section", tag("h2", title), *parts, id="predictions")
 
 
-def _tiles(tiles: list[tuple[str, list[str], bool | None]], wide: bool = False) -> Html | None:
+def _tiles(tiles: list[Shown], wide: bool = False) -> Html | None:
     if not tiles:
         return None
     return tag(
@@ -159,11 +158,11 @@ def _tiles(tiles: list[tuple[str, list[str], bool | None]], wide: bool = False) 
         *(
             tag(
                 "figure",
-                tag("img", src=picture, alt="; ".join(lines), loading="lazy"),
-                tag("figcaption", *(tag("span", line) for line in lines)),
-                class_="wrong" if right is False else "right" if right else None,
+                tag("img", src=tile.picture, alt="; ".join(tile.lines), loading="lazy"),
+                tag("figcaption", *(tag("span", line) for line in tile.lines)),
+                class_={None: None, False: "wrong", True: "right"}[tile.right],
             )
-            for picture, lines, right in tiles
+            for tile in tiles
         ),
         class_="tiles wide" if wide else "tiles",
     )
@@ -174,25 +173,23 @@ def classes(story: Story) -> Html | None:
     scored = story.scored
     if scored is None:
         return None
-    heads = [str(head).replace("_", " ") for head in scored["heads"]]
-    rows = [[_cell(cell) for cell in row] for row in [*scored["worst"], *scored["best"]]]
+    heads = [head.replace("_", " ") for head in scored.heads]
+    rows = [[_cell(cell) for cell in row] for row in [*scored.worst, *scored.best]]
     caption = "Class by class, the worst first"
-    caption += f": the worst and the best of {scored['classes']:,}" if scored["best"] else ""
+    caption += f": the worst and the best of {scored.classes:,}" if scored.best else ""
     parts: list[Html | None] = [table(heads, rows, caption) if rows else None]
-    if scored["pairs"]:
-        pairs = [
-            [str(is_), str(taken), f"{times:,} of {total:,}"] for is_, taken, times, total in scored["pairs"]
-        ]
-        more = f"Most confused: {scored['mistakes']:,} mistakes, of {scored['kinds_of_mistakes']:,} kinds"
+    if scored.pairs:
+        pairs = [[is_, taken, f"{times:,} of {total:,}"] for is_, taken, times, total in scored.pairs]
+        more = f"Most confused: {scored.mistakes:,} mistakes, of {scored.kinds_of_mistakes:,} kinds"
         parts.insert(0, table(["is", "was taken for", "images"], pairs, more))
-    elif "accuracy" in scored["heads"]:
+    elif scored.classifier:
         parts.insert(0, tag("p", "No image was taken for another class."))
-    file = story.folder / PICTURES / ("confusion.png" if "accuracy" in scored["heads"] else "pr-curves.png")
+    file = story.folder / PICTURES / ("confusion.png" if scored.classifier else "pr-curves.png")
     what = "Confusion matrix" if file.stem == "confusion" else "Precision by recall of each class"
     if file.is_file() and file.stat().st_size <= MATRIX:
         picture = tag("img", src=of_bytes(file.read_bytes()), alt=what, loading="lazy")
         parts.append(tag("details", tag("summary", what), tag("figure", picture, class_="paper")))
-    title = "Confused classes" if "accuracy" in scored["heads"] else "Classes"
+    title = "Confused classes" if scored.classifier else "Classes"
     return tag("section", tag("h2", title), *parts, id="classes")
 
 

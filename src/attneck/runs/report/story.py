@@ -9,10 +9,10 @@ from typing import Any
 from attneck.errors import one_line
 from attneck.files import read_json
 from attneck.runs.cost import Cost, cost_of
-from attneck.runs.folder import SCORED
 from attneck.runs.lock import owner
 from attneck.runs.provenance import environment_of
 from attneck.runs.run import Run
+from attneck.runs.scored import Scored, read_scored
 from attneck.runs.scored_on import scored_on
 from attneck.runs.snapshots import Snapshot, read
 from attneck.runs.status import timed_steps
@@ -30,7 +30,7 @@ class Story:
 
     Attributes:
         summary: None of a run that has not ended.
-        scored: what the last scoring said, see `pictures`; None where no run's end has written it.
+        scored: what the last scoring said; None where no run's end has written it.
         lacks: what there should be and isn't, in words.
     """
 
@@ -40,7 +40,7 @@ class Story:
     summary: Record | None
     environment: dict[str, Any]
     facts: dict[str, Any]
-    scored: dict[str, Any] | None
+    scored: Scored | None
     snapshots: list[Snapshot]
     cost: Cost | None
     lacks: list[str] = field(default_factory=list)
@@ -112,11 +112,16 @@ def read_story(folder: Path) -> Story:
         lacks.append("summary.json has no steps")
         summary = None
     facts = _json(folder / "data.json", lacks) or {}
-    scored = _json(folder / SCORED, lacks)
     last = int(history[-1]["step"]) if history else 0
-    of = (scored or {}).get("step", summary["steps"] if summary else last)
-    if scored is not None and isinstance(of, int) and of != last:
-        lacks.append(f"what was predicted at step {last:,}: what is shown is of step {of:,}, an end before")
+    scored = None
+    try:
+        scored = read_scored(folder)
+    except ValueError as error:
+        lacks.append(f"{error}: what was confused is not here")
+    if scored is not None and scored.step != last:
+        lacks.append(
+            f"what was predicted at step {last:,}: what is shown is of step {scored.step:,}, an end before"
+        )
     saved = [step_of(one) for one in checkpoints(folder / "checkpoints")[:1]]
     if summary is not None and summary["steps"] < max([last, *saved]):
         summary = None  # of the end before: it goes on with more patience
