@@ -5,8 +5,8 @@ import sys
 
 from attneck import cli
 from attneck.runs.cost import cost_of
-from attneck.runs.scored import SCORED
 from attneck.runs.provenance import command
+from attneck.runs.scored import SCORED
 from attneck.runs.start import SKIPPED
 from attneck.training.environment import environment
 from attneck.training.recipe import Recipe

@@ -1,6 +1,8 @@
 """A run is read back by one class: whole, without its data where that is not needed, or refused in a line."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -484,3 +486,26 @@ def test_a_damaged_summary_is_a_line(tmp_path, content):
     with pytest.raises(UserError, match=r"summary.json is damaged \(.*\): it is written anew") as error:
         _ = Run(tmp_path).summary
     assert "\n" not in str(error.value)
+
+
+def test_a_fault_of_building_is_not_told_as_a_damaged_checkpoint(folder, monkeypatch):
+    """Only facts that are not of the task are: see the forged checkpoints."""
+
+    def build(recipe, facts, image_size=None):
+        raise KeyError("our own")
+
+    monkeypatch.setattr(Run(folder)._task, "build", build)
+    with pytest.raises(KeyError, match="our own"):
+        Run(folder).model()
+
+
+def test_facts_of_another_task_are_refused(folder, tmp_path):
+    shutil.copytree(folder / "checkpoints", tmp_path / "run/checkpoints")
+    shutil.copy(folder / "recipe.yaml", tmp_path / "run")
+    for file in (tmp_path / "run/checkpoints").glob("*.pt"):
+        state = torch.load(file, weights_only=True)
+        del state["facts"]["mean"]
+        torch.save(state, file)
+        Path(f"{file}.sha256").write_text(hashlib.sha256(file.read_bytes()).hexdigest())
+    with pytest.raises(UserError, match="its facts are not this task's: mean: Field required"):
+        Run(tmp_path / "run").model()

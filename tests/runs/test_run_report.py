@@ -362,3 +362,13 @@ def test_every_recipe_has_words(name):
     peak = shipped.optimizer.lr * shipped.batch / (shipped.optimizer.lr_batch or shipped.batch)
     assert f"{peak:.4g}" in said["Learning rate"]
     assert all(part[0].isalnum() for part in said.values())
+
+
+def test_without_the_datas_facts_the_cost_is_not_there(place, tmp_path):
+    """As of a run that is kept without its data.json."""
+    shutil.copytree(place / "plain", tmp_path / "run")
+    for name in ("data.json", "cost.json"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    said = " ".join(page(tmp_path / "run").words)
+    assert "multiply-adds: data.json, which says how many classes there are, is not there" in said

@@ -28,11 +28,13 @@ def cost_of(folder: Path, recipe: Recipe, facts: Facts) -> Cost:
     """Of the recipe's network for the data that `facts` describe; no checkpoint is read.
 
     Raises:
-        ValueError: a network that cannot be built or counted.
+        ValueError: no facts, or a network that cannot be built or counted.
     """
     file = folder / COST
     with suppress(TypeError):  # nothing kept, or something else
         return Cost(**(read_json(file) or {}))
+    if not facts:
+        raise ValueError("data.json, which says how many classes there are, is not there")
     import torch
 
     from attneck.measure import count

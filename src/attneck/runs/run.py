@@ -320,6 +320,8 @@ class Run:
     @cached_property
     def _state(self) -> dict[str, Any]:
         """The newest whole checkpoint, or the best by its records, of the recipe that is in the folder."""
+        from pydantic import ValidationError
+
         from attneck.training import checkpoint
         from attneck.training.best import best_of, key_of
         from attneck.training.recipe_file import differences
@@ -328,10 +330,12 @@ class Run:
         def fits(state: dict[str, Any]) -> None:
             recipe = parse_recipe(state["recipe"], "its recipe")
             try:
-                model = self._task.build(recipe, state["facts"])
-            except (KeyError, TypeError, AttributeError) as error:  # facts that no task wrote
-                raise ValueError(f"its facts are not those of this task: {error!r}") from error
-            check_fits(state, model, recipe)
+                self._task.described.model_validate(state["facts"])
+            except ValidationError as error:
+                first = error.errors()[0]
+                field = ".".join(map(str, first["loc"]))
+                raise ValueError(f"its facts are not this task's: {field}: {first['msg']}") from error
+            check_fits(state, self._task.build(recipe, state["facts"]), recipe)
 
         state, path, passed = checkpoint.load_latest(self.folder / "checkpoints", fits)
         for said in passed:

@@ -27,7 +27,7 @@ from attneck.surgery.by_name import operate
 from attneck.tasks.confusion import Tally
 from attneck.tasks.of_timm import of_timm
 from attneck.tasks.ranking import area
-from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples, class_name
+from attneck.tasks.task import Described, Evaluation, Facts, Found, Sample, Samples, class_name
 from attneck.training.distributed import World
 from attneck.training.recipe import TIMM, Model, Recipe
 from attneck.training.report import Watch, unseen
@@ -39,10 +39,19 @@ CALIBRATION_BATCH = 64
 """Images in a batch whose statistics are taken."""
 
 
+class DescribedImages(Described):
+    """Normalisation and evaluation crop too."""
+
+    mean: list[float]
+    std: list[float]
+    crop_pct: float
+
+
 class Classification:
     """Cross-entropy with label smoothing; top-1 and top-5 on held-out images, each counted once."""
 
     finds_objects = False
+    described = DescribedImages
     collate = staticmethod(collate)
     last: Evaluation | None = None
 

@@ -35,7 +35,7 @@ from attneck.models import catalog, create_model
 from attneck.models.detector_options import DetectorOptions
 from attneck.models.pretrained import follow, normalisation
 from attneck.models.weights import Loaded
-from attneck.tasks.task import Evaluation, Facts, Found, Sample, Samples, class_name
+from attneck.tasks.task import Described, Evaluation, Facts, Found, Sample, Samples, class_name
 from attneck.training.best import NOTHING
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
@@ -53,6 +53,14 @@ EVAL_BATCH = 4  # masks of a hundred objects an image come at its full size
 Targets = list[dict[str, Tensor]]
 
 
+class DescribedObjects(Described):
+    """What the source calls its classes too, and the normalisation of pretrained weights."""
+
+    category_ids: list[int]
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
 class Detection:
     """The sum of a detector's losses; COCO's AP or VOC's mAP on held-out images, each looked at once.
 
@@ -65,6 +73,7 @@ class Detection:
     """
 
     finds_objects = True
+    described = DescribedObjects
     collate = staticmethod(collate)
     last: Evaluation | None = None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from attneck.detection.precision_recall import Curve
@@ -21,6 +22,16 @@ Facts = dict[str, Any]
 """What `describe` says of the data that a model is for, as JSON has it: `classes` is always there.
 
 A run adds `data`, the fingerprints of its data sets."""
+
+
+class Described(BaseModel):
+    """What there must be in the `Facts` of every task."""
+
+    model_config = ConfigDict(strict=True)
+
+    classes: list[str]
+    image_size: int
+
 
 Found = list[dict[str, Any]]
 """What is in one image, best first: a `category` and a `score` each; of detectors also COCO's fields."""
@@ -82,12 +93,14 @@ class Task(Objective, Protocol):
         held_out: the data set that is scored.
         last: what `evaluate` or `report` said last, of which a run's pictures are drawn; None before.
         finds_objects: whether predictions have a box in the image.
+        described: what there must be in its `Facts`.
 
     The constructor raises ValueError for a part of the recipe that the task or its data does not have, and
     FileNotFoundError for data that is not there.
     """
 
     finds_objects: ClassVar[bool]
+    described: ClassVar[type[Described]]
     recipe: Recipe
     held_out: Any
     last: Evaluation | None

@@ -139,8 +139,10 @@ def read_story(folder: Path) -> Story:
     )
     try:
         story.cost = cost_of(folder, recipe, facts)
+    except ValueError as error:
+        lacks.append(f"parameters and multiply-adds: {one_line(error, 150)}")
     except Exception as error:  # a model of another version, or of a library that is not there
-        lacks.append(f"its cost could not be counted ({type(error).__name__}: {one_line(error, 150)})")
+        lacks.append(f"parameters and multiply-adds ({type(error).__name__}: {one_line(error, 150)})")
     if summary is None:
         lacks.insert(0, story.state)
     return story
