@@ -46,15 +46,19 @@ def test_the_python_runs(
 
 
 @pytest.mark.parametrize("size", [(640, 427), (333, 500), (225, 1001), (224, 224)])
-@pytest.mark.parametrize("share", [0.875, 0.9, 0.95, 1.0])
-def test_export_s_page_prepares_images_as_the_program_does(size: tuple[int, int], share: float) -> None:
+@pytest.mark.parametrize(
+    ("share", "way"), [(0.875, "bilinear"), (0.9, "bicubic"), (0.95, "nearest"), (1.0, "box")]
+)
+def test_export_s_page_prepares_images_as_the_program_does(
+    size: tuple[int, int], share: float, way: str
+) -> None:
     text = (ROOT / "docs/export.md").read_text()
     (lines,) = re.findall(r"^(shorter, least = .*?)^pixels", text, re.DOTALL | re.MULTILINE)
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    names = {"image": image, "height": 224, "width": 224, "share": share, "Image": Image}
+    names = {"image": image, "height": 224, "width": 224, "share": share, "way": way, "Image": Image}
     exec(lines, names)
-    want = resize_and_centre(image, 224, share, "bilinear")
+    want = resize_and_centre(image, 224, share, way)
     assert np.array_equal(np.asarray(names["image"]), np.asarray(want))
 
 

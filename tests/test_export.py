@@ -280,6 +280,16 @@ def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
+def test_small_results_are_compared_by_their_own_size() -> None:
+    """A tenth of results that are all small is not lost in a tolerance that is made for ones near 1."""
+    image, small = torch.zeros(1, 3, 8, 8), torch.linspace(-0.02, 0.02, 7)
+    assert agreement.compare(image, lambda _: [small], lambda _: [small * (1 + 1e-5)]).max_rel < 2e-5
+    with pytest.raises(export.DisagreementError, match=r"with values up to 2\.0e-02"):
+        agreement.compare(image, lambda _: [small], lambda _: [small * (1 + 1e-3)])
+    with pytest.raises(export.DisagreementError, match="off"):
+        agreement.compare(image, lambda _: [0 * small], lambda _: [0 * small + 1e-5])
+
+
 def test_an_opset_other_than_the_one_asked_for_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

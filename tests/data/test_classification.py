@@ -16,6 +16,7 @@ from attneck.data import EvalBatches, Normalise, TrainBatches, collate, loader, 
 from attneck.data.augment.crop_flip import crop_flip
 from attneck.data.drawn.relations import Relations
 from attneck.data.readers import cifar
+from attneck.data.readers.decode import decode
 from attneck.data.table import SETS
 
 LOCAL_MD5 = {"train": "ea7afe98e64506c414f9d6ad8904eeb1", "test": "6ddb46bed4bb135a8179d6fcc29376d3"}
@@ -395,6 +396,13 @@ def test_folder_resizes_and_cuts_as_timm(tmp_path: Path, size: int, crop_pct: fl
 def test_folder_under_the_data_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNECK_DATA", str(tree.parent))
     assert len(open_dataset("folder", "train", root=tree.name)) == 12
+
+
+def test_the_advice_is_for_what_is_wrong_with_the_path(tree: Path) -> None:
+    with pytest.raises(ValueError, match=r"No such file or directory\): give the path of one that is there"):
+        decode(str(tree / "none.png"), "folder")
+    with pytest.raises(ValueError, match=r"\(it is a folder\): give the path of an image"):
+        decode(str(tree), "folder")
 
 
 def test_folder_names_a_broken_image(tree: Path) -> None:

@@ -140,6 +140,28 @@ def test_as_much_of_an_image_is_scored_as_asked(tmp_path) -> None:
         Recipe.model_validate({"data": {**data, "crop_pct": 0}})
 
 
+def test_scored_images_are_resized_as_asked(tmp_path) -> None:
+    """And what the model knows of it, and predictions, go by the same."""
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.effect_noise((61, 53), 90).convert("RGB").save(tmp_path / split / name / "1.png")
+    data = {"name": "folder", "root": str(tmp_path), "image_size": 28}
+    image = Image.open(tmp_path / "val/a/1.png")
+    seen = {}
+    for way in (None, "bilinear", "bicubic"):
+        recipe = Recipe.model_validate({"data": {**data, "interpolation": way}})
+        task = open_task(recipe, ALONE)
+        facts = task.describe()
+        assert task.build(recipe, facts).pretrained_cfg["interpolation"] == (way or "bilinear")
+        seen[way] = task.held_out[0, 0][0]
+        assert torch.equal(task.prepared(image, facts), seen[way])
+    assert torch.equal(seen[None], seen["bilinear"])
+    assert not torch.equal(seen["bicubic"], seen["bilinear"])
+    with pytest.raises(ValueError, match="shapes: interpolation is given, but it takes"):
+        open_task(Recipe.model_validate({"data": {"interpolation": "bicubic"}}), ALONE)
+
+
 def test_a_class_without_a_training_image_is_refused(tmp_path) -> None:
     """Of a class of one image, and of many; of those held out fewer may do."""
     for split in ("train", "val"):

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOLERANCE = 1e-4
-"""Greatest difference between a file's results and the network's, relative to max(1, the largest value)."""
+"""Greatest difference between a file's results and the network's, relative to the largest value."""
+SMALL = 1e-2
+"""Of a network whose results are smaller than this, it is relative to it: sums that cancel have rounding's
+differences."""
 
 FLIPPED = 0.1
 """Share of the objects found that may have no counterpart: where scores or overlaps are equal but for
@@ -90,7 +93,7 @@ def compare(images: Tensor, network: Function, exported: Function) -> Check:
             raise NotFinite(f"the network's own results on noise are not finite: {OVERFLOW}")
         fits, scale = got.shape == want.shape, float(want.abs().max())
         difference = float((got - want).abs().max()) if fits else float("inf")
-        if not difference <= TOLERANCE * max(1.0, scale):  # NaN is refused too
+        if not difference <= TOLERANCE * max(SMALL, scale):  # NaN is refused too
             raise DisagreementError(
                 f"on images {list(shape)} the exported graph is {difference:.1e} off, with values up to "
                 f"{scale:.1e}: more than {TOLERANCE}; nothing was written"

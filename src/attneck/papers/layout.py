@@ -146,8 +146,10 @@ def tally_sentence(sections: Iterable[Section]) -> str:
 
 def source_sentence(folders: list[str], finished: int, sections: Iterable[Section]) -> str:
     """Where the measured figures are from, and how many runs have one."""
+    if not folders:
+        return "Measured: nothing, there is no folder results or runs here; --results FOLDER names another."
     taken = {run.weights for section in sections for checked in section.rows for run in checked.runs}
-    where = " and ".join(f"{folder}/" for folder in folders) or "results/ or runs/, which are not here"
+    where = " and ".join(f"{folder}/" for folder in folders)
     return (
         f"Measured: {len(taken)} of {finished} finished runs in {where}, those that have the recipe, the "
         "data and the schedule of a row; mean ± standard deviation over n runs."

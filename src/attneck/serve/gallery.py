@@ -122,14 +122,14 @@ class Gallery:
 
 
 def _decoded(data: bytes) -> Image.Image:
-    from attneck.data.readers.decode import ImageTooLarge, UnreadableImage, decode_small
+    from attneck.data.readers.decode import REPLACE, ImageTooLarge, UnreadableImage, decode_small
 
     try:
         image = decode_small(io.BytesIO(data), "page", SEEN_PIXELS, MAX_PIXELS)[0]
     except ImageTooLarge:
         raise Refused(413, f"the image has over {MAX_PIXELS:,} pixels: choose a smaller one") from None
     except UnreadableImage as error:
-        reason = str(error).removeprefix("page: ").removesuffix(": replace it or remove it")
+        reason = str(error).removeprefix("page: ").removesuffix(f": {REPLACE}")
         raise Refused(415, f"{reason}: choose an image") from None
     if max(image.size) > LONGEST:
         raise Refused(413, f"the image has a side of over {LONGEST:,} pixels: choose a shorter one")

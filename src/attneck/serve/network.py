@@ -32,8 +32,8 @@ class Viewer:
         title: what to call it in a picture.
         trained: whether it has weights from anywhere.
         facts: of a classifier `classes` (empty where they have no names), `image_size`, `mean`, `std`,
-            `crop_pct` and, of no run, `interpolation`; of a detector `classes`, the background not counted,
-            `category_ids` and `image_size`.
+            `crop_pct` and, where it isn't bilinear, `interpolation`; of a detector `classes`, the background
+            not counted, `category_ids` and `image_size`.
         detects: whether it finds objects.
     """
 

@@ -35,16 +35,19 @@ from attneck.training.report import Watch, unseen
 EVAL_BATCH, EVAL_PIXELS = 500, 500 * 224**2
 """Images in a batch of an evaluation, and their pixels, at most; and no more than eight training batches, or
 32 images: larger ones would want more memory than a training batch does."""
+BILINEAR = "bilinear"
+"""How images are resized where nothing else is said."""
 CALIBRATION_BATCH = 64
 """Images in a batch whose statistics are taken."""
 
 
 class DescribedImages(Described):
-    """Normalisation and evaluation crop too."""
+    """Normalisation and evaluation crop too; and how images are resized, if not bilinearly."""
 
     mean: list[float]
     std: list[float]
     crop_pct: float
+    interpolation: str | None = None
 
 
 class Classification:
@@ -99,6 +102,7 @@ class Classification:
             max_pixels=data.max_pixels,
             val_share=data.val_share,
             crop_pct=data.crop_pct,
+            interpolation=data.interpolation,
             **options,
         )
         if (name := self.recipe.model.pretrained) is not None:
@@ -106,14 +110,15 @@ class Classification:
         return opened
 
     def describe(self) -> Facts:
-        """Classes, size, normalisation and evaluation crop of the held-out images."""
-        images = self.held_out
+        """Classes, size, normalisation, evaluation crop and interpolation of the held-out images."""
+        images, way = self.held_out, self.recipe.data.interpolation
         return {
             "classes": list(images.classes),
             "image_size": images.image_size,
             "mean": list(images.mean),
             "std": list(images.std),
             "crop_pct": images.crop_pct,
+            **({} if way is None else {"interpolation": way}),
         }
 
     def normalised(self, images: Tensor) -> Tensor:
@@ -196,7 +201,7 @@ class Classification:
             "input_size": (model.origin.in_chans, *model.origin.image_size),
             "mean": tuple(facts["mean"]),
             "std": tuple(facts["std"]),
-            "interpolation": "bilinear",
+            "interpolation": facts.get("interpolation", BILINEAR),
             "crop_pct": facts["crop_pct"],
             "crop_mode": "center",
             "label_names": tuple(facts["classes"]),
@@ -217,11 +222,8 @@ class Classification:
 
     @staticmethod
     def prepared(image: Image.Image, facts: Facts) -> Tensor:
-        """Resized, cut and normalised as held-out images are: [3, H, W].
-
-        `facts` of a model that was trained elsewhere may have an `interpolation`; a run's are bilinear.
-        """
-        way = facts.get("interpolation", "bilinear")
+        """Resized, cut and normalised as held-out images are: [3, H, W]."""
+        way = facts.get("interpolation", BILINEAR)
         cut = resize_and_centre(image.convert("RGB"), facts["image_size"], facts["crop_pct"], way)
         pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)  # [3, H, W]
         normalised: Tensor = Normalise(facts["mean"], facts["std"])(pixels[None])

@@ -97,6 +97,7 @@ class Detection:
             max_pixels=data.max_pixels,
             val_share=data.val_share,
             crop_pct=data.crop_pct,
+            interpolation=data.interpolation,
         )
 
     @cached_property

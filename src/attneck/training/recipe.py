@@ -90,7 +90,8 @@ class Model(Part):
     pretrained: Text | None = None
     """timm's weights that it starts from, by timm's name, such as resnet50.a1_in1k: downloaded once, then in
     the run's checkpoint. They fill what fits, a detector's backbone say. Images are normalised for them;
-    size, crop and interpolation are the recipe's, which may differ from what timm scores them by."""
+    data.image_size, crop_pct and interpolation are the recipe's, which may differ from what timm scores them
+    by."""
     surgery: Annotated[Text, AfterValidator(check_surgery)] = "none"
     """Classifiers: the function of `attneck.surgery` that changes the model before training: adopt, attend,
     insert_attention_block, insert_bam, insert_se, or none. Several are joined by + and done in that order:
@@ -139,6 +140,9 @@ class Data(Part):
     crop_pct: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] | None = None
     """folder: an image that is scored is resized, and this share of its side cut out of the middle; 0.875
     where not given. EfficientNet's is size / (size + 32), timm's stands with each of its weights."""
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] | None = None
+    """folder: how an image that is scored is resized; bilinear where not given. Most of timm's weights are
+    scored by bicubic."""
     augment: Augment = "none"
     """crop_flip: 4-pixel padding, random crop, flip. inception: random resized crop, flip. scale_crop: as
     ResNet's, the shorter side 256 to 480 pixels for a crop of 224, flip, light. Detectors: flip;

@@ -212,6 +212,14 @@ def turned_by(path: str, name: str, max_pixels: int | None = None) -> tuple[int,
         return _orientation(image), size
 
 
+REPLACE = "replace it or remove it"
+ADVICE: dict[type[Exception], str] = {
+    FileNotFoundError: "give the path of one that is there",
+    IsADirectoryError: "give the path of an image",
+    PermissionError: "let it be read (chmod), or give another",
+}
+
+
 @contextmanager
 def _opened(path: Place | IO[bytes], name: str, max_pixels: int | None) -> Iterator[Image.Image]:
     """An image of the right kind and size, none of it decoded; whatever fails inside becomes a line."""
@@ -239,9 +247,8 @@ def _opened(path: Place | IO[bytes], name: str, max_pixels: int | None) -> Itera
                 f"{name}: {_called(path)} was not read ({_reason(error)}): mend the disk or its mount, and "
                 "run the command again (a run: with --resume)"
             ) from error
-        raise UnreadableImage(
-            f"{name}: cannot read {_called(path)} ({_reason(error)}): replace it or remove it"
-        ) from error
+        advice = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), REPLACE)
+        raise UnreadableImage(f"{name}: cannot read {_called(path)} ({_reason(error)}): {advice}") from error
 
 
 def _called(path: Place | IO[bytes]) -> str:
@@ -251,8 +258,10 @@ def _called(path: Place | IO[bytes]) -> str:
 def _check_regular(path: str) -> None:
     """A FIFO would be waited for without end, a device may never end: neither is opened."""
     found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError("it is a folder")
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is a folder" if stat.S_ISDIR(found.st_mode) else "it is no regular file")
+        raise ValueError("it is no regular file")
     if not found.st_size:
         raise ValueError("it is empty")
 
