@@ -583,8 +583,14 @@ def test_a_run_s_folder_has_a_card(runs: dict[str, attneck.Run], tmp_path: Path)
     assert f"| val_top1 | {run.history[-1]['val_top1']:.4g} |" in card.text
     assert "\nattneck train demo --model.weights mine.pth --model.surgery attend\n" in card.text
     assert (
-        "Saved are the weights (`val`) after 2 steps. The scores are those after 2 steps; `val`" in card.text
+        "This folder has the weights (`val`) after 2 steps. The scores are those after 2 steps; `val`"
+        in card.text
     )
+    assert card.data.eval_results is not None
+    listed, other = card.data.eval_results
+    assert (listed.metric_name, other.metric_name) == ("top-1 (%)", "top-5 (%)")
+    assert (listed.task_type, listed.dataset_type) == ("image-classification", run.recipe.data.name)
+    assert listed.metric_value == pytest.approx(run.history[-1]["val_top1"], rel=1e-3)
     assert "on held-out images:" in card.text
     assert "attneck.surgery.attend(heads=2)" in card.text
     assert "recipe `demo`" in card.text
@@ -675,11 +681,11 @@ def test_a_card_says_which_weights_and_which_images(tmp_path: Path) -> None:
     (tmp_path / "run/metrics.jsonl").write_text('{"epoch": 1, "step": 3, "val_top1": 1.0, "ema_top1": 2.0}\n')
     run = attneck.Run(tmp_path / "run")
     for name, model, said in (
-        ("average", run, "Saved are the moving average of the weights (`ema`) after 2 steps."),
+        ("average", run, "This folder has the moving average of the weights (`ema`) after 2 steps."),
         (
             "plain",
             run.model(average=False),
-            "Saved are the weights (`val`), not their average, after 2 steps.",
+            "This folder has the weights (`val`), not their average, after 2 steps.",
         ),
     ):
         hub.save(model, tmp_path / name, run=run)
@@ -688,6 +694,7 @@ def test_a_card_says_which_weights_and_which_images(tmp_path: Path) -> None:
         assert "scores are those after 3 steps, not of the weights here, which are of step 2;" in card
         assert "on images that it was trained on, `ema` of their average:" in card
         assert "held" not in card.partition("The whole recipe")[0]
+        assert "model-index" not in card
 
 
 @pytest.mark.parametrize("weights", ["resnet18", "resnet18.a1_in1k", "timm/resnet18.a1_in1k"])

@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attneck.runs.run import Run
+    from attneck.training.records import Record
 
 TASKS = {"classification": "image-classification", "detection": "object-detection"}
 """The Hub's names."""
 
 METRICS = {"classification": "accuracy", "detection": "mean_average_precision"}
 
-NOT_SHOWN = {"lr", "seconds", "peak_gib"}
+INDEXED = {"top1": "top-1", "top5": "top-5", "box_AP": "box AP", "mask_AP": "mask AP", "mAP": "mAP"}
+"""Scores that the Hub lists, by their names in a record."""
+
+NOT_SHOWN = {"epoch", "step", "lr", "seconds", "peak_gib"}
 """Of a record: what is no score."""
 
 PLACES = {"--data.root", "--root", "--out"}
@@ -78,6 +82,17 @@ def card(
     if (weights := run.recipe.model.pretrained) is not None and (base := _on_the_hub(weights)):
         head["base_model"] = base
     title = f"{name} after {surgery['name']}" if surgery else name
+    split, saved = _which(run, state)
+    if scores := _index(run, split):
+        dataset = {"name": run.recipe.data.name, "type": run.recipe.data.name}
+        entry = {
+            "task": {"type": TASKS[task]},
+            "dataset": dataset,
+            "metrics": [
+                {"type": METRICS[task], "name": label, "value": value} for label, value in scores.items()
+            ],
+        }
+        head["model-index"] = [{"name": title, "results": [entry]}]
     recipe = run.recipe.model_dump(mode="json", exclude={"data": {"root"}})  # a path of another machine
     if (file := recipe["model"]["weights"]) is not None:
         recipe["model"]["weights"] = Path(file).name
@@ -88,7 +103,7 @@ def card(
         '```python\nimport attneck\n\nmodel = attneck.load("FOLDER or OWNER/NAME")\n```',
         _elsewhere(config, task, name),
         "## Scores",
-        _scores(run, state),
+        _scores(run, saved),
         *([f"![Loss and scores by epoch]({PICTURE})"] if has_picture else []),
         "## How it was made",
         _command(run),
@@ -162,17 +177,30 @@ def _elsewhere(config: dict[str, Any], task: str, name: str) -> str:
     )
 
 
-def _scores(run: Run, state: Mapping[str, Tensor]) -> str:
-    """The record of the checkpoint as a table; the last one, where it was saved between two.
-
-    Before it, which weights the folder has.
-    """
-    which = _which(run, state)
+def _record(run: Run) -> Record | None:
+    """That of the checkpoint; the last one, where it was saved between two; None where there is none."""
     try:
         records = run.history
-        record = next((one for one in records if one.get("step") == run.step), records[-1])
-    except (UserError, IndexError):
-        return f"{which} The run was never scored."
+    except UserError:
+        return None
+    return next((one for one in records if one.get("step") == run.step), records[-1])
+
+
+def _index(run: Run, split: str | None) -> dict[str, float]:
+    """What the Hub lists: scores on held-out images of the very weights that are saved, by their names."""
+    record = _record(run)
+    if record is None or record.get("step") != run.step or scored_on(run.recipe, run.facts) != HELD_OUT:
+        return {}
+    found = {label: record.get(f"{split}_{key}") for key, label in INDEXED.items()}
+    there = {label: value for label, value in found.items() if isinstance(value, int | float) and value >= 0}
+    return {f"{label} (%)": float(f"{value:.4g}") for label, value in there.items()}
+
+
+def _scores(run: Run, saved: str) -> str:
+    """`_record` as a table; before it `saved`, which weights the folder has."""
+    record = _record(run)
+    if record is None:
+        return f"{saved} The run was never scored."
     rows = [
         f"| {key} | {value:.4g} |" if isinstance(value, float) else f"| {key} | {value} |"
         for key, value in record.items()
@@ -180,30 +208,28 @@ def _scores(run: Run, state: Mapping[str, Tensor]) -> str:
     ]
     averages = ", `ema` of their average" if any(key.startswith("ema_") for key in record) else ""
     step = record.get("step", run.step)
-    said = f"{which} The scores are those after {step:,} steps"
+    said = f"{saved} The scores are those after {step:,} steps"
     said += "" if step == run.step else f", not of the weights here, which are of step {run.step:,}"
     said += f"; `val` is of the weights on {scored_on(run.recipe, run.facts)}{averages}:"
     return "\n".join([said, "", "| | |", "|---|---|", *rows])
 
 
-def _which(run: Run, state: Mapping[str, Tensor]) -> str:
-    """Which of its checkpoint's weights `state` is, in a sentence."""
+def _which(run: Run, state: Mapping[str, Tensor]) -> tuple[str | None, str]:
+    """Which of its checkpoint's weights `state` is: what its scores begin with, if it has some; in words."""
     own, average = run.weights(average=False), run.weights()
-    if _same(state, average, but=STATISTICS):
-        kept = "the moving average of the weights (`ema`)" if average is not own else "the weights (`val`)"
-        return f"Saved are {kept} after {run.step:,} steps{_anew(state, average)}."
-    if _same(state, own, but=STATISTICS):
-        other = _anew(state, own)
-        return f"Saved are the weights (`val`), not their average, after {run.step:,} steps{other}."
-    return "Saved are weights that are none of the run's checkpoint."
-
-
-def _anew(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    return (
-        ""
-        if _same(state, own)
-        else ", with BatchNorm statistics taken anew; the scores below are by those of training"
-    )
+    for split, weights, words in (
+        ("ema" if average is not own else "val", average, "the moving average of the weights (`ema`)"),
+        ("val", own, "the weights (`val`), not their average,"),
+    ):
+        if _same(state, weights, but=STATISTICS):
+            words = words if average is not own else "the weights (`val`)"
+            said = f"This folder has {words} after {run.step:,} steps"
+            if _same(state, weights):
+                return split, f"{said}."
+            return None, (
+                f"{said}, with BatchNorm statistics taken anew; the scores below are by those of training."
+            )
+    return None, "This folder has weights that are none of the run's checkpoint."
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], but: tuple[str, ...] = ()) -> bool:
