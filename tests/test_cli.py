@@ -312,3 +312,14 @@ def test_a_wrong_environment_variable_is_the_user_s_mistake(variable, tmp_path, 
     assert "foo" in said
     assert variable in said
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.lock"]  # it can be given again
+
+
+def test_words_that_are_refused_without_a_word(monkeypatch, capsys):
+    """tyro ends so where it has said nothing itself."""
+
+    def ends(*_, **__):
+        raise SystemExit(2)
+
+    monkeypatch.setattr("tyro.cli", ends)
+    assert cli.main(["count", "botnet50"]) == 2
+    assert capsys.readouterr().err == "attneck: words that do not fit (attneck count --help)\n"

@@ -261,7 +261,7 @@ def test_runs_side_by_side(place, tmp_path, capsys):
     said = " ".join(found.words)
     assert {"scores", "curves", "differences"} <= found.ids
     assert re.search(r"seed\s+0\s+7", said)
-    assert re.search(r"pictures\s+True\s+False", said)
+    assert not re.search(r"pictures\s+True\s+False", said)  # it changes no weight
     assert not re.search(r"epochs\s+2\s+2", said)
     legends = [words for words in found.words if re.match(r"(<i>run|other): \d", words.strip())]
     assert len(legends) == 4  # each run in both drawings

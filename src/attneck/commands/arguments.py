@@ -166,7 +166,7 @@ def _line(box: str, words: list[str]) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # where stdout is a terminal it has colours
     rows = [row.strip("╭╮╰╯│─|+ ") for row in plain.splitlines()]  # drawn with +, - and | where it must be
     rows = [row for row in rows if row.strip("-") and not row.startswith("For full")]
-    _, first, *rest = rows  # without the title
+    first, *rest = rows[1:] or ["words that do not fit"]  # without the title
     if first.startswith("Unrecognized options: "):
         unknown = first.removeprefix("Unrecognized options: ").rstrip(",").split(", ")
         word = next((word for word in unknown if word.startswith("-")), unknown[0])

@@ -14,10 +14,13 @@ from attneck.runs.report.attention import attention
 from attneck.runs.report.html import Html, join, table, tag
 from attneck.runs.report.story import Story
 from attneck.runs.scored_on import HELD_OUT
-from attneck.training.recipe_file import flat
+from attneck.training.recipe_file import FREE_ON_RESUME, flat
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Nothing is fetched, and no script runs, whatever is in a class's name."""
+
+NO_DIFFERENCE = FREE_ON_RESUME - {"model.weights", "data.root", "patience"}
+"""Fields in which runs that train the same may differ."""
 
 
 def document(stories: Sequence[Story], out: Path) -> str:
@@ -119,7 +122,7 @@ def _several(stories: Sequence[Story]) -> list[Html | None]:
 
 def _differences(stories: Sequence[Story], names: list[str]) -> Html:
     recipes = [flat(story.recipe) for story in stories]
-    fields = dict.fromkeys(field for recipe in recipes for field in recipe if field != "reach")
+    fields = dict.fromkeys(field for recipe in recipes for field in recipe if field not in NO_DIFFERENCE)
     rows = []
     for field in fields:
         values = ["" if recipe.get(field) is None else str(recipe[field]) for recipe in recipes]
