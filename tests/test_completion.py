@@ -27,6 +27,9 @@ LINES = [
     ("attneck list botnet50 --o", ["--options"], ["--json"]),
     ("attneck predict run a", ["a photo.jpg", "another.jpg"], []),
     ("attneck curves a.b a", ["a photo.jpg"], []),
+    ("attneck export a", ["a photo.jpg"], []),
+    ("attneck export cifar_resnet20_b", ["cifar_resnet20_bam"], []),
+    ("attneck train a", ["a photo.jpg"], []),
 ]
 
 
@@ -55,7 +58,7 @@ def compare(found):
 def test_bash(tmp_path, capsys):
     lines = [f'words=({line}); [[ "{line}" == *" " ]] && words+=(""); query' for line, _, _ in LINES]
     query = """query() {
-      COMP_WORDS=("${words[@]}"); COMP_CWORD=$((${#words[@]} - 1)); COMPREPLY=(); _attneck
+      COMP_WORDS=("${words[@]}"); COMP_CWORD=$((${#words[@]} - 1)); COMPREPLY=(); _shtab_attneck
       echo =; printf '%s\\n' "${COMPREPLY[@]}"
     }"""
     compare(offered(["bash", "-c", "\n".join([script("bash", capsys), query, *lines])], tmp_path))
@@ -70,22 +73,13 @@ def test_fish(tmp_path, capsys):
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
-def test_zsh_takes_the_script_of_bash(tmp_path, capsys):
-    """Through its emulation, which offers words only at the press of a key: here it reads the script."""
-    ends = "whence -w _attneck compgen; print $_comps[attneck]"
-    done = subprocess.run(
-        ["zsh", "-fc", f"{script('zsh', capsys)}\n{ends}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stderr == ""
-    assert done.stdout.split("\n")[:3] == [
-        "_attneck: function",
-        "compgen: function",
-        "_bash_complete -o filenames -F _attneck",
-    ]
+def test_zsh_finds_the_script(tmp_path, capsys):
+    """It offers words only at the press of a key: here it reads the script, as of a folder in fpath."""
+    (tmp_path / "_attneck").write_text(script("zsh", capsys))
+    reads = "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -d dump; print $_comps[attneck]"
+    words = ["zsh", "-fc", f"zsh -n _attneck && {reads}"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.stderr, done.stdout) == ("", "_attneck\n")
 
 
 @pytest.mark.parametrize("words", [[], ["bsh"], ["bash", "zsh"]])
