@@ -16,7 +16,7 @@ from attneck.layers import BAM, MHSA2d
 from attneck.models import create_model
 from attneck.models.weight_files import Weights
 from attneck.models.weights import StaysRandomWarning, grids, load_matching, settings
-from attneck.surgery import insert_bam
+from attneck.surgery import insert_bam, insert_se
 
 TABLES = {
     "relative": {"attention.rel_h", "attention.rel_w"},
@@ -292,6 +292,20 @@ def test_bams_of_the_catalog_and_of_surgery_take_each_other_s_weights(
                 tensor.normal_(std=0.1)
             in_a_file = dict(sorted(other.state_dict().items()))  # as safetensors have them
             loaded = load_matching(network, in_a_file)
+            assert (loaded.new, loaded.unused) == ([], [])
+            assert torch.equal(network(x), other(x))
+
+
+def test_squeeze_excitation_of_the_catalog_and_of_surgery_take_each_other_s_weights() -> None:
+    published = create_model("cifar_resnet20_se", num_classes=3).eval()
+    changed = insert_se(create_model("cifar_resnet20", num_classes=3), start="paper").model.eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for network, other in ((changed, published), (published, changed)):
+            for tensor in other.parameters():
+                tensor.normal_(std=0.1)
+            loaded = load_matching(network, dict(sorted(other.state_dict().items())))
             assert (loaded.new, loaded.unused) == ([], [])
             assert torch.equal(network(x), other(x))
 

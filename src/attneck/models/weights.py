@@ -19,7 +19,7 @@ from attneck.checks import MOST
 from attneck.layers import BAM, MHSA2d, NonLocal2d, SqueezeExcite2d
 from attneck.layers.mhsa import TABLES
 from attneck.models.origin import bare
-from attneck.models.renamed import BRANCH, renamed
+from attneck.models.renamed import INSIDE, renamed
 from attneck.models.weight_files import Weights, read_tensors, shown, unwrapped
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -134,9 +134,10 @@ class Loaded:
                 "another implementation, so that positions stay random: attneck.surgery.adopt's "
                 "report.converted(weights) gives them ours"
             )
-        mine = (BRANCH.split(name)[0] for name in (*self.taken, *self.new) if BRANCH.search(name))
+        of_bam = INSIDE[BAM]
+        mine = (of_bam.split(name)[0] for name in (*self.taken, *self.new) if of_bam.search(name))
         own = dict.fromkeys(mine)
-        theirs = dict.fromkeys(BRANCH.split(name)[0] for name in self.unused if BRANCH.search(name))
+        theirs = dict.fromkeys(of_bam.split(name)[0] for name in self.unused if of_bam.search(name))
         # Of a network without any, that is its name.
         if own and (bams := [layer for layer in theirs if layer not in own]):
             return (
