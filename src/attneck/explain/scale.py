@@ -38,7 +38,7 @@ def told(low: float, high: float) -> tuple[str, str]:
     """
     least = 0.005 * (high - low)
     ends = [0.0 if abs(end) < least else end for end in (low, high)]
-    for digits in (2, 3, 4):
+    for digits in (2, 3, 4, 2):
         words = [f"{end:.0f}" if abs(end) >= 100 else f"{end:.{digits}g}" for end in ends]
         if words[0] != words[1]:
             break

@@ -8,7 +8,7 @@ const make = (name, className = "", text = "") => Object.assign(document.createE
 const ends_of = (low, high) => {
   const ends = [low, high].map((end) => Math.abs(end) < 0.005 * (high - low) ? 0 : end);
   const by = (digits) => ends.map((end) => Math.abs(end) >= 100 ? end.toFixed(0) : String(Number(end.toPrecision(digits))));
-  const words = [2, 3, 4].map(by).find(([least, most], at) => least !== most || at === 2);
+  const words = [2, 3, 4, 2].map(by).find(([least, most], at) => least !== most || at === 3);
   return words.map((word) => word.replace("-", "−"));
 };
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 2 : 1)} %`;

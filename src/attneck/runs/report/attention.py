@@ -69,8 +69,9 @@ def _image(number: int, snapshots: Sequence[Snapshot]) -> Html:
             tag("td") if layer is None else _cell(look, layer, low, high, f"image {number + 1}, {head}")
             for look, layer, head in zip(looks, found, heads[1:], strict=True)
         ]
-        limits = " to ".join(told(low, high))
-        lines = (tag("small", words) for words in (name, f"{H}×{W}", f"scale {limits}"))
+        limits = "\u00a0to\u00a0".join(told(low, high))
+        at_dots = name.replace(".", ".\u200b")  # where a long name may be broken
+        lines = (tag("small", words) for words in (at_dots, f"{H}×{W}", f"scale {limits}"))
         label = tag("th", kind, *lines, scope="row")
         rows.append(tag("tr", label, *cells))
     wide, high_ = last.size
