@@ -190,3 +190,12 @@ def test_a_study_has_a_panel_a_variant_with_the_baseline_in_each(tmp_path, monke
         assert [*baseline.get_ydata()] == [52, 61]
         assert [*line.get_ydata()] == [score for _, score in variant.get(0, [])]
         assert axes.get_ylim()[1] < 70, "no room is made for a threshold that is far"
+
+
+def test_a_small_error_has_two_decimals_and_says_that_it_is_the_last(tmp_path, monkeypatch):
+    rows = [{"epoch": 1, "step": 1, "val_loss": 0.0167, "val_top1": 98.0}]
+    rows.append({"epoch": 2, "step": 2, "val_loss": 0.0157, "val_top1": 99.5})
+    for axes, words in zip(drawn([rows], tmp_path, monkeypatch).axes, ("0.0157", "0.50"), strict=True):
+        legend = axes.get_legend()
+        assert legend.get_title().get_text() == "last value"
+        assert [text.get_text() for text in legend.get_texts()] == [f"run0: {words}"]
