@@ -116,6 +116,8 @@ def _told_bam(bam: BAMMaps, window: Window) -> dict[str, Any]:
     ranges["after"] = ranges["before"]
     if bam.spatial is not None:
         ranges["spatial"] = ends("logit", seen("spatial"))
+    if bam.channel is not None:
+        ranges["channel"] = ends("logit", torch.nan_to_num(bam.channel.float()).cpu().numpy())
     return {
         "name": _name(bam.name, bam.call),
         "map": list(bam.map_size),

@@ -268,7 +268,7 @@ class Panel {
       }
       if (bam.channel) {
         const sorted = Float32Array.from(bam.channel).sort(), strip = make("canvas", "channels");
-        paint(strip, sorted, 1, sorted.length, sorted[0], sorted.at(-1));
+        paint(strip, sorted, 1, sorted.length, ...bam.ranges.channel);
         strip.setAttribute("role", "img");
         const [low, high] = ends_of(sorted[0], sorted.at(-1));
         strip.setAttribute("aria-label", `${sorted.length} channels, from ${low} to ${high}`);
