@@ -169,3 +169,33 @@ def test_nothing_to_draw_is_one_line(words, says, capsys):
 def test_a_picture_of_a_kind_that_there_is_not(run, capsys):
     assert cli.main(["curves", str(run), "--out", "curves.doc"]) == 2
     assert "wanted a file that ends in .png, .svg or .pdf" in capsys.readouterr().err
+
+
+def test_a_study_has_a_panel_a_variant_with_the_baseline_in_each(tmp_path, monkeypatch):
+    from attneck.explain import bands
+
+    made = []
+    monkeypatch.setattr(bands, "save", lambda figure, path, **_: made.append(figure))
+    seeds = {0: [(10, 50.0), (20, 60.0)], 1: [(10, 54.0), (20, 62.0)]}
+    better = {0: [(10, 58.0), (20, 66.0)]}
+    problems = {
+        "easy": {"plain": seeds, "bam": better, "a_name_that_is_much_too_long": better, "none": {}},
+        "hard": {"plain": seeds, "bam": {}, "a_name_that_is_much_too_long": better},
+    }
+    bands.draw(problems, "top1", tmp_path / "curves.png", "plain", threshold=90.0)
+    panels = made[0].axes
+    assert [axes.get_title() for axes in panels] == ["bam", "a_name_that_is_much_\ntoo_long", "", ""]
+    for axes, variant in zip(panels, (better, better, {}, better), strict=True):
+        baseline, line = axes.lines[:2]
+        assert [*baseline.get_ydata()] == [52, 61]
+        assert [*line.get_ydata()] == [score for _, score in variant.get(0, [])]
+        assert axes.get_ylim()[1] < 70, "no room is made for a threshold that is far"
+
+
+def test_a_small_error_has_two_decimals_and_says_that_it_is_the_last(tmp_path, monkeypatch):
+    rows = [{"epoch": 1, "step": 1, "val_loss": 0.0167, "val_top1": 98.0}]
+    rows.append({"epoch": 2, "step": 2, "val_loss": 0.0157, "val_top1": 99.5})
+    for axes, words in zip(drawn([rows], tmp_path, monkeypatch).axes, ("0.0157", "0.50"), strict=True):
+        legend = axes.get_legend()
+        assert legend.get_title().get_text() == "last value"
+        assert [text.get_text() for text in legend.get_texts()] == [f"run0: {words}"]

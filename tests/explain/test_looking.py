@@ -17,6 +17,7 @@ from attneck.explain import maps
 from attneck.explain.looking import Look, picture
 from attneck.explain.neck import Drawn, neck
 from attneck.explain.photo import Window, centred, fitted
+from attneck.explain.scale import ends, span
 from attneck.explain.sheet import Place
 from attneck.explain.stages import stages
 from attneck.layers import BAM, MHSA2d
@@ -70,11 +71,24 @@ def test_what_the_padding_has_is_not_in_the_scales() -> None:
     limits = [axes.images[1].get_clim() for axes in figure.axes if len(axes.images) == 2]
     (bam,) = found.bams
     assert bam.spatial is not None
-    rows = [
-        each[:5] for each in (torch.stack([bam.before, bam.after], 1), bam.spatial, bam.attention.mean(0))
-    ]
-    both, spatial, gate = ((float(each.min()), float(each.max())) for each in rows)
-    assert limits == [pytest.approx(each) for each in (both, spatial, gate, both)]
+    both = 0.0, float(torch.stack([bam.before, bam.after])[:, :5].max())
+    reach = max(1.0, float(bam.spatial[:5].abs().max()))
+    assert limits == [pytest.approx(each) for each in (both, (-reach, reach), (0, 1), both)]
+
+
+def test_what_is_nearly_even_has_one_colour() -> None:
+    """Weights that differ from even ones by a hundredth lie next to the scale's middle; a peak does not."""
+    even = np.full((4, 4), 1 / 16)
+    even[0, 0] *= 1.01
+    assert np.ptp(even / ends("weight", even, places=16)[1]) < 0.01
+    assert ends("weight", even, places=16) == (0, 2 / 16)
+    peak = np.zeros((4, 4))
+    peak[1, 1] = 1.0
+    assert ends("weight", peak, even, places=16) == (0, 1)
+    assert ends("gate", even) == (0, 1)
+    assert ends("logit", even) == (-1, 1)
+    assert ends("logit", even - 3.0) == (even[1, 1] - 3, 3 - even[1, 1])
+    assert [span(even), span(even * 0)] == ["0.062 to 0.063", "0 everywhere"]
 
 
 def test_a_padded_photo_is_framed_whole_and_a_long_one_drawn_shorter() -> None:

@@ -307,7 +307,7 @@ def test_the_report_has_what_the_runs_have(trained: Path, tmp_path: Path) -> Non
     )
     assert r"\pm" in (tmp_path / "report/report.tex").read_text()
     with Image.open(tmp_path / "report/curves.png") as picture:
-        assert picture.width == pytest.approx(120 * (1.5 + 4.2), abs=1), "one plot: of `path` nothing has run"
+        assert picture.width == pytest.approx(120 * (0.8 + 2.8), abs=1), "a panel: of `path` nothing ran"
 
 
 def test_the_papers_tables_take_their_measured_figures_from_a_study_s_runs(trained: Path) -> None:

@@ -55,7 +55,7 @@ def look(
     BAM over the stages, as in Figure 1 of its paper: what comes in, the spatial branch M_s, the gate M (the
     mean over channels), and what goes out. Self-attention from the marked place: the weights of every place,
     of all heads and of each, and by content and by position alone (the mean over the heads). Above each is
-    the mean distance that it looks, over all places, in pixels of the model's input.
+    how far it looks on average, over all places, in pixels of the model's input.
 
     Colours lie on the photo where the network's map lies, a square a place of the map; the frame is what the
     model sees of it.

@@ -1,87 +1,106 @@
-"""Curves of several seeds: their mean, and a band from the least to the greatest."""
+"""Curves of several seeds: a panel for each variant, against the baseline, so that none hides another."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from attneck.explain.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from attneck.explain.palette import BLUE
 from attneck.explain.plain import plain
 from attneck.explain.vector import save
 
 Curve = list[tuple[int, float]]
 """A number, of training images seen say, and the score there."""
 
-# Without yellow, which is no line on white; told apart in grey by a line and a mark of their own.
-COLOURS = ("#000000", ORANGE, BLUE, VERMILION, GREEN, PURPLE, SKY)
-LINES = ("-", "--", "-.", ":")
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+# Told apart without colour too.
+BASELINE: dict[str, Any] = {
+    "color": "0.35",
+    "linestyle": "--",
+    "linewidth": 1.2,
+    "marker": "s",
+    "markersize": 3,
+    "markerfacecolor": "white",
+}
+VARIANT: dict[str, Any] = {"color": BLUE, "marker": "o", "markersize": 3, "linewidth": 1.4}
+COLUMNS = 4
+"""Of the panels of one problem."""
 
 
 def draw(
     problems: Mapping[str, Mapping[str, Mapping[int, Curve]]],
     metric: str,
     path: Path,
+    baseline: str,
     threshold: float | None = None,
     what: str = "training images seen",
 ) -> None:
-    """One plot a problem, a line a variant: the mean over its seeds, and from the least to the greatest.
+    """A row a problem, and in it a panel a variant: the mean over its seeds, and their least and greatest.
 
     Args:
         problems: by problem, variant and seed. A variant's curves need not be equally long: the mean is over
             those that have come so far.
         metric: the score's name.
         path: .png, .svg or .pdf.
-        threshold: a score that is marked.
+        baseline: the variant that is in all panels; it has one of its own only where it is alone.
+        threshold: a score that is marked where the curves come near it.
         what: the curves' first numbers are.
     """
-    columns = min(3, len(problems))
-    rows = -(-len(problems) // columns)
-    figure = Figure(figsize=(1.5 + 4.2 * columns, 0.6 + 3.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    handles: dict[str, Line2D] = {}
-    for axes, (problem, variants) in zip(grid.flat, problems.items(), strict=False):
-        for number, (variant, curves) in enumerate(variants.items()):
-            if not curves:
-                continue
-            points: dict[int, list[float]] = {}
-            for curve in curves.values():
-                for images, score in curve:
-                    points.setdefault(images, []).append(score)
-            x = sorted(points)
-            means = [sum(points[at]) / len(points[at]) for at in x]
-            colour = COLOURS[number % len(COLOURS)]
-            (line,) = axes.plot(
-                x,
-                means,
-                LINES[number // len(COLOURS) % len(LINES)],
-                color=colour,
-                marker=MARKS[number % len(MARKS)],
-                markevery=max(1, len(x) // 6),
-                markersize=4,
-                linewidth=1.4,
-            )
-            low, high = [min(points[at]) for at in x], [max(points[at]) for at in x]
-            axes.fill_between(x, low, high, color=colour, alpha=0.15)
-            handles.setdefault(variant, line)
-        if threshold is not None:
-            axes.axhline(threshold, color="0.6", linewidth=0.8, linestyle=":")
-        axes.set(title=plain(problem), xlabel=what, ylabel=metric)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    there = {name: None for variants in problems.values() for name, seeds in variants.items() if seeds}
+    names = [name for name in there if name != baseline] or [baseline]
+    several = len(problems) > 1
+    columns = len(names) if several else min(COLUMNS, len(names))
+    rows = len(problems) * -(-len(names) // columns)
+    width, height = (2.8, 2.3) if columns <= COLUMNS else (1.75, 1.6)
+    figure = Figure(figsize=(0.8 + width * columns, 0.9 + height * rows), layout="constrained")
+    sharey: Any = "row" if several else True
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=sharey)
+    panels = [(problem, name) for problem in problems for name in names]
+    for number, (axes, (problem, name)) in enumerate(zip(grid.flat, panels, strict=False)):
+        for one, style in ((baseline, BASELINE), (name, VARIANT)):
+            _line(axes, problems[problem].get(one, {}), style)
+        if number < columns or not several:
+            # Broken behind an underscore, where it is long.
+            words = textwrap.fill(name.replace("_", "_ "), int(10 * width)).replace("_ ", "_")
+            axes.set_title(plain(words), fontsize="small")
+        if number % columns == 0:
+            axes.set_ylabel(plain(f"{problem}\n{metric}" if problem else metric), fontsize="small")
         axes.grid(alpha=0.3)
-    for axes in list(grid.flat)[len(problems) :]:
+        lowest = number + columns >= len(panels)
+        axes.tick_params(labelsize="x-small", labelbottom=lowest)
+    for axes in grid.flat:
+        if threshold is not None:  # without making room for it
+            axes.autoscale(False)
+            axes.axhline(threshold, color="0.5", linewidth=0.8, linestyle=":")
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
+    figure.supxlabel(what, fontsize="small")
     figure.legend(
-        [*handles.values()],
-        [*map(plain, handles)],
-        loc="outside right upper",
+        [Line2D([], [], **BASELINE), Line2D([], [], **VARIANT), Patch(color="0.8")],
+        [plain(baseline), "the panel's variant, mean of the seeds", "least to greatest seed"],
+        loc="outside upper center",
+        ncols=3 if columns > 1 else 1,
         fontsize="small",
-        title="line: mean of the seeds\nband: least to greatest",
-        title_fontsize="small",
+        frameon=False,
     )
     save(figure, path, dpi=120)
+
+
+def _line(axes: Any, curves: Mapping[int, Curve], style: dict[str, Any]) -> None:
+    """A variant's mean and its band."""
+    points: dict[int, list[float]] = {}
+    for curve in curves.values():
+        for at, score in curve:
+            points.setdefault(at, []).append(score)
+    x = sorted(points)
+    axes.plot(x, [sum(points[at]) / len(points[at]) for at in x], markevery=max(1, len(x) // 6), **style)
+    low, high = [min(points[at]) for at in x], [max(points[at]) for at in x]
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=1.5)  # seen of one point too

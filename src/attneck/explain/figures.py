@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from attneck.errors import UserError, one_line
 from attneck.explain.fonts import savefig
+from attneck.explain.palette import LINES
 from attneck.explain.plain import plain, significant
 from attneck.explain.vector import save
 from attneck.files import told_apart
@@ -36,8 +37,8 @@ STYLES: dict[str, tuple[str, dict[str, Any]]] = {
 FEW = 10
 """So many records or fewer are marked on the line, one alone being no line."""
 
-COLOURS, MARKS = 10, ("^", "D", "v", "P", "X", "*", "s")
-"""matplotlib's own colours, and the marks of runs past so many."""
+MARKS = ("^", "D", "v", "P", "X", "*", "s")
+"""Of runs past the colours."""
 INSIDE = 4
 """So many runs or fewer are named inside of a panel; the names of more would hide the lines."""
 UNDER: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2}
@@ -153,13 +154,13 @@ def _fill(
 ) -> None:
     """A panel: a run's lines in a colour each, and where colours come again with another mark."""
     for number, (name, records) in enumerate(zip(names, histories, strict=True)):
-        again, colour = divmod(number, COLOURS)
+        again, colour = divmod(number, len(LINES))
         _draw(
             axes,
             key,
             name,
             records,
-            f"C{colour}",
+            LINES[colour],
             {"marker": MARKS[(again - 1) % len(MARKS)]} if again else {},
         )
     axes.set(xlabel="epoch", ylabel=labels[1], title=labels[0])
@@ -167,7 +168,7 @@ def _fill(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:  # a run may have none of these scores
-        axes.legend(fontsize="small", **legend)
+        axes.legend(fontsize="small", title="last value", title_fontsize="small", **legend)
 
 
 def _legend(
@@ -192,7 +193,7 @@ def _legend(
 
 def _below(runs: int) -> float:
     """Inches that the names of so many runs take under a panel."""
-    return 0.0 if runs <= INSIDE else 0.3 + 0.2 * -(-runs // 2)
+    return 0.0 if runs <= INSIDE else 0.5 + 0.2 * -(-runs // 2)
 
 
 def _gap(histories: list[list[Record]], held_out: bool) -> str:
@@ -219,7 +220,9 @@ def _draw(
         marked: Any = slice(None) if len(points) <= FEW else len(points) // FEW if own else []
         look = {"linewidth": 1.4, "markersize": 4, "markevery": marked, **style, **own}
         axes.plot(epochs, shown, color=colour, **look)
-        lasts.append((split, what, significant(shown[-1])))
+        last = shown[-1]
+        small_share = key != "loss" and last < 1  # of a per cent two decimals are enough
+        lasts.append((split, what, f"{last:.2f}" if small_share else significant(last)))
     told = [
         f"{value} {what}" if split != "val" else value for split, what, value in lasts if split != "train"
     ]

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from attneck.explain.palette import HEAT
+
 OURS = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -45,13 +47,10 @@ def checked(uri: str) -> str:
 
 
 def heat(values: NDArray[np.float32], low: float, high: float) -> str:
-    """A map [H, W] as a PNG of a pixel a place: matplotlib's inferno, from `low` to `high`.
-
-    Its lightness grows all the way, so that it can be read in grey and by the colour-blind.
-    """
+    """A map [H, W] as a PNG of a pixel a place, in the colours HEAT from `low` to `high`."""
     shares = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     picture = Image.fromarray(np.rint(255 * shares).astype(np.uint8), "L").convert("P")
-    picture.putpalette(_inferno())
+    picture.putpalette(_colours())
     return data_uri(picture)
 
 
@@ -61,7 +60,7 @@ def scale() -> str:
 
 
 @cache
-def _inferno() -> bytes:
+def _colours() -> bytes:
     from matplotlib import colormaps
 
-    return bytes(np.rint(255 * colormaps["inferno"](np.arange(256))[:, :3]).astype(np.uint8).tobytes())
+    return bytes(np.rint(255 * colormaps[HEAT](np.arange(256))[:, :3]).astype(np.uint8).tobytes())

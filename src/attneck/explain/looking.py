@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from attneck.explain.photo import Window
+from attneck.explain.scale import ends
 from attneck.explain.seeing import BAMMaps, Maps, MHSAMaps, gain_of
 from attneck.explain.sheet import Column, Place, Section, Table, Tile, sheet, wrapped
 
@@ -66,7 +68,7 @@ def _column(look: Look, places: Sequence[Place], tables: bool) -> Column:
     found, sections = look.maps, []
     if look.cam is not None:
         name, values = look.cam
-        tile = Tile(values, "gradient × map", look.window)
+        tile = _scaled(values, "gradient × map", look.window)
         sections.append(Section(f"Grad-CAM: {name}", [Table([""], [""], [[tile]], 2.0)]))
     if found.bams:
         sections.append(_of_bams(found.bams, look.window))
@@ -100,14 +102,19 @@ def _of_bams(bams: Sequence[BAMMaps], window: Window) -> Section:
 def _of_bam(one: BAMMaps, window: Window) -> list[Tile | None]:
     """Its four rows; what comes in and what goes out have one scale."""
     before, after = _array(one.before), _array(one.after)
-    seen = np.stack([window.shown(values) for values in (before, after)])
-    limits = float(seen.min()), float(seen.max())
+    limits = ends(MAGNITUDE, window.shown(before), window.shown(after))
     return [
         Tile(before, MAGNITUDE, window, limits),
-        None if one.spatial is None else Tile(_array(one.spatial), "logit", window),
-        Tile(_array(one.attention.mean(0)), "gate", window),
+        None if one.spatial is None else _scaled(_array(one.spatial), "logit", window),
+        _scaled(_array(one.attention.mean(0)), "gate", window),
         Tile(after, MAGNITUDE, window, limits),
     ]
+
+
+def _scaled(values: Values, unit: str, window: Window, **style: Any) -> Tile:
+    """A tile with the scale of its unit."""
+    limits = ends(unit, window.shown(values), places=values.size)
+    return Tile(values, unit, window, limits, **style)
 
 
 def _of_mhsas(layers: Sequence[MHSAMaps], window: Window, place: Place, heading: str) -> Section:
@@ -123,7 +130,7 @@ def _of_mhsas(layers: Sequence[MHSAMaps], window: Window, place: Place, heading:
         away = layer.distance()
 
         def tile(weights: Tensor, note: str = "", cell: tuple[int, int] = cell) -> Tile:
-            return Tile(_array(weights), WEIGHT, window, cell=cell, note=note)
+            return _scaled(_array(weights), WEIGHT, window, cell=cell, note=note)
 
         row = layer.row(*cell)  # [h, H, W]
         tiles: list[Tile | None] = [tile(row.mean(0), _away(away.mean()))]
@@ -172,7 +179,7 @@ def _name(one: BAMMaps | MHSAMaps, most: int) -> str:
 
 
 def _away(distance: Tensor) -> str:
-    return f"over all places {float(distance):.0f} px"
+    return f"{float(distance):.0f} px far on average"
 
 
 def _array(values: Tensor) -> Values:

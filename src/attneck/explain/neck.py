@@ -138,11 +138,8 @@ def _words(stage: Stage) -> list[str]:
         if len(numbers) <= MOST_BLOCKS
     )
     first = f"{where}, {wide}" if where and wide else where or wide
-    return [
-        word
-        for word in (first, blocks, f"{short(stage.params)} params", f"{short(stage.madds)} m.-adds")
-        if word
-    ]
+    cost = f"{short(stage.params)} parameters", f"{short(stage.madds)} multiply-adds"
+    return [word for word in (first, blocks, *cost) if word]
 
 
 def _chip(axes: Any, left: float, top: float, width: float, kind: str, words: str) -> None:

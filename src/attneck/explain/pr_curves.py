@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from attneck.explain.fonts import savefig
+from attneck.explain.palette import LINES
 from attneck.explain.plain import plain
 
 NAMED = 10
@@ -33,7 +34,8 @@ def pr_picture(curves: Mapping[str, Sequence[Any]], title: str) -> bytes:
             axes.plot(
                 row.recall,
                 row.precision,
-                color=f"C{number}" if named else "0.8",
+                color=LINES[number % len(LINES)] if named else "0.8",
+                linestyle="--" if len(LINES) <= number < NAMED else "-",
                 linewidth=1.4 if named else 0.7,
                 label=plain(f"{name}: {100 * row.ap:.1f}") if named else None,
             )

@@ -19,6 +19,7 @@ from PIL import Image
 from attneck.explain.palette import HEAT, VERMILION
 from attneck.explain.photo import Window
 from attneck.explain.plain import printable
+from attneck.explain.scale import span, told
 
 LIGHT = {"ink": "#1d2733", "soft": "#5b6875", "paper": "#ffffff"}
 DARK = {"ink": "#e8edf2", "soft": "#9aa7b4", "paper": "#14181d"}
@@ -42,7 +43,7 @@ class Tile:
     Attributes:
         unit: what the values are, under the bar.
         window: where they lie on the photo; None for a matrix by itself.
-        limits: of the scale; where None those of the values that are seen.
+        limits: of the scale, the values that are seen being told under it; where None those of the values.
         cell: the (row, column) of the place that is asked about, outlined.
         note: a few words above it.
         ticks: of a matrix, the words at its first, middle and last row.
@@ -88,7 +89,7 @@ class Table:
 
     def pitch(self, aspect: float) -> float:
         """From a row to the next."""
-        return self.width * aspect + BAR + 2.2 * LINE * SMALL + GAP + self.noted * LINE * SMALL
+        return self.width * aspect + BAR + 3.2 * LINE * SMALL + GAP + self.noted * LINE * SMALL
 
 
 @dataclass(frozen=True)
@@ -281,10 +282,12 @@ class _Page:
         bar = self.axes(left, top + height + 0.04, width, BAR)
         bar.imshow(np.linspace(0, 1, 64)[None], cmap=HEAT, aspect="auto")
         under = top + height + BAR + 0.06
-        least, most = _told(low, high)
+        least, most = told(low, high)
         self.text(left, under, least, SMALL, True)
         self.text(left + width, under, most, SMALL, True, ha="right")
         self.text(left + width / 2, under, tile.unit, SMALL, True, ha="center")
+        if tile.limits:
+            self.text(left + width / 2, under + LINE * SMALL, span(seen), SMALL, True, ha="center")
 
     def _frame(self, axes: Any, box: tuple[float, float, float, float], width: float) -> None:
         """White on black, so that it is seen on everything."""
@@ -317,17 +320,3 @@ def _shrunk(image: Image.Image, side: int) -> Image.Image:
         return image
     size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
     return image.resize(size, Image.Resampling.BILINEAR)
-
-
-def _told(low: float, high: float) -> tuple[str, str]:
-    """The ends of a scale by two significant digits, or by so many more that they differ: 0.31, 45, −1.2.
-
-    An end that is next to nothing beside the other one is 0.
-    """
-    least = 0.005 * (high - low)
-    ends = [0.0 if abs(end) < least else end for end in (low, high)]
-    for digits in (2, 3, 4):
-        words = [f"{end:.0f}" if abs(end) >= 100 else f"{end:.{digits}g}" for end in ends]
-        if words[0] != words[1]:
-            break
-    return words[0].replace("-", "−"), words[1].replace("-", "−")

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attneck.explain import BAMMaps, Maps, MHSAMaps
+from attneck.explain.photo import Window
+from attneck.explain.scale import ends
 from attneck.explain.seeing import Part, gain_of
 from attneck.serve.page import STEPS_A_NAT
 from attneck.tasks.classification import likeliest
@@ -31,18 +34,19 @@ class Look:
     def __init__(
         self,
         found: Maps | None,
-        box: Sequence[float],
+        window: Window,
         predictions: list[dict[str, Any]],
         *,
         finds_objects: bool,
     ) -> None:
         self.mhsas: tuple[MHSAMaps, ...] = () if found is None else found.mhsas
+        (left, top, right, bottom), (width, height) = window.box, window.photo
         self._told = {
-            "box": list(box),
+            "box": [left / width, top / height, (right - left) / width, (bottom - top) / height],
             "finds_objects": finds_objects,
             "predictions": predictions,
             "mhsas": [_told_mhsa(one) for one in self.mhsas],
-            "bams": [] if found is None else [_told_bam(one) for one in found.bams],
+            "bams": [] if found is None else [_told_bam(one, window) for one in found.bams],
             "notes": [] if found is None else list(found.notes),
         }
 
@@ -51,7 +55,8 @@ class Look:
 
         `box` is where the model's input lies in the image: left, top, width and height as shares of the
         image's; the input may be a part of it, or go beyond it where it is padded. Boxes of objects likewise.
-        Maps [H, W] are float32 in base64; a BAM's attention is the mean over its channels.
+        Maps [H, W] are float32 in base64, and `ranges` the ends of their scales; a BAM's attention is the
+        mean over its channels.
         """
         return self._told
 
@@ -93,7 +98,7 @@ def _told_mhsa(mhsa: MHSAMaps) -> dict[str, Any]:
     }
 
 
-def _told_bam(bam: BAMMaps) -> dict[str, Any]:
+def _told_bam(bam: BAMMaps, window: Window) -> dict[str, Any]:
     arrays = {
         "before": bam.before,
         "after": bam.after,
@@ -101,10 +106,23 @@ def _told_bam(bam: BAMMaps) -> dict[str, Any]:
         "spatial": bam.spatial,
         "channel": bam.channel,
     }
+
+    def seen(name: str) -> NDArray[np.floating]:
+        values = arrays[name]
+        assert values is not None
+        return window.shown(torch.nan_to_num(values.float()).cpu().numpy())
+
+    ranges = {"attention": ends("gate"), "before": ends("magnitude", seen("before"), seen("after"))}
+    ranges["after"] = ranges["before"]
+    if bam.spatial is not None:
+        ranges["spatial"] = ends("logit", seen("spatial"))
+    if bam.channel is not None:
+        ranges["channel"] = ends("logit", torch.nan_to_num(bam.channel.float()).cpu().numpy())
     return {
         "name": _name(bam.name, bam.call),
         "map": list(bam.map_size),
         "gain": gain_of(bam),
+        "ranges": ranges,
         **{name: None if array is None else _floats(array) for name, array in arrays.items()},
     }
 

@@ -96,9 +96,8 @@ class Network:
             else:
                 with torch.no_grad():
                     output = viewer.network([pixels] if viewer.detects else pixels[None])[0]
-        left, top, right, bottom = viewer.window(size, found).box
-        box = (left / size[0], top / size[1], (right - left) / size[0], (bottom - top) / size[1])
+        window = viewer.window(size, found)
         names = viewer.facts["classes"]
         if viewer.detects:
-            return Look(found, box, objects_of(output, names, size), finds_objects=True)
-        return Look(found, box, classes_of(output, names), finds_objects=False)
+            return Look(found, window, objects_of(output, names, size), finds_objects=True)
+        return Look(found, window, classes_of(output, names), finds_objects=False)

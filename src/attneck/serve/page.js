@@ -8,13 +8,20 @@ const make = (name, className = "", text = "") => Object.assign(document.createE
 const ends_of = (low, high) => {
   const ends = [low, high].map((end) => Math.abs(end) < 0.005 * (high - low) ? 0 : end);
   const by = (digits) => ends.map((end) => Math.abs(end) >= 100 ? end.toFixed(0) : String(Number(end.toPrecision(digits))));
-  const words = [2, 3, 4].map(by).find(([least, most], at) => least !== most || at === 2);
+  const words = [2, 3, 4, 2].map(by).find(([least, most], at) => least !== most || at === 3);
   return words.map((word) => word.replace("-", "−"));
 };
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 2 : 1)} %`;
 const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 const floats = (base64) => base64 === null ? null : new Float32Array(bytes(base64).buffer);
 const least = (values) => values.reduce((one, other) => Math.min(one, other), Infinity);
+// From which value to which they go, in words.
+const span_of = (values, words) => {
+  const [from, to] = words(least(values), most(values));
+  return from === to ? `${from} everywhere` : `${from} to ${to}`;
+};
+// Attention's scale, as attneck.explain.scale has it: even attention is in its middle at most.
+const range_of = (shares, places = shares.length) => [0, Math.max(most(shares), told.even / places)];
 const most = (values) => values.reduce((one, other) => Math.max(one, other), -Infinity);
 
 // Matplotlib's viridis, as in the pictures of `attneck look`: it reads in grey, and by the colour-blind.
@@ -236,7 +243,7 @@ class Panel {
       return [field, maps];
     };
     this.look.mhsas.forEach((mhsa, block) => {
-      if (!block) list.append(make("h3", "", "Self-attention from the place; px: how far a head looks, over all places"));
+      if (!block) list.append(make("h3", "", "Self-attention from the place (px: how far a head looks on average)"));
       const [height, width] = mhsa.map;
       const terms = mhsa.parts.length > 1 ? "" : `, ${mhsa.parts[0]} alone`;
       const every = mhsa.step > 1 ? `, one place in ${mhsa.step} × ${mhsa.step}` : "";
@@ -257,11 +264,11 @@ class Panel {
       for (const [what, label] of shown) {
         if (!bam[what]) continue;
         add(maps, `bam:${stage}:${what}`, label, `${bam.name}, ${label}`);
-        paint(this.thumbs.get(`bam:${stage}:${what}`), bam[what], ...bam.map, ...this.range(bam, what));
+        paint(this.thumbs.get(`bam:${stage}:${what}`), bam[what], ...bam.map, ...bam.ranges[what]);
       }
       if (bam.channel) {
         const sorted = Float32Array.from(bam.channel).sort(), strip = make("canvas", "channels");
-        paint(strip, sorted, 1, sorted.length, sorted[0], sorted.at(-1));
+        paint(strip, sorted, 1, sorted.length, ...bam.ranges.channel);
         strip.setAttribute("role", "img");
         const [low, high] = ends_of(sorted[0], sorted.at(-1));
         strip.setAttribute("aria-label", `${sorted.length} channels, from ${low} to ${high}`);
@@ -289,13 +296,6 @@ class Panel {
       steps.append(button);
     }
     return steps;
-  }
-
-  // What is darkest and what is brightest on the photo; before and after are shown alike.
-  range(bam, what) {
-    const maps = what === "before" || what === "after" ? [bam.before, bam.after] : [bam[what]];
-    const both = maps.map((values) => values.filter(this.inside(bam.map)));
-    return [least(both.map(least)), most(both.map(most))];
   }
 
   // The predictions that the slider lets through.
@@ -387,7 +387,7 @@ class Panel {
       const { heads, map } = this.look.mhsas[block], size = map[0] * map[1], inside = this.inside(map);
       const show = (key, shares) => {
         const seen = shares.map((share, cell) => inside(share, cell) ? share : 0);
-        paint(this.thumbs.get(key), seen, ...map, 0, most(seen));
+        paint(this.thumbs.get(key), seen, ...map, ...range_of(seen));
       };
       show(`mhsa:${block}:mean`, mean(values, heads));
       for (let head = 0; head < heads; head++) show(`mhsa:${block}:${head}`, values.subarray(head * size, (head + 1) * size));
@@ -408,19 +408,21 @@ class Panel {
     const [kind, number, what] = (this.choice ?? "").split(":");
     if (kind === "bam") {
       const bam = this.bams[number];
-      return { values: bam[what], map: bam.map, range: this.range(bam, what), words: `${bam.name}, ${{ before: "before BAM", after: "after BAM", spatial: "BAM's spatial branch", attention: "BAM's attention" }[what]}`, share: false };
+      return { values: bam[what], map: bam.map, range: bam.ranges[what], words: `${bam.name}, ${{ before: "before BAM", after: "after BAM", spatial: "BAM's spatial branch", attention: "BAM's attention" }[what]}`, share: false };
     }
     const values = this.weights?.[number];
     if (kind !== "mhsa" || !values) return null;
     const { heads, map, name } = this.look.mhsas[number], size = map[0] * map[1];
     const shares = what === "mean" ? mean(values, heads) : values.subarray(what * size, (Number(what) + 1) * size);
-    return { values: shares, map, range: [0, most(shares.filter(this.inside(map)))], words: `${name}, ${what === "mean" ? `mean of ${heads} heads` : `head ${Number(what) + 1}`}`, share: true, cell: this.cells[number] };
+    return { values: shares, map, range: range_of(shares.filter(this.inside(map)), size), words: `${name}, ${what === "mean" ? `mean of ${heads} heads` : `head ${Number(what) + 1}`}`, share: true, cell: this.cells[number] };
   }
 
   overlay() {
     const canvas = this.find(".overlay"), context = canvas.getContext("2d"), chosen = this.chosen();
     context.clearRect(0, 0, canvas.width, canvas.height);
     canvas.style.opacity = $("#strength").valueAsNumber / 100;
+    // The photo goes grey beneath it, so that the hues are the map's.
+    this.find(".photo").style.filter = `grayscale(${chosen ? canvas.style.opacity : 0})`;
     this.find(".mark").hidden = !chosen?.share;
     this.find(".legend").hidden = !chosen;
     if (!chosen) return;
@@ -430,9 +432,10 @@ class Panel {
     context.imageSmoothingEnabled = false;
     context.drawImage(this.scratch, left * canvas.width, top * canvas.height, wide * canvas.width, tall * canvas.height);
     if (share) place(this.find(".mark"), left + cell[1] / width * wide, top + cell[0] / height * tall, wide / width, tall / height);
-    const even = share ? ` of the attention a cell; even would be ${percent(1 / values.length)}` : "";
-    this.find(".shown").textContent = chosen.words;
-    const [from, to] = share ? ["0", `${percent(high)}${even}`] : ends_of(low, high);
+    const span = span_of(values.filter(this.inside(chosen.map)), share ? (...ends) => ends.map(percent) : ends_of);
+    const even = share ? `; even would be ${percent(1 / values.length)} a cell` : "";
+    this.find(".shown").textContent = `${chosen.words}: ${span}${even}`;
+    const [from, to] = share ? ["0", percent(high)] : ends_of(low, high);
     this.find(".low").textContent = from;
     this.find(".high").textContent = to;
   }
@@ -479,7 +482,9 @@ class Panel {
   savePicture() {
     const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
     Object.assign(canvas, { width: image.width, height: image.height });
+    context.filter = this.find(".photo").style.filter;
     context.drawImage(this.find(".photo"), 0, 0, canvas.width, canvas.height);
+    context.filter = "none";
     context.drawImage(this.find(".masks"), 0, 0);
     context.globalAlpha = $("#strength").valueAsNumber / 100;
     context.drawImage(this.find(".overlay"), 0, 0);

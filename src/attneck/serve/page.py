@@ -9,6 +9,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from attneck.explain.scale import EVEN
+
 STEPS_A_NAT = 512
 """Weights of attention are sent as -log(weight) in so many steps, 16 bits: to 1/1000, and down to e**-127."""
 
@@ -33,7 +35,8 @@ def document(told: dict[str, Any], *, alone: bool = False) -> tuple[str, str]:
         ]
     )
     # "</script>" in a class's name, say, would end the element.
-    data = json.dumps(told | {"steps_a_nat": STEPS_A_NAT}, allow_nan=False).replace("<", "\\u003c")
+    every = told | {"steps_a_nat": STEPS_A_NAT, "even": EVEN}
+    data = json.dumps(every, allow_nan=False).replace("<", "\\u003c")
     parts = {
         "POLICY": f'<meta http-equiv="Content-Security-Policy" content="{policy}">' if alone else "",
         "STYLE": f"<style>{style}</style>",

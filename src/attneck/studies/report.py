@@ -87,7 +87,7 @@ def write(results: Results, folder: Path) -> list[Path]:
             curves.setdefault(row.problem, {})[row.name] = row.curves
         begun = {problem: variants for problem, variants in curves.items() if any(variants.values())}
         for ending in ("png", "svg"):
-            draw(begun, study.metric, folder / f"{name}.{ending}", study.threshold, what)
+            draw(begun, study.metric, folder / f"{name}.{ending}", study.baseline, study.threshold, what)
             written.append(folder / f"{name}.{ending}")
     return written
 

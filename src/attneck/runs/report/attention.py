@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from attneck.explain.inline import heat, scale
+from attneck.explain.scale import ends, span, told
 from attneck.runs.report.html import Html, join, scrolling, tag
 from attneck.runs.snapshots import GRID, Layer, Look, Snapshot
 
@@ -18,9 +17,9 @@ WORDS = {
     "many places of the map these weights are spread (the exponential of their entropy).",
 }
 COLOURS = (
-    "The colours of a row go from its least to its greatest value over all its columns: what becomes "
-    f"sharper becomes brighter. The place is the part of the image, one of {GRID}×{GRID}, that differs most "
-    "from its mean."
+    "A row has one scale over all its columns, whose ends stand beside it: M's goes from 0 to 1, that of "
+    "weights from 0 to the greatest, or to twice an even weight: even attention has the middle colour. The "
+    f"place is the part of the image, one of {GRID}×{GRID}, that differs most from its mean."
 )
 
 
@@ -42,7 +41,7 @@ def attention(snapshots: Sequence[Snapshot], what: str) -> Html | None:
         "section",
         tag("h2", "What it looks at, and what it says" if kinds else "What it says"),
         *(tag("p", sentence) for sentence in said),
-        tag("p", "least ", colours, " greatest", class_="quiet") if kinds else None,
+        tag("p", "the scale's least ", colours, " its greatest", class_="quiet") if kinds else None,
         tag(
             "div",
             *(_image(number, alike) for number in range(count)),
@@ -63,13 +62,17 @@ def _image(number: int, snapshots: Sequence[Snapshot]) -> Html:
     for kind, name in names:
         found = [_layer(look, kind, name) for look in looks]
         there = [layer for layer in found if layer is not None]
-        low, high = (float(f(np.stack([f(layer.values) for layer in there]))) for f in (np.min, np.max))
+        H, W = there[-1].size
+        unit = "gate" if kind == "BAM" else "weight"
+        low, high = ends(unit, *(layer.values for layer in there), places=H * W)
         cells = [
             tag("td") if layer is None else _cell(look, layer, low, high, f"image {number + 1}, {head}")
             for look, layer, head in zip(looks, found, heads[1:], strict=True)
         ]
-        H, W = there[-1].size
-        label = tag("th", kind, tag("small", name), tag("small", f"{H}×{W}"), scope="row")
+        limits = "\u00a0to\u00a0".join(told(low, high))
+        at_dots = name.replace(".", ".\u200b")  # where a long name may be broken
+        lines = (tag("small", words) for words in (at_dots, f"{H}×{W}", f"scale {limits}"))
+        label = tag("th", kind, *lines, scope="row")
         rows.append(tag("tr", label, *cells))
     wide, high_ = last.size
     small = " pixels" if max(last.size) <= 64 else ""
@@ -109,19 +112,19 @@ def _layer(look: Look, kind: str, name: str) -> Layer | None:
 def _cell(look: Look, layer: Layer, low: float, high: float, where: str) -> Html:
     wide, high_ = look.size
     if layer.places is None:
-        told = f"{layer.values.min():.2f} to {layer.values.max():.2f}"
+        words = span(layer.values)
     else:
-        told = f"{layer.places:.1f} of {layer.size[0] * layer.size[1]:,}"
+        words = f"{layer.places:.1f} of {layer.size[0] * layer.size[1]:,}"
     x, y = look.place
     mark = tag("i", style=f"left:{100 * x:.1f}%;top:{100 * y:.1f}%") if layer.places is not None else None
     return tag(
         "td",
         tag(
             "div",
-            tag("img", src=heat(layer.values, low, high), alt=f"{where}: {layer.kind} {layer.name}, {told}"),
+            tag("img", src=heat(layer.values, low, high), alt=f"{where}: {layer.kind} {layer.name}, {words}"),
             mark,
             class_="photo",
             style=f"aspect-ratio:{wide}/{high_}",
         ),
-        tag("small", told),
+        tag("small", words),
     )
