@@ -1,4 +1,4 @@
-"""README.md's and docs/results.md's tables and picture, and docs/papers.md, from the files in results/.
+"""README.md's and docs/results.md's tables and pictures, and docs/papers.md, from the files in results/.
 
 `make tables` writes them: a table stands between `<!-- table: NAME -->` and `<!-- end -->`, and what is
 around those stays as it is. tests/test_results.py compares them with what would be written.
@@ -16,6 +16,7 @@ from typing import Any
 
 import attention_picture
 import costs
+import gains_picture
 import on_gpu
 import yaml
 from table_parts import RESULTS, ROOT, Lines, markdown, sections
@@ -35,6 +36,7 @@ MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def main() -> None:
     """Write every table, page and picture anew."""
     attention_picture.draw()
+    gains_picture.draw()
     figure_9(ROOT / "docs" / "botnet-figure-9.svg")
     for name, text in pages().items():
         path = ROOT / name

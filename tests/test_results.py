@@ -41,6 +41,26 @@ def test_the_picture_is_current(tables, tmp_path):
     assert there == anew, "run make tables"
 
 
+def test_the_picture_of_gains_is_current(tables, tmp_path):
+    tables.gains_picture.draw(tmp_path / "anew.svg")
+    anew, there = (
+        re.findall(r"<(?:text|tspan).*?>([^<]*)</", path.read_text())
+        for path in (tmp_path / "anew.svg", tables.gains_picture.PICTURE)
+    )
+    assert {"are two alike?", "94.7", "68.3"} <= {*there}
+    assert there == anew, "run make tables"
+
+
+def test_gains_are_those_of_the_reports(tables):
+    base, gains = tables.gains_picture._gains("relations", "same", "")
+    assert (round(base, 2), {name: round(mean, 2) for name, (mean, _) in gains.items()}) == (
+        94.73,
+        {"BoTNet's attention": 2.65, "BAM": 4.83, "both": 4.35},
+    )
+    base, gains = tables.gains_picture._gains("resolutions", "same", "64")
+    assert gains["BoTNet's attention"][0] == pytest.approx(17.15)  # bot_recalibrated, in its report.md
+
+
 def test_figure_9_is_current(tables, tmp_path):
     """By its words, which stand as comments beside their outlines."""
     tables.figure_9(tmp_path / "anew.svg")
