@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from small_run import broken_off_after
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map
@@ -170,11 +171,36 @@ def test_what_load_would_refuse_is_not_written(given: dict[str, Any], said: str,
     assert not [*tmp_path.iterdir()]
 
 
+def test_weights_in_shards_are_named(tmp_path: Path) -> None:
+    hub.save(make("cifar_resnet20_bot_bam"), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("{}")
+    for given in (tmp_path, index):
+        with pytest.raises(ValueError, match="json lists the shards of weights"):
+            hub.load(given)
+    with pytest.raises(ValueError, match="json lists the shards of weights"):
+        attneck.load_matching(make("cifar_resnet20_bot_bam"), index)
+
+
+def test_a_half_network_with_hooks_is_compared_in_float32(tmp_path: Path) -> None:
+    """Convolutions in half precision take minutes on some processors."""
+    seen: list[torch.dtype] = []
+    model = make("cifar_resnet20_bot_bam").to(torch.float16)
+    model.fc.register_forward_hook(lambda module, images, out: seen.append(out.dtype))
+    hub.save(model, tmp_path)
+    assert seen == [torch.float32]
+    assert {one.dtype for one in model.parameters()} == {torch.float16}
+    model.fc.register_forward_hook(lambda module, images, out: 2 * out)
+    with pytest.raises(ValueError, match="makes another result of an image"):
+        hub.save(model, tmp_path)
+
+
 def test_wrappers_are_looked_through(tmp_path: Path) -> None:
     model = make("cifar_resnet20_bot_bam")
-    average = AveragedModel(torch.compile(model))
-    hub.save(average, tmp_path)
-    torch.testing.assert_close(hub.load(tmp_path).state_dict(), model.state_dict(), rtol=0, atol=0)
+    for average in (AveragedModel(torch.compile(model)), ModelEmaV3(model)):
+        hub.save(average, tmp_path)
+        torch.testing.assert_close(hub.load(tmp_path).state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 def test_the_umask_rules(tmp_path: Path) -> None:

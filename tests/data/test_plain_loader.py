@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from attneck.data import open_dataset, open_detection
 from attneck.data.detection import DetectionDataset
@@ -48,3 +48,21 @@ def test_a_classification_set():
 def test_an_augmentation_needs_an_epoch(images):
     with pytest.raises(ValueError, match=r"index 1 has no epoch.*batch_sampler=attneck.data.TrainBatches"):
         images[1]
+
+
+def test_scenes_in_another_data_set_are_as_bright():
+    """It has no `__getitems__`, so that its images come as floats already."""
+    scenes = open_detection("shapes", "val", size=4, image_size=80)
+
+    class Mine(Dataset):
+        def __len__(self):
+            return len(scenes)
+
+        def __getitem__(self, index):
+            return scenes[index]
+
+    wanted = [scenes[index][0] for index in range(2)]
+    for around in (scenes, Subset(scenes, [0, 1]), ConcatDataset([scenes, scenes]), Mine()):
+        images, _ = next(iter(DataLoader(around, batch_size=2, collate_fn=scenes.collate)))
+        assert all(map(torch.equal, images, wanted))
+        assert max(image.max() for image in images) > 0.5

@@ -34,7 +34,9 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 def floats(image: Tensor) -> Tensor:
-    """A uint8 image on any device → float32 in 0 … 1, the same bits."""
+    """A uint8 image on any device → float32 in 0 … 1, the same bits; one of floats is that already."""
+    if image.is_floating_point():  # of a data set around this one, which has only its __getitem__
+        return image
     return image.float() / torch.full((), 255.0, device=image.device)  # CUDA multiplies by 1 / a number
 
 
@@ -107,7 +109,7 @@ class DetectionDataset(Dataset[Item]):
 
     @staticmethod
     def collate(items: Sequence[Item]) -> Batch:
-        """A batch of what `__getitems__` made, with its images float32 in 0 … 1."""
+        """A batch of what `__getitems__` or `__getitem__` made, with its images float32 in 0 … 1."""
         images, targets = collate(items)
         return [floats(image) for image in images], targets
 

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,6 +203,9 @@ def _check_same_results(network: nn.Module, config: dict[str, Any], state: dict[
         image = torch.rand(1, *config["pretrained_cfg"]["input_size"])
     again.load_state_dict(state)
     weight, *_ = network.parameters()
+    if weight.device.type == "cpu" and weight.dtype in (torch.float16, torch.bfloat16):
+        network = deepcopy(network).float()  # some processors take minutes for convolutions in these
+        weight, *_ = network.parameters()
     image = image.to(weight)
     given = [*image] if is_detector(network) else image
     with torch.no_grad(), evaluating(network), _keeping_all(network, again):
@@ -349,6 +353,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the weights of a folder or a file, as they were saved together."""
     from attneck.models.weight_files import (
         LONGEST_CONFIG,
+        SHARDED,
+        check_one_file,
         check_regular,
         digest,
         of_torch_save,
@@ -357,6 +363,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         shown,
     )
 
+    check_one_file(path)
     try:
         state, header = read_safetensors(path / WEIGHTS if path.is_dir() else path)
         text = inside = header.pop("config", None)
@@ -365,6 +372,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             with readable(path / CONFIG), (path / CONFIG).open(encoding="utf-8", newline="") as file:
                 text = file.read(LONGEST_CONFIG + 1)
     except FileNotFoundError as error:
+        check_one_file(path / f"{WEIGHTS}{SHARDED}")
         raise ValueError(
             f"{shown(path)} is no saved model, and no run: wanted {CONFIG} and {WEIGHTS}, or {RECIPE}, in it"
         ) from error
@@ -392,7 +400,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if config["sha256"] != found or inside not in (None, text):
         raise ValueError(
             f"{shown(path)}: config and weights are not as they were saved together (SHA-256): damaged, "
-            "changed, or of two models; get them anew, or save the model anew"
+            "changed, or of two models; get them anew, or save the model anew (of what another program has "
+            "trained on, attneck.load_matching(model, FILE) takes the weights)"
         )
     return config, state
 

@@ -200,7 +200,8 @@ class MHSA2d(nn.Module):
         else:
             keys = _position_keys(q, k, self._tables(H, W))  # [B, h, N, d]
             if self.backend == "plain" or transformed():
-                out = (q * self.scale @ keys.transpose(-2, -1)).softmax(dim=-1) @ v  # [B, h, N, d]
+                weights = torch.matmul(q * self.scale, keys.transpose(-2, -1)).softmax(dim=-1)  # [B, h, N, N]
+                out = torch.matmul(weights, v)  # [B, h, N, d]
             else:
                 out = F.scaled_dot_product_attention(q, keys, v, scale=self.scale)  # [B, h, N, d]
             out = pool_tokens(out, (H, W)) if self.stride == 2 else out  # [B, h, N', d]

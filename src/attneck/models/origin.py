@@ -71,11 +71,12 @@ def is_detector(model: Any) -> bool:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`, an `AveragedModel` or `DistributedDataParallel`."""
+    """The model inside `torch.compile`, `DistributedDataParallel`, or an average of torch's or timm's."""
+    from timm.utils.model_ema import ModelEmaV2, ModelEmaV3
     from torch.nn.parallel import DataParallel, DistributedDataParallel
     from torch.optim.swa_utils import AveragedModel
 
-    if isinstance(model, (AveragedModel, DataParallel, DistributedDataParallel)):
+    if isinstance(model, (AveragedModel, ModelEmaV2, ModelEmaV3, DataParallel, DistributedDataParallel)):
         return bare(model.module)
     compiled = getattr(model, "_orig_mod", None)
     return bare(compiled) if compiled is not None else model

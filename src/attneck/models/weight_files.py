@@ -42,6 +42,9 @@ WRAPPERS = re.compile(r"(^(module|_orig_mod)\.|(?<=\.)_orig_mod\.)")
 
 LONGEST_CONFIG = 2**22  # characters; the names of 20,000 classes are a tenth of it
 
+SHARDED = ".index.json"
+"""How the file ends that lists the parts of weights that were saved in several."""
+
 ZIP = b"PK\x03\x04"
 LEGACY = (
     b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as it was pickled before torch 1.6
@@ -77,6 +80,7 @@ def read_tensors(path: Path) -> Weights:
         ValueError: no regular file, damaged, not of these kinds, or its tensors are not plain ones by name.
         FileNotFoundError: no such file.
     """
+    check_one_file(path)
     check_regular(path)
     with readable(path):
         with path.open("rb") as file:
@@ -131,6 +135,15 @@ def of_torch_save(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(len(LEGACY))
     return head.startswith(ZIP) or head == LEGACY
+
+
+def check_one_file(path: Path) -> None:
+    """ValueError for the index of a file that was saved in parts."""
+    if path.name.endswith(SHARDED) and path.is_file():
+        raise ValueError(
+            f"{shown(path)} lists the shards of weights, which are not read: put what "
+            "safetensors.torch.load_file gives of each together, and save it as one file"
+        )
 
 
 def check_regular(path: Path) -> None:
