@@ -18,7 +18,8 @@ from attneck.explain.looking import Look, picture
 from attneck.explain.neck import Drawn, neck
 from attneck.explain.photo import Window, centred, fitted
 from attneck.explain.scale import ends, span
-from attneck.explain.sheet import Place
+from attneck.explain.seeing import Maps
+from attneck.explain.sheet import Column, Place, Table, Tile, sheet
 from attneck.explain.stages import stages
 from attneck.layers import BAM, MHSA2d
 from attneck.measure import count
@@ -105,13 +106,14 @@ def test_a_padded_photo_is_framed_whole_and_a_long_one_drawn_shorter() -> None:
 
 
 class Tower(nn.Module):
-    """So many BAMs and MHSAs."""
+    """So many BAMs, and MHSAs with so many heads."""
 
-    def __init__(self, bams: int, mhsas: int) -> None:
+    def __init__(self, bams: int, mhsas: int, heads: int = 2) -> None:
         super().__init__()
         self.a_long_name_of_a_module = nn.Sequential(*(BAM(16) for _ in range(bams)))
         self.layers = nn.ModuleList(
-            nn.Sequential(MHSA2d(16, 4, heads=2, position="relative" if i else "none")) for i in range(mhsas)
+            nn.Sequential(MHSA2d(16, 4, heads=heads, position="relative" if i else "none"))
+            for i in range(mhsas)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -139,22 +141,43 @@ def check_layout(figure: Figure) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bams", "mhsas", "size"), [(1, 0, (60, 100)), (0, 1, (60, 100)), (1, 1, (300, 60)), (9, 7, (160, 96))]
+    ("bams", "mhsas", "heads", "size"),
+    [
+        (1, 0, 2, (60, 100)),
+        (0, 1, 4, (60, 100)),
+        (1, 2, 16, (300, 60)),
+        (9, 7, 2, (160, 96)),
+    ],
 )
-def test_layout_from_one_module_to_many(bams: int, mhsas: int, size: tuple[int, int]) -> None:
+def test_layout_from_one_module_to_many(bams: int, mhsas: int, heads: int, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    found = maps(Tower(bams, mhsas), torch.randn(16, 4, 4))
+    found = maps(Tower(bams, mhsas, heads), torch.randn(16, 4, 4))
     window = centred(size, 4, 1.0)
     look = Look(
         "a tower", ["It is untrained: its weights are random.", "12 %  $a \\class$\udcff"], found, window
     )
     place = Place(size[0] / 2, size[1] / 2, "x 30, y 50")
     figure = picture(Image.new("RGB", size), [look], [place], tables=True, dark=True)
-    assert len([axes for axes in figure.axes if len(axes.images) == 2]) == 4 * bams + mhsas * 5 - (mhsas > 0)
+    overlays = [axes for axes in figure.axes if len(axes.images) == 2]
+    assert len(overlays) == 4 * bams + mhsas * (heads + 3) - (mhsas > 0)
     check_layout(figure)
+    # Maps stand beside the photo, and the sheet is no wider than a screen.
+    assert overlays[0].get_position().x0 > figure.axes[0].get_position().x1
+    assert figure.get_size_inches()[0] * 110 < 1500
+
+
+def test_no_number_lies_on_its_unit() -> None:
+    tiles = [
+        Tile(np.eye(4) * most, unit, WINDOWS["cut out"], (least, most))
+        for unit in ("weight", "mean |x|", "value")
+        for least, most in ((0, 0.00049), (-0.00049, 1), (0, 8.7e-16))
+    ]
+    table = Table("numbers", [""], ["a column"] * len(tiles), [tiles])
+    check_layout(sheet(PHOTO, [Column("", [], WINDOWS["cut out"], [], [table])]))
 
 
 def test_models_beside_each_other() -> None:
+    """Under each other where the sheet would be wider than a screen."""
     found = [maps(Tower(2, 0), torch.randn(16, 4, 4)), maps(Tower(0, 1), torch.randn(16, 4, 4))]
     window = centred(PHOTO.size, 4, 1.0)
     figure = picture(
@@ -163,8 +186,17 @@ def test_models_beside_each_other() -> None:
         [Place(80, 40, "x 80, y 40"), Place(60, 30, "x 60, y 30")],
     )
     check_layout(figure)
-    said = [text.get_text() for text in figure.texts]
-    assert {"left", "right", "Self-attention from place 2, x 60, y 30"} <= set(said)
+    said = {text.get_text(): text for text in figure.texts}
+    assert "Self-attention from place 2, x 60, y 30" in said
+    assert said["left"].get_position()[1] > said["right"].get_position()[1]
+    assert figure.get_size_inches()[0] * 110 < 1500
+    cams = [
+        Look(name, [], Maps((4, 4), (4, 4), (), (), None), window, ("a class", np.eye(4))) for name in "ab"
+    ]
+    figure = picture(PHOTO, cams, [])
+    check_layout(figure)
+    said = {text.get_text(): text for text in figure.texts}
+    assert said["a"].get_position()[1] == said["b"].get_position()[1]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def look(
             number where that is taken.
         html: in place of the picture, or beside --save's: the page of attneck serve with this photo and all
             numbers in it, one file that any browser opens without a network.
-        beside: another model, shown beside it.
+        beside: another model, shown beside it; below it where a screen is too narrow for both.
         tables: the learned position tables as well.
         cam: Grad-CAM of the likeliest class as well; of a network without attention, that alone.
         dark: on a dark page.

@@ -15,16 +15,12 @@ from torch import Tensor
 from attneck.explain.photo import Window
 from attneck.explain.scale import ends
 from attneck.explain.seeing import BAMMaps, Maps, MHSAMaps, gain_of
-from attneck.explain.sheet import Column, Place, Section, Table, Tile, sheet, wrapped
+from attneck.explain.sheet import Column, Place, Table, Tile, sheet, wrapped
 
 Values = NDArray[np.floating]
 
-MOST_BAMS = 8
-"""Columns of a table of BAMs; more are given another table."""
-MOST_LAYERS = 6
-"""Rows of a table of MHSAs; of more there are two tables side by side."""
-MOST_TABLES = 4
-"""Rows of learned positions, likewise."""
+MOST = 14
+"""Letters of a line of a module's name."""
 MAGNITUDE, WEIGHT = "mean |x|", "weight"
 
 
@@ -65,42 +61,36 @@ def picture(
 
 
 def _column(look: Look, places: Sequence[Place], tables: bool) -> Column:
-    found, sections = look.maps, []
+    found, drawn = look.maps, []
     if look.cam is not None:
         name, values = look.cam
         tile = _scaled(values, "gradient × map", look.window)
-        sections.append(Section(f"Grad-CAM: {name}", [Table([""], [""], [[tile]], 2.0)]))
+        drawn.append(Table(f"Grad-CAM: {name}", [""], [""], [[tile]], 2.0))
     if found.bams:
-        sections.append(_of_bams(found.bams, look.window))
+        drawn.append(_of_bams(found.bams, look.window))
     if found.mhsas:
         for number, place in enumerate(places, start=1):
             name = f"place {number}" if len(places) > 1 else "the marked place"
             heading = f"Self-attention from {name}, {place.name}"
-            sections.append(_of_mhsas(found.mhsas, look.window, place, heading))
+            drawn.append(_of_mhsas(found.mhsas, look.window, place, heading))
     with_tables = [layer for layer in found.mhsas if layer.tables]
     if tables and with_tables:
-        sections.append(_of_tables(with_tables))
-    return Column(look.title, look.lines, look.window, places if found.mhsas else [], sections)
+        drawn.append(_of_tables(with_tables))
+    return Column(look.title, look.lines, look.window, places if found.mhsas else [], drawn)
 
 
-def _of_bams(bams: Sequence[BAMMaps], window: Window) -> Section:
-    """A column a module, from the first stage to the last, as in BAM's Figure 1."""
-    bands = -(-len(bams) // MOST_BAMS)
-    size = -(-len(bams) // bands)
-    parts = [bams[at : at + size] for at in range(0, len(bams), size)]
-    tables = [
-        Table(
-            ["before", "M_s\nspatial\nbranch", "M\nmean of\nchannels", "after"],
-            [_name(one, 20) for one in part],
-            [*zip(*(_of_bam(one, window) for one in part), strict=True)],
-        )
-        for part in parts
-    ]
-    return Section("BAM: what comes in, where it looks, what goes out", tables, stacked=True)
+def _of_bams(bams: Sequence[BAMMaps], window: Window) -> Table:
+    """A row a module, from the first stage to the last, with what BAM's Figure 1 shows of each."""
+    return Table(
+        "BAM: what comes in, where it looks, what goes out",
+        [_name(one) for one in bams],
+        ["before", "M_s\nspatial branch", "M\nmean of channels", "after"],
+        [_of_bam(one, window) for one in bams],
+    )
 
 
 def _of_bam(one: BAMMaps, window: Window) -> list[Tile | None]:
-    """Its four rows; what comes in and what goes out have one scale."""
+    """Its row; what comes in and what goes out have one scale."""
     before, after = _array(one.before), _array(one.after)
     limits = ends(MAGNITUDE, window.shown(before), window.shown(after))
     return [
@@ -117,7 +107,7 @@ def _scaled(values: Values, unit: str, window: Window, **style: Any) -> Tile:
     return Tile(values, unit, window, limits, **style)
 
 
-def _of_mhsas(layers: Sequence[MHSAMaps], window: Window, place: Place, heading: str) -> Section:
+def _of_mhsas(layers: Sequence[MHSAMaps], window: Window, place: Place, heading: str) -> Table:
     """A row a layer: the mean of the heads, each head, and the mean of each term alone."""
     heads = max(layer.heads for layer in layers)
     columns = ["all heads, mean", *(f"head {number}" for number in range(1, heads + 1))]
@@ -139,43 +129,32 @@ def _of_mhsas(layers: Sequence[MHSAMaps], window: Window, place: Place, heading:
         tiles.append(tile(layer.row(*cell, "content").mean(0)) if layer.keys is not None else None)
         tiles.append(tile(layer.row(*cell, "position").mean(0)) if layer.tables else None)
         rows.append(tiles)
-        names.append(_name(layer, 16))
-    halves = 1 if len(layers) <= MOST_LAYERS else 2
-    size = -(-len(layers) // halves)
-    tables = [
-        Table(names[at : at + size], columns, rows[at : at + size], 1.5 if halves == 1 else 1.2)
-        for at in range(0, len(layers), size)
-    ]
-    return Section(heading, tables)
+        names.append(_name(layer))
+    return Table(heading, names, columns, rows)
 
 
-def _of_tables(layers: Sequence[MHSAMaps]) -> Section:
-    """Learned positions, a row an offset (or a place) and a column a number of the head's width."""
-    rows = []
+def _of_tables(layers: Sequence[MHSAMaps]) -> Table:
+    """Learned positions, a column a layer: down the offsets (or places) of an axis, across the width."""
+    drawn = []
     for layer in layers:
-        tiles: list[Tile | None] = []
+        tiles = []
         for table, side in zip(layer.tables, layer.map_size, strict=True):
             last = side - 1
             ticks = (f"−{last}", "0", f"+{last}") if layer.position == "relative" else ("0", "", str(last))
             tiles.append(Tile(_array(table), "value", ticks=ticks))
-        rows.append(tiles)
-    names = ["rows, by offset", "columns, by offset"]
-    if all(layer.position == "absolute" for layer in layers):
-        names = ["rows, by place", "columns, by place"]
+        drawn.append(tiles)
+    by = "place" if all(layer.position == "absolute" for layer in layers) else "offset"
     heading = "Learned positions (down: places of the map; across: the head's width)"
-    size = -(-len(layers) // -(-len(layers) // MOST_TABLES))
-    tables = [
-        Table([_name(layer, 16) for layer in layers[at : at + size]], names, rows[at : at + size], 1.5)
-        for at in range(0, len(layers), size)
-    ]
-    return Section(heading, tables)
+    names = [f"rows,\nby {by}", f"columns,\nby {by}"]
+    columns = [_name(layer) for layer in layers]
+    return Table(heading, names, columns, [*zip(*drawn, strict=True)], aspect=1.0)
 
 
-def _name(one: BAMMaps | MHSAMaps, most: int) -> str:
+def _name(one: BAMMaps | MHSAMaps) -> str:
     H, W = one.map_size
     again = f"\npass {one.call}" if one.call > 1 else ""
     gain = f"\ngain {gain_of(one)}" if isinstance(one, BAMMaps) and one.gain is not None else ""
-    return f"{wrapped(one.name or 'the model', most)}\n{H} × {W}{gain}{again}"
+    return f"{wrapped(one.name or 'the model', MOST)}\n{H} × {W}{gain}{again}"
 
 
 def _away(distance: Tensor) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ LETTER = 0.0085
 """The width of a letter for each point of its size, in inches, on the safe side."""
 LINE = 0.0195
 """The height of a line, likewise."""
-GAP, BAR, HEADING = 0.14, 0.07, 0.3
+GAP, BAR, HEADING = 0.12, 0.07, 0.25
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Table:
-    """Tiles by rows and columns, each with its name; None where there is nothing."""
+    """Under a heading, tiles by rows and columns, each with its name; None where there is nothing."""
 
+    heading: str
     rows: Sequence[str]
     columns: Sequence[str]
     tiles: Sequence[Sequence[Tile | None]]
-    width: float = 1.5
+    width: float = 1.15
     """Of a tile."""
+    aspect: float | None = None
+    """How many times as high as wide a tile is; the photo's where None."""
 
     @property
     def gutter(self) -> float:
@@ -74,37 +78,39 @@ class Table:
         return 0.1 + LETTER * TEXT * max(len(line) for name in self.rows for line in name.split("\n"))
 
     @property
+    def bands(self) -> list[range]:
+        """The columns, as evenly as may be in bands that are no wider than MAPS."""
+        count = len(self.columns)
+        most = max(1, int((MAPS - self.gutter + GAP) / (self.width + GAP)))
+        size = ceil(count / ceil(count / most))
+        return [range(count)[at : at + size] for at in range(0, count, size)]
+
+    @property
     def noted(self) -> bool:
         return any(tile and tile.note for row in self.tiles for tile in row)
 
     def size(self, aspect: float) -> tuple[float, float]:
         """Width and height of all of it, where a photo is `aspect` times as high as wide."""
-        across = self.gutter + len(self.columns) * (self.width + GAP)
-        return across, self.head + len(self.rows) * self.pitch(aspect)
+        across = self.gutter + len(self.bands[0]) * (self.width + GAP) - GAP
+        down = HEADING + len(self.bands) * self.band(aspect)
+        return max(across, LETTER * LARGE * len(self.heading)), down
 
     @property
     def head(self) -> float:
         """The height of the columns' names."""
-        return 0.05 + LINE * TEXT * max(name.count("\n") + 1 for name in self.columns)
+        return 0.1 + LINE * TEXT * max(name.count("\n") + 1 for name in self.columns)
+
+    def band(self, aspect: float) -> float:
+        """The height of a band."""
+        return self.head + len(self.rows) * self.pitch(aspect)
+
+    def high(self, aspect: float) -> float:
+        """The height of a tile."""
+        return self.width * (self.aspect or aspect)
 
     def pitch(self, aspect: float) -> float:
         """From a row to the next."""
-        return self.width * aspect + BAR + 3.2 * LINE * SMALL + GAP + self.noted * LINE * SMALL
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, and tables side by side, or one under the other where `stacked`."""
-
-    heading: str
-    tables: Sequence[Table]
-    stacked: bool = False
-
-    def size(self, aspect: float) -> tuple[float, float]:
-        widths, heights = zip(*(table.size(aspect) for table in self.tables), strict=True)
-        across = max(widths) if self.stacked else sum(widths) + BETWEEN * (len(widths) - 1)
-        down = sum(heights) if self.stacked else max(heights)
-        return max(across, LETTER * LARGE * len(self.heading)), HEADING + down
+        return self.high(aspect) + BAR + 2.8 * LINE * SMALL + GAP + self.noted * LINE * SMALL
 
 
 class Place(NamedTuple):
@@ -117,13 +123,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """All that is said of one model: a title, the photo in colour with lines under it, and sections."""
+    """All that is said of one model: a title, the photo in colour with lines under it, and maps."""
 
     title: str
     lines: Sequence[str]
     window: Window
     places: Sequence[Place]
-    sections: Sequence[Section] = field(default_factory=list)
+    tables: Sequence[Table] = field(default_factory=list)
 
     @property
     def words(self) -> list[str]:
@@ -131,56 +137,62 @@ class Column:
         most = int(PHOTO / (LETTER * TEXT))
         return [part for line in self.lines for part in (textwrap.wrap(line, most) or [""])]
 
-    def placed(self, aspect: float) -> list[tuple[Section, float, float]]:
-        """The sections and where they stand, in shelves that are as wide as a screen or the widest of them.
+    def photo(self, aspect: float) -> float:
+        """The height of the photo and the lines."""
+        return PHOTO * aspect + LINE * TEXT * len(self.words) + 0.15
 
-        The first shelf begins with the photo.
+    def placed(self, aspect: float) -> list[tuple[Table, float, float]]:
+        """The tables and where they stand: in shelves, of which the first begins with the photo.
+
+        Those below stand under the first shelf's tables if the sheet is no wider for it, else at the left.
         """
-        sizes = [section.size(aspect) for section in self.sections]
-        most = max([SCREEN, *(width for width, _ in sizes)])
-        left, top = PHOTO + BETWEEN, 0.0
-        shelf = PHOTO * aspect + LINE * TEXT * 1.3 * len(self.words) + 0.15
+        sizes = [table.size(aspect) for table in self.tables]
+        start = left = PHOTO + BETWEEN
+        top = shelf = 0.0
         found = []
-        for section, (width, height) in zip(self.sections, sizes, strict=True):
-            if left > 0 and left + width > most:
-                left, top, shelf = 0.0, top + shelf + 0.1, 0.0
-            found.append((section, left, top))
+        for number, (table, (width, height)) in enumerate(zip(self.tables, sizes, strict=True)):
+            if shelf and left + width > PHOTO + BETWEEN + MAPS:
+                if top == 0 and start + max(sizes[number:])[0] > left - BETWEEN:
+                    start, shelf = 0.0, max(shelf, self.photo(aspect))
+                left, top, shelf = start, top + shelf + 0.1, 0.0
+            found.append((table, left, top))
             left, shelf = left + width + BETWEEN, max(shelf, height)
         return found
 
     def size(self, aspect: float) -> tuple[float, float]:
-        corners = [
-            (left + section.size(aspect)[0], top + section.size(aspect)[1])
-            for section, left, top in self.placed(aspect)
-        ]
-        photo = (PHOTO, PHOTO * aspect + LINE * TEXT * 1.3 * len(self.words) + 0.15)
-        across, down = (max(sides) for sides in zip(photo, *corners, strict=True))
+        corners = [(PHOTO, self.photo(aspect))]
+        for table, left, top in self.placed(aspect):
+            across, down = table.size(aspect)
+            corners.append((left + across, top + down))
+        across, down = (max(sides) for sides in zip(*corners, strict=True))
         return max(across, LETTER * 13 * len(self.title)), down + TITLE
 
 
-PHOTO = 2.6
-"""The width of the photo in colour."""
+PHOTO, MAPS = 2.2, 9.9
+"""The width of the photo in colour, and the most that maps beside it take: together they fit on a screen."""
 LONGEST = 8
 """How many times as high as wide a photo is drawn at most; a longer one is drawn shorter."""
-SCREEN = 15.5
-EDGE, TITLE, BETWEEN = 0.25, 0.4, 0.4
+EDGE, TITLE, BETWEEN = 0.22, 0.4, 0.35
 
 
 def sheet(photo: Image.Image, columns: Sequence[Column], *, dark: bool = False) -> Figure:
-    """Models side by side, each with its photo and sections.
+    """Models side by side, or under each other where they are too wide for that.
 
     photo: all windows are of one of this size.
     """
     colours = DARK if dark else LIGHT
     aspect = min(photo.height / photo.width, LONGEST)
-    sizes = [column.size(aspect) for column in columns]
-    width = sum(across for across, _ in sizes) + 2 * EDGE + 2 * BETWEEN * (len(columns) - 1)
-    height = max(down for _, down in sizes) + 2 * EDGE
-    page = _Page(photo, Figure(figsize=(width, height), facecolor=colours["paper"]), colours, aspect)
-    left = EDGE
-    for column, (across, _) in zip(columns, sizes, strict=True):
-        page.column(column, left, EDGE)
-        left += across + 2 * BETWEEN
+    across, down = zip(*(column.size(aspect) for column in columns), strict=True)
+    apart = 2 * BETWEEN
+    wide = sum(across) + apart * (len(columns) - 1)
+    beside = wide <= PHOTO + BETWEEN + MAPS
+    high = max(down) if beside else sum(down) + apart * (len(columns) - 1)
+    size = (wide if beside else max(across)) + 2 * EDGE, high + 2 * EDGE
+    page = _Page(photo, Figure(figsize=size, facecolor=colours["paper"]), colours, aspect)
+    left = top = EDGE
+    for column, width, height in zip(columns, across, down, strict=True):
+        page.column(column, left, top)
+        left, top = (left + width + apart, top) if beside else (left, top + height + apart)
     return page.figure
 
 
@@ -223,35 +235,33 @@ class _Page:
                 axes.text(place.x, place.y, str(number), color="white", fontsize=6, ha="center", va="center")
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
         for number, line in enumerate(column.words):
-            y = top + PHOTO * self.aspect + 0.1 + number * LINE * TEXT * 1.3
+            y = top + PHOTO * self.aspect + 0.1 + number * LINE * TEXT
             self.text(left, y, line, TEXT)
-        for section, x, y in column.placed(self.aspect):
-            self.section(section, left + x, top + y)
-
-    def section(self, section: Section, left: float, top: float) -> None:
-        self.text(left, top, section.heading, LARGE, weight="bold")
-        top += HEADING
-        for table in section.tables:
-            self.table(table, left, top)
-            across, down = table.size(self.aspect)
-            left, top = (left, top + down) if section.stacked else (left + across + BETWEEN, top)
+        for table, x, y in column.placed(self.aspect):
+            self.table(table, left + x, top + y)
 
     def table(self, table: Table, left: float, top: float) -> None:
-        step = table.width + GAP
-        for number, name in enumerate(table.columns):
-            middle = left + table.gutter + number * step + table.width / 2
-            self.text(middle, top + table.head - 0.04, name, TEXT, ha="center", va="bottom")
-        for row, (name, tiles) in enumerate(zip(table.rows, table.tiles, strict=True)):
-            y = top + table.head + row * table.pitch(self.aspect)
-            y += table.noted * LINE * SMALL
-            high = table.width * self.aspect
-            self.text(left, y + high / 2, name, TEXT, va="center")
-            for column, tile in enumerate(tiles):
-                if tile is not None:
-                    self.tile(tile, left + table.gutter + column * step, y, table.width)
+        self.text(left, top, table.heading, LARGE, weight="bold")
+        top += HEADING
+        for band in table.bands:
+            self.band(table, band, left, top)
+            top += table.band(self.aspect)
 
-    def tile(self, tile: Tile, left: float, top: float, width: float) -> None:
-        height = width * self.aspect
+    def band(self, table: Table, band: range, left: float, top: float) -> None:
+        lefts = [left + table.gutter + number * (table.width + GAP) for number in range(len(band))]
+        for column, x in zip(band, lefts, strict=True):
+            name, middle = table.columns[column], x + table.width / 2
+            self.text(middle, top + table.head - 0.04, name, TEXT, ha="center", va="bottom")
+        top += table.head + table.noted * LINE * SMALL
+        high = table.high(self.aspect)
+        for name, tiles in zip(table.rows, table.tiles, strict=True):
+            self.text(left, top + high / 2, name, TEXT, va="center")
+            for column, x in zip(band, lefts, strict=True):
+                if (tile := tiles[column]) is not None:
+                    self.tile(tile, x, top, table.width, high)
+            top += table.pitch(self.aspect)
+
+    def tile(self, tile: Tile, left: float, top: float, width: float, height: float) -> None:
         seen = tile.values if tile.window is None else tile.window.shown(tile.values)
         low, high = tile.limits or (float(seen.min()), float(seen.max()))
         if tile.note:
@@ -285,7 +295,8 @@ class _Page:
         least, most = told(low, high)
         self.text(left, under, least, SMALL, True)
         self.text(left + width, under, most, SMALL, True, ha="right")
-        self.text(left + width / 2, under, tile.unit, SMALL, True, ha="center")
+        between = left + (width + LETTER * SMALL * (len(least) - len(most))) / 2
+        self.text(between, under, tile.unit, SMALL, True, ha="center")
         if tile.limits:
             self.text(left + width / 2, under + LINE * SMALL, span(seen), SMALL, True, ha="center")
 
