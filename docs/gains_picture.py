@@ -7,12 +7,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from table_parts import RESULTS, ROOT
 
+from attneck.explain import differences
+from attneck.explain.differences import Gain, Line
 from attneck.explain.palette import BLUE, GREEN, ORANGE, PURPLE, SKY
-from attneck.explain.vector import save
 
 PICTURE = ROOT / "docs" / "gains.svg"
 STYLES: dict[str, dict[str, Any]] = {
@@ -57,54 +56,21 @@ PARTS: dict[str, list[tuple[str, str, str, str]]] = {
     "Drawn scenes, a thin Mask R-CNN (box AP)": [("after 3 epochs", "botnet-2", "epochs_3", "")],
 }
 """What is drawn: a line's label, study, problem, and the side in pixels where that is not training's."""
-WHITE: dict[str, Any] = {"bbox": {"color": "white", "pad": 1}}
-APART = 0.15
-"""Between the series of a line, of the distance between lines."""
 
 
 def draw(path: Path = PICTURE) -> None:
     """A line a problem: the mean difference to the net without attention, and its 95 % interval."""
-    count = len(PARTS) + sum(map(len, PARTS.values()))
-    figure = Figure(figsize=(9, 0.4 * count + 1), layout="constrained")
-    axes = figure.subplots()
-    labels: dict[int, str] = {}
-    beside = axes.get_yaxis_transform()
-    axes.text(1.01, -0.5, "without", fontsize=9, transform=beside)
-    place = 0
+    parts: dict[str, list[Line]] = {}
     for heading, lines in PARTS.items():
-        axes.text(0, place + 0.1, heading, fontsize=9, weight="bold", va="center", transform=beside, **WHITE)
+        parts[heading] = []
         for label, *where in lines:
-            place += 1
             base, gains = _gains(*where)
-            labels[place] = label
-            axes.text(1.01, place, f"{base:.1f}", fontsize=9, va="center", transform=beside)
-            for number, (name, (mean, interval)) in enumerate(gains.items()):
-                at = place + APART * (number - (len(gains) - 1) / 2)
-                sure = interval is not None and interval[0] * interval[1] > 0
-                colour = STYLES[name]["color"]
-                axes.plot(mean, at, markersize=5, markerfacecolor=colour if sure else "white", **STYLES[name])
-                if interval is not None:
-                    axes.plot(interval, (at, at), color=colour, linewidth=1.2, zorder=1)
-        place += 1
-    axes.axvline(0, color="0.4", linewidth=1, zorder=0)
-    axes.set_ylim(place - 0.4, -0.6)
-    axes.set_yticks([*labels], [*labels.values()], fontsize=9)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel(
+            parts[heading].append(Line(label, gains, f"{base:.1f}"))
+    axis = (
         "points gained over the same net without attention, whose score stands at the right\n"
-        "(means of three seeds; the lines are 95 % intervals of the gain)",
-        fontsize=9,
+        "(means of three seeds; the lines are 95 % intervals of the gain)"
     )
-    marks = [Line2D([], [], linestyle="", label=name, **style) for name, style in STYLES.items()]
-    hollow: dict[str, Any] = {"marker": "o", "color": "0.4", "markerfacecolor": "white"}
-    marks.append(Line2D([], [], linestyle="", label="the interval holds 0", **hollow))
-    figure.legend(handles=marks, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
-    save(figure, path, as_text=True)
-
-
-Gain = tuple[float, tuple[float, float] | None]
+    differences.draw(parts, path, axis, "without", STYLES)
 
 
 def _gains(study: str, problem: str, side: str) -> tuple[float, dict[str, Gain]]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import shlex
 import shutil
 from itertools import pairwise
@@ -306,6 +307,9 @@ def test_the_report_has_what_the_runs_have(trained: Path, tmp_path: Path) -> Non
         rows[1].spread.mean - rows[0].spread.mean
     )
     assert r"\pm" in (tmp_path / "report/report.tex").read_text()
+    told = re.findall(r"<text.*?>([^<]*)</text>", (tmp_path / "report/differences.svg").read_text())
+    assert {"se", f"{rows[1].spread.mean:.2f} ± {rows[1].spread.std:.2f} (2)"} <= {*told}
+    assert not any("path" in words for words in told), "nothing of it ran"
     with Image.open(tmp_path / "report/curves.png") as picture:
         assert picture.width == pytest.approx(120 * (0.8 + 2.8), abs=1), "a panel: of `path` nothing ran"
 

@@ -158,7 +158,7 @@ def _name(one: BAMMaps | MHSAMaps) -> str:
 
 
 def _away(distance: Tensor) -> str:
-    return f"{float(distance):.0f} px far on average"
+    return f"mean {float(distance):.0f} px away"
 
 
 def _array(values: Tensor) -> Values:

@@ -251,7 +251,7 @@ class Panel {
       add(maps, `mhsa:${block}:mean`, "mean", `${mhsa.name}, mean of the heads`);
       mhsa.distance.forEach((pixels, head) =>
         add(maps, `mhsa:${block}:${head}`, [`head ${head + 1}`, `${pixels.toFixed(0)} px`],
-          `${mhsa.name}, head ${head + 1}, looks ${pixels.toFixed(0)} pixels far on average`));
+          `${mhsa.name}, head ${head + 1}, looks ${pixels.toFixed(0)} pixels away on average`));
     });
     this.bams.forEach((bam, stage) => {
       if (!stage) {

@@ -1,9 +1,10 @@
-"""A study's report: the table as Markdown, CSV, LaTeX and JSON, and the curves with their bands."""
+"""A study's report: the table as Markdown, CSV, LaTeX and JSON, and pictures of differences and curves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from attneck.studies.study import Study
 
 if TYPE_CHECKING:
     from attneck.explain.bands import Curve
+    from attneck.explain.differences import Line
 
 Cells = list[str]
 NOT_RUN = "not run"
@@ -57,7 +59,10 @@ class Results:
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write report.md, .csv, .tex, .json, and curves.png and .svg; sizes.… too, if any; the files written."""
+    """Write report.md, .csv, .tex and .json, and as .png and .svg differences, curves and sizes, if any.
+
+    Returns the files written.
+    """
     study, rows = results.study, results.rows
     folder.mkdir(parents=True, exist_ok=True)
     tables = [table(study, rows)]
@@ -69,6 +74,13 @@ def write(results: Results, folder: Path) -> list[Path]:
     write_atomic(folder / "report.tex", "\n".join(latex(head, body) for head, body in tables).encode())
     write_json(folder / "report.json", document(results))
     written = [folder / f"report.{kind}" for kind in ("md", "csv", "tex", "json")]
+    if gaps := _gaps(study, rows):
+        from attneck.explain import differences
+
+        axis = f"difference to {study.baseline} ({study.metric}): mean over the seeds, 95 % interval"
+        for ending in ("png", "svg"):
+            differences.draw(gaps, folder / f"differences.{ending}", axis, study.metric)
+            written.append(folder / f"differences.{ending}")
     pictures: list[tuple[str, Sequence[Row | SizeRow], str]] = [
         ("curves", rows, "training images seen"),
         (
@@ -90,6 +102,24 @@ def write(results: Results, folder: Path) -> list[Path]:
             draw(begun, study.metric, folder / f"{name}.{ending}", study.baseline, study.threshold, what)
             written.append(folder / f"{name}.{ending}")
     return written
+
+
+def _gaps(study: Study, rows: Sequence[Row]) -> dict[str, list[Line]]:
+    """By problem, headed by the baseline's score, each variant's difference to it that is a number."""
+    from attneck.explain.differences import Line
+
+    digits, found = decimals_of(study.metric), {}
+    for problem in _problems(rows):
+        base = baseline_of(study, rows, problem)
+        gains = [(row, row.against(base)) for row in rows if row.problem == problem]
+        lines = [
+            Line(row.variant, {"": (gain.mean, gain.interval)}, told(row.scores, digits))
+            for row, gain in gains
+            if gain is not None and isfinite(gain.mean)
+        ]
+        if lines:
+            found[" ".join(filter(None, (problem, f"({base.variant} {told(base.scores, digits)})")))] = lines
+    return found
 
 
 AUC = (
