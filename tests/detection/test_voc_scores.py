@@ -81,6 +81,8 @@ def test_curves_by_hand() -> None:
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="rule='2012': wanted one of 11-point, area"):
         voc_scores(truth_of([{"bbox": A}]), found(A), "2012")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rule='2012'"):  # where there is nothing to score, too
+        voc_scores(truth_of([]), [], "2012")  # type: ignore[arg-type]
 
 
 def test_difficult_objects_count_neither_way() -> None:
@@ -204,3 +206,16 @@ def test_it_is_the_devkits(objects: list[Row], detections: list[Row], copy: bool
         np.testing.assert_allclose(list(scores.values()), wanted, rtol=0, atol=1e-12)
         there = [score for score in wanted if score >= 0]
         assert mean == pytest.approx(np.mean(there) if there else -1)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"score": 0.5}, "1 objects or detections have no bbox, the first of image 1"),
+        ({"score": 0.5, "bbox": None}, "bbox None: give x, y, width and height"),
+        ({"score": 0.5, "bbox": [1, 2, 3]}, r"bbox \[1, 2, 3\]: give x, y, width and height"),
+    ],
+)
+def test_detections_without_a_box_are_refused(row: Row, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        voc_scores(truth_of([], images=1, names=("cat",)), [{"image_id": 1, "category_id": 1, **row}])

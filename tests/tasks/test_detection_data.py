@@ -8,7 +8,9 @@ from torchvision.transforms import v2
 
 from attneck.data.augment.geometry import Sample
 from attneck.data.augment.ssd import SSDAugment
+from attneck.imagenet import MEAN
 from attneck.models import create_model
+from attneck.models.pretrained import normalisation
 from attneck.tasks import open_task
 from attneck.training.distributed import World
 from attneck.training.recipe import Recipe
@@ -136,3 +138,17 @@ def test_ssd_is_trained_on_images_as_sharp_as_those_it_is_scored_on():
     )
     seen = 255 * (batch * std + mean)
     assert (torch.from_numpy(small).permute(2, 0, 1) - seen).abs().max() < 1
+
+
+@pytest.mark.parametrize("pretrained", [None, "resnet26.bt_in1k", "mobilenetv1_100.ra4_e3600_r224_in1k"])
+def test_what_is_padded_is_zeros_for_the_weights_that_it_starts_from(tmp_path, pretrained):
+    """Also where these want another mean than ImageNet's: no other parts of an image say where its end is."""
+    for split in ("train2017", "val2017"):
+        write_coco(tmp_path, coco_content(), split)
+    content = {"name": "fasterrcnn_botnet26_thin", "pretrained": pretrained}
+    data = {"name": "coco", "root": str(tmp_path), "augment": "scale_jitter", "image_size": 64}
+    opened = open_task(Recipe.model_validate({"model": content, "data": data, "batch": 1}), ALONE)
+    image, _ = opened.training[0, 0]
+    mean = MEAN if pretrained is None else normalisation(pretrained)[0]
+    assert (mean == MEAN) == (pretrained is None or pretrained.startswith("resnet"))
+    np.testing.assert_allclose(image[:, -1, -1], mean, atol=0.5 / 255)

@@ -87,7 +87,7 @@ def test_eval_prints_the_papers_table_and_writes_cocos_results(trained, capsys):
     document = json.loads(capsys.readouterr().out)
     detections = json.loads((trained / "detections.json").read_text())
     truth = open_task(recipe(), ALONE).held_out.ground_truth()
-    check_detections(truth, detections)
+    check_detections(truth, detections, "bbox")
     assert coco_scores(truth, detections) == document["scores"]["ema"]
     last = records(trained)[-1]
     for prefix in ("val", "ema"):

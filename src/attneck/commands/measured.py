@@ -8,7 +8,7 @@ from pathlib import Path
 from attneck.errors import UserError, say
 from attneck.papers.results import FinishedRun, each_once, read_runs, same_data
 from attneck.papers.tables import Row, Table
-from attneck.runs.printed import FREE, HOW_IT_RAN, is_of, same_folder, same_network, started
+from attneck.runs.printed import FREE, HOW_IT_RAN, is_of, same_folder, same_network, started, variant_of
 from attneck.training.recipe import Recipe
 from attneck.training.recipe_file import FREE_ON_RESUME, differences, parse_recipe
 
@@ -59,7 +59,7 @@ class Results:
                 continue
             changes = [said for said in differences(recipe, own) if not is_of(said, FREE | FREE_ON_RESUME)]
             if all(is_of(said, HOW_IT_RAN) for said in changes):
-                if (variant := own.model.options.get("variant")) == "cloud_tpu":
+                if (variant := variant_of(own)) != variant_of(recipe):
                     changes.append(f"variant {variant}")
                 if own.model.weights is not None:  # of whatever: another detector's, say
                     changes.append(f"started from {own.model.weights}")

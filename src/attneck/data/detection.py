@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from attneck.data.augment.geometry import Sample, mirror, resize_crop_pad, resized, visible
+from attneck.data.augment.geometry import Sample, colour, mirror, resize_crop_pad, resized, visible
 from attneck.data.fingerprint import Fingerprint
 from attneck.data.readers.annotations import Record, shown
 from attneck.data.sampling import Key, item_seeds, key_of, uniforms
 from attneck.data.skipping import Skipped
 from attneck.data.table import open_data
+from attneck.imagenet import MEAN
 
 Item = tuple[Tensor, dict[str, Tensor]]
 SIDES = {"scale_jitter": 1024, "ssd": 300}
@@ -86,11 +87,16 @@ class DetectionDataset(Dataset[Item]):
         self.classes, self.category_ids, self.masks = classes, category_ids, masks
         self.augment, self.jitter, self.seed = augment, jitter, seed
         self.image_size = image_size or SIDES.get(augment)
-        if augment == "ssd":
+        self.pad_with(MEAN)
+
+    def pad_with(self, mean: Sequence[float]) -> None:
+        """Pad with the colour that the model turns into zeros: its mean by channel, 0 to 1."""
+        self._fill = colour(mean)
+        if self.augment == "ssd":
             from attneck.data.augment.ssd import SSDAugment  # seconds of imports: only where used
 
             assert self.image_size
-            self._ssd = SSDAugment(self.image_size)
+            self._ssd = SSDAugment(self.image_size, self._fill)
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], Record]:
         """An image as it is in its file, uint8 [H, W, 3], and its record."""
@@ -156,10 +162,11 @@ class DetectionDataset(Dataset[Item]):
         if self.image_size is None:
             return sample
         if self.augment != "scale_jitter":
-            return visible(resize_crop_pad(sample, self.image_size))
+            return visible(resize_crop_pad(sample, self.image_size, fill=self._fill))
         low, high = self.jitter
         factor = low + share * (high - low)
-        return visible(resize_crop_pad(sample, self.image_size, factor, (corner[0], corner[1])), smallest=1.0)
+        cut = resize_crop_pad(sample, self.image_size, factor, (corner[0], corner[1]), self._fill)
+        return visible(cut, smallest=1.0)
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
         """All objects in COCO's form, in the pixels of the files: what detections are scored against."""

@@ -58,19 +58,13 @@ def coco_evaluators(
     """faster-coco-eval's evaluator of each kind, after its run; see `coco_scores`."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    check_detections(ground_truth, detections)
     kinds = (kinds,) if isinstance(kinds, str) else kinds
     if unknown := [kind for kind in kinds if kind not in _FIELD]:
         raise ValueError(f"kinds={brief(unknown)}: wanted of {', '.join(_FIELD)}")
     evaluators = {}
     for kind in kinds:
         field = _FIELD[kind]
-        lacking = [a for a in (*ground_truth["annotations"], *detections) if field not in a]
-        if lacking:
-            raise ValueError(
-                f"{len(lacking)} objects or detections have no {field}, the first of image "
-                f"{lacking[0]['image_id']}: score {kind} only where all have one"
-            )
+        check_detections(ground_truth, detections, kind)
         # The evaluator writes into its arguments, and reads an annotation's id of 0 as "no match".
         objects = [annotation | {"id": i} for i, annotation in enumerate(ground_truth["annotations"], 1)]
         truth = COCO(ground_truth | {"annotations": objects})
@@ -97,9 +91,11 @@ def voc_scores(
     boxes include their last pixel, so they are xmax - xmin + 1 wide; that is `width` here. The mean is over
     the classes that have objects which are not difficult.
 
-    Raises ValueError as `coco_scores` does.
+    Raises ValueError as `coco_scores` does, and for another rule.
     """
-    check_detections(ground_truth, detections)
+    if rule not in RULES:
+        raise ValueError(f"rule={brief(rule)}: wanted one of {', '.join(RULES)}")
+    check_detections(ground_truth, detections, "bbox")
     objects, found = by_category(ground_truth["annotations"]), by_category(detections)
     scores = {
         category["name"]: _voc_class(objects[category["id"]], found[category["id"]], rule)
@@ -109,8 +105,17 @@ def voc_scores(
     return sum(there) / len(there) if there else -1.0, scores
 
 
-def check_detections(ground_truth: Truth, detections: Detections) -> None:
-    """ValueError unless each detection belongs to the ground truth and is well formed; see `coco_scores`."""
+def check_detections(ground_truth: Truth, detections: Detections, kind: str) -> None:
+    """ValueError unless each detection belongs to the ground truth and is well formed; see `coco_scores`.
+
+    kind: what is scored, which all objects and detections must have: "bbox" or "segm".
+    """
+    field = _FIELD[kind]
+    if lacking := [row for row in (*ground_truth["annotations"], *detections) if field not in row]:
+        raise ValueError(
+            f"{len(lacking)} objects or detections have no {field}, the first of image "
+            f"{lacking[0].get('image_id')}: score {kind} only where all have one"
+        )
     sizes = {image["id"]: [image["height"], image["width"]] for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}
     for detection in detections:
@@ -124,7 +129,7 @@ def check_detections(ground_truth: Truth, detections: Detections) -> None:
         if not _finite(score):
             raise ValueError(f"{where} has score {score!r}: give a finite number")
         box = detection.get("bbox", (0, 0, 0, 0))
-        if len(box) != 4 or not all(map(_finite, box)):
+        if not hasattr(box, "__len__") or len(box) != 4 or not all(map(_finite, box)):
             raise ValueError(f"{where} has bbox {box!r}: give x, y, width and height")
         runs = detection.get("segmentation")
         if runs is not None and list(runs["size"]) != sizes[detection["image_id"]]:

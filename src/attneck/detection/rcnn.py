@@ -1,8 +1,9 @@
-"""Faster R-CNN and Mask R-CNN on any backbone, as BoTNet trains them on COCO (§4.1, A.2, A.3).
+"""Faster R-CNN and Mask R-CNN on any backbone, as BoTNet describes them (§4.1, A.2, A.3).
 
 Region proposals, matching, sampling, losses and non-maximum suppression are torchvision's, with its defaults.
 One differs: 1000 proposals in training too, as in the code base that the paper names (Cloud TPU Detection).
-`variant="cloud_tpu"` has more of that code base, which the text does not mention (`cloud_tpu.py`);
+`variant="cloud_tpu"`, which the recipes of its tables have, has more of that code base, which the text does
+not mention (`cloud_tpu.py`);
 `variant="torchvision"` has torchvision's 2000 in training, and its heads.
 Letters: B batch, K classes with the background, n objects, H×W of an image.
 """

@@ -82,7 +82,7 @@ class VGG16Trunk(nn.Module):
 
     @staticmethod
     def default_boxes() -> DefaultBoxGenerator:
-        """Those of Liu et al. for VOC: sides of 30 to 264 pixels."""
+        """Those of Liu et al. for VOC, sides of 30 to 264 pixels; cut off at the border, as torchvision's."""
         return DefaultBoxes(
             ASPECT_RATIOS,
             scales=[0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05],

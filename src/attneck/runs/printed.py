@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attneck.models import catalog
+from attneck.models.detector_options import RCNNOptions
 from attneck.models.options import FamilyOptions
 from attneck.papers.results import SCORES, FinishedRun, same_data
 from attneck.papers.tables import PAPERS, Row, load_paper
@@ -101,9 +102,14 @@ def architecture(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_the_text(options: FamilyOptions) -> FamilyOptions:
-    """A detector by all of its paper's code base is its row's, too: the text does not say so much."""
+    """A detector by its paper's text alone is its row's as well as one by all of the code base it names."""
     by_its_code = getattr(options, "variant", None) == "cloud_tpu"
     return options.replace(variant="botnet") if by_its_code else options
+
+
+def variant_of(recipe: Recipe) -> Any:
+    """Of a detector what it has of its paper's code base; of a classifier, which has none, the default."""
+    return recipe.model.options.get("variant", RCNNOptions().variant)
 
 
 def _of_row(row: Row, own: dict[str, Any]) -> Recipe | None:
@@ -126,8 +132,9 @@ def _otherwise(row: Row, wanted: Recipe, recipe: Recipe) -> list[str]:
     said = [change for change in differences(wanted, recipe) if not is_of(change, FREE)]
     if not same_network(wanted, recipe):
         said.append("drop_path or dropout of the model")
-    if (variant := recipe.model.options.get("variant")) == "cloud_tpu":
-        said.append(f"model.options.variant: {variant}")
+    own, theirs = variant_of(recipe), variant_of(wanted)
+    if own != theirs:
+        said.append(f"model.options.variant: {own}, not {theirs}")
     if started(recipe) != (row.detector is not None):
         said.append("started from weights" if started(recipe) else "started at random")
     return said

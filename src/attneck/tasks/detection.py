@@ -122,6 +122,8 @@ class Detection:
             on_bad_image=None if data.on_bad_image == "stop" else data.on_bad_image,
             **data.augmentation(),
         )
+        if (name := self.recipe.model.pretrained) is not None:
+            opened.pad_with(normalisation(name)[0])
         check_same_classes({data.train_split: opened.classes, data.val_split: self.held_out.classes})
         records = map(opened.record, range(len(opened)))
         chosen = ((record, record.trained_on()) for record in records)

@@ -66,6 +66,17 @@ def test_magnitudes_over_timms_ten_still_turn_further() -> None:
     assert turned == pytest.approx([30, 72])
 
 
+@pytest.mark.parametrize(("side", "wanted"), [(64, 0.45 * 64), (224, 100), (384, 100)])
+def test_large_images_are_shifted_by_pixels(side: int, wanted: float) -> None:
+    """As in EfficientNet's code: by a share of the side T7's would lose a quarter of their images at 24."""
+    operations = Inception(96, 1, 10).at(side).randaugment.ops  # type: ignore[union-attr]
+    (shift,) = [op for op in operations if op.name == "TranslateXRel"]
+    shifted: list[float] = []
+    shift.aug_fn = lambda image, share, **_: shifted.append(abs(share) * side) or image
+    shift(Image.new("RGB", (side, side)))
+    assert shifted == pytest.approx([wanted])
+
+
 def test_what_is_turned_into_view_is_grey() -> None:
     operations = Inception(32, 1, 10).randaugment.ops  # type: ignore[union-attr]
     (rotate,) = [op for op in operations if op.name == "Rotate"]

@@ -1,5 +1,6 @@
 """An image with its objects, changed together: mirrored, resized, cut, padded."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,16 @@ from PIL import Image
 
 from attneck.imagenet import MEAN
 
-FILL = np.array([round(255 * value) for value in MEAN], dtype=np.uint8)
-"""What is added around an image: ImageNet's mean colour, which detectors turn into zeros."""
+Colour = NDArray[np.uint8]
+
+
+def colour(mean: Sequence[float]) -> Colour:
+    """What is added around an image, uint8 [3]: the mean colour, which detectors turn into zeros."""
+    return np.array([round(255 * value) for value in mean], dtype=np.uint8)
+
+
+FILL = colour(MEAN)
+"""That of ImageNet's images."""
 
 
 class Sample(NamedTuple):
@@ -47,7 +56,11 @@ def resized(height: int, width: int, longer: float) -> tuple[int, int]:
 
 
 def resize_crop_pad(
-    sample: Sample, side: int, factor: float = 1.0, corner: tuple[float, float] = (0.0, 0.0)
+    sample: Sample,
+    side: int,
+    factor: float = 1.0,
+    corner: tuple[float, float] = (0.0, 0.0),
+    fill: Colour = FILL,
 ) -> Sample:
     """Resized, and cut or padded to a square, as BoTNet's detectors have their images (section 4.1, A.2).
 
@@ -55,7 +68,8 @@ def resize_crop_pad(
     sizes down, and pad on all sides. The paper's code rounds to the nearest, and pads below and on the right.
 
     The longer side becomes factor · side pixels. More than `side` is cut away: a share `corner`, from 0 to
-    under 1, at the top and at the left, the rest on the other sides. Less is padded below and on the right.
+    under 1, at the top and at the left, the rest on the other sides. Less is padded below and on the right,
+    by `fill`.
     Boxes are cut with the image; masks take the nearest pixel.
     """
     height, width = sample.image.shape[:2]
@@ -73,7 +87,7 @@ def resize_crop_pad(
     )
     picture = Image.fromarray(np.ascontiguousarray(sample.image))
     picture = picture.resize((wide, tall), Image.Resampling.BILINEAR, box=window)
-    image = np.tile(FILL, (side, side, 1))
+    image = np.tile(fill, (side, side, 1))
     image[:tall, :wide] = np.asarray(picture)
 
     scale, shift = np.array([ratio_x, ratio_y] * 2), np.array([left, top] * 2)

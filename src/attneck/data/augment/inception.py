@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from attneck.data.sampling import generators
 
 AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]
 """Of the part of an image that is taken: the share of its area, and width over height."""
+SHIFT, PIXELS = 0.45, 100
+"""How far RandAugment's magnitude of 10 shifts: timm's share of the side, EfficientNet's pixels at most."""
 
 
 class Inception:
@@ -25,8 +26,9 @@ class Inception:
 
     The part is `box`, by torchvision's draws; calling resizes it as `torchvision.transforms.v2.Resize` does a
     tensor. RandAugment (BoTNet section 4.8) is timm's: each layer draws one of its 15 operations and applies
-    it. Magnitudes are on the paper's scale, where 10 is 30 degrees of rotation (torchvision's 10 is 10
-    degrees).
+    it; EfficientNet's code has Cutout as a 16th. Magnitudes are on that code's scale, where 10 is 30 degrees
+    of rotation (torchvision's 10 is 10 degrees) and a shift by 100 pixels, of small images by 0.45 of the
+    side.
 
     Raises ValueError for a number of layers under 0 or a magnitude outside 0 … 30.
     """
@@ -39,7 +41,7 @@ class Inception:
                 f"randaugment with {randaugment_layers} layers of magnitude {randaugment_magnitude}: "
                 f"layers must be 0 or more, the magnitude 0 ... 30"
             )
-        self.size = size
+        self.size, self.layers, self.magnitude = size, randaugment_layers, randaugment_magnitude
         self._draw_box = RandomResizedCrop.get_params
         self.randaugment: Callable[[Any], Any] | None = None
         if randaugment_layers:
@@ -48,13 +50,12 @@ class Inception:
             # p1: timm's default applies each drawn operation to every second image only, the paper's always.
             # mmax: timm's cap at 10 lifted, as the paper's 15 and 24 want it.
             form = f"rand-p1-m{randaugment_magnitude}-mmax{randaugment_magnitude}-n{randaugment_layers}"
-            self.randaugment = rand_augment_transform(form, {"img_mean": (128, 128, 128)})
+            about = {"img_mean": (128, 128, 128), "translate_pct": min(SHIFT, PIXELS / size)}
+            self.randaugment = rand_augment_transform(form, about)
 
     def at(self, size: int) -> Inception:
         """The same at another size."""
-        other = copy(self)
-        other.size = size
-        return other
+        return Inception(size, self.layers, self.magnitude)
 
     def generators(self) -> AbstractContextManager[Callable[[int], None]]:
         """In this context `box` and a call draw what is a function of the seed that was set last."""

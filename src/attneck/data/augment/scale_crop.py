@@ -27,10 +27,12 @@ class ScaleCrop(Inception):
     """
 
     def __init__(self, size: int) -> None:
-        self.size, self.randaugment = (
-            size,
-            None,
-        )  # nothing of torchvision's: seconds of imports
+        self.size = size
+        self.randaugment = None  # as `Inception`, but without torchvision: seconds of imports
+
+    def at(self, size: int) -> ScaleCrop:
+        """The same at another size."""
+        return ScaleCrop(size)
 
     def box(self, of: tuple[int, int]) -> Box:
         """The square that is taken of an image `of` (width, height)."""

@@ -7,7 +7,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from attneck.data.augment.geometry import FILL, Sample
+from attneck.data.augment.geometry import FILL, Colour, Sample
 from attneck.data.sampling import generators
 
 LEAST = 4
@@ -26,14 +26,16 @@ class Colours(v2.RandomPhotometricDistort):
 class SSDAugment:
     """Colours distorted, zoomed out, cut so that an object stays in it, resized to side × side, mirrored.
 
-    The draws' ranges are torchvision's, which are those of the authors' code (a cut of 0.3 to 1 of each side,
-    where the paper's text has 0.1 to 1). An image of under 4 pixels a side is not cut.
+    The draws' ranges are torchvision's, which are near those of the authors' code: a cut of 0.3 to 1 of each
+    side, where that code draws the square root of the cut's area from 0.3 to 1 (the paper's text from 0.1 to
+    1); hues half as far apart as there; brightness multiplied, where that code adds. An image of under 4
+    pixels a side is not cut. What lies around it is of the colour `fill`.
     """
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, fill: Colour = FILL) -> None:
         steps = [
             Colours(),
-            v2.RandomZoomOut(fill={tv_tensors.Image: FILL.tolist(), "others": 0}),
+            v2.RandomZoomOut(fill={tv_tensors.Image: fill.tolist(), "others": 0}),
             v2.RandomIoUCrop(),
             v2.Resize((side, side), antialias=False),  # as torchvision's SSD resizes what it is scored on
             v2.RandomHorizontalFlip(),
