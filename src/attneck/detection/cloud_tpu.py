@@ -70,6 +70,7 @@ class Regions(RegionProposalNetwork):
         image_shapes: list[tuple[int, int]],
         num_anchors_per_level: list[int],
     ) -> tuple[list[Tensor], list[Tensor]]:
+        """As torchvision's; how many anchors a level has is kept for the losses."""
         self._of_levels = num_anchors_per_level  # `compute_loss` comes next, and is not told
         kept: tuple[list[Tensor], list[Tensor]] = super().filter_proposals(
             proposals, objectness, image_shapes, num_anchors_per_level
@@ -125,6 +126,7 @@ class Heads(RoIHeads):
         return found, losses
 
     def select_training_samples(self, proposals: Any, targets: Any) -> Any:
+        """As torchvision's; the labels and offsets of what was sampled are kept for the loss of boxes."""
         chosen = super().select_training_samples(proposals, targets)
         self._sampled = chosen[2], chosen[3]  # what `forward` takes the loss of
         return chosen

@@ -71,6 +71,7 @@ class VGG16Trunk(nn.Module):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """x [B, 3, 300, 300] → the six maps by name, finest first."""
         maps = []
         for index, layer in enumerate(self.features):
             x = layer(x)
@@ -113,6 +114,7 @@ class MobileNetTrunk(nn.Module):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """x [B, 3, 300, 300] → the six maps by name, finest first."""
         first, x = self.pyramid(x)
         return _numbered([first], x, self.extras)
 
@@ -149,6 +151,7 @@ class Heads(nn.Module):
         self.regression_head = SSDScoringHead(convs(4), 4)
 
     def forward(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        """Maps [B, C, H, W] → offsets [B, D, 4] and class logits [B, D, K] of D default boxes, in float32."""
         return {
             "bbox_regression": precise(self.regression_head(maps)),
             "cls_logits": precise(self.classification_head(maps)),

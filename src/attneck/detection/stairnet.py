@@ -55,6 +55,11 @@ class Stairs(nn.Module):
     Each map goes through a 1×1 convolution with BatchNorm. From the coarsest map on, each sum is brought to
     the next finer size and added to that map (`StepDown`). Then each map goes through a 3×3 convolution with
     BatchNorm and ReLU, and last, right before classifier and box regressor, through BAM.
+
+    Args:
+        widths: channels of the maps that come in, finest first.
+        sizes: sides of these maps in positions, each about half of the one before.
+        options: channels, BAM, and whether 3×3 convolutions are by channel, as in MobileNet's trunk.
     """
 
     def __init__(self, widths: Sequence[int], sizes: Sequence[int], options: StairNetOptions) -> None:

@@ -400,8 +400,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if config["sha256"] != found or inside not in (None, text):
         raise ValueError(
             f"{shown(path)}: config and weights are not as they were saved together (SHA-256): damaged, "
-            "changed, or of two models; get them anew, or save the model anew (of what another program has "
-            "trained on, attneck.load_matching(model, FILE) takes the weights)"
+            "changed, or of two models; get them anew, save the model anew, or take the weights alone by "
+            "attneck.load_matching"
         )
     return config, state
 
