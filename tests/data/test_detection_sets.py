@@ -155,7 +155,7 @@ def test_scale_jitter_s_draws_are_even_and_apart(coco: Path, monkeypatch: pytest
     """Whether it is mirrored, the factor, and what is cut at the top and at the left; and what then stays."""
     drawn, mirrored = [], []
 
-    def cut(sample: Sample, side: int, factor: float, corner: tuple[float, float]) -> Sample:
+    def cut(sample: Sample, side: int, factor: float, corner: tuple[float, float], fill: object) -> Sample:
         drawn.append((factor, *corner))
         boxes = np.array([[0, 0, 1, 1], [0, 0, 0.9, 5], [0, 0, 1.5, 1.5]], np.float32)
         return Sample(sample.image, boxes, np.ones((3, *sample.image.shape[:2]), np.uint8), np.zeros(3, int))
