@@ -177,3 +177,7 @@ def test_constraints_pin_all_that_is_installed_with_the_package() -> None:
 )
 def test_constraints_pin_nothing_else() -> None:
     assert sorted(set(pins()) - set(everything())) == []
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()

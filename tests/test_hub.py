@@ -184,7 +184,7 @@ def test_weights_in_shards_are_named(tmp_path: Path) -> None:
 
 
 def test_a_half_network_with_hooks_is_compared_in_float32(tmp_path: Path) -> None:
-    """Convolutions in half precision take minutes on some processors."""
+    """Not every processor has convolutions in half precision."""
     seen: list[torch.dtype] = []
     model = make("cifar_resnet20_bot_bam").to(torch.float16)
     model.fc.register_forward_hook(lambda module, images, out: seen.append(out.dtype))

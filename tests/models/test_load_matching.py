@@ -269,6 +269,18 @@ def test_bams_that_the_network_lacks_are_named() -> None:
         load_matching(with_three, with_three.state_dict())
 
 
+def take_each_other_s_weights(changed: nn.Module, published: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for network, other in ((changed, published), (published, changed)):
+            for tensor in other.parameters():
+                tensor.normal_(std=0.1)
+            in_a_file = dict(sorted(other.state_dict().items()))  # as safetensors have them
+            loaded = load_matching(network, in_a_file)
+            assert (loaded.new, loaded.unused) == ([], [])
+            assert torch.equal(network(x), other(x))
+
+
 @pytest.mark.parametrize(
     ("name", "bam", "options"),
     [
@@ -284,30 +296,13 @@ def test_bams_of_the_catalog_and_of_surgery_take_each_other_s_weights(
     published = create_model(name, bam=bam, bam_reduction=4, **options).eval()
     at: Any = "blocks" if bam == "blocks" else "bottlenecks"
     changed = insert_bam(create_model(name, **options), at, start="paper", reduction=4).model.eval()
-    x = torch.randn(2, 3, 64, 64)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for network, other in ((changed, published), (published, changed)):
-            for tensor in other.parameters():
-                tensor.normal_(std=0.1)
-            in_a_file = dict(sorted(other.state_dict().items()))  # as safetensors have them
-            loaded = load_matching(network, in_a_file)
-            assert (loaded.new, loaded.unused) == ([], [])
-            assert torch.equal(network(x), other(x))
+    take_each_other_s_weights(changed, published, torch.randn(2, 3, 64, 64))
 
 
 def test_squeeze_excitation_of_the_catalog_and_of_surgery_take_each_other_s_weights() -> None:
     published = create_model("cifar_resnet20_se", num_classes=3).eval()
     changed = insert_se(create_model("cifar_resnet20", num_classes=3), start="paper").model.eval()
-    x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for network, other in ((changed, published), (published, changed)):
-            for tensor in other.parameters():
-                tensor.normal_(std=0.1)
-            loaded = load_matching(network, dict(sorted(other.state_dict().items())))
-            assert (loaded.new, loaded.unused) == ([], [])
-            assert torch.equal(network(x), other(x))
+    take_each_other_s_weights(changed, published, torch.randn(2, 3, 32, 32))
 
 
 def test_bams_at_other_places_stay_unused() -> None:

@@ -49,7 +49,7 @@ def picture(
     tables: bool = False,
     dark: bool = False,
 ) -> Figure:
-    """Models beside each other.
+    """Models beside each other, or under each other where that would be too wide.
 
     Args:
         photo: upright, as it was prepared for the models.

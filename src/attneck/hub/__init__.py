@@ -204,7 +204,7 @@ def _check_same_results(network: nn.Module, config: dict[str, Any], state: dict[
     again.load_state_dict(state)
     weight, *_ = network.parameters()
     if weight.device.type == "cpu" and weight.dtype in (torch.float16, torch.bfloat16):
-        network = deepcopy(network).float()  # some processors take minutes for convolutions in these
+        network = deepcopy(network).float()  # not every processor has convolutions in these
         weight, *_ = network.parameters()
     image = image.to(weight)
     given = [*image] if is_detector(network) else image

@@ -68,7 +68,7 @@ def test_magnitudes_over_timms_ten_still_turn_further() -> None:
 
 @pytest.mark.parametrize(("side", "wanted"), [(64, 0.45 * 64), (224, 100), (384, 100)])
 def test_large_images_are_shifted_by_pixels(side: int, wanted: float) -> None:
-    """As in EfficientNet's code: by a share of the side T7's would lose a quarter of their images at 24."""
+    """As in EfficientNet's code, where timm goes by a share of the side."""
     operations = Inception(96, 1, 10).at(side).randaugment.ops  # type: ignore[union-attr]
     (shift,) = [op for op in operations if op.name == "TranslateXRel"]
     shifted: list[float] = []

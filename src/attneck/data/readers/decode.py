@@ -213,6 +213,7 @@ def turned_by(path: str, name: str, max_pixels: int | None = None) -> tuple[int,
 
 
 REPLACE = "replace it or remove it"
+"""What to do about an image that cannot be read, but for these reasons."""
 ADVICE: dict[type[Exception], str] = {
     FileNotFoundError: "give the path of one that is there",
     IsADirectoryError: "give the path of an image",
