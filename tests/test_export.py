@@ -501,6 +501,7 @@ BUILD: dict[str, Any] = {
     "faster": lambda: detector(
         "fasterrcnn_resnet26_thin", image_size=(128, 192), channels=8, box_features=16, variant="torchvision"
     ),
+    "c4": lambda: detector("fasterrcnn_resnet26_thin", image_size=128, variant="c4", depths=[1, 1, 1, 1]),
     "ssd": lambda: detector("ssd300_mobilenet"),
     "stairnet": lambda: detector("stairnet_mobilenet_bam"),
 }

@@ -36,7 +36,7 @@ def maps_of(dtype: torch.dtype = torch.float32, batch: int = 2) -> list[torch.Te
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_anchors_are_as_torchvisions_and_no_coarser_in_bfloat16(dtype):
     images = ImageList(torch.zeros(1, 3, SIDE, SIDE), [(SIDE, SIDE)])
-    (anchors,) = Anchors(4, 5)(images, maps_of(dtype))
+    (anchors,) = Anchors([[32], [64], [128], [256], [512]])(images, maps_of(dtype))
     sizes = tuple((8 * stride,) for stride in STRIDES)
     (wanted,) = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)(images, maps_of())
     assert anchors.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

@@ -10,6 +10,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from attneck.detection import load_weights
+from attneck.detection.c4 import LastStage
 from attneck.detection.rcnn import faster_rcnn, mask_rcnn
 from attneck.layers import BAM
 from attneck.measure import count
@@ -191,18 +192,20 @@ def test_nothing_to_freeze_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["fasterrcnn_resnet101", "fasterrcnn_resnet101_bam"])
-def test_bams_recipe_trains_the_standard_detector(name: str) -> None:
-    """coco-bam: torchvision's Faster R-CNN, not BoTNet's; all norms are the backbone's, and frozen."""
+def test_bams_recipe_trains_the_detector_that_its_paper_cites(name: str) -> None:
+    """coco-bam: Ren et al.'s, without a pyramid, not BoTNet's; all norms are the backbone's, and frozen."""
     options = load_recipe("coco-bam").model.options
     with torch.device("meta"):
         model = create_model(name, **options)  # type: ignore[arg-type]
     assert isinstance(model, detection.FasterRCNN)
     assert not isinstance(model, detection.MaskRCNN)
-    assert isinstance(model.roi_heads.box_head, detection.faster_rcnn.TwoMLPHead)
+    assert isinstance(model.roi_heads.box_head, LastStage)
     assert len(model.rpn.head.conv) == 1
+    assert model.rpn._pre_nms_top_n == {"training": 12000, "testing": 6000}
+    assert model.rpn._post_nms_top_n == {"training": 2000, "testing": 300}
     norms = [(key, m) for key, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert len(norms) == 104 + (6 if name.endswith("_bam") else 0)
     for key, norm in norms:
-        assert key.startswith("backbone.body."), key
+        assert key.startswith(("backbone.body.", "roi_heads.box_head.layer4.")), key
         assert not norm.training
         assert not norm.weight.requires_grad

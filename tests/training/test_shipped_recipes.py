@@ -44,6 +44,8 @@ def small(name: str) -> Recipe:
         if isinstance(options, RCNNOptions):
             data["image_size"] = 128
             model["options"] |= SMALL | THIN
+            if model["options"].get("variant") == "c4":  # whose head is the network's last stage
+                del model["options"]["box_features"]
             if "freeze_norms" in model["options"]:  # of trained weights, which there are none of here
                 model["options"]["freeze_norms"] = False
         if data["name"] == "voc0712":  # of which there is a part of one year

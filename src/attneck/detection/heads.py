@@ -58,22 +58,16 @@ def make_heads(options: RCNNOptions, levels: int, num_classes: int) -> dict[str,
 
 
 class Anchors(AnchorGenerator):
-    """Three boxes at each position: twice as wide as high, square, twice as high as wide; one scale (A.2).
-
-    Their side is eight strides of the map: 32 pixels on p2 to 512 on p6. They double from level to level also
-    where c5 keeps c4's stride, as BoTNet-S1's, so there p5's and p6's are sixteen strides.
+    """Three boxes of each side at each position: twice as wide as high, square, twice as high as wide (A.2).
 
     Args:
-        first: the stride of the finest map in pixels; it doubles from level to level.
-        levels: the number of maps.
+        sides: of each map, in pixels; a pyramid's maps have one each.
         centred: each in the middle of its position's pixels, half a stride right of and below its first one,
             where torchvision's are.
     """
 
-    def __init__(self, first: int, levels: int, centred: bool = False) -> None:
-        super().__init__(
-            tuple((8 * first * 2**level,) for level in range(levels)), ((0.5, 1.0, 2.0),) * levels
-        )
+    def __init__(self, sides: list[list[int]], centred: bool = False) -> None:
+        super().__init__(tuple(map(tuple, sides)), ((0.5, 1.0, 2.0),) * len(sides))
         self.centred = centred
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
@@ -132,7 +126,21 @@ class RPNHead(nn.Module):
 
 
 class PlainRPNHead(rpn.RPNHead):
-    """torchvision's: one 3×3 convolution with bias in place of BatchNorm."""
+    """torchvision's: one 3×3 convolution with bias in place of BatchNorm.
+
+    Args:
+        channels: of the maps.
+        anchors: A.
+        hidden: channels of the convolution's result, if not those of the maps.
+    """
+
+    def __init__(self, channels: int, anchors: int, hidden: int | None = None) -> None:
+        super().__init__(hidden or channels, anchors)
+        if hidden is not None:
+            self.conv[0][0] = first = nn.Conv2d(channels, hidden, 3, padding=1)
+            nn.init.normal_(first.weight, std=0.01)
+            assert first.bias is not None
+            nn.init.zeros_(first.bias)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """As `RPNHead`."""

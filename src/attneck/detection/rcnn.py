@@ -4,7 +4,8 @@ Region proposals, matching, sampling, losses and non-maximum suppression are tor
 One differs: 1000 proposals in training too, as in the code base that the paper names (Cloud TPU Detection).
 `variant="cloud_tpu"`, which the recipes of its tables have, has more of that code base, which the text does
 not mention (`cloud_tpu.py`);
-`variant="torchvision"` has torchvision's 2000 in training, and its heads.
+`variant="torchvision"` has torchvision's 2000 in training, and its heads; `variant="c4"`, which BAM's paper
+has, no pyramid (`c4.py`).
 Letters: B batch, K classes with the background, n objects, H×W of an image.
 """
 
@@ -18,9 +19,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import detection
 
 from attneck.checks import sides
-from attneck.detection import cloud_tpu
+from attneck.detection import c4, cloud_tpu
 from attneck.detection.fpn import FPN
-from attneck.detection.heads import BOX_BINS, MASK_BINS, Anchors, MaskRoIAlign, RoIAlign, make_heads
+from attneck.detection.heads import (
+    BOX_BINS,
+    MASK_BINS,
+    Anchors,
+    MaskRoIAlign,
+    RoIAlign,
+    make_heads,
+)
 from attneck.detection.interface import check_classes, nothing_found
 from attneck.detection.transform import STEP, Transform, canvas
 from attneck.errors import one_line
@@ -64,35 +72,23 @@ class RCNN(detection.FasterRCNN):
         check_classes(num_classes)
         if options.masks != isinstance(self, detection.MaskRCNN):
             raise ValueError(f"{type(self).__name__} got masks={options.masks}: use mask_rcnn or faster_rcnn")
-        plain = options.variant == "torchvision"
+        plain = options.variant in ("torchvision", "c4")
         tpu = options.variant == "cloud_tpu"
-        pyramid = (
-            FPN(backbone, options.channels, None, cloud_tpu.NormalisedLevels)
-            if tpu
-            else FPN(backbone, options.channels, None if plain else nn.BatchNorm2d)
-        )
-        levels = len(pyramid.reductions)
-        names, reductions, samples = pyramid.names, pyramid.reductions[:-1], 2  # regions: of all maps but p6
-        parts = make_heads(options, levels, num_classes)
-        if tpu:
-            names, reductions, samples = [*names, "pool"], pyramid.reductions, 1
-            cloud_tpu.begin(parts["box_predictor"])
-        if options.masks:
-            parts["mask_roi_pool"] = MaskRoIAlign(names, MASK_BINS, reductions, samples)
+        make = c4.without_pyramid if options.variant == "c4" else _with_pyramid
+        maps, parts = make(backbone, num_classes, options)
+        pool = parts.pop("box_roi_pool")
         super().__init__(
-            pyramid,
-            rpn_anchor_generator=Anchors(pyramid.reductions[0], levels, centred=tpu),
+            maps,
             rpn_pre_nms_top_n_train=options.candidates,
-            rpn_post_nms_top_n_train=options.proposals * (2 if plain else 1),
+            rpn_post_nms_top_n_train=options.training_proposals,
             rpn_post_nms_top_n_test=options.proposals,
-            box_roi_pool=RoIAlign(names, BOX_BINS, reductions, samples),
             box_batch_size_per_image=options.rois,
-            **({"box_score_thresh": 0.0} if tpu else {}),
             **parts,
         )
+        self.roi_heads.box_roi_pool = pool  # torchvision's constructor takes RoIAlign alone
         if tpu:  # torchvision's constructor makes the two; these differ in their losses alone
             self.rpn.__class__, self.roi_heads.__class__ = cloud_tpu.Regions, cloud_tpu.Heads
-        self.transform = Transform(image_size, max(STEP, pyramid.reductions[-1]))
+        self.transform = Transform(image_size, max(STEP, maps.reductions[-1]))
         self._freeze_norms = options.freeze_norms
         self._statistics_seen = not options.freeze_norms
         frozen = list(self._frozen().values())
@@ -117,8 +113,11 @@ class RCNN(detection.FasterRCNN):
     def _frozen(self) -> dict[str, _BatchNorm]:
         """The frozen BatchNorms by name. Looked up each time: a conversion may have replaced some."""
         backbone: Any = getattr(self.backbone, "network", self.backbone)  # compiled, while it is called
-        modules = backbone.body.named_modules() if self._freeze_norms else ()
-        return {name: module for name, module in modules if isinstance(module, _BatchNorm)}
+        modules = [*backbone.body.named_modules()]
+        if isinstance(self.roi_heads.box_head, c4.LastStage):  # the backbone's, too
+            modules += self.roi_heads.box_head.named_modules(prefix="model")
+        norms = {name: module for name, module in modules if isinstance(module, _BatchNorm)}
+        return norms if self._freeze_norms else {}
 
     def check_statistics(self) -> None:
         """ValueError for a frozen BatchNorm that nothing was loaded into: it would normalise nothing."""
@@ -147,12 +146,37 @@ class RCNN(detection.FasterRCNN):
         maps = self.backbone(batch)
         self.rpn.head(list(maps.values()))
         heads, B, C = self.roi_heads, len(batch), self.backbone.out_channels
-        regions = batch.new_empty(B * self.rpn.post_nms_top_n(), C, BOX_BINS, BOX_BINS)
+        regions = batch.new_empty(B * self.rpn.post_nms_top_n(), C, *heads.box_roi_pool.output_size)
         heads.box_predictor(heads.box_head(regions))
         if heads.has_mask():
             regions = batch.new_empty(B * heads.detections_per_img, C, MASK_BINS, MASK_BINS)
             heads.mask_predictor(heads.mask_head(regions))
         return nothing_found(batch, heads.has_mask())
+
+
+def _with_pyramid(backbone: nn.Module, num_classes: int, options: RCNNOptions) -> tuple[FPN, dict[str, Any]]:
+    """The pyramid, and by the names of torchvision's arguments what sees its maps."""
+    tpu = options.variant == "cloud_tpu"
+    pyramid = (
+        FPN(backbone, options.channels, None, cloud_tpu.NormalisedLevels)
+        if tpu
+        else FPN(backbone, options.channels, None if options.variant == "torchvision" else nn.BatchNorm2d)
+    )
+    levels = len(pyramid.reductions)
+    names, reductions, samples = pyramid.names, pyramid.reductions[:-1], 2  # regions: of all maps but p6
+    parts: dict[str, Any] = {**make_heads(options, levels, num_classes)}
+    # Eight strides of the map: 32 pixels on p2 to 512 on p6. They double from level to level also where c5
+    # keeps c4's stride, as BoTNet-S1's, so there p5's and p6's are sixteen strides.
+    sides = [[8 * pyramid.reductions[0] * 2**level] for level in range(levels)]
+    parts["rpn_anchor_generator"] = Anchors(sides, centred=tpu)
+    if tpu:
+        names, reductions, samples = [*names, "pool"], pyramid.reductions, 1
+        cloud_tpu.begin(parts["box_predictor"])
+        parts["box_score_thresh"] = 0.0
+    parts["box_roi_pool"] = RoIAlign(names, BOX_BINS, reductions, samples)
+    if options.masks:
+        parts["mask_roi_pool"] = MaskRoIAlign(names, MASK_BINS, reductions, samples)
+    return pyramid, parts
 
 
 class MaskRCNN(RCNN, detection.MaskRCNN):
@@ -188,9 +212,13 @@ def mask_rcnn(
 
 
 def build_rcnn(options: RCNNOptions, *, num_classes: int, image_size: tuple[int, int]) -> RCNN:
-    """A detector of the catalog: the backbone that `options` name, made for the canvas of `image_size`."""
+    """A detector of the catalog: the backbone that `options` name, made for the canvas of `image_size`.
+
+    By variant c4 its last stage sees regions, and is made for those.
+    """
     assert options.backbone is not None
-    backbone = catalog.build_family(options.backbone, 0, canvas(image_size, STEP))
+    size = c4.IMAGE if options.variant == "c4" else canvas(image_size, STEP)
+    backbone = catalog.build_family(options.backbone, 0, size)
     return _rcnn(backbone, num_classes, image_size, options)
 
 

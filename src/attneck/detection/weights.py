@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attneck.detection.c4 import C4
 from attneck.detection.ssd import VGG16Trunk
 from attneck.models.features import Pyramid
 from attneck.models.renamed import without_first_part
@@ -19,7 +21,7 @@ def load_weights(detector: Any, weights: Mapping[str, Any] | str | Path) -> Load
     """`load_matching` into the backbone of `detector`, or into all of it.
 
     Args:
-        detector: one whose `backbone` is an `FPN`, SSD300 or StairNet.
+        detector: an R-CNN, SSD300 or StairNet.
         weights: as `load_matching` takes them, and with its errors. Those of a classifier, by its own names,
             fill the backbone alone (BoTNet §4.1, footnote 6); what attention replaced stays random. A VGG16's
             fc6 and fc7 start conv6 and conv7 (see `subsample_fc`). Those of a detector fill pyramid and heads
@@ -102,4 +104,7 @@ def _backbone(detector: Any) -> nn.Module:
     for inner in ("trunk", "body", "pyramid"):  # of StairNet, an FPN, MobileNet's SSD
         body = getattr(body, inner, body)
     found: nn.Module = body.model if isinstance(body, Pyramid) else body
+    if isinstance(detector.backbone, C4):
+        found = copy.copy(found)  # it with its last stage, which is the head's, of the very same tensors
+        found._modules = found._modules | {"layer4": detector.roi_heads.box_head.layer4}
     return found

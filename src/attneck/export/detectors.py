@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
-from torchvision.ops import nms, roi_align
+from torchvision.ops import nms, roi_align, roi_pool
 
+from attneck.detection.c4 import RoIPool
 from attneck.detection.rcnn import RCNN
 from attneck.detection.ssd import SIDE, SSD300
 from attneck.detection.transform import canvas
@@ -222,13 +223,15 @@ def apart(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float, most: i
 
 
 def cut_out(pool: Any, maps: dict[str, Tensor], boxes: Tensor) -> Tensor:
-    """`attneck.detection.heads.RoIAlign` of one image: boxes [R, 4] → [R + 1, C, bins, bins].
+    """`RoIAlign` or `RoIPool` of `attneck.detection`, of one image: boxes [R, 4] → [R + 1, C, bins, bins].
 
     The last one is beside what was asked for: a convolution of no regions is nothing that a graph can hold.
     """
     boxes = torch.cat([boxes, boxes.new_tensor([[0, 0, 1, 1]])])
-    levels = pool.map_levels([boxes])
     regions = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)  # of image 0
+    if isinstance(pool, RoIPool):
+        return roi_pool(*maps.values(), regions, pool.output_size, pool.scale)
+    levels = pool.map_levels([boxes])
     finest = maps[pool.featmap_names[0]]
     result = finest.new_zeros(regions.shape[0], finest.shape[1], *pool.output_size)
     for level, (name, scale) in enumerate(zip(pool.featmap_names, pool.scales, strict=True)):

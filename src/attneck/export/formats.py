@@ -45,6 +45,7 @@ def to_onnx(traced: Traced, opset: int, about: Mapping[str, str]) -> bytes:
     """The graph in ONNX's operators of that opset."""
     import onnx
     import torch
+    import torchvision  # noqa: F401  registers its operators
 
     try:
         with without_their_warnings():
@@ -59,6 +60,7 @@ def to_onnx(traced: Traced, opset: int, about: Mapping[str, str]) -> bytes:
                 external_data=False,
                 # On a detector's thousands of operators that takes minutes; onnxruntime does it as it loads.
                 optimize=not traced.detects,
+                custom_translation_table={torch.ops.torchvision.roi_pool.default: _roi_pool},
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -75,6 +77,17 @@ def to_onnx(traced: Traced, opset: int, about: Mapping[str, str]) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString()
     return data
+
+
+def _roi_pool(x: Any, regions: Any, scale: float, height: int, width: int) -> Any:
+    """torchvision's operator in ONNX's, for which the exporter's own takes other arguments.
+
+    Its second result, where the maxima lie, nothing reads: any tensor stands for it.
+    """
+    from onnxscript import opset18
+
+    pooled = opset18.MaxRoiPool(x, regions, pooled_shape=[height, width], spatial_scale=scale)
+    return pooled, pooled
 
 
 def runner(data: bytes, suffix: str, least_score: float | None = None) -> Function:

@@ -12,7 +12,7 @@ from attneck.checks import sides, whole
 from attneck.errors import brief, suggestion
 from attneck.models.cifar import CifarResNetOptions
 from attneck.models.densenet import DenseNetOptions
-from attneck.models.detector_options import RCNNOptions, SSDOptions, StairNetOptions
+from attneck.models.detector_options import RCNNOptions, SSDOptions, StairNetOptions, ThinRCNNOptions
 from attneck.models.efficientnet import EfficientNetOptions
 from attneck.models.mobilenet import MobileNetOptions
 from attneck.models.options import (
@@ -190,14 +190,12 @@ def _detector_rows() -> dict[str, Entry]:
         if not backbone.fits_fpn:
             continue
         for kind, masks in (("maskrcnn", True), ("fasterrcnn", False)):
-            rcnn = RCNNOptions(backbone=backbone, masks=masks)
-            entry = Entry(rcnn, 1024, 81, "detection")
             if name.endswith("_thin"):
-                # For `shapes`, in minutes: BatchNorm must settle within its few steps, and with torchvision's
-                # 2000 candidates a level these took a tenth longer for the same AP (results/detection).
-                thin = rcnn.replace(channels=64, box_features=256, norm_momentum=0.1)
-                entry = Entry(thin.replace(candidates=500, proposals=200, rois=64), 256, 11, "detection")
-            rows[f"{kind}_{name}"] = entry
+                thin = ThinRCNNOptions(backbone=backbone, masks=masks)
+                rows[f"{kind}_{name}"] = Entry(thin, 256, 11, "detection")
+            else:
+                rcnn = RCNNOptions(backbone=backbone, masks=masks)
+                rows[f"{kind}_{name}"] = Entry(rcnn, 1024, 81, "detection")
     return rows
 
 

@@ -84,7 +84,7 @@ class StairNetOptions(DetectorOptions, BAMOptions):
 
 
 class RCNNOptions(DetectorOptions):
-    """Faster and Mask R-CNN on a feature pyramid; the backbone's options are given beside these."""
+    """Faster and Mask R-CNN; the backbone's options are given beside these."""
 
     builder: ClassVar[str] = "attneck.detection.rcnn:build_rcnn"
     resizes: ClassVar[bool] = False
@@ -93,25 +93,26 @@ class RCNNOptions(DetectorOptions):
     """Options of the network under it; None where a module is given."""
     masks: bool = True
     """Whether there is a mask head: Mask R-CNN, else Faster R-CNN."""
-    variant: Literal["botnet", "cloud_tpu", "torchvision"] = "botnet"
+    variant: Literal["botnet", "cloud_tpu", "torchvision", "c4"] = "botnet"
     """botnet: BatchNorm in pyramid and heads (BoTNet A.2), else as torchvision. cloud_tpu: also the pyramid,
     anchors, regions, losses of boxes, first weights and least score of the code base that A.2 names.
     torchvision: its default detector, no norms there, one convolution in the RPN, two fully connected layers
-    for boxes."""
+    for boxes. c4: a ResNet without a pyramid, whose last stage is the head of boxes (BAM Table 4a)."""
     channels: Positive = 256
-    """Channels of the pyramid, and of every convolution after it."""
+    """Channels of the pyramid, and of every convolution after it; c4: of the RPN's alone."""
     rpn_convs: Depth = 2
     """Convolutions of the region proposal network."""
     box_convs: Depth = 4
     """Convolutions of the box head."""
     box_features: Positive = 1024
-    """Features of each fully connected layer of the box head."""
+    """Features of each fully connected layer of the box head; c4 has none."""
     mask_convs: Depth = 4
     """Convolutions of the mask head; 8 for BoTNet's best model."""
     proposals: Positive = 1000
-    """Boxes of an image that are given to the heads; torchvision's variant trains with twice as many."""
+    """Boxes of an image that are given to the heads; torchvision's variant trains with twice as many, c4 with
+    2000."""
     candidates: Positive = 2000
-    """Best boxes of each pyramid level that non-maximum suppression is given in training; else 1000."""
+    """Best boxes of each map that non-maximum suppression is given in training; else 1000, by c4 6000."""
     rois: Positive = 512
     """Boxes that are sampled from these for the losses of the heads."""
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.003
@@ -123,7 +124,11 @@ class RCNNOptions(DetectorOptions):
     def _options_fit_each_other(self) -> Self:
         if not self.masks:
             self._refuse_idle(("mask_convs",), "masks=True")
-        if self.variant == "torchvision":
+        if self.variant == "c4":
+            self._refuse_idle(("box_features",), "another variant than 'c4'")
+            if self.masks:
+                raise ValueError("variant='c4' has no masks: take a fasterrcnn_…, or another variant")
+        if self.variant in ("torchvision", "c4"):
             self._refuse_idle(("rpn_convs", "box_convs"), "variant='botnet' or 'cloud_tpu'")
             if self.freeze_norms:
                 self._refuse_idle(
@@ -136,10 +141,17 @@ class RCNNOptions(DetectorOptions):
     ) -> int:
         """Those of the backbone's blocks, the heads and the classifier of boxes."""
         body = self.backbone.least_parameters(0, image_size) if self.backbone is not None else 0
+        if self.variant == "c4":
+            return body + 9 * self.channels
         convs = self.rpn_convs if self.variant == "torchvision" else self.rpn_convs + self.box_convs
         convs += self.mask_convs if self.masks else 0
         boxes = self.box_features * (49 * self.channels + 5 * num_classes)
         return body + 9 * self.channels**2 * convs + boxes
+
+    @property
+    def training_proposals(self) -> int:
+        """Boxes of an image that regions are sampled from: torchvision's, and Ren et al.'s (§3.3)."""
+        return {"torchvision": 2 * self.proposals, "c4": 2000}.get(self.variant, self.proposals)
 
     @property
     def finds_masks(self) -> bool:
@@ -157,3 +169,25 @@ class RCNNOptions(DetectorOptions):
     def needs_weights(self) -> bool:
         """A frozen norm that nothing was loaded into would stay as it was initialised."""
         return self.freeze_norms
+
+
+class ThinRCNNOptions(RCNNOptions):
+    """Of a …_thin backbone, for `shapes`, in minutes.
+
+    BatchNorm must settle within its few steps, and with torchvision's 2000 candidates a level these took a
+    tenth longer for the same AP (results/detection).
+    """
+
+    channels: Positive = 64
+    """Channels of the pyramid, and of every convolution after it; c4: of the RPN's alone."""
+    box_features: Positive = 256
+    """Features of each fully connected layer of the box head; c4 has none."""
+    proposals: Positive = 200
+    """Boxes of an image that are given to the heads; torchvision's variant trains with twice as many, c4 with
+    2000."""
+    candidates: Positive = 500
+    """Best boxes of each map that non-maximum suppression is given in training; else 1000, by c4 6000."""
+    rois: Positive = 64
+    """Boxes that are sampled from these for the losses of the heads."""
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Momentum of every BatchNorm that learns; TensorFlow calls it 0.9."""
