@@ -190,6 +190,10 @@ def test_a_study_has_a_panel_a_variant_with_the_baseline_in_each(tmp_path, monke
         assert [*baseline.get_ydata()] == [52, 61]
         assert [*line.get_ydata()] == [score for _, score in variant.get(0, [])]
         assert axes.get_ylim()[1] < 70, "no room is made for a threshold that is far"
+    ways = {"": {"plain": better, "plain_anew": seeds, "bam": seeds, "bam_anew": seeds}}
+    bands.draw(ways, "top1", tmp_path / "sizes.png", "plain", likewise={"bam_anew": "plain_anew"})
+    beside = {axes.get_title(): [*axes.lines[0].get_ydata()] for axes in made[1].axes}
+    assert beside == {"plain_anew": [58, 66], "bam": [58, 66], "bam_anew": [52, 61]}
 
 
 def test_a_small_error_has_two_decimals_and_says_that_it_is_the_last(tmp_path, monkeypatch):

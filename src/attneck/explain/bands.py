@@ -40,6 +40,7 @@ def draw(
     baseline: str,
     threshold: float | None = None,
     what: str = "training images seen",
+    likewise: Mapping[str, str] | None = None,
 ) -> None:
     """A row a problem, and in it a panel a variant: the mean over its seeds, and their least and greatest.
 
@@ -51,9 +52,11 @@ def draw(
         baseline: the variant that is in all panels; it has one of its own only where it is alone.
         threshold: a score that is marked where the curves come near it.
         what: the curves' first numbers are.
+        likewise: what stands in a variant's panel in the baseline's place, scored as that variant is.
     """
     there = {name: None for variants in problems.values() for name, seeds in variants.items() if seeds}
     names = [name for name in there if name != baseline] or [baseline]
+    beside = {name: (likewise or {}).get(name, baseline) for name in names}
     several = len(problems) > 1
     columns = len(names) if several else min(COLUMNS, len(names))
     rows = len(problems) * -(-len(names) // columns)
@@ -63,7 +66,7 @@ def draw(
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=sharey)
     panels = [(problem, name) for problem in problems for name in names]
     for number, (axes, (problem, name)) in enumerate(zip(grid.flat, panels, strict=False)):
-        for one, style in ((baseline, BASELINE), (name, VARIANT)):
+        for one, style in ((beside[name], BASELINE), (name, VARIANT)):
             _line(axes, problems[problem].get(one, {}), style)
         if number < columns or not several:
             # Broken behind an underscore, where it is long.
@@ -82,10 +85,11 @@ def draw(
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
+    said = baseline if {*beside.values()} == {baseline} else f"{baseline}, scored likewise"
     figure.supxlabel(what, fontsize="small")
     figure.legend(
         [Line2D([], [], **BASELINE), Line2D([], [], **VARIANT), Patch(color="0.8")],
-        [plain(baseline), "the panel's variant, mean of the seeds", "least to greatest seed"],
+        [plain(said), "the panel's variant, mean of the seeds", "least to greatest seed"],
         loc="outside upper center",
         ncols=3 if columns > 1 else 1,
         fontsize="small",

@@ -79,7 +79,7 @@ def draw(
     marks = [Line2D([], [], linestyle="", label=name, **style) for name, style in styles.items() if name]
     marks += [
         Line2D([], [], linestyle="", marker="o", color="0.4", markerfacecolor=filled, label=label)
-        for label, filled in (("the interval is off 0", "0.4"), ("it holds 0, or there is none", "white"))
+        for label, filled in (("interval without 0", "0.4"), ("interval with 0, or none", "white"))
     ]
     figure.legend(handles=marks, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     save(figure, path, dpi=120, as_text=True)

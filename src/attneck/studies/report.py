@@ -89,6 +89,11 @@ def write(results: Results, folder: Path) -> list[Path]:
             "side of the image in pixels",
         ),
     ]
+    likewise = {
+        pair.way.name: pair.against.name
+        for pair in results.pairs
+        if pair.run is not pair.other  # else it is a variant's own, as it was trained
+    }
     for name, those, what in pictures:
         if not any(row.curves for row in those):
             continue
@@ -99,7 +104,8 @@ def write(results: Results, folder: Path) -> list[Path]:
             curves.setdefault(row.problem, {})[row.name] = row.curves
         begun = {problem: variants for problem, variants in curves.items() if any(variants.values())}
         for ending in ("png", "svg"):
-            draw(begun, study.metric, folder / f"{name}.{ending}", study.baseline, study.threshold, what)
+            path = folder / f"{name}.{ending}"
+            draw(begun, study.metric, path, study.baseline, study.threshold, what, likewise)
             written.append(folder / f"{name}.{ending}")
     return written
 

@@ -104,7 +104,7 @@ class Model(Part):
     def _one_start(self) -> Model:
         if self.weights is not None and self.pretrained is not None:
             raise ValueError(
-                "model.weights and model.pretrained are given: leave one out (on the command line: None)"
+                "model.weights and model.pretrained are given: leave one out (say --model.pretrained None)"
             )
         return self
 
@@ -393,7 +393,7 @@ class Recipe(Part):
             if self.steps_batch is not None:
                 raise ValueError("steps_batch is given without steps: leave it out, or give steps")
         elif self.epochs is not None:
-            raise ValueError("epochs and steps are given: leave one out (on the command line: None)")
+            raise ValueError("epochs and steps are given: leave one out (on the command line: --epochs None)")
         elif self.schedule.warmup_epochs:
             raise ValueError(
                 "schedule.warmup_epochs goes with epochs: beside steps set it to 0, and give warmup_steps"
