@@ -237,6 +237,20 @@ def test_layers_with_hooks_or_computed_weights_stay() -> None:
         assert_folds(model.eval(), x, removed=2)
 
 
+def test_a_norm_behind_weights_that_somebody_changes_stays() -> None:
+    """A head that is knocked out: the weights that are left do not sum to one."""
+
+    def without_first_head(part: nn.Module, given: object, weights: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(weights[:, :1]), weights[:, 1:]], dim=1)
+
+    torch.manual_seed(0)
+    model = lively(nn.Sequential(MHSA2d(8, 4, heads=2), nn.BatchNorm2d(8)))
+    model[0].show_maps()
+    assert not any(module.training for module in model.modules()), "its new parts are in the layer's own mode"
+    model[0].attn_drop.register_forward_hook(without_first_head)
+    assert_folds(model, torch.randn(2, 8, 4, 4).double(), removed=0)
+
+
 def test_training_mode_is_refused() -> None:
     model = nn.Sequential(MHSA2d(8, 4), nn.BatchNorm2d(8))
     with pytest.raises(ValueError, match=r"the model is in training mode.*call \.eval\(\)"):

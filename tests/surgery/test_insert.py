@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attneck.layers import BAM, MHSA2d, SqueezeExcite2d
 from attneck.models import create_model
 from attneck.surgery import attend, insert_attention_block, insert_bam, insert_se
+from attneck.surgery.intermediates import LeftOutWarning
 from attneck.surgery.trace import halvings
 
 THIN: dict[str, Any] = {"layers": (1, 1, 2, 1), "channels": (16, 16, 16, 32), "num_classes": 5}
@@ -647,3 +648,39 @@ def test_after_a_parametrised_convolution_nothing_can_stand() -> None:
     torch.nn.utils.parametrizations.weight_norm(model.layer3[0].conv2)
     with pytest.raises(ValueError, match=r"'layer3\.0\.conv2' is parametrised.*remove_parametrizations"):
         insert_bam(model, at="blocks")
+
+
+@pytest.mark.parametrize(
+    ("at", "words"),
+    [
+        ("bottlenecks", r"of this XceptionAligned leaves out blocks\.0\.bam, blocks\.1\.bam, "),
+        ("blocks", "gives maps of other sizes now, and forward does not"),
+    ],
+)
+def test_a_second_way_that_leaves_out_what_is_new_is_told(at: Any, words: str) -> None:
+    """timm's aligned Xceptions run the parts of a strided block one by one there, up to the last but one."""
+    with torch.device("meta"):
+        model = timm.create_model("xception41")
+    with pytest.warns(LeftOutWarning, match=words):
+        insert_bam(model, at)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "ghostnet_100", "regnety_002", "vgg11_bn"])
+def test_a_second_way_that_runs_it_is_not(name: str, recwarn: pytest.WarningsRecorder) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    insert_bam(model)
+    assert [each for each in recwarn if issubclass(each.category, LeftOutWarning)] == []
+
+
+def test_a_second_way_that_fails_afterwards_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = thin()
+    own = type(model).forward_intermediates
+
+    def asks_for_the_stages_own_class(self: Any, *args: Any, **kwargs: Any) -> Any:
+        assert not any(isinstance(module, BAM) for module in self.modules())
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(ResNet, "forward_intermediates", asks_for_the_stages_own_class)
+    with pytest.warns(LeftOutWarning, match="forward_intermediates of this ResNet fails now"):
+        insert_bam(model)

@@ -35,7 +35,7 @@ def fold(model: Module) -> Module:
       of BAM's branches, behind linear layers too; elsewhere a linear layer's norm may be one of another axis.
     - The BatchNorm that an `MHSA2d` feeds: y = s*x + t a channel. Every channel of the result is a mean of
       that channel of v, whatever the weights, as they sum to one (those of the 2x2 pool do, too). So s goes
-      into the values' weights and t becomes their bias, exactly.
+      into the values' weights and t becomes their bias, exactly. One whose maps are shown keeps it.
 
     Which layer feeds a norm is found by tracing the module that holds both. Where that cannot be traced, or
     is a plain Sequential that nothing is seen to call, where either is used twice, the layer's result is kept
@@ -120,7 +120,8 @@ def _pairs(calls: dict[fx.Node, nn.Module]) -> dict[tuple[str, str], tuple[nn.Mo
 def _takes_a_norm(layer: nn.Module) -> bool:
     """Whether what follows it, scale and shift a channel, can become a part of its weights."""
     if isinstance(layer, MHSA2d):
-        return is_bare(layer, MHSA2d) and _is_rewritable(layer.qkv)
+        # Where its weights are shown, somebody may change them, and they need not sum to one.
+        return is_bare(layer, MHSA2d) and not layer.shows_maps and _is_rewritable(layer.qkv)
     return isinstance(layer, nn.Conv2d) and _is_rewritable(layer)
 
 

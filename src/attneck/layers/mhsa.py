@@ -170,6 +170,8 @@ class MHSA2d(nn.Module):
         else:
             self.attn = nn.Sequential(OrderedDict(softmax=nn.Softmax(dim=-1)))
             self.attn_drop = nn.Identity()
+            for child in (self.attn, self.attn_drop):
+                child.train(self.training)
 
     def reset_parameters(self) -> None:
         """Standard deviations: 0.01 for the projections, as in the authors' code, d**-0.5 for the tables.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from attneck.measure import Counts, count
+from attneck.surgery.intermediates import maps_of, warn_of_others
 from attneck.surgery.trace import Trace
 
 
@@ -75,9 +76,11 @@ class Ledger:
     def __init__(self, model: nn.Module, trace: Trace) -> None:
         self.model, self.trace = model, trace
         self.tensors, self.before = state_tensors(model), self._count()
+        self.maps = maps_of(trace.skeleton, trace)
 
     def close(self, changes: list[Change]) -> Result:
-        """The model, changed by now, and the report."""
+        """The model, changed by now, and the report; LeftOutWarning as `warn_of_others`."""
+        warn_of_others(self.model, self.maps, self.trace, [change.name for change in changes])
         tensors = state_tensors(self.model)
         kept = dict.fromkeys(n for n, tensor in self.tensors.items() if tensors.get(n) is tensor)
         report = Report(
