@@ -53,8 +53,8 @@ class RCNN(detection.FasterRCNN):
     the backbone keep the weights and statistics that were loaded.
 
     Args:
-        backbone: see `FPN`; its BatchNorms, unless frozen, get the momentum of `options`, and in BoTNet's
-            variant the epsilon of A.2.
+        backbone: see `FPN`, and for variant c4 `c4.without_pyramid`; its BatchNorms, unless frozen, get the
+            momentum of `options`, and in BoTNet's variant the epsilon of A.2.
         num_classes: K, background counted, as in all of torchvision's detectors (COCO: 81).
         image_size: (height, width) in pixels that images are fitted into in evaluation.
         options: everything else.
@@ -186,7 +186,7 @@ class MaskRCNN(RCNN, detection.MaskRCNN):
 def faster_rcnn(
     backbone: nn.Module, num_classes: int, image_size: int | tuple[int, int] = 1024, **options: Any
 ) -> RCNN:
-    """Faster R-CNN on any backbone that `FPN` takes, such as one changed by surgery.
+    """Faster R-CNN on any backbone that `RCNN` takes, such as one changed by surgery.
 
     Args:
         backbone, num_classes: see `RCNN`. Images are normalised by the mean and std of the backbone's
