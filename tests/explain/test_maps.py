@@ -287,9 +287,22 @@ def test_layers_that_run_otherwise_are_told() -> None:
     assert found.mhsas == ()
     assert [note.partition(":")[0] for note in found.notes] == [
         "'twice' ran 2 times",
-        "'regions' ran on 5 regions of the image, which have no one map",
+        "'regions' ran on regions of the image (5), which have no one map",
         "'never' did not run",
     ]
+
+
+@pytest.mark.parametrize("regions", [1, 3])
+def test_attention_in_regions_is_not_taken_for_the_images(regions: int) -> None:
+    """Of Faster R-CNN without a pyramid the last stage sees regions, though it be one."""
+    torch.manual_seed(0)
+    model = attneck.create_model(
+        "fasterrcnn_botnet26_thin", num_classes=3, variant="c4", proposals=regions, depths=[1, 1, 1, 1]
+    )
+    found = maps(model, torch.rand(3, 256, 256))
+    assert found.mhsas == ()
+    name = "roi_heads.box_head.layer4.0.conv2"
+    assert found.notes == (f"{name!r} ran on regions of the image ({regions}), which have no one map",)
 
 
 def test_a_detector_says_what_its_batch_is() -> None:

@@ -264,7 +264,7 @@ class _Watch:
 
     def layer(self, name: str, layer: BAM | MHSA2d, x: Tensor, result: Tensor) -> None:
         """A pass of a layer: x [B, C, H, W], and what it made of it."""
-        if len(x) != 1:  # regions of an image, say
+        if len(x) != 1 or name.startswith("roi_heads."):  # regions of an image, though it be one
             self.many[name] = len(x)
             return
         found: dict[str, Any]
@@ -307,7 +307,7 @@ class _Watch:
             if count > 1
         ]
         notes += [
-            f"{name!r} ran on {count} regions of the image, which have no one map"
+            f"{name!r} ran on regions of the image ({count}), which have no one map"
             for name, count in self.many.items()
         ]
         notes += [
