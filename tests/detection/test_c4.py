@@ -149,10 +149,35 @@ def test_a_classifier_fills_both_parts(name: str) -> None:
     assert sum(key.startswith("roi_heads.box_head.layer4.") for key in after) == sum(
         key.startswith("layer4.") for key in given
     )
-    for layer in model.modules():
-        if isinstance(layer, MHSA2d):  # as the classifier's at 224: a region is of 14 × 14
-            assert layer.map_size in ((14, 14), (7, 7))
     assert load_weights(model, after).new == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("botnet50", {}),
+        ("resnet50_bot_c4_c5", {}),
+        ("resnet50_bot_c4", {}),
+        ("botnet50", {"output_stride": 8}),
+        ("botnet_s1_50", {}),
+    ],
+)
+def test_attention_has_the_tables_of_what_it_sees(name: str, options: dict[str, Any]) -> None:
+    """Of the image in c4, of a region in the last stage; so none is resampled."""
+    size = (128, 192)
+    model = create_model(f"fasterrcnn_{name}", num_classes=K, image_size=size, **SMALL, **THIN, **options)
+    seen = []
+
+    def look(layer: Any, given: tuple[Tensor, ...]) -> None:
+        seen.append((layer.map_size, (*given[0].shape[2:],)))
+
+    for layer in model.modules():
+        if isinstance(layer, MHSA2d):
+            layer.register_forward_pre_hook(look)
+    model.eval()([torch.rand(3, *size)])
+    assert seen
+    assert all(made == given for made, given in seen)
+    assert model.rpn.anchor_generator.sizes == ((64, 128, 256, 512),)
 
 
 def test_frozen_norms_are_the_last_stages_too() -> None:

@@ -140,6 +140,33 @@ def test_ids_of_annotations_do_not_matter() -> None:
     assert coco_scores(truth, detections) == coco_scores(truth | {"annotations": shifted}, detections)
 
 
+def test_objects_of_images_that_are_not_listed_do_not_count() -> None:
+    truth, detections = drawn(4)
+    part = truth | {"images": truth["images"][:4]}
+    listed = {image["id"] for image in part["images"]}
+    found = [row for row in detections if row["image_id"] in listed]
+    for kind, scores in coco_scores(part, found).items():
+        np.testing.assert_allclose([*scores.values()], reference(part, found, kind), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_large_ids_are_told_apart(key: str) -> None:
+    """From 2^53 on two neighbours are one number as a double; ids that are hashes are as large."""
+    truth, detections = drawn(3)
+    wanted = coco_scores(truth, detections)
+    of = {"image_id": "images", "category_id": "categories"}[key]
+    ids = {row["id"]: 2**62 - number for number, row in enumerate(reversed(truth[of]))}
+    large = truth | {of: [row | {"id": ids[row["id"]]} for row in truth[of]]}
+    large["annotations"] = [row | {key: ids[row[key]]} for row in truth["annotations"]]
+    found = [row | {key: ids[row[key]]} for row in detections]
+    assert coco_scores(large, found) == wanted
+    small, big = (
+        coco_curves(ground, coco_evaluators(ground, rows))["boxes"]
+        for ground, rows in ((truth, detections), (large, found))
+    )
+    assert [(one.name, one.ap) for one in big] == [(one.name, one.ap) for one in small]
+
+
 def test_an_image_of_polygons_and_unpacked_runs() -> None:
     truth, detections = drawn(2, crowds=0)
     for number, annotation in enumerate(truth["annotations"]):

@@ -19,10 +19,8 @@ from attneck.models.features import Pyramid
 
 BINS = 14
 """Of a region, along each side; the last stage strides, and makes 7 of them."""
-IMAGE = (16 * BINS, 16 * BINS)
-"""Of which c4 has as many positions as a region has bins: what position tables of the last stage fit."""
-ANCHOR_STRIDES = (4, 8, 16, 32)
-"""The sides of anchors in strides of c4: 64 to 512 pixels, Ren et al.'s four for COCO."""
+ANCHORS = [64, 128, 256, 512]
+"""Their sides in pixels, Ren et al.'s four for COCO."""
 CANDIDATES = 6000
 """Best boxes that non-maximum suppression is given in evaluation, as in Ren et al.'s code."""
 
@@ -49,7 +47,7 @@ def without_pyramid(backbone: nn.Module, num_classes: int, options: RCNNOptions)
     features = cast(Any, backbone).feature_info[-1]["num_chs"]  # which its pruning forgets
     image = C4(backbone)
     (stride,) = image.reductions
-    anchors = Anchors([[stride * times for times in ANCHOR_STRIDES]])
+    anchors = Anchors([ANCHORS])
     (per_position,) = anchors.num_anchors_per_location()
     return image, {
         "rpn_anchor_generator": anchors,

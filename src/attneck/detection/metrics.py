@@ -55,26 +55,53 @@ def coco_stats(evaluator: Any) -> dict[str, float]:
 def coco_evaluators(
     ground_truth: Truth, detections: Detections, kinds: Sequence[str] = ("bbox", "segm")
 ) -> dict[str, Any]:
-    """faster-coco-eval's evaluator of each kind, after its run; see `coco_scores`."""
+    """faster-coco-eval's evaluator of each kind, after its run; see `coco_scores`.
+
+    Its images and categories are numbered from 1, in the order of their ids: it keeps ids as doubles, and
+    from 2^53 on would take two for one. As there, objects of images that are not listed do not count.
+    """
     from faster_coco_eval import COCO, COCOeval_faster
 
     kinds = (kinds,) if isinstance(kinds, str) else kinds
     if unknown := [kind for kind in kinds if kind not in _FIELD]:
         raise ValueError(f"kinds={brief(unknown)}: wanted of {', '.join(_FIELD)}")
+    images, categories = numbers_of(ground_truth["images"]), numbers_of(ground_truth["categories"])
+
+    def is_listed(row: dict[str, Any]) -> bool:
+        return row["image_id"] in images and row["category_id"] in categories
+
+    def numbered(row: dict[str, Any]) -> dict[str, int]:
+        return {
+            "image_id": images[row["image_id"]],
+            "category_id": categories[row["category_id"]],
+        }
+
+    frame = ground_truth | {
+        "images": [image | {"id": images[image["id"]]} for image in ground_truth["images"]],
+        "categories": [one | {"id": categories[one["id"]]} for one in ground_truth["categories"]],
+    }
     evaluators = {}
     for kind in kinds:
         field = _FIELD[kind]
         check_detections(ground_truth, detections, kind)
         # The evaluator writes into its arguments, and reads an annotation's id of 0 as "no match".
-        objects = [annotation | {"id": i} for i, annotation in enumerate(ground_truth["annotations"], 1)]
-        truth = COCO(ground_truth | {"annotations": objects})
-        keys = ("image_id", "category_id", "score", field)
-        rows = [{key: detection[key] for key in keys} for detection in detections]
+        annotations = enumerate(filter(is_listed, ground_truth["annotations"]), 1)
+        objects = [row | numbered(row) | {"id": i} for i, row in annotations]
+        truth = COCO(frame | {"annotations": objects})
+        rows = [
+            numbered(detection) | {key: detection[key] for key in ("score", field)}
+            for detection in detections
+        ]
         # Before 1.8 loadRes looks at the first row.
-        found = truth.loadRes(rows) if rows else COCO(ground_truth | {"annotations": []})
+        found = truth.loadRes(rows) if rows else COCO(frame | {"annotations": []})
         evaluators[kind] = COCOeval_faster(truth, found, kind)
         evaluators[kind].run()
     return evaluators
+
+
+def numbers_of(rows: list[dict[str, Any]]) -> dict[int, int]:
+    """The number of each id, from 1 in the order of the ids."""
+    return {id_: number for number, id_ in enumerate(sorted({row["id"] for row in rows}), 1)}
 
 
 def voc_scores(

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attneck.detection.metrics import Detections, Truth, average_precision, by_category, voc_right
+from attneck.detection.metrics import (
+    Detections,
+    Truth,
+    average_precision,
+    by_category,
+    numbers_of,
+    voc_right,
+)
 
 COLUMNS = {"bbox": "boxes", "segm": "masks"}
 """What COCO's kinds are called."""
@@ -39,7 +46,7 @@ def coco_curves(ground_truth: Truth, evaluators: dict[str, Any]) -> dict[str, li
         precision = np.asarray(evaluator.eval["precision"])[..., 0, -1]  # [IoUs, recalls, classes]
         recall = np.asarray(evaluator.params.recThrs, dtype=np.float64)
         rows = []
-        for place, category in enumerate(evaluator.params.catIds):
+        for place, category in enumerate(numbers_of(ground_truth["categories"])):
             of_class = precision[..., place]
             ap = float(of_class.mean()) if there[category] else -1.0
             rows.append(Curve(names[category], there[category], ap, recall, of_class[0].clip(0)))

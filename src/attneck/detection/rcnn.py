@@ -36,6 +36,7 @@ from attneck.layers.meta import meta_copy, shapes_alone
 from attneck.models import catalog
 from attneck.models.detector_options import RCNNOptions
 from attneck.models.options import override
+from attneck.models.resnet import ResNetOptions
 
 NORM_EPSILON = 1e-4  # A.2
 
@@ -214,11 +215,13 @@ def mask_rcnn(
 def build_rcnn(options: RCNNOptions, *, num_classes: int, image_size: tuple[int, int]) -> RCNN:
     """A detector of the catalog: the backbone that `options` name, made for the canvas of `image_size`.
 
-    By variant c4 its last stage sees regions, and is made for those.
+    By variant c4 its last stage sees regions, and its attention is made for those.
     """
     assert options.backbone is not None
-    size = c4.IMAGE if options.variant == "c4" else canvas(image_size, STEP)
-    backbone = catalog.build_family(options.backbone, 0, size)
+    backbone: Any = catalog.build_family(options.backbone, 0, canvas(image_size, STEP))
+    if options.variant == "c4" and isinstance(options.backbone, ResNetOptions) and options.backbone.attends:
+        side = c4.BINS * options.backbone.c4_stride
+        backbone.layer4 = catalog.build_family(options.backbone, 0, (side, side)).layer4
     return _rcnn(backbone, num_classes, image_size, options)
 
 
