@@ -29,7 +29,6 @@ EXTRA_OF = {
 
 # Used, but by no import of ours: the place that uses it, and how.
 USED_BY = {
-    "onnxscript": ("src/attneck/export/formats.py", "torch.onnx.export("),
     "ruff": ("Makefile", "$(BIN)/ruff check"),
     "mypy": ("Makefile", "$(BIN)/mypy"),
     "pytest-xdist": ("Makefile", "pytest -n"),
