@@ -71,10 +71,7 @@ def coco_evaluators(
         return row["image_id"] in images and row["category_id"] in categories
 
     def numbered(row: dict[str, Any]) -> dict[str, int]:
-        return {
-            "image_id": images[row["image_id"]],
-            "category_id": categories[row["category_id"]],
-        }
+        return {"image_id": images[row["image_id"]], "category_id": categories[row["category_id"]]}
 
     frame = ground_truth | {
         "images": [image | {"id": images[image["id"]]} for image in ground_truth["images"]],

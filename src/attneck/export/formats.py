@@ -45,8 +45,8 @@ def to_onnx(traced: Traced, opset: int, about: Mapping[str, str]) -> bytes:
     """The graph in ONNX's operators of that opset."""
     import onnx
     import torch
-    import torchvision  # noqa: F401  registers its operators
 
+    detectors_own: Any = {torch.ops.torchvision.roi_pool.default: _roi_pool} if traced.detects else None
     try:
         with without_their_warnings():
             converted: Any = torch.onnx.export(
@@ -60,7 +60,7 @@ def to_onnx(traced: Traced, opset: int, about: Mapping[str, str]) -> bytes:
                 external_data=False,
                 # On a detector's thousands of operators that takes minutes; onnxruntime does it as it loads.
                 optimize=not traced.detects,
-                custom_translation_table={torch.ops.torchvision.roi_pool.default: _roi_pool},
+                custom_translation_table=detectors_own,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:

@@ -116,7 +116,7 @@ class RCNNOptions(DetectorOptions):
     rois: Positive = 512
     """Boxes that are sampled from these for the losses of the heads."""
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.003
-    """Momentum of every BatchNorm that learns; TensorFlow calls it 0.997."""
+    """Momentum of every BatchNorm that learns; 0.003 is what TensorFlow calls 0.997."""
     freeze_norms: bool = False
     """The backbone's BatchNorms keep the weights and statistics that were loaded."""
 
@@ -179,15 +179,8 @@ class ThinRCNNOptions(RCNNOptions):
     """
 
     channels: Positive = 64
-    """Channels of the pyramid, and of every convolution after it; c4: of the RPN's alone."""
     box_features: Positive = 256
-    """Features of each fully connected layer of the box head; c4 has none."""
     proposals: Positive = 200
-    """Boxes of an image that are given to the heads; torchvision's variant trains with twice as many, c4 with
-    2000."""
     candidates: Positive = 500
-    """Best boxes of each map that non-maximum suppression is given in training; else 1000, by c4 6000."""
     rois: Positive = 64
-    """Boxes that are sampled from these for the losses of the heads."""
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Momentum of every BatchNorm that learns; TensorFlow calls it 0.9."""

@@ -50,6 +50,15 @@ class FamilyOptions(BaseModel):
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
+        """An option that a derived family only gives another default keeps its help text."""
+        super().__pydantic_init_subclass__(**arguments)
+        of_base: dict[str, Any] = getattr(cls.__base__, "model_fields", {})
+        for name, field in cls.model_fields.items():
+            if field.description is None and name in of_base:
+                field.description = of_base[name].description
+
     builder: ClassVar[str]
     """MODULE:FUNCTION, imported when a network is built: function(options, num_classes=…, image_size=(H, W));
     a classifier's takes in_chans too."""
