@@ -25,7 +25,8 @@ from attneck.errors import brief, one_line
 from attneck.layers import MHSA2d
 from attneck.layers.meta import meta_copy
 from attneck.surgery.attach import device_to_make_on, match_to
-from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
+from attneck.surgery.blocks import Block, goes_past, is_index, residual_blocks, stage_of
+from attneck.surgery.keep_size import correct_feature_info, strides_into, take_strides_off, without_strides
 from attneck.surgery.recorded import recorded
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.step import Step
@@ -45,6 +46,7 @@ def attend(
     position: Position = "relative",
     content: bool = True,
     resample: Resample = "stretch",
+    stride: Literal[1] | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Result:
     """Replace the 3×3 convolutions of a stage by `MHSA2d`, in place; the norms after them stay.
@@ -64,16 +66,34 @@ def attend(
         blocks: "all", or which of the stage's, one number or several; those that BoTNet's Table 5 writes
             [0, 1, 1] are (1, 2).
         heads, position, content, resample: of each `MHSA2d`.
+        stride: 1 lets the whole stage keep the size of the map before it, as BoTNet-S1's last does (§4.8);
+            its convolutions are not dilated. None leaves the size as it is.
         image_size: a side or (height, width) in pixels that the position tables are made for; any other
             works, too. None takes that of timm's `pretrained_cfg`, else 224.
 
     Raises:
         ValueError: a network without residual blocks, a stage or block that it does not have, a block whose
-            3×3 cannot be replaced, with the reason, or has hooks, which would be lost, or options that
-            `MHSA2d` refuses. The model is as it was then.
+            3×3 cannot be replaced, with the reason, or has hooks, which would be lost, options that
+            `MHSA2d` refuses, or a stage that cannot keep the size. The model is as it was then.
     """
-    seen = trace(model, image_size)
+    before = seen = trace(model, image_size)
     those = stage_of(seen, stage)
+    strides: list[str] = []
+    if stride is not None:
+        if type(stride) is not int or stride != 1:
+            raise ValueError(
+                f"stride={brief(stride)}: wanted 1, for a stage that keeps the size of the map before it, or "
+                "None, for one that strides as it did"
+            )
+        if blocks != "all":
+            raise ValueError(
+                f"stride=1 and blocks={brief(blocks)}: a stage that keeps the size attends in all of its "
+                "blocks; leave one of the two out"
+            )
+        names = {block.name for block in those}
+        strides = strides_into(model, seen, those)
+        seen = without_strides(seen, those, strides)
+        those = [block for block in residual_blocks(seen) if block.name in names]
     chosen = range(len(those)) if isinstance(blocks, str) and blocks == "all" else blocks
     if type(chosen) is int:  # a command line cannot tell one number from a list of it
         chosen = (chosen,)
@@ -107,11 +127,13 @@ def attend(
         layers.append(layer)
     _check_in_use(seen, targets, layers)
     ledger, changes = Ledger(model, seen), []
+    take_strides_off(model, strides)
+    correct_feature_info(model, before, seen)
     for target, layer in zip(targets, layers, strict=True):
         _replace(model, target, layer)
         was = f"a 3×3 convolution{f' in {target.conv.groups} groups' if target.conv.groups > 1 else ''}"
         changes.append(Change(target.call.name, "MHSA2d", layer.channels, layer.map_size, layer.stride, was))
-    return ledger.close(changes)
+    return ledger.close(changes, strides)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +48,8 @@ class Report:
     gone: tuple[str, ...]
     before: Counts
     after: Counts
+    unstrided: tuple[str, ...] = ()
+    """Modules that make no map smaller any more."""
 
     def __str__(self) -> str:
         H, W = self.image_size
@@ -55,6 +58,7 @@ class Report:
             [
                 f"{self.network}, on an image of {H}×{W}:",
                 *(f"  {change}" for change in self.changes),
+                *(f"  {name}: no stride any more" for name in self.unstrided),
                 f"  tensors: {len(self.kept)} kept, {len(self.new)} new, {len(self.gone)} gone",
                 f"  parameters: {self.before.params:,} → {self.after.params:,} ({params:+,})",
                 f"  multiply-adds: {self.before.madds / 1e9:.3f} G → {self.after.madds / 1e9:.3f} G "
@@ -78,7 +82,7 @@ class Ledger:
         self.tensors, self.before = state_tensors(model), self._count()
         self.maps = maps_of(trace.skeleton, trace)
 
-    def close(self, changes: list[Change]) -> Result:
+    def close(self, changes: list[Change], unstrided: Sequence[str] = ()) -> Result:
         """The model, changed by now, and the report; LeftOutWarning as `warn_of_others`."""
         warn_of_others(self.model, self.maps, self.trace, [change.name for change in changes])
         tensors = state_tensors(self.model)
@@ -92,6 +96,8 @@ class Ledger:
             gone=tuple(name for name in self.tensors if name not in kept),
             before=self.before,
             after=self._count(),
+            # What attention stands for now is among the changes.
+            unstrided=tuple(name for name in unstrided if name not in {each.name for each in changes}),
         )
         return Result(self.model, report)
 
