@@ -13,6 +13,7 @@ from statistics import median
 from table_parts import NONE_YET, RESULTS, ROOT, Lines, markdown, sections
 
 from attneck.commands.bench_table import ROUNDS
+from attneck.models import catalog
 from attneck.papers.results import DATA
 from attneck.papers.step_times import StepTimes, key, read_step_times
 from attneck.papers.tables import Row, Table
@@ -40,7 +41,7 @@ class Training:
 
 @cache
 def trainings() -> list[Training]:
-    """Those of every row with a command, each once, where it is first."""
+    """Those of every row with a command, each once, where it is first: by one recipe, and of one network."""
     recipes = {name: load_recipe(name) for name in shipped_recipes()}
     found: dict[str, Training] = {}
     for section in sections():
@@ -55,8 +56,10 @@ def trainings() -> list[Training]:
             )
             whole = checked.row.detector is None and "madds_g" in checked.counts
             madds = checked.counts["madds_g"].count if whole else None
+            network = catalog.find(recipe.model.name, dict(recipe.model.options)).options.shortest()
+            rest = recipe.model_dump(exclude={"model": {"name", "options"}})
             found.setdefault(
-                checked.train, Training(section.paper.name, section.table, checked.row, images, madds)
+                f"{network!r} {rest}", Training(section.paper.name, section.table, checked.row, images, madds)
             )
     return list(found.values())
 

@@ -331,8 +331,23 @@ def test_a_command_says_what_its_recipe_does_not():
     assert heads == command.architecture("maskrcnn_botnet50", {"variant": "cloud_tpu"})
     assert heads != command.architecture("maskrcnn_botnet50", {"variant": "torchvision"})
     assert heads != command.architecture("fasterrcnn_botnet50", {})
+    assert heads == command.architecture("maskrcnn_botnet50", {"attend": [1, 1, 1]})
     without = [dataclasses.replace(row, recipe="") for row in LOADED["bam"].table("4b").rows]
     assert all(command._train(row, RECIPES) is None for row in without)
+
+
+def test_one_network_is_known_by_whatever_options_it_is_given():
+    bam, bot = "cifar_resnet50_bam", "botnet50"
+    for name, said, plain in (
+        (bam, {"bam_combine": "sum"}, {}),
+        (bam, {"bam_variant": "official", "bam_combine": "prod"}, {"bam_variant": "official"}),
+        (bot, {"attend": [1, 1, 1]}, {}),
+        (bot, {"attend": [0, 0, 0]}, {"attend": [0]}),
+        ("resnet50", {"attend": [0]}, {}),
+    ):
+        assert command.architecture(name, said) == command.architecture(name, plain), said
+    for name, said in ((bam, {"bam_combine": "prod"}), (bot, {"attend": [0, 1, 1]})):
+        assert command.architecture(name, said) != command.architecture(name, {}), said
 
 
 def test_a_row_may_have_a_recipe_and_detector_options_of_its_own():

@@ -343,7 +343,7 @@ def test_the_words_follow_the_batch():
     said = dict(in_words(Recipe.model_validate(content | {"batch": 4}), {}))
     assert said["Length"].startswith("360,000 steps")
     assert "after 240,000, 320,000 steps" in said["Learning rate"]
-    assert "from 0.33 of it" in said["Learning rate"]
+    assert "from 0.001 of it" in said["Learning rate"]
 
 
 def test_the_words_have_the_sizes_of_training():

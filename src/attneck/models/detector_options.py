@@ -148,6 +148,10 @@ class RCNNOptions(DetectorOptions):
         boxes = self.box_features * (49 * self.channels + 5 * num_classes)
         return body + 9 * self.channels**2 * convs + boxes
 
+    def shortest(self) -> Self:
+        """The backbone's too."""
+        return self.replace(backbone=self.backbone.shortest()) if self.backbone is not None else self
+
     @property
     def training_proposals(self) -> int:
         """Boxes of an image that regions are sampled from: torchvision's, and Ren et al.'s (§3.3)."""

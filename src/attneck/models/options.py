@@ -115,6 +115,10 @@ class FamilyOptions(BaseModel):
         """The same with other values, checked as these are."""
         return type(self)(**dict(self) | changes)
 
+    def shortest(self) -> Self:
+        """The same network, of options that say one thing in several ways by the shortest of them."""
+        return self
+
     def _refuse_idle(self, names: tuple[str, ...], wanted: str) -> None:
         """ValueError if an option was changed that nothing in this network would see."""
         for name in names:
@@ -166,6 +170,12 @@ class BAMOptions(FamilyOptions):
     """As the paper's equations have it, or as the authors' code."""
     bam_gate: bool = True
     """False adds what the branches say to the map in place of gating it: a control, no paper has it."""
+
+    def shortest(self) -> Self:
+        """How the branches are joined is the default, where that is named."""
+        own = {"paper": "sum", "official": "prod"}[self.bam_variant]
+        plain = super().shortest()
+        return plain.replace(bam_combine="default") if self.bam_combine == own else plain
 
     @model_validator(mode="after")
     def _bam_is_used(self) -> Self:

@@ -103,6 +103,7 @@ def architecture(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def by_the_text(options: FamilyOptions) -> FamilyOptions:
     """A detector by its paper's text alone is its row's as well as one by all of the code base it names."""
+    options = options.shortest()
     by_its_code = getattr(options, "variant", None) == "cloud_tpu"
     return options.replace(variant="botnet") if by_its_code else options
 

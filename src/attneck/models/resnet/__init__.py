@@ -123,6 +123,13 @@ class ResNetOptions(AttentionOptions, BAMOptions):
         """`attend` with a flag for each c5 block."""
         return (self.attend or (0,)) * self.depths[3] if len(self.attend) < 2 else self.attend
 
+    def shortest(self) -> Self:
+        """One flag, or none, stands for c5 blocks that are all alike."""
+        flags = self.c5_flags
+        if all(flags) or not any(flags):
+            flags = (1,) if flags[0] else ()
+        return super().shortest().replace(attend=flags)
+
     @property
     def c4_stride(self) -> int:
         """Pixels of a position of c4's map, along each side."""
