@@ -20,6 +20,7 @@ TRAINER = """
 import json, os, pathlib, sys, time
 folder, code, seconds = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 print("threads", os.environ["OMP_NUM_THREADS"], "of", os.environ["LOCAL_WORLD_SIZE"], flush=True)
+print("alone", not {"RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"} & {*os.environ}, flush=True)
 print("GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 folder.mkdir(parents=True, exist_ok=True)
 with (folder / "began").open("a") as file:
@@ -47,12 +48,14 @@ def stand_in(code=lambda cell: 0, seconds=lambda cell: 0.0):
 
 def test_what_fails_does_not_stop_the_others_and_is_tried_again(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(jobs, "PAUSE", 0.02)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
     made = cells(study(), tmp_path)
     with pytest.raises(RunFailed, match=r"1 of 4 runs failed \(se/0\)") as failed:
         run_all(made, 2, stand_in(code=lambda cell: 3 * (cell.name == "se/0")))
     assert failed.value.code == 1
     assert [cell.done for cell in made] == [cell.name != "se/0" for cell in made]
-    assert log_of(made[0]).read_text().startswith("threads 1 of 2\n")
+    assert log_of(made[0]).read_text().startswith("threads 1 of 2\nalone True\n")
     assert progress(made[0]) == 0.5
     run_all(made, 2, stand_in())
     assert {cell.name: (cell.folder / "began").read_text() for cell in made} == {

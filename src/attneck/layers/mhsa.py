@@ -294,7 +294,7 @@ class MHSA2d(nn.Module):
             # Whatever is no table at all is PyTorch's to refuse, with its own message.
             if given is not None and given.ndim == 2 and (self.position == "absolute" or given.shape[0] % 2):
                 with torch.no_grad():
-                    state_dict[prefix + name] = _one(given, self.position, self.resample, side)
+                    state_dict[prefix + name] = _loaded(given, self.position, self.resample, side)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -313,6 +313,18 @@ def _split(tokens: Tensor, heads: int, head_width: int) -> tuple[Tensor, Tensor 
 def _one(table: Tensor, position: str, how: Resample, side: int) -> Tensor:
     """A table for a side of so many positions: [2L-1, d] -> [2*side-1, d], or [L, d] -> [side, d]."""
     return (resample_table if position == "relative" else resample_rows)(table, side, how)
+
+
+def _loaded(table: Tensor, position: str, how: Resample, side: int) -> Tensor:
+    """`_one`, also of a table that lies in parts, one a process (fully_shard), and does so afterwards."""
+    rows = 2 * side - 1 if position == "relative" else side
+    if table.shape[0] == rows or not hasattr(table, "full_tensor"):
+        return _one(table, position, how, side)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(table, DTensor)
+    whole = _one(table.full_tensor(), position, how, side)
+    return distribute_tensor(whole, table.device_mesh, table.placements)
 
 
 def _resampled(

@@ -25,6 +25,8 @@ PAUSE = 0.5
 WAIT = 30.0
 """Seconds from one look at a run that another program trains to the next."""
 GPUS = "CUDA_VISIBLE_DEVICES"
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_")
+"""How the variables begin by which torchrun tells a process which of several it is."""
 Command = Callable[[Cell], list[str]]
 
 
@@ -188,6 +190,8 @@ def gpus() -> list[str]:
 def _started(command: list[str], cell: Cell, gpu: str | None, jobs: int) -> subprocess.Popen[bytes]:
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     # The data's workers share the cores with those of the other runs.
+    # And each run is alone, whatever this process was started among.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
     around = {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(jobs)} | ({} if gpu is None else {GPUS: gpu})
     with log_of(cell).open("ab") as log:
         return subprocess.Popen(
@@ -195,5 +199,5 @@ def _started(command: list[str], cell: Cell, gpu: str | None, jobs: int) -> subp
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | around,
+            env=own | around,
         )

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -102,12 +101,9 @@ def evaluate(
 
 @contextmanager
 def _among(device: torch.device) -> Iterator[World]:
-    """This process among those of its group, which a program may have made before."""
-    if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), device)
-    else:
-        with world() as alike:
-            yield World(alike.rank, alike.size, device)
+    """This process among those of its group, on the device that the network is on."""
+    with world() as alike:
+        yield World(alike.rank, alike.size, device)
 
 
 def _with_objects(

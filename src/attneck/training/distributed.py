@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from attneck.errors import RunFailed, UserError
+from attneck.errors import RunFailed, UserError, brief, say
 
 _LOST = re.compile(r"gloo|NCCL|connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE)
 """What the libraries say when another process is gone."""
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells its processes, and two ways of launching without it do too."""
+PATIENCE = 30.0
+"""Seconds until a process that waits for others says so."""
 
 
 @dataclass(frozen=True)
@@ -92,20 +98,60 @@ def together(store: dist.Store, rank: int, size: int) -> str:
     return mine
 
 
+def launched() -> tuple[int, int]:
+    """This process's rank, and how many there are, as torchrun's variables have it; 0 of 1 without them.
+
+    Raises:
+        UserError: one is missing, or is no number, or they contradict each other.
+    """
+    given = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    numbers = {
+        name: int(value) if value.isascii() and value.isdigit() else -1
+        for name, value in given.items()
+        if name != "MASTER_ADDR"
+    }
+    rank, size = numbers.get("RANK", 0), numbers.get("WORLD_SIZE", 1)
+    if 0 <= rank < size and (size == 1 or ({*given} == {*VARIABLES} and 0 <= numbers["MASTER_PORT"] < 2**16)):
+        return rank, size
+    said = ", ".join(f"{name}={brief(given[name])}" if name in given else f"no {name}" for name in VARIABLES)
+    error = UserError(
+        f"{said}: these say which of several processes this is, and do not fit; wanted 0 ≤ RANK < "
+        "WORLD_SIZE, of several an address and a port. Start with torchrun or --processes N, or unset them"
+    )
+    error.of_one = True
+    raise error
+
+
+@contextmanager
+def _waiting(rank: int, size: int) -> Iterator[None]:
+    """What is said where the others do not come: variables may be left over from another program."""
+    alone = "to train alone, unset WORLD_SIZE and RANK"
+    words = f"process {rank} of {size} waits for the others to start ({alone})"
+    timer = threading.Timer(PATIENCE, say, [words])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 @contextmanager
 def world() -> Iterator[World]:
     """Join torchrun's process group for the length of the block.
 
-    Without torchrun this process is alone, on the GPU that is the current one.
+    Without torchrun this process is alone, on the GPU that is the current one. A group that the program has
+    made before is taken, and left as it is.
 
     Raises:
         RunFailed: another process has gone.
-        UserError: more processes on this machine than it has GPUs.
+        UserError: more processes on this machine than it has GPUs, or a `launched` that makes no sense.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    joined = dist.is_initialized()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if joined else launched()
     before: int | None = None  # the GPU that a program has chosen before it calls this one
     if torch.cuda.is_available():
-        given, there = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
+        given, there = None if joined else os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
         before = torch.cuda.current_device() if given is None else None
         local = int(given or 0) if before is None else before
         if local >= there:
@@ -119,15 +165,16 @@ def world() -> Iterator[World]:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    if size > 1:
+    if size > 1 and not joined:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         # torchrun's store outlives its workers: without a prefix a restart meets the addresses of the dead.
-        store = next(dist.rendezvous("env://"))[0]
-        prefix = together(store, rank, size)
+        with _waiting(rank, size):
+            store = next(dist.rendezvous("env://"))[0]
+            prefix = together(store, rank, size)
         dist.init_process_group(backend, store=dist.PrefixStore(prefix, store), rank=rank, world_size=size)
     try:
         yield World(rank, size, device)
-        if size > 1:
+        if size > 1 and not joined:
             dist.barrier()  # nobody takes the group down while another still talks to it
     except RuntimeError as error:
         if size == 1 or not _LOST.search(str(error)):
@@ -139,6 +186,6 @@ def world() -> Iterator[World]:
     finally:
         if before is not None:
             torch.cuda.set_device(before)
-        if size > 1:
+        if size > 1 and not joined:
             gc.collect()  # DistributedDataParallel lives in cycles, and holds on to the group's threads
             dist.destroy_process_group()

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attneck import __version__
@@ -41,7 +42,7 @@ def environment(device: str = "cuda") -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": None if device == "cpu" else gpu_name(),
-        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "processes": dist.get_world_size() if dist.is_initialized() else 1,
     }
 
 
