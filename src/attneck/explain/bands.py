@@ -85,7 +85,7 @@ def draw(
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
-    said = baseline if {*beside.values()} == {baseline} else f"{baseline}, scored likewise"
+    said = baseline if {*beside.values()} == {baseline} else f"{baseline}, scored likewise but beside itself"
     figure.supxlabel(what, fontsize="small")
     figure.legend(
         [Line2D([], [], **BASELINE), Line2D([], [], **VARIANT), Patch(color="0.8")],
