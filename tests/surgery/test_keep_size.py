@@ -66,7 +66,7 @@ def network_of(name: str) -> nn.Module:
         ("cspresnet50", ("stages.3.conv_down.conv",), 16),
         ("dla34", ("level5.downsample", "level5.tree1.conv1"), 14),
         long("dpn48b", ("features.conv5_1.c1x1_w_s2.conv",), 14),
-        long("tresnet_m", ("body.layer4.0.downsample.0", "body.layer4.0.conv2.aa"), 14),
+        long("tresnet_m", ("body.layer4.0.conv2.aa", "body.layer4.0.downsample.0"), 14),
         ("tv:regnet_y_1_6gf", ("trunk_output.block4.block4-0.proj.0",), 14),
     ],
 )
@@ -84,12 +84,22 @@ def test_no_stride_is_left_in_the_stage(name: str, unstrided: tuple[str, ...], s
 
 
 def test_networks_of_features_say_so() -> None:
-    for name, options in (("resnet18", {}), ("regnety_002", {}), ("resnet18", {"feature_cls": "hook"})):
+    kinds = ({}, *({"feature_cls": kind} for kind in ("dict", "hook", "getter", "fx")))
+    for name, options in (("regnety_002", {}), *(("resnet18", kind) for kind in kinds)):
         model: Any = timm.create_model(name, features_only=True, **options).eval()
         attend(model, stride=1, image_size=64)
         with torch.no_grad():
-            sides = [each.shape[-1] for each in model(torch.randn(1, 3, 64, 64))]
+            maps = model(torch.randn(1, 3, 64, 64))
+        sides = [each.shape[-1] for each in (maps.values() if isinstance(maps, dict) else maps)]
         assert sides == [64 // reduction for reduction in model.feature_info.reduction()] == [32, 16, 8, 4, 4]
+
+
+def test_on_the_smallest_images_too() -> None:
+    """A mean of 2×2 positions is a map of the stage, too."""
+    for name, size in (("resnet18d", 32), ("nf_resnet26", 32), ("resnet18d", 31)):
+        model = network(name)
+        attend(model, stride=1, image_size=size)
+        assert [side for _, side, _ in layers(model).values()] == [(2, 2)] * 2
 
 
 def test_an_earlier_stage_leaves_later_ones_twice_as_large() -> None:
@@ -137,6 +147,64 @@ class Sliced(nn.Module):
         return x[:, :, ::2, ::2]
 
 
+class Encoder(nn.Module):
+    """A stem and two stages, beside which other things may be made of the first one's map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(3, 8, 3, 2, 1), Block()
+        self.pool, self.side = nn.AvgPool2d(2), nn.AvgPool2d(2)
+        self.two = Block()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        c1 = self.one(self.stem(x))
+        return c1, self.two(self.pool(c1)), self.side(c1).mean((2, 3))
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Encoder(), Encoder()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x)[1], self.b(x)[1]
+
+
+class Decoder(nn.Module):
+    """Its block's map is made of a smaller one, and of one of its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.lateral, self.last = Encoder(), nn.Conv2d(8, 8, 1), Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        c1, c2, _ = self.encoder(x)
+        return self.last(nn.functional.interpolate(c2, scale_factor=2.0) + self.lateral(c1))
+
+
+class InRoot(nn.Module):
+    """Its blocks are no modules of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+        self.stem, self.down = nn.Conv2d(3, 8, 3, 2, 1), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.down(x + self.b(self.a(x)))
+        return x + self.d(self.c(x))
+
+
+def test_what_only_shares_the_size_keeps_its_stride() -> None:
+    for model, stage, names in ((Encoder(), -1, ("pool",)), (Two(), "a.two", ("a.pool",))):
+        report = attend(model, stage, stride=1, heads=2, image_size=32).report
+        assert report.unstrided == names
+    report = attend(InRoot(), stride=1, heads=2, image_size=32).report
+    assert report.unstrided == ("down",)
+    assert [change.name for change in report.changes] == ["d"]
+
+
 def pooled(second: nn.Module) -> Pooled:
     return Pooled(nn.Conv2d(3, 8, 3, 2, 1), second)
 
@@ -160,6 +228,22 @@ def shared() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 1), Pooled(pool, pool))
 
 
+class Rectified(nn.AvgPool2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def two_names() -> Pooled:
+    model = pooled(nn.AvgPool2d(2))
+    model.again = nn.Sequential(model.second)
+    return model
+
+
+def test_a_pool_goes_under_all_of_its_names() -> None:
+    model: Any = attend(two_names(), stride=1, heads=2, image_size=32).model
+    assert [type(each) for each in (model.second, model.again[0])] == [nn.Identity] * 2
+
+
 class ByAFunction(nn.Module):
     """It makes the map smaller by a function, and has weights."""
 
@@ -174,14 +258,19 @@ class ByAFunction(nn.Module):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (lambda: thin(output_stride=16), {}, "the map of 'layer4.0' is as large as the one before it"),
-        (thin, {"stage": "layer4.1"}, "give the first block too"),
+        (lambda: thin(output_stride=16), {}, "the map of 'layer4.0' is made of one that is no larger"),
+        (thin, {"stage": "layer4.1"}, "'layer4.1' to 'layer4.1' are not the blocks of one stage"),
+        (lambda: nn.Sequential(thin()), {"stage": "0"}, "'0.layer1.0' to '0.layer4.1' are not the blocks of"),
+        (Decoder, {"stage": "last", "heads": 2}, "the map of 'last' is made of one that is no larger"),
         (thin, {"stride": 2}, "stride=2: wanted 1, for a stage that keeps the size"),
         (thin, {"stride": True}, "stride=True: wanted 1"),
         (thin, {"blocks": (1,)}, r"stride=1 and blocks=\(1,\): a stage that keeps the size attends in all"),
-        (lambda: network("hrnet_w18_small"), {}, "does not keep its map at 'incre_modules.3.0'"),
-        (lambda: pooled(nn.Conv2d(8, 8, 2, 2)), {"heads": 2}, "does not keep its map at 'two'"),
-        (lambda: pooled(ByAFunction()), {"heads": 2}, "'second' makes the map smaller, and is no conv"),
+        (lambda: network("hrnet_w18_small"), {}, "the map of 'incre_modules.3.0' is made of one that"),
+        (lambda: network("convnext_atto"), {}, "it has no 3×3 convolution to replace"),
+        (lambda: pooled(nn.Conv2d(8, 8, 2, 2)), {"heads": 2}, "where 'second' does not stride, this"),
+        (lambda: pooled(ByAFunction()), {"heads": 2}, "'second' makes the map smaller, and"),
+        (lambda: pooled(Rectified(2)), {"heads": 2}, "'second' makes the map smaller, and"),
+        (lambda: pooled(nn.AdaptiveAvgPool2d(8)), {"heads": 2}, "'second' makes the map smaller, and"),
         (hooked, {"heads": 2}, "'second' has hooks, which would be lost"),
         (shared, {"heads": 2}, "'1.first' makes maps smaller elsewhere too"),
     ],

@@ -338,7 +338,8 @@ def _start_once(everyone: World, begin: Callable[[], Start]) -> Start:
         except UserError as error:
             box[0] = error
     if everyone.size > 1:
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))  # gloo waits for longer
+        # By gloo, which waits for longer, but in a program's own group of GPUs alone.
+        dist.broadcast_object_list(box, src=0, device=everyone.device_to_talk_on())
     if isinstance(box[0], UserError):
         raise box[0]
     assert box[0] is not None

@@ -25,12 +25,13 @@ from attneck.errors import brief, one_line
 from attneck.layers import MHSA2d
 from attneck.layers.meta import meta_copy
 from attneck.surgery.attach import device_to_make_on, match_to
-from attneck.surgery.blocks import Block, goes_past, is_index, residual_blocks, stage_of
-from attneck.surgery.keep_size import correct_feature_info, strides_into, take_strides_off, without_strides
+from attneck.surgery.blocks import Block, goes_past, is_index, stage_of
+from attneck.surgery.keep_size import keep_size, take_strides_off
 from attneck.surgery.recorded import recorded
+from attneck.surgery.reductions import correct_reductions
 from attneck.surgery.report import Change, Ledger, Result
 from attneck.surgery.step import Step
-from attneck.surgery.trace import Trace, is_hooked, is_pefts, trace
+from attneck.surgery.trace import Trace, is_hooked, is_pefts, names_of, trace
 
 Position = Literal["relative", "absolute", "none"]
 Resample = Literal["stretch", "keep"]
@@ -67,7 +68,8 @@ def attend(
             [0, 1, 1] are (1, 2).
         heads, position, content, resample: of each `MHSA2d`.
         stride: 1 lets the whole stage keep the size of the map before it, as BoTNet-S1's last does (§4.8);
-            its convolutions are not dilated. None leaves the size as it is.
+            its convolutions are not dilated, and pools and blurs that made it smaller are left out. None
+            leaves the size as it is.
         image_size: a side or (height, width) in pixels that the position tables are made for; any other
             works, too. None takes that of timm's `pretrained_cfg`, else 224.
 
@@ -78,6 +80,15 @@ def attend(
     """
     before = seen = trace(model, image_size)
     those = stage_of(seen, stage)
+    chosen = range(len(those)) if isinstance(blocks, str) and blocks == "all" else blocks
+    if type(chosen) is int:  # a command line cannot tell one number from a list of it
+        chosen = (chosen,)
+    if not isinstance(chosen, Sequence) or not chosen or not all(is_index(i, len(those)) for i in chosen):
+        raise ValueError(
+            f"blocks={brief(blocks)}: wanted 'all', or numbers of the {len(those)} blocks, "
+            f"{', '.join(block.name for block in those)}"
+        )
+    targets = [_target(seen, those[index]) for index in sorted({index % len(those) for index in chosen})]
     strides: list[str] = []
     if stride is not None:
         if type(stride) is not int or stride != 1:
@@ -90,19 +101,8 @@ def attend(
                 f"stride=1 and blocks={brief(blocks)}: a stage that keeps the size attends in all of its "
                 "blocks; leave one of the two out"
             )
-        names = {block.name for block in those}
-        strides = strides_into(model, seen, those)
-        seen = without_strides(seen, those, strides)
-        those = [block for block in residual_blocks(seen) if block.name in names]
-    chosen = range(len(those)) if isinstance(blocks, str) and blocks == "all" else blocks
-    if type(chosen) is int:  # a command line cannot tell one number from a list of it
-        chosen = (chosen,)
-    if not isinstance(chosen, Sequence) or not chosen or not all(is_index(i, len(those)) for i in chosen):
-        raise ValueError(
-            f"blocks={brief(blocks)}: wanted 'all', or numbers of the {len(those)} blocks, "
-            f"{', '.join(block.name for block in those)}"
-        )
-    targets = [_target(seen, those[index]) for index in sorted({index % len(those) for index in chosen})]
+        strides, seen, those = keep_size(model, seen, those)
+        targets = [_target(seen, block) for block in those]
     layers = []
     for target in targets:
         if is_hooked(model.get_submodule(target.call.name)):
@@ -128,7 +128,7 @@ def attend(
     _check_in_use(seen, targets, layers)
     ledger, changes = Ledger(model, seen), []
     take_strides_off(model, strides)
-    correct_feature_info(model, before, seen)
+    correct_reductions(model, before, seen)
     for target, layer in zip(targets, layers, strict=True):
         _replace(model, target, layer)
         was = f"a 3×3 convolution{f' in {target.conv.groups} groups' if target.conv.groups > 1 else ''}"
@@ -157,7 +157,7 @@ def _replace(model: nn.Module, target: _Target, layer: nn.Module) -> None:
         assert isinstance(conv, nn.Conv2d)
         conv.stride = (1, 1)
     replaced = model.get_submodule(target.call.name)
-    for each in [n for n, m in model.named_modules(remove_duplicate=False) if m is replaced]:
+    for each in names_of(model, replaced):
         model.set_submodule(each, layer)
 
 

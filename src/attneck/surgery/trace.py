@@ -161,6 +161,11 @@ def is_pefts(module: nn.Module) -> bool:
     return any(kind.__module__.partition(".")[0] == "peft" for kind in type(module).__mro__)
 
 
+def names_of(network: nn.Module, module: nn.Module) -> list[str]:
+    """All dotted names that a module has in a network."""
+    return [name for name, each in network.named_modules(remove_duplicate=False) if each is module]
+
+
 COMPUTES_WEIGHTS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
 """Of torch, where hooks come from that only compute the weights of their own module."""
 

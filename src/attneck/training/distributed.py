@@ -52,6 +52,10 @@ class World:
         dist.all_gather_object(parts, rows)
         return [row for part in parts for row in part]
 
+    def device_to_talk_on(self) -> torch.device:
+        """The CPU, by gloo: no wait for a GPU. A program's own group may be of GPUs alone."""
+        return torch.device("cpu") if "cpu:" in dist.get_backend_config() else self.device
+
     def as_the_first(self, network: nn.Module) -> None:
         """Give its buffers, such as BatchNorm's statistics, the values that the first process saves."""
         for buffer in network.buffers():
@@ -62,9 +66,7 @@ class World:
     def _reduce(self, values: list[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:
             return values
-        # On the CPU, by gloo: no wait for a GPU. A program's own group may be of GPUs alone.
-        device = "cpu" if "cpu:" in dist.get_backend_config() else self.device
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device_to_talk_on())
         dist.all_reduce(tensor, how)
         return list(tensor.tolist())
 
