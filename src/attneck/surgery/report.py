@@ -96,7 +96,7 @@ class Ledger:
             gone=tuple(name for name in self.tensors if name not in kept),
             before=self.before,
             after=self._count(),
-            # What attention stands for now is among the changes.
+            # A convolution that attention has replaced is among the changes.
             unstrided=tuple(name for name in unstrided if name not in {each.name for each in changes}),
         )
         return Result(self.model, report)
